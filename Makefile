@@ -1,0 +1,43 @@
+# Everything here works on a machine with Python 3.11+, make and git: the environment makes itself.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+export UV_PYTHON_DOWNLOADS := never
+UV := .uv/bin/uv
+RUN := $(UV) run --locked --no-sync
+
+.PHONY: help setup demo dev test test-fast lint format
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit("wearon needs Python 3.11 or newer, this is %d.%d; try: make PYTHON=python3.12 ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv .uv || { echo "Python's venv module is incomplete; on Debian: apt-get install python3-venv"; exit 1; }
+	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+.venv/.ready: $(UV) pyproject.toml uv.lock
+	@$(UV) sync --quiet --locked --python $(PYTHON)
+	@touch $@
+
+setup: .venv/.ready  ## Make the environment (.venv)
+
+demo: setup  ## Run two try-ons, a user's and a store's, through real servers and show what happened
+	@$(RUN) wearon demo
+
+dev: setup  ## PostgreSQL, Valkey, API and worker on this machine, with demo credentials
+	@$(RUN) wearon dev
+
+test: setup  ## All tests, on real PostgreSQL and a real Redis-protocol server
+	@$(RUN) pytest -n 2 --dist loadgroup
+
+test-fast: setup  ## The tests that need no server
+	@$(RUN) pytest tests/domain
+
+lint: setup  ## ruff, mypy --strict and the import contracts
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) mypy
+	@$(RUN) lint-imports
+
+format: setup  ## Format the code
+	@$(RUN) ruff format .
+	@$(RUN) ruff check --fix .

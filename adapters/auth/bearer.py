@@ -1,0 +1,92 @@
+"""From a bearer token to its owner: a user's JWT (``b2c``) or a store's API key (``b2b``)."""
+
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import jwt
+
+from domain.credits import Channel, Owner
+from domain.errors import InvalidApiKey, Unauthenticated
+from domain.ports import ApiKeyRepoPort
+
+API_KEY_PREFIX = "wk_"
+_API_KEY = re.compile(r"wk_[0-9a-f]{32}")
+_ALGORITHM = "HS256"
+MAX_TOKEN_LENGTH = 8_192
+
+
+def new_api_key() -> str:
+    """A new API key: ``wk_`` and 32 hex digits (128 random bits). Shown once, kept as a hash."""
+    return API_KEY_PREFIX + secrets.token_hex(16)
+
+
+def key_sha256(api_key: str) -> str:
+    """How an API key is stored. A plain hash will do, for the key is random and long."""
+    return hashlib.sha256(api_key.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JwtRules:
+    """What a user's token must be. Key and algorithm come from here, never from the token."""
+
+    secret: str
+    issuer: str
+    audience: str
+    leeway: timedelta = timedelta(seconds=30)
+
+
+def mint_user_token(user_id: UUID, *, rules: JwtRules, now: datetime, lifetime: timedelta) -> str:
+    """A token for ``user_id``, for development; in production another service signs them."""
+    claims = {
+        "sub": str(user_id),
+        "iss": rules.issuer,
+        "aud": rules.audience,
+        "iat": now,
+        "exp": now + lifetime,
+    }
+    return jwt.encode(claims, rules.secret, algorithm=_ALGORITHM)
+
+
+class BearerAuthenticator:
+    """Knows a caller by its token."""
+
+    def __init__(self, *, keys: ApiKeyRepoPort, rules: JwtRules) -> None:
+        self._keys = keys
+        self._rules = rules
+
+    async def __call__(self, token: str) -> Owner:
+        """Raises ``InvalidApiKey``, ``Unauthenticated`` and ``StoreUnavailable``."""
+        if token.startswith(API_KEY_PREFIX):
+            return await self._store(token)
+        return self._user(token)
+
+    async def _store(self, api_key: str) -> Owner:
+        owner = None
+        if _API_KEY.fullmatch(api_key):
+            owner = await self._keys.owner_of(key_sha256(api_key))
+        if owner is None:
+            raise InvalidApiKey("The API key is not valid")
+        return owner
+
+    def _user(self, token: str) -> Owner:
+        if len(token) > MAX_TOKEN_LENGTH:
+            raise Unauthenticated("The token is not valid")
+        try:
+            claims = jwt.decode(
+                token,
+                self._rules.secret,
+                algorithms=[_ALGORITHM],
+                audience=self._rules.audience,
+                issuer=self._rules.issuer,
+                leeway=self._rules.leeway,
+                options={"require": ["exp", "sub", "aud", "iss"]},
+            )
+            return Owner(channel=Channel.B2C, id=str(UUID(claims["sub"])))
+        except jwt.ExpiredSignatureError as error:
+            raise Unauthenticated("The token has expired") from error
+        except (jwt.PyJWTError, ValueError) as error:
+            raise Unauthenticated("The token is not valid") from error

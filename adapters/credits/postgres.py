@@ -1,0 +1,105 @@
+"""Credit accounts and ledger in PostgreSQL. Debits and refunds belong to a session's transition
+and are made in the same statement: see ``adapters/sessions/postgres.py``."""
+
+import asyncpg
+
+from adapters.postgres.database import Database
+from domain.credits import Channel, CreditAccount, Discrepancy, LedgerEntry, LedgerKind, Owner
+from domain.ports import CreditRepoPort
+
+_ACCOUNT = """
+    SELECT balance, total_granted, total_debited, total_refunded
+    FROM credit_accounts WHERE channel = $1 AND owner_id = $2"""
+
+_LEDGER = """
+    SELECT id, channel, owner_id, kind, amount, session_id, note, created_at
+    FROM credit_ledger
+    WHERE channel = $1 AND owner_id = $2 AND id < coalesce($3::bigint, 9223372036854775807)
+    ORDER BY id DESC LIMIT $4"""
+
+_GRANT = """
+    WITH account AS (
+        INSERT INTO credit_accounts AS account (channel, owner_id, balance, total_granted)
+        VALUES ($1, $2, $3, $3)
+        ON CONFLICT (channel, owner_id) DO UPDATE
+        SET balance = account.balance + $3, total_granted = account.total_granted + $3
+        RETURNING balance, total_granted, total_debited, total_refunded
+    ), entry AS (
+        INSERT INTO credit_ledger (channel, owner_id, kind, amount, note)
+        SELECT $1, $2, 'grant', $3, $4 FROM account
+    )
+    SELECT * FROM account"""
+
+# Reads one snapshot. What a consumer that is not ours failed is refunded by recovery soon after,
+# and until then it is reported here, for until then it is owed.
+_AUDIT = """
+    WITH ledger AS (
+        SELECT channel, owner_id, sum(amount)::bigint AS balance,
+            coalesce(sum(amount) FILTER (WHERE kind = 'grant'), 0)::bigint AS granted,
+            coalesce(-sum(amount) FILTER (WHERE kind = 'debit'), 0)::bigint AS debited,
+            coalesce(sum(amount) FILTER (WHERE kind = 'refund'), 0)::bigint AS refunded
+        FROM credit_ledger GROUP BY channel, owner_id
+    ), books AS (
+        SELECT id, channel, owner_id, status,
+            (SELECT count(*) FROM credit_ledger AS entry
+                WHERE entry.session_id = session.id AND entry.kind = 'debit') AS debits,
+            (SELECT count(*) FROM credit_ledger AS entry
+                WHERE entry.session_id = session.id AND entry.kind = 'refund') AS refunds,
+            (SELECT coalesce(sum(amount), 0) FROM credit_ledger AS entry
+                WHERE entry.session_id = session.id) AS net,
+            EXISTS (SELECT FROM credit_ledger AS entry WHERE entry.session_id = session.id
+                AND (entry.channel, entry.owner_id) <> (session.channel, session.owner_id))
+                AS other_account
+        FROM generation_sessions AS session
+    )
+    SELECT channel || ':' || owner_id AS subject,
+        format('balance %s, but its ledger adds up to %s', account.balance,
+            coalesce(ledger.balance, 0)) AS problem
+    FROM credit_accounts AS account LEFT JOIN ledger USING (channel, owner_id)
+    WHERE (account.balance, total_granted, total_debited, total_refunded) IS DISTINCT FROM
+        (coalesce(ledger.balance, 0), coalesce(granted, 0), coalesce(debited, 0),
+            coalesce(refunded, 0))
+    UNION ALL
+    SELECT 'session ' || id, format('is %s with %s debit(s) and %s refund(s), net %s%s',
+        status, debits, refunds, net,
+        CASE WHEN other_account THEN ', on another account' ELSE '' END)
+    FROM books
+    WHERE debits <> 1 OR other_account
+        OR CASE status WHEN 'failed' THEN refunds <> 1 OR net <> 0 ELSE refunds <> 0 END
+    LIMIT $1"""
+
+
+class PostgresCreditRepo(CreditRepoPort):
+    """The truth about credits."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def account(self, owner: Owner) -> CreditAccount:
+        row = await self._database.fetch_row(_ACCOUNT, owner.channel, owner.id)
+        return CreditAccount(owner=owner) if row is None else CreditAccount(owner=owner, **row)
+
+    async def ledger(self, owner: Owner, *, limit: int, before_id: int | None) -> list[LedgerEntry]:
+        rows = await self._database.fetch(_LEDGER, owner.channel, owner.id, before_id, limit)
+        return [_entry(row) for row in rows]
+
+    async def grant(self, owner: Owner, amount: int, *, note: str) -> CreditAccount:
+        row = await self._database.fetch_row(_GRANT, owner.channel, owner.id, amount, note)
+        assert row is not None  # noqa: S101 - the upsert returns its row
+        return CreditAccount(owner=owner, **row)
+
+    async def audit(self, *, limit: int) -> list[Discrepancy]:
+        rows = await self._database.fetch(_AUDIT, limit)
+        return [Discrepancy(subject=row["subject"], problem=row["problem"]) for row in rows]
+
+
+def _entry(row: asyncpg.Record) -> LedgerEntry:
+    return LedgerEntry(
+        id=row["id"],
+        owner=Owner(channel=Channel(row["channel"]), id=row["owner_id"]),
+        kind=LedgerKind(row["kind"]),
+        amount=row["amount"],
+        session_id=row["session_id"],
+        note=row["note"],
+        created_at=row["created_at"],
+    )

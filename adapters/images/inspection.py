@@ -1,0 +1,60 @@
+"""Find out what downloaded bytes really are, from their header and without decoding a pixel."""
+
+from io import BytesIO
+
+from PIL import Image
+
+from domain.errors import Refused
+from domain.ports import Picture
+from domain.sessions import ErrorCode
+
+MAX_PIXELS = 40_000_000
+MIN_SIDE = 16
+
+
+def inspect_picture(data: bytes) -> Picture:
+    """``data`` as a picture of the type that its bytes show.
+
+    Raises ``Refused`` unless it is one still JPEG, PNG or WebP picture of a usable size.
+    """
+    image_format = _sniff(data)
+    if image_format is None:
+        raise _refused("A link leads to something that is not a JPEG, PNG or WebP picture")
+    _check_header(data, image_format)
+    return Picture(data=data, media_type=f"image/{image_format.lower()}")
+
+
+def _sniff(data: bytes) -> str | None:
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    return None
+
+
+def _check_header(data: bytes, image_format: str) -> None:
+    try:
+        with Image.open(BytesIO(data), formats=[image_format]) as image:
+            width, height = image.size
+            frames = getattr(image, "n_frames", 1)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_many_pixels() from error
+    except (OSError, ValueError) as error:
+        raise _refused("A picture is damaged") from error
+    if width * height > MAX_PIXELS:
+        raise _too_many_pixels()
+    if min(width, height) < MIN_SIDE:
+        raise _refused(f"A picture is smaller than {MIN_SIDE} x {MIN_SIDE} pixels")
+    # A phone's JPEG often has a second frame, its depth or brightness map; the first is the photo.
+    if frames > 1 and image_format != "JPEG":
+        raise _refused("A picture is animated; only still ones can be used")
+
+
+def _too_many_pixels() -> Refused:
+    return _refused(f"A picture has more than {MAX_PIXELS // 1_000_000} megapixels")
+
+
+def _refused(message: str) -> Refused:
+    return Refused(message, code=ErrorCode.INVALID_IMAGE)

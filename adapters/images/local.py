@@ -1,0 +1,104 @@
+"""A generator for development: no artificial intelligence, a sheet that shows what went in."""
+
+import asyncio
+from collections.abc import Sequence
+from io import BytesIO
+from math import ceil
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from domain.errors import Refused
+from domain.ports import ImageGeneratorPort, Picture, PictureRequest
+from domain.sessions import ErrorCode
+
+WIDTH, HEIGHT = 768, 1024
+_MARGIN = 24
+_CAPTION_HEIGHT = 132
+_PROMPT_CHARACTERS = 70
+_PAPER, _INK, _PALE, _FRAME = "#fbfaf7", "#2d2a2e", "#7a7478", "#d9d4ca"
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels."""
+
+
+class LocalImageGenerator(ImageGeneratorPort):
+    """Lays out every input picture on one portrait sheet (3:4, JPEG) with a caption.
+
+    The same request gives the same bytes, so a picture proves which inputs arrived.
+    ``delay_seconds`` stands for the time that a real provider takes.
+    """
+
+    def __init__(self, *, delay_seconds: float = 0.0) -> None:
+        self._delay_seconds = delay_seconds
+
+    async def generate(self, request: PictureRequest) -> Picture:
+        await asyncio.sleep(self._delay_seconds)
+        data = await asyncio.to_thread(draw_sheet, request)
+        return Picture(data=data, media_type="image/jpeg")
+
+
+def draw_sheet(request: PictureRequest) -> bytes:
+    """The sheet as JPEG. Raises ``Refused`` for a picture that cannot be decoded."""
+    sheet = Image.new("RGB", (WIDTH, HEIGHT), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for picture, box in zip(request.images, _boxes(len(request.images)), strict=True):
+        pen.rectangle(box, outline=_FRAME)
+        _place(sheet, picture, box)
+    _write_caption(pen, request)
+    file = BytesIO()
+    sheet.save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def _boxes(count: int) -> Sequence[Box]:
+    """The model's place, large on the left, then one for each other picture on the right."""
+    right, bottom = WIDTH - _MARGIN, HEIGHT - _CAPTION_HEIGHT - _MARGIN
+    others = count - 1
+    if others == 0:
+        return [(_MARGIN, _MARGIN, right, bottom)]
+    columns = 1 if others <= 3 else 2
+    rows = ceil(others / columns)
+    left = 2 * (right - _MARGIN) // 3 + _MARGIN
+    boxes = [(_MARGIN, _MARGIN, left - _MARGIN // 2, bottom)]
+    for index in range(others):
+        row, column = divmod(index, columns)
+        boxes.append(
+            (
+                left + (right - left) * column // columns,
+                _MARGIN + (bottom - _MARGIN) * row // rows,
+                left + (right - left) * (column + 1) // columns - 4,
+                _MARGIN + (bottom - _MARGIN) * (row + 1) // rows - 4,
+            )
+        )
+    return boxes
+
+
+def _place(sheet: Image.Image, picture: Picture, box: Box) -> None:
+    left, top, right, bottom = box
+    size = (right - left - 2, bottom - top - 2)
+    try:
+        with Image.open(BytesIO(picture.data)) as image:
+            image.draft("RGB", size)
+            upright = ImageOps.contain(ImageOps.exif_transpose(image).convert("RGBA"), size)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise Refused("A picture is damaged", code=ErrorCode.INVALID_IMAGE) from error
+    place = (
+        left + 1 + (size[0] - upright.width) // 2,
+        top + 1 + (size[1] - upright.height) // 2,
+    )
+    sheet.paste(upright, place, upright)
+
+
+def _write_caption(pen: ImageDraw.ImageDraw, request: PictureRequest) -> None:
+    prompt = " ".join(request.prompt.split())
+    if len(prompt) > _PROMPT_CHARACTERS:
+        prompt = prompt[:_PROMPT_CHARACTERS] + " ..."
+    top = HEIGHT - _CAPTION_HEIGHT
+    lines = (
+        (top, 26, _INK, f"Try-on from {len(request.images)} picture(s)"),
+        (top + 42, 16, _PALE, prompt),
+        (top + 70, 16, _PALE, f"session {request.session_id}"),
+        (top + 98, 16, _PALE, "made by the local generator, for development"),
+    )
+    for y, size, color, text in lines:
+        pen.text((_MARGIN, y), text, color, ImageFont.load_default(size))

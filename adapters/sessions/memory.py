@@ -1,0 +1,243 @@
+"""Sessions in this process's memory: for tests, for building on the domain, for a first try.
+
+Each method runs without an ``await`` inside, so it is as atomic as a transaction.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from adapters.credits.memory import InMemoryCreditRepo
+from domain.credits import GENERATION_COST, Owner
+from domain.errors import IllegalTransition, NotFound
+from domain.ports import (
+    Position,
+    Receipt,
+    RecoveryRepoPort,
+    SessionReadPort,
+    SessionRepoPort,
+    SessionStats,
+)
+from domain.sessions import Artefact, ErrorCode, Failure, GenerationSession, SessionStatus
+
+
+@dataclass(slots=True)
+class _Row:
+    """A session and what only recovery needs to know of it."""
+
+    session: GenerationSession
+    status_changed_at: datetime
+    push_again_at: datetime | None = None
+    refunded: bool = False
+
+
+class InMemorySessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
+    """Gone at exit. ``clock`` is the store's clock, on which leases are measured."""
+
+    def __init__(self, *, accounts: InMemoryCreditRepo, clock: Callable[[], datetime]) -> None:
+        self._accounts = accounts
+        self._clock = clock
+        self._rows: dict[UUID, _Row] = {}
+
+    async def create(self, session: GenerationSession) -> Receipt:
+        account = self._accounts.debit(session.owner, GENERATION_COST, session.id)
+        now = self._clock()
+        stored = replace(session, created_at=now)
+        self._rows[session.id] = _Row(session=stored, status_changed_at=now)
+        return Receipt(session=stored, credits_remaining=account.balance)
+
+    async def confirm(self, session_ids: Sequence[UUID]) -> int:
+        confirmed = 0
+        for row in filter(None, map(self._rows.get, session_ids)):
+            if row.session.status is SessionStatus.QUEUED and not row.session.confirmed:
+                row.session = replace(row.session, confirmed=True)
+                confirmed += 1
+        return confirmed
+
+    async def claim(self, session_id: UUID, *, lease: timedelta) -> GenerationSession | None:
+        row = self._queued(session_id)
+        if row is None:
+            return None
+        self._put(row, row.session.claimed(now=self._clock(), lease=lease))
+        return row.session
+
+    async def renew(self, session_id: UUID, *, attempt: int, lease: timedelta) -> bool:
+        row = self._current(session_id, attempt)
+        if row is not None:
+            row.session = replace(row.session, lease_expires_at=self._clock() + lease)
+        return row is not None
+
+    async def complete(self, session_id: UUID, *, attempt: int, artefact: Artefact) -> bool:
+        row = self._current(session_id, attempt)
+        if row is not None:
+            self._put(row, row.session.completed(artefact, now=self._clock()))
+        return row is not None
+
+    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int | None) -> bool:
+        row = self._queued(session_id) if attempt is None else self._current(session_id, attempt)
+        if row is not None:
+            self._fail(row, failure)
+        return row is not None
+
+    async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
+        row = self._current(session_id, attempt)
+        if row is not None:
+            self._release(row, delay)
+        return row is not None
+
+    async def overdue(
+        self, *, created_before: datetime | None, again_after: timedelta, limit: int
+    ) -> list[GenerationSession]:
+        now = self._clock()
+        due = [
+            row
+            for row in self._in_status(SessionStatus.QUEUED)
+            if (row.push_again_at or row.session.created_at + again_after) <= now
+            and (created_before is None or row.session.created_at < created_before)
+        ]
+        due = _newest_first(due)[:limit]
+        for row in due:
+            row.push_again_at = now + again_after
+        return [row.session for row in due]
+
+    async def release_dead_leases(
+        self, *, max_attempts: int, without_lease: timedelta, limit: int
+    ) -> int:
+        dead = [
+            row for row in self._dead(without_lease) if _attempts_spent(row.session) < max_attempts
+        ][:limit]
+        for row in dead:
+            row.session = replace(row.session, attempt=_attempts_spent(row.session), confirmed=True)
+            self._release(row, timedelta(0))
+        return len(dead)
+
+    async def fail_dead_leases(
+        self, failure: Failure, *, max_attempts: int, without_lease: timedelta, limit: int
+    ) -> int:
+        dead = [
+            row for row in self._dead(without_lease) if _attempts_spent(row.session) >= max_attempts
+        ][:limit]
+        for row in dead:
+            self._fail(row, failure)
+        return len(dead)
+
+    async def fail_expired(self, failure: Failure, *, older_than: timedelta, limit: int) -> int:
+        before = self._clock() - older_than
+        expired = [
+            row for row in self._in_status(SessionStatus.QUEUED) if row.session.created_at < before
+        ][:limit]
+        for row in expired:
+            self._fail(row, failure)
+        return len(expired)
+
+    async def refund_missing(self, *, limit: int) -> int:
+        missing = [row for row in self._in_status(SessionStatus.FAILED) if not row.refunded][:limit]
+        for row in missing:
+            self._refund(row)
+        return len(missing)
+
+    async def get(self, session_id: UUID, owner: Owner | None) -> GenerationSession:
+        row = self._rows.get(session_id)
+        if row is None or owner not in {None, row.session.owner}:
+            raise NotFound("No such generation")
+        return row.session
+
+    async def history(
+        self,
+        owner: Owner | None,
+        *,
+        status: SessionStatus | None,
+        limit: int,
+        after: Position | None,
+    ) -> list[GenerationSession]:
+        rows = [
+            row
+            for row in self._rows.values()
+            if owner in {None, row.session.owner}
+            and status in {None, row.session.status}
+            and (after is None or _position(row) < (after.created_at, after.id))
+        ]
+        return [row.session for row in _newest_first(rows)[:limit]]
+
+    async def stats(self, owner: Owner) -> SessionStats:
+        counts = Counter(
+            row.session.status for row in self._rows.values() if row.session.owner == owner
+        )
+        return SessionStats(**{status.value: counts[status] for status in SessionStatus})
+
+    async def queued_before(self, session: GenerationSession, *, limit: int) -> int:
+        mine = (session.created_at, session.id)
+        before = sum(_position(row) < mine for row in self._in_status(SessionStatus.QUEUED))
+        return min(before, limit)
+
+    def overwrite(self, session_id: UUID, **changes: Any) -> None:  # noqa: ANN401 - as SQL would
+        """Write a row as a consumer that is not ours does by SQL, knowing of no rule; what the
+        store's trigger does then happens here too. Raises IllegalTransition on a final row."""
+        row = self._rows[session_id]
+        changed = replace(row.session, **changes)
+        if row.session.status.is_final and changed.status is not row.session.status:
+            raise IllegalTransition(f"Session {session_id} is {row.session.status}")
+        if changed.status is SessionStatus.FAILED and changed.failure is None:
+            changed = replace(
+                changed, failure=Failure(code=ErrorCode.GENERATION_FAILED, message="")
+            )
+        if changed.status.is_final and changed.completed_at is None:
+            changed = replace(changed, completed_at=self._clock())
+        if changed.attempt == row.session.attempt:
+            changed = replace(changed, lease_expires_at=None)
+        self._put(row, changed)
+
+    def _queued(self, session_id: UUID) -> _Row | None:
+        row = self._rows.get(session_id)
+        return row if row is not None and row.session.status is SessionStatus.QUEUED else None
+
+    def _current(self, session_id: UUID, attempt: int) -> _Row | None:
+        """The row, if ``attempt`` is the one that may write it."""
+        row = self._rows.get(session_id)
+        if row is None or row.session.status is not SessionStatus.PROCESSING:
+            return None
+        return row if row.session.attempt == attempt else None
+
+    def _in_status(self, status: SessionStatus) -> list[_Row]:
+        return [row for row in self._rows.values() if row.session.status is status]
+
+    def _dead(self, without_lease: timedelta) -> list[_Row]:
+        now = self._clock()
+        return [
+            row
+            for row in self._in_status(SessionStatus.PROCESSING)
+            if (row.session.lease_expires_at or row.status_changed_at + without_lease) < now
+        ]
+
+    def _put(self, row: _Row, session: GenerationSession) -> None:
+        if session.status is not row.session.status:
+            row.status_changed_at = self._clock()
+        row.session = session
+
+    def _release(self, row: _Row, delay: timedelta) -> None:
+        self._put(row, row.session.released())
+        row.push_again_at = self._clock() + delay
+
+    def _fail(self, row: _Row, failure: Failure) -> None:
+        self._put(row, row.session.failed(failure, now=self._clock()))
+        self._refund(row)
+
+    def _refund(self, row: _Row) -> None:
+        self._accounts.refund(row.session.owner, GENERATION_COST, row.session.id)
+        row.refunded = True
+
+
+def _position(row: _Row) -> tuple[datetime, UUID]:
+    return row.session.created_at, row.session.id
+
+
+def _newest_first(rows: Iterable[_Row]) -> list[_Row]:
+    return sorted(rows, key=_position, reverse=True)
+
+
+def _attempts_spent(session: GenerationSession) -> int:
+    """A session without a lease is in an attempt that no claim has counted."""
+    return session.attempt + (session.lease_expires_at is None)

@@ -1,0 +1,352 @@
+"""Sessions in PostgreSQL. All SQL on ``generation_sessions`` is here.
+
+Every method is one statement, so it is one transaction and one round trip. Guards stand in the
+WHERE of the write itself. Where a batch touches several accounts they are locked in one order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from adapters.postgres.database import Database
+from domain.credits import GENERATION_COST, Channel, Owner
+from domain.errors import InsufficientCredits, NotFound
+from domain.ports import (
+    Position,
+    Receipt,
+    RecoveryRepoPort,
+    SessionReadPort,
+    SessionRepoPort,
+    SessionStats,
+)
+from domain.sessions import (
+    Accessory,
+    Artefact,
+    Failure,
+    GenerationSession,
+    SessionStatus,
+)
+
+_COLUMNS = """
+    s.id, s.channel, s.owner_id, s.status, s.request_id, s.prompt, s.model_image_url,
+    s.outfit_image_url, s.accessories, s.object_key, s.media_type, s.generated_image_url,
+    s.error_code, s.error_message, s.confirmed, s.attempt, s.lease_expires_at, s.created_at,
+    s.started_at, s.completed_at, s.processing_time_ms"""
+
+_CREATE = """
+    WITH debit AS (
+        UPDATE credit_accounts
+        SET balance = balance - $1::bigint, total_debited = total_debited + $1::bigint
+        WHERE channel = $3 AND owner_id = $4 AND balance >= $1::bigint
+        RETURNING balance
+    ), entry AS (
+        INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
+        SELECT $3, $4, 'debit', -$1::bigint, $2::uuid FROM debit
+    ), session AS (
+        INSERT INTO generation_sessions (id, channel, store_id, user_id, request_id, prompt,
+            model_image_url, outfit_image_url, accessories)
+        SELECT $2::uuid, $3, CASE $3 WHEN 'b2b' THEN $4 END, CASE $3 WHEN 'b2c' THEN $4 END,
+            $5, $6, $7, $8, $9::jsonb
+        FROM debit
+        RETURNING created_at
+    )
+    SELECT (SELECT balance FROM debit) AS remaining,
+        (SELECT created_at FROM session) AS created_at"""
+
+_CONFIRM = """
+    WITH confirmed AS (
+        UPDATE generation_sessions SET confirmed = true
+        WHERE id = ANY($1::uuid[]) AND status = 'queued' AND NOT confirmed
+        RETURNING id
+    )
+    SELECT count(*) FROM confirmed"""
+
+_CLAIM = f"""
+    UPDATE generation_sessions AS s
+    SET status = 'processing', attempt = attempt + 1, confirmed = true,
+        lease_expires_at = now() + $2::interval, started_at = now()
+    WHERE id = $1 AND status = 'queued'
+    RETURNING {_COLUMNS}"""
+
+_RENEW = """
+    UPDATE generation_sessions SET lease_expires_at = now() + $3::interval
+    WHERE id = $1 AND status = 'processing' AND attempt = $2
+    RETURNING true"""
+
+_COMPLETE = """
+    UPDATE generation_sessions
+    SET status = 'completed', object_key = $3, media_type = $4, lease_expires_at = NULL,
+        completed_at = now(),
+        processing_time_ms = round(extract(epoch FROM now() - started_at) * 1000)
+    WHERE id = $1 AND status = 'processing' AND attempt = $2
+    RETURNING true"""
+
+_RELEASE = """
+    UPDATE generation_sessions
+    SET status = 'queued', lease_expires_at = NULL, push_again_at = now() + $3::interval
+    WHERE id = $1 AND status = 'processing' AND attempt = $2
+    RETURNING true"""
+
+# Gives back what the sessions in "ended" were charged, each once, to who was charged.
+_REFUND_ENDED = """
+    refund AS (
+        INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
+        SELECT debit.channel, debit.owner_id, 'refund', -debit.amount, debit.session_id
+        FROM ended JOIN credit_ledger AS debit ON debit.session_id = ended.id
+        WHERE debit.kind = 'debit'
+        ON CONFLICT (session_id) WHERE kind = 'refund' DO NOTHING
+        RETURNING channel, owner_id, amount
+    ), due AS (
+        SELECT channel, owner_id, sum(amount)::bigint AS amount FROM refund GROUP BY 1, 2
+    ), locked AS MATERIALIZED (
+        SELECT channel, owner_id, due.amount
+        FROM credit_accounts AS account JOIN due USING (channel, owner_id)
+        ORDER BY 1, 2 FOR NO KEY UPDATE OF account
+    ), credit AS (
+        UPDATE credit_accounts AS account
+        SET balance = balance + locked.amount, total_refunded = total_refunded + locked.amount
+        FROM locked
+        WHERE account.channel = locked.channel AND account.owner_id = locked.owner_id
+    )
+    SELECT count(*) FROM ended"""
+
+
+def _fail_where(guard: str) -> str:
+    """The statement that fails the sessions for which ``guard`` holds and refunds them."""
+    return f"""
+    WITH ended AS (
+        UPDATE generation_sessions
+        SET status = 'failed', error_code = $1, error_message = $2, refunded = true,
+            lease_expires_at = NULL, completed_at = now()
+        WHERE {guard}
+        RETURNING id
+    ), {_REFUND_ENDED}"""
+
+
+# A session set to 'processing' by a consumer that is not ours has no lease and no attempt counted.
+_DEAD = """
+    status = 'processing' AND (lease_expires_at < now()
+        OR (lease_expires_at IS NULL AND status_changed_at < now() - {without_lease}::interval))"""
+_ATTEMPTS_SPENT = "attempt + (lease_expires_at IS NULL)::int"
+
+_FAIL_QUEUED = _fail_where("id = $3 AND status = 'queued'")
+_FAIL_ATTEMPT = _fail_where("id = $3 AND status = 'processing' AND attempt = $4")
+_FAIL_EXPIRED = _fail_where("""
+    status = 'queued' AND id IN (
+        SELECT id FROM generation_sessions
+        WHERE status = 'queued' AND created_at < now() - $3::interval
+        ORDER BY created_at, id LIMIT $4 FOR UPDATE SKIP LOCKED)""")
+_FAIL_DEAD_LEASES = _fail_where(f"""
+    id IN (
+        SELECT id FROM generation_sessions
+        WHERE {_DEAD.format(without_lease="$3")} AND {_ATTEMPTS_SPENT} >= $4
+        LIMIT $5 FOR UPDATE SKIP LOCKED)""")
+
+_RELEASE_DEAD_LEASES = f"""
+    WITH released AS (
+        UPDATE generation_sessions
+        SET status = 'queued', attempt = {_ATTEMPTS_SPENT}, lease_expires_at = NULL,
+            push_again_at = now(), confirmed = true
+        WHERE id IN (
+            SELECT id FROM generation_sessions
+            WHERE {_DEAD.format(without_lease="$1")} AND {_ATTEMPTS_SPENT} < $2
+            LIMIT $3 FOR UPDATE SKIP LOCKED)
+        RETURNING id
+    )
+    SELECT count(*) FROM released"""
+
+_REFUND_MISSING = f"""
+    WITH ended AS (
+        UPDATE generation_sessions SET refunded = true
+        WHERE id IN (
+            SELECT id FROM generation_sessions
+            WHERE status = 'failed' AND NOT refunded
+            LIMIT $1 FOR UPDATE SKIP LOCKED)
+        RETURNING id
+    ), {_REFUND_ENDED}"""
+
+_OVERDUE = f"""
+    UPDATE generation_sessions AS s SET push_again_at = now() + $2::interval
+    WHERE id IN (
+        SELECT id FROM generation_sessions
+        WHERE status = 'queued' AND created_at < coalesce($1::timestamptz, 'infinity')
+            AND coalesce(push_again_at, created_at + $2::interval) <= now()
+        ORDER BY created_at DESC, id DESC LIMIT $3 FOR UPDATE SKIP LOCKED)
+    RETURNING {_COLUMNS}"""
+
+_STATS = """
+    SELECT status, count(*) FROM generation_sessions
+    WHERE channel = $1 AND owner_id = $2 GROUP BY status"""
+
+_QUEUED_BEFORE = """
+    SELECT count(*) FROM (
+        SELECT FROM generation_sessions
+        WHERE status = 'queued' AND (created_at, id) < ($1, $2) LIMIT $3) AS older"""
+
+_encode_accessories = msgspec.json.Encoder().encode
+_decode_accessories = msgspec.json.Decoder(tuple[Accessory, ...]).decode
+
+
+class PostgresSessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
+    """The truth about sessions."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, session: GenerationSession) -> Receipt:
+        row = await self._database.fetch_row(
+            _CREATE,
+            GENERATION_COST,
+            session.id,
+            session.owner.channel,
+            session.owner.id,
+            session.request_id,
+            session.prompt,
+            session.model_image_url,
+            session.outfit_image_url,
+            _encode_accessories(session.accessories).decode(),
+        )
+        assert row is not None  # noqa: S101 - a SELECT without FROM has one row
+        if row["remaining"] is None:
+            raise InsufficientCredits(required=GENERATION_COST)
+        return Receipt(
+            session=replace(session, created_at=row["created_at"]),
+            credits_remaining=row["remaining"],
+        )
+
+    async def confirm(self, session_ids: Sequence[UUID]) -> int:
+        return await self._count(_CONFIRM, session_ids)
+
+    async def claim(self, session_id: UUID, *, lease: timedelta) -> GenerationSession | None:
+        row = await self._database.fetch_row(_CLAIM, session_id, lease)
+        return None if row is None else _session(row)
+
+    async def renew(self, session_id: UUID, *, attempt: int, lease: timedelta) -> bool:
+        return await self._written(_RENEW, session_id, attempt, lease)
+
+    async def complete(self, session_id: UUID, *, attempt: int, artefact: Artefact) -> bool:
+        return await self._written(
+            _COMPLETE, session_id, attempt, artefact.object_key, artefact.media_type
+        )
+
+    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int | None) -> bool:
+        arguments = (failure.code, failure.message, session_id)
+        if attempt is None:
+            return await self._count(_FAIL_QUEUED, *arguments) == 1
+        return await self._count(_FAIL_ATTEMPT, *arguments, attempt) == 1
+
+    async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
+        return await self._written(_RELEASE, session_id, attempt, delay)
+
+    async def overdue(
+        self, *, created_before: datetime | None, again_after: timedelta, limit: int
+    ) -> list[GenerationSession]:
+        rows = await self._database.fetch(_OVERDUE, created_before, again_after, limit)
+        sessions = [_session(row) for row in rows]
+        return sorted(sessions, key=lambda session: (session.created_at, session.id), reverse=True)
+
+    async def release_dead_leases(
+        self, *, max_attempts: int, without_lease: timedelta, limit: int
+    ) -> int:
+        return await self._count(_RELEASE_DEAD_LEASES, without_lease, max_attempts, limit)
+
+    async def fail_dead_leases(
+        self, failure: Failure, *, max_attempts: int, without_lease: timedelta, limit: int
+    ) -> int:
+        return await self._count(
+            _FAIL_DEAD_LEASES, failure.code, failure.message, without_lease, max_attempts, limit
+        )
+
+    async def fail_expired(self, failure: Failure, *, older_than: timedelta, limit: int) -> int:
+        return await self._count(_FAIL_EXPIRED, failure.code, failure.message, older_than, limit)
+
+    async def refund_missing(self, *, limit: int) -> int:
+        return await self._count(_REFUND_MISSING, limit)
+
+    async def get(self, session_id: UUID, owner: Owner | None) -> GenerationSession:
+        sql, arguments = _select(owner, id=session_id)
+        row = await self._database.fetch_row(sql, *arguments)
+        if row is None:
+            raise NotFound("No such generation")
+        return _session(row)
+
+    async def history(
+        self,
+        owner: Owner | None,
+        *,
+        status: SessionStatus | None,
+        limit: int,
+        after: Position | None,
+    ) -> list[GenerationSession]:
+        sql, arguments = _select(owner, status=status)
+        if after is not None:
+            arguments += (after.created_at, after.id)
+            sql += f" AND (created_at, id) < (${len(arguments) - 1}, ${len(arguments)})"
+        arguments += (limit,)
+        sql += f" ORDER BY created_at DESC, id DESC LIMIT ${len(arguments)}"
+        return [_session(row) for row in await self._database.fetch(sql, *arguments)]
+
+    async def stats(self, owner: Owner) -> SessionStats:
+        rows = await self._database.fetch(_STATS, owner.channel, owner.id)
+        return SessionStats(**{row["status"]: row["count"] for row in rows})
+
+    async def queued_before(self, session: GenerationSession, *, limit: int) -> int:
+        return await self._count(_QUEUED_BEFORE, session.created_at, session.id, limit)
+
+    async def _count(self, sql: str, *arguments: object) -> int:
+        count: int = await self._database.fetch_value(sql, *arguments)
+        return count
+
+    async def _written(self, sql: str, *arguments: object) -> bool:
+        """Whether the guard of a write of one row held."""
+        return await self._database.fetch_row(sql, *arguments) is not None
+
+
+def _select(owner: Owner | None, **equal: object) -> tuple[str, tuple[object, ...]]:
+    """A SELECT of sessions by columns, each used where it is not None; an owner of None is the
+    operator. One text per combination, so that each gets the plan that fits it."""
+    if owner is not None:
+        equal |= {"channel": owner.channel, "owner_id": owner.id}
+    used = {column: value for column, value in equal.items() if value is not None}
+    conditions = [f"s.{column} = ${index}" for index, column in enumerate(used, 1)] or ["true"]
+    sql = f"SELECT {_COLUMNS} FROM generation_sessions AS s WHERE {' AND '.join(conditions)}"
+    return sql, tuple(used.values())
+
+
+def _session(row: asyncpg.Record) -> GenerationSession:
+    return GenerationSession(
+        id=row["id"],
+        owner=Owner(channel=Channel(row["channel"]), id=row["owner_id"]),
+        request_id=row["request_id"],
+        prompt=row["prompt"],
+        model_image_url=row["model_image_url"],
+        outfit_image_url=row["outfit_image_url"],
+        accessories=_decode_accessories(row["accessories"]),
+        created_at=row["created_at"],
+        status=SessionStatus(row["status"]),
+        confirmed=row["confirmed"],
+        attempt=row["attempt"],
+        lease_expires_at=row["lease_expires_at"],
+        artefact=_artefact(row),
+        generated_image_url=row["generated_image_url"],
+        failure=_failure(row),
+        started_at=row["started_at"],
+        completed_at=row["completed_at"],
+        processing_time_ms=row["processing_time_ms"],
+    )
+
+
+def _artefact(row: asyncpg.Record) -> Artefact | None:
+    if row["object_key"] is None:
+        return None
+    return Artefact(object_key=row["object_key"], media_type=row["media_type"])
+
+
+def _failure(row: asyncpg.Record) -> Failure | None:
+    if row["error_code"] is None:
+        return None
+    return Failure(code=row["error_code"], message=row["error_message"] or "")

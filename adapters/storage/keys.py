@@ -1,0 +1,31 @@
+"""Object keys: a session's prefix plus the extension of its picture's type."""
+
+import re
+
+from domain.errors import NotFound
+from domain.sessions import Artefact
+
+_EXTENSIONS = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
+
+# No segment begins with a dot, so no key can lead out of the storage.
+_SEGMENT = r"[A-Za-z0-9_:-][A-Za-z0-9._:-]*"
+_KEY = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")
+
+
+def artefact_of(prefix: str, media_type: str) -> Artefact:
+    """The artefact that a picture of this type is kept as."""
+    return Artefact(object_key=prefix + _EXTENSIONS[media_type], media_type=media_type)
+
+
+def possible_artefacts(prefix: str) -> list[Artefact]:
+    """Everything that may have been kept under ``prefix``."""
+    return [artefact_of(prefix, media_type) for media_type in _EXTENSIONS]
+
+
+def media_type_of(object_key: str) -> str:
+    """Raises ``NotFound`` for a key that no picture of ours can have."""
+    if _KEY.fullmatch(object_key):
+        for media_type, extension in _EXTENSIONS.items():
+            if object_key.endswith(extension):
+                return media_type
+    raise NotFound("No such picture")

@@ -1,0 +1,74 @@
+"""Pictures as files below one directory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore
+
+from adapters.storage.keys import artefact_of, media_type_of, possible_artefacts
+from adapters.storage.signing import SignedReads, UrlSigner
+from domain.errors import NotFound, TryAgain
+from domain.ports import ImageStoragePort, Picture
+from domain.sessions import Artefact
+
+
+class LocalImageStorage(ImageStoragePort, SignedReads):
+    """A file appears whole or not at all, and is never replaced.
+
+    A process that is killed while it saves may leave ``{key}#1`` behind, which nobody reads.
+    """
+
+    def __init__(self, root: Path, *, signer: UrlSigner) -> None:
+        self._root = root
+        self._signer = signer
+
+    @cached_property
+    def _store(self) -> LocalStore:
+        return LocalStore(self._root, mkdir=True)
+
+    async def find(self, prefix: str) -> Artefact | None:
+        with _faults_translated():
+            for artefact in possible_artefacts(prefix):
+                with suppress(FileNotFoundError):
+                    await self._store.head_async(artefact.object_key)
+                    return artefact
+        return None
+
+    async def save(self, prefix: str, picture: Picture) -> Artefact:
+        kept = await self.find(prefix)
+        if kept is not None:
+            return kept
+        artefact = artefact_of(prefix, picture.media_type)
+        with _faults_translated(), suppress(AlreadyExistsError):
+            await self._store.put_async(artefact.object_key, picture.data, mode="create")
+        return artefact
+
+    def url(self, object_key: str) -> str:
+        return self._signer.url(object_key)
+
+    async def read_signed(self, object_key: str, *, expires: int, signature: str) -> Picture:
+        self._signer.check(object_key, expires=expires, signature=signature)
+        media_type = media_type_of(object_key)
+        with _faults_translated():
+            try:
+                found = await self._store.get_async(object_key)
+                data = await found.bytes_async()
+            except FileNotFoundError as error:
+                raise NotFound("No such picture") from error
+        return Picture(data=bytes(data), media_type=media_type)
+
+    def path_of(self, object_key: str) -> Path:
+        """The file that holds a picture. Raises ``NotFound`` for a key that none can have."""
+        media_type_of(object_key)
+        return self._root / object_key
+
+
+@contextmanager
+def _faults_translated() -> Iterator[None]:
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        raise TryAgain("The picture storage does not answer") from error

@@ -1,0 +1,227 @@
+"""The composition root: which adapter stands behind which port. The only file that names them.
+
+Everything here is made without connecting to anything; connections open when they are used.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from random import Random
+
+from dependency_injector import containers, providers
+from uuid_utils.compat import uuid7
+
+from adapters.auth.bearer import (
+    BearerAuthenticator,
+    JwtRules,
+    key_sha256,
+    mint_user_token,
+    new_api_key,
+)
+from adapters.auth.memory import InMemoryApiKeyRepo
+from adapters.auth.postgres import PostgresApiKeyRepo
+from adapters.credits.memory import InMemoryCreditRepo
+from adapters.credits.postgres import PostgresCreditRepo
+from adapters.images.fetcher import FetchLimits, HttpImageFetcher
+from adapters.images.local import LocalImageGenerator
+from adapters.images.samples import draw_sample
+from adapters.postgres.database import Database, DatabaseLimits
+from adapters.postgres.migrate import all_migrations, migrate
+from adapters.queue.memory import InMemoryTaskQueue
+from adapters.queue.redis import RedisTaskQueue, redis_client
+from adapters.sessions.memory import InMemorySessionRepo
+from adapters.sessions.postgres import PostgresSessionRepo
+from adapters.storage.local import LocalImageStorage
+from adapters.storage.memory import InMemoryImageStorage
+from adapters.storage.signing import UrlSigner
+from config.settings import Queue, Settings, Store
+from domain.credits import Channel, Owner
+from domain.generation import Generation, WorkPolicy
+from domain.ports import CreditRepoPort, TaskQueuePort
+from domain.reading import Reading
+from domain.recovery import Recovery, RecoveryPolicy
+from domain.submission import Submission
+
+Check = Callable[[], Awaitable[None]]
+"""Returns if a dependency answers; raises ``Unavailable`` otherwise."""
+
+POP_SECONDS = 1.0
+"""How long a worker's pop waits: the time in which a stopping worker comes to rest."""
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _database(settings: Settings) -> Database:
+    return Database(
+        settings.require("database_url"),
+        limits=DatabaseLimits(
+            connections=settings.database_connections,
+            connect_seconds=settings.database_connect_seconds,
+            acquire_seconds=settings.database_acquire_seconds,
+            command_seconds=settings.database_command_seconds,
+        ),
+        transaction_pooler=settings.database_transaction_pooler,
+    )
+
+
+def _redis_queue(settings: Settings, clock: Callable[[], datetime]) -> RedisTaskQueue:
+    url, seconds = settings.require("redis_url"), settings.redis_seconds
+    return RedisTaskQueue(
+        client=redis_client(url, timeout_seconds=seconds),
+        blocking_client=redis_client(url, timeout_seconds=seconds + POP_SECONDS),
+        timeout_seconds=seconds,
+        clock=clock,
+    )
+
+
+def _jwt_rules(settings: Settings) -> JwtRules:
+    return JwtRules(
+        secret=settings.require("jwt_secret"),
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+    )
+
+
+def _signer(settings: Settings, clock: Callable[[], datetime]) -> UrlSigner:
+    return UrlSigner(
+        base_url=settings.public_url,
+        secret=settings.require("signing_secret").encode(),
+        lifetime=settings.duration("picture_url_seconds"),
+        clock=clock,
+    )
+
+
+def _fetcher(settings: Settings) -> HttpImageFetcher:
+    return HttpImageFetcher(
+        limits=FetchLimits(
+            total_timeout_seconds=settings.fetch_seconds, max_bytes=settings.fetch_max_bytes
+        ),
+        allow_loopback=settings.fetch_allow_loopback,
+    )
+
+
+def _work_policy(settings: Settings) -> WorkPolicy:
+    return WorkPolicy(
+        lease=settings.duration("lease_seconds"),
+        max_attempts=settings.max_attempts,
+        attempt_timeout=settings.duration("attempt_seconds"),
+        backoff_base=settings.duration("backoff_base_seconds"),
+        backoff_cap=settings.duration("backoff_cap_seconds"),
+    )
+
+
+def _recovery_policy(settings: Settings) -> RecoveryPolicy:
+    return RecoveryPolicy(
+        push_again_after=settings.duration("push_again_seconds"),
+        max_attempts=settings.max_attempts,
+        without_lease=settings.duration("foreign_seconds"),
+        time_to_live=settings.duration("queued_seconds"),
+    )
+
+
+def _readiness(store: CreditRepoPort, queue: TaskQueuePort) -> Mapping[str, Check]:
+    """What the API cannot do without, by name, and how to see that it answers."""
+
+    async def store_answers() -> None:
+        await store.account(Owner(channel=Channel.B2C, id="readiness"))
+
+    async def queue_answers() -> None:
+        await queue.depth()
+
+    return {"store": store_answers, "queue": queue_answers}
+
+
+class Container(containers.DeclarativeContainer):
+    """Who gets what. Override a provider to put another adapter behind a port."""
+
+    settings = providers.Dependency(instance_of=Settings)
+    clock = providers.Object(utc_now)
+    new_id = providers.Object(uuid7)
+    random = providers.Singleton(Random)
+
+    database = providers.Singleton(_database, settings)
+    migrate = providers.Callable(migrate, database, providers.Callable(all_migrations))
+    redis_queue = providers.Singleton(_redis_queue, settings, clock)
+    in_memory_credits = providers.Singleton(InMemoryCreditRepo, clock=clock)
+
+    queue = providers.Selector(
+        settings.provided.queue,
+        redis=redis_queue,
+        memory=providers.Singleton(InMemoryTaskQueue),
+    )
+    sessions = providers.Selector(
+        settings.provided.store,
+        postgres=providers.Singleton(PostgresSessionRepo, database),
+        memory=providers.Singleton(InMemorySessionRepo, accounts=in_memory_credits, clock=clock),
+    )
+    accounts = providers.Selector(
+        settings.provided.store,
+        postgres=providers.Singleton(PostgresCreditRepo, database),
+        memory=in_memory_credits,
+    )
+    api_keys = providers.Selector(
+        settings.provided.store,
+        postgres=providers.Singleton(PostgresApiKeyRepo, database),
+        memory=providers.Singleton(InMemoryApiKeyRepo, clock=clock),
+    )
+    signer = providers.Singleton(_signer, settings, clock)
+    storage = providers.Selector(
+        settings.provided.storage,
+        local=providers.Singleton(LocalImageStorage, settings.provided.pictures_dir, signer=signer),
+        memory=providers.Singleton(InMemoryImageStorage, signer=signer),
+    )
+    fetcher = providers.Singleton(_fetcher, settings)
+    generator = providers.Selector(
+        settings.provided.generator,
+        local=providers.Singleton(
+            LocalImageGenerator, delay_seconds=settings.provided.local_generator_seconds
+        ),
+    )
+
+    samples = providers.Selector(
+        settings.provided.environment,
+        development=providers.Object(draw_sample),
+        production=providers.Object(None),
+    )
+
+    jwt_rules = providers.Singleton(_jwt_rules, settings)
+    user_token = providers.Callable(mint_user_token, rules=jwt_rules)
+    new_api_key = providers.Callable(new_api_key)
+    key_sha256 = providers.Callable(key_sha256)
+    authenticate = providers.Singleton(BearerAuthenticator, keys=api_keys, rules=jwt_rules)
+    readiness = providers.Singleton(_readiness, accounts, queue)
+
+    submission = providers.Singleton(
+        Submission, repo=sessions, reads=sessions, queue=queue, new_id=new_id, clock=clock
+    )
+    reading = providers.Singleton(Reading, sessions=sessions, storage=storage)
+    generation = providers.Singleton(
+        Generation,
+        repo=sessions,
+        queue=queue,
+        fetcher=fetcher,
+        generator=generator,
+        storage=storage,
+        policy=providers.Singleton(_work_policy, settings),
+        random=random,
+        new_id=new_id,
+    )
+    recovery = providers.Singleton(
+        Recovery,
+        sessions=sessions,
+        lost=sessions,
+        queue=queue,
+        policy=providers.Singleton(_recovery_policy, settings),
+        new_id=new_id,
+    )
+
+
+async def close(container: Container) -> None:
+    """Close what holds connections; call once, at the end of the process."""
+    settings: Settings = container.settings()
+    await container.fetcher().close()
+    if settings.queue is Queue.REDIS:
+        await container.redis_queue().close()
+    if settings.store is Store.POSTGRES:
+        await container.database().close()

@@ -1,0 +1,7 @@
+"""What wearon is about: credits, sessions and tasks, and the rules between them.
+
+Standard library only. Read in this order: ``credits`` (who pays), ``sessions`` (what is paid
+for), ``tasks`` (what travels to a worker), ``ports`` (what the outside must provide), then the
+use cases: ``submission`` (charge, record, push), ``generation`` (claim, work, settle),
+``recovery`` (bring every session to its end) and ``reading``.
+"""

@@ -1,0 +1,210 @@
+"""Run one task: claim its session, make the picture, settle. A worker's whole duty."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from random import Random
+from uuid import UUID
+
+from domain.errors import Refused, StoreUnavailable, TryAgain, Unavailable, WorkFailed
+from domain.ports import (
+    ImageFetcherPort,
+    ImageGeneratorPort,
+    ImageStoragePort,
+    PictureRequest,
+    SessionRepoPort,
+    TaskQueuePort,
+)
+from domain.sessions import Artefact, ErrorCode, Failure, GenerationSession
+from domain.tasks import GenerationTask, UnreadableTask
+
+_UNEXPECTED = Failure(
+    code=ErrorCode.GENERATION_FAILED, message="The picture could not be made; the credit is back"
+)
+_UNREADABLE = Failure(
+    code=ErrorCode.INVALID_TASK, message="The request could not be read; the credit is back"
+)
+_NO_DELAY = timedelta(0)
+
+
+class Outcome(StrEnum):
+    """How the run of a task ended."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    RELEASED = "released"
+    """Back to ``queued`` for another attempt."""
+    SKIPPED = "skipped"
+    """The session is not there, not queued, or another attempt's: nothing was to be done."""
+    UNSETTLED = "unsettled"
+    """The store did not answer at the end; the lease runs out and recovery takes over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkPolicy:
+    """How long and how often to try.
+
+    ``attempt_timeout`` bounds one attempt. The wait before attempt n+1 is random between 0 and
+    ``min(backoff_cap, backoff_base * 2**(n-1))`` (backoff with full jitter), and never shorter
+    than the other side asked for.
+    """
+
+    lease: timedelta = timedelta(seconds=30)
+    max_attempts: int = 3
+    attempt_timeout: timedelta = timedelta(seconds=180)
+    backoff_base: timedelta = timedelta(seconds=1)
+    backoff_cap: timedelta = timedelta(seconds=60)
+
+    def backoff(self, attempt: int, asked: float, random: Random) -> timedelta:
+        """The wait after attempt number ``attempt``; ``asked`` is in seconds."""
+        ceiling = min(self.backoff_cap, self.backoff_base * 2.0 ** min(attempt - 1, 32))
+        return max(random.random() * ceiling, timedelta(seconds=asked))
+
+
+class Generation:
+    """Works on sessions, one per call, any number at once."""
+
+    def __init__(
+        self,
+        *,
+        repo: SessionRepoPort,
+        queue: TaskQueuePort,
+        fetcher: ImageFetcherPort,
+        generator: ImageGeneratorPort,
+        storage: ImageStoragePort,
+        policy: WorkPolicy,
+        random: Random,
+        new_id: Callable[[], UUID],
+    ) -> None:
+        self._repo = repo
+        self._queue = queue
+        self._fetcher = fetcher
+        self._generator = generator
+        self._storage = storage
+        self._policy = policy
+        self._random = random
+        self._new_id = new_id
+
+    async def run(self, task: GenerationTask) -> Outcome:
+        """Do what ``task`` invites to, if its session is still waiting.
+
+        When the store does not answer the claim, the task goes back to the queue and
+        ``StoreUnavailable`` is raised. Any other unexpected error fails the session with its
+        refund and is raised. When cancelled, gives the session back and stops.
+        """
+        try:
+            session = await self._repo.claim(task.session_id, lease=self._policy.lease)
+        except StoreUnavailable:
+            await self._queue.push_next([task])
+            raise
+        if session is None:
+            return Outcome.SKIPPED
+        try:
+            return await self._work_and_settle(session)
+        except StoreUnavailable:
+            return Outcome.UNSETTLED
+        except asyncio.CancelledError:
+            await self._give_back(session)
+            raise
+
+    async def refuse(self, message: UnreadableTask) -> bool:
+        """Bury a message that breaks the contract, and fail the session that it names, if any.
+
+        Returns whether a session was failed. Raises when queue or store does not answer.
+        """
+        await self._queue.bury(message)
+        if message.session_id is None:
+            return False
+        return await self._repo.fail(message.session_id, _UNREADABLE, attempt=None)
+
+    async def _work_and_settle(self, session: GenerationSession) -> Outcome:
+        try:
+            artefact = await self._within_lease(session)
+        except TryAgain as error:
+            return await self._try_again(session, error)
+        except Refused as error:
+            return await self._fail(session, _failure(error))
+        except StoreUnavailable:
+            raise
+        except Exception:
+            await self._fail(session, _UNEXPECTED)
+            raise
+        if artefact is None:
+            return Outcome.SKIPPED
+        settled = await self._repo.complete(session.id, attempt=session.attempt, artefact=artefact)
+        return Outcome.COMPLETED if settled else Outcome.SKIPPED
+
+    async def _within_lease(self, session: GenerationSession) -> Artefact | None:
+        """The picture, or None if the lease was lost while it was being made."""
+        work = asyncio.create_task(self._make(session))
+        lease = asyncio.create_task(self._keep_lease(session))
+        try:
+            await asyncio.wait({work, lease}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            return lease.result()
+        finally:
+            await _stop(work, lease)
+
+    async def _keep_lease(self, session: GenerationSession) -> None:
+        """Renew the lease three times in its life; return once it is or may be lost."""
+        lease = self._policy.lease
+        loop = asyncio.get_running_loop()
+        valid_until = loop.time() + lease.total_seconds()
+        while loop.time() < valid_until:
+            await asyncio.sleep(lease.total_seconds() / 3)
+            asked_at = loop.time()
+            try:
+                renewed = await self._repo.renew(session.id, attempt=session.attempt, lease=lease)
+            except StoreUnavailable:
+                continue
+            if not renewed:
+                return
+            valid_until = asked_at + lease.total_seconds()
+
+    async def _make(self, session: GenerationSession) -> Artefact:
+        """Make and keep the picture, unless an earlier attempt got as far as keeping it."""
+        try:
+            async with asyncio.timeout(self._policy.attempt_timeout.total_seconds()):
+                kept = await self._storage.find(session.object_prefix)
+                if kept is not None:
+                    return kept
+                images = [await self._fetcher.fetch(url) for url in session.image_urls]
+                picture = await self._generator.generate(
+                    PictureRequest(
+                        session_id=session.id, prompt=session.prompt, images=tuple(images)
+                    )
+                )
+                return await self._storage.save(session.object_prefix, picture)
+        except TimeoutError as error:
+            raise TryAgain("Making the picture took too long") from error
+
+    async def _try_again(self, session: GenerationSession, error: TryAgain) -> Outcome:
+        if session.attempt >= self._policy.max_attempts:
+            return await self._fail(session, _failure(error))
+        delay = self._policy.backoff(session.attempt, error.retry_after_seconds, self._random)
+        released = await self._repo.release(session.id, attempt=session.attempt, delay=delay)
+        return Outcome.RELEASED if released else Outcome.SKIPPED
+
+    async def _fail(self, session: GenerationSession, failure: Failure) -> Outcome:
+        settled = await self._repo.fail(session.id, failure, attempt=session.attempt)
+        return Outcome.FAILED if settled else Outcome.SKIPPED
+
+    async def _give_back(self, session: GenerationSession) -> None:
+        """Let another worker have the session at once; if that fails, recovery does it later."""
+        with suppress(Unavailable):
+            if await self._repo.release(session.id, attempt=session.attempt, delay=_NO_DELAY):
+                await self._queue.push_next([GenerationTask.of(session, task_id=self._new_id())])
+
+
+def _failure(error: WorkFailed) -> Failure:
+    return Failure(code=error.reason, message=str(error))
+
+
+async def _stop(*tasks: asyncio.Task[object]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,270 @@
+"""What the domain needs from the outside, one protocol per consumer's need.
+
+Every method may raise the ``Unavailable`` error of its seam, and then its outcome is unknown: it
+may have taken effect. ``tests/contracts`` holds each sentence here against every adapter.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+from uuid import UUID
+
+from domain.credits import CreditAccount, Discrepancy, LedgerEntry, Owner
+from domain.sessions import Artefact, Failure, GenerationSession, SessionStatus
+from domain.tasks import GenerationTask, UnreadableTask
+
+
+class TaskQueuePort(Protocol):
+    """A first-in, first-out list of tasks that may lose anything at any time.
+
+    Every method raises ``QueueUnavailable`` when the queue does not answer, whatever the cause.
+    """
+
+    async def push(self, task: GenerationTask) -> None:
+        """Add a task behind all others."""
+
+    async def push_next(self, tasks: Sequence[GenerationTask]) -> None:
+        """Add tasks before all others. The last one of ``tasks`` is popped first."""
+
+    async def pop(self, *, timeout_seconds: float) -> GenerationTask | UnreadableTask | None:
+        """Take the next message, waiting for one up to ``timeout_seconds``; None if none came.
+
+        Must be left to time out, never cancelled: a cancelled pop can swallow a task.
+        """
+
+    async def oldest(self) -> GenerationTask | UnreadableTask | None:
+        """The message that the next pop would take, left in place; None if there is none."""
+
+    async def depth(self) -> int:
+        """How many messages wait."""
+
+    async def bury(self, message: UnreadableTask) -> None:
+        """Keep a message that no consumer can read in the dead list, with its reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What ``create`` did: the session as stored, and the credits that the owner has left."""
+
+    session: GenerationSession
+    credits_remaining: int
+
+
+class SessionRepoPort(Protocol):
+    """The transitions of a session, each one atomic with its money and guarded in its write.
+
+    Leases are measured on the store's clock. Raises ``StoreUnavailable``.
+    """
+
+    async def create(self, session: GenerationSession) -> Receipt:
+        """Nothing -> ``queued``: debit the owner, add the ledger entry and the session, or none.
+
+        The store sets ``created_at``. Raises ``InsufficientCredits``.
+        """
+
+    async def confirm(self, session_ids: Sequence[UUID]) -> int:
+        """Note that the tasks of these sessions reached the queue. Returns how many were noted;
+        sessions that are no longer ``queued`` do not need it."""
+
+    async def claim(self, session_id: UUID, *, lease: timedelta) -> GenerationSession | None:
+        """``queued -> processing`` with the next attempt number and a lease.
+
+        None if the session does not exist or is not ``queued``: then there is nothing to do.
+        """
+
+    async def renew(self, session_id: UUID, *, attempt: int, lease: timedelta) -> bool:
+        """Extend the lease of this attempt. False if the attempt is no longer the current one."""
+
+    async def complete(self, session_id: UUID, *, attempt: int, artefact: Artefact) -> bool:
+        """``processing -> completed`` if this attempt is the current one, else False."""
+
+    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int | None) -> bool:
+        """``processing -> failed`` if ``attempt`` is the current one, or ``queued -> failed`` if
+        ``attempt`` is None; with the refund in the same transaction. Else False."""
+
+    async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
+        """``processing -> queued`` if this attempt is the current one, else False. Recovery
+        pushes the session again once ``delay`` has passed, unless somebody did before."""
+
+
+class RecoveryRepoPort(Protocol):
+    """What brings sessions that nobody works on to their end. Batches of at most ``limit``,
+    safe to run in many processes at once. Raises ``StoreUnavailable``."""
+
+    async def overdue(
+        self, *, created_before: datetime | None, again_after: timedelta, limit: int
+    ) -> list[GenerationSession]:
+        """Sessions ``queued`` that are due to be pushed again, newest first.
+
+        Due is what was created (or returned here) at least ``again_after`` ago, or released with
+        a delay that has passed; and, unless None, created before ``created_before``. Each one is
+        returned to one caller only, until ``again_after`` has passed once more.
+        """
+
+    async def release_dead_leases(
+        self, *, max_attempts: int, without_lease: timedelta, limit: int
+    ) -> int:
+        """``processing -> queued``, due at once, where the lease is over and attempts are left.
+
+        A session set to ``processing`` by a consumer that is not ours has no lease: its lease
+        counts as over once ``without_lease`` has passed since, and that spends an attempt.
+        """
+
+    async def fail_dead_leases(
+        self, failure: Failure, *, max_attempts: int, without_lease: timedelta, limit: int
+    ) -> int:
+        """``processing -> failed`` with refund, where the lease is over and attempts are spent."""
+
+    async def fail_expired(self, failure: Failure, *, older_than: timedelta, limit: int) -> int:
+        """``queued -> failed`` with refund, for sessions created more than ``older_than`` ago."""
+
+    async def refund_missing(self, *, limit: int) -> int:
+        """Refund ``failed`` sessions without a refund: a consumer that is not ours wrote them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionStats:
+    """How many sessions an owner has, by status."""
+
+    queued: int = 0
+    processing: int = 0
+    completed: int = 0
+    failed: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.queued + self.processing + self.completed + self.failed
+
+    @property
+    def active(self) -> int:
+        return self.queued + self.processing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """A place in a listing, newest first: the last item that was seen."""
+
+    created_at: datetime
+    id: UUID
+
+
+class SessionReadPort(Protocol):
+    """Sessions as their owner sees them; an ``owner`` of None is the operator, who sees all.
+    Raises ``StoreUnavailable``."""
+
+    async def get(self, session_id: UUID, owner: Owner | None) -> GenerationSession:
+        """Raises ``NotFound`` for an unknown id and for another owner's, without distinction."""
+
+    async def history(
+        self,
+        owner: Owner | None,
+        *,
+        status: SessionStatus | None,
+        limit: int,
+        after: Position | None,
+    ) -> list[GenerationSession]:
+        """Newest first, beginning behind ``after``."""
+
+    async def stats(self, owner: Owner) -> SessionStats:
+        """Counts by status."""
+
+    async def queued_before(self, session: GenerationSession, *, limit: int) -> int:
+        """How many ``queued`` sessions of anybody are older than this one, counted to ``limit``."""
+
+
+class CreditRepoPort(Protocol):
+    """Accounts and their ledger. An owner without an account has a balance of 0.
+    Raises ``StoreUnavailable``."""
+
+    async def account(self, owner: Owner) -> CreditAccount:
+        """Balance and totals."""
+
+    async def ledger(self, owner: Owner, *, limit: int, before_id: int | None) -> list[LedgerEntry]:
+        """Newest first, beginning behind ``before_id``."""
+
+    async def grant(self, owner: Owner, amount: int, *, note: str) -> CreditAccount:
+        """Add credits and their ledger entry; makes the account if there is none."""
+
+    async def audit(self, *, limit: int) -> list[Discrepancy]:
+        """Recompute every balance from the ledger, and every session's debit and refund.
+
+        Returns what is off, at most ``limit``; an empty list means that the books are right.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """A store's key, as we keep it: the SHA-256 of the key (hex), never the key."""
+
+    id: UUID
+    owner: Owner
+    key_sha256: str
+    label: str
+    created_at: datetime
+    revoked_at: datetime | None = None
+
+
+class ApiKeyRepoPort(Protocol):
+    """API keys. Raises ``StoreUnavailable``."""
+
+    async def owner_of(self, key_sha256: str) -> Owner | None:
+        """The owner of a key that is not revoked; None if there is no such key."""
+
+    async def add(self, key: ApiKey) -> None:
+        """Keep a new key."""
+
+    async def all(self, owner: Owner | None) -> list[ApiKey]:
+        """The keys of ``owner`` or of everybody, newest first, revoked ones too."""
+
+    async def revoke(self, key_id: UUID) -> bool:
+        """False if there is no such key or it was revoked before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """An image's bytes in the format that ``media_type`` names, as found by looking at them."""
+
+    data: bytes
+    media_type: str
+
+
+class ImageFetcherPort(Protocol):
+    """Gets the pictures that callers link to, and trusts neither the link nor the bytes."""
+
+    async def fetch(self, url: str) -> Picture:
+        """Raises ``Refused`` (a forbidden address, not an image, too large, gone) or ``TryAgain``
+        (the other side is slow, broken or busy)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureRequest:
+    """What to draw: the input pictures in the contract's order, and the prompt."""
+
+    session_id: UUID
+    prompt: str
+    images: tuple[Picture, ...]
+
+
+class ImageGeneratorPort(Protocol):
+    """Makes the picture."""
+
+    async def generate(self, request: PictureRequest) -> Picture:
+        """Raises ``Refused`` (moderation, unusable input) or ``TryAgain`` (busy, broken)."""
+
+
+class ImageStoragePort(Protocol):
+    """Keeps finished pictures. The first picture saved for a session stays its picture.
+
+    Raises ``TryAgain`` when the storage does not answer.
+    """
+
+    async def find(self, prefix: str) -> Artefact | None:
+        """The picture whose key is ``prefix`` plus an extension, if there is one."""
+
+    async def save(self, prefix: str, picture: Picture) -> Artefact:
+        """Keep ``picture`` under ``prefix`` plus the extension of its type. Where a picture of
+        that key exists already it is left alone and is the one that counts."""
+
+    def url(self, object_key: str) -> str:
+        """A signed URL at which anybody can get the picture until it expires."""

@@ -1,0 +1,165 @@
+"""Submit one generation: charge and record it, push its task, and tell the truth about both."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from domain.credits import Channel, Owner
+from domain.errors import Conflict, InvalidInput, QueueUnavailable, StoreUnavailable
+from domain.ports import Receipt, SessionReadPort, SessionRepoPort, TaskQueuePort
+from domain.sessions import (
+    DEFAULT_PROMPT,
+    MAX_ACCESSORIES,
+    MAX_PROMPT_LENGTH,
+    Accessory,
+    ErrorCode,
+    Failure,
+    GenerationSession,
+)
+from domain.tasks import GenerationTask
+
+MAX_URL_LENGTH = 2_048
+CONFIRM_BATCH = 500
+UNAVAILABLE_MESSAGE = "Generation service temporarily unavailable"
+
+_NOT_PUSHED = Failure(code=ErrorCode.QUEUE_UNAVAILABLE, message=UNAVAILABLE_MESSAGE)
+_CANCELLED = Failure(code=ErrorCode.CANCELLED, message="Cancelled at the caller's request")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TryOnRequest:
+    """What a caller asks for. Only stores may give a ``prompt`` of their own.
+
+    Raises ``InvalidInput``, which names the field.
+    """
+
+    owner: Owner
+    request_id: str
+    model_image_url: str
+    outfit_image_url: str | None = None
+    accessories: tuple[Accessory, ...] = ()
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_url("model_image_url", self.model_image_url)
+        if self.outfit_image_url is not None:
+            _check_url("outfit_image_url", self.outfit_image_url)
+        if len(self.accessories) > MAX_ACCESSORIES:
+            raise InvalidInput("accessories", f"at most {MAX_ACCESSORIES} are possible")
+        for index, accessory in enumerate(self.accessories):
+            _check_url(f"accessories[{index}].url", accessory.url)
+        if self.prompt is not None:
+            self._check_prompt(self.prompt)
+
+    def _check_prompt(self, prompt: str) -> None:
+        if self.owner.channel is not Channel.B2B:
+            raise InvalidInput("prompt", "only stores may give a prompt of their own")
+        if not prompt.strip() or len(prompt) > MAX_PROMPT_LENGTH:
+            raise InvalidInput("prompt", f"must be 1 to {MAX_PROMPT_LENGTH} characters")
+
+
+def _check_url(field: str, url: str) -> None:
+    """Refuse what cannot be a link to a picture. The fetcher checks where it really leads."""
+    if len(url) > MAX_URL_LENGTH:
+        raise InvalidInput(field, f"is longer than {MAX_URL_LENGTH} characters")
+    if not url.isprintable() or any(character in url for character in ' \\"<>'):
+        raise InvalidInput(field, "has a character that a URL cannot have")
+    try:
+        parts = urlsplit(url)
+        host, port, user = parts.hostname, parts.port, parts.username
+    except ValueError as error:
+        raise InvalidInput(field, "is not a valid URL") from error
+    if parts.scheme not in {"http", "https"} or not host or port == 0:
+        raise InvalidInput(field, "must be an http or https URL")
+    if user is not None:
+        raise InvalidInput(field, "must not carry a user name or password")
+
+
+class Submission:
+    """Takes requests in, and takes them back while they still wait."""
+
+    def __init__(
+        self,
+        *,
+        repo: SessionRepoPort,
+        reads: SessionReadPort,
+        queue: TaskQueuePort,
+        new_id: Callable[[], UUID],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._repo = repo
+        self._reads = reads
+        self._queue = queue
+        self._new_id = new_id
+        self._clock = clock
+        # No bound of its own: it grows by one per charged session and empties every second.
+        self._unconfirmed: deque[UUID] = deque()
+
+    async def submit(self, request: TryOnRequest) -> Receipt:
+        """Debit one credit, create the session as ``queued`` and push its task.
+
+        Raises ``InsufficientCredits`` (nothing happened), ``StoreUnavailable`` (nothing happened,
+        or it is undone as soon as the store answers) and ``QueueUnavailable`` (it is undone).
+        """
+        receipt = await self._repo.create(self._session(request))
+        task = GenerationTask.of(receipt.session, task_id=self._new_id())
+        try:
+            await self._queue.push(task)
+        except QueueUnavailable as error:
+            await self._undo(receipt.session.id, error)
+        else:
+            self._unconfirmed.append(receipt.session.id)
+        return receipt
+
+    async def _undo(self, session_id: UUID, cause: QueueUnavailable) -> None:
+        """Fail the session with its refund and raise; return if a worker has it already.
+
+        The push may have reached the queue although it failed here. Whoever changes the session
+        first decides: if we do, a claim finds it final; if a worker did, the push did succeed.
+        If the store does not answer either, recovery finds the session unconfirmed and fails it.
+        """
+        try:
+            undone = await self._repo.fail(session_id, _NOT_PUSHED, attempt=None)
+        except StoreUnavailable:
+            undone = True
+        if undone:
+            raise QueueUnavailable(UNAVAILABLE_MESSAGE) from cause
+
+    async def confirm_pushed(self) -> int:
+        """Note in the store which tasks reached the queue; call about once a second.
+
+        Only confirmed sessions are pushed again when the queue loses them. Not part of
+        ``submit``, so that a request does not wait for it and most sessions are claimed before.
+        """
+        confirmed = 0
+        while batch := list(islice(self._unconfirmed, CONFIRM_BATCH)):
+            confirmed += await self._repo.confirm(batch)
+            for _ in batch:
+                self._unconfirmed.popleft()
+        return confirmed
+
+    async def cancel(self, session_id: UUID, owner: Owner) -> GenerationSession:
+        """Fail a ``queued`` session with its refund.
+
+        Raises ``NotFound`` and, when it is no longer queued, ``Conflict``.
+        """
+        session = await self._reads.get(session_id, owner)
+        if not await self._repo.fail(session.id, _CANCELLED, attempt=None):
+            raise Conflict("Only a queued session can be cancelled")
+        return await self._reads.get(session_id, owner)
+
+    def _session(self, request: TryOnRequest) -> GenerationSession:
+        return GenerationSession(
+            id=self._new_id(),
+            owner=request.owner,
+            request_id=request.request_id,
+            prompt=request.prompt or DEFAULT_PROMPT,
+            model_image_url=request.model_image_url,
+            outfit_image_url=request.outfit_image_url,
+            accessories=request.accessories,
+            created_at=self._clock(),
+        )

@@ -1,0 +1,62 @@
+"""The task that travels to a worker. Its JSON form is a contract with consumers in any language."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from domain.credits import Owner
+from domain.errors import InvalidTask
+from domain.sessions import GenerationSession
+
+TASK_PAYLOAD_VERSION = 1
+"""The version that we write, and the highest that we read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationTask:
+    """An invitation to work on a session; never a permission, which only a claim gives.
+
+    ``created_at`` is the session's, also in a task that recovery pushes again: recovery finds
+    lost tasks by comparing it with the sessions' ages.
+    """
+
+    task_id: UUID
+    owner: Owner
+    session_id: UUID
+    image_urls: tuple[str, ...]
+    prompt: str
+    request_id: str
+    created_at: datetime
+    version: int = TASK_PAYLOAD_VERSION
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.version <= TASK_PAYLOAD_VERSION:
+            raise InvalidTask(
+                f"version {self.version} is not one that this consumer knows "
+                f"(1 to {TASK_PAYLOAD_VERSION})"
+            )
+        if not self.image_urls:
+            raise InvalidTask("image_urls is empty")
+
+    @classmethod
+    def of(cls, session: GenerationSession, *, task_id: UUID) -> "GenerationTask":
+        """A new task for ``session``."""
+        return cls(
+            task_id=task_id,
+            owner=session.owner,
+            session_id=session.id,
+            image_urls=session.image_urls,
+            prompt=session.prompt,
+            request_id=session.request_id,
+            created_at=session.created_at,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadableTask:
+    """A message in the queue that breaks the contract: its raw text, why, and the session that
+    it names, if it names one."""
+
+    raw: bytes
+    reason: str
+    session_id: UUID | None

@@ -1,0 +1,148 @@
+"""``wearon demo``: the main job from end to end, through the front door, told as it happens."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
+
+import rich_click as click
+
+from domain.sessions import SessionStatus
+from entrypoints.dev import Stack, StackFailed, failing_clearly, stack
+
+SETTLE_SECONDS = 60.0
+POLL_SECONDS = 0.1
+REQUEST_SECONDS = 10.0
+
+
+def run_demo(data_dir: Path) -> None:
+    """One try-on for a user and one for a store; raises click's error if one does not complete."""
+    started = time.monotonic()
+    data_dir.mkdir(parents=True, exist_ok=True)
+    click.echo("Starting PostgreSQL, a Redis-protocol server, the API and a worker ...")
+    with (
+        failing_clearly(),
+        _log(data_dir) as log,
+        stack(_free_port(), data_dir, output=log) as (
+            running,
+            _,
+        ),
+    ):
+        click.echo(f"Ready after {time.monotonic() - started:.1f} s: {running.url}\n")
+        callers = (
+            ("a user (b2c, JWT)", running.user_token, ("hat",)),
+            ("a store (b2b, API key)", running.identity.api_key, ("hat", "bag")),
+        )
+        pictures = [_try_on(running, *caller) for caller in callers]
+    click.echo("Pictures:")
+    for picture in pictures:
+        click.echo(f"  {picture}")
+    click.echo(f"\nDone in {time.monotonic() - started:.1f} s. `wearon dev` starts this to stay.")
+
+
+def _try_on(running: Stack, who: str, token: str, accessories: Sequence[str]) -> Path:
+    api = _Api(running.url, token)
+    click.echo(f"-- {who}")
+    before = api.get("/api/v1/credits")["balance"]
+    answer = api.post(
+        "/api/v1/generations",
+        {
+            "model_image_url": f"{running.url}/samples/model.png",
+            "outfit_image_url": f"{running.url}/samples/outfit.png",
+            "accessories": [
+                {"type": name, "url": f"{running.url}/samples/{name}.png"} for name in accessories
+            ],
+        },
+    )
+    click.echo(f"   202 session {answer['session_id']}, {before} -> {answer['credits_remaining']}")
+    session = _wait(api, answer["status_url"])
+    _print_timeline(session)
+    _print_ledger(api, answer["session_id"])
+    if session["status"] != SessionStatus.COMPLETED:
+        raise StackFailed(f"The session failed: {session['error_code']} {session['error_message']}")
+    return _picture(running, session["generated_image_url"])
+
+
+class _Api:
+    """Calls the API as any client would, and unpacks the envelope."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self._url = url
+        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+
+    def get(self, path: str) -> Any:  # noqa: ANN401 - JSON
+        return self._call(Request(self._url + path, headers=self._headers))  # noqa: S310 - http
+
+    def post(self, path: str, body: object) -> Any:  # noqa: ANN401 - JSON
+        data = json.dumps(body).encode()
+        return self._call(Request(self._url + path, data, self._headers))  # noqa: S310 - http
+
+    def _call(self, request: Request) -> Any:  # noqa: ANN401 - JSON
+        with urlopen(request, timeout=REQUEST_SECONDS) as response:  # noqa: S310 - our own API
+            return json.load(response)["data"]
+
+
+def _wait(api: _Api, status_url: str) -> dict[str, Any]:
+    """Follow the session to its end, saying each status once."""
+    seen = None
+    deadline = time.monotonic() + SETTLE_SECONDS
+    path = urlsplit(status_url).path
+    while time.monotonic() < deadline:
+        session: dict[str, Any] = api.get(path)
+        if session["status"] != seen:
+            seen = session["status"]
+            click.echo(f"   {seen}")
+        if SessionStatus(session["status"]).is_final:
+            return session
+        time.sleep(POLL_SECONDS)
+    raise StackFailed(f"The session was not settled within {SETTLE_SECONDS:.0f} s.")
+
+
+def _print_timeline(session: dict[str, Any]) -> None:
+    created = datetime.fromisoformat(session["created_at"])
+    click.echo("   timeline")
+    for name in ("created", "started", "completed"):
+        if at := session[f"{name}_at"]:
+            seconds = (datetime.fromisoformat(at) - created).total_seconds()
+            click.echo(f"     +{seconds:6.3f} s  {name}")
+
+
+def _print_ledger(api: _Api, session_id: str) -> None:
+    click.echo("   ledger (newest first)")
+    for entry in api.get("/api/v1/credits/ledger?limit=5")["items"]:
+        mark = "  <- this session" if entry["session_id"] == session_id else ""
+        click.echo(f"     {entry['kind']:<7} {entry['amount']:+4}{mark}")
+    click.echo(f"   balance {api.get('/api/v1/credits')['balance']}\n")
+
+
+def _picture(running: Stack, url: str) -> Path:
+    """Get the picture as a client would; return the file that it came from."""
+    with urlopen(url, timeout=REQUEST_SECONDS) as response:  # noqa: S310 - our own API
+        served = response.read()
+    key = unquote(urlsplit(url).path).removeprefix("/files/")
+    if running.data_dir is None:
+        raise StackFailed("A stack in memory has no files.")
+    path = running.data_dir / "pictures" / key
+    if path.read_bytes() != served:
+        raise StackFailed(f"{path} is not what the API served.")
+    return path
+
+
+@contextmanager
+def _log(data_dir: Path) -> Iterator[int]:
+    """Where the processes of the stack write their logs, so that the story can be read."""
+    with (data_dir / "demo.log").open("wb") as file:
+        yield file.fileno()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

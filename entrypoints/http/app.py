@@ -1,0 +1,95 @@
+"""The application: routes, what they need, and what is around them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+from litestar import Litestar, Router
+from litestar.di import Provide
+from litestar.handlers import HTTPRouteHandler
+from litestar.middleware import DefineMiddleware
+
+from adapters.storage.signing import SignedReads
+from domain.ports import CreditRepoPort, SessionReadPort
+from domain.reading import Reading
+from domain.submission import Submission
+from entrypoints.http import public
+from entrypoints.http.credits import CREDIT_HANDLERS
+from entrypoints.http.errors import respond
+from entrypoints.http.generations import GENERATION_HANDLERS
+from entrypoints.http.middleware import Authenticate, Authentication, RequestContext
+from entrypoints.http.openapi import (
+    SECURITY_SCHEME,
+    describe_headers,
+    openapi_config,
+    swagger_ui_files,
+)
+
+Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the handlers need; built by the composition root, or by a test.
+
+    ``files`` is None where the storage signs links to itself, ``samples`` except in development.
+    ``samples`` raises KeyError for a name that it does not know.
+    """
+
+    submission: Submission
+    reading: Reading
+    sessions: SessionReadPort
+    credits: CreditRepoPort
+    authenticate: Authenticate
+    readiness: Mapping[str, public.Check]
+    files: SignedReads | None
+    samples: Callable[[str], bytes] | None
+
+
+def create_app(
+    services: Services, *, lifespan: Sequence[Lifespan] = (), max_body_bytes: int = 64 * 1024
+) -> Litestar:
+    """The ASGI application. Nothing connects before ``lifespan`` is entered."""
+    app = Litestar(
+        [_api(services), *_public(services), swagger_ui_files()],
+        dependencies={
+            "submission": _always(services.submission),
+            "reading": _always(services.reading),
+            "sessions": _always(services.sessions),
+            "credit_repo": _always(services.credits),
+            "readiness": _always(services.readiness),
+            "files": _always(services.files),
+            "samples": _always(services.samples),
+        },
+        exception_handlers={Exception: respond},
+        lifespan=lifespan,
+        logging_config=None,
+        openapi_config=openapi_config(),
+        request_max_body_size=max_body_bytes,
+    )
+    describe_headers(app.openapi_schema)
+    # Litestar's own middleware does not see requests that match no route.
+    app.asgi_handler = RequestContext(app.asgi_handler)
+    return app
+
+
+def _api(services: Services) -> Router:
+    return Router(
+        "/api/v1",
+        route_handlers=[*GENERATION_HANDLERS, *CREDIT_HANDLERS],
+        middleware=[DefineMiddleware(Authentication, authenticate=services.authenticate)],
+        security=[{SECURITY_SCHEME: []}],
+    )
+
+
+def _public(services: Services) -> list[HTTPRouteHandler]:
+    handlers = [public.check_live, public.check_ready]
+    if services.files is not None:
+        handlers.append(public.get_file)
+    if services.samples is not None:
+        handlers.append(public.get_sample)
+    return handlers
+
+
+def _always(value: object) -> Provide:
+    return Provide(lambda: value, sync_to_thread=False)

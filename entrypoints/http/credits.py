@@ -1,0 +1,61 @@
+"""Credits: what is left, and where the rest went."""
+
+from typing import Annotated
+
+import msgspec
+from litestar import get
+from msgspec import Meta
+
+from domain.ports import CreditRepoPort
+from entrypoints.http.inputs import Cursor, CursorText, Injected, Limit, OwnedRequest
+from entrypoints.http.openapi import failures
+from entrypoints.http.schemas import (
+    Credits,
+    CreditsEnvelope,
+    LedgerItem,
+    LedgerPage,
+    LedgerPageEnvelope,
+)
+
+_TAGS = ["Credits"]
+_EntryId = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+_CURSOR: Cursor[int] = Cursor(msgspec.json.Decoder(_EntryId))
+
+
+@get(
+    "/credits",
+    tags=_TAGS,
+    summary="See your balance",
+    response_description="Your account.",
+    responses=failures(401, 503),
+)
+async def get_credits(
+    request: OwnedRequest, credit_repo: Injected[CreditRepoPort]
+) -> CreditsEnvelope:
+    """Balance and totals, in credits. A generation costs one."""
+    return CreditsEnvelope(data=Credits.of(await credit_repo.account(request.user)), error=None)
+
+
+@get(
+    "/credits/ledger",
+    tags=_TAGS,
+    summary="List what changed your balance",
+    response_description="A part of your ledger, newest first.",
+    responses=failures(401, 503),
+)
+async def list_ledger(
+    request: OwnedRequest,
+    credit_repo: Injected[CreditRepoPort],
+    limit: Limit = 20,
+    cursor: CursorText = None,
+) -> LedgerPageEnvelope:
+    """Every grant, debit and refund, newest first, up to `limit` at a time. They add up to your
+    balance."""
+    before_id = None if cursor is None else _CURSOR.decode(cursor)
+    found = await credit_repo.ledger(request.user, limit=limit + 1, before_id=before_id)
+    items = [LedgerItem.of(entry) for entry in found[:limit]]
+    next_cursor = _CURSOR.encode(items[-1].id) if len(found) > limit else None
+    return LedgerPageEnvelope(data=LedgerPage(items=items, next_cursor=next_cursor), error=None)
+
+
+CREDIT_HANDLERS = (get_credits, list_ledger)

@@ -1,0 +1,109 @@
+"""How failures are answered: one table, one handler."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, ValidationException
+
+from domain.errors import (
+    Conflict,
+    InsufficientCredits,
+    InvalidApiKey,
+    InvalidInput,
+    NotFound,
+    QueueUnavailable,
+    TryAgain,
+    Unauthenticated,
+    Unavailable,
+)
+from domain.submission import UNAVAILABLE_MESSAGE
+from entrypoints.http.inputs import in_our_words
+from entrypoints.http.schemas import ErrorBody, ErrorEnvelope
+
+MAX_MESSAGE_LENGTH = 300
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How one kind of failure is answered; without a message, in the error's own words."""
+
+    status: int
+    code: str
+    message: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+_BEARER = {"WWW-Authenticate": "Bearer"}
+_RETRY = {"Retry-After": "5"}
+_INVALID = Answer(400, "VALIDATION_ERROR")
+_NOTHING_HERE = Answer(404, "NOT_FOUND", "There is nothing here that you may see")
+_UNAVAILABLE = Answer(
+    503, "SERVICE_UNAVAILABLE", "Something that we need does not answer; try again", _RETRY
+)
+
+ERRORS: Final[Mapping[type[Exception] | int, Answer]] = {
+    InvalidInput: _INVALID,
+    Unauthenticated: Answer(401, "INVALID_TOKEN", headers=_BEARER),
+    InvalidApiKey: Answer(401, "INVALID_API_KEY", headers=_BEARER),
+    InsufficientCredits: Answer(402, "INSUFFICIENT_CREDITS"),
+    NotFound: _NOTHING_HERE,
+    Conflict: Answer(409, "CONFLICT"),
+    QueueUnavailable: Answer(503, "SERVICE_UNAVAILABLE", UNAVAILABLE_MESSAGE, _RETRY),
+    Unavailable: _UNAVAILABLE,
+    TryAgain: _UNAVAILABLE,  # from the image storage
+    400: _INVALID,
+    404: _NOTHING_HERE,
+    405: Answer(405, "METHOD_NOT_ALLOWED", "This path does not know this method"),
+    413: Answer(413, "PAYLOAD_TOO_LARGE", "The body is too large"),
+    415: Answer(415, "UNSUPPORTED_MEDIA_TYPE", "The Content-Type must be application/json"),
+    Exception: Answer(500, "INTERNAL_ERROR", "This is our fault; we have taken note of it"),
+}
+"""By the type of the error or, for the framework's own, by its HTTP status."""
+
+
+def answer_to(error: Exception) -> Answer:
+    """The row of the table for ``error``."""
+    if isinstance(error, HTTPException):
+        return ERRORS.get(_status(error), ERRORS[Exception])
+    return next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
+
+
+def _status(error: HTTPException) -> int:
+    """As the framework has it, but for a caller who hung up, and for an id that cannot exist."""
+    if error.detail == "client disconnected prematurely":
+        return 400
+    return 404 if _complaint(error).get("source") == "path" else error.status_code
+
+
+def _complaint(error: Exception) -> dict[str, Any]:
+    """What Litestar found wrong first (its key, message and source); empty for other errors."""
+    found = error.extra if isinstance(error, ValidationException) else None
+    return found[0] if isinstance(found, list) and found else {}
+
+
+def _own_words(error: Exception) -> str:
+    complaint = _complaint(error)
+    if complaint.get("source") == "body":
+        return "body: is required"
+    if complaint:
+        return f"{complaint['key']}: {in_our_words(complaint['message'])}"
+    return error.detail if isinstance(error, HTTPException) else str(error)
+
+
+def respond(_: Request[Any, Any, Any], error: Exception) -> Response[ErrorEnvelope]:
+    """The envelope for ``error``; what nobody expected is logged, and answered without detail."""
+    answer = answer_to(error)
+    if answer.status == 500:
+        log.error("unexpected_error", exc_info=error)
+    message = answer.message or _own_words(error)[:MAX_MESSAGE_LENGTH]
+    theirs = error.headers if isinstance(error, HTTPException) else None
+    return Response(
+        ErrorEnvelope(data=None, error=ErrorBody(code=answer.code, message=message)),
+        status_code=answer.status,
+        headers={**answer.headers, **(theirs or {})},
+    )

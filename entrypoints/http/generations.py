@@ -1,0 +1,185 @@
+"""Generations: ask for one, see what became of it, take it back."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+from uuid import UUID
+
+import msgspec
+from litestar import Response, get, post
+from litestar.openapi.spec import Example
+from litestar.params import BodyKwarg, QueryParameter
+from msgspec import Meta
+from structlog.contextvars import bind_contextvars
+
+from domain.ports import Position, SessionReadPort
+from domain.reading import Reading
+from domain.sessions import Accessory, GenerationSession, SessionStatus
+from domain.submission import Submission, TryOnRequest
+from entrypoints.http.inputs import (
+    Cursor,
+    CursorText,
+    Injected,
+    Limit,
+    NewGenerationBody,
+    OwnedRequest,
+    SessionIdInPath,
+)
+from entrypoints.http.openapi import failures
+from entrypoints.http.schemas import (
+    NewGeneration,
+    Session,
+    SessionEnvelope,
+    SessionPage,
+    SessionPageEnvelope,
+    Stats,
+    StatsEnvelope,
+    Submitted,
+    SubmittedEnvelope,
+)
+
+StatusFilter = Annotated[
+    SessionStatus | None, QueryParameter(description="Only sessions in this status.")
+]
+
+_EXAMPLE = {
+    "model_image_url": "https://images.example.com/person.jpg",
+    "outfit_image_url": "https://images.example.com/coat.jpg",
+    "accessories": [{"type": "hat", "url": "https://images.example.com/hat.jpg"}],
+}
+Body = Annotated[NewGeneration, BodyKwarg(examples=[Example(value=_EXAMPLE)])]
+
+_TAGS = ["Generations"]
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_Microseconds = Annotated[
+    int, Meta(ge=0, lt=(datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND)
+]
+_CURSOR: Cursor[tuple[int, UUID]] = Cursor(msgspec.json.Decoder(tuple[_Microseconds, UUID]))
+
+
+@post(
+    "/generations",
+    status_code=202,
+    dto=NewGenerationBody,
+    return_dto=None,
+    tags=_TAGS,
+    summary="Ask for a picture",
+    response_description="Accepted and paid; the picture is on its way.",
+    responses=failures(401, 402, 413, 415, 503),
+)
+async def submit_generation(
+    request: OwnedRequest, data: Body, submission: Injected[Submission]
+) -> Response[SubmittedEnvelope]:
+    """Takes one credit and queues the work. After a 202 the session will reach a final status:
+    `completed` with a picture, or `failed` with the credit back. Ask at `status_url`.
+    After a 503 the credit is back, or comes back by itself."""
+    receipt = await submission.submit(_try_on(data, request))
+    bind_contextvars(session_id=str(receipt.session.id))
+    submitted = Submitted.of(receipt)
+    return Response(
+        SubmittedEnvelope(data=submitted, error=None), headers={"Location": submitted.status_url}
+    )
+
+
+def _try_on(data: NewGeneration, request: OwnedRequest) -> TryOnRequest:
+    return TryOnRequest(
+        owner=request.user,
+        request_id=request.scope["state"]["request_id"],
+        model_image_url=data.model_image_url,
+        outfit_image_url=data.outfit_image_url,
+        accessories=tuple(Accessory(type=item.type, url=item.url) for item in data.accessories),
+        prompt=data.prompt,
+    )
+
+
+@get(
+    "/generations",
+    tags=_TAGS,
+    summary="List your sessions",
+    response_description="A part of your sessions, newest first.",
+    responses=failures(401, 503),
+)
+async def list_generations(
+    *,
+    request: OwnedRequest,
+    sessions: Injected[SessionReadPort],
+    reading: Injected[Reading],
+    status: StatusFilter = None,
+    limit: Limit = 20,
+    cursor: CursorText = None,
+) -> SessionPageEnvelope:
+    """Newest first, up to `limit` at a time. `queue_position` is null here."""
+    found = await sessions.history(
+        request.user, status=status, limit=limit + 1, after=_position(cursor)
+    )
+    items = [Session.of(reading.without_position(session)) for session in found[:limit]]
+    next_cursor = _cursor(found[limit - 1]) if len(found) > limit else None
+    return SessionPageEnvelope(data=SessionPage(items=items, next_cursor=next_cursor), error=None)
+
+
+def _position(cursor: str | None) -> Position | None:
+    if cursor is None:
+        return None
+    microseconds, session_id = _CURSOR.decode(cursor)
+    return Position(created_at=_EPOCH + microseconds * _MICROSECOND, id=session_id)
+
+
+def _cursor(session: GenerationSession) -> str:
+    return _CURSOR.encode(((session.created_at - _EPOCH) // _MICROSECOND, session.id))
+
+
+@get(
+    "/generations/stats",
+    tags=_TAGS,
+    summary="Count your sessions",
+    response_description="Your sessions, counted by status.",
+    responses=failures(401, 503),
+)
+async def count_generations(
+    request: OwnedRequest, sessions: Injected[SessionReadPort]
+) -> StatsEnvelope:
+    """How many sessions you have, by status."""
+    return StatsEnvelope(data=Stats.of(await sessions.stats(request.user)), error=None)
+
+
+@get(
+    "/generations/{session_id:str}",
+    tags=_TAGS,
+    summary="See one session",
+    response_description="The session as it is now.",
+    responses=failures(401, 404, 503),
+)
+async def get_generation(
+    request: OwnedRequest, session_id: SessionIdInPath, reading: Injected[Reading]
+) -> SessionEnvelope:
+    """The session, with its picture once it is completed. Ask about once a second until `status`
+    is `completed` or `failed`."""
+    return SessionEnvelope(data=Session.of(await reading.one(session_id, request.user)), error=None)
+
+
+@post(
+    "/generations/{session_id:str}/cancel",
+    status_code=200,
+    tags=_TAGS,
+    summary="Take a request back",
+    response_description="The session, failed as `CANCELLED`; its credit is back.",
+    responses=failures(401, 404, 409, 503),
+)
+async def cancel_generation(
+    request: OwnedRequest,
+    session_id: SessionIdInPath,
+    submission: Injected[Submission],
+    reading: Injected[Reading],
+) -> SessionEnvelope:
+    """Possible while the session is `queued`; afterwards the answer is 409."""
+    session = await submission.cancel(session_id, request.user)
+    return SessionEnvelope(data=Session.of(reading.without_position(session)), error=None)
+
+
+GENERATION_HANDLERS = (
+    submit_generation,
+    list_generations,
+    count_generations,
+    get_generation,
+    cancel_generation,
+)

@@ -1,0 +1,115 @@
+"""How what callers send becomes values, and how what is wrong with it is put in words."""
+
+import base64
+import binascii
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeAlias, TypeVar
+from uuid import UUID
+
+import msgspec
+from litestar import Request
+from litestar.di import NamedDependency
+from litestar.dto import AbstractDTO
+from litestar.exceptions import HTTPException
+from litestar.params import PathParameter, QueryParameter, SkipValidation
+
+from domain.credits import Owner
+from domain.errors import InvalidInput
+from entrypoints.http.schemas import NewGeneration
+
+if TYPE_CHECKING:
+    from litestar._openapi.schema_generation import SchemaCreator
+    from litestar.openapi.spec import Reference, Schema
+    from litestar.typing import FieldDefinition
+
+T = TypeVar("T")
+
+Injected: TypeAlias = NamedDependency[SkipValidation[T]]
+"""A handler's argument that the application provides, by its name."""
+
+OwnedRequest: TypeAlias = Request[Owner, Any, Any]
+"""A request whose ``user`` is known."""
+
+SessionIdInPath = Annotated[UUID, PathParameter(description="The session's id.")]
+Limit = Annotated[int, QueryParameter(ge=1, le=50, description="How many to return at most.")]
+CursorText = Annotated[
+    str | None,
+    QueryParameter(description="The `next_cursor` of the part before; none for the first part."),
+]
+
+_NEW_GENERATION = msgspec.json.Decoder(NewGeneration)
+
+
+class NewGenerationBody(AbstractDTO[NewGeneration]):
+    """Decodes the body from its bytes in one go, strictly, and only if it says that it is JSON.
+
+    Left alone, Litestar decodes twice, coerces types and takes any Content-Type.
+    """
+
+    def decode_bytes(self, value: bytes) -> NewGeneration:
+        """Raises InvalidInput, which names the field."""
+        content_type, _, _ = self.asgi_connection.headers.get("content-type", "").partition(";")
+        if content_type.strip().lower() != "application/json":
+            raise HTTPException(status_code=415)
+        try:
+            return _NEW_GENERATION.decode(value)
+        except msgspec.ValidationError as error:
+            raise _misfit(str(error)) from error
+        except UnicodeDecodeError as error:
+            raise InvalidInput("body", "is not valid UTF-8") from error
+        except msgspec.DecodeError as error:
+            raise InvalidInput("body", f"is not valid JSON: {in_our_words(str(error))}") from error
+
+    @classmethod
+    def create_for_field_definition(cls, *_: Any, **__: Any) -> None:  # noqa: ANN401
+        """Nothing to prepare."""
+
+    @classmethod
+    def create_openapi_schema(
+        cls,
+        field_definition: "FieldDefinition",
+        handler_id: str,  # noqa: ARG003 - the base class has it
+        schema_creator: "SchemaCreator",
+    ) -> "Reference | Schema":
+        return schema_creator.for_field_definition(field_definition)
+
+
+def _misfit(complaint: str) -> InvalidInput:
+    """msgspec's complaint, such as "Expected `str`, got `int` - at `$.accessories[0].url`"."""
+    problem, _, place = complaint.partition(" - at `$")
+    place = place.strip(".`")
+    for beginning, meaning in _ABOUT_A_NAMED_FIELD.items():
+        if problem.startswith(beginning):
+            name = problem.removeprefix(beginning).strip("`")
+            return InvalidInput(f"{place}.{name}" if place else name, meaning)
+    return InvalidInput(place or "body", in_our_words(problem))
+
+
+_ABOUT_A_NAMED_FIELD = {
+    "Object missing required field ": "is required",
+    "Object contains unknown field ": "is not a field of this request",
+}
+
+
+def in_our_words(problem: str) -> str:
+    """What msgspec says about a value, in the style of our messages."""
+    if "matching regex" in problem:
+        return "has a character that is not allowed"
+    return problem[:1].lower() + problem[1:].replace("`", "")
+
+
+class Cursor(Generic[T]):
+    """An opaque text that stands for a place in a listing: base64url of the place's JSON."""
+
+    def __init__(self, decoder: msgspec.json.Decoder[T]) -> None:
+        self._decoder = decoder
+
+    def encode(self, place: T) -> str:
+        return base64.urlsafe_b64encode(msgspec.json.encode(place)).decode().rstrip("=")
+
+    def decode(self, cursor: str) -> T:
+        """Raises InvalidInput for anything that ``encode`` did not make."""
+        try:
+            padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+            return self._decoder.decode(base64.b64decode(padded, altchars=b"-_", validate=True))
+        except (binascii.Error, UnicodeError, msgspec.DecodeError) as error:
+            raise InvalidInput("cursor", "is not one that this listing gave out") from error

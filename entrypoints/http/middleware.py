@@ -1,0 +1,98 @@
+"""What happens around every request: its id, its line in the log, and who is asking."""
+
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Iterable
+from time import perf_counter
+
+import structlog
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars, clear_contextvars
+
+from domain.credits import Owner
+from domain.errors import InvalidApiKey, Unauthenticated
+
+Authenticate = Callable[[str], Awaitable[Owner]]
+"""From a bearer token to its owner. Raises Unauthenticated, InvalidApiKey or StoreUnavailable."""
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+log = structlog.get_logger()
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_BEARER = re.compile(rb"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
+_LOOKS_LIKE_A_KEY = re.compile(rb"bearer +wk_", re.IGNORECASE)
+
+
+class RequestContext:
+    """Outermost: gives every request an id, every response its header, and the log one line."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+            return
+        started = perf_counter()
+        path = scope["path"]
+        status: int | None = None
+        request_id = _request_id(scope["headers"])
+        scope["state"]["request_id"] = request_id
+        bind_contextvars(request_id=request_id)
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                header = (b"x-request-id", request_id.encode())
+                message["headers"] = [*message["headers"], header]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            log.info(
+                "request",
+                method=scope["method"],
+                path=path,
+                status=status,
+                duration_ms=round((perf_counter() - started) * 1000, 1),
+            )
+            clear_contextvars()
+
+
+def _request_id(headers: RawHeaders) -> str:
+    """The caller's, if it is well formed, else a new one."""
+    theirs = next((value for name, value in headers if name == b"x-request-id"), b"")
+    if _REQUEST_ID.fullmatch(theirs):
+        return theirs.decode()
+    return f"req_{secrets.token_hex(12)}"
+
+
+class Authentication:
+    """Lets only known callers through; preflight requests carry no token and need none."""
+
+    def __init__(self, app: ASGIApp, authenticate: Authenticate) -> None:
+        self._app = app
+        self._authenticate = authenticate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("method") != "OPTIONS":
+            owner = await self._authenticate(_bearer_token(scope["headers"]))
+            scope["user"] = owner
+            bind_contextvars(owner=str(owner))
+        await self._app(scope, receive, send)
+
+
+def _bearer_token(headers: RawHeaders) -> str:
+    """Raises Unauthenticated unless there is one well-formed Authorization header."""
+    given = [value for name, value in headers if name == b"authorization"]
+    match = _BEARER.fullmatch(given[0]) if len(given) == 1 else None
+    if match:
+        return match[1].decode()
+    problem = "Send one header 'Authorization: Bearer <token>'"
+    if any(_LOOKS_LIKE_A_KEY.match(value) for value in given):
+        raise InvalidApiKey(problem)
+    raise Unauthenticated(problem)

@@ -1,0 +1,336 @@
+"""What travels: the bodies of requests and responses, with the words that document them."""
+
+from datetime import datetime
+from typing import Annotated, Literal, Self
+from uuid import UUID
+
+from msgspec import Meta, Struct
+
+from domain.credits import Channel, CreditAccount, LedgerEntry, LedgerKind
+from domain.ports import Receipt, SessionStats
+from domain.reading import SessionView
+from domain.sessions import MAX_ACCESSORIES, MAX_PROMPT_LENGTH, Accessory, SessionStatus
+from domain.submission import MAX_URL_LENGTH
+
+GENERATIONS_PATH = "/api/v1/generations"
+
+# Control characters (PostgreSQL refuses NUL, terminals obey ESC) and the marks that turn the
+# direction of text. A prompt may have tabs and line ends.
+_UNPRINTABLE = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+_UNPRINTABLE_IN_TEXT = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+
+Url = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=MAX_URL_LENGTH,
+        description="Where we can get the picture: a public http or https link.",
+        examples=["https://images.example.com/person.jpg"],
+    ),
+]
+SessionId = Annotated[
+    UUID,
+    Meta(description="The session's id.", examples=["018f6b9e-7c3a-7d21-9a40-3f0c5f6d2b11"]),
+]
+StatusUrl = Annotated[
+    str,
+    Meta(
+        description="Path at which to ask how the session is doing.",
+        examples=[f"{GENERATIONS_PATH}/018f6b9e-7c3a-7d21-9a40-3f0c5f6d2b11"],
+    ),
+]
+CreatedAt = Annotated[datetime, Meta(description="When it was created, UTC.")]
+
+
+class AccessoryItem(Struct, frozen=True, forbid_unknown_fields=True):
+    """One accessory to wear."""
+
+    type: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=64,
+            pattern=f"^(?![\\s\\S]*{_UNPRINTABLE})",
+            description="What it is.",
+            examples=["hat"],
+        ),
+    ]
+    url: Url
+
+
+class NewGeneration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A try-on request: who, wearing what."""
+
+    model_image_url: Url
+    outfit_image_url: Url | None = None
+    accessories: Annotated[
+        list[AccessoryItem],
+        Meta(max_length=MAX_ACCESSORIES, description="What else to wear."),
+    ] = []
+    prompt: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=MAX_PROMPT_LENGTH,
+                pattern=f"^(?![\\s\\S]*{_UNPRINTABLE_IN_TEXT})",
+                description="Instructions of your own, instead of ours. Stores only.",
+                examples=["Show the person in the outfit, outdoors, in soft evening light."],
+            ),
+        ]
+        | None
+    ) = None
+
+
+class ErrorBody(Struct, frozen=True):
+    """What went wrong: a code for programs, a message for people."""
+
+    code: Annotated[str, Meta(description="Stable; act on this.", examples=["VALIDATION_ERROR"])]
+    message: Annotated[str, Meta(description="May change; show it to a developer.")]
+
+
+class ErrorEnvelope(Struct, frozen=True, kw_only=True):
+    """Every answer that is an error."""
+
+    data: None
+    error: ErrorBody
+
+
+NextCursor = Annotated[
+    str | None,
+    Meta(description="Send it as `cursor` to get the next part; null on the last part."),
+]
+
+
+class Submitted(Struct, frozen=True, kw_only=True):
+    """A request was accepted and paid: it will reach a final status."""
+
+    session_id: SessionId
+    status: SessionStatus
+    status_url: StatusUrl
+    credits_remaining: Annotated[int, Meta(description="The balance after this.", examples=[41])]
+    created_at: CreatedAt
+
+    @classmethod
+    def of(cls, receipt: Receipt) -> Self:
+        session = receipt.session
+        return cls(
+            session_id=session.id,
+            status=session.status,
+            status_url=f"{GENERATIONS_PATH}/{session.id}",
+            credits_remaining=receipt.credits_remaining,
+            created_at=session.created_at,
+        )
+
+
+class SubmittedEnvelope(Struct, frozen=True, kw_only=True):
+    """The answer to a request for a picture."""
+
+    data: Submitted
+    error: None
+
+
+class Session(Struct, frozen=True, kw_only=True):
+    """A generation session. A field without a value is null, never missing."""
+
+    session_id: SessionId
+    status: SessionStatus
+    channel: Annotated[Channel, Meta(description="`b2b` for a store's, `b2c` for a user's.")]
+    model_image_url: str
+    outfit_image_url: str | None
+    accessories: list[AccessoryItem]
+    prompt: Annotated[str | None, Meta(description="The prompt that was used. Stores only.")]
+    generated_image_url: Annotated[
+        str | None, Meta(description="The picture, once completed. The link expires: ask again.")
+    ]
+    media_type: Annotated[str | None, Meta(description="The picture's format.")]
+    error_code: Annotated[
+        str | None, Meta(description="Why it failed, for programs.", examples=["EXPIRED"])
+    ]
+    error_message: Annotated[str | None, Meta(description="Why it failed, for people.")]
+    attempt: Annotated[int, Meta(description="How often work on it has begun.")]
+    queue_position: Annotated[
+        int | None,
+        Meta(description="1 for the next; null unless queued, in listings, and beyond 1000."),
+    ]
+    request_id: Annotated[str, Meta(description="The X-Request-Id of the call that made it.")]
+    created_at: CreatedAt
+    started_at: Annotated[datetime | None, Meta(description="When the latest attempt began.")]
+    completed_at: Annotated[datetime | None, Meta(description="When it reached a final status.")]
+    processing_time_ms: int | None
+    status_url: StatusUrl
+
+    @classmethod
+    def of(cls, view: SessionView) -> Self:
+        session = view.session
+        artefact, failure = session.artefact, session.failure
+        return cls(
+            session_id=session.id,
+            status=session.status,
+            channel=session.owner.channel,
+            model_image_url=session.model_image_url,
+            outfit_image_url=session.outfit_image_url,
+            accessories=[_accessory_item(accessory) for accessory in session.accessories],
+            prompt=session.prompt if session.owner.channel is Channel.B2B else None,
+            generated_image_url=view.picture_url,
+            media_type=None if artefact is None else artefact.media_type,
+            error_code=None if failure is None else failure.code,
+            error_message=None if failure is None else failure.message,
+            attempt=session.attempt,
+            queue_position=view.queue_position,
+            request_id=session.request_id,
+            created_at=session.created_at,
+            started_at=session.started_at,
+            completed_at=session.completed_at,
+            processing_time_ms=session.processing_time_ms,
+            status_url=f"{GENERATIONS_PATH}/{session.id}",
+        )
+
+
+class SessionEnvelope(Struct, frozen=True, kw_only=True):
+    """The answer about one session."""
+
+    data: Session
+    error: None
+
+
+class SessionPage(Struct, frozen=True, kw_only=True):
+    """A part of your sessions, newest first."""
+
+    items: list[Session]
+    next_cursor: NextCursor
+
+
+class SessionPageEnvelope(Struct, frozen=True, kw_only=True):
+    """The answer about many sessions."""
+
+    data: SessionPage
+    error: None
+
+
+def _accessory_item(accessory: Accessory) -> AccessoryItem:
+    return AccessoryItem(type=accessory.type, url=accessory.url)
+
+
+class Stats(Struct, frozen=True, kw_only=True):
+    """How many sessions you have. `active` is queued plus processing."""
+
+    total: int
+    queued: int
+    processing: int
+    completed: int
+    failed: int
+    active: int
+
+    @classmethod
+    def of(cls, stats: SessionStats) -> Self:
+        return cls(
+            total=stats.total,
+            queued=stats.queued,
+            processing=stats.processing,
+            completed=stats.completed,
+            failed=stats.failed,
+            active=stats.active,
+        )
+
+
+class StatsEnvelope(Struct, frozen=True, kw_only=True):
+    """The answer about how many sessions there are."""
+
+    data: Stats
+    error: None
+
+
+class Credits(Struct, frozen=True, kw_only=True):
+    """Your account. `balance` is granted minus debited plus refunded."""
+
+    channel: Channel
+    owner_id: Annotated[str, Meta(description="Your store's or user's id.")]
+    balance: int
+    total_granted: int
+    total_debited: int
+    total_refunded: int
+
+    @classmethod
+    def of(cls, account: CreditAccount) -> Self:
+        return cls(
+            channel=account.owner.channel,
+            owner_id=account.owner.id,
+            balance=account.balance,
+            total_granted=account.total_granted,
+            total_debited=account.total_debited,
+            total_refunded=account.total_refunded,
+        )
+
+
+class CreditsEnvelope(Struct, frozen=True, kw_only=True):
+    """The answer about your account."""
+
+    data: Credits
+    error: None
+
+
+class LedgerItem(Struct, frozen=True, kw_only=True):
+    """One change of your balance."""
+
+    id: int
+    kind: LedgerKind
+    amount: Annotated[int, Meta(description="Signed: debits are negative.", examples=[-1])]
+    session_id: Annotated[UUID | None, Meta(description="Null for grants.")]
+    note: Annotated[str | None, Meta(description="Null unless a grant.")]
+    created_at: CreatedAt
+
+    @classmethod
+    def of(cls, entry: LedgerEntry) -> Self:
+        return cls(
+            id=entry.id,
+            kind=entry.kind,
+            amount=entry.amount,
+            session_id=entry.session_id,
+            note=entry.note,
+            created_at=entry.created_at,
+        )
+
+
+class LedgerPage(Struct, frozen=True, kw_only=True):
+    """A part of your ledger, newest first."""
+
+    items: list[LedgerItem]
+    next_cursor: NextCursor
+
+
+class LedgerPageEnvelope(Struct, frozen=True, kw_only=True):
+    """The answer about changes of your balance."""
+
+    data: LedgerPage
+    error: None
+
+
+class Alive(Struct, frozen=True):
+    """The process runs."""
+
+    status: Literal["ok"]
+
+
+class AliveEnvelope(Struct, frozen=True, kw_only=True):
+    """The answer of the liveness probe."""
+
+    data: Alive
+    error: None
+
+
+DependencyState = Literal["ok", "unavailable"]
+
+
+class ReadyEnvelope(Struct, frozen=True, kw_only=True):
+    """The answer of the readiness probe: the state of each thing that the service needs."""
+
+    data: dict[str, DependencyState]
+    error: None
+
+
+class NotReadyEnvelope(Struct, frozen=True, kw_only=True):
+    """What is missing: the one error that carries data too."""
+
+    data: dict[str, DependencyState]
+    error: ErrorBody

@@ -1,0 +1,104 @@
+"""The API process: granian in front, and in each of its workers the application."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import structlog
+from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes
+from granian.server import Server as Granian
+from litestar import Litestar
+
+from config.container import Container, close
+from config.logging import GRANIAN_LOGGING, configure_logging
+from config.servers import die_with_parent
+from config.settings import Settings, load_settings
+from domain.errors import Unavailable
+from domain.submission import Submission
+from entrypoints.http.app import Lifespan, Services, create_app
+
+CONFIRM_SECONDS = 1.0
+"""How often pushed tasks are confirmed; recovery's shortest ``push_again_seconds`` is 5."""
+
+log = structlog.get_logger(__name__)
+
+
+def serve_http(settings: Settings, *, target: str = "entrypoints.http.server:app") -> None:
+    """Serve until SIGTERM or SIGINT; requests in flight are finished first.
+
+    Settings that the workers need and that are missing are reported here, before they start.
+    """
+    configure_logging(settings)
+    services_of(Container(settings=settings))
+    Granian(
+        target=target,
+        factory=True,
+        interface=Interfaces.ASGI,
+        address=settings.host,
+        port=settings.port,
+        workers=settings.api_workers,
+        loop=Loops.uvloop,
+        runtime_mode=RuntimeModes.st,
+        http=HTTPModes.http1,
+        websockets=False,
+        log_dictconfig=GRANIAN_LOGGING,
+    ).serve()
+
+
+def app() -> Litestar:
+    """What each of granian's workers runs."""
+    # Granian's main process, killed, would leave its workers serving.
+    die_with_parent(signal.SIGTERM, os.getppid())
+    settings = load_settings(os.environ)
+    configure_logging(settings)
+    return application(Container(settings=settings))
+
+
+def application(container: Container, *lifespan: Lifespan) -> Litestar:
+    """The application on its adapters; further ``lifespan``s run inside the usual one."""
+
+    @asynccontextmanager
+    async def connected(_: Litestar) -> AsyncIterator[None]:
+        confirming = asyncio.create_task(_confirm_pushed(container.submission()))
+        try:
+            yield
+        finally:
+            confirming.cancel()
+            await asyncio.gather(confirming, return_exceptions=True)
+            with suppress(Unavailable):  # Recovery treats what stays unconfirmed as never pushed.
+                await container.submission().confirm_pushed()
+            await close(container)
+
+    settings: Settings = container.settings()
+    return create_app(
+        services_of(container),
+        lifespan=[connected, *lifespan],
+        max_body_bytes=settings.max_body_bytes,
+    )
+
+
+def services_of(container: Container) -> Services:
+    """Raises ``SettingsError`` where something that the API needs is not set."""
+    return Services(
+        submission=container.submission(),
+        reading=container.reading(),
+        sessions=container.sessions(),
+        credits=container.accounts(),
+        authenticate=container.authenticate(),
+        readiness=container.readiness(),
+        files=container.storage(),
+        samples=container.samples(),
+    )
+
+
+async def _confirm_pushed(submission: Submission) -> None:
+    while True:
+        await asyncio.sleep(CONFIRM_SECONDS)
+        try:
+            await submission.confirm_pushed()
+        except Unavailable as error:
+            log.warning("confirming_postponed", cause=type(error).__name__)
+        except Exception:
+            log.exception("confirming_crashed")

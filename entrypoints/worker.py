@@ -1,0 +1,174 @@
+"""The worker: takes tasks from the queue, has them done, and lets recovery run beside it."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from random import Random
+
+import structlog
+import uvloop
+
+from config.container import POP_SECONDS, Container, close
+from config.logging import configure_logging
+from config.settings import Settings
+from domain.errors import Unavailable
+from domain.generation import Generation
+from domain.ports import TaskQueuePort
+from domain.recovery import Recovery
+from domain.tasks import GenerationTask, UnreadableTask
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLimits:
+    """Bounds of one worker process. ``drain_seconds`` must be longer than ``pop_seconds``."""
+
+    concurrency: int
+    pop_seconds: float
+    drain_seconds: float
+    recovery_seconds: float
+    backoff_base_seconds: float = 0.1
+    backoff_cap_seconds: float = 5.0
+
+
+class Worker:
+    """``concurrency`` slots, each popping a task only when it is free to work on it."""
+
+    def __init__(
+        self,
+        *,
+        queue: TaskQueuePort,
+        generation: Generation,
+        recovery: Recovery | None,
+        limits: WorkerLimits,
+        random: Random,
+    ) -> None:
+        self._queue = queue
+        self._generation = generation
+        self._recovery = recovery
+        self._limits = limits
+        self._random = random
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Take no more tasks; ``run`` returns when those in flight are done or given back."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Work until ``stop``. What is not finished ``drain_seconds`` later is given back."""
+        loops = [asyncio.create_task(self._slot()) for _ in range(self._limits.concurrency)]
+        if self._recovery is not None:
+            loops.append(asyncio.create_task(self._recover(self._recovery)))
+        log.info("worker_started", concurrency=self._limits.concurrency)
+        await self._stopping.wait()
+        log.info("worker_draining", drain_seconds=self._limits.drain_seconds)
+        # By then every pop has run out of its own accord, so only work is cancelled, never a pop.
+        _, unfinished = await asyncio.wait(loops, timeout=self._limits.drain_seconds)
+        for task in unfinished:
+            task.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        log.info("worker_stopped", given_back=len(unfinished))
+
+    async def _slot(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                await self._next()
+                failures = 0
+            except Unavailable as error:
+                failures += 1
+                await self._back_off(failures, error)
+
+    async def _next(self) -> None:
+        message = await self._queue.pop(timeout_seconds=self._limits.pop_seconds)
+        if isinstance(message, GenerationTask):
+            await self._work(message)
+        elif isinstance(message, UnreadableTask):
+            failed = await self._generation.refuse(message)
+            log.error(
+                "task_unreadable",
+                reason=message.reason,
+                session_id=str(message.session_id),
+                session_failed=failed,
+            )
+
+    async def _work(self, task: GenerationTask) -> None:
+        with structlog.contextvars.bound_contextvars(
+            request_id=task.request_id, session_id=str(task.session_id)
+        ):
+            try:
+                outcome = await self._generation.run(task)
+            except Unavailable:
+                raise
+            except Exception:
+                log.exception("task_crashed")
+            else:
+                log.info("task_done", outcome=outcome)
+
+    async def _recover(self, recovery: Recovery) -> None:
+        while not self._stopping.is_set():
+            try:
+                report = await recovery.run_once()
+            except Unavailable as error:
+                log.warning("recovery_postponed", cause=type(error).__name__)
+            except Exception:
+                log.exception("recovery_crashed")
+            else:
+                if report.total:
+                    log.info("recovered", **report.counts())
+            await self._pause(self._limits.recovery_seconds * self._random.uniform(0.8, 1.2))
+
+    async def _back_off(self, failures: int, error: Unavailable) -> None:
+        """Wait before the next try: exponentially longer, with full jitter, for ever."""
+        limits = self._limits
+        ceiling = limits.backoff_base_seconds * 2.0 ** min(failures, 32)
+        seconds = self._random.uniform(0, min(limits.backoff_cap_seconds, ceiling))
+        log.warning("worker_waiting", cause=type(error).__name__, seconds=round(seconds, 3))
+        await self._pause(seconds)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not longer than until ``stop``."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+
+
+async def run_until_signalled(worker: Worker, close: Callable[[], Awaitable[None]]) -> None:
+    """Run ``worker`` until SIGTERM or SIGINT, then ``close``."""
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, worker.stop)
+    try:
+        await worker.run()
+    finally:
+        await close()
+
+
+def run_worker(settings: Settings, *, concurrency: int | None, recovery: bool) -> None:
+    """The worker process. Returns after SIGTERM, once it has come to rest."""
+    configure_logging(settings)
+    container = Container(settings=settings)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        worker = build_worker(container, concurrency=concurrency, recovery=recovery)
+        runner.run(run_until_signalled(worker, lambda: close(container)))
+
+
+def build_worker(container: Container, *, concurrency: int | None, recovery: bool) -> Worker:
+    """A worker as the settings say, unless ``concurrency`` does."""
+    settings: Settings = container.settings()
+    return Worker(
+        queue=container.queue(),
+        generation=container.generation(),
+        recovery=container.recovery() if recovery else None,
+        limits=WorkerLimits(
+            concurrency=concurrency or settings.worker_concurrency,
+            pop_seconds=POP_SECONDS,
+            drain_seconds=settings.drain_seconds,
+            recovery_seconds=settings.recovery_seconds,
+        ),
+        random=container.random(),
+    )

@@ -1,0 +1,266 @@
+"""The adapters behind one handle each, with what a test needs beyond the ports: other programs
+that use the same store or queue, and the passing of time."""
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+from redis.asyncio import Redis
+
+from adapters.auth.memory import InMemoryApiKeyRepo
+from adapters.auth.postgres import PostgresApiKeyRepo
+from adapters.credits.memory import InMemoryCreditRepo
+from adapters.credits.postgres import PostgresCreditRepo
+from adapters.postgres.database import Database
+from adapters.queue.memory import InMemoryTaskQueue
+from adapters.queue.redis import DEAD_KEY, TASKS_KEY, DeadMessage, RedisTaskQueue
+from adapters.sessions.memory import InMemorySessionRepo
+from adapters.sessions.postgres import PostgresSessionRepo
+from domain.credits import LedgerEntry, Owner
+from domain.errors import IllegalTransition
+from domain.ports import (
+    ApiKeyRepoPort,
+    CreditRepoPort,
+    Receipt,
+    RecoveryRepoPort,
+    SessionReadPort,
+    SessionRepoPort,
+    TaskQueuePort,
+)
+from domain.sessions import ErrorCode, Failure, GenerationSession, SessionStatus
+from domain.tasks import UnreadableTask
+from tests.support.clock import FakeClock
+from tests.support.examples import LEASE, USER, a_session
+
+
+class Backend(ABC):
+    """A store."""
+
+    sessions: SessionRepoPort
+    recovery: RecoveryRepoPort
+    reads: SessionReadPort
+    credits: CreditRepoPort
+    api_keys: ApiKeyRepoPort
+
+    @abstractmethod
+    async def foreign_write(self, session_id: UUID, **columns: Any) -> None:
+        """Write a session's row as a consumer that is not ours does, knowing of no rule.
+
+        Raises IllegalTransition where the store refuses it.
+        """
+
+    @abstractmethod
+    async def advance(self, by: timedelta) -> None:
+        """Let time pass. A session that was read before may be dated differently from now on:
+        read it again."""
+
+    @abstractmethod
+    async def align(self) -> None:
+        """Give all sessions the same ``created_at``."""
+
+    @abstractmethod
+    async def misbook(self, owner: Owner, amount: int) -> None:
+        """Change a balance behind the ledger's back."""
+
+    async def created(self, owner: Owner = USER, **changes: Any) -> Receipt:
+        """A session that was paid for with a credit granted for it."""
+        await self.credits.grant(owner, 1, note="test")
+        return await self.sessions.create(a_session(owner=owner, **changes))
+
+    async def queued(self, owner: Owner = USER) -> UUID:
+        return (await self.created(owner)).session.id
+
+    async def queued_in_turn(
+        self, count: int, *, apart: timedelta = timedelta(minutes=1)
+    ) -> list[UUID]:
+        """The ids of sessions created one after the other, oldest first."""
+        ids = []
+        for _ in range(count):
+            ids.append(await self.queued())
+            await self.advance(apart)
+        return ids
+
+    async def claimed(
+        self, owner: Owner = USER, *, attempt: int = 1, lease: timedelta = LEASE
+    ) -> GenerationSession:
+        """A session in its attempt number ``attempt``."""
+        session_id = await self.queued(owner)
+        for number in range(1, attempt):
+            await self.claim(session_id)
+            await self.sessions.release(session_id, attempt=number, delay=timedelta(0))
+        return await self.claim(session_id, lease=lease)
+
+    async def claim(self, session_id: UUID, *, lease: timedelta = LEASE) -> GenerationSession:
+        session = await self.sessions.claim(session_id, lease=lease)
+        assert session is not None
+        return session
+
+    async def get(self, session_id: UUID) -> GenerationSession:
+        return await self.reads.get(session_id, None)
+
+    async def ledger(self, owner: Owner = USER) -> list[LedgerEntry]:
+        """Everything, oldest first."""
+        return (await self.credits.ledger(owner, limit=10_000, before_id=None))[::-1]
+
+    async def money_of(self, session_id: UUID, owner: Owner = USER) -> list[str]:
+        """What the ledger says of a session, oldest first: ``["debit", "refund"]``."""
+        return [entry.kind for entry in await self.ledger(owner) if entry.session_id == session_id]
+
+    async def balance(self, owner: Owner = USER) -> int:
+        return (await self.credits.account(owner)).balance
+
+
+class MemoryBackend(Backend):
+    def __init__(self) -> None:
+        self._clock = FakeClock()
+        self._accounts = InMemoryCreditRepo(clock=self._clock.now)
+        self._repo = InMemorySessionRepo(accounts=self._accounts, clock=self._clock.now)
+        self.sessions = self.recovery = self.reads = self._repo
+        self.credits = self._accounts
+        self.api_keys = InMemoryApiKeyRepo(clock=self._clock.now)
+
+    async def foreign_write(self, session_id: UUID, **columns: Any) -> None:
+        if "error_message" in columns:
+            columns["failure"] = Failure(
+                code=ErrorCode.GENERATION_FAILED, message=columns.pop("error_message")
+            )
+        if "status" in columns:
+            columns["status"] = SessionStatus(columns["status"])
+        self._repo.overwrite(session_id, **columns)
+
+    async def advance(self, by: timedelta) -> None:
+        self._clock.advance(by)
+
+    async def align(self) -> None:
+        """Time stands still here, so they have it already where nothing advanced it."""
+        sessions = await self.reads.history(None, status=None, limit=10_000, after=None)
+        assert len({session.created_at for session in sessions}) == 1
+
+    async def misbook(self, owner: Owner, amount: int) -> None:
+        account = self._accounts.balance_of(owner)
+        self._accounts._accounts[owner] = replace(
+            account, balance=account.balance + amount, total_granted=account.total_granted + amount
+        )
+
+
+_TRUNCATE = "TRUNCATE credit_accounts, credit_ledger, generation_sessions, api_keys"
+
+# The store's clock is real, so the past is moved instead: every time that a rule looks at.
+_ADVANCE = """
+    UPDATE generation_sessions
+    SET created_at = created_at - $1::interval,
+        status_changed_at = status_changed_at - $1::interval,
+        push_again_at = push_again_at - $1::interval,
+        lease_expires_at = lease_expires_at - $1::interval,
+        started_at = started_at - $1::interval"""
+_ALIGN = """
+    UPDATE generation_sessions
+    SET created_at = (SELECT max(created_at) FROM generation_sessions)"""
+_MISBOOK = """
+    UPDATE credit_accounts SET balance = balance + $3, total_granted = total_granted + $3
+    WHERE channel = $1 AND owner_id = $2"""
+
+
+class PostgresBackend(Backend):
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        repo = PostgresSessionRepo(database)
+        self.sessions = self.recovery = self.reads = repo
+        self.credits = PostgresCreditRepo(database)
+        self.api_keys = PostgresApiKeyRepo(database)
+
+    async def empty(self) -> None:
+        await self._database.fetch(_TRUNCATE)
+
+    async def foreign_write(self, session_id: UUID, **columns: Any) -> None:
+        assignments = ", ".join(f"{name} = ${index}" for index, name in enumerate(columns, 2))
+        sql = f"UPDATE generation_sessions SET {assignments} WHERE id = $1 RETURNING id"  # noqa: S608
+        try:
+            assert await self._database.fetch(sql, session_id, *columns.values())
+        except asyncpg.RestrictViolationError as error:
+            raise IllegalTransition(str(error)) from error
+
+    async def advance(self, by: timedelta) -> None:
+        await self._rewrite(_ADVANCE, by)
+
+    async def align(self) -> None:
+        await self._rewrite(_ALIGN)
+
+    async def misbook(self, owner: Owner, amount: int) -> None:
+        await self._database.fetch(_MISBOOK, owner.channel, owner.id, amount)
+
+    async def _rewrite(self, sql: str, *arguments: object) -> None:
+        """Run a statement that the trigger on sessions would refuse."""
+        async with self._database.transaction() as connection:
+            await connection.execute("SET LOCAL session_replication_role = replica")
+            await connection.execute(sql, *arguments)
+
+
+class QueueBackend(ABC):
+    """A queue, with what other producers and consumers see of it."""
+
+    queue: TaskQueuePort
+
+    @abstractmethod
+    async def send(self, raw: bytes) -> None:
+        """Add a message as a producer that is not ours does, behind all others."""
+
+    @abstractmethod
+    async def messages(self) -> list[bytes]:
+        """What waits, the next message first."""
+
+    @abstractmethod
+    async def dead(self) -> list[UnreadableTask]:
+        """The dead list, newest first."""
+
+
+class MemoryQueueBackend(QueueBackend):
+    def __init__(self) -> None:
+        self._queue = InMemoryTaskQueue()
+        self.queue = self._queue
+
+    async def send(self, raw: bytes) -> None:
+        self._queue.messages.appendleft(raw)
+
+    async def messages(self) -> list[bytes]:
+        return list(reversed(self._queue.messages))
+
+    async def dead(self) -> list[UnreadableTask]:
+        return self._queue.dead[::-1]
+
+
+_decode_dead = msgspec.json.Decoder(DeadMessage).decode
+
+
+class RedisQueueBackend(QueueBackend):
+    def __init__(self, *, client: Redis, blocking_client: Redis) -> None:
+        self._client = client
+        self.queue = RedisTaskQueue(
+            client=client,
+            blocking_client=blocking_client,
+            timeout_seconds=2,
+            clock=lambda: datetime.now(UTC),
+        )
+
+    async def send(self, raw: bytes) -> None:
+        await self._client.lpush(TASKS_KEY, raw)
+
+    async def messages(self) -> list[bytes]:
+        return (await self._list(TASKS_KEY))[::-1]
+
+    async def dead(self) -> list[UnreadableTask]:
+        return [_unreadable(_decode_dead(raw)) for raw in await self._list(DEAD_KEY)]
+
+    async def _list(self, key: str) -> list[bytes]:
+        items = await self._client.lrange(key, 0, -1)
+        return [item for item in items if isinstance(item, bytes)]
+
+
+def _unreadable(dead: DeadMessage) -> UnreadableTask:
+    raw = dead.raw_base64 if dead.raw is None else dead.raw.encode()
+    assert raw is not None
+    return UnreadableTask(raw=raw, reason=dead.reason, session_id=dead.session_id)

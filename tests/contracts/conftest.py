@@ -1,0 +1,75 @@
+"""Every adapter of a port, one after the other, empty."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from fakeredis import FakeServer
+from fakeredis.aioredis import FakeRedis
+from redis.asyncio import Redis
+
+from adapters.embedded.postgres import EmbeddedPostgres
+from adapters.embedded.valkey import EmbeddedValkey
+from adapters.postgres.database import Database, DatabaseLimits
+from adapters.queue.redis import redis_client
+from tests.contracts.backends import (
+    Backend,
+    MemoryBackend,
+    MemoryQueueBackend,
+    PostgresBackend,
+    QueueBackend,
+    RedisQueueBackend,
+)
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def store_url(request: pytest.FixtureRequest) -> str | None:
+    """Where the store is; None: in memory."""
+    if request.param == "memory":
+        return None
+    server: EmbeddedPostgres = request.getfixturevalue("postgres")
+    return server.url()
+
+
+@pytest.fixture
+async def backend(store_url: str | None) -> AsyncIterator[Backend]:
+    if store_url is None:
+        yield MemoryBackend()
+        return
+    database = Database(store_url, limits=DatabaseLimits())
+    try:
+        postgres = PostgresBackend(database)
+        await postgres.empty()
+        yield postgres
+    finally:
+        await database.close()
+
+
+@pytest.fixture(params=["memory", "fakeredis", "valkey"])
+def queue_url(request: pytest.FixtureRequest) -> str:
+    """Where the queue is, or what stands in for it."""
+    if request.param != "valkey":
+        return str(request.param)
+    server: EmbeddedValkey = request.getfixturevalue("valkey")
+    return server.url
+
+
+@pytest.fixture
+async def queue_backend(queue_url: str) -> AsyncIterator[QueueBackend]:
+    if queue_url == "memory":
+        yield MemoryQueueBackend()
+        return
+    client, blocking_client = _clients(queue_url)
+    try:
+        await client.flushall()
+        yield RedisQueueBackend(client=client, blocking_client=blocking_client)
+    finally:
+        await client.aclose()
+        await blocking_client.aclose()
+
+
+def _clients(url: str) -> tuple[Redis, Redis]:
+    """A client for short commands and one that may block."""
+    if url == "fakeredis":
+        server = FakeServer()
+        return FakeRedis(server=server), FakeRedis(server=server)
+    return redis_client(url, timeout_seconds=2), redis_client(url, timeout_seconds=10)

@@ -1,0 +1,191 @@
+"""Every image storage keeps ImageStoragePort's promises, and those that serve their own pictures
+keep SignedReads'."""
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+
+from adapters.storage.local import LocalImageStorage
+from adapters.storage.memory import InMemoryImageStorage
+from adapters.storage.signing import UrlSigner
+from domain.errors import NotFound
+from domain.ports import Picture
+from tests.support.clock import FakeClock
+
+pytestmark = pytest.mark.anyio
+
+LIFETIME = timedelta(minutes=15)
+PREFIX = "stores/store:1/generated/7c9e6679"
+JPEG = Picture(data=b"a jpeg", media_type="image/jpeg")
+PNG = Picture(data=b"a png", media_type="image/png")
+WEBP = Picture(data=b"a webp", media_type="image/webp")
+
+Storage = LocalImageStorage | InMemoryImageStorage
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture(params=["local", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Storage:
+    signer = UrlSigner(
+        base_url="http://127.0.0.1:8000", secret=b"secret", lifetime=LIFETIME, clock=clock.now
+    )
+    if request.param == "local":
+        return LocalImageStorage(tmp_path / "pictures", signer=signer)
+    return InMemoryImageStorage(signer=signer)
+
+
+def parts_of(url: str) -> dict[str, Any]:
+    """What the HTTP route reads out of a signed URL."""
+    parts = urlsplit(url)
+    query = parse_qs(parts.query)
+    return {
+        "object_key": unquote(parts.path.removeprefix("/files/")),
+        "expires": int(query["expires"][0]),
+        "signature": query["signature"][0],
+    }
+
+
+async def read(storage: Storage, object_key: str) -> Picture:
+    return await storage.read_signed(**parts_of(storage.url(object_key)))
+
+
+async def test_nothing_is_found_before_it_is_saved(storage: Storage) -> None:
+    """``find`` gives None where there is no picture."""
+    assert await storage.find(PREFIX) is None
+
+
+@pytest.mark.parametrize(("picture", "extension"), [(JPEG, ".jpg"), (PNG, ".png"), (WEBP, ".webp")])
+async def test_a_saved_picture_is_found(storage: Storage, picture: Picture, extension: str) -> None:
+    """A picture is kept under its prefix plus the extension of its type, with that type."""
+    saved = await storage.save(PREFIX, picture)
+
+    assert saved.object_key == PREFIX + extension
+    assert saved.media_type == picture.media_type
+    assert await storage.find(PREFIX) == saved
+    assert await read(storage, saved.object_key) == picture
+
+
+async def test_a_prefix_is_whole(storage: Storage) -> None:
+    """A key is a prefix plus an extension: a picture whose key only begins alike is another's."""
+    await storage.save(PREFIX + "1", JPEG)
+
+    assert await storage.find(PREFIX) is None
+
+
+@pytest.mark.parametrize("first", [JPEG, WEBP])
+@pytest.mark.parametrize("second", [Picture(data=b"late", media_type="image/jpeg"), PNG])
+async def test_the_first_picture_stays(storage: Storage, first: Picture, second: Picture) -> None:
+    """The first picture saved for a session stays its picture, also if the next has another
+    type, and is the one that a later ``save`` returns."""
+    saved = await storage.save(PREFIX, first)
+
+    again = await storage.save(PREFIX, second)
+
+    assert again == saved
+    assert await storage.find(PREFIX) == saved
+    assert await read(storage, saved.object_key) == first
+
+
+async def test_one_of_many_writers_wins(storage: Storage) -> None:
+    """However many save at once, one whole picture is kept and all are told the same key."""
+    pictures = [
+        Picture(data=bytes([number]) * 1_000_000, media_type="image/jpeg") for number in range(8)
+    ]
+
+    saved = await asyncio.gather(*(storage.save(PREFIX, picture) for picture in pictures))
+
+    assert len(set(saved)) == 1
+    assert await read(storage, saved[0].object_key) in pictures
+
+
+async def test_a_url_is_signed(storage: Storage, clock: FakeClock) -> None:
+    """A URL is ``{base_url}/files/{key}``, quoted, with its expiry and an HMAC-SHA256."""
+    url = urlsplit(storage.url("stores/store:1/a.jpg"))
+    query = parse_qs(url.query)
+
+    assert f"{url.scheme}://{url.netloc}{url.path}" == (
+        "http://127.0.0.1:8000/files/stores/store%3A1/a.jpg"
+    )
+    assert query["expires"] == [str(int((clock.now() + LIFETIME).timestamp()))]
+    assert len(bytes.fromhex(query["signature"][0])) == 32
+
+
+async def test_a_url_expires(storage: Storage, clock: FakeClock) -> None:
+    """Anybody can get the picture until the URL expires, and nobody from then on."""
+    saved = await storage.save(PREFIX, JPEG)
+    parts = parts_of(storage.url(saved.object_key))
+
+    clock.advance(LIFETIME - timedelta(seconds=1))
+    assert await storage.read_signed(**parts) == JPEG
+
+    clock.advance(timedelta(seconds=1))
+    with pytest.raises(NotFound):
+        await storage.read_signed(**parts)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"object_key": "stores/store:1/generated/another.jpg"},
+        {"object_key": "stores/\udc80.jpg"},
+        {"expires": 4_102_444_800},
+        {"expires": 2**70},
+        {"signature": ""},
+        {"signature": "0" * 64},
+        {"signature": "\u0130\udc80"},
+    ],
+    ids=ascii,
+)
+async def test_a_changed_url_gives_nothing(storage: Storage, change: dict[str, Any]) -> None:
+    """A URL of which any part was changed is refused, also where its key has a picture."""
+    saved = await storage.save(PREFIX, JPEG)
+    await storage.save("stores/store:1/generated/another", JPEG)
+    parts = parts_of(storage.url(saved.object_key))
+
+    with pytest.raises(NotFound):
+        await storage.read_signed(**parts | change)
+
+
+async def test_another_secret_signs_for_nobody(storage: Storage, clock: FakeClock) -> None:
+    """A signature made with another secret is refused."""
+    saved = await storage.save(PREFIX, JPEG)
+    forger = UrlSigner(base_url="", secret=b"guessed", lifetime=LIFETIME, clock=clock.now)
+
+    with pytest.raises(NotFound):
+        await storage.read_signed(**parts_of(forger.url(saved.object_key)))
+
+
+@pytest.mark.parametrize(
+    "object_key",
+    [
+        "stores/none.jpg",
+        "stores",
+        "",
+        "../secret.jpg",
+        "stores/../../secret.jpg",
+        "/etc/secret.jpg",
+        "stores//a.jpg",
+        "stores/a\0.jpg",
+        "stores/a.jpg#1",
+        ".hidden.jpg",
+        "stores\\a.jpg",
+    ],
+    ids=ascii,
+)
+async def test_a_signed_key_without_a_picture(
+    storage: Storage, tmp_path: Path, object_key: str
+) -> None:
+    """A good signature opens nothing but pictures that were saved."""
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    parts = parts_of(storage.url(object_key))
+
+    with pytest.raises(NotFound):
+        await storage.read_signed(**parts)

@@ -1,0 +1,546 @@
+"""SessionRepoPort: every transition is atomic with its money and guarded in its write."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from adapters.postgres.database import Database, DatabaseLimits
+from adapters.sessions.postgres import PostgresSessionRepo
+from domain.credits import Channel, Owner
+from domain.errors import IllegalTransition, InsufficientCredits, NotFound, StoreUnavailable
+from domain.ports import Receipt, SessionRepoPort
+from domain.sessions import Failure, GenerationSession, SessionStatus
+from tests.contracts.backends import Backend
+from tests.support.examples import (
+    ARTEFACT,
+    BAG,
+    FAILURE,
+    HAT,
+    LEASE,
+    OTHER,
+    OUTFIT_URL,
+    STORE,
+    USER,
+    a_session,
+)
+
+pytestmark = pytest.mark.anyio
+
+NO_DELAY = timedelta(0)
+CHARGED = ["debit"]
+REFUNDED = ["debit", "refund"]
+
+Write = Callable[[SessionRepoPort, UUID, int], Awaitable[bool]]
+WRITES: dict[str, Write] = {
+    "renew": lambda repo, id_, attempt: repo.renew(id_, attempt=attempt, lease=LEASE),
+    "complete": lambda repo, id_, attempt: repo.complete(id_, attempt=attempt, artefact=ARTEFACT),
+    "fail": lambda repo, id_, attempt: repo.fail(id_, FAILURE, attempt=attempt),
+    "release": lambda repo, id_, attempt: repo.release(id_, attempt=attempt, delay=NO_DELAY),
+}
+
+
+async def finished(backend: Backend, status: SessionStatus) -> GenerationSession:
+    """A session that came to its end in the regular way."""
+    session = await backend.claimed()
+    if status is SessionStatus.COMPLETED:
+        assert await backend.sessions.complete(session.id, attempt=1, artefact=ARTEFACT)
+    else:
+        assert await backend.sessions.fail(session.id, FAILURE, attempt=1)
+    return await backend.get(session.id)
+
+
+async def is_due(backend: Backend, session_id: UUID) -> bool:
+    """Whether recovery would push the session again now."""
+    due = await backend.recovery.overdue(
+        created_before=None, again_after=timedelta(days=1), limit=100
+    )
+    return session_id in {session.id for session in due}
+
+
+async def test_creating_debits_once_and_keeps_everything(backend: Backend) -> None:
+    """The receipt shows the session as stored and what is left; the ledger has one debit."""
+    await backend.credits.grant(STORE, 3, note="test")
+    session = a_session(
+        owner=STORE,
+        prompt="Zwei Zeilen,\n'im' \"Regen\" \\ 👒",
+        outfit_image_url=OUTFIT_URL,
+        accessories=(HAT, BAG),
+        request_id="req_" + "x" * 124,
+    )
+
+    receipt = await backend.sessions.create(session)
+
+    assert receipt.credits_remaining == await backend.balance(STORE) == 2
+    assert receipt.session == replace(session, created_at=receipt.session.created_at)
+    assert await backend.get(session.id) == receipt.session
+    assert await backend.money_of(session.id, STORE) == CHARGED
+
+
+async def test_the_store_sets_the_time_of_creation(backend: Backend) -> None:
+    """Whatever the clock of the process says."""
+    claimed_time = datetime(1999, 12, 31, tzinfo=UTC)
+
+    receipt = await backend.created(created_at=claimed_time)
+
+    assert receipt.session.created_at > claimed_time
+    assert receipt.session.created_at.utcoffset() == timedelta(0)
+
+
+@pytest.mark.parametrize(("granted", "spent"), [(0, 0), (2, 2)])
+async def test_who_cannot_pay_gets_nothing(backend: Backend, granted: int, spent: int) -> None:
+    """InsufficientCredits tells the cost, and leaves no session and no entry behind."""
+    if granted:
+        await backend.credits.grant(USER, granted, note="test")
+    for _ in range(spent):
+        await backend.sessions.create(a_session())
+    session, before = a_session(), await backend.ledger()
+
+    with pytest.raises(InsufficientCredits) as refusal:
+        await backend.sessions.create(session)
+
+    assert refusal.value.required == 1
+    assert await backend.ledger() == before
+    with pytest.raises(NotFound):
+        await backend.get(session.id)
+
+
+async def test_the_credits_of_others_do_not_pay(backend: Backend) -> None:
+    """Not another owner's, and not those of the same id on the other channel."""
+    await backend.credits.grant(OTHER, 1, note="test")
+    await backend.credits.grant(Owner(channel=Channel.B2B, id=USER.id), 1, note="test")
+
+    with pytest.raises(InsufficientCredits):
+        await backend.sessions.create(a_session(owner=USER))
+
+    assert await backend.balance(OTHER) == 1
+
+
+async def test_many_at_once_spend_what_is_there_and_no_more(backend: Backend) -> None:
+    """50 submissions on a balance of 20: exactly 20 are made, each shows another remainder, and
+    the others are refused."""
+    await backend.credits.grant(USER, 20, note="test")
+
+    results = await asyncio.gather(
+        *(backend.sessions.create(a_session()) for _ in range(50)), return_exceptions=True
+    )
+
+    receipts = [result for result in results if isinstance(result, Receipt)]
+    refusals = [result for result in results if isinstance(result, InsufficientCredits)]
+    assert (len(receipts), len(refusals)) == (20, 30)
+    assert sorted(receipt.credits_remaining for receipt in receipts) == list(range(20))
+    assert await backend.balance() == 0
+    assert len(await backend.ledger()) == 1 + 20
+    assert (await backend.reads.stats(USER)).queued == 20
+
+
+async def test_confirming_counts_what_it_noted(backend: Backend) -> None:
+    """Queued sessions that were not confirmed yet; others do not need it, unknown ones exist
+    nowhere."""
+    first, second, left_out = [await backend.queued() for _ in range(3)]
+    claimed = await backend.claimed()
+    ended = await finished(backend, SessionStatus.FAILED)
+
+    assert await backend.sessions.confirm([first, claimed.id, ended.id, uuid4()]) == 1
+    assert await backend.sessions.confirm([first, second]) == 1
+    assert await backend.sessions.confirm([]) == 0
+
+    assert (await backend.get(first)).confirmed
+    assert (await backend.get(second)).confirmed
+    assert not (await backend.get(left_out)).confirmed
+    assert await backend.get(ended.id) == ended
+
+
+async def test_a_claim_starts_an_attempt(backend: Backend) -> None:
+    """``queued -> processing`` with the next attempt number and a lease from now on; the push
+    is proven."""
+    queued = (await backend.created()).session
+
+    claimed = await backend.claim(queued.id, lease=LEASE)
+
+    assert claimed == await backend.get(queued.id)
+    assert claimed.started_at is not None
+    assert claimed == replace(
+        queued,
+        status=SessionStatus.PROCESSING,
+        attempt=1,
+        confirmed=True,
+        started_at=claimed.started_at,
+        lease_expires_at=claimed.started_at + LEASE,
+    )
+
+
+async def test_each_claim_has_the_next_number_and_its_own_start(backend: Backend) -> None:
+    """So that an older attempt can be told from a newer one."""
+    first = await backend.claimed()
+    await backend.sessions.release(first.id, attempt=1, delay=NO_DELAY)
+    first = await backend.get(first.id)
+    await backend.advance(timedelta(minutes=1))
+
+    second = await backend.claim(first.id)
+
+    assert second.attempt == 2
+    assert first.started_at is not None
+    assert second.started_at is not None
+    assert second.started_at > first.started_at
+
+
+async def test_there_is_nothing_to_claim(backend: Backend) -> None:
+    """None for a session that does not exist, is worked on, or is final."""
+    working = await backend.claimed()
+    ended = [await finished(backend, status) for status in SessionStatus if status.is_final]
+
+    claims = [
+        await backend.sessions.claim(session_id, lease=LEASE)
+        for session_id in (uuid4(), working.id, *(session.id for session in ended))
+    ]
+
+    assert claims == [None, None, None, None]
+    assert await backend.get(working.id) == working
+
+
+async def test_one_of_many_claims_wins(backend: Backend) -> None:
+    """Copies of a task are harmless: each session gets one worker and one attempt."""
+    ids = [await backend.queued() for _ in range(5)]
+
+    claims = await asyncio.gather(
+        *(backend.sessions.claim(session_id, lease=LEASE) for session_id in ids * 8)
+    )
+
+    winners = [claim for claim in claims if claim is not None]
+    assert sorted(claim.id for claim in winners) == sorted(ids)
+    assert {claim.attempt for claim in winners} == {1}
+
+
+async def test_a_renewed_lease_lasts_from_now_on(backend: Backend) -> None:
+    """The new end is ``lease`` after the renewal, not after the old end."""
+    claimed = await backend.claimed(lease=LEASE)
+    await backend.advance(LEASE / 2)
+    before = await backend.get(claimed.id)
+
+    assert await backend.sessions.renew(claimed.id, attempt=1, lease=LEASE)
+
+    after = await backend.get(claimed.id)
+    assert before.lease_expires_at is not None
+    assert after.lease_expires_at is not None
+    gained = after.lease_expires_at - before.lease_expires_at
+    assert LEASE / 2 <= gained < LEASE
+    assert after == replace(before, lease_expires_at=after.lease_expires_at)
+
+
+async def test_a_late_renewal_counts_while_nobody_took_over(backend: Backend) -> None:
+    """What ends an attempt is another one, not the time."""
+    claimed = await backend.claimed()
+    await backend.advance(2 * LEASE)
+
+    assert await backend.sessions.renew(claimed.id, attempt=1, lease=LEASE)
+
+    released = await backend.recovery.release_dead_leases(
+        max_attempts=3, without_lease=LEASE, limit=10
+    )
+    assert released == 0
+
+
+async def test_a_completed_session_keeps_its_picture_and_its_price(backend: Backend) -> None:
+    """``processing -> completed`` with artefact, end and duration; no refund, no lease."""
+    claimed = await backend.claimed()
+    await backend.advance(timedelta(seconds=2))
+    before = await backend.get(claimed.id)
+
+    assert await backend.sessions.complete(claimed.id, attempt=1, artefact=ARTEFACT)
+
+    after = await backend.get(claimed.id)
+    assert after.completed_at is not None
+    assert after.processing_time_ms is not None
+    assert before.started_at is not None
+    assert after == replace(
+        before,
+        status=SessionStatus.COMPLETED,
+        artefact=ARTEFACT,
+        lease_expires_at=None,
+        completed_at=after.completed_at,
+        processing_time_ms=after.processing_time_ms,
+    )
+    took = (after.completed_at - before.started_at).total_seconds() * 1000
+    assert after.processing_time_ms == pytest.approx(took, abs=1)
+    assert 2_000 <= after.processing_time_ms < 10_000
+    assert await backend.money_of(claimed.id) == CHARGED
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_a_failed_session_gets_its_credit_back(backend: Backend, *, claimed: bool) -> None:
+    """``queued | processing -> failed`` with the reason, the end and the refund."""
+    session = await backend.claimed() if claimed else (await backend.created()).session
+
+    assert await backend.sessions.fail(session.id, FAILURE, attempt=1 if claimed else None)
+
+    after = await backend.get(session.id)
+    assert after.completed_at is not None
+    assert after == replace(
+        session,
+        status=SessionStatus.FAILED,
+        failure=FAILURE,
+        lease_expires_at=None,
+        completed_at=after.completed_at,
+    )
+    assert await backend.money_of(session.id) == REFUNDED
+    assert await backend.balance() == 1
+
+
+async def test_a_refund_goes_to_who_paid(backend: Backend) -> None:
+    """A store and a user of the same id are two accounts."""
+    store, user = (Owner(channel=channel, id="same") for channel in Channel)
+    await backend.queued(user)
+    session_id = await backend.queued(store)
+
+    await backend.sessions.fail(session_id, FAILURE, attempt=None)
+
+    assert (await backend.balance(store), await backend.balance(user)) == (1, 0)
+
+
+async def test_a_released_session_waits_for_its_next_attempt(backend: Backend) -> None:
+    """``processing -> queued`` without a lease; the attempt stays counted, the price paid."""
+    claimed = await backend.claimed()
+
+    assert await backend.sessions.release(claimed.id, attempt=1, delay=NO_DELAY)
+
+    assert await backend.get(claimed.id) == replace(
+        claimed, status=SessionStatus.QUEUED, lease_expires_at=None
+    )
+    assert await backend.money_of(claimed.id) == CHARGED
+
+
+async def test_a_release_with_a_delay_is_due_when_it_has_passed(backend: Backend) -> None:
+    """Recovery leaves it alone until then, although it was created long ago."""
+    claimed = await backend.claimed()
+    await backend.advance(timedelta(hours=1))
+    await backend.sessions.release(claimed.id, attempt=1, delay=timedelta(minutes=5))
+
+    await backend.advance(timedelta(minutes=4))
+    too_early = await is_due(backend, claimed.id)
+    await backend.advance(timedelta(minutes=1))
+
+    assert not too_early
+    assert await is_due(backend, claimed.id)
+
+
+async def test_a_released_session_can_be_claimed_before_its_delay(backend: Backend) -> None:
+    """The delay is recovery's; a task that is in the queue anyway counts."""
+    claimed = await backend.claimed()
+    await backend.sessions.release(claimed.id, attempt=1, delay=timedelta(hours=1))
+
+    assert (await backend.claim(claimed.id)).attempt == 2
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("attempt", [0, 1, 3])
+async def test_only_the_current_attempt_may_write(
+    backend: Backend, write: str, attempt: int
+) -> None:
+    """A worker with another number than the latest claim's changes nothing, neither the session
+    nor the money."""
+    current = await backend.claimed(attempt=2)
+    ledger = await backend.ledger()
+
+    assert not await WRITES[write](backend.sessions, current.id, attempt)
+
+    assert await backend.get(current.id) == current
+    assert await backend.ledger() == ledger
+
+
+@pytest.mark.parametrize("write", WRITES)
+async def test_a_released_attempt_may_not_write(backend: Backend, write: str) -> None:
+    """Who gave the session back has no say in it, also before anybody else claimed it."""
+    claimed = await backend.claimed()
+    await backend.sessions.release(claimed.id, attempt=1, delay=NO_DELAY)
+    before = await backend.get(claimed.id)
+
+    assert not await WRITES[write](backend.sessions, claimed.id, 1)
+
+    assert await backend.get(claimed.id) == before
+    assert await backend.money_of(claimed.id) == CHARGED
+
+
+@pytest.mark.parametrize("write", WRITES)
+async def test_nobody_writes_what_does_not_exist(backend: Backend, write: str) -> None:
+    """An unknown session is False, not an error, and nobody is refunded for it."""
+    assert not await WRITES[write](backend.sessions, uuid4(), 1)
+    assert not await backend.sessions.fail(uuid4(), FAILURE, attempt=None)
+
+    assert await backend.ledger() == []
+
+
+async def test_failing_a_queued_session_needs_it_queued(backend: Backend) -> None:
+    """Without an attempt number nobody can take a session from its worker."""
+    claimed = await backend.claimed()
+
+    assert not await backend.sessions.fail(claimed.id, FAILURE, attempt=None)
+
+    assert await backend.get(claimed.id) == claimed
+    assert await backend.money_of(claimed.id) == CHARGED
+
+
+async def test_failing_an_attempt_needs_it_working(backend: Backend) -> None:
+    """A queued session has attempt 0, which is nobody's."""
+    session_id = await backend.queued()
+
+    assert not await backend.sessions.fail(session_id, FAILURE, attempt=0)
+
+    assert await backend.money_of(session_id) == CHARGED
+
+
+@pytest.mark.parametrize("status", [SessionStatus.COMPLETED, SessionStatus.FAILED])
+async def test_final_is_final(backend: Backend, status: SessionStatus) -> None:
+    """No write of ours changes a final session, and none moves money again."""
+    ended = await finished(backend, status)
+    ledger = await backend.ledger()
+
+    written = [await write(backend.sessions, ended.id, 1) for write in WRITES.values()]
+    failed = await backend.sessions.fail(
+        ended.id, Failure(code="EXPIRED", message="again"), attempt=None
+    )
+
+    assert written == [False] * len(WRITES)
+    assert not failed
+    assert await backend.sessions.claim(ended.id, lease=LEASE) is None
+    assert await backend.sessions.confirm([ended.id]) == 0
+    assert await backend.get(ended.id) == ended
+    assert await backend.ledger() == ledger
+
+
+@pytest.mark.parametrize("status", [SessionStatus.COMPLETED, SessionStatus.FAILED])
+async def test_final_is_final_for_everybody(backend: Backend, status: SessionStatus) -> None:
+    """The store refuses a consumer that is not ours as well."""
+    ended = await finished(backend, status)
+
+    for other in set(SessionStatus) - {status}:
+        with pytest.raises(IllegalTransition):
+            await backend.foreign_write(ended.id, status=other)
+
+    assert await backend.get(ended.id) == ended
+
+
+@pytest.mark.parametrize(
+    "attempt", [pytest.param(None, id="queued"), pytest.param(1, id="processing")]
+)
+async def test_many_failures_at_once_make_one_refund(backend: Backend, attempt: int | None) -> None:
+    """Of all that fail the same session one succeeds."""
+    session_id = (await backend.claimed()).id if attempt else await backend.queued()
+
+    results = await asyncio.gather(
+        *(backend.sessions.fail(session_id, FAILURE, attempt=attempt) for _ in range(20))
+    )
+
+    assert Counter(results) == {True: 1, False: 19}
+    assert await backend.money_of(session_id) == REFUNDED
+    assert await backend.balance() == 1
+
+
+async def test_sessions_of_one_owner_that_fail_at_once_are_all_refunded(backend: Backend) -> None:
+    """No refund is lost where many change one balance."""
+    ids = [await backend.queued() for _ in range(20)]
+
+    await asyncio.gather(
+        *(backend.sessions.fail(session_id, FAILURE, attempt=None) for session_id in ids),
+        *(backend.created() for _ in range(20)),
+    )
+
+    assert await backend.balance() == 20
+    assert await backend.credits.audit(limit=10) == []
+
+
+@pytest.mark.parametrize(
+    ("claimed", "one", "other"),
+    [
+        (False, "cancel", "claim"),
+        (True, "complete", "fail"),
+        (True, "complete", "release"),
+        (True, "fail", "release"),
+    ],
+)
+async def test_of_two_transitions_at_once_one_happens(
+    backend: Backend, *, claimed: bool, one: str, other: str
+) -> None:
+    """Whoever is first decides, and the money follows the status."""
+    sessions = [await (backend.claimed() if claimed else backend.created()) for _ in range(20)]
+    ids = [item.id if isinstance(item, GenerationSession) else item.session.id for item in sessions]
+
+    async def cancel(session_id: UUID) -> bool:
+        return await backend.sessions.fail(session_id, FAILURE, attempt=None)
+
+    async def claim(session_id: UUID) -> bool:
+        return await backend.sessions.claim(session_id, lease=LEASE) is not None
+
+    calls: dict[str, Callable[[UUID], Awaitable[bool]]] = {
+        "cancel": cancel,
+        "claim": claim,
+        **{name: partial(_write, write, backend.sessions) for name, write in WRITES.items()},
+    }
+    results = await asyncio.gather(
+        *(calls[name](session_id) for session_id in ids for name in (one, other))
+    )
+
+    assert [sum(pair) for pair in zip(results[::2], results[1::2], strict=True)] == [1] * 20
+    for session_id in ids:
+        session = await backend.get(session_id)
+        expected = REFUNDED if session.status is SessionStatus.FAILED else CHARGED
+        assert await backend.money_of(session_id) == expected
+
+
+async def _write(write: Write, repo: SessionRepoPort, session_id: UUID) -> bool:
+    return await write(repo, session_id, 1)
+
+
+async def test_another_consumers_end_is_the_end(backend: Backend) -> None:
+    """It completed or failed the session meanwhile: our worker's writes come too late, and the
+    store has given the row what a final session has."""
+    completed, failed = await backend.claimed(), await backend.claimed()
+    await backend.foreign_write(
+        completed.id, status="completed", generated_image_url="https://x.example/", attempt=1
+    )
+    await backend.foreign_write(failed.id, status="failed", error_message="upstream said no")
+
+    for session in (completed, failed):
+        for write in WRITES.values():
+            assert not await write(backend.sessions, session.id, 1)
+
+    done, refused = await backend.get(completed.id), await backend.get(failed.id)
+    assert done.generated_image_url == "https://x.example/"
+    assert refused.failure == Failure(code="GENERATION_FAILED", message="upstream said no")
+    for session in (done, refused):
+        assert session.completed_at is not None
+        assert session.lease_expires_at is None
+
+
+async def _write_unknown(write: Write, repo: SessionRepoPort) -> bool:
+    return await write(repo, uuid4(), 1)
+
+
+CALLS: dict[str, Callable[[SessionRepoPort], Awaitable[object]]] = {
+    "create": lambda repo: repo.create(a_session()),
+    "confirm": lambda repo: repo.confirm([uuid4()]),
+    "claim": lambda repo: repo.claim(uuid4(), lease=LEASE),
+    **{name: partial(_write_unknown, write) for name, write in WRITES.items()},
+}
+
+
+@pytest.mark.parametrize("method", CALLS)
+async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) -> None:
+    """Every method says so by the same error."""
+    database = Database(f"postgresql://wearon@/wearon?host={tmp_path}", limits=DatabaseLimits())
+
+    with pytest.raises(StoreUnavailable):
+        await CALLS[method](PostgresSessionRepo(database))
+
+    await database.close()
+
+
+def test_every_method_of_the_port_is_tried_without_a_server() -> None:
+    """So that a new method cannot be forgotten above."""
+    assert set(CALLS) == {name for name in vars(SessionRepoPort) if not name.startswith("_")}

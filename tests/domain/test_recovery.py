@@ -1,0 +1,475 @@
+"""Recovery: whatever was lost or killed, every session reaches its end, and nothing is paid for
+twice or worked on without need."""
+
+import asyncio
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+
+from domain.credits import LedgerKind
+from domain.errors import QueueUnavailable, StoreUnavailable
+from domain.recovery import RecoveryPolicy, RecoveryReport
+from domain.sessions import GenerationSession, SessionStatus
+from domain.tasks import GenerationTask
+from tests.support.examples import ARTEFACT, LEASE, OTHER, USER
+from tests.support.service import Service
+
+POLICY = RecoveryPolicy()
+SMALL = RecoveryPolicy(batch=4, max_batches=3)
+NOTHING = RecoveryReport(refunded=0, expired=0, released=0, spent=0, pushed_again=0, never_pushed=0)
+SECOND = timedelta(seconds=1)
+CHARGED = [LedgerKind.DEBIT]
+REFUNDED = [LedgerKind.DEBIT, LedgerKind.REFUND]
+
+pytestmark = pytest.mark.anyio
+
+
+def order(service: Service) -> list[UUID]:
+    """The sessions in the queue, the next one first."""
+    return [task.session_id for task in service.waiting()]
+
+
+async def failed_with(service: Service, session_id: UUID) -> str | None:
+    """The error code of a session that has failed, else None."""
+    session = await service.session(session_id)
+    return session.failure.code if session.failure else None
+
+
+async def claimed_again(service: Service, session_id: UUID, attempt: int) -> GenerationSession:
+    """The session in its attempt number ``attempt``, those before it given back."""
+    for number in range(1, attempt):
+        await service.claimed(session_id)
+        await service.repo.release(session_id, attempt=number, delay=timedelta(0))
+    return await service.claimed(session_id)
+
+
+async def dead(service: Service, *, attempt: int = 1) -> GenerationSession:
+    """A session whose worker died in its attempt number ``attempt``."""
+    session = await claimed_again(service, (await service.submitted()).session.id, attempt)
+    service.clock.advance(LEASE + SECOND)
+    return session
+
+
+async def test_a_quiet_system_is_left_alone(service: Service) -> None:
+    """A session that waits, one that is worked on and one that is done need nothing."""
+    _, worked_on, done = await service.backlog(3)
+    await service.repo.claim(worked_on, lease=timedelta(days=1))
+    attempt = await service.repo.claim(done, lease=LEASE)
+    assert attempt is not None
+    await service.repo.complete(done, attempt=attempt.attempt, artefact=ARTEFACT)
+    before = await service.sessions(), list(service.queue.messages)
+    service.clock.advance(POLICY.time_to_live - 10 * SECOND)
+
+    assert await service.recover() == NOTHING
+
+    assert (await service.sessions(), list(service.queue.messages)) == before
+
+
+async def test_a_flushed_queue_is_filled_again_in_its_old_order(service: Service) -> None:
+    """The queue lost everything: all sessions are pushed again, in batches of bounded size, and
+    the oldest is popped first."""
+    ids = await service.backlog(10)
+    service.queue.messages.clear()
+    service.clock.advance(POLICY.push_again_after)
+
+    report = await service.recover(SMALL)
+
+    assert report == RecoveryReport(
+        refunded=0, expired=0, released=0, spent=0, pushed_again=10, never_pushed=0
+    )
+    assert order(service) == ids
+    assert service.queue.pushed_next == [4, 4, 2]
+
+
+async def test_a_task_that_is_pushed_again_says_what_the_first_one_said(service: Service) -> None:
+    """It is a new task for the same session, and as old as the session."""
+    await service.backlog(1)
+    (first,) = service.waiting()
+    service.queue.messages.clear()
+    service.clock.advance(POLICY.push_again_after)
+
+    await service.recover()
+
+    (second,) = service.waiting()
+    assert second.task_id != first.task_id
+    assert second == GenerationTask.of(
+        await service.session(first.session_id), task_id=second.task_id
+    )
+
+
+async def test_one_run_pushes_a_bounded_number(service: Service) -> None:
+    """What is more than one run may do is left to the next ones, and the order comes out right:
+    the newest are pushed first, so what is left is older than all in the queue."""
+    ids = await service.backlog(SMALL.batch * SMALL.max_batches + 5)
+    service.queue.messages.clear()
+    service.clock.advance(POLICY.push_again_after)
+
+    first = await service.recover(SMALL)
+    left = order(service)
+    second = await service.recover(SMALL)
+
+    assert (first.pushed_again, second.pushed_again) == (12, 5)
+    assert left == ids[5:]
+    assert order(service) == ids
+
+
+async def test_new_tasks_stay_behind_what_is_pushed_again(service: Service) -> None:
+    """Sessions submitted after the loss, and before recovery ran, wait for their turn."""
+    lost = await service.backlog(6)
+    service.queue.messages.clear()
+    service.clock.advance(POLICY.push_again_after)
+    new = await service.backlog(2)
+
+    await service.recover(SMALL)
+
+    assert order(service) == lost + new
+
+
+async def test_nothing_is_pushed_twice_while_a_backlog_waits(service: Service) -> None:
+    """The queue holds what it was given and no worker takes it: recovery sees that from the
+    oldest task and leaves it alone, however long it takes."""
+    ids = await service.backlog(5)
+
+    for _ in range(10):
+        service.clock.advance(POLICY.push_again_after + SECOND)
+        assert await service.recover() == NOTHING
+
+    assert order(service) == ids
+
+
+async def test_a_recovered_backlog_is_not_pushed_twice_either(service: Service) -> None:
+    """The rule holds for tasks that recovery itself pushed, in several batches."""
+    ids = await service.backlog(10)
+    service.queue.messages.clear()
+
+    for _ in range(10):
+        service.clock.advance(POLICY.push_again_after + SECOND)
+        await service.recover(SMALL)
+
+    assert order(service) == ids
+
+
+async def test_tasks_lost_at_the_front_are_pushed_before_the_rest(service: Service) -> None:
+    """A consumer popped three and died before it claimed: they are older than all that wait."""
+    ids = await service.backlog(6)
+    for _ in range(3):
+        await service.queue.pop(timeout_seconds=0)
+    service.clock.advance(POLICY.push_again_after)
+
+    report = await service.recover()
+
+    assert report.pushed_again == 3
+    assert order(service) == ids
+
+
+async def test_a_task_lost_in_the_middle_is_pushed_when_its_turn_has_come(service: Service) -> None:
+    """Where older tasks wait it cannot be told from those that wait; later it can."""
+    first, lost, last = await service.backlog(3)
+    del service.queue.messages[1]
+    service.clock.advance(POLICY.push_again_after)
+
+    assert await service.recover() == NOTHING
+    await service.claimed(first)
+    report = await service.recover()
+
+    assert report.pushed_again == 1
+    assert order(service) == [lost, last]
+
+
+async def test_a_session_is_not_pushed_again_too_early(service: Service) -> None:
+    """Its task may be on its way still; and a task that is pushed again gets the same time."""
+    (lost,) = await service.backlog(1, apart=timedelta(0))
+    service.queue.messages.clear()
+
+    service.clock.advance(POLICY.push_again_after - SECOND)
+    assert await service.recover() == NOTHING
+    service.clock.advance(SECOND)
+    assert (await service.recover()).pushed_again == 1
+    service.queue.messages.clear()
+    service.clock.advance(POLICY.push_again_after - SECOND)
+    assert await service.recover() == NOTHING
+    service.clock.advance(SECOND)
+    assert (await service.recover()).pushed_again == 1
+
+    assert order(service) == [lost]
+
+
+async def test_an_unreadable_oldest_task_tells_no_age(service: Service) -> None:
+    """Nothing is pushed around it; once a consumer has buried it, recovery goes on."""
+    ids = await service.backlog(2)
+    service.queue.messages.clear()
+    service.queue.messages.append(b"not JSON")
+    service.clock.advance(POLICY.push_again_after)
+
+    assert await service.recover() == NOTHING
+    service.queue.messages.clear()
+    report = await service.recover()
+
+    assert report.pushed_again == 2
+    assert order(service) == ids
+
+
+async def test_what_was_never_confirmed_is_failed_and_refunded(service: Service) -> None:
+    """Whoever submitted it was told 503 or nothing, so it must not be made into a picture."""
+    unconfirmed = (await service.submitted(USER, confirmed=False)).session.id
+    service.clock.advance(SECOND)
+    sent = (await service.submitted(OTHER, confirmed=False)).session.id
+    await service.repo.confirm([sent])
+    service.queue.messages.clear()
+    service.clock.advance(POLICY.push_again_after)
+
+    report = await service.recover()
+
+    assert (report.never_pushed, report.pushed_again) == (1, 1)
+    assert await failed_with(service, unconfirmed) == "QUEUE_UNAVAILABLE"
+    assert service.money_of(unconfirmed) == REFUNDED
+    assert service.money_of(sent) == CHARGED
+    assert order(service) == [sent]
+
+
+async def test_an_unconfirmed_session_in_the_queue_is_left_to_its_worker(service: Service) -> None:
+    """The process that pushed it died before it could confirm, and the task waits: it counts."""
+    await service.submitted(confirmed=False)
+    service.clock.advance(2 * POLICY.push_again_after)
+
+    assert await service.recover() == NOTHING
+
+    assert len(service.waiting()) == 1
+
+
+async def test_a_dead_lease_with_attempts_left_goes_back_to_the_queue(service: Service) -> None:
+    """The worker died: the session is released and pushed in the same run, and the next claim
+    has the next number."""
+    session = await dead(service, attempt=POLICY.max_attempts - 1)
+
+    report = await service.recover()
+
+    assert (report.released, report.pushed_again, report.spent) == (1, 1, 0)
+    assert order(service) == [session.id]
+    assert (await service.claimed(session.id)).attempt == POLICY.max_attempts
+    assert service.money_of(session.id) == CHARGED
+
+
+async def test_a_dead_lease_without_attempts_left_fails(service: Service) -> None:
+    """A session that kills its workers is not tried for ever; the credit comes back."""
+    session = await dead(service, attempt=POLICY.max_attempts)
+
+    report = await service.recover()
+
+    assert (report.spent, report.released) == (1, 0)
+    assert await failed_with(service, session.id) == "GENERATION_FAILED"
+    assert service.money_of(session.id) == REFUNDED
+    assert order(service) == []
+
+
+async def test_a_worker_whose_lease_was_taken_away_can_write_nothing(service: Service) -> None:
+    """It was slow, not dead: its attempt is over all the same."""
+    stale = await dead(service)
+
+    await service.recover()
+
+    assert not await service.repo.renew(stale.id, attempt=stale.attempt, lease=LEASE)
+    assert not await service.repo.complete(stale.id, attempt=stale.attempt, artefact=ARTEFACT)
+    assert (await service.session(stale.id)).status is SessionStatus.QUEUED
+
+
+async def test_a_renewed_lease_is_alive_whatever_the_age(service: Service) -> None:
+    """Long work is no dead work, and the time to live is for those that wait."""
+    session = await service.claimed((await service.submitted()).session.id)
+    for _ in range(10):
+        service.clock.advance(POLICY.time_to_live)
+        await service.repo.renew(session.id, attempt=session.attempt, lease=LEASE)
+
+        assert await service.recover() == NOTHING
+
+    assert (await service.session(session.id)).status is SessionStatus.PROCESSING
+
+
+async def test_another_consumers_work_has_a_bound_in_place_of_a_lease(service: Service) -> None:
+    """It only wrote ``processing``: it is left alone until the bound has passed, each time
+    spends an attempt, and the last one ends in a refund."""
+    session_id = (await service.submitted()).session.id
+    for attempt in range(1, POLICY.max_attempts):
+        await service.queue.pop(timeout_seconds=0)
+        service.repo.overwrite(session_id, status=SessionStatus.PROCESSING)
+        service.clock.advance(POLICY.without_lease)
+        assert await service.recover() == NOTHING
+        service.clock.advance(SECOND)
+        assert (await service.recover()).released == 1
+        assert (await service.session(session_id)).attempt == attempt
+        assert order(service) == [session_id]
+    service.repo.overwrite(session_id, status=SessionStatus.PROCESSING)
+    service.clock.advance(POLICY.without_lease + SECOND)
+
+    report = await service.recover()
+
+    assert (report.spent, report.released) == (1, 0)
+    assert service.money_of(session_id) == REFUNDED
+
+
+async def test_work_of_another_consumer_proves_the_push(service: Service) -> None:
+    """A session that somebody popped did reach the queue, so after its consumer died it is tried
+    again, also where its submitter never came to confirm it."""
+    session_id = (await service.submitted(confirmed=False)).session.id
+    await service.queue.pop(timeout_seconds=0)
+    service.repo.overwrite(session_id, status=SessionStatus.PROCESSING)
+    service.clock.advance(POLICY.without_lease + SECOND)
+
+    report = await service.recover()
+
+    assert (report.released, report.pushed_again, report.never_pushed) == (1, 1, 0)
+    assert order(service) == [session_id]
+
+
+async def test_another_consumers_failure_is_refunded_once(service: Service) -> None:
+    """It wrote ``failed`` and knows nothing of credits; what it wrote stays."""
+    session_id = (await service.submitted()).session.id
+    service.repo.overwrite(session_id, status=SessionStatus.FAILED)
+    before = await service.session(session_id)
+
+    assert (await service.recover()).refunded == 1
+    assert (await service.recover()).refunded == 0
+
+    assert await service.session(session_id) == before
+    assert service.money_of(session_id) == REFUNDED
+    assert service.balance() == 1
+
+
+async def test_another_consumers_picture_is_not_refunded(service: Service) -> None:
+    """A completed session never is, whoever completed it."""
+    session_id = (await service.submitted()).session.id
+    service.repo.overwrite(
+        session_id, status=SessionStatus.COMPLETED, generated_image_url="https://elsewhere.example/"
+    )
+    service.clock.advance(2 * POLICY.time_to_live)
+
+    assert await service.recover() == NOTHING
+
+    assert service.money_of(session_id) == CHARGED
+
+
+async def test_a_session_that_waited_too_long_expires(service: Service) -> None:
+    """EXPIRED with its refund; its task is a ghost. A younger one goes on waiting."""
+    old, young = await service.backlog(2, apart=2 * SECOND)
+    service.clock.advance(POLICY.time_to_live - 3 * SECOND)
+
+    report = await service.recover()
+
+    assert report.expired == 1
+    assert await failed_with(service, old) == "EXPIRED"
+    assert service.money_of(old) == REFUNDED
+    assert await service.repo.claim(old, lease=LEASE) is None
+    assert (await service.session(young)).status is SessionStatus.QUEUED
+
+
+async def test_a_session_waits_out_its_backoff(service: Service) -> None:
+    """A release with a delay keeps it out of the queue for just so long, however old it is."""
+    session = await service.claimed((await service.submitted()).session.id)
+    service.clock.advance(POLICY.push_again_after)
+    await service.repo.release(session.id, attempt=session.attempt, delay=20 * SECOND)
+
+    service.clock.advance(19 * SECOND)
+    assert await service.recover() == NOTHING
+    service.clock.advance(SECOND)
+    assert (await service.recover()).pushed_again == 1
+
+    assert order(service) == [session.id]
+
+
+async def test_without_the_queue_the_rest_is_still_done(service: Service) -> None:
+    """Refunds, expiry and leases need the store only; then the queue's error is raised."""
+    refused, spent, expired, released = await service.backlog(4, apart=timedelta(0))
+    service.repo.overwrite(refused, status=SessionStatus.FAILED)
+    await claimed_again(service, spent, POLICY.max_attempts)
+    await service.claimed(released)
+    service.clock.advance(POLICY.time_to_live + SECOND)
+    (young,) = await service.backlog(1, apart=POLICY.push_again_after)
+    service.queue.faults.away.add("oldest")
+
+    with pytest.raises(QueueUnavailable):
+        await service.recover()
+
+    assert service.money_of(refused) == REFUNDED
+    assert await failed_with(service, spent) == "GENERATION_FAILED"
+    assert await failed_with(service, expired) == "EXPIRED"
+    assert (await service.session(released)).status is SessionStatus.QUEUED
+    assert (await service.session(young)).status is SessionStatus.QUEUED
+
+
+@pytest.mark.parametrize("fault", ["away", "deaf"])
+async def test_a_push_that_fails_is_made_up_for(service: Service, fault: str) -> None:
+    """Sessions that were about to be pushed come up again after the same time; a task that did
+    arrive is seen in the queue."""
+    ids = await service.backlog(3)
+    service.queue.messages.clear()
+    service.clock.advance(POLICY.push_again_after)
+    getattr(service.queue.faults, fault).add("push_next")
+    with pytest.raises(QueueUnavailable):
+        await service.recover()
+    getattr(service.queue.faults, fault).clear()
+
+    service.clock.advance(POLICY.push_again_after)
+    await service.recover()
+
+    assert order(service) == ids
+
+
+@pytest.mark.parametrize("step", ["refund_missing", "fail_expired", "overdue", "fail"])
+async def test_a_store_that_is_down_ends_the_run(service: Service, step: str) -> None:
+    """The error is raised, and the next run does what this one could not."""
+    session_id = (await service.submitted(confirmed=False)).session.id
+    service.queue.messages.clear()
+    service.clock.advance(POLICY.push_again_after)
+    service.repo.faults.away.add(step)
+    with pytest.raises(StoreUnavailable):
+        await service.recover()
+    service.repo.faults.away.clear()
+
+    service.clock.advance(POLICY.push_again_after)
+    await service.recover()
+
+    assert service.money_of(session_id) == REFUNDED
+
+
+async def test_one_run_refunds_in_bounded_batches(service: Service) -> None:
+    """Each step repeats until it did less than a whole batch, or as often as a run may."""
+    limit = SMALL.batch * SMALL.max_batches
+    for session_id in await service.backlog(limit + 1):
+        service.repo.overwrite(session_id, status=SessionStatus.FAILED)
+
+    first = await service.recover(SMALL)
+    second = await service.recover(SMALL)
+
+    assert (first.refunded, second.refunded) == (limit, 1)
+    assert service.repo.faults.calls.count("refund_missing") == SMALL.max_batches + 1
+    assert service.balance() == limit + 1
+
+
+async def test_many_recoveries_at_once_do_all_of_it_once(service: Service) -> None:
+    """Each session is moved by one of them: one push, one refund."""
+    lost = await service.backlog(20)
+    service.queue.messages.clear()
+    refused = await service.backlog(10)
+    for session_id in refused:
+        service.repo.overwrite(session_id, status=SessionStatus.FAILED)
+    unsent = [(await service.submitted(confirmed=False)).session.id for _ in range(10)]
+    service.queue.messages.clear()
+    service.clock.advance(POLICY.push_again_after)
+
+    reports = await asyncio.gather(*(service.recover(SMALL) for _ in range(10)))
+
+    assert sum(report.pushed_again for report in reports) == len(lost)
+    assert sum(report.refunded for report in reports) == len(refused)
+    assert sum(report.never_pushed for report in reports) == len(unsent)
+    assert sorted(order(service)) == sorted(lost)
+    assert all(service.money_of(session_id) == REFUNDED for session_id in refused + unsent)
+
+
+async def test_a_report_adds_up() -> None:
+    """The total counts every kind of move."""
+    report = RecoveryReport(
+        refunded=1, expired=10, released=100, spent=1000, pushed_again=10_000, never_pushed=100_000
+    )
+
+    assert report.total == 111_111

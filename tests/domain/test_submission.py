@@ -1,0 +1,428 @@
+"""Submitting: one debit, one session, one task, and the truth about all three."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from domain.credits import LedgerKind
+from domain.errors import (
+    Conflict,
+    InsufficientCredits,
+    InvalidInput,
+    NotFound,
+    QueueUnavailable,
+    StoreUnavailable,
+)
+from domain.recovery import RecoveryPolicy
+from domain.sessions import DEFAULT_PROMPT, Accessory, SessionStatus
+from domain.submission import CONFIRM_BATCH
+from domain.tasks import GenerationTask
+from tests.support.examples import (
+    BAG,
+    HAT,
+    LEASE,
+    MODEL_URL,
+    OTHER,
+    OUTFIT_URL,
+    STORE,
+    USER,
+    a_request,
+)
+from tests.support.service import Service
+
+URL = "https://pictures.example/"
+UNAVAILABLE = "Generation service temporarily unavailable"
+
+
+@pytest.mark.anyio
+async def test_a_submission_charges_records_and_pushes(service: Service) -> None:
+    """One credit is debited, a queued session exists, and its task waits."""
+    await service.accounts.grant(STORE, 3, note="test")
+    request = a_request(
+        STORE, outfit_image_url=OUTFIT_URL, accessories=(HAT, BAG), prompt="In the rain"
+    )
+
+    receipt = await service.submission.submit(request)
+
+    session = await service.repo.get(receipt.session.id, STORE)
+    (task,) = service.waiting()
+    assert receipt.session == session
+    assert receipt.credits_remaining == service.balance(STORE) == 2
+    assert session.status is SessionStatus.QUEUED
+    assert session.image_urls == (MODEL_URL, OUTFIT_URL, HAT.url, BAG.url)
+    assert (session.prompt, session.request_id) == ("In the rain", request.request_id)
+    assert task == GenerationTask.of(session, task_id=task.task_id)
+    assert service.money_of(session.id) == [LedgerKind.DEBIT]
+
+
+@pytest.mark.anyio
+async def test_every_submission_is_its_own(service: Service) -> None:
+    """The same request twice is two sessions with two tasks and two debits: the correlation id
+    is never a key for money."""
+    await service.accounts.grant(USER, 2, note="test")
+
+    first = await service.submission.submit(a_request())
+    second = await service.submission.submit(a_request())
+
+    assert first.session.id != second.session.id
+    assert len({task.task_id for task in service.waiting()}) == 2
+    assert service.balance() == 0
+
+
+@pytest.mark.anyio
+async def test_without_a_prompt_the_default_is_used(service: Service) -> None:
+    """A caller that gives no prompt gets ours, in the session and in the task."""
+    receipt = await service.submitted()
+
+    assert receipt.session.prompt == DEFAULT_PROMPT
+    assert service.waiting()[0].prompt == DEFAULT_PROMPT
+
+
+@pytest.mark.anyio
+async def test_insufficient_credits_change_nothing(service: Service) -> None:
+    """Who cannot pay gets no session, no ledger entry and no task."""
+    with pytest.raises(InsufficientCredits):
+        await service.submission.submit(a_request())
+
+    assert await service.sessions() == []
+    assert service.accounts.entries == []
+    assert service.waiting() == []
+
+
+@pytest.mark.anyio
+async def test_a_failed_push_is_undone(service: Service) -> None:
+    """The queue is down: 503 in the contract's words, session failed, credit back."""
+    await service.accounts.grant(USER, 1, note="test")
+    service.queue.faults.away.add("push")
+
+    with pytest.raises(QueueUnavailable) as refusal:
+        await service.submission.submit(a_request())
+
+    (session,) = await service.sessions()
+    assert str(refusal.value) == UNAVAILABLE
+    assert session.status is SessionStatus.FAILED
+    assert session.failure is not None
+    assert (session.failure.code, session.failure.message) == ("QUEUE_UNAVAILABLE", UNAVAILABLE)
+    assert service.money_of(session.id) == [LedgerKind.DEBIT, LedgerKind.REFUND]
+    assert service.balance() == 1
+
+
+@pytest.mark.anyio
+async def test_a_push_without_a_reply_leaves_a_task_that_nobody_may_claim(service: Service) -> None:
+    """The task may be in the queue although the caller got its credit back: its claim finds a
+    final session, so there is no free picture."""
+    await service.accounts.grant(USER, 1, note="test")
+    service.queue.faults.deaf.add("push")
+
+    with pytest.raises(QueueUnavailable):
+        await service.submission.submit(a_request())
+
+    (task,) = service.waiting()
+    assert await service.repo.claim(task.session_id, lease=LEASE) is None
+    assert service.balance() == 1
+
+
+@pytest.mark.anyio
+async def test_a_worker_faster_than_the_lost_reply_wins(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The push took effect and a worker claimed before we could undo: the receipt is the truth."""
+    await service.accounts.grant(USER, 1, note="test")
+    push = service.queue.push
+
+    async def claimed_before_the_reply_is_lost(task: GenerationTask) -> None:
+        await push(task)
+        await service.claimed(task.session_id)
+        raise QueueUnavailable("no reply")
+
+    monkeypatch.setattr(service.queue, "push", claimed_before_the_reply_is_lost)
+
+    receipt = await service.submission.submit(a_request())
+
+    session = await service.session(receipt.session.id)
+    assert session.status is SessionStatus.PROCESSING
+    assert service.money_of(session.id) == [LedgerKind.DEBIT]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("push", ["away", "deaf"])
+async def test_a_store_that_is_down_as_well_leaves_the_refund_to_recovery(
+    service: Service, push: str
+) -> None:
+    """503 was said, so the session must end in a refund, also if its task did reach the queue
+    and was lost there: recovery never pushes what was never confirmed."""
+    await service.accounts.grant(USER, 1, note="test")
+    getattr(service.queue.faults, push).add("push")
+    service.repo.faults.away.add("fail")
+
+    with pytest.raises(QueueUnavailable, match=UNAVAILABLE):
+        await service.submission.submit(a_request())
+
+    service.repo.faults.away.clear()
+    service.queue.messages.clear()
+    await service.submission.confirm_pushed()
+    service.clock.advance(RecoveryPolicy().push_again_after)
+    report = await service.recover()
+    (session,) = await service.sessions()
+    assert (report.never_pushed, report.pushed_again) == (1, 0)
+    assert session.failure is not None
+    assert session.failure.code == "QUEUE_UNAVAILABLE"
+    assert service.money_of(session.id) == [LedgerKind.DEBIT, LedgerKind.REFUND]
+    assert service.waiting() == []
+
+
+@pytest.mark.anyio
+async def test_a_store_that_is_down_says_so(service: Service) -> None:
+    """Without a session there is nothing to push."""
+    await service.accounts.grant(USER, 1, note="test")
+    service.repo.faults.away.add("create")
+
+    with pytest.raises(StoreUnavailable):
+        await service.submission.submit(a_request())
+
+    assert service.waiting() == []
+    assert service.balance() == 1
+
+
+@pytest.mark.anyio
+async def test_a_charge_without_a_reply_is_refunded_by_recovery(service: Service) -> None:
+    """The store took the credit and its reply was lost: the caller was told 503."""
+    await service.accounts.grant(USER, 1, note="test")
+    service.repo.faults.deaf.add("create")
+
+    with pytest.raises(StoreUnavailable):
+        await service.submission.submit(a_request())
+
+    service.clock.advance(RecoveryPolicy().push_again_after)
+    assert (await service.recover()).never_pushed == 1
+    assert service.balance() == 1
+
+
+@pytest.mark.anyio
+async def test_confirming_notes_each_push_once(service: Service) -> None:
+    """The first call notes what was pushed since the last one; the next has nothing to do."""
+    receipt = await service.submitted(confirmed=False)
+    assert not (await service.session(receipt.session.id)).confirmed
+
+    assert await service.submission.confirm_pushed() == 1
+    assert await service.submission.confirm_pushed() == 0
+
+    assert (await service.session(receipt.session.id)).confirmed
+    assert service.repo.faults.calls.count("confirm") == 1
+
+
+@pytest.mark.anyio
+async def test_confirming_goes_in_bounded_batches(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many were pushed, no statement carries more than a batch, and none is left out."""
+    sizes = []
+    confirm = service.repo.confirm
+
+    async def measured(session_ids: Sequence[UUID]) -> int:
+        sizes.append(len(session_ids))
+        return await confirm(session_ids)
+
+    monkeypatch.setattr(service.repo, "confirm", measured)
+    await service.accounts.grant(USER, 2 * CONFIRM_BATCH + 1, note="test")
+    for _ in range(2 * CONFIRM_BATCH + 1):
+        await service.submission.submit(a_request())
+
+    assert await service.submission.confirm_pushed() == 2 * CONFIRM_BATCH + 1
+
+    assert sizes == [CONFIRM_BATCH, CONFIRM_BATCH, 1]
+    assert all(session.confirmed for session in await service.sessions())
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("fault", ["away", "deaf"])
+async def test_confirming_survives_a_store_that_is_down(service: Service, fault: str) -> None:
+    """What could not be confirmed is confirmed by a later call, with all that came since."""
+    first = await service.submitted(confirmed=False)
+    getattr(service.repo.faults, fault).add("confirm")
+
+    with pytest.raises(StoreUnavailable):
+        await service.submission.confirm_pushed()
+
+    getattr(service.repo.faults, fault).clear()
+    second = await service.submitted()
+    assert (await service.session(first.session.id)).confirmed
+    assert (await service.session(second.session.id)).confirmed
+
+
+@pytest.mark.anyio
+async def test_what_was_undone_is_never_confirmed(service: Service) -> None:
+    """Only a push that is known to have worked counts, whoever won afterwards."""
+    await service.accounts.grant(USER, 1, note="test")
+    service.queue.faults.deaf.add("push")
+    with pytest.raises(QueueUnavailable):
+        await service.submission.submit(a_request())
+
+    assert await service.submission.confirm_pushed() == 0
+
+    assert "confirm" not in service.repo.faults.calls
+
+
+@pytest.mark.anyio
+async def test_a_queued_session_can_be_cancelled(service: Service) -> None:
+    """It fails with CANCELLED and the credit comes back; its task is a ghost from now on."""
+    receipt = await service.submitted()
+
+    cancelled = await service.submission.cancel(receipt.session.id, USER)
+
+    assert cancelled == await service.session(receipt.session.id)
+    assert cancelled.status is SessionStatus.FAILED
+    assert cancelled.failure is not None
+    assert cancelled.failure.code == "CANCELLED"
+    assert service.balance() == 1
+    assert await service.repo.claim(cancelled.id, lease=LEASE) is None
+
+
+@pytest.mark.anyio
+async def test_a_session_that_is_worked_on_cannot_be_cancelled(service: Service) -> None:
+    """Conflict, and neither the session nor the money moves."""
+    receipt = await service.submitted()
+    claimed = await service.claimed(receipt.session.id)
+
+    with pytest.raises(Conflict):
+        await service.submission.cancel(claimed.id, USER)
+
+    assert await service.session(claimed.id) == claimed
+    assert service.money_of(claimed.id) == [LedgerKind.DEBIT]
+
+
+@pytest.mark.anyio
+async def test_cancelling_twice_is_a_conflict_with_one_refund(service: Service) -> None:
+    """A final session is not queued."""
+    receipt = await service.submitted()
+    await service.submission.cancel(receipt.session.id, USER)
+
+    with pytest.raises(Conflict):
+        await service.submission.cancel(receipt.session.id, USER)
+
+    assert service.money_of(receipt.session.id) == [LedgerKind.DEBIT, LedgerKind.REFUND]
+
+
+@pytest.mark.anyio
+async def test_anothers_session_cannot_be_cancelled(service: Service) -> None:
+    """It answers as an id that does not exist, and stays as it was."""
+    receipt = await service.submitted(USER)
+
+    with pytest.raises(NotFound) as anothers:
+        await service.submission.cancel(receipt.session.id, OTHER)
+    with pytest.raises(NotFound) as unknown:
+        await service.submission.cancel(uuid4(), OTHER)
+
+    assert str(anothers.value) == str(unknown.value)
+    assert (await service.session(receipt.session.id)).status is SessionStatus.QUEUED
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://pictures.example/model.jpg",
+        "http://pictures.example:8080/a/b?size=1&x=%20#top",
+        "HTTPS://Pictures.Example/",
+        "https://bücher.example/größe.png",
+        "https://[2001:db8::1]/a.png",
+        "https://203.0.113.7/a.png",
+        URL + "x" * (2048 - len(URL)),
+    ],
+)
+def test_links_that_may_be_given(url: str) -> None:
+    """Any http or https URL within the limit; where it leads is checked when it is fetched."""
+    request = a_request(
+        model_image_url=url, outfit_image_url=url, accessories=(Accessory(type="hat", url=url),)
+    )
+
+    assert request.model_image_url == url
+
+
+BAD_URLS = [
+    "",
+    "model.jpg",
+    "//pictures.example/model.jpg",
+    "ftp://pictures.example/model.jpg",
+    "file:///etc/passwd",
+    "data:image/png;base64,AAAA",
+    "gopher://127.0.0.1:70/",
+    "javascript:alert(1)",
+    "https://",
+    "https:///model.jpg",
+    "https://?model.jpg",
+    "https://pictures.example:99999/",
+    "https://pictures.example:0/",
+    "https://pictures.example:port/",
+    "https://[::1/",
+    "https://user@pictures.example/",
+    "https://user:password@pictures.example/",
+    "https://@pictures.example/",
+    "http://good.example\\@127.0.0.1/",
+    "https://pictures.example/a b",
+    " https://pictures.example/",
+    "https://pictures.example/\r\nHost: x",
+    "https://pictures.example/\x00",
+    "https://pictures.example/\x1b[2J",
+    "https://pictures.example/\u202egpj.exe",
+    "https://pictures.example/\ud800",
+    'https://pictures.example/"',
+    "https://pictures.example/<b>",
+    URL + "x" * (2049 - len(URL)),
+]
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("model_image_url", lambda url: {"model_image_url": url}),
+        ("outfit_image_url", lambda url: {"outfit_image_url": url}),
+        (
+            "accessories[1].url",
+            lambda url: {"accessories": (HAT, Accessory(type="bag", url=url))},
+        ),
+    ],
+)
+def test_links_that_are_refused(field: str, change: Any, url: str) -> None:
+    """What cannot be a link to a picture is refused before anything is charged, by name."""
+    with pytest.raises(InvalidInput) as refusal:
+        a_request(**change(url))
+
+    assert refusal.value.field == field
+    assert str(refusal.value).startswith(f"{field}: ")
+
+
+def test_the_number_of_accessories_is_bounded() -> None:
+    """Eight are possible, nine are not."""
+    request = a_request(accessories=(HAT,) * 8)
+
+    with pytest.raises(InvalidInput) as refusal:
+        replace(request, accessories=(HAT,) * 9)
+
+    assert refusal.value.field == "accessories"
+
+
+@pytest.mark.parametrize("prompt", ["x", "x" * 4000, "Zwei Zeilen,\nund ein 👒"])
+def test_prompts_that_a_store_may_give(prompt: str) -> None:
+    """Up to 4,000 characters of text."""
+    assert a_request(STORE, prompt=prompt).prompt == prompt
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n", "x" * 4001])
+def test_prompts_that_are_refused(prompt: str) -> None:
+    """Nothing to draw, or too much."""
+    with pytest.raises(InvalidInput) as refusal:
+        a_request(STORE, prompt=prompt)
+
+    assert refusal.value.field == "prompt"
+
+
+def test_a_user_may_not_give_a_prompt() -> None:
+    """Only stores may."""
+    with pytest.raises(InvalidInput, match="only stores") as refusal:
+        a_request(USER, prompt="In the rain")
+
+    assert refusal.value.field == "prompt"

@@ -1,0 +1,48 @@
+"""Owners, sessions, tasks and requests for tests to vary."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+from domain.credits import Channel, Owner
+from domain.sessions import DEFAULT_PROMPT, Accessory, Artefact, Failure, GenerationSession
+from domain.submission import TryOnRequest
+from domain.tasks import GenerationTask
+from tests.support.clock import START
+
+STORE = Owner(channel=Channel.B2B, id="store-1")
+USER = Owner(channel=Channel.B2C, id="9b2f9a52-6a0c-4e0b-a9f3-0d6a6a2f6d11")
+OTHER = Owner(channel=Channel.B2C, id="2f1f3c5e-8f0d-4c7b-9a55-5f9c6f0c7b22")
+
+LEASE = timedelta(seconds=30)
+ARTEFACT = Artefact(object_key="generated/someone/picture.png", media_type="image/png")
+FAILURE = Failure(code="MODERATION_BLOCKED", message="This picture cannot be made")
+
+MODEL_URL = "https://pictures.example/model.jpg"
+OUTFIT_URL = "https://pictures.example/outfit.png"
+HAT = Accessory(type="hat", url="https://pictures.example/hat.webp")
+BAG = Accessory(type="bag", url="https://pictures.example/bag.jpg?size=large")
+
+
+def a_session(**changes: Any) -> GenerationSession:
+    session = GenerationSession(
+        id=uuid4(),
+        owner=USER,
+        request_id="req_1",
+        prompt=DEFAULT_PROMPT,
+        model_image_url=MODEL_URL,
+        outfit_image_url=None,
+        accessories=(),
+        created_at=START,
+    )
+    return replace(session, **changes)
+
+
+def a_task(**changes: Any) -> GenerationTask:
+    return replace(GenerationTask.of(a_session(), task_id=uuid4()), **changes)
+
+
+def a_request(owner: Owner = USER, **changes: Any) -> TryOnRequest:
+    request = TryOnRequest(owner=owner, request_id="req_1", model_image_url=MODEL_URL)
+    return replace(request, **changes)

@@ -1,0 +1,115 @@
+"""A store and a queue that can be away.
+
+A method named in ``away`` fails before it has done anything; one in ``deaf`` does its work, and
+then its reply is lost. To the caller the two look the same. Every call lets other tasks run
+first, as one over a network does.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from adapters.credits.memory import InMemoryCreditRepo
+from adapters.queue.memory import InMemoryTaskQueue
+from adapters.sessions.memory import InMemorySessionRepo
+from domain.errors import QueueUnavailable, StoreUnavailable, Unavailable
+from domain.ports import Receipt
+from domain.sessions import Artefact, Failure, GenerationSession
+from domain.tasks import GenerationTask, UnreadableTask
+
+
+class Faults:
+    """Which methods fail, with what, and which were called."""
+
+    def __init__(self, error: type[Unavailable]) -> None:
+        self.away: set[str] = set()
+        self.deaf: set[str] = set()
+        self.calls: list[str] = []
+        self._error = error
+
+    @asynccontextmanager
+    async def around(self, method: str) -> AsyncIterator[None]:
+        self.calls.append(method)
+        await asyncio.sleep(0)
+        if method in self.away:
+            raise self._error(f"{method}: refused")
+        yield
+        if method in self.deaf:
+            raise self._error(f"{method}: no reply")
+
+
+class FlakySessionRepo(InMemorySessionRepo):
+    def __init__(self, *, accounts: InMemoryCreditRepo, clock: Callable[[], datetime]) -> None:
+        super().__init__(accounts=accounts, clock=clock)
+        self.faults = Faults(StoreUnavailable)
+
+    async def create(self, session: GenerationSession) -> Receipt:
+        async with self.faults.around("create"):
+            return await super().create(session)
+
+    async def confirm(self, session_ids: Sequence[UUID]) -> int:
+        async with self.faults.around("confirm"):
+            return await super().confirm(session_ids)
+
+    async def claim(self, session_id: UUID, *, lease: timedelta) -> GenerationSession | None:
+        async with self.faults.around("claim"):
+            return await super().claim(session_id, lease=lease)
+
+    async def renew(self, session_id: UUID, *, attempt: int, lease: timedelta) -> bool:
+        async with self.faults.around("renew"):
+            return await super().renew(session_id, attempt=attempt, lease=lease)
+
+    async def complete(self, session_id: UUID, *, attempt: int, artefact: Artefact) -> bool:
+        async with self.faults.around("complete"):
+            return await super().complete(session_id, attempt=attempt, artefact=artefact)
+
+    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int | None) -> bool:
+        async with self.faults.around("fail"):
+            return await super().fail(session_id, failure, attempt=attempt)
+
+    async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
+        async with self.faults.around("release"):
+            return await super().release(session_id, attempt=attempt, delay=delay)
+
+    async def overdue(
+        self, *, created_before: datetime | None, again_after: timedelta, limit: int
+    ) -> list[GenerationSession]:
+        async with self.faults.around("overdue"):
+            return await super().overdue(
+                created_before=created_before, again_after=again_after, limit=limit
+            )
+
+    async def refund_missing(self, *, limit: int) -> int:
+        async with self.faults.around("refund_missing"):
+            return await super().refund_missing(limit=limit)
+
+    async def fail_expired(self, failure: Failure, *, older_than: timedelta, limit: int) -> int:
+        async with self.faults.around("fail_expired"):
+            return await super().fail_expired(failure, older_than=older_than, limit=limit)
+
+
+class FlakyTaskQueue(InMemoryTaskQueue):
+    def __init__(self) -> None:
+        super().__init__()
+        self.faults = Faults(QueueUnavailable)
+        self.pushed_next: list[int] = []
+        """The size of each batch that was pushed before all others."""
+
+    async def push(self, task: GenerationTask) -> None:
+        async with self.faults.around("push"):
+            await super().push(task)
+
+    async def push_next(self, tasks: Sequence[GenerationTask]) -> None:
+        async with self.faults.around("push_next"):
+            await super().push_next(tasks)
+            self.pushed_next.append(len(tasks))
+
+    async def oldest(self) -> GenerationTask | UnreadableTask | None:
+        async with self.faults.around("oldest"):
+            return await super().oldest()
+
+    async def bury(self, message: UnreadableTask) -> None:
+        async with self.faults.around("bury"):
+            await super().bury(message)

@@ -1,0 +1,180 @@
+"""What a newcomer runs: ``wearon demo`` and ``wearon dev``."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+from PIL import Image
+
+from tests.system.deployment import DEADLINE_SECONDS, eventually, free_port, kill
+
+pytestmark = pytest.mark.xdist_group("system")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="wearon-test-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+class Started:
+    """The command, with its output as it comes."""
+
+    def __init__(self, *arguments: str) -> None:
+        bare = {name: value for name, value in os.environ.items() if not _is_ours(name)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "entrypoints.cli", *arguments],
+            env=bare,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._lines: SimpleQueue[str] = SimpleQueue()
+        self._seen = ""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def output_until(self, pattern: str) -> str:
+        """All that was said up to the first line that matches."""
+        while not re.search(pattern, self._seen):
+            try:
+                self._seen += self._lines.get(timeout=DEADLINE_SECONDS)
+            except Empty:
+                pytest.fail(f"no {pattern!r} in:\n{self._seen}")
+        return self._seen
+
+    def end(self, signum: signal.Signals = signal.SIGTERM) -> int:
+        code = kill(self.process, signum)
+        self._reader.join(DEADLINE_SECONDS)
+        if self.process.stdout:
+            self.process.stdout.close()
+        return code
+
+    def _read(self) -> None:
+        for line in self.process.stdout or ():
+            self._lines.put(line.decode())
+
+
+def _is_ours(variable: str) -> bool:
+    return variable.startswith("WEARON_") or variable in {"DATABASE_URL", "REDIS_URL"}
+
+
+def test_the_demo_ends_with_two_pictures(folder: Path) -> None:
+    """One command and nothing else: a try-on for each channel, two portraits, exit code 0."""
+    demo = Started("demo", "--data-dir", str(folder / "demo"))
+    output = demo.output_until(r"Done in")
+    pictures = [Path(path) for path in re.findall(r"^  (/.+)$", output, re.MULTILINE)]
+
+    assert demo.process.wait(DEADLINE_SECONDS) == 0
+    assert demo.end() == 0
+    assert output.count("   completed") == 2
+    assert [path.parts[-3:-1] for path in pictures] == [
+        ("generated", "0198c0de-0000-7000-8000-000000000001"),
+        ("demo-store", "generated"),
+    ]
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert picture.width * 4 == picture.height * 3
+
+
+def test_dev_finds_its_data_again(folder: Path) -> None:
+    """A second start of ``wearon dev`` has the first one's balance and accepts its API key."""
+    arguments = ("dev", "--port", str(free_port()), "--data-dir", str(folder / "dev"))
+    first = Started(*arguments)
+    submit = _submit(first.output_until(r"Ctrl-C stops"))
+    first_code = first.end()
+    second = Started(*arguments)
+    account = _credits(second.output_until(r"Ctrl-C stops"))
+    second_code = second.end()
+
+    assert submit["data"]["credits_remaining"] == 99
+    assert account["data"]["balance"] == 99
+    assert (first_code, second_code) == (0, 0)
+
+
+def test_dev_leaves_nothing_behind_when_killed(folder: Path) -> None:
+    """``kill -9`` of ``wearon dev`` alone takes servers, API and worker with it."""
+    dev = Started("dev", "--port", str(free_port()), "--data-dir", str(folder / "dev"))
+    dev.output_until(r"Ctrl-C stops")
+    children = _descendants(dev.process.pid)
+
+    dev.process.kill()
+    dev.process.wait(DEADLINE_SECONDS)
+    eventually(lambda: not any(_alive(pid) for pid in children))
+    dev.end()
+
+    assert len(children) >= 5
+
+
+def test_dev_in_memory(folder: Path) -> None:
+    """``--in-memory`` completes a try-on without any server, and says that nothing is kept."""
+    dev = Started("dev", "--in-memory", "--port", str(free_port()))
+    banner = dev.output_until(r"Ctrl-C stops")
+    submitted = _submit(banner)["data"]
+    headers = {"Authorization": f"Bearer {_token(banner)}"}
+    url = _url(banner) + submitted["status_url"]
+
+    def completed() -> bool:
+        with urlopen(Request(url, headers=headers)) as response:
+            return bool(json.load(response)["data"]["status"] == "completed")
+
+    assert eventually(completed)
+    assert "gone when it stops" in banner
+    assert dev.end() == 0
+    assert list(folder.iterdir()) == []
+
+
+def _url(banner: str) -> str:
+    return str(re.findall(r"http://127\.0\.0\.1:\d+", banner)[0])
+
+
+def _token(banner: str) -> str:
+    return str(re.findall(r"Bearer ([^']+)'", banner)[0])
+
+
+def _submit(banner: str) -> dict[str, Any]:
+    """Send what the first curl line of the banner would send."""
+    command = shlex.split(re.findall(r"  curl -s .*?\n.*?\n.*?\n", banner)[0])
+    headers = [word for word, before in zip(command[1:], command, strict=False) if before == "-H"]
+    body = command[command.index("-d") + 1].encode()
+    request = Request(command[2], body, dict(header.split(": ") for header in headers))
+    with urlopen(request) as response:
+        answer: dict[str, Any] = json.load(response)
+    return answer
+
+
+def _credits(banner: str) -> dict[str, Any]:
+    request = Request(
+        f"{_url(banner)}/api/v1/credits", headers={"Authorization": f"Bearer {_token(banner)}"}
+    )
+    with urlopen(request) as response:
+        answer: dict[str, Any] = json.load(response)
+    return answer
+
+
+def _descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    found = [int(child) for child in children]
+    return found + [deeper for child in found for deeper in _descendants(child)]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 UV_VERSION := 0.13.9
 export UV_PYTHON_DOWNLOADS := never
+# Like git, trust the certificate authorities that this machine trusts, a company's own among them.
+export UV_SYSTEM_CERTS ?= true
 UV := .uv/bin/uv
 RUN := $(UV) run --locked --no-sync
 

@@ -4,6 +4,7 @@ Everything here is made without connecting to anything; connections open when th
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from random import Random
 
@@ -33,7 +34,7 @@ from adapters.sessions.postgres import PostgresSessionRepo
 from adapters.storage.local import LocalImageStorage
 from adapters.storage.memory import InMemoryImageStorage
 from adapters.storage.signing import UrlSigner
-from config.settings import Queue, Settings, Store
+from config.settings import Settings
 from domain.credits import Channel, Owner
 from domain.generation import Generation, WorkPolicy
 from domain.ports import CreditRepoPort, TaskQueuePort
@@ -52,8 +53,8 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _database(settings: Settings) -> Database:
-    return Database(
+def _database(settings: Settings, opened: AsyncExitStack) -> Database:
+    database = Database(
         settings.require("database_url"),
         limits=DatabaseLimits(
             connections=settings.database_connections,
@@ -63,16 +64,22 @@ def _database(settings: Settings) -> Database:
         ),
         transaction_pooler=settings.database_transaction_pooler,
     )
+    opened.push_async_callback(database.close)
+    return database
 
 
-def _redis_queue(settings: Settings, clock: Callable[[], datetime]) -> RedisTaskQueue:
+def _redis_queue(
+    settings: Settings, clock: Callable[[], datetime], opened: AsyncExitStack
+) -> RedisTaskQueue:
     url, seconds = settings.require("redis_url"), settings.redis_seconds
-    return RedisTaskQueue(
+    queue = RedisTaskQueue(
         client=redis_client(url, timeout_seconds=seconds),
         blocking_client=redis_client(url, timeout_seconds=seconds + POP_SECONDS),
         timeout_seconds=seconds,
         clock=clock,
     )
+    opened.push_async_callback(queue.close)
+    return queue
 
 
 def _jwt_rules(settings: Settings) -> JwtRules:
@@ -92,13 +99,15 @@ def _signer(settings: Settings, clock: Callable[[], datetime]) -> UrlSigner:
     )
 
 
-def _fetcher(settings: Settings) -> HttpImageFetcher:
-    return HttpImageFetcher(
+def _fetcher(settings: Settings, opened: AsyncExitStack) -> HttpImageFetcher:
+    fetcher = HttpImageFetcher(
         limits=FetchLimits(
             total_timeout_seconds=settings.fetch_seconds, max_bytes=settings.fetch_max_bytes
         ),
         allow_loopback=settings.fetch_allow_loopback,
     )
+    opened.push_async_callback(fetcher.close)
+    return fetcher
 
 
 def _work_policy(settings: Settings) -> WorkPolicy:
@@ -139,15 +148,15 @@ class Container(containers.DeclarativeContainer):
     clock = providers.Object(utc_now)
     new_id = providers.Object(uuid7)
     random = providers.Singleton(Random)
+    opened = providers.Singleton(AsyncExitStack[bool | None])
 
-    database = providers.Singleton(_database, settings)
+    database = providers.Singleton(_database, settings, opened)
     migrate = providers.Callable(migrate, database, providers.Callable(all_migrations))
-    redis_queue = providers.Singleton(_redis_queue, settings, clock)
     in_memory_credits = providers.Singleton(InMemoryCreditRepo, clock=clock)
 
     queue = providers.Selector(
         settings.provided.queue,
-        redis=redis_queue,
+        redis=providers.Singleton(_redis_queue, settings, clock, opened),
         memory=providers.Singleton(InMemoryTaskQueue),
     )
     sessions = providers.Selector(
@@ -171,7 +180,7 @@ class Container(containers.DeclarativeContainer):
         local=providers.Singleton(LocalImageStorage, settings.provided.pictures_dir, signer=signer),
         memory=providers.Singleton(InMemoryImageStorage, signer=signer),
     )
-    fetcher = providers.Singleton(_fetcher, settings)
+    fetcher = providers.Singleton(_fetcher, settings, opened)
     generator = providers.Selector(
         settings.provided.generator,
         local=providers.Singleton(
@@ -218,10 +227,6 @@ class Container(containers.DeclarativeContainer):
 
 
 async def close(container: Container) -> None:
-    """Close what holds connections; call once, at the end of the process."""
-    settings: Settings = container.settings()
-    await container.fetcher().close()
-    if settings.queue is Queue.REDIS:
-        await container.redis_queue().close()
-    if settings.store is Store.POSTGRES:
-        await container.database().close()
+    """Close what was made and holds connections; call once, at the end of the process."""
+    opened: AsyncExitStack = container.opened()
+    await opened.aclose()

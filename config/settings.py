@@ -1,22 +1,27 @@
 """Settings: read once from the environment, typed, each one checked."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, inspect
 
 MIN_SECRET_LENGTH = 32
+_HIDDEN = "***"
+_PREFIX = "WEARON_"
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Secret = Annotated[str, Meta(min_length=MIN_SECRET_LENGTH)]
 
 
 class SettingsError(Exception):
-    """One or more variables cannot be used; the message has a line for each and names it."""
+    """One or more variables cannot be used; the message has a line for each and names it, but
+    never says what it holds: that may be a secret."""
 
 
 class Environment(StrEnum):
@@ -43,14 +48,32 @@ class Generator(StrEnum):
     LOCAL = "local"
 
 
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
 class LogFormat(StrEnum):
     JSON = "json"
     CONSOLE = "console"
 
 
-def _about(description: str, *, variable: str | None = None) -> Meta:
-    """The line of the settings table, and the variable where it is not ``WEARON_`` + name."""
-    return Meta(description=description, extra={"variable": variable})
+def _about(
+    description: str,
+    *,
+    variable: str | None = None,
+    example: str | None = None,
+    secret: bool = False,
+) -> Meta:
+    """The line of the settings table; the variable where it is not ``WEARON_`` + name; what a
+    value looks like, where a pattern says what is allowed; whether to hide the value."""
+    return Meta(
+        description=description,
+        examples=None if example is None else [example],
+        extra={"variable": variable, "secret": secret},
+    )
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,26 +81,32 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     environment: Annotated[
         Environment,
-        _about("`development` serves sample pictures and allows loopback addresses to be allowed"),
+        _about("`development` serves sample pictures and lets go of rules that guard production"),
     ] = Environment.PRODUCTION
     database_url: Annotated[
-        str | None,
-        _about("PostgreSQL, as a `postgresql://` URL", variable="DATABASE_URL"),
+        Annotated[str, Meta(pattern=r"^postgres(ql)?://\S+$")] | None,
+        _about(
+            "PostgreSQL, the truth about credits and sessions",
+            variable="DATABASE_URL",
+            example="postgresql://user:password@host:5432/wearon",
+            secret=True,
+        ),
     ] = None
     redis_url: Annotated[
-        str | None,
-        _about("Redis: `redis://`, `rediss://` (TLS) or `unix://`", variable="REDIS_URL"),
+        Annotated[str, Meta(pattern=r"^(rediss?|unix)://\S+$")] | None,
+        _about(
+            "Redis, which carries the tasks; `rediss://` is TLS, `unix://` a socket",
+            variable="REDIS_URL",
+            example="redis://:password@host:6379/0",
+            secret=True,
+        ),
     ] = None
-    store: Annotated[Store, _about("Where sessions and credits live: `postgres`, `memory`")] = (
-        Store.POSTGRES
-    )
-    queue: Annotated[Queue, _about("What carries tasks: `redis`, `memory`")] = Queue.REDIS
-    storage: Annotated[Storage, _about("Where pictures are kept: `local`, `memory`")] = (
-        Storage.LOCAL
-    )
-    generator: Annotated[Generator, _about("What makes the pictures: `local`, a contact sheet")] = (
-        Generator.LOCAL
-    )
+    store: Annotated[Store, _about("Where sessions and credits live")] = Store.POSTGRES
+    queue: Annotated[Queue, _about("What carries tasks")] = Queue.REDIS
+    storage: Annotated[Storage, _about("Where pictures are kept")] = Storage.LOCAL
+    generator: Annotated[
+        Generator, _about("What makes the pictures; `local` lays out what arrived")
+    ] = Generator.LOCAL
     data_dir: Annotated[Path, _about("Folder of pictures and of embedded servers' data")] = Path(
         ".wearon"
     )
@@ -87,19 +116,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     api_workers: Annotated[int, Meta(ge=1, le=64), _about("API processes")] = 1
     public_url: Annotated[
         str,
-        Meta(pattern=r"^https?://[^\s]+[^/\s]$"),
-        _about("Where clients reach the API; begins the URLs of pictures"),
+        Meta(pattern=r"^https?://[^\s?#]*[^\s?#/]$"),
+        _about(
+            "Where clients reach the API; begins the URLs of pictures",
+            example="https://wearon.example",
+        ),
     ] = "http://127.0.0.1:8000"
     max_body_bytes: Annotated[
         int, Meta(ge=1_024, le=10_000_000), _about("Largest request body; more is a 413")
     ] = 65_536
-    jwt_secret: Annotated[
-        Secret | None, _about("HS256 key of the users' tokens, 32 characters or more")
-    ] = None
+    jwt_secret: Annotated[Secret | None, _about("HS256 key of the users' tokens", secret=True)] = (
+        None
+    )
     jwt_issuer: Annotated[str, _about("`iss` that users' tokens must have")] = "wearon"
     jwt_audience: Annotated[str, _about("`aud` that users' tokens must have")] = "wearon"
     signing_secret: Annotated[
-        Secret | None, _about("Key of the pictures' signed URLs, 32 characters or more")
+        Secret | None, _about("Key of the pictures' signed URLs", secret=True)
     ] = None
     picture_url_seconds: Annotated[Seconds, _about("How long a picture's URL is valid")] = 21_600
 
@@ -159,16 +191,50 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         float, Meta(ge=0, le=600), _about("Pretend working time of the `local` generator")
     ] = 0
 
-    log_level: Annotated[
-        str, Meta(pattern="^(debug|info|warning|error)$"), _about("`debug` ... `error`")
-    ] = "info"
-    log_format: Annotated[LogFormat, _about("`json`, a line each, or `console`")] = LogFormat.JSON
+    log_level: Annotated[LogLevel, _about("What is too unimportant to be logged")] = LogLevel.INFO
+    log_format: Annotated[
+        LogFormat, _about("`json` is a line for each event, `console` is for people")
+    ] = LogFormat.JSON
 
     def __post_init__(self) -> None:
-        if self.fetch_allow_loopback and self.environment is not Environment.DEVELOPMENT:
-            raise ValueError(
-                "WEARON_FETCH_ALLOW_LOOPBACK: only with WEARON_ENVIRONMENT=development"
+        if problems := [*self._contradictions()]:
+            raise ValueError("\n".join(problems))
+
+    def _contradictions(self) -> Iterator[str]:
+        """What is wrong although each value alone is right."""
+        for name in ("database_url", "redis_url"):
+            if not _has_usable_port(getattr(self, name)):
+                yield f"{variable_of(name)}: its port must be a number up to 65535"
+        if self.environment is Environment.DEVELOPMENT:
+            return
+        if self.fetch_allow_loopback:
+            yield "WEARON_FETCH_ALLOW_LOOPBACK: only with WEARON_ENVIRONMENT=development"
+        for name in self._in_memory():
+            yield (
+                f"{variable_of(name)}: `memory` is gone at exit,"
+                " so only with WEARON_ENVIRONMENT=development"
             )
+
+    def _in_memory(self) -> list[str]:
+        return [name for name in ("store", "queue", "storage") if getattr(self, name) == "memory"]
+
+    def require_shared(self, *names: str) -> None:
+        """For one of several processes: what they share is set, and is not one's own memory.
+
+        ``names`` are what it needs besides. Raises SettingsError, which names every variable.
+        """
+        problems = [
+            f"{variable_of(name)}: `memory` cannot be shared with other processes"
+            " (try `wearon dev --in-memory`)"
+            for name in self._in_memory()
+        ]
+        problems += [
+            _missing(name)
+            for name in ("database_url", "redis_url", *names)
+            if getattr(self, name) is None
+        ]
+        if problems:
+            raise SettingsError("\n".join(problems))
 
     def require(self, name: str) -> str:
         """The value of an optional setting that the caller cannot do without.
@@ -177,7 +243,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """
         value: str | None = getattr(self, name)
         if value is None:
-            raise SettingsError(f"{variable_of(name)}: must be set (try `wearon dev` for a start)")
+            raise SettingsError(_missing(name))
         return value
 
     @property
@@ -189,40 +255,64 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """A setting in seconds as a timedelta."""
         return timedelta(seconds=getattr(self, name))
 
+    def __repr__(self) -> str:
+        """Without the secrets, for it may end in a log."""
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in self._shown())})"
 
-class Variable(msgspec.Struct, frozen=True, kw_only=True):
-    """One environment variable, for the documentation."""
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return self._shown()
 
-    name: str
-    default: str
-    description: str
+    def _shown(self) -> list[tuple[str, Any]]:
+        return [
+            (field.name, _HIDDEN if about(field).extra["secret"] else getattr(self, field.name))
+            for field in SETTINGS
+        ]
 
 
-def variable_of(field: str) -> str:
+SETTINGS = msgspec.structs.fields(Settings)
+
+
+def about(field: msgspec.structs.FieldInfo) -> Any:  # noqa: ANN401 - its extras are not typed
+    """What is declared of a setting: ``type``, ``extra_json_schema`` and ``extra``."""
+    return inspect.type_info(field.type)
+
+
+def variable_of(name: str) -> str:
     """The environment variable of a setting."""
-    for meta in _metas(field):
-        if meta.extra and meta.extra["variable"]:
-            return str(meta.extra["variable"])
-    return f"WEARON_{field.upper()}"
+    field = next(field for field in SETTINGS if field.name == name)
+    return about(field).extra["variable"] or _PREFIX + name.upper()
 
 
-def variables() -> list[Variable]:
-    """All variables, in the order in which they are declared."""
-    return [
-        Variable(
-            name=variable_of(field.name),
-            default=_text(field.default),
-            description=next(meta.description for meta in _metas(field.name) if meta.description),
-        )
-        for field in msgspec.structs.fields(Settings)
-    ]
+def allowed(field: msgspec.structs.FieldInfo) -> str:
+    """What the variable of a setting may hold, to complete the words ``must be``."""
+    meta = about(field)
+    if examples := meta.extra_json_schema.get("examples"):
+        return f"like `{examples[0]}`"
+    kind = meta.type.types[0] if isinstance(meta.type, inspect.UnionType) else meta.type
+    match kind:
+        case inspect.EnumType(cls=cls):
+            return "one of " + ", ".join(f"`{option.value}`" for option in cls)
+        case inspect.BoolType():
+            return "`true` or `false`"
+        case inspect.IntType() | inspect.FloatType():
+            return _range(kind)
+        case inspect.StrType(min_length=int(length)):
+            return f"{length} characters or more"
+        case _:
+            return "any text"
+
+
+def _range(kind: inspect.IntType | inspect.FloatType) -> str:
+    number = "a whole number" if isinstance(kind, inspect.IntType) else "a number"
+    least = f"above {kind.gt:.0f}" if kind.ge is None else f"from {kind.ge:.0f}"
+    return f"{number} {least} to {kind.le:.0f}"
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
     """Read the settings. Raises ``SettingsError``; an empty variable counts as not set."""
     values: dict[str, Any] = {}
     problems: list[str] = []
-    for field in msgspec.structs.fields(Settings):
+    for field in SETTINGS:
         variable = variable_of(field.name)
         if not (text := environ.get(variable, "").strip()):
             continue
@@ -230,8 +320,8 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
             values[field.name] = msgspec.convert(
                 text, field.type, strict=False, dec_hook=lambda kind, value: kind(value)
             )
-        except msgspec.ValidationError as error:
-            problems.append(f"{variable}: {error}")
+        except msgspec.ValidationError:
+            problems.append(f"{variable}: must be {allowed(field)}")
     problems += _unknown(environ)
     if problems:
         raise SettingsError("\n".join(problems))
@@ -242,21 +332,27 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
 
 
 def _unknown(environ: Mapping[str, str]) -> list[str]:
-    known = {variable_of(field.name) for field in msgspec.structs.fields(Settings)}
+    known = {variable_of(field.name) for field in SETTINGS}
     return [
-        f"{name}: no such setting"
+        f"{name}: no such setting{_meant(name, known)}"
         for name in sorted(environ)
-        if name.startswith("WEARON_") and name not in known
+        if name.startswith(_PREFIX) and name not in known
     ]
 
 
-def _text(value: object) -> str:
-    """A default as one would write it into the environment."""
-    if value is None:
-        return ""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _meant(name: str, known: set[str]) -> str:
+    short = {variable.removeprefix(_PREFIX): variable for variable in sorted(known)}
+    nearest = get_close_matches(name.removeprefix(_PREFIX), short, n=1, cutoff=0.5)
+    hint = f"; did you mean {short[nearest[0]]}?" if nearest else ""
+    return f"{hint} (`wearon settings` lists all)"
 
 
-def _metas(field: str) -> list[Meta]:
-    annotation = Settings.__annotations__[field]
-    return [argument for argument in get_args(annotation)[1:] if isinstance(argument, Meta)]
+def _missing(name: str) -> str:
+    return f"{variable_of(name)}: must be set (try `wearon dev` for a start)"
+
+
+def _has_usable_port(url: str | None) -> bool:
+    try:
+        return urlsplit(url or "").port != 0
+    except ValueError:
+        return False

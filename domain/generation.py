@@ -28,6 +28,9 @@ _UNREADABLE = Failure(
     code=ErrorCode.INVALID_TASK, message="The request could not be read; the credit is back"
 )
 _NO_DELAY = timedelta(0)
+_LONGEST_ASKED_SECONDS = 3_600.0
+_STOP_SECONDS = 5.0
+"""How long we wait for work that was told to stop before we leave it behind."""
 
 
 class Outcome(StrEnum):
@@ -49,7 +52,7 @@ class WorkPolicy:
 
     ``attempt_timeout`` bounds one attempt. The wait before attempt n+1 is random between 0 and
     ``min(backoff_cap, backoff_base * 2**(n-1))`` (backoff with full jitter), and never shorter
-    than the other side asked for.
+    than the other side asked for, up to an hour.
     """
 
     lease: timedelta = timedelta(seconds=30)
@@ -60,8 +63,9 @@ class WorkPolicy:
 
     def backoff(self, attempt: int, asked: float, random: Random) -> timedelta:
         """The wait after attempt number ``attempt``; ``asked`` is in seconds."""
-        ceiling = min(self.backoff_cap, self.backoff_base * 2.0 ** min(attempt - 1, 32))
-        return max(random.random() * ceiling, timedelta(seconds=asked))
+        doubled = self.backoff_base.total_seconds() * 2.0 ** min(attempt - 1, 32)
+        wait = random.random() * min(self.backoff_cap.total_seconds(), doubled)
+        return timedelta(seconds=max(wait, min(asked, _LONGEST_ASKED_SECONDS)))
 
 
 class Generation:
@@ -97,8 +101,10 @@ class Generation:
         """
         try:
             session = await self._repo.claim(task.session_id, lease=self._policy.lease)
-        except StoreUnavailable:
-            await self._queue.push_next([task])
+        except (StoreUnavailable, asyncio.CancelledError):
+            # If the claim did take effect the task is a ghost now, and the lease runs out.
+            with suppress(Unavailable):
+                await self._queue.push_next([task])
             raise
         if session is None:
             return Outcome.SKIPPED
@@ -111,14 +117,16 @@ class Generation:
             raise
 
     async def refuse(self, message: UnreadableTask) -> bool:
-        """Bury a message that breaks the contract, and fail the session that it names, if any.
+        """Fail the session that a message names which breaks the contract, and bury the message.
 
-        Returns whether a session was failed. Raises when queue or store does not answer.
+        Returns whether a session was failed. Raises when store or queue does not answer; to be
+        called again then, for nobody else has the message any more.
         """
+        failed = message.session_id is not None and await self._repo.fail(
+            message.session_id, _UNREADABLE, attempt=None
+        )
         await self._queue.bury(message)
-        if message.session_id is None:
-            return False
-        return await self._repo.fail(message.session_id, _UNREADABLE, attempt=None)
+        return failed
 
     async def _work_and_settle(self, session: GenerationSession) -> Outcome:
         try:
@@ -127,10 +135,9 @@ class Generation:
             return await self._try_again(session, error)
         except Refused as error:
             return await self._fail(session, _failure(error))
-        except StoreUnavailable:
-            raise
         except Exception:
-            await self._fail(session, _UNEXPECTED)
+            with suppress(StoreUnavailable):
+                await self._fail(session, _UNEXPECTED)
             raise
         if artefact is None:
             return Outcome.SKIPPED
@@ -138,14 +145,26 @@ class Generation:
         return Outcome.COMPLETED if settled else Outcome.SKIPPED
 
     async def _within_lease(self, session: GenerationSession) -> Artefact | None:
-        """The picture, or None if the lease was lost while it was being made."""
+        """The picture, or None if the lease was lost while it was being made.
+
+        The bound of an attempt stands here, around the work, so that it holds also for work that
+        ignores being stopped.
+        """
         work = asyncio.create_task(self._make(session))
         lease = asyncio.create_task(self._keep_lease(session))
         try:
-            await asyncio.wait({work, lease}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {work, lease},
+                timeout=self._policy.attempt_timeout.total_seconds(),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if work.cancelled():
+                raise RuntimeError("The work cancelled itself")
             if work.done():
                 return work.result()
-            return lease.result()
+            if lease.done():
+                return lease.result()
+            raise TryAgain("Making the picture took too long")
         finally:
             await _stop(work, lease)
 
@@ -167,20 +186,14 @@ class Generation:
 
     async def _make(self, session: GenerationSession) -> Artefact:
         """Make and keep the picture, unless an earlier attempt got as far as keeping it."""
-        try:
-            async with asyncio.timeout(self._policy.attempt_timeout.total_seconds()):
-                kept = await self._storage.find(session.object_prefix)
-                if kept is not None:
-                    return kept
-                images = [await self._fetcher.fetch(url) for url in session.image_urls]
-                picture = await self._generator.generate(
-                    PictureRequest(
-                        session_id=session.id, prompt=session.prompt, images=tuple(images)
-                    )
-                )
-                return await self._storage.save(session.object_prefix, picture)
-        except TimeoutError as error:
-            raise TryAgain("Making the picture took too long") from error
+        kept = await self._storage.find(session.object_prefix)
+        if kept is not None:
+            return kept
+        images = [await self._fetcher.fetch(url) for url in session.image_urls]
+        picture = await self._generator.generate(
+            PictureRequest(session_id=session.id, prompt=session.prompt, images=tuple(images))
+        )
+        return await self._storage.save(session.object_prefix, picture)
 
     async def _try_again(self, session: GenerationSession, error: TryAgain) -> Outcome:
         if session.attempt >= self._policy.max_attempts:
@@ -207,4 +220,11 @@ def _failure(error: WorkFailed) -> Failure:
 async def _stop(*tasks: asyncio.Task[object]) -> None:
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+        task.add_done_callback(_take_note)
+    await asyncio.wait(tasks, timeout=_STOP_SECONDS)
+
+
+def _take_note(task: asyncio.Task[object]) -> None:
+    """Nobody else asks how a stopped task ended, and asyncio complains of errors unasked for."""
+    if not task.cancelled():
+        task.exception()

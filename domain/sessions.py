@@ -76,12 +76,13 @@ class Artefact:
 class GenerationSession:
     """One paid request for a picture.
 
-    ``attempt`` counts claims and fences writes: a worker may only write with the number that its
-    claim returned. ``lease_expires_at`` is the store's time until which that worker is taken to
-    be alive; it is None unless ``processing``, and also then for a consumer that is not ours.
-    ``confirmed`` says that the task is known to have reached the queue, so that the session may
-    be pushed again if the queue loses it. ``generated_image_url`` is only ever written by a
-    consumer that is not ours; ours set ``artefact``.
+    ``attempt`` counts claims, and takes by consumers that are not ours, and fences writes: a
+    worker may only write with the number that its claim returned. ``lease_expires_at`` is the
+    store's time until which that worker is taken to be alive; it is None unless ``processing``,
+    and also then for a consumer that is not ours. ``confirmed`` says that the task is known to
+    have reached the queue, so that the session may be pushed again if the queue loses it.
+    ``generated_image_url`` is only ever written by a consumer that is not ours; ours set
+    ``artefact``.
     """
 
     id: UUID

@@ -1,20 +1,22 @@
 """``wearon demo``: the main job from end to end, through the front door, told as it happens."""
 
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
 import rich_click as click
 
 from domain.sessions import SessionStatus
-from entrypoints.dev import Stack, StackFailed, failing_clearly, stack
+from entrypoints.dev import Stack, StackFailed, failing_clearly, made_folder, stack
 
 SETTLE_SECONDS = 60.0
 POLL_SECONDS = 0.1
@@ -24,15 +26,11 @@ REQUEST_SECONDS = 10.0
 def run_demo(data_dir: Path) -> None:
     """One try-on for a user and one for a store; raises click's error if one does not complete."""
     started = time.monotonic()
-    data_dir.mkdir(parents=True, exist_ok=True)
     click.echo("Starting PostgreSQL, a Redis-protocol server, the API and a worker ...")
     with (
         failing_clearly(),
         _log(data_dir) as log,
-        stack(_free_port(), data_dir, output=log) as (
-            running,
-            _,
-        ),
+        stack(_bare_environment(), _free_port(), data_dir, output=log) as (running, _),
     ):
         click.echo(f"Ready after {time.monotonic() - started:.1f} s: {running.url}\n")
         callers = (
@@ -44,6 +42,15 @@ def run_demo(data_dir: Path) -> None:
     for picture in pictures:
         click.echo(f"  {picture}")
     click.echo(f"\nDone in {time.monotonic() - started:.1f} s. `wearon dev` starts this to stay.")
+
+
+def _bare_environment() -> dict[str, str]:
+    """Ours without settings: the demo is the same for everybody, and touches nobody's database."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("WEARON_") and name not in {"DATABASE_URL", "REDIS_URL"}
+    }
 
 
 def _try_on(running: Stack, who: str, token: str, accessories: Sequence[str]) -> Path:
@@ -60,8 +67,9 @@ def _try_on(running: Stack, who: str, token: str, accessories: Sequence[str]) ->
             ],
         },
     )
-    click.echo(f"   202 session {answer['session_id']}, {before} -> {answer['credits_remaining']}")
-    session = _wait(api, answer["status_url"])
+    after = answer["credits_remaining"]
+    click.echo(f"   202 session {answer['session_id']}, credits {before} -> {after}")
+    session = _wait(api, answer)
     _print_timeline(session)
     _print_ledger(api, answer["session_id"])
     if session["status"] != SessionStatus.COMPLETED:
@@ -84,33 +92,51 @@ class _Api:
         return self._call(Request(self._url + path, data, self._headers))  # noqa: S310 - http
 
     def _call(self, request: Request) -> Any:  # noqa: ANN401 - JSON
+        return json.loads(_read(request))["data"]
+
+
+def _read(request: Request | str) -> bytes:
+    """The body of the answer. Raises ``StackFailed``."""
+    try:
         with urlopen(request, timeout=REQUEST_SECONDS) as response:  # noqa: S310 - our own API
-            return json.load(response)["data"]
+            body: bytes = response.read()
+            return body
+    except HTTPError as error:
+        with error:
+            raise StackFailed(f"The API answered {error.code}: {error.read().decode()}") from error
+    except OSError as error:
+        raise StackFailed(f"The API does not answer: {error}") from error
 
 
-def _wait(api: _Api, status_url: str) -> dict[str, Any]:
+def _wait(api: _Api, session: dict[str, Any]) -> dict[str, Any]:
     """Follow the session to its end, saying each status once."""
+    path = urlsplit(session["status_url"]).path
     seen = None
     deadline = time.monotonic() + SETTLE_SECONDS
-    path = urlsplit(status_url).path
     while time.monotonic() < deadline:
-        session: dict[str, Any] = api.get(path)
         if session["status"] != seen:
             seen = session["status"]
             click.echo(f"   {seen}")
         if SessionStatus(session["status"]).is_final:
             return session
         time.sleep(POLL_SECONDS)
+        session = api.get(path)
     raise StackFailed(f"The session was not settled within {SETTLE_SECONDS:.0f} s.")
 
 
 def _print_timeline(session: dict[str, Any]) -> None:
-    created = datetime.fromisoformat(session["created_at"])
+    """When the session entered each status, in seconds since the request."""
+    entered = {
+        "queued": session["created_at"],
+        "processing": session["started_at"],
+        session["status"]: session["completed_at"],
+    }
+    begin = datetime.fromisoformat(session["created_at"])
     click.echo("   timeline")
-    for name in ("created", "started", "completed"):
-        if at := session[f"{name}_at"]:
-            seconds = (datetime.fromisoformat(at) - created).total_seconds()
-            click.echo(f"     +{seconds:6.3f} s  {name}")
+    for status, at in entered.items():
+        if at is not None:
+            seconds = (datetime.fromisoformat(at) - begin).total_seconds()
+            click.echo(f"     +{seconds:6.3f} s  {status}")
 
 
 def _print_ledger(api: _Api, session_id: str) -> None:
@@ -123,8 +149,7 @@ def _print_ledger(api: _Api, session_id: str) -> None:
 
 def _picture(running: Stack, url: str) -> Path:
     """Get the picture as a client would; return the file that it came from."""
-    with urlopen(url, timeout=REQUEST_SECONDS) as response:  # noqa: S310 - our own API
-        served = response.read()
+    served = _read(url)
     key = unquote(urlsplit(url).path).removeprefix("/files/")
     if running.data_dir is None:
         raise StackFailed("A stack in memory has no files.")
@@ -135,10 +160,10 @@ def _picture(running: Stack, url: str) -> Path:
 
 
 @contextmanager
-def _log(data_dir: Path) -> Iterator[int]:
+def _log(data_dir: Path) -> Iterator[IO[bytes]]:
     """Where the processes of the stack write their logs, so that the story can be read."""
-    with (data_dir / "demo.log").open("wb") as file:
-        yield file.fileno()
+    with (made_folder(data_dir) / "demo.log").open("wb") as file:
+        yield file
 
 
 def _free_port() -> int:

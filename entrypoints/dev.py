@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import IO
 from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -76,20 +77,23 @@ def new_identity() -> Identity:
 
 def run_stack(port: int, data_dir: Path) -> None:
     """``wearon dev``: run until Ctrl-C, SIGTERM or the end of a part."""
-    with failing_clearly(), stack(port, data_dir) as (running, parts):
-        click.echo(banner(running))
-        while all(part.poll() is None for part in parts):
-            time.sleep(0.2)
-        raise StackFailed("A part of the stack ended; its messages are above.")
+    try:
+        with failing_clearly(), stack(os.environ, port, data_dir) as (running, parts):
+            click.echo(banner(running))
+            while all(part.poll() is None for part in parts):
+                time.sleep(0.2)
+            raise StackFailed("A part of the stack ended; its messages are above.")
+    except KeyboardInterrupt:
+        click.echo("\nStopped.")
 
 
 def run_in_memory(port: int) -> None:
     """``wearon dev --in-memory``: one process and no server; all is gone at exit."""
     identity = new_identity()
     os.environ.update(
-        _environment(identity, port)
+        _environment(os.environ, identity, port)
         | {"WEARON_STORE": "memory", "WEARON_QUEUE": "memory", "WEARON_STORAGE": "memory"}
-        | {_IDENTITY: msgspec.json.encode(identity).decode()}
+        | {"WEARON_API_WORKERS": "1", _IDENTITY: msgspec.json.encode(identity).decode()}
     )
     serve_http(load_settings(os.environ), target="entrypoints.dev:in_memory_app")
 
@@ -108,6 +112,8 @@ def in_memory_app() -> Litestar:
         await _seed(container, identity)
         worker = build_worker(container, concurrency=None, recovery=True)
         working = asyncio.create_task(worker.run())
+        # An API whose worker has crashed looks alive and does nothing: end the main process.
+        working.add_done_callback(lambda _: os.kill(os.getppid(), signal.SIGTERM))
         announcing = asyncio.create_task(_announce(_stack(container, identity, data_dir=None)))
         yield
         announcing.cancel()
@@ -119,24 +125,28 @@ def in_memory_app() -> Litestar:
 
 @contextmanager
 def stack(
-    port: int, data_dir: Path, *, output: int | None = None
+    environ: Mapping[str, str], port: int, data_dir: Path, *, output: IO[bytes] | None = None
 ) -> Iterator[tuple[Stack, list[subprocess.Popen[bytes]]]]:
     """A running stack and its processes; all of it stops at the end, also of a killed parent.
 
-    ``output`` is a file descriptor for what the processes say; None shares ours.
+    ``output`` is where the processes write their messages; None: where ours go.
     Raises ``EmbeddedUnavailable`` and ``StackFailed``.
     """
-    data_dir = data_dir.resolve()
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir = made_folder(data_dir)
     identity = _kept_identity(data_dir / "identity.json")
-    with servers(os.environ, data_dir) as urls:
-        environ = _environment(identity, port) | os.environ | urls
-        environ |= {"WEARON_PORT": str(port), "WEARON_PUBLIC_URL": _url(port)}
-        environ |= {"WEARON_DATA_DIR": str(data_dir)}
+    environ = _environment(environ, identity, port) | {
+        "WEARON_STORE": "postgres",
+        "WEARON_QUEUE": "redis",
+        "WEARON_STORAGE": "local",
+        "WEARON_DATA_DIR": str(data_dir),
+    }
+    load_settings(environ)  # what is wrong with them is said before anything starts
+    with servers(environ, data_dir) as urls:
+        environ |= urls
         running = asyncio.run(_prepare(load_settings(environ), identity))
         _keep_environment(data_dir / "env", environ)
         with _processes(environ, output) as parts:
-            _wait_until_ready(running.url, parts)
+            _wait_until_ready(running.url, parts, output)
             yield running, parts
 
 
@@ -155,8 +165,8 @@ async def _announce(running: Stack) -> None:
     click.echo(banner(running))
 
 
-class StackFailed(Exception):
-    """A part of the stack did not start, or ended."""
+class StackFailed(click.ClickException):
+    """The stack did not start or did not do its work; ``str(error)`` is for whoever started it."""
 
 
 def banner(running: Stack) -> str:
@@ -201,17 +211,26 @@ def _url(port: int) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-def _environment(identity: Identity, port: int) -> dict[str, str]:
-    """Settings that suit development; what the environment says goes before them."""
-    return {
-        "WEARON_ENVIRONMENT": "development",
-        "WEARON_FETCH_ALLOW_LOOPBACK": "true",
+def _environment(environ: Mapping[str, str], identity: Identity, port: int) -> dict[str, str]:
+    """The environment with settings for development. Its own go before those that are a matter
+    of taste, but not before those that say what runs where."""
+    taste = {
         "WEARON_LOG_FORMAT": "console",
-        "WEARON_PORT": str(port),
-        "WEARON_PUBLIC_URL": _url(port),
         "WEARON_JWT_SECRET": identity.jwt_secret,
         "WEARON_SIGNING_SECRET": identity.signing_secret,
     }
+    given = {name: value for name, value in environ.items() if value.strip()}
+    return (
+        taste
+        | given
+        | {
+            "WEARON_ENVIRONMENT": "development",
+            "WEARON_FETCH_ALLOW_LOOPBACK": "true",
+            "WEARON_HOST": "127.0.0.1",
+            "WEARON_PORT": str(port),
+            "WEARON_PUBLIC_URL": _url(port),
+        }
+    )
 
 
 def _stack(container: Container, identity: Identity, *, data_dir: Path | None) -> Stack:
@@ -226,6 +245,7 @@ async def _prepare(settings: Settings, identity: Identity) -> Stack:
     container = Container(settings=settings)
     try:
         await container.migrate()
+        await container.queue().depth()  # Redis, too, has to answer before anything is started
         await _seed(container, identity)
         return _stack(container, identity, data_dir=settings.data_dir)
     finally:
@@ -233,10 +253,10 @@ async def _prepare(settings: Settings, identity: Identity) -> Stack:
 
 
 async def _seed(container: Container, identity: Identity) -> None:
-    """The demo user and store with their credits and key, unless they are there already."""
+    """The demo user and store with their key, and with credits wherever they have none left."""
     accounts, keys = container.accounts(), container.api_keys()
     for owner in (identity.user, identity.store):
-        if (await accounts.account(owner)).total_granted == 0:
+        if (await accounts.account(owner)).balance == 0:
             await accounts.grant(owner, DEMO_CREDITS, note="demo credits")
     key_sha256 = container.key_sha256(identity.api_key)
     if await keys.owner_of(key_sha256) is None:
@@ -253,7 +273,10 @@ async def _seed(container: Container, identity: Identity) -> None:
 
 def _kept_identity(path: Path) -> Identity:
     if path.exists():
-        return msgspec.json.decode(path.read_bytes(), type=Identity)
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Identity)
+        except msgspec.DecodeError as error:
+            raise StackFailed(f"{path} is damaged: remove it and get new credentials") from error
     identity = new_identity()
     _write_private(path, msgspec.json.format(msgspec.json.encode(identity)).decode())
     return identity
@@ -273,7 +296,7 @@ def _write_private(path: Path, text: str) -> None:
 
 @contextmanager
 def _processes(
-    environ: Mapping[str, str], output: int | None
+    environ: Mapping[str, str], output: IO[bytes] | None
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
     parts: list[subprocess.Popen[bytes]] = []
     try:
@@ -306,26 +329,43 @@ def _stop(parts: list[subprocess.Popen[bytes]]) -> None:
             part.wait()
 
 
-def _wait_until_ready(url: str, parts: list[subprocess.Popen[bytes]]) -> None:
+def _wait_until_ready(
+    url: str, parts: list[subprocess.Popen[bytes]], output: IO[bytes] | None
+) -> None:
+    messages = "above" if output is None else f"in {output.name}"
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         if any(part.poll() is not None for part in parts):
-            raise StackFailed("A part of the stack did not start; its messages say why.")
+            raise StackFailed(f"A part of the stack did not start; its messages are {messages}.")
         try:
             with urlopen(f"{url}/health/ready", timeout=2):  # noqa: S310 - our own API
                 return
         except (URLError, OSError):
             time.sleep(0.02)
-    raise StackFailed(f"The API was not ready within {READY_SECONDS:.0f} s.")
+    raise StackFailed(
+        f"The API was not ready within {READY_SECONDS:.0f} s; its messages are {messages}."
+    )
+
+
+def made_folder(path: Path) -> Path:
+    """The folder, as an absolute path. Raises ``StackFailed`` if we may not write to it."""
+    path = path.resolve()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StackFailed(f"--data-dir {path}: {error.strerror}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise StackFailed(f"--data-dir {path}: not ours to write to")
+    return path
 
 
 @contextmanager
 def failing_clearly() -> Iterator[None]:
-    """One line instead of a traceback, and a quiet end when interrupted."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """One line instead of a traceback; SIGTERM is an interruption like Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
-    except (EmbeddedUnavailable, StackFailed) as error:
-        raise click.ClickException(str(error)) from error
-    except KeyboardInterrupt:
-        click.echo("\nStopped.")
+    except EmbeddedUnavailable as error:
+        raise StackFailed(str(error)) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)

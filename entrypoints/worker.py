@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import count
 from random import Random
 
 import structlog
@@ -57,19 +58,29 @@ class Worker:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Work until ``stop``. What is not finished ``drain_seconds`` later is given back."""
-        loops = [asyncio.create_task(self._slot()) for _ in range(self._limits.concurrency)]
+        """Work until ``stop``. What is not finished ``drain_seconds`` later is given back.
+
+        Raises if a slot or recovery ended by itself: a worker that is not whole stops.
+        """
+        slots = range(1, self._limits.concurrency + 1)
+        loops = [asyncio.create_task(self._slot(), name=f"slot-{number}") for number in slots]
         if self._recovery is not None:
-            loops.append(asyncio.create_task(self._recover(self._recovery)))
+            loops.append(asyncio.create_task(self._recover(self._recovery), name="recovery"))
+        for task in loops:
+            task.add_done_callback(lambda _: self.stop())
         log.info("worker_started", concurrency=self._limits.concurrency)
         await self._stopping.wait()
         log.info("worker_draining", drain_seconds=self._limits.drain_seconds)
         # By then every pop has run out of its own accord, so only work is cancelled, never a pop.
-        _, unfinished = await asyncio.wait(loops, timeout=self._limits.drain_seconds)
+        done, unfinished = await asyncio.wait(loops, timeout=self._limits.drain_seconds)
         for task in unfinished:
             task.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
-        log.info("worker_stopped", given_back=len(unfinished))
+        log.info("worker_stopped", cancelled=len(unfinished))
+        for task in done:
+            if task.cancelled():
+                raise RuntimeError(f"{task.get_name()} cancelled itself")
+            task.result()
 
     async def _slot(self) -> None:
         failures = 0
@@ -77,7 +88,9 @@ class Worker:
             try:
                 await self._next()
                 failures = 0
-            except Unavailable as error:
+            except Exception as error:
+                if not isinstance(error, Unavailable):
+                    log.exception("slot_crashed")
                 failures += 1
                 await self._back_off(failures, error)
 
@@ -86,13 +99,7 @@ class Worker:
         if isinstance(message, GenerationTask):
             await self._work(message)
         elif isinstance(message, UnreadableTask):
-            failed = await self._generation.refuse(message)
-            log.error(
-                "task_unreadable",
-                reason=message.reason,
-                session_id=str(message.session_id),
-                session_failed=failed,
-            )
+            await self._refuse(message)
 
     async def _work(self, task: GenerationTask) -> None:
         with structlog.contextvars.bound_contextvars(
@@ -107,6 +114,20 @@ class Worker:
             else:
                 log.info("task_done", outcome=outcome)
 
+    async def _refuse(self, message: UnreadableTask) -> None:
+        """Nobody else has the message any more, so try until that is done or the worker stops."""
+        log.error("task_unreadable", reason=message.reason, session_id=str(message.session_id))
+        for failures in count(1):
+            try:
+                failed = await self._generation.refuse(message)
+            except Unavailable as error:
+                if self._stopping.is_set():
+                    raise
+                await self._back_off(failures, error)
+            else:
+                log.info("task_buried", session_failed=failed)
+                return
+
     async def _recover(self, recovery: Recovery) -> None:
         while not self._stopping.is_set():
             try:
@@ -120,7 +141,7 @@ class Worker:
                     log.info("recovered", **report.counts())
             await self._pause(self._limits.recovery_seconds * self._random.uniform(0.8, 1.2))
 
-    async def _back_off(self, failures: int, error: Unavailable) -> None:
+    async def _back_off(self, failures: int, error: Exception) -> None:
         """Wait before the next try: exponentially longer, with full jitter, for ever."""
         limits = self._limits
         ceiling = limits.backoff_base_seconds * 2.0 ** min(failures, 32)

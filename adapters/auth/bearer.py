@@ -3,7 +3,7 @@
 import hashlib
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -33,7 +33,7 @@ def key_sha256(api_key: str) -> str:
 class JwtRules:
     """What a user's token must be. Key and algorithm come from here, never from the token."""
 
-    secret: str
+    secret: str = field(repr=False)
     issuer: str
     audience: str
     leeway: timedelta = timedelta(seconds=30)

@@ -1,18 +1,22 @@
 """Credit accounts and ledger in this process's memory."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from uuid import UUID
 
 from domain.credits import CreditAccount, Discrepancy, LedgerEntry, LedgerKind, Owner
 from domain.ports import CreditRepoPort
+from domain.sessions import GenerationSession, SessionStatus
 
 
 class InMemoryCreditRepo(CreditRepoPort):
-    """Gone at exit. ``entries`` is the whole ledger, oldest first."""
+    """Gone at exit. ``entries`` is the whole ledger, oldest first; ``sessions`` gives what was
+    bought, and is set by the repository that keeps it."""
 
     def __init__(self, *, clock: Callable[[], datetime]) -> None:
         self.entries: list[LedgerEntry] = []
+        self.sessions: Callable[[], Sequence[GenerationSession]] = tuple
         self._accounts: dict[Owner, CreditAccount] = {}
         self._refunded: set[UUID] = set()
         self._clock = clock
@@ -33,15 +37,22 @@ class InMemoryCreditRepo(CreditRepoPort):
         return self.balance_of(owner)
 
     async def audit(self, *, limit: int) -> list[Discrepancy]:
-        """Balances only: the sessions' half needs the sessions, which are not here."""
-        found = [
+        balances = [
             Discrepancy(
                 subject=str(owner), problem=f"balance {account.balance} is not its ledger's"
             )
             for owner, account in self._accounts.items()
             if account != self._recomputed(owner)
         ]
-        return found[:limit]
+        booked: defaultdict[UUID | None, list[LedgerEntry]] = defaultdict(list)
+        for entry in self.entries:
+            booked[entry.session_id].append(entry)
+        sessions = [
+            Discrepancy(subject=f"session {session.id}", problem=f"is {session.status}: {entries}")
+            for session in self.sessions()
+            if not _is_right(session, entries := booked[session.id])
+        ]
+        return [*balances, *sessions][:limit]
 
     def balance_of(self, owner: Owner) -> CreditAccount:
         return self._accounts.get(owner) or CreditAccount(owner=owner)
@@ -87,3 +98,14 @@ class InMemoryCreditRepo(CreditRepoPort):
             if entry.owner == owner:
                 account = account.with_entry(entry)
         return account
+
+
+def _is_right(session: GenerationSession, entries: list[LedgerEntry]) -> bool:
+    """Whether the owner was debited once, and was refunded as much if the session failed."""
+    failed = session.status is SessionStatus.FAILED
+    kinds = [LedgerKind.DEBIT, LedgerKind.REFUND] if failed else [LedgerKind.DEBIT]
+    return (
+        [entry.kind for entry in entries] == kinds
+        and all(entry.owner == session.owner for entry in entries)
+        and (not failed or sum(entry.amount for entry in entries) == 0)
+    )

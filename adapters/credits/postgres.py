@@ -40,17 +40,15 @@ _AUDIT = """
             coalesce(sum(amount) FILTER (WHERE kind = 'refund'), 0)::bigint AS refunded
         FROM credit_ledger GROUP BY channel, owner_id
     ), books AS (
-        SELECT id, channel, owner_id, status,
-            (SELECT count(*) FROM credit_ledger AS entry
-                WHERE entry.session_id = session.id AND entry.kind = 'debit') AS debits,
-            (SELECT count(*) FROM credit_ledger AS entry
-                WHERE entry.session_id = session.id AND entry.kind = 'refund') AS refunds,
-            (SELECT coalesce(sum(amount), 0) FROM credit_ledger AS entry
-                WHERE entry.session_id = session.id) AS net,
-            EXISTS (SELECT FROM credit_ledger AS entry WHERE entry.session_id = session.id
-                AND (entry.channel, entry.owner_id) <> (session.channel, session.owner_id))
-                AS other_account
+        SELECT session.id, session.status,
+            count(*) FILTER (WHERE kind = 'debit') AS debits,
+            count(*) FILTER (WHERE kind = 'refund') AS refunds,
+            coalesce(sum(amount), 0) AS net,
+            count(*) FILTER (WHERE (entry.channel, entry.owner_id)
+                <> (session.channel, session.owner_id)) > 0 AS other_account
         FROM generation_sessions AS session
+            LEFT JOIN credit_ledger AS entry ON entry.session_id = session.id
+        GROUP BY session.id
     )
     SELECT channel || ':' || owner_id AS subject,
         format('balance %s, but its ledger adds up to %s', account.balance,

@@ -79,7 +79,7 @@ def _place(sheet: Image.Image, picture: Picture, box: Box) -> None:
     try:
         with Image.open(BytesIO(picture.data)) as image:
             image.draft("RGB", size)
-            upright = ImageOps.contain(ImageOps.exif_transpose(image).convert("RGBA"), size)
+            upright = ImageOps.contain(_in_color(ImageOps.exif_transpose(image)), size)
     except (OSError, ValueError, SyntaxError) as error:
         raise Refused("A picture is damaged", code=ErrorCode.INVALID_IMAGE) from error
     place = (
@@ -87,6 +87,12 @@ def _place(sheet: Image.Image, picture: Picture, box: Box) -> None:
         top + 1 + (size[1] - upright.height) // 2,
     )
     sheet.paste(upright, place, upright)
+
+
+def _in_color(image: Image.Image) -> Image.Image:
+    if image.mode == "I;16":  # Pillow would cut its greys off at 255 instead of scaling them.
+        image = image.point(lambda grey: grey / 256)
+    return image.convert("RGBA")
 
 
 def _write_caption(pen: ImageDraw.ImageDraw, request: PictureRequest) -> None:

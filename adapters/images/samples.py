@@ -1,6 +1,7 @@
 """Pictures to try the service with, drawn on the spot: a person, a dress, a hat and a bag."""
 
 from collections.abc import Callable
+from functools import cache
 from io import BytesIO
 
 from PIL import Image, ImageDraw
@@ -13,8 +14,12 @@ _SKIN = "#d9a382"
 _SKIN_SHADE = "#c68e6d"
 
 
+@cache
 def draw_sample(name: str) -> bytes:
-    """A PNG picture, the same bytes every time. Raises ``KeyError`` for an unknown name."""
+    """A PNG picture, the same bytes every time. Raises ``KeyError`` for an unknown name.
+
+    Drawing takes some 40 ms, in which the API would answer nobody, so each is drawn only once.
+    """
     ground, draw = _DRAWINGS[name]
     # Drawn at twice the size: scaling down makes smooth edges.
     image = Image.new("RGB", (_SIZE[0] * 2, _SIZE[1] * 2), ground)

@@ -21,6 +21,10 @@ _PASSING_CLASSES = ("08", "25006", "28", "3D", "40", "53", "55P03", "57", "58", 
 connection, read-only server, authorization, missing database, rollback (deadlock), resources,
 lock not available, operator intervention (also statement timeout), system and internal errors."""
 
+_NO_ANSWER = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""The last one is what a connection raises that broke in the middle of a statement, until the
+event loop has heard of its end."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseLimits:
@@ -46,7 +50,9 @@ class Database:
     ) -> None:
         self._url = url
         self._limits = limits
-        self._pooled = transaction_pooler or urlsplit(url).port == TRANSACTION_POOLER_PORT
+        self._pooled = transaction_pooler or urlsplit(url).netloc.endswith(
+            f":{TRANSACTION_POOLER_PORT}"
+        )
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
 
     async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
@@ -91,11 +97,13 @@ class Database:
                         yield connection
                 else:
                     yield connection
+        except asyncpg.UndefinedTableError as error:
+            raise StoreUnavailable("The store lacks a table: run `wearon migrate`") from error
         except asyncpg.PostgresError as error:
             if not (error.sqlstate or "").startswith(_PASSING_CLASSES):
                 raise
             raise StoreUnavailable("The store failed") from error
-        except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
+        except _NO_ANSWER as error:
             raise StoreUnavailable("The store does not answer") from error
 
     async def _open(self) -> "asyncpg.Pool[asyncpg.Record]":

@@ -9,6 +9,9 @@ from domain.errors import WearonError
 
 _LOCK = 0x7765_6172_6F6E  # "wearon": the key of the advisory lock
 _LOCK_TIMEOUT = "60s"
+_RUN_SECONDS = 600.0
+"""How long a migration, or waiting for another process that migrates, may take; the bound of
+other statements is too short for both."""
 
 _TABLE = """
     CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -51,11 +54,11 @@ async def migrate(database: Database, migrations: list[Migration]) -> list[str]:
     """
     async with database.transaction() as connection:
         await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK, timeout=_RUN_SECONDS)
         await connection.execute(_TABLE)
         missing = _missing(await _applied(connection), migrations)
         for migration in missing:
-            await connection.execute(migration.sql)
+            await connection.execute(migration.sql, timeout=_RUN_SECONDS)
             await connection.execute(
                 "INSERT INTO schema_migrations (name, sha256) VALUES ($1, $2)",
                 migration.name,
@@ -64,9 +67,7 @@ async def migrate(database: Database, migrations: list[Migration]) -> list[str]:
     return [migration.name for migration in missing]
 
 
-async def _applied(
-    connection: Connection,
-) -> dict[str, str]:
+async def _applied(connection: Connection) -> dict[str, str]:
     rows = await connection.fetch("SELECT name, sha256 FROM schema_migrations")
     return {row["name"]: row["sha256"] for row in rows}
 

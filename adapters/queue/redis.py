@@ -8,7 +8,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
@@ -62,7 +62,7 @@ def redis_client(url: str, *, timeout_seconds: float) -> Redis:
 def _with_tls(url: str) -> str:
     """Upstash wants TLS even where its URL says ``redis://``."""
     parts = urlsplit(url)
-    if parts.scheme == "redis" and (parts.hostname or "").endswith(".upstash.io"):
+    if parts.scheme == "redis" and f".{parts.hostname}".endswith(".upstash.io"):
         return urlunsplit(parts._replace(scheme="rediss"))
     return url
 
@@ -118,10 +118,12 @@ class RedisTaskQueue(TaskQueuePort):
             await self._client.lpush(DEAD_KEY, _encode_dead(self._dead(message)))
 
     async def close(self) -> None:
-        """Close the connections; a server that does not answer is not waited for."""
+        """Close the connections; a server that does not answer is not waited for, nor is it an
+        error."""
         for client in (self._client, self._blocking_client):
-            async with self._bounded():
-                await client.aclose()
+            with suppress(QueueUnavailable):
+                async with self._bounded():
+                    await client.aclose()
 
     def _dead(self, message: UnreadableTask) -> DeadMessage:
         dead = DeadMessage(

@@ -41,6 +41,7 @@ class InMemorySessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
         self._accounts = accounts
         self._clock = clock
         self._rows: dict[UUID, _Row] = {}
+        accounts.sessions = lambda: [row.session for row in self._rows.values()]
 
     async def create(self, session: GenerationSession) -> Receipt:
         account = self._accounts.debit(session.owner, GENERATION_COST, session.id)
@@ -106,20 +107,17 @@ class InMemorySessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
     async def release_dead_leases(
         self, *, max_attempts: int, without_lease: timedelta, limit: int
     ) -> int:
-        dead = [
-            row for row in self._dead(without_lease) if _attempts_spent(row.session) < max_attempts
-        ][:limit]
+        dead = [row for row in self._dead(without_lease) if row.session.attempt < max_attempts]
+        dead = dead[:limit]
         for row in dead:
-            row.session = replace(row.session, attempt=_attempts_spent(row.session), confirmed=True)
             self._release(row, timedelta(0))
         return len(dead)
 
     async def fail_dead_leases(
         self, failure: Failure, *, max_attempts: int, without_lease: timedelta, limit: int
     ) -> int:
-        dead = [
-            row for row in self._dead(without_lease) if _attempts_spent(row.session) >= max_attempts
-        ][:limit]
+        dead = [row for row in self._dead(without_lease) if row.session.attempt >= max_attempts]
+        dead = dead[:limit]
         for row in dead:
             self._fail(row, failure)
         return len(dead)
@@ -178,17 +176,23 @@ class InMemorySessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
         store's trigger does then happens here too. Raises IllegalTransition on a final row."""
         row = self._rows[session_id]
         changed = replace(row.session, **changes)
-        if row.session.status.is_final and changed.status is not row.session.status:
-            raise IllegalTransition(f"Session {session_id} is {row.session.status}")
+        if changed.status is not row.session.status:
+            if row.session.status.is_final:
+                raise IllegalTransition(f"Session {session_id} is {row.session.status}")
+            changed = self._guarded(changed)
+        self._put(row, changed)
+
+    def _guarded(self, changed: GenerationSession) -> GenerationSession:
+        """What the store makes of another status that was written without a claim."""
+        changed = replace(changed, lease_expires_at=None)
+        if changed.status is SessionStatus.PROCESSING:
+            return replace(changed, attempt=changed.attempt + 1, confirmed=True)
         if changed.status is SessionStatus.FAILED and changed.failure is None:
-            changed = replace(
-                changed, failure=Failure(code=ErrorCode.GENERATION_FAILED, message="")
-            )
+            failure = Failure(code=ErrorCode.GENERATION_FAILED, message="")
+            changed = replace(changed, failure=failure)
         if changed.status.is_final and changed.completed_at is None:
             changed = replace(changed, completed_at=self._clock())
-        if changed.attempt == row.session.attempt:
-            changed = replace(changed, lease_expires_at=None)
-        self._put(row, changed)
+        return changed
 
     def _queued(self, session_id: UUID) -> _Row | None:
         row = self._rows.get(session_id)
@@ -236,8 +240,3 @@ def _position(row: _Row) -> tuple[datetime, UUID]:
 
 def _newest_first(rows: Iterable[_Row]) -> list[_Row]:
     return sorted(rows, key=_position, reverse=True)
-
-
-def _attempts_spent(session: GenerationSession) -> int:
-    """A session without a lease is in an attempt that no claim has counted."""
-    return session.attempt + (session.lease_expires_at is None)

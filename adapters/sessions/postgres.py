@@ -1,7 +1,11 @@
 """Sessions in PostgreSQL. All SQL on ``generation_sessions`` is here.
 
 Every method is one statement, so it is one transaction and one round trip. Guards stand in the
-WHERE of the write itself. Where a batch touches several accounts they are locked in one order.
+WHERE of the write itself. Nothing waits in a circle: what locks several rows locks sessions before
+accounts, and each kind in one order or, where any sessions will do, only those that are free.
+
+A batch is picked by ``ARRAY (SELECT ... LIMIT ... FOR UPDATE)``, which runs once. ``IN (SELECT``
+would be a join, which may run it again for each row and so exceed the limit.
 """
 
 from collections.abc import Sequence
@@ -60,7 +64,10 @@ _CREATE = """
 _CONFIRM = """
     WITH confirmed AS (
         UPDATE generation_sessions SET confirmed = true
-        WHERE id = ANY($1::uuid[]) AND status = 'queued' AND NOT confirmed
+        WHERE id = ANY (ARRAY (
+            SELECT id FROM generation_sessions
+            WHERE id = ANY ($1::uuid[]) AND status = 'queued' AND NOT confirmed
+            ORDER BY id FOR UPDATE))
         RETURNING id
     )
     SELECT count(*) FROM confirmed"""
@@ -91,26 +98,30 @@ _RELEASE = """
     WHERE id = $1 AND status = 'processing' AND attempt = $2
     RETURNING true"""
 
-# Gives back what the sessions in "ended" were charged, each once, to who was charged.
+# Gives back what the sessions in "ended" were charged, each once, to who was charged. The accounts
+# are locked first, so that the entries of each are numbered in the order of its balances.
 _REFUND_ENDED = """
-    refund AS (
-        INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
-        SELECT debit.channel, debit.owner_id, 'refund', -debit.amount, debit.session_id
+    charged AS (
+        SELECT debit.channel, debit.owner_id, debit.amount, debit.session_id
         FROM ended JOIN credit_ledger AS debit ON debit.session_id = ended.id
         WHERE debit.kind = 'debit'
+    ), payer AS MATERIALIZED (
+        SELECT channel, owner_id FROM credit_accounts AS account
+            JOIN (SELECT DISTINCT channel, owner_id FROM charged) AS of_charged
+                USING (channel, owner_id)
+        ORDER BY 1, 2 FOR NO KEY UPDATE OF account
+    ), refund AS (
+        INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
+        SELECT channel, owner_id, 'refund', -amount, session_id
+        FROM charged JOIN payer USING (channel, owner_id)
         ON CONFLICT (session_id) WHERE kind = 'refund' DO NOTHING
         RETURNING channel, owner_id, amount
-    ), due AS (
-        SELECT channel, owner_id, sum(amount)::bigint AS amount FROM refund GROUP BY 1, 2
-    ), locked AS MATERIALIZED (
-        SELECT channel, owner_id, due.amount
-        FROM credit_accounts AS account JOIN due USING (channel, owner_id)
-        ORDER BY 1, 2 FOR NO KEY UPDATE OF account
     ), credit AS (
         UPDATE credit_accounts AS account
-        SET balance = balance + locked.amount, total_refunded = total_refunded + locked.amount
-        FROM locked
-        WHERE account.channel = locked.channel AND account.owner_id = locked.owner_id
+        SET balance = balance + due.amount, total_refunded = total_refunded + due.amount
+        FROM (SELECT channel, owner_id, sum(amount)::bigint AS amount FROM refund GROUP BY 1, 2)
+            AS due
+        WHERE account.channel = due.channel AND account.owner_id = due.owner_id
     )
     SELECT count(*) FROM ended"""
 
@@ -127,34 +138,32 @@ def _fail_where(guard: str) -> str:
     ), {_REFUND_ENDED}"""
 
 
-# A session set to 'processing' by a consumer that is not ours has no lease and no attempt counted.
+# A session set to 'processing' by a consumer that is not ours has no lease.
 _DEAD = """
     status = 'processing' AND (lease_expires_at < now()
         OR (lease_expires_at IS NULL AND status_changed_at < now() - {without_lease}::interval))"""
-_ATTEMPTS_SPENT = "attempt + (lease_expires_at IS NULL)::int"
 
 _FAIL_QUEUED = _fail_where("id = $3 AND status = 'queued'")
 _FAIL_ATTEMPT = _fail_where("id = $3 AND status = 'processing' AND attempt = $4")
 _FAIL_EXPIRED = _fail_where("""
-    status = 'queued' AND id IN (
+    id = ANY (ARRAY (
         SELECT id FROM generation_sessions
         WHERE status = 'queued' AND created_at < now() - $3::interval
-        ORDER BY created_at, id LIMIT $4 FOR UPDATE SKIP LOCKED)""")
+        ORDER BY created_at, id LIMIT $4 FOR UPDATE SKIP LOCKED))""")
 _FAIL_DEAD_LEASES = _fail_where(f"""
-    id IN (
+    id = ANY (ARRAY (
         SELECT id FROM generation_sessions
-        WHERE {_DEAD.format(without_lease="$3")} AND {_ATTEMPTS_SPENT} >= $4
-        LIMIT $5 FOR UPDATE SKIP LOCKED)""")
+        WHERE {_DEAD.format(without_lease="$3")} AND attempt >= $4
+        LIMIT $5 FOR UPDATE SKIP LOCKED))""")
 
 _RELEASE_DEAD_LEASES = f"""
     WITH released AS (
         UPDATE generation_sessions
-        SET status = 'queued', attempt = {_ATTEMPTS_SPENT}, lease_expires_at = NULL,
-            push_again_at = now(), confirmed = true
-        WHERE id IN (
+        SET status = 'queued', lease_expires_at = NULL, push_again_at = now()
+        WHERE id = ANY (ARRAY (
             SELECT id FROM generation_sessions
-            WHERE {_DEAD.format(without_lease="$1")} AND {_ATTEMPTS_SPENT} < $2
-            LIMIT $3 FOR UPDATE SKIP LOCKED)
+            WHERE {_DEAD.format(without_lease="$1")} AND attempt < $2
+            LIMIT $3 FOR UPDATE SKIP LOCKED))
         RETURNING id
     )
     SELECT count(*) FROM released"""
@@ -162,20 +171,20 @@ _RELEASE_DEAD_LEASES = f"""
 _REFUND_MISSING = f"""
     WITH ended AS (
         UPDATE generation_sessions SET refunded = true
-        WHERE id IN (
+        WHERE id = ANY (ARRAY (
             SELECT id FROM generation_sessions
             WHERE status = 'failed' AND NOT refunded
-            LIMIT $1 FOR UPDATE SKIP LOCKED)
+            LIMIT $1 FOR UPDATE SKIP LOCKED))
         RETURNING id
     ), {_REFUND_ENDED}"""
 
 _OVERDUE = f"""
     UPDATE generation_sessions AS s SET push_again_at = now() + $2::interval
-    WHERE id IN (
+    WHERE id = ANY (ARRAY (
         SELECT id FROM generation_sessions
         WHERE status = 'queued' AND created_at < coalesce($1::timestamptz, 'infinity')
             AND coalesce(push_again_at, created_at + $2::interval) <= now()
-        ORDER BY created_at DESC, id DESC LIMIT $3 FOR UPDATE SKIP LOCKED)
+        ORDER BY created_at DESC, id DESC LIMIT $3 FOR UPDATE SKIP LOCKED))
     RETURNING {_COLUMNS}"""
 
 _STATS = """

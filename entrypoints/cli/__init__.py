@@ -4,13 +4,12 @@ import rich_click as click
 
 from entrypoints.cli.operate import credits_group, keys_group, queue_group, sessions_group
 from entrypoints.cli.output import CommandGroup
-from entrypoints.cli.run import demo, dev, migrate, serve, worker
+from entrypoints.cli.run import demo, dev, list_settings, migrate, serve, worker
 
-click.rich_click.USE_MARKDOWN = True
 click.rich_click.COMMAND_GROUPS = {
     "wearon": [
         {"name": "Try it", "commands": ["demo", "dev"]},
-        {"name": "Run it", "commands": ["migrate", "serve", "worker"]},
+        {"name": "Run it", "commands": ["settings", "migrate", "serve", "worker"]},
         {"name": "Look after it", "commands": ["sessions", "credits", "keys", "queue"]},
     ]
 }
@@ -22,14 +21,16 @@ def main() -> None:
     """wearon turns virtual try-on requests into pictures; no credit and no request gets lost.
 
     New here? `wearon demo` shows the whole job in a few seconds and `wearon dev` starts a stack to
-    play with. Both bring their own PostgreSQL and Redis. Everything else is told by environment
-    variables where these are: see `.env.example`.
+    play with. Both bring their own PostgreSQL and Redis.
+
+    Everything else is told by environment variables where these are: `wearon settings`.
     """
 
 
 for command in (
     demo,
     dev,
+    list_settings,
     migrate,
     serve,
     worker,

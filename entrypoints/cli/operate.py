@@ -7,6 +7,7 @@ from uuid import UUID
 import rich_click as click
 
 from domain.credits import MAX_GRANT, Channel, Owner
+from domain.errors import InvalidInput
 from domain.sessions import GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
 from entrypoints.cli.output import json_option, print_json, print_table, run
@@ -18,23 +19,34 @@ MAX_LISTED = 1_000
 MAX_DISCREPANCIES = 100
 
 
-def _owner(user: UUID | None, store: str | None) -> Owner | None:
+def _one_owner(user: Owner | None, store: Owner | None) -> Owner | None:
     if user is not None and store is not None:
         raise click.UsageError("Give --user or --store, not both.")
-    if user is not None:
-        return Owner(channel=Channel.B2C, id=str(user))
-    return None if store is None else Owner(channel=Channel.B2B, id=store)
+    return user or store
 
 
-def _required_owner(user: UUID | None, store: str | None) -> Owner:
-    owner = _owner(user, store)
+def _required_owner(user: Owner | None, store: Owner | None) -> Owner:
+    owner = _one_owner(user, store)
     if owner is None:
         raise click.UsageError("Whose? Give --user UUID or --store ID.")
     return owner
 
 
-user_option = click.option("--user", type=click.UUID, metavar="UUID", help="A user (b2c).")
-store_option = click.option("--store", metavar="ID", help="A store (b2b).")
+def _a_user(_: click.Context, __: click.Parameter, value: UUID | None) -> Owner | None:
+    return None if value is None else Owner(channel=Channel.B2C, id=str(value))
+
+
+def _a_store(_: click.Context, __: click.Parameter, value: str | None) -> Owner | None:
+    try:
+        return None if value is None else Owner(channel=Channel.B2B, id=value)
+    except InvalidInput as error:
+        raise click.BadParameter(str(error).removeprefix(f"{error.field}: ")) from error
+
+
+user_option = click.option(
+    "--user", type=click.UUID, callback=_a_user, metavar="UUID", help="A user (b2c)."
+)
+store_option = click.option("--store", callback=_a_store, metavar="ID", help="A store (b2b).")
 limit_option = click.option(
     "--limit", type=click.IntRange(1, MAX_LISTED), default=20, show_default=True, help="How many."
 )
@@ -52,7 +64,7 @@ def credits_group() -> None:
 @click.argument("amount", type=click.IntRange(1, MAX_GRANT))
 @json_option
 def grant_credits(
-    user: UUID | None, store: str | None, note: str, amount: int, *, as_json: bool
+    user: Owner | None, store: Owner | None, note: str, amount: int, *, as_json: bool
 ) -> None:
     """Give AMOUNT credits to a user or a store."""
     owner = _required_owner(user, store)
@@ -68,7 +80,7 @@ def grant_credits(
 @store_option
 @limit_option
 @json_option
-def show_balance(user: UUID | None, store: str | None, limit: int, *, as_json: bool) -> None:
+def show_balance(user: Owner | None, store: Owner | None, limit: int, *, as_json: bool) -> None:
     """Show a balance and the latest ledger entries behind it."""
     owner = _required_owner(user, store)
 
@@ -119,20 +131,24 @@ def keys_group() -> None:
 
 
 @keys_group.command("create")
-@click.option("--store", required=True, metavar="ID", help="The store that the key is for.")
+@click.option(
+    "--store",
+    required=True,
+    callback=_a_store,
+    metavar="ID",
+    help="The store that the key is for.",
+)
 @click.option("--label", default="", help="A reminder of what the key is used for.")
 @json_option
-def create_key(store: str, label: str, *, as_json: bool) -> None:
+def create_key(store: Owner, label: str, *, as_json: bool) -> None:
     """Make a key and show it, this once: only its hash is stored."""
     from domain.ports import ApiKey  # noqa: PLC0415
-
-    owner = Owner(channel=Channel.B2B, id=store)
 
     async def create(container: "Container") -> tuple[str, ApiKey]:
         secret = container.new_api_key()
         key = ApiKey(
             id=container.new_id()(),
-            owner=owner,
+            owner=store,
             key_sha256=container.key_sha256(secret),
             label=label,
             created_at=container.clock()(),
@@ -142,7 +158,7 @@ def create_key(store: str, label: str, *, as_json: bool) -> None:
 
     secret, key = run(create)
     if as_json:
-        print_json({"key": secret, "id": key.id, "store_id": store})
+        print_json({"key": secret, "id": key.id, "store_id": store.id})
     else:
         click.echo(f"{secret}\n(id {key.id}; keep the key now, it cannot be shown again)")
 
@@ -150,9 +166,9 @@ def create_key(store: str, label: str, *, as_json: bool) -> None:
 @keys_group.command("list")
 @store_option
 @json_option
-def list_keys(store: str | None, *, as_json: bool) -> None:
+def list_keys(store: Owner | None, *, as_json: bool) -> None:
     """List keys, of one store or of all."""
-    found = run(lambda container: container.api_keys().all(_owner(None, store)))
+    found = run(lambda container: container.api_keys().all(store))
     if as_json:
         print_json(found)
         return
@@ -180,7 +196,7 @@ def sessions_group() -> None:
 @click.argument("session_id", type=click.UUID)
 @json_option
 def show_session(session_id: UUID, *, as_json: bool) -> None:
-    """Show all that is stored of a session."""
+    """Show all that is stored of the session with the id SESSION_ID."""
     session = run(lambda container: container.sessions().get(session_id, None))
     if as_json:
         print_json(session)
@@ -211,14 +227,21 @@ def _fields(session: GenerationSession) -> list[tuple[str, object]]:
 @sessions_group.command("list")
 @user_option
 @store_option
-@click.option("--status", type=click.Choice([*SessionStatus]), help="Only those.")
+@click.option(
+    "--status", type=click.Choice([status.value for status in SessionStatus]), help="Only those."
+)
 @limit_option
 @json_option
 def list_sessions(
-    user: UUID | None, store: str | None, status: str | None, limit: int, *, as_json: bool
+    user: Owner | None,
+    store: Owner | None,
+    status: str | None,
+    limit: int,
+    *,
+    as_json: bool,
 ) -> None:
     """List sessions, newest first."""
-    owner = _owner(user, store)
+    owner = _one_owner(user, store)
     wanted = None if status is None else SessionStatus(status)
     found = run(
         lambda container: container.sessions().history(

@@ -1,6 +1,5 @@
 """What all commands share: tables or JSON on standard output, one line for a failure."""
 
-import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
 
-from domain.errors import WearonError
+from domain.errors import QueueUnavailable, StoreUnavailable, WearonError
 
 if TYPE_CHECKING:
     from config.container import Container
@@ -19,7 +18,21 @@ T = TypeVar("T")
 
 
 class CommandGroup(click.RichGroup):
-    """Turns an expected failure into one line on standard error and exit code 1."""
+    """Tells a failure in plain words on standard error, not in a box: programs read it too.
+
+    Exit codes: 1 for what failed, 2 for a command line that cannot be understood.
+    """
+
+    def main(self, *args: Any, **extra: Any) -> Any:  # noqa: ANN401 - as click has it
+        """Run the command line and exit."""
+        try:
+            exit_code = super().main(*args, **extra | {"standalone_mode": False})
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.Abort:
+            sys.exit("Interrupted.")
+        sys.exit(exit_code)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click has it
         """Run the command."""
@@ -27,6 +40,10 @@ class CommandGroup(click.RichGroup):
 
         try:
             return super().invoke(ctx)
+        except StoreUnavailable as error:
+            raise click.ClickException(f"DATABASE_URL: {error}") from error
+        except QueueUnavailable as error:
+            raise click.ClickException(f"REDIS_URL: {error}") from error
         except (WearonError, SettingsError) as error:
             raise click.ClickException(str(error)) from error
 
@@ -49,6 +66,7 @@ async def operating() -> AsyncIterator["Container"]:
 
 def run(work: Callable[["Container"], Awaitable[T]]) -> T:
     """Give ``work`` a container and run it."""
+    import asyncio  # noqa: PLC0415 - help needs no event loop
 
     async def with_container() -> T:
         async with operating() as container:
@@ -65,20 +83,20 @@ def print_json(value: object) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Columns as wide as the terminal allows; when piped, as wide as they need."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 400, no_wrap=True, crop=False)
+    """Columns as wide as they need, so that nothing is cut off; a terminal wraps long lines."""
+    lines = [list(columns), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
 
 
 def _cell(value: object) -> str:
+    """What others wrote may hold codes that a terminal obeys, so those are spelled out."""
     if value is None:
         return "-"
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M:%S")
-    return str(value)
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1] for character in str(value)
+    )

@@ -1,24 +1,45 @@
 """Commands that run something: the API, a worker, a migration, or all of it at once."""
 
 import os
+import socket
 from pathlib import Path
 
 import rich_click as click
 
-from entrypoints.cli.output import json_option, print_json, run
+from entrypoints.cli.output import json_option, print_json, print_table, run
 
 
 @click.command()
 def serve() -> None:
-    """Run the HTTP API until SIGTERM."""
+    """Run the HTTP API until SIGTERM, then finish the requests in flight."""
     from config.settings import load_settings  # noqa: PLC0415
     from entrypoints.http.server import serve_http  # noqa: PLC0415
 
-    serve_http(load_settings(os.environ))
+    settings = load_settings(os.environ)
+    settings.require_shared("jwt_secret", "signing_secret")
+    _require_free(settings.host, settings.port, "WEARON_PORT")
+    serve_http(settings)
+
+
+def _require_free(host: str, port: int, option: str) -> None:
+    """Raise now, in words, what would end as a traceback of the server's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise click.ClickException(
+            f"{option}: cannot listen on {host}, port {port}: {error.strerror}"
+        ) from error
 
 
 @click.command()
-@click.option("--concurrency", type=click.IntRange(1, 1_000), help="Tasks at once.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1_000),
+    help="Tasks at once.  [default: WEARON_WORKER_CONCURRENCY]",
+)
 @click.option("--no-recovery", is_flag=True, help="Leave recovery to other workers.")
 def worker(concurrency: int | None, *, no_recovery: bool) -> None:
     """Take tasks and make pictures until SIGTERM, then finish what is in hand.
@@ -29,7 +50,9 @@ def worker(concurrency: int | None, *, no_recovery: bool) -> None:
     from config.settings import load_settings  # noqa: PLC0415
     from entrypoints.worker import run_worker  # noqa: PLC0415
 
-    run_worker(load_settings(os.environ), concurrency=concurrency, recovery=not no_recovery)
+    settings = load_settings(os.environ)
+    settings.require_shared("signing_secret")
+    run_worker(settings, concurrency=concurrency, recovery=not no_recovery)
 
 
 @click.command()
@@ -43,11 +66,25 @@ def migrate(*, as_json: bool) -> None:
         click.echo("\n".join(f"applied {name}" for name in applied) or "nothing to do")
 
 
-data_dir_option = click.option(
-    "--data-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where data is kept.  [default: .wearon]",
-)
+@click.command("settings")
+@click.option("--env", "as_env", is_flag=True, help="Print a file to fill in: `.env.example`.")
+@json_option
+def list_settings(*, as_env: bool, as_json: bool) -> None:
+    """List the environment variables: defaults, what they may hold, what they are for."""
+    from config.reference import env_example, variables  # noqa: PLC0415
+
+    if as_env:
+        click.echo(env_example(), nl=False)
+    elif as_json:
+        print_json(variables())
+    else:
+        print_table(
+            ("VARIABLE", "DEFAULT", "WHAT IT IS"),
+            [
+                (item.name, item.default or None, f"{item.description} ({item.allowed})")
+                for item in variables()
+            ],
+        )
 
 
 @click.command()
@@ -59,26 +96,43 @@ data_dir_option = click.option(
     envvar="WEARON_PORT",
     help="Where the API listens on 127.0.0.1.",
 )
-@data_dir_option
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=".wearon",
+    show_default=True,
+    envvar="WEARON_DATA_DIR",
+    help="Where data is kept.",
+)
 @click.option("--in-memory", is_flag=True, help="One process, no server; all is gone at exit.")
-def dev(port: int, data_dir: Path | None, *, in_memory: bool) -> None:
+def dev(port: int, data_dir: Path, *, in_memory: bool) -> None:
     """Start everything on this machine: PostgreSQL, Redis, API, worker, a demo user and store.
 
-    `DATABASE_URL` and `REDIS_URL` are used where they are set. A second start finds the first
-    one's data.
+    DATABASE_URL and REDIS_URL are used where they are set, and so are the settings that do not
+    say what runs where. A second start finds the first one's data.
     """
     from entrypoints import dev as development  # noqa: PLC0415
 
+    _require_free("127.0.0.1", port, "--port")
     if in_memory:
         development.run_in_memory(port)
     else:
-        development.run_stack(port, data_dir or Path(".wearon"))
+        development.run_stack(port, data_dir)
 
 
 @click.command()
-@data_dir_option
-def demo(data_dir: Path | None) -> None:
-    """Two try-ons, a user's and a store's, from the HTTP request to the picture."""
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=".wearon/demo",
+    show_default=True,
+    help="Where data is kept.",
+)
+def demo(data_dir: Path) -> None:
+    """Two try-ons, a user's and a store's, from the HTTP request to the picture.
+
+    Brings its own servers, on free ports, and stops them: no settings are needed or heeded.
+    """
     from entrypoints.demo import run_demo  # noqa: PLC0415
 
-    run_demo(data_dir or Path(".wearon/demo"))
+    run_demo(data_dir)

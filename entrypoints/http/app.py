@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import datetime
 
 from litestar import Litestar, Router
 from litestar.di import Provide
 from litestar.handlers import HTTPRouteHandler
-from litestar.middleware import DefineMiddleware
+from litestar.types import ASGIApp
 
 from adapters.storage.signing import SignedReads
 from domain.ports import CreditRepoPort, SessionReadPort
@@ -21,8 +22,8 @@ from entrypoints.http.middleware import Authenticate, Authentication, RequestCon
 from entrypoints.http.openapi import (
     SECURITY_SCHEME,
     describe_headers,
+    get_asset,
     openapi_config,
-    swagger_ui_files,
 )
 
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
@@ -44,6 +45,7 @@ class Services:
     readiness: Mapping[str, public.Check]
     files: SignedReads | None
     samples: Callable[[str], bytes] | None
+    clock: Callable[[], datetime]
 
 
 def create_app(
@@ -51,7 +53,7 @@ def create_app(
 ) -> Litestar:
     """The ASGI application. Nothing connects before ``lifespan`` is entered."""
     app = Litestar(
-        [_api(services), *_public(services), swagger_ui_files()],
+        [_api(services), *_public(services), get_asset],
         dependencies={
             "submission": _always(services.submission),
             "reading": _always(services.reading),
@@ -60,6 +62,7 @@ def create_app(
             "readiness": _always(services.readiness),
             "files": _always(services.files),
             "samples": _always(services.samples),
+            "clock": _always(services.clock),
         },
         exception_handlers={Exception: respond},
         lifespan=lifespan,
@@ -77,9 +80,15 @@ def _api(services: Services) -> Router:
     return Router(
         "/api/v1",
         route_handlers=[*GENERATION_HANDLERS, *CREDIT_HANDLERS],
-        middleware=[DefineMiddleware(Authentication, authenticate=services.authenticate)],
+        middleware=[_authentication(services.authenticate)],
         security=[{SECURITY_SCHEME: []}],
     )
+
+
+def _authentication(authenticate: Authenticate) -> Callable[[ASGIApp], ASGIApp]:
+    # Litestar copies routers with all that they hold, except functions: as an argument of
+    # DefineMiddleware the authenticator would get a store, and connections, of its own.
+    return lambda app: Authentication(app, authenticate)
 
 
 def _public(services: Services) -> list[HTTPRouteHandler]:

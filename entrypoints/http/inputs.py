@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import json
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -51,13 +52,16 @@ class NewGenerationBody(AbstractDTO[NewGeneration]):
         if content_type.strip().lower() != "application/json":
             raise HTTPException(status_code=415)
         try:
-            return _NEW_GENERATION.decode(value)
+            request = _NEW_GENERATION.decode(value)
         except msgspec.ValidationError as error:
             raise _misfit(str(error)) from error
         except UnicodeDecodeError as error:
             raise InvalidInput("body", "is not valid UTF-8") from error
         except msgspec.DecodeError as error:
-            raise InvalidInput("body", f"is not valid JSON: {in_our_words(str(error))}") from error
+            problem = in_our_words(str(error).removeprefix("JSON is malformed: "))
+            raise InvalidInput("body", f"is not valid JSON: {problem}") from error
+        json.loads(value, object_pairs_hook=_refuse_repeated)
+        return request
 
     @classmethod
     def create_for_field_definition(cls, *_: Any, **__: Any) -> None:  # noqa: ANN401
@@ -71,6 +75,14 @@ class NewGenerationBody(AbstractDTO[NewGeneration]):
         schema_creator: "SchemaCreator",
     ) -> "Reference | Schema":
         return schema_creator.for_field_definition(field_definition)
+
+
+def _refuse_repeated(fields: list[tuple[str, object]]) -> None:
+    """Refuse what JSON allows and msgspec takes: a name twice, of which each reader picks one."""
+    names = [name for name, _ in fields]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidInput(name, "is given more than once")
 
 
 def _misfit(complaint: str) -> InvalidInput:

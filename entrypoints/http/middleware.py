@@ -40,6 +40,8 @@ class RequestContext:
         status: int | None = None
         request_id = _request_id(scope["headers"])
         scope["state"]["request_id"] = request_id
+        # Litestar fails on bytes that are not UTF-8; this makes them a value that nothing accepts.
+        scope["query_string"] = scope["query_string"].decode(errors="replace").encode()
         bind_contextvars(request_id=request_id)
 
         async def send_with_id(message: Message) -> None:

@@ -1,9 +1,10 @@
 """The API's description of itself, and Swagger UI to read it, served without any other host."""
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from litestar import Router
+from litestar import Router, get
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import (
@@ -17,14 +18,22 @@ from litestar.openapi.spec import (
     SecurityScheme,
     Tag,
 )
-from litestar.static_files import create_static_files_router
+from litestar.params import FromPath
+from litestar.response import File
 
+from domain.errors import NotFound
 from entrypoints.http.errors import ERRORS, Answer
 from entrypoints.http.schemas import ErrorBody, ErrorEnvelope, NotReadyEnvelope
 
 SECURITY_SCHEME = "bearer"
 
 _ASSETS_PATH = "/schema/assets"
+_ASSETS = {
+    "favicon-32x32.png",
+    "swagger-ui-bundle.js",
+    "swagger-ui-standalone-preset.js",
+    "swagger-ui.css",
+}
 
 _DESCRIPTION = """\
 Pictures of a person wearing what you choose.
@@ -143,14 +152,22 @@ def _swagger_ui() -> SwaggerRenderPlugin:
     )
 
 
-def swagger_ui_files() -> Router:
-    """Serves the files that swagger-ui-py brings along; its code is not used."""
+@get(f"{_ASSETS_PATH}/{{name:str}}", include_in_schema=False)
+async def get_asset(name: FromPath[str]) -> File:
+    """What the page loads, by name: Litestar's static files fail on paths that no file can have."""
+    if name not in _ASSETS:
+        raise NotFound(name)
+    path = _swagger_ui_files() / name
+    return File(path, filename=name, content_disposition_type="inline")
+
+
+@cache
+def _swagger_ui_files() -> Path:
+    """Where swagger-ui-py, whose code is not used, keeps Swagger UI."""
     package = find_spec("swagger_ui")
     if package is None or package.origin is None:
         raise RuntimeError("swagger-ui-py is not installed")
-    return create_static_files_router(
-        path=_ASSETS_PATH, directories=[Path(package.origin).parent / "static"]
-    )
+    return Path(package.origin).parent / "static"
 
 
 _STRING = Schema(type=OpenAPIType.STRING)

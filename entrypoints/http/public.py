@@ -2,8 +2,8 @@
 
 import asyncio
 import re
-import time
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 from typing import Annotated, Any
 
 from litestar import Response, get
@@ -93,6 +93,7 @@ async def _state(check: Check) -> DependencyState:
 )
 async def get_file(
     files: Injected[SignedReads],
+    clock: Injected[Callable[[], datetime]],
     key: Annotated[str, PathParameter(description="The picture's key, as the link has it.")],
     expires: Annotated[str, QueryParameter(description="Until when the link is good.")] = "",
     signature: Annotated[str, QueryParameter(description="What makes the link good.")] = "",
@@ -104,7 +105,7 @@ async def get_file(
     picture = await files.read_signed(
         key.removeprefix("/"), expires=int(expires), signature=signature
     )
-    max_age = max(0, int(expires) - int(time.time()))
+    max_age = max(0, int(expires) - int(clock().timestamp()))
     return Response(
         picture.data,
         media_type=picture.media_type,

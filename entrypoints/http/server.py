@@ -90,6 +90,7 @@ def services_of(container: Container) -> Services:
         readiness=container.readiness(),
         files=container.storage(),
         samples=container.samples(),
+        clock=container.clock(),
     )
 
 

@@ -20,7 +20,7 @@ from adapters.queue.memory import InMemoryTaskQueue
 from adapters.queue.redis import DEAD_KEY, TASKS_KEY, DeadMessage, RedisTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
-from domain.credits import LedgerEntry, Owner
+from domain.credits import LedgerEntry, LedgerKind, Owner
 from domain.errors import IllegalTransition
 from domain.ports import (
     ApiKeyRepoPort,
@@ -65,6 +65,14 @@ class Backend(ABC):
     @abstractmethod
     async def misbook(self, owner: Owner, amount: int) -> None:
         """Change a balance behind the ledger's back."""
+
+    @abstractmethod
+    async def strike(self, session_id: UUID, kind: LedgerKind) -> None:
+        """Remove an entry from the ledger, which no store allows; the balance stays."""
+
+    @abstractmethod
+    async def enter(self, owner: Owner, kind: LedgerKind, amount: int, session_id: UUID) -> None:
+        """Add an entry to the ledger that the store would refuse; the balance stays."""
 
     async def created(self, owner: Owner = USER, **changes: Any) -> Receipt:
         """A session that was paid for with a credit granted for it."""
@@ -146,6 +154,23 @@ class MemoryBackend(Backend):
             account, balance=account.balance + amount, total_granted=account.total_granted + amount
         )
 
+    async def strike(self, session_id: UUID, kind: LedgerKind) -> None:
+        entries = self._accounts.entries
+        (entry,) = (e for e in entries if (e.session_id, e.kind) == (session_id, kind))
+        entries.remove(entry)
+
+    async def enter(self, owner: Owner, kind: LedgerKind, amount: int, session_id: UUID) -> None:
+        entry = LedgerEntry(
+            id=len(self._accounts.entries) + 1,
+            owner=owner,
+            kind=kind,
+            amount=amount,
+            session_id=session_id,
+            note=None,
+            created_at=self._clock.now(),
+        )
+        self._accounts.entries.append(entry)
+
 
 _TRUNCATE = "TRUNCATE credit_accounts, credit_ledger, generation_sessions, api_keys"
 
@@ -163,6 +188,10 @@ _ALIGN = """
 _MISBOOK = """
     UPDATE credit_accounts SET balance = balance + $3, total_granted = total_granted + $3
     WHERE channel = $1 AND owner_id = $2"""
+_STRIKE = "DELETE FROM credit_ledger WHERE session_id = $1 AND kind = $2"
+_ENTER = """
+    INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
+    VALUES ($1, $2, $3, $4, $5)"""
 
 
 class PostgresBackend(Backend):
@@ -193,8 +222,14 @@ class PostgresBackend(Backend):
     async def misbook(self, owner: Owner, amount: int) -> None:
         await self._database.fetch(_MISBOOK, owner.channel, owner.id, amount)
 
+    async def strike(self, session_id: UUID, kind: LedgerKind) -> None:
+        await self._rewrite(_STRIKE, session_id, kind)
+
+    async def enter(self, owner: Owner, kind: LedgerKind, amount: int, session_id: UUID) -> None:
+        await self._rewrite(_ENTER, owner.channel, owner.id, kind, amount, session_id)
+
     async def _rewrite(self, sql: str, *arguments: object) -> None:
-        """Run a statement that the trigger on sessions would refuse."""
+        """Run a statement that the triggers would refuse."""
         async with self._database.transaction() as connection:
             await connection.execute("SET LOCAL session_replication_role = replica")
             await connection.execute(sql, *arguments)

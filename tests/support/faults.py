@@ -1,7 +1,8 @@
 """A store and a queue that can be away.
 
 A method named in ``away`` fails before it has done anything; one in ``deaf`` does its work, and
-then its reply is lost. To the caller the two look the same. Every call lets other tasks run
+then its reply is lost. To the caller the two look the same. One in ``broken`` has a bug, and one in
+``slow`` does its work at once and replies so many seconds later. Every call lets other tasks run
 first, as one over a network does.
 """
 
@@ -26,6 +27,8 @@ class Faults:
     def __init__(self, error: type[Unavailable]) -> None:
         self.away: set[str] = set()
         self.deaf: set[str] = set()
+        self.broken: set[str] = set()
+        self.slow: dict[str, float] = {}
         self.calls: list[str] = []
         self._error = error
 
@@ -35,7 +38,11 @@ class Faults:
         await asyncio.sleep(0)
         if method in self.away:
             raise self._error(f"{method}: refused")
+        if method in self.broken:
+            raise RuntimeError(f"{method}: a bug")
         yield
+        if method in self.slow:
+            await asyncio.sleep(self.slow[method])
         if method in self.deaf:
             raise self._error(f"{method}: no reply")
 
@@ -105,6 +112,10 @@ class FlakyTaskQueue(InMemoryTaskQueue):
         async with self.faults.around("push_next"):
             await super().push_next(tasks)
             self.pushed_next.append(len(tasks))
+
+    async def pop(self, *, timeout_seconds: float) -> GenerationTask | UnreadableTask | None:
+        async with self.faults.around("pop"):
+            return await super().pop(timeout_seconds=timeout_seconds)
 
     async def oldest(self) -> GenerationTask | UnreadableTask | None:
         async with self.faults.around("oldest"):

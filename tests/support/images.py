@@ -1,5 +1,6 @@
 """Pictures, and a fetcher and a generator that do what a test tells them."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -31,29 +32,41 @@ class FakeImageFetcher(ImageFetcherPort):
     """Knows what lies, or goes wrong, behind some URLs; the others lead nowhere."""
 
     def __init__(self, pictures: Mapping[str, Picture | Exception]) -> None:
-        self._pictures = pictures
+        self.pictures = dict(pictures)
         self.fetched: list[str] = []
 
     async def fetch(self, url: str) -> Picture:
         self.fetched.append(url)
-        if url not in self._pictures:
+        if url not in self.pictures:
             raise Refused("A picture could not be downloaded", code=ErrorCode.IMAGE_UNREACHABLE)
-        return _given(self._pictures[url])
+        return _given(self.pictures[url])
 
 
 class FakeImageGenerator(ImageGeneratorPort):
-    """Gives ``outcomes`` one after the other, and then A_PICTURE for ever."""
+    """Gives ``outcomes`` one after the other, and then A_PICTURE for ever; each after ``seconds``.
 
-    def __init__(self, outcomes: Sequence[Picture | Exception] = ()) -> None:
-        self._outcomes = list(outcomes)
+    A ``stubborn`` one takes as long again when it is told to stop.
+    """
+
+    def __init__(self, outcomes: Sequence[Picture | BaseException] = ()) -> None:
+        self.outcomes = list(outcomes)
+        self.seconds = 0.0
+        self.stubborn = False
         self.requests: list[PictureRequest] = []
 
     async def generate(self, request: PictureRequest) -> Picture:
         self.requests.append(request)
-        return _given(self._outcomes.pop(0)) if self._outcomes else A_PICTURE
+        outcome = self.outcomes.pop(0) if self.outcomes else A_PICTURE
+        try:
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            if not self.stubborn:
+                raise
+            await asyncio.sleep(self.seconds)
+        return _given(outcome)
 
 
-def _given(outcome: Picture | Exception) -> Picture:
-    if isinstance(outcome, Exception):
+def _given(outcome: Picture | BaseException) -> Picture:
+    if isinstance(outcome, BaseException):
         raise outcome
     return outcome

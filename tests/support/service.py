@@ -1,20 +1,38 @@
-"""The store and the queue of a whole service in memory, both of which can be away, and the use
-cases that move sessions between them."""
+"""A whole service in memory: a store and a queue that can be away, a fetcher and a generator that
+do as they are told, and the use cases between them."""
 
 from datetime import timedelta
+from random import Random
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID, uuid4
 
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.payload import decode
+from adapters.storage.memory import InMemoryImageStorage
+from adapters.storage.signing import UrlSigner
 from domain.credits import LedgerKind, Owner
-from domain.ports import Receipt
+from domain.generation import Generation, Outcome, WorkPolicy
+from domain.ports import Picture, Receipt
 from domain.recovery import Recovery, RecoveryPolicy, RecoveryReport
 from domain.sessions import GenerationSession
 from domain.submission import Submission
 from domain.tasks import GenerationTask
 from tests.support.clock import FakeClock, loop_time
-from tests.support.examples import LEASE, USER, a_request
+from tests.support.examples import BAG, HAT, LEASE, MODEL_URL, OUTFIT_URL, USER, a_request
 from tests.support.faults import FlakySessionRepo, FlakyTaskQueue
+from tests.support.images import FakeImageFetcher, FakeImageGenerator
+
+INPUTS = {
+    url: Picture(data=url.encode(), media_type="image/jpeg")
+    for url in (MODEL_URL, OUTFIT_URL, HAT.url, BAG.url)
+}
+"""What lies behind the links of the examples."""
+
+
+def seeded_random() -> Random:
+    """Draws the same numbers in every run."""
+    return Random(1)  # noqa: S311 - it spreads waits, and is no secret
 
 
 class Service:
@@ -25,6 +43,16 @@ class Service:
         self.accounts = InMemoryCreditRepo(clock=self.clock.now)
         self.repo = FlakySessionRepo(accounts=self.accounts, clock=self.clock.now)
         self.queue = FlakyTaskQueue()
+        self.fetcher = FakeImageFetcher(INPUTS)
+        self.generator = FakeImageGenerator()
+        self.storage = InMemoryImageStorage(
+            signer=UrlSigner(
+                base_url="https://wearon.example",
+                secret=b"secret",
+                lifetime=timedelta(hours=1),
+                clock=self.clock.now,
+            )
+        )
         self.submission = Submission(
             repo=self.repo,
             reads=self.repo,
@@ -33,10 +61,12 @@ class Service:
             clock=self.clock.now,
         )
 
-    async def submitted(self, owner: Owner = USER, *, confirmed: bool = True) -> Receipt:
+    async def submitted(
+        self, owner: Owner = USER, *, confirmed: bool = True, **changes: Any
+    ) -> Receipt:
         """A session that was paid for and pushed; by default the store knows of the push."""
         await self.accounts.grant(owner, 1, note="test")
-        receipt = await self.submission.submit(a_request(owner))
+        receipt = await self.submission.submit(a_request(owner, **changes))
         if confirmed:
             await self.submission.confirm_pushed()
         return receipt
@@ -56,8 +86,21 @@ class Service:
         assert session is not None
         return session
 
+    async def work(self, generation: Generation | None = None) -> Outcome:
+        """Take the next task and have it done, as a worker does."""
+        task = await self.queue.pop(timeout_seconds=0)
+        assert isinstance(task, GenerationTask)
+        return await (generation or self.generation()).run(task)
+
     async def session(self, session_id: UUID) -> GenerationSession:
         return await self.repo.get(session_id, None)
+
+    async def picture(self, object_key: str) -> Picture:
+        """What the link to a finished picture leads to."""
+        query = parse_qs(urlsplit(self.storage.url(object_key)).query)
+        return await self.storage.read_signed(
+            object_key, expires=int(query["expires"][0]), signature=query["signature"][0]
+        )
 
     async def sessions(self) -> list[GenerationSession]:
         """All sessions, newest first."""
@@ -72,6 +115,20 @@ class Service:
             lost=self.repo,
             queue=self.queue,
             policy=policy or RecoveryPolicy(),
+            new_id=uuid4,
+        )
+
+    def generation(
+        self, policy: WorkPolicy | None = None, random: Random | None = None
+    ) -> Generation:
+        return Generation(
+            repo=self.repo,
+            queue=self.queue,
+            fetcher=self.fetcher,
+            generator=self.generator,
+            storage=self.storage,
+            policy=policy or WorkPolicy(),
+            random=random or seeded_random(),
             new_id=uuid4,
         )
 

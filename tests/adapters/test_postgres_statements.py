@@ -1,0 +1,216 @@
+"""What our statements hold to whatever plan the server chooses and whoever waits for whom."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import pytest
+
+from adapters.credits.postgres import PostgresCreditRepo
+from adapters.embedded.postgres import EmbeddedPostgres
+from adapters.postgres.database import Database, DatabaseLimits
+from domain.credits import Channel, Owner
+from domain.ports import RecoveryRepoPort
+from tests.contracts.backends import PostgresBackend
+from tests.support.examples import FAILURE, LEASE, USER, a_session
+
+pytestmark = pytest.mark.anyio
+
+DEADLINE_SECONDS = 10.0
+
+NESTED_LOOPS = ("hashjoin", "mergejoin", "hashagg", "sort", "material")
+INDEX_SCANS = ("seqscan", "bitmapscan")
+HEAP_SCANS = ("indexscan", "bitmapscan")
+
+MANY_SESSIONS = """
+    WITH account AS (
+        INSERT INTO credit_accounts (channel, owner_id, balance, total_granted, total_debited)
+        VALUES ('b2b', 'store-1', 0, 20000, 20000)
+    ), granted AS (
+        INSERT INTO credit_ledger (channel, owner_id, kind, amount)
+        VALUES ('b2b', 'store-1', 'grant', 20000)
+    ), session AS (
+        INSERT INTO generation_sessions (id, channel, store_id, request_id, prompt, model_image_url)
+        SELECT gen_random_uuid(), 'b2b', 'store-1', 'req_1', '', '' FROM generate_series(1, 20000)
+        RETURNING id
+    )
+    INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
+    SELECT 'b2b', 'store-1', 'debit', -1, id FROM session"""
+
+
+@asynccontextmanager
+async def connected(
+    server: EmbeddedPostgres, without: tuple[str, ...] = ()
+) -> AsyncIterator[PostgresBackend]:
+    """The store, by a planner that avoids some of its methods."""
+    url = server.url() + "".join(f"&enable_{method}=off" for method in without)
+    database = Database(url, limits=DatabaseLimits())
+    try:
+        yield PostgresBackend(database)
+    finally:
+        await database.close()
+
+
+@pytest.fixture
+async def backend(postgres: EmbeddedPostgres) -> AsyncIterator[PostgresBackend]:
+    async with connected(postgres) as backend:
+        await backend.empty()
+        yield backend
+
+
+async def foreign(backend: PostgresBackend, status: str) -> UUID:
+    """A session to which a consumer that is not ours gave ``status``."""
+    session_id = await backend.queued()
+    await backend.foreign_write(session_id, status=status)
+    return session_id
+
+
+BATCHES: dict[str, tuple[str, Callable[[RecoveryRepoPort, int], Awaitable[int]]]] = {
+    "fail_expired": (
+        "queued",
+        lambda repo, limit: repo.fail_expired(FAILURE, older_than=LEASE, limit=limit),
+    ),
+    "fail_dead_leases": (
+        "processing",
+        lambda repo, limit: repo.fail_dead_leases(
+            FAILURE, max_attempts=1, without_lease=LEASE, limit=limit
+        ),
+    ),
+    "release_dead_leases": (
+        "processing",
+        lambda repo, limit: repo.release_dead_leases(
+            max_attempts=2, without_lease=LEASE, limit=limit
+        ),
+    ),
+    "refund_missing": ("failed", lambda repo, limit: repo.refund_missing(limit=limit)),
+}
+
+
+@pytest.mark.parametrize("method", BATCHES)
+async def test_a_batch_is_bounded_under_every_plan(
+    postgres: EmbeddedPostgres, backend: PostgresBackend, method: str
+) -> None:
+    """Rows are picked once, also where the planner would pick again for each row it joins."""
+    status, run = BATCHES[method]
+    for _ in range(7):
+        await foreign(backend, status)
+    await backend.advance(2 * LEASE)
+
+    async with connected(postgres, NESTED_LOOPS) as nested:
+        counts = [await run(nested.recovery, 3) for _ in range(4)]
+
+    assert counts == [3, 3, 1, 0]
+
+
+async def test_what_is_overdue_is_bounded_under_every_plan(
+    postgres: EmbeddedPostgres, backend: PostgresBackend
+) -> None:
+    """Newest first, and no more than asked for."""
+    ids = await backend.queued_in_turn(7)
+
+    async with connected(postgres, NESTED_LOOPS) as nested:
+        batches = [
+            await nested.recovery.overdue(created_before=None, again_after=LEASE, limit=3)
+            for _ in range(3)
+        ]
+
+    assert [[session.id for session in batch] for batch in batches] == [
+        ids[:3:-1],
+        ids[3:0:-1],
+        ids[:1],
+    ]
+
+
+async def test_confirmations_of_the_same_sessions_wait_for_each_other(
+    postgres: EmbeddedPostgres, backend: PostgresBackend
+) -> None:
+    """They lock the sessions in one order, whatever the plan of each, so none is a deadlock."""
+    ids = [await backend.queued() for _ in range(3)]
+    for rewritten in (ids[1], ids[0]):  # so that the rows lie in the reverse order of their ages
+        await backend.foreign_write(rewritten, error_message="none yet")
+    database = Database(postgres.url(), limits=DatabaseLimits())
+
+    async with (
+        connected(postgres, INDEX_SCANS) as one,
+        connected(postgres, HEAP_SCANS) as other,
+        database.transaction() as blocker,
+    ):
+        await blocker.execute("SELECT FROM generation_sessions WHERE id = $1 FOR UPDATE", ids[1])
+        confirmations = [asyncio.create_task(each.sessions.confirm(ids)) for each in (one, other)]
+        await waiting(database, 2)
+        await blocker.execute("ROLLBACK AND CHAIN")
+        counts = await asyncio.gather(*confirmations)
+    await database.close()
+
+    assert sorted(counts) == [0, 3]
+
+
+async def test_the_accounts_of_a_batch_are_locked_in_one_order(
+    postgres: EmbeddedPostgres, backend: PostgresBackend
+) -> None:
+    """While it waits for the first one it holds none of the others, so that two batches never
+    wait for each other."""
+    owners = [Owner(channel=Channel.B2C, id=name) for name in "zyxwvutsa"]
+    for owner in owners:
+        await backend.queued(owner)
+    await backend.advance(2 * LEASE)
+    database = Database(postgres.url(), limits=DatabaseLimits())
+
+    async with database.transaction() as blocker:
+        await blocker.execute("SELECT FROM credit_accounts WHERE owner_id = 'a' FOR UPDATE")
+        batch = asyncio.create_task(
+            backend.recovery.fail_expired(FAILURE, older_than=LEASE, limit=len(owners))
+        )
+        await waiting(database, 1)
+        free = await database.fetch("SELECT owner_id FROM credit_accounts FOR UPDATE SKIP LOCKED")
+    failed = await batch
+    await database.close()
+
+    assert {row["owner_id"] for row in free} == {owner.id for owner in owners} - {"a"}
+    assert failed == len(owners)
+
+
+async def test_the_ledger_is_in_the_order_of_the_balances(
+    postgres: EmbeddedPostgres, backend: PostgresBackend
+) -> None:
+    """An entry never appears behind one that a reader has seen already: whoever waits for an
+    account has no entry yet."""
+    await backend.credits.grant(USER, 2, note="test")
+    refunded, charged = a_session(), a_session()
+    await backend.sessions.create(refunded)
+    database = Database(postgres.url(), limits=DatabaseLimits())
+
+    async with database.transaction() as blocker:
+        await blocker.execute("SELECT FROM credit_accounts FOR UPDATE")
+        create = asyncio.create_task(backend.sessions.create(charged))
+        await waiting(database, 1)
+        fail = asyncio.create_task(backend.sessions.fail(refunded.id, FAILURE, attempt=None))
+        await waiting(database, 2)
+    await asyncio.gather(create, fail)
+    await database.close()
+
+    entries = [(entry.kind, entry.session_id) for entry in await backend.ledger()]
+    assert entries[-2:] == [("debit", charged.id), ("refund", refunded.id)]
+
+
+async def waiting(database: Database, count: int) -> None:
+    """Return once ``count`` connections wait for a lock."""
+    sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while await database.fetch_value(sql) != count:
+            pass
+
+
+@pytest.mark.usefixtures("backend")
+async def test_an_audit_of_many_sessions_takes_a_moment(postgres: EmbeddedPostgres) -> None:
+    """It reads each table once, not the ledger for each session."""
+    database = Database(postgres.url(), limits=DatabaseLimits(command_seconds=3))
+    async with database.transaction() as connection:
+        await connection.execute("SET LOCAL session_replication_role = replica")
+        await connection.execute(MANY_SESSIONS)
+
+    found = await PostgresCreditRepo(database).audit(limit=10)
+
+    await database.close()
+    assert found == []

@@ -1,0 +1,416 @@
+"""The Redis client never repeats a command, never waits beyond its bound, and every way in which
+Redis can fail is ``QueueUnavailable``."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from ssl import SSLContext
+
+import pytest
+from redis.asyncio import SSLConnection
+
+from adapters.embedded.valkey import SOCKET_NAME, EmbeddedValkey
+from adapters.queue.redis import TASKS_KEY, RedisTaskQueue, redis_client
+from domain.errors import QueueUnavailable
+from domain.tasks import UnreadableTask
+from tests.adapters.proxy import HOST, Proxy
+from tests.support import servers
+from tests.support.clock import START
+from tests.support.examples import a_task
+from tests.support.tls import self_signed
+
+pytestmark = pytest.mark.anyio
+
+BOUND_SECONDS = 1.0
+POP_SECONDS = 0.1
+SLACK_SECONDS = 1.0
+"""What a busy machine may add to a bound."""
+DEADLINE_SECONDS = 10.0
+
+Method = Callable[[RedisTaskQueue], Awaitable[object]]
+METHODS: dict[str, Method] = {
+    "push": lambda queue: queue.push(a_task()),
+    "push_next": lambda queue: queue.push_next([a_task()]),
+    "pop": lambda queue: queue.pop(timeout_seconds=POP_SECONDS),
+    "pop at once": lambda queue: queue.pop(timeout_seconds=0),
+    "oldest": lambda queue: queue.oldest(),
+    "depth": lambda queue: queue.depth(),
+    "bury": lambda queue: queue.bury(UnreadableTask(raw=b"", reason="", session_id=None)),
+}
+
+
+def a_queue(url: str, *, bound_seconds: float = BOUND_SECONDS) -> RedisTaskQueue:
+    return RedisTaskQueue(
+        client=redis_client(url, timeout_seconds=bound_seconds),
+        blocking_client=redis_client(url, timeout_seconds=bound_seconds + 1),
+        timeout_seconds=bound_seconds,
+        clock=lambda: START,
+    )
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[RedisTaskQueue]:
+    queue = a_queue(url)
+    try:
+        yield queue
+    finally:
+        await queue.close()
+
+
+@asynccontextmanager
+async def replying(
+    reply: bytes, *, tls: SSLContext | None = None, after_seconds: float = 0
+) -> AsyncIterator[int]:
+    """The port of a server that answers whatever it is sent by ``reply``."""
+
+    handlers: set[asyncio.Task[None] | None] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.add(asyncio.current_task())
+        try:
+            while await reader.read(65_536):
+                await asyncio.sleep(after_seconds)
+                writer.write(reply)
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(serve, HOST, 0, ssl=tls) as server:
+        yield server.sockets[0].getsockname()[1]
+        for handler in filter(None, handlers):
+            handler.cancel()
+        await asyncio.gather(*filter(None, handlers), return_exceptions=True)
+
+
+@contextmanager
+def takes(at_most_seconds: float) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < at_most_seconds + SLACK_SECONDS
+
+
+@contextmanager
+def black_hole() -> Iterator[str]:
+    """The URL of a server that takes connections and never says anything."""
+    with socket.create_server((HOST, 0)) as listening:
+        yield f"redis://{HOST}:{listening.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def own_valkey() -> Iterator[EmbeddedValkey]:
+    """A server that may be killed."""
+    with servers.folder() as path, EmbeddedValkey(path / "valkey", durable=False) as server:
+        yield server
+
+
+@pytest.fixture
+async def proxy(own_valkey: EmbeddedValkey) -> AsyncIterator[Proxy]:
+    """A way to an empty Valkey."""
+    client = redis_client(own_valkey.url, timeout_seconds=2)
+    await client.flushall()
+    await client.aclose()
+    async with Proxy(own_valkey.sockets / SOCKET_NAME).running() as proxy:
+        yield proxy
+
+
+def through(proxy: Proxy) -> str:
+    return f"redis://{HOST}:{proxy.port}"
+
+
+async def answers(queue: RedisTaskQueue) -> int:
+    """The depth, once Redis answers again."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            try:
+                return await queue.depth()
+            except QueueUnavailable:
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("url", "tls"),
+    [
+        ("rediss://queue.example", True),
+        ("rediss://user:secret@queue.example:6380/1", True),
+        ("redis://eu1-cat-1.upstash.io:6379", True),
+        ("redis://:secret@eu1-cat-1.UPSTASH.IO", True),
+        ("redis://upstash.io", True),
+        ("redis://queue.example", False),
+        ("redis://evilupstash.io", False),
+        ("redis://upstash.io.example", False),
+        ("redis://upstash.io@queue.example", False),
+        ("redis://queue.example/upstash.io", False),
+        ("unix:///run/upstash.io/redis.sock", False),
+    ],
+)
+def test_who_gets_tls(url: str, tls: bool) -> None:
+    """Who asks for it by ``rediss://``, and hosts of upstash.io, which want it in any case."""
+    pool = redis_client(url, timeout_seconds=1).connection_pool
+
+    assert issubclass(pool.connection_class, SSLConnection) is tls
+
+
+def test_tls_for_upstash_keeps_the_rest_of_the_url() -> None:
+    """User, password, port and database."""
+    client = redis_client("redis://me:secret@x.upstash.io:6380/3", timeout_seconds=1)
+
+    options = client.connection_pool.connection_kwargs
+    named = {name: options[name] for name in ("host", "port", "username", "password", "db")}
+    assert named == {
+        "host": "x.upstash.io",
+        "port": 6380,
+        "username": "me",
+        "password": "secret",
+        "db": 3,
+    }
+
+
+async def test_tls_checks_the_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that this machine trusts for this very host, or no connection."""
+    tls, _ = self_signed("localhost", tmp_path)
+    async with replying(b":7\r\n", tls=tls) as port:
+        async with connected(f"rediss://localhost:{port}") as queue:
+            with pytest.raises(QueueUnavailable):
+                await queue.depth()
+
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "server.pem"))
+        async with connected(f"rediss://localhost:{port}") as queue:
+            assert await queue.depth() == 7
+        async with connected(f"rediss://{HOST}:{port}") as queue:
+            with pytest.raises(QueueUnavailable):
+                await queue.depth()
+
+
+@pytest.mark.parametrize("method", ["push", "push_next"])
+async def test_a_push_whose_reply_is_lost_is_not_repeated(proxy: Proxy, method: str) -> None:
+    """One copy on the list, one error: the caller settles what it does not know."""
+    async with connected(through(proxy)) as queue:
+        assert await queue.depth() == 0
+        proxy.replies.clear()
+
+        with pytest.raises(QueueUnavailable):
+            await METHODS[method](queue)
+
+        proxy.replies.set()
+        assert await answers(queue) == 1
+
+
+@pytest.mark.parametrize("method", ["push", "push_next"])
+async def test_a_push_whose_connection_is_lost_is_not_repeated(
+    own_valkey: EmbeddedValkey, proxy: Proxy, method: str
+) -> None:
+    """Nor where it could be at once, with all the time in the world left."""
+    queue = a_queue(through(proxy), bound_seconds=5)
+    async with connected(own_valkey.url) as other:
+        await queue.depth()
+        proxy.replies.clear()
+        push = asyncio.ensure_future(METHODS[method](queue))
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while await other.depth() == 0:
+                pass
+
+        await proxy.cut()
+        proxy.replies.set()
+        with pytest.raises(QueueUnavailable):
+            await push
+
+        assert await other.depth() == 1
+    await queue.close()
+
+
+async def test_a_late_reply_is_not_taken_for_the_next_ones(proxy: Proxy) -> None:
+    """A connection on which a reply is missing is used no more."""
+    async with connected(through(proxy)) as queue:
+        for _ in range(3):
+            await queue.push(a_task())
+        proxy.replies.clear()
+        with pytest.raises(QueueUnavailable):
+            await queue.depth()
+        proxy.replies.set()
+
+        oldest = await queue.oldest()
+
+        assert not isinstance(oldest, UnreadableTask)
+        assert oldest is not None
+
+
+async def outcomes(queue: RedisTaskQueue) -> dict[str, object]:
+    """What comes of every method, all called at once: a result or the type of an error."""
+    results = await asyncio.gather(
+        *(method(queue) for method in METHODS.values()), return_exceptions=True
+    )
+    return {
+        name: type(result) if isinstance(result, BaseException) else result
+        for name, result in zip(METHODS, results, strict=True)
+    }
+
+
+UNAVAILABLE = dict.fromkeys(METHODS, QueueUnavailable)
+
+
+async def test_a_server_that_never_answers_has_a_bound() -> None:
+    """Connecting included; only a pop takes longer, for as long as it was told to wait."""
+    with black_hole() as url:
+        async with connected(url) as queue:
+            with takes(BOUND_SECONDS + POP_SECONDS):
+                assert await outcomes(queue) == UNAVAILABLE
+
+
+async def test_a_server_that_drips_has_a_bound() -> None:
+    """One deadline over all that a call needs, here two commands before its own."""
+    async with (
+        replying(b"+OK\r\n", after_seconds=0.9 * BOUND_SECONDS) as port,
+        connected(f"redis://:secret@{HOST}:{port}/3") as queue,
+    ):
+        with takes(BOUND_SECONDS), pytest.raises(QueueUnavailable):
+            await queue.depth()
+
+
+async def test_a_server_that_falls_silent_has_a_bound(proxy: Proxy) -> None:
+    """And when the way is free again, the same client goes on."""
+    async with connected(through(proxy)) as queue:
+        await outcomes(queue)
+        proxy.requests.clear()
+
+        with takes(BOUND_SECONDS + POP_SECONDS):
+            assert await outcomes(queue) == UNAVAILABLE
+
+        proxy.requests.set()
+        await answers(queue)
+
+
+ERRORS = [
+    "READONLY You can't write against a read only replica.",
+    "OOM command not allowed when used memory > 'maxmemory'.",
+    "NOAUTH Authentication required.",
+    "NOPERM this user has no permissions to run the 'lpush' command",
+    "WRONGPASS invalid username-password pair or user is disabled.",
+    "LOADING Redis is loading the dataset in memory",
+    "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist",
+    "NOREPLICAS Not enough good replicas to write.",
+    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+    "CLUSTERDOWN The cluster is down",
+    "MOVED 3999 127.0.0.1:6381",
+    "TRYAGAIN Multiple keys request during rehashing of slot",
+    "BUSY Redis is busy running a script.",
+    "WRONGTYPE Operation against a key holding the wrong kind of value",
+    "ERR max number of clients reached",
+    "ERR max requests limit exceeded. Limit: 500000, Usage: 500000.",
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.split()[0])
+async def test_every_error_of_redis_is_unavailable(error: str) -> None:
+    """Whatever it says, the caller can only try again later."""
+    async with (
+        replying(f"-{error}\r\n".encode()) as port,
+        connected(f"redis://{HOST}:{port}") as queue,
+    ):
+        assert await outcomes(queue) == UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    "reply", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"$-9\r\n", b"\x00\xff\r\n"]
+)
+async def test_what_is_no_redis_is_unavailable(reply: bytes) -> None:
+    """Something else listens there."""
+    async with replying(reply) as port, connected(f"redis://{HOST}:{port}") as queue:
+        assert await outcomes(queue) == UNAVAILABLE
+
+
+async def test_another_type_at_our_key_is_unavailable(
+    own_valkey: EmbeddedValkey, proxy: Proxy
+) -> None:
+    """Somebody else uses the name; a real server says so."""
+    client = redis_client(own_valkey.url, timeout_seconds=2)
+    await client.set(TASKS_KEY, "not a list")
+    await client.aclose()
+
+    async with connected(through(proxy)) as queue:
+        assert await outcomes(queue) == UNAVAILABLE | {"bury": None}
+
+
+async def test_the_server_may_be_away_at_the_start_and_come_back(
+    own_valkey: EmbeddedValkey,
+) -> None:
+    """Killed under a client, it is unavailable; started again, the same client goes on."""
+    async with connected(own_valkey.url) as queue:
+        for _ in range(2):
+            own_valkey.kill()
+            with pytest.raises(QueueUnavailable):
+                await queue.depth()
+            with pytest.raises(QueueUnavailable):
+                await queue.pop(timeout_seconds=0.1)
+            own_valkey.start()
+
+            task = a_task()
+            assert await answers(queue) == 0
+            await queue.push(task)
+            assert await queue.pop(timeout_seconds=1) == task
+
+
+async def test_a_pop_under_way_ends_with_the_server(own_valkey: EmbeddedValkey) -> None:
+    """It does not wait for its timeout."""
+    async with connected(own_valkey.url) as queue, connected(own_valkey.url) as other:
+        pop = asyncio.create_task(queue.pop(timeout_seconds=30))
+        client = other._client
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not any("brpop" in line["cmd"] for line in await client.client_list()):
+                pass
+
+        own_valkey.kill()
+        with takes(0):
+            await asyncio.wait([pop])
+        own_valkey.start()
+
+        assert isinstance(pop.exception(), QueueUnavailable)
+
+
+async def test_closing_what_was_never_used_is_nothing() -> None:
+    """Also twice, and with nobody there."""
+    queue = a_queue("redis://127.0.0.1:1")
+
+    await queue.close()
+    await queue.close()
+
+
+async def test_closing_does_not_wait_for_a_server_that_is_gone(
+    own_valkey: EmbeddedValkey, proxy: Proxy
+) -> None:
+    """Neither for a killed one nor for one that fell silent; no error, no connection left."""
+    silent, killed = a_queue(through(proxy)), a_queue(own_valkey.url)
+    for queue in (silent, killed):
+        await queue.depth()
+        await queue.pop(timeout_seconds=0.01)
+    proxy.requests.clear()
+    proxy.replies.clear()
+    own_valkey.kill()
+
+    with takes(2 * BOUND_SECONDS):
+        await silent.close()
+        await killed.close()
+
+    own_valkey.start()
+
+
+async def test_closing_goes_on_after_an_error(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that does not close keeps nobody from closing the others."""
+    queue = a_queue(through(proxy))
+    await queue.depth()
+    await queue.pop(timeout_seconds=0.01)
+    blocking = queue._blocking_client.connection_pool
+
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(queue._client, "aclose", hang)
+    with takes(BOUND_SECONDS):
+        await queue.close()
+
+    assert not any(connection.is_connected for connection in blocking._available_connections)
+    monkeypatch.undo()
+    await queue.close()

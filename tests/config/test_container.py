@@ -1,0 +1,262 @@
+"""The composition root: whatever the settings choose fits, and nothing connects before it must."""
+
+import asyncio
+import inspect
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from dependency_injector import providers
+
+from adapters.images.fetcher import HttpImageFetcher
+from adapters.postgres.database import Database
+from config.container import Container, close
+from config.settings import Environment, Generator, Queue, Settings, SettingsError, Storage, Store
+from domain.credits import LedgerKind
+from domain.errors import QueueUnavailable, StoreUnavailable
+from domain.generation import Outcome
+from domain.ports import (
+    ApiKeyRepoPort,
+    CreditRepoPort,
+    ImageGeneratorPort,
+    ImageStoragePort,
+    Picture,
+    RecoveryRepoPort,
+    SessionReadPort,
+    SessionRepoPort,
+    TaskQueuePort,
+)
+from domain.sessions import SessionStatus
+from domain.tasks import GenerationTask
+from tests.support.clock import START
+from tests.support.examples import MODEL_URL, OUTFIT_URL, STORE, USER, a_request
+from tests.support.images import FakeImageFetcher, FakeImageGenerator, encoded
+
+SECRET = "s" * 32
+NOWHERE = Settings(
+    environment=Environment.DEVELOPMENT,
+    database_url="postgresql://nobody@127.0.0.1:1/nothing",
+    redis_url="redis://127.0.0.1:1/0",
+    jwt_secret=SECRET,
+    signing_secret=SECRET,
+    data_dir=Path("/nonexistent/wearon"),
+)
+"""Everything is set, and nothing that it names is there."""
+
+ASYNCHRONOUS = {"migrate"}
+"""Providers that give something to await; all others give the thing itself."""
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "user_token": {"user_id": UUID(USER.id), "now": START, "lifetime": timedelta(hours=1)},
+    "key_sha256": {"api_key": "wk_1"},
+}
+"""What providers of functions are called with."""
+
+
+def in_memory(**changes: Any) -> Container:
+    settings = Settings(
+        environment=Environment.DEVELOPMENT,
+        store=Store.MEMORY,
+        queue=Queue.MEMORY,
+        storage=Storage.MEMORY,
+        jwt_secret=SECRET,
+        signing_secret=SECRET,
+        **changes,
+    )
+    return Container(settings=settings)
+
+
+@pytest.mark.anyio
+async def test_the_service_works_in_one_process() -> None:
+    """With every adapter in memory, a submission becomes a picture whose signed link can be
+    followed, for one credit and without any server."""
+    container = in_memory()
+    picture = Picture(data=encoded(), media_type="image/png")
+    container.fetcher.override(
+        providers.Object(FakeImageFetcher({MODEL_URL: picture, OUTFIT_URL: picture}))
+    )
+    await container.accounts().grant(STORE, 1, note="test")
+
+    receipt = await container.submission().submit(a_request(STORE, outfit_image_url=OUTFIT_URL))
+    task = await container.queue().pop(timeout_seconds=0.1)
+    assert isinstance(task, GenerationTask)
+    outcome = await container.generation().run(task)
+    report = await container.recovery().run_once()
+
+    view = await container.reading().one(receipt.session.id, STORE)
+    (debit, _) = await container.accounts().ledger(STORE, limit=10, before_id=None)
+    assert outcome is Outcome.COMPLETED
+    assert view.session.status is SessionStatus.COMPLETED
+    assert view.session.artefact is not None
+    assert view.session.artefact.media_type == "image/jpeg"
+    assert view.picture_url is not None
+    assert view.picture_url.startswith(f"{container.settings().public_url}/files/stores/{STORE.id}")
+    assert (debit.kind, debit.session_id) == (LedgerKind.DEBIT, receipt.session.id)
+    assert report.total == 0
+    await close(container)
+
+
+@pytest.mark.parametrize(
+    ("option", "options"),
+    [
+        ("queue", Queue),
+        ("sessions", Store),
+        ("accounts", Store),
+        ("api_keys", Store),
+        ("storage", Storage),
+        ("generator", Generator),
+        ("samples", Environment),
+    ],
+)
+def test_every_option_has_its_adapter(option: str, options: type[StrEnum]) -> None:
+    """What the settings allow can be provided, and nothing is provided that they do not allow."""
+    selector = Container.providers[option]
+
+    assert isinstance(selector, providers.Selector)
+    assert set(selector.providers) == {member.value for member in options}
+
+
+def test_every_selector_is_in_the_list_above() -> None:
+    """A new switch gets its row there."""
+    selectors = {
+        name
+        for name, provider in Container.providers.items()
+        if isinstance(provider, providers.Selector)
+    }
+
+    assert selectors == {
+        "queue", "sessions", "accounts", "api_keys", "storage", "generator", "samples"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "ports"),
+    [
+        ("queue", [TaskQueuePort]),
+        ("sessions", [SessionRepoPort, SessionReadPort, RecoveryRepoPort]),
+        ("accounts", [CreditRepoPort]),
+        ("api_keys", [ApiKeyRepoPort]),
+        ("storage", [ImageStoragePort]),
+        ("generator", [ImageGeneratorPort]),
+    ],
+)
+def test_every_adapter_is_one_of_its_port(name: str, ports: list[type]) -> None:
+    """Whichever option is chosen, what stands behind the port inherits it."""
+    selector = Container(settings=NOWHERE).providers[name]
+
+    assert isinstance(selector, providers.Selector)
+    for option, provider in selector.providers.items():
+        kinds = type(provider()).__mro__
+        assert set(ports) <= set(kinds), option
+
+
+def test_sessions_and_accounts_in_memory_share_the_books() -> None:
+    """The sessions in memory debit the very accounts that the container gives out, and every user
+    of the queue has the same one."""
+    container = in_memory()
+
+    assert container.accounts() is container.accounts()
+    assert container.sessions()._accounts is container.accounts()
+    assert container.queue() is container.submission()._queue is container.generation()._queue
+
+
+@pytest.mark.parametrize("name", sorted({*Container.providers} - {"settings"}))
+def test_the_graph_is_synchronous(name: str) -> None:
+    """A provider gives the thing itself: one asynchronous resource would turn all that depend on
+    it into futures, unseen by the type checker. This runs without an event loop, on servers that
+    are not there and a folder that cannot be made, so nothing connects or touches a disk either."""
+    container = Container(settings=NOWHERE)
+
+    thing = container.providers[name](**ARGUMENTS.get(name, {}))
+
+    if inspect.iscoroutine(thing):
+        thing.close()
+        assert name in ASYNCHRONOUS
+    assert not asyncio.isfuture(thing)
+
+
+@pytest.mark.anyio
+async def test_servers_that_are_away_are_noticed_when_used() -> None:
+    """The whole service can be made while store and queue are away; using them says so."""
+    container = Container(settings=NOWHERE)
+    container.submission(), container.generation(), container.recovery(), container.authenticate()
+    readiness = container.readiness()
+
+    with pytest.raises(StoreUnavailable):
+        await readiness["store"]()
+    with pytest.raises(QueueUnavailable):
+        await readiness["queue"]()
+
+    await close(container)
+
+
+def test_what_is_not_set_is_missed_by_name() -> None:
+    """Whoever needs a server or a secret that is not set is told which variable it is."""
+    container = Container(settings=Settings())
+
+    for name, variable in (
+        ("database", "DATABASE_URL"),
+        ("queue", "REDIS_URL"),
+        ("jwt_rules", "WEARON_JWT_SECRET"),
+        ("signer", "WEARON_SIGNING_SECRET"),
+    ):
+        with pytest.raises(SettingsError, match=rf"^{variable}: must be set"):
+            container.providers[name]()
+
+
+def test_an_adapter_can_be_put_behind_a_port() -> None:
+    """An overridden provider reaches every use case that depends on it, and can be taken back."""
+    container = in_memory()
+    generator = FakeImageGenerator()
+
+    with container.generator.override(providers.Object(generator)):
+        assert container.generation()._generator is generator
+    container.generation.reset()
+
+    assert container.generation()._generator is not generator
+
+
+def test_samples_are_for_development() -> None:
+    """Sample pictures are drawn in development and do not exist in production."""
+    in_production = Container(settings=Settings())
+
+    assert in_memory().samples()("model.png").startswith(b"\x89PNG")
+    assert in_production.samples() is None
+
+
+def test_settings_reach_what_they_set() -> None:
+    """The limits of the settings are those of the adapters and policies."""
+    container = in_memory(
+        fetch_seconds=7, fetch_max_bytes=4_096, lease_seconds=9, max_attempts=5, queued_seconds=11
+    )
+
+    limits = container.fetcher()._limits
+    work = container.generation()._policy
+    recovery = container.recovery()._policy
+
+    assert (limits.total_timeout_seconds, limits.max_bytes) == (7, 4_096)
+    assert (work.lease.total_seconds(), work.max_attempts) == (9, 5)
+    assert (recovery.time_to_live.total_seconds(), recovery.max_attempts) == (11, 5)
+
+
+@pytest.mark.anyio
+async def test_only_what_was_made_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing makes nothing just to close it, so a command that needs the database alone runs
+    where Redis is not set; what was made is closed, once."""
+    closed: list[object] = []
+
+    async def closing(adapter: object) -> None:
+        closed.append(adapter)
+
+    monkeypatch.setattr(Database, "close", closing)
+    monkeypatch.setattr(HttpImageFetcher, "close", closing)
+    container = Container(settings=Settings(database_url="postgresql://127.0.0.1:1/nothing"))
+    made = [container.database(), container.fetcher()]
+
+    await close(container)
+    await close(container)
+
+    assert closed == made[::-1]

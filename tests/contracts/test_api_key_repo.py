@@ -1,0 +1,149 @@
+"""ApiKeyRepoPort: a key opens its owner's door until it is revoked."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from adapters.auth.postgres import PostgresApiKeyRepo
+from adapters.postgres.database import Database, DatabaseLimits
+from domain.credits import Channel, Owner
+from domain.errors import StoreUnavailable
+from domain.ports import ApiKey, ApiKeyRepoPort
+from tests.contracts.backends import Backend
+from tests.support.clock import START
+from tests.support.examples import STORE
+
+pytestmark = pytest.mark.anyio
+
+OTHER_STORE = Owner(channel=Channel.B2B, id="store-2")
+NAMESAKE = Owner(channel=Channel.B2C, id=STORE.id)
+
+
+def a_key(**changes: Any) -> ApiKey:
+    key = ApiKey(
+        id=uuid4(),
+        owner=STORE,
+        key_sha256=uuid4().hex * 2,
+        label="till 1, Straße",
+        created_at=START,
+    )
+    return replace(key, **changes)
+
+
+async def test_a_key_is_its_owners(backend: Backend) -> None:
+    """Each of several keys of several owners leads to the right one."""
+    keys = [a_key(owner=owner) for owner in (STORE, STORE, OTHER_STORE, NAMESAKE)]
+
+    for key in keys:
+        await backend.api_keys.add(key)
+
+    owners = [await backend.api_keys.owner_of(key.key_sha256) for key in keys]
+    assert owners == [STORE, STORE, OTHER_STORE, NAMESAKE]
+
+
+@pytest.mark.parametrize(
+    "changed", [str.upper, lambda sha256: sha256[:-1], lambda _: "", lambda _: "\N{TOP HAT}"]
+)
+async def test_an_unknown_key_is_nobodys(backend: Backend, changed: Callable[[str], str]) -> None:
+    """Only the very text of a hash counts."""
+    key = a_key(key_sha256="ab" * 32)
+    await backend.api_keys.add(key)
+
+    assert await backend.api_keys.owner_of(changed(key.key_sha256)) is None
+
+
+async def test_a_revoked_key_is_nobodys(backend: Backend) -> None:
+    """From then on, and the owner's other keys stay as they are."""
+    revoked, kept = a_key(), a_key()
+    for key in (revoked, kept):
+        await backend.api_keys.add(key)
+
+    assert await backend.api_keys.revoke(revoked.id)
+
+    assert await backend.api_keys.owner_of(revoked.key_sha256) is None
+    assert await backend.api_keys.owner_of(kept.key_sha256) == STORE
+
+
+async def test_a_key_is_revoked_once(backend: Backend) -> None:
+    """False for one that was revoked before, whose time stays, and for one that does not exist."""
+    key = a_key()
+    await backend.api_keys.add(key)
+    assert await backend.api_keys.revoke(key.id)
+    (revoked,) = await backend.api_keys.all(STORE)
+
+    again = [await backend.api_keys.revoke(key_id) for key_id in (key.id, uuid4())]
+
+    assert again == [False, False]
+    assert await backend.api_keys.all(STORE) == [revoked]
+
+
+async def test_of_many_revocations_at_once_one_counts(backend: Backend) -> None:
+    """The others are told that there was nothing left to revoke."""
+    key = a_key()
+    await backend.api_keys.add(key)
+
+    results = await asyncio.gather(*(backend.api_keys.revoke(key.id) for _ in range(20)))
+
+    assert Counter(results) == {True: 1, False: 19}
+
+
+async def test_a_listing_is_newest_first(backend: Backend) -> None:
+    """With all that was kept, and revoked ones with the time of their end."""
+    oldest, middle, newest = (
+        a_key(created_at=START + timedelta(days=day), label=f"day {day}") for day in range(3)
+    )
+    for key in (middle, newest, oldest):
+        await backend.api_keys.add(key)
+    await backend.api_keys.revoke(middle.id)
+
+    listed = await backend.api_keys.all(STORE)
+
+    revoked_at = listed[1].revoked_at
+    assert revoked_at is not None
+    assert revoked_at.utcoffset() is not None
+    assert listed == [newest, replace(middle, revoked_at=revoked_at), oldest]
+
+
+async def test_a_listing_is_of_one_owner_or_of_everybody(backend: Backend) -> None:
+    """Nothing of others, not of a namesake on the other channel either."""
+    keys = {owner: a_key(owner=owner) for owner in (STORE, OTHER_STORE, NAMESAKE)}
+    for key in keys.values():
+        await backend.api_keys.add(key)
+
+    listed = {owner: await backend.api_keys.all(owner) for owner in keys}
+    everybodys = await backend.api_keys.all(None)
+
+    assert listed == {owner: [key] for owner, key in keys.items()}
+    assert sorted(key.id for key in everybodys) == sorted(key.id for key in keys.values())
+    assert await backend.api_keys.all(Owner(channel=Channel.B2B, id="nobody")) == []
+
+
+CALLS: dict[str, Callable[[ApiKeyRepoPort], Awaitable[object]]] = {
+    "owner_of": lambda repo: repo.owner_of("ab" * 32),
+    "add": lambda repo: repo.add(a_key()),
+    "all": lambda repo: repo.all(STORE),
+    "revoke": lambda repo: repo.revoke(uuid4()),
+}
+
+
+@pytest.mark.parametrize("method", CALLS)
+async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) -> None:
+    """Every method says so by the same error."""
+    database = Database(f"postgresql://wearon@/wearon?host={tmp_path}", limits=DatabaseLimits())
+
+    with pytest.raises(StoreUnavailable):
+        await CALLS[method](PostgresApiKeyRepo(database))
+
+    await database.close()
+
+
+def test_every_method_of_the_port_is_tried_without_a_server() -> None:
+    """So that a new method cannot be forgotten above."""
+    assert set(CALLS) == {name for name in vars(ApiKeyRepoPort) if not name.startswith("_")}

@@ -1,0 +1,123 @@
+"""The books stay right while everything happens at once."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from random import Random
+from uuid import UUID
+
+import pytest
+
+from domain.credits import Channel, Owner
+from domain.errors import IllegalTransition, InsufficientCredits
+from domain.sessions import SessionStatus
+from tests.contracts.backends import Backend
+from tests.support.examples import ARTEFACT, FAILURE, LEASE, a_session
+
+pytestmark = pytest.mark.anyio
+
+OWNERS = [
+    Owner(channel=channel, id=f"owner-{number}")
+    for number, channel in enumerate([*Channel, *Channel, Channel.B2C])
+]
+TASKS = 8
+STEPS_PER_TASK = 80
+MAX_ATTEMPTS = 2
+NO_TIME = timedelta(0)
+LIMIT = 10
+
+
+class Crowd:
+    """Everybody who writes: submitters, workers, consumers that are not ours, and recovery."""
+
+    def __init__(self, backend: Backend, random: Random) -> None:
+        self.backend = backend
+        self.random = random
+        self.ids: list[UUID] = []
+
+    async def run(self) -> None:
+        steps: list[Callable[[], Awaitable[object]]] = [
+            *[self.create] * 6,
+            *[self.work] * 4,
+            self.cancel,
+            self.confirm,
+            self.interfere,
+            self.grant,
+            *[self.recover] * 3,
+        ]
+        for _ in range(STEPS_PER_TASK):
+            with suppress(InsufficientCredits, IllegalTransition):
+                await self.random.choice(steps)()
+
+    def some_id(self) -> UUID:
+        return self.random.choice(self.ids[-30:])
+
+    async def create(self) -> None:
+        session = a_session(owner=self.random.choice(OWNERS))
+        await self.backend.sessions.create(session)
+        self.ids.append(session.id)
+
+    async def work(self) -> None:
+        lease = self.random.choice([NO_TIME, LEASE])
+        session = await self.backend.sessions.claim(self.some_id(), lease=lease)
+        if session is None:
+            return
+        sessions, attempt = self.backend.sessions, session.attempt
+        match self.random.randrange(5):
+            case 0:
+                await sessions.fail(session.id, FAILURE, attempt=attempt)
+            case 1:
+                await sessions.release(session.id, attempt=attempt, delay=NO_TIME)
+            case 2:
+                await sessions.renew(session.id, attempt=attempt, lease=LEASE)
+            case _:
+                await sessions.complete(session.id, attempt=attempt, artefact=ARTEFACT)
+
+    async def cancel(self) -> None:
+        await self.backend.sessions.fail(self.some_id(), FAILURE, attempt=None)
+
+    async def confirm(self) -> None:
+        await self.backend.sessions.confirm(self.random.sample(self.ids, min(len(self.ids), 20)))
+
+    async def interfere(self) -> None:
+        status = self.random.choice(["processing", "completed", "failed", "failed"])
+        await self.backend.foreign_write(self.some_id(), status=status)
+
+    async def grant(self) -> None:
+        await self.backend.credits.grant(self.random.choice(OWNERS), 5, note="test")
+
+    async def recover(self) -> None:
+        recovery = self.backend.recovery
+        await recovery.overdue(created_before=None, again_after=NO_TIME, limit=LIMIT)
+        await recovery.release_dead_leases(
+            max_attempts=MAX_ATTEMPTS, without_lease=NO_TIME, limit=LIMIT
+        )
+        await recovery.fail_dead_leases(
+            FAILURE, max_attempts=MAX_ATTEMPTS, without_lease=NO_TIME, limit=LIMIT
+        )
+        await recovery.fail_expired(FAILURE, older_than=NO_TIME, limit=self.random.randrange(4))
+        await recovery.refund_missing(limit=LIMIT)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_the_books_are_right_after_everything_at_once(backend: Backend, seed: int) -> None:
+    """Submitting, working, cancelling, interfering and recovering over five accounts: nobody
+    waits in a circle, every failure is refunded, and what was granted is what is left plus what
+    was delivered or is still to come."""
+    for owner in OWNERS:
+        await backend.credits.grant(owner, 40, note="test")
+    crowd = Crowd(backend, Random(seed))  # noqa: S311 - the same steps in every run
+    for owner in OWNERS:
+        crowd.ids.append(await backend.queued(owner))
+
+    await asyncio.gather(*(crowd.run() for _ in range(TASKS)))
+
+    while await backend.recovery.refund_missing(limit=LIMIT):
+        pass
+    assert await backend.credits.audit(limit=10) == []
+    for owner in OWNERS:
+        account, stats = await backend.credits.account(owner), await backend.reads.stats(owner)
+        assert account.balance == account.total_granted - (stats.active + stats.completed)
+    ended = [await backend.get(session_id) for session_id in crowd.ids]
+    assert {session.status for session in ended} >= {SessionStatus.COMPLETED, SessionStatus.FAILED}

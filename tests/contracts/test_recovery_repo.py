@@ -1,0 +1,489 @@
+"""RecoveryRepoPort: what nobody works on comes to its end, once, in bounded batches."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from adapters.postgres.database import Database, DatabaseLimits
+from adapters.sessions.postgres import PostgresSessionRepo
+from domain.credits import Channel, Owner
+from domain.errors import StoreUnavailable
+from domain.ports import RecoveryRepoPort
+from domain.sessions import Failure, GenerationSession, SessionStatus
+from tests.contracts.backends import Backend
+from tests.support.examples import ARTEFACT, FAILURE, LEASE, STORE, USER
+
+pytestmark = pytest.mark.anyio
+
+AGAIN_AFTER = timedelta(minutes=5)
+WITHOUT_LEASE = timedelta(minutes=15)
+TIME_TO_LIVE = timedelta(hours=1)
+MAX_ATTEMPTS = 3
+MOMENT = timedelta(seconds=30)
+"""Less than any bound here, and more than a test takes."""
+
+CHARGED = ["debit"]
+REFUNDED = ["debit", "refund"]
+OWNERS = [USER, STORE, *(Owner(channel=Channel.B2C, id=f"user-{number}") for number in range(3))]
+
+
+async def overdue(
+    backend: Backend, *, created_before: datetime | None = None, limit: int = 100
+) -> list[GenerationSession]:
+    return await backend.recovery.overdue(
+        created_before=created_before, again_after=AGAIN_AFTER, limit=limit
+    )
+
+
+async def overdue_ids(backend: Backend, *, limit: int = 100) -> list[UUID]:
+    return [session.id for session in await overdue(backend, limit=limit)]
+
+
+async def release(backend: Backend, *, limit: int = 100) -> int:
+    return await backend.recovery.release_dead_leases(
+        max_attempts=MAX_ATTEMPTS, without_lease=WITHOUT_LEASE, limit=limit
+    )
+
+
+async def fail_dead(backend: Backend, *, limit: int = 100) -> int:
+    return await backend.recovery.fail_dead_leases(
+        FAILURE, max_attempts=MAX_ATTEMPTS, without_lease=WITHOUT_LEASE, limit=limit
+    )
+
+
+async def fail_expired(backend: Backend, *, limit: int = 100) -> int:
+    return await backend.recovery.fail_expired(FAILURE, older_than=TIME_TO_LIVE, limit=limit)
+
+
+async def refund_missing(backend: Backend, *, limit: int = 100) -> int:
+    return await backend.recovery.refund_missing(limit=limit)
+
+
+async def foreign(backend: Backend, status: str, owner: Owner = USER) -> UUID:
+    """A session to which a consumer that is not ours gave ``status``."""
+    session_id = await backend.queued(owner)
+    await backend.foreign_write(session_id, status=status)
+    return session_id
+
+
+async def in_every_status(backend: Backend) -> dict[str, UUID]:
+    """A session in each state that nothing is to be done about for a while."""
+    released, completed, failed = [await backend.claimed() for _ in range(3)]
+    await backend.sessions.release(released.id, attempt=1, delay=2 * TIME_TO_LIVE)
+    await backend.sessions.complete(completed.id, attempt=1, artefact=ARTEFACT)
+    await backend.sessions.fail(failed.id, FAILURE, attempt=1)
+    return {
+        "queued": await backend.queued(),
+        "released": released.id,
+        "working": (await backend.claimed()).id,
+        "working elsewhere": await foreign(backend, "processing"),
+        "completed": completed.id,
+        "completed elsewhere": await foreign(backend, "completed"),
+        "failed": failed.id,
+    }
+
+
+async def expired(backend: Backend, owner: Owner) -> UUID:
+    return await backend.queued(owner)
+
+
+async def dead(backend: Backend, owner: Owner) -> UUID:
+    return (await backend.claimed(owner)).id
+
+
+async def spent(backend: Backend, owner: Owner) -> UUID:
+    return (await backend.claimed(owner, attempt=MAX_ATTEMPTS)).id
+
+
+async def unrefunded(backend: Backend, owner: Owner) -> UUID:
+    return await foreign(backend, "failed", owner)
+
+
+Make = Callable[[Backend, Owner], Awaitable[UUID]]
+STEPS: dict[str, tuple[Make, Callable[..., Awaitable[int]], timedelta, list[str]]] = {
+    "release_dead_leases": (dead, release, LEASE, CHARGED),
+    "fail_dead_leases": (spent, fail_dead, LEASE, REFUNDED),
+    "fail_expired": (expired, fail_expired, TIME_TO_LIVE, REFUNDED),
+    "refund_missing": (unrefunded, refund_missing, timedelta(0), REFUNDED),
+}
+"""By method: who makes a session for it, how it is called, when the session is due for it, and
+what the ledger says of the session afterwards."""
+
+
+@pytest.mark.parametrize("method", STEPS)
+async def test_a_step_does_no_more_than_its_limit(backend: Backend, method: str) -> None:
+    """The next call goes on where this one ended, and the last one finds nothing to do."""
+    make, step, due_after, money = STEPS[method]
+    ids = [await make(backend, USER) for _ in range(5)]
+    await backend.advance(due_after + MOMENT)
+
+    counts = [await step(backend, limit=2) for _ in range(4)]
+
+    assert counts == [2, 2, 1, 0]
+    assert [await backend.money_of(session_id) for session_id in ids] == [money] * 5
+
+
+@pytest.mark.parametrize("method", STEPS)
+async def test_a_step_in_many_processes_at_once_moves_each_session_once(
+    backend: Backend, method: str
+) -> None:
+    """20 at once over the sessions of five owners: no deadlock, every credit moved once."""
+    make, step, due_after, money = STEPS[method]
+    owner_of = {await make(backend, owner): owner for _ in range(6) for owner in OWNERS}
+    await backend.advance(due_after + MOMENT)
+
+    counts = await asyncio.gather(*(step(backend, limit=7) for _ in range(20)))
+
+    assert sum(counts) == len(owner_of)
+    assert max(counts) <= 7
+    for session_id, owner in owner_of.items():
+        assert await backend.money_of(session_id, owner) == money
+    assert await backend.credits.audit(limit=10) == []
+
+
+@pytest.mark.parametrize("method", STEPS)
+async def test_a_step_leaves_alone_what_is_not_its_own(backend: Backend, method: str) -> None:
+    """Sessions that wait for their turn, that somebody works on, and that ended."""
+    ids = await in_every_status(backend)
+    before = {name: await backend.get(session_id) for name, session_id in ids.items()}
+
+    assert await STEPS[method][1](backend) == 0
+
+    after = {name: await backend.get(session_id) for name, session_id in ids.items()}
+    assert after == before
+
+
+async def test_due_is_what_was_created_long_enough_ago(backend: Backend) -> None:
+    """At least ``again_after``; what is younger is on its way."""
+    older = await backend.queued()
+    await backend.advance(MOMENT)
+    younger = await backend.queued()
+    too_early = await overdue_ids(backend)
+
+    await backend.advance(AGAIN_AFTER - MOMENT)
+    first = await overdue_ids(backend)
+    await backend.advance(MOMENT)
+    second = await overdue_ids(backend)
+
+    assert (too_early, first, second) == ([], [older], [younger])
+
+
+async def test_only_queued_sessions_are_pushed_again(backend: Backend) -> None:
+    """Not those that somebody works on, here or elsewhere, and none that ended."""
+    ids = await in_every_status(backend)
+    await backend.advance(AGAIN_AFTER)
+
+    assert await overdue_ids(backend) == [ids["queued"]]
+
+
+async def test_overdue_sessions_come_as_they_are(backend: Backend) -> None:
+    """Confirmed or not, and nothing that an owner can see changes by it."""
+    confirmed, unconfirmed = await backend.queued_in_turn(2)
+    await backend.sessions.confirm([confirmed])
+    await backend.advance(AGAIN_AFTER)
+    before = [await backend.get(unconfirmed), await backend.get(confirmed)]
+
+    sessions = await overdue(backend)
+
+    assert sessions == before
+    assert [session.confirmed for session in sessions] == [False, True]
+    assert [await backend.get(session.id) for session in sessions] == before
+
+
+async def test_overdue_sessions_come_newest_first_up_to_the_limit(backend: Backend) -> None:
+    """Each batch is the newest of what is left."""
+    ids = await backend.queued_in_turn(5)
+    await backend.advance(AGAIN_AFTER)
+
+    batches = [await overdue_ids(backend, limit=2) for _ in range(4)]
+
+    assert batches == [[ids[4], ids[3]], [ids[2], ids[1]], [ids[0]], []]
+
+
+async def test_overdue_sessions_of_one_time_are_in_order_too(backend: Backend) -> None:
+    """By their ids, so that two readers agree about it."""
+    ids = [await backend.queued() for _ in range(5)]
+    await backend.align()
+    await backend.advance(AGAIN_AFTER)
+
+    assert await overdue_ids(backend) == sorted(ids, reverse=True)
+
+
+async def test_overdue_ends_before_the_oldest_task(backend: Backend) -> None:
+    """Only what was created before ``created_before``, and not at that very time."""
+    await backend.queued_in_turn(3)
+    await backend.advance(AGAIN_AFTER)
+    oldest, middle, _ = reversed(
+        await backend.reads.history(None, status=None, limit=3, after=None)
+    )
+
+    older = await overdue(backend, created_before=middle.created_at)
+    none = await overdue(backend, created_before=datetime(1999, 12, 31, tzinfo=UTC))
+
+    assert ([session.id for session in older], none) == ([oldest.id], [])
+
+
+async def test_what_was_returned_is_due_again_when_the_time_has_passed(backend: Backend) -> None:
+    """Once more after ``again_after``, counted from the return, as often as it takes."""
+    session_id = await backend.queued()
+    await backend.advance(2 * AGAIN_AFTER)
+    returned = []
+
+    for _ in range(3):
+        returned += [await overdue_ids(backend), await overdue_ids(backend)]
+        await backend.advance(AGAIN_AFTER - MOMENT)
+        returned.append(await overdue_ids(backend))
+        await backend.advance(MOMENT)
+
+    assert returned == [[session_id], [], []] * 3
+
+
+async def test_of_many_callers_one_gets_each_overdue_session(backend: Backend) -> None:
+    """20 at once: none is returned twice and none is forgotten."""
+    ids = [await backend.queued() for _ in range(30)]
+    await backend.advance(AGAIN_AFTER)
+
+    batches = await asyncio.gather(*(overdue(backend, limit=7) for _ in range(20)))
+
+    assert sorted(session.id for batch in batches for session in batch) == sorted(ids)
+    assert max(map(len, batches)) <= 7
+
+
+async def test_a_released_session_is_due_by_its_delay(backend: Backend) -> None:
+    """However long ago it was created, or returned here before."""
+    session_id = await backend.queued()
+    await backend.advance(AGAIN_AFTER)
+    assert await overdue_ids(backend) == [session_id]
+    await backend.claim(session_id)
+    await backend.sessions.release(session_id, attempt=1, delay=AGAIN_AFTER / 2)
+
+    too_early = await overdue_ids(backend)
+    await backend.advance(AGAIN_AFTER / 2)
+
+    assert (too_early, await overdue_ids(backend)) == ([], [session_id])
+
+
+async def test_a_dead_lease_gives_the_session_back(backend: Backend) -> None:
+    """``processing -> queued``, due at once, with its attempt counted and its price paid."""
+    claimed = await backend.claimed(lease=LEASE)
+    await backend.advance(LEASE + MOMENT)
+    before = await backend.get(claimed.id)
+
+    assert await release(backend) == 1
+
+    assert await backend.get(claimed.id) == replace(
+        before, status=SessionStatus.QUEUED, lease_expires_at=None
+    )
+    assert await overdue_ids(backend) == [claimed.id]
+    assert await backend.money_of(claimed.id) == CHARGED
+
+
+@pytest.mark.parametrize("attempt", [1, MAX_ATTEMPTS])
+async def test_a_live_lease_is_left_alone(backend: Backend, attempt: int) -> None:
+    """However old the session is: alive means a renewed lease, never an age."""
+    claimed = await backend.claimed(attempt=attempt, lease=LEASE)
+    for _ in range(4):
+        await backend.advance(LEASE - timedelta(seconds=10))
+        assert await backend.sessions.renew(claimed.id, attempt=attempt, lease=LEASE)
+        before = await backend.get(claimed.id)
+
+        assert await release(backend) + await fail_dead(backend) == 0
+
+        assert await backend.get(claimed.id) == before
+
+
+@pytest.mark.parametrize("attempt", range(1, MAX_ATTEMPTS + 2))
+async def test_a_dead_lease_is_tried_again_until_its_attempts_are_spent(
+    backend: Backend, attempt: int
+) -> None:
+    """Of the two steps the number of the attempt allows one."""
+    claimed = await backend.claimed(attempt=attempt)
+    await backend.advance(LEASE + MOMENT)
+
+    counts = (await release(backend), await fail_dead(backend))
+
+    assert counts == ((1, 0) if attempt < MAX_ATTEMPTS else (0, 1))
+    status = (await backend.get(claimed.id)).status
+    assert status is (SessionStatus.QUEUED if attempt < MAX_ATTEMPTS else SessionStatus.FAILED)
+
+
+async def test_spent_attempts_end_in_a_refund(backend: Backend) -> None:
+    """``processing -> failed`` with the reason, the end and the credit."""
+    claimed = await backend.claimed(attempt=MAX_ATTEMPTS)
+    await backend.advance(LEASE + MOMENT)
+    before = await backend.get(claimed.id)
+
+    assert await fail_dead(backend) == 1
+
+    after = await backend.get(claimed.id)
+    assert after.completed_at is not None
+    assert after == replace(
+        before,
+        status=SessionStatus.FAILED,
+        failure=FAILURE,
+        lease_expires_at=None,
+        completed_at=after.completed_at,
+    )
+    assert await backend.money_of(claimed.id) == REFUNDED
+    assert await backend.balance() == 1
+
+
+async def test_after_a_dead_lease_its_worker_may_not_write(backend: Backend) -> None:
+    """Released or failed, the attempt is over, also for a worker that was only slow."""
+    released, failed = await backend.claimed(), await backend.claimed(attempt=MAX_ATTEMPTS)
+    await backend.advance(LEASE + MOMENT)
+    assert (await release(backend), await fail_dead(backend)) == (1, 1)
+
+    for session in (released, failed):
+        assert not await backend.sessions.complete(
+            session.id, attempt=session.attempt, artefact=ARTEFACT
+        )
+
+
+async def test_another_consumers_work_has_its_own_bound(backend: Backend) -> None:
+    """Without a lease the time since it was set to ``processing`` counts, not the session's age
+    and not what it writes meanwhile; then it is due at once."""
+    session_id = await backend.queued()
+    await backend.advance(WITHOUT_LEASE)
+    await backend.foreign_write(session_id, status="processing")
+    await backend.advance(WITHOUT_LEASE - MOMENT)
+    await backend.foreign_write(session_id, status="processing", error_message="slow today")
+    too_early = await release(backend) + await fail_dead(backend)
+    await backend.advance(2 * MOMENT)
+
+    released = await release(backend)
+
+    assert (too_early, released) == (0, 1)
+    session = await backend.get(session_id)
+    assert (session.status, session.lease_expires_at) == (SessionStatus.QUEUED, None)
+    assert await overdue_ids(backend) == [session_id]
+
+
+async def test_another_consumers_work_spends_an_attempt(backend: Backend) -> None:
+    """So that a task on which every consumer dies ends in a refund as well."""
+    session_id = await backend.queued()
+    steps = []
+    for _ in range(MAX_ATTEMPTS):
+        await backend.foreign_write(session_id, status="processing")
+        await backend.advance(WITHOUT_LEASE + MOMENT)
+        steps.append((await release(backend), await fail_dead(backend)))
+
+    assert steps == [(1, 0)] * (MAX_ATTEMPTS - 1) + [(0, 1)]
+    assert (await backend.get(session_id)).attempt == MAX_ATTEMPTS
+    assert await backend.money_of(session_id) == REFUNDED
+
+
+async def test_another_consumers_work_ends_the_attempt_before_it(backend: Backend) -> None:
+    """A worker of ours that lost its lease cannot write on what another consumer took since."""
+    claimed = await backend.claimed()
+    await backend.advance(LEASE + MOMENT)
+    assert await release(backend) == 1
+    await backend.foreign_write(claimed.id, status="processing")
+
+    stale = [
+        await backend.sessions.renew(claimed.id, attempt=1, lease=LEASE),
+        await backend.sessions.release(claimed.id, attempt=1, delay=LEASE),
+        await backend.sessions.complete(claimed.id, attempt=1, artefact=ARTEFACT),
+        await backend.sessions.fail(claimed.id, FAILURE, attempt=1),
+    ]
+
+    assert stale == [False] * 4
+    assert (await backend.get(claimed.id)).status is SessionStatus.PROCESSING
+
+
+async def test_another_consumers_work_proves_the_push(backend: Backend) -> None:
+    """Who took a session has got its task."""
+    session_id = await foreign(backend, "processing")
+
+    assert (await backend.get(session_id)).confirmed
+
+
+async def test_what_waited_too_long_expires_with_a_refund(backend: Backend) -> None:
+    """``queued -> failed`` with the reason, the end and the credit, more than ``older_than``
+    after its creation."""
+    session_id = await backend.queued()
+    await backend.advance(TIME_TO_LIVE - MOMENT)
+    too_early = await fail_expired(backend)
+    await backend.advance(2 * MOMENT)
+    before = await backend.get(session_id)
+
+    assert (too_early, await fail_expired(backend)) == (0, 1)
+
+    after = await backend.get(session_id)
+    assert after.completed_at is not None
+    assert after == replace(
+        before, status=SessionStatus.FAILED, failure=FAILURE, completed_at=after.completed_at
+    )
+    assert await backend.money_of(session_id) == REFUNDED
+
+
+async def test_only_what_is_queued_expires(backend: Backend) -> None:
+    """A released session expires by its creation; one that somebody works on does not."""
+    ids = await in_every_status(backend)
+    await backend.advance(TIME_TO_LIVE + MOMENT)
+
+    assert await fail_expired(backend) == 2
+
+    failed = await backend.reads.history(None, status=SessionStatus.FAILED, limit=10, after=None)
+    expected = {ids[name] for name in ("queued", "released", "failed")}
+    assert {session.id for session in failed} == expected
+
+
+async def test_another_consumers_failure_is_refunded(backend: Backend) -> None:
+    """Once, and what it wrote of the reason stays."""
+    session_id = await backend.queued()
+    await backend.foreign_write(session_id, status="failed", error_message="upstream said no")
+    before = await backend.get(session_id)
+
+    counts = (await refund_missing(backend), await refund_missing(backend))
+
+    assert counts == (1, 0)
+    assert await backend.get(session_id) == before
+    assert before.failure == Failure(code="GENERATION_FAILED", message="upstream said no")
+    assert await backend.money_of(session_id) == REFUNDED
+    assert await backend.balance() == 1
+
+
+async def test_a_refund_goes_to_who_paid(backend: Backend) -> None:
+    """A store and a user of the same id are two accounts."""
+    store, user = (Owner(channel=channel, id="same") for channel in Channel)
+    await backend.queued(user)
+    await foreign(backend, "failed", store)
+
+    await refund_missing(backend)
+
+    assert (await backend.balance(store), await backend.balance(user)) == (1, 0)
+
+
+CALLS: dict[str, Callable[[RecoveryRepoPort], Awaitable[object]]] = {
+    "overdue": lambda repo: repo.overdue(created_before=None, again_after=LEASE, limit=1),
+    "release_dead_leases": lambda repo: repo.release_dead_leases(
+        max_attempts=1, without_lease=LEASE, limit=1
+    ),
+    "fail_dead_leases": lambda repo: repo.fail_dead_leases(
+        FAILURE, max_attempts=1, without_lease=LEASE, limit=1
+    ),
+    "fail_expired": lambda repo: repo.fail_expired(FAILURE, older_than=LEASE, limit=1),
+    "refund_missing": lambda repo: repo.refund_missing(limit=1),
+}
+
+
+@pytest.mark.parametrize("method", CALLS)
+async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) -> None:
+    """Every method says so by the same error."""
+    database = Database(f"postgresql://wearon@/wearon?host={tmp_path}", limits=DatabaseLimits())
+
+    with pytest.raises(StoreUnavailable):
+        await CALLS[method](PostgresSessionRepo(database))
+
+    await database.close()
+
+
+def test_every_method_of_the_port_is_tried_without_a_server() -> None:
+    """So that a new method cannot be forgotten above."""
+    assert set(CALLS) == {name for name in vars(RecoveryRepoPort) if not name.startswith("_")}

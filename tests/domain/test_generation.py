@@ -1,0 +1,677 @@
+"""Working on a session: however an attempt ends, the session and its credit are right, and
+nobody is left waiting."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import timedelta
+from random import Random
+from uuid import UUID, uuid4
+
+import pytest
+
+from domain.credits import LedgerKind
+from domain.errors import QueueUnavailable, Refused, StoreUnavailable, TryAgain
+from domain.generation import Outcome, WorkPolicy
+from domain.recovery import RecoveryPolicy
+from domain.sessions import ErrorCode, Failure, GenerationSession, SessionStatus
+from domain.tasks import UnreadableTask
+from tests.support.clock import loop_time
+from tests.support.examples import (
+    ARTEFACT,
+    BAG,
+    FAILURE,
+    HAT,
+    LEASE,
+    MODEL_URL,
+    OUTFIT_URL,
+    STORE,
+    a_task,
+)
+from tests.support.images import A_PICTURE
+from tests.support.service import INPUTS, Service, seeded_random
+
+POLICY = WorkPolicy()
+PUSH_AGAIN = RecoveryPolicy().push_again_after
+SECOND = timedelta(seconds=1)
+CHARGED = [LedgerKind.DEBIT]
+REFUNDED = [LedgerKind.DEBIT, LedgerKind.REFUND]
+GENERIC = Failure(
+    code="GENERATION_FAILED", message="The picture could not be made; the credit is back"
+)
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+async def _nothing_is_left_running(service: Service) -> AsyncIterator[None]:
+    """Whatever happened: no forgotten task, and books that are right."""
+    before = len(asyncio.all_tasks())
+    yield
+    assert len(asyncio.all_tasks()) == before
+    assert await service.accounts.audit(limit=10) == []
+
+
+class LongestWait(Random):
+    """Draws the upper end of every range, or as good as."""
+
+    def random(self) -> float:
+        return 1.0 - 2.0**-53
+
+
+async def queued(service: Service) -> UUID:
+    return (await service.submitted()).session.id
+
+
+async def failure_of(service: Service, session_id: UUID) -> Failure | None:
+    """Why the session failed, its credit being back; None if it has not failed."""
+    session = await service.session(session_id)
+    assert (session.status is SessionStatus.FAILED) == (session.failure is not None)
+    assert service.money_of(session_id) == (REFUNDED if session.failure else CHARGED)
+    return session.failure
+
+
+async def is_pushed_again_at(service: Service, session_id: UUID, delay: timedelta) -> bool:
+    """Whether recovery pushes the session again once ``delay`` has passed, and not before."""
+    service.clock.advance(delay - timedelta(milliseconds=1))
+    early = await service.recover()
+    service.clock.advance(timedelta(milliseconds=1))
+    await service.recover()
+    return not early.total and [task.session_id for task in service.waiting()] == [session_id]
+
+
+async def brought_to_its_end(service: Service, session_id: UUID) -> GenerationSession:
+    """What recovery and a worker make of the session, all faults being over."""
+    for faults in (service.repo.faults, service.queue.faults):
+        faults.away.clear()
+        faults.deaf.clear()
+    for _ in range(POLICY.max_attempts + 1):
+        service.clock.advance(LEASE + PUSH_AGAIN)
+        await service.recover()
+        while service.waiting():
+            await service.work()
+    return await service.session(session_id)
+
+
+async def cancelled(running: "asyncio.Task[Outcome]") -> None:
+    """Cancel what runs, and see that it says so."""
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_a_task_becomes_a_picture(service: Service) -> None:
+    """The inputs are fetched in the contract's order and given to the generator with the prompt;
+    what it makes is kept under the session's prefix, and the session is completed."""
+    session = (
+        await service.submitted(
+            STORE, outfit_image_url=OUTFIT_URL, accessories=(HAT, BAG), prompt="In the rain"
+        )
+    ).session
+
+    assert await service.work() is Outcome.COMPLETED
+
+    after = await service.session(session.id)
+    (request,) = service.generator.requests
+    assert service.fetcher.fetched == [MODEL_URL, OUTFIT_URL, HAT.url, BAG.url]
+    assert request.images == tuple(INPUTS[url] for url in service.fetcher.fetched)
+    assert (request.session_id, request.prompt) == (session.id, "In the rain")
+    assert (after.status, after.attempt) == (SessionStatus.COMPLETED, 1)
+    assert after.artefact is not None
+    assert after.artefact.object_key == f"{session.object_prefix}.jpg"
+    assert await service.picture(after.artefact.object_key) == A_PICTURE
+    assert service.money_of(session.id) == CHARGED
+
+
+async def test_the_picture_is_kept_before_the_session_is_completed(service: Service) -> None:
+    """The store is away at the end: the picture is safe, and the next attempt completes the
+    session with it, without asking anybody for another one."""
+    session = (await service.submitted()).session
+    service.repo.faults.away.add("complete")
+
+    assert await service.work() is Outcome.UNSETTLED
+
+    kept = await service.storage.find(session.object_prefix)
+    assert kept is not None
+    assert (await service.session(session.id)).status is SessionStatus.PROCESSING
+    after = await brought_to_its_end(service, session.id)
+    assert (after.status, after.attempt, after.artefact) == (SessionStatus.COMPLETED, 2, kept)
+    assert (len(service.fetcher.fetched), len(service.generator.requests)) == (1, 1)
+
+
+async def test_a_ghost_is_skipped(service: Service) -> None:
+    """A task whose session nobody knows is no error and starts nothing."""
+    await service.queue.push(a_task())
+
+    assert await service.work() is Outcome.SKIPPED
+
+    assert service.fetcher.fetched == []
+
+
+@pytest.mark.parametrize("state", ["processing", "completed", "failed"])
+async def test_a_duplicate_is_skipped(service: Service, state: str) -> None:
+    """A task whose session is worked on or done changes nothing and starts nothing."""
+    session = await service.claimed(await queued(service))
+    if state == "completed":
+        await service.repo.complete(session.id, attempt=1, artefact=ARTEFACT)
+    elif state == "failed":
+        await service.repo.fail(session.id, FAILURE, attempt=1)
+    before = await service.session(session.id), service.balance()
+    await service.queue.push(a_task(session_id=session.id))
+
+    assert await service.work() is Outcome.SKIPPED
+
+    assert service.fetcher.fetched == []
+    assert (await service.session(session.id), service.balance()) == before
+
+
+async def test_one_of_many_copies_of_a_task_is_worked_on(service: Service) -> None:
+    """The others find the session taken, also at the same instant."""
+    session_id = await queued(service)
+    (task,) = service.waiting()
+
+    outcomes = await asyncio.gather(*(service.generation().run(task) for _ in range(10)))
+
+    assert sorted(outcomes) == [Outcome.COMPLETED] + [Outcome.SKIPPED] * 9
+    assert len(service.generator.requests) == 1
+    assert service.money_of(session_id) == CHARGED
+
+
+@pytest.mark.parametrize("attempt", range(1, 6))
+async def test_a_passing_fault_is_tried_again_after_a_while(service: Service, attempt: int) -> None:
+    """The session is released; the longest possible wait doubles with each attempt, to a cap."""
+    policy = WorkPolicy(max_attempts=9, backoff_base=3 * SECOND, backoff_cap=20 * SECOND)
+    session_id = await queued(service)
+    for number in range(1, attempt):
+        await service.claimed(session_id)
+        await service.repo.release(session_id, attempt=number, delay=timedelta(0))
+        await service.recover()
+    service.generator.outcomes = [TryAgain("Busy")]
+
+    assert await service.work(service.generation(policy, LongestWait())) is Outcome.RELEASED
+
+    longest = [3, 6, 12, 20, 20][attempt - 1] * SECOND
+    assert await is_pushed_again_at(service, session_id, longest)
+    assert await failure_of(service, session_id) is None
+
+
+@pytest.mark.parametrize("attempt", [1, 2, 5, 33, 1_000_000])
+async def test_waits_have_full_jitter(attempt: int) -> None:
+    """They are spread over all of the range, whatever the settings, and never leave it."""
+    policy = WorkPolicy(backoff_base=timedelta(days=1), backoff_cap=timedelta(days=20))
+    ceiling = min(20, 2 ** min(attempt - 1, 10)) * timedelta(days=1)
+    random = seeded_random()
+
+    waits = [policy.backoff(attempt, 0.0, random) for _ in range(1000)]
+
+    assert timedelta(0) <= min(waits) < 0.01 * ceiling
+    assert 0.99 * ceiling < max(waits) <= ceiling
+    assert 0.45 * ceiling < sum(waits, timedelta(0)) / len(waits) < 0.55 * ceiling
+
+
+async def test_retry_after_is_honoured(service: Service) -> None:
+    """The wait is not shorter than the other side asked for."""
+    session_id = await queued(service)
+    service.generator.outcomes = [TryAgain("Busy", retry_after_seconds=40.0)]
+
+    assert await service.work() is Outcome.RELEASED
+
+    assert await is_pushed_again_at(service, session_id, timedelta(seconds=40))
+
+
+@pytest.mark.parametrize(
+    ("asked", "wait"),
+    [(-1.0, SECOND), (0.5, SECOND), (2.0, 2 * SECOND), (float("inf"), timedelta(hours=1))],
+)
+async def test_what_the_other_side_asks_for_has_a_bound(asked: float, wait: timedelta) -> None:
+    """It can make a wait longer, up to an hour, and never shorter."""
+    assert POLICY.backoff(1, asked, LongestWait()) == wait
+
+
+async def test_attempts_are_bounded(service: Service) -> None:
+    """The last one fails the session with its refund, and with the fault's code and message."""
+    session_id = await queued(service)
+    fault = TryAgain("A picture's server did not deliver it", code=ErrorCode.IMAGE_UNREACHABLE)
+    service.fetcher.pictures[MODEL_URL] = fault
+
+    outcomes = []
+    for _ in range(POLICY.max_attempts):
+        outcomes.append(await service.work())
+        service.clock.advance(POLICY.backoff_cap)
+        await service.recover()
+
+    assert outcomes == [Outcome.RELEASED, Outcome.RELEASED, Outcome.FAILED]
+    assert service.waiting() == []
+    assert await failure_of(service, session_id) == Failure(
+        code="IMAGE_UNREACHABLE", message="A picture's server did not deliver it"
+    )
+
+
+async def test_what_is_refused_fails_at_once(service: Service) -> None:
+    """No second attempt: failed with its refund, and with the refusal's code and message."""
+    session_id = await queued(service)
+    service.generator.outcomes = [Refused("Not this one", code=ErrorCode.MODERATION_BLOCKED)]
+
+    assert await service.work() is Outcome.FAILED
+
+    assert await failure_of(service, session_id) == Failure(
+        code="MODERATION_BLOCKED", message="Not this one"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("secret of the upstream"),
+        TimeoutError("raised by something inside, not by our bound"),
+        asyncio.CancelledError("raised by something inside, not asked for by anybody"),
+    ],
+)
+async def test_the_unexpected_fails_and_is_raised(service: Service, error: BaseException) -> None:
+    """Failed with its refund and a message that tells nothing; the error itself is for the log."""
+    session_id = await queued(service)
+    service.generator.outcomes = [error]
+
+    with pytest.raises(Exception, match=r"secret|not by our bound|cancelled itself"):
+        await service.work()
+
+    assert await failure_of(service, session_id) == GENERIC
+
+
+async def test_the_unexpected_is_raised_also_without_the_store(service: Service) -> None:
+    """That the session could not be failed does not hide why; recovery takes over."""
+    session_id = await queued(service)
+    service.generator.outcomes = [RuntimeError("a bug")]
+    service.repo.faults.away.add("fail")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        await service.work()
+
+    assert (await brought_to_its_end(service, session_id)).status is SessionStatus.COMPLETED
+
+
+async def test_a_bug_in_renewing_fails_the_session(service: Service) -> None:
+    """Work that cannot be kept safe is stopped, and the error is raised."""
+    session_id = await queued(service)
+    service.generator.seconds = 100
+    service.repo.faults.broken.add("renew")
+
+    with pytest.raises(RuntimeError, match="renew"):
+        await service.work()
+
+    assert loop_time() < LEASE.total_seconds()
+    assert await failure_of(service, session_id) == GENERIC
+
+
+async def test_an_attempt_takes_no_longer_than_it_may(service: Service) -> None:
+    """Then it is stopped and tried again, and the last one fails with a message."""
+    session_id = await queued(service)
+    service.generator.seconds = 3600
+    started_at = loop_time()
+
+    assert await service.work() is Outcome.RELEASED
+
+    assert loop_time() - started_at == POLICY.attempt_timeout.total_seconds()
+    after = await brought_to_its_end(service, session_id)
+    assert after.failure == Failure(
+        code="GENERATION_FAILED", message="Making the picture took too long"
+    )
+    assert service.money_of(session_id) == REFUNDED
+
+
+async def test_work_that_does_not_stop_is_left_behind(service: Service) -> None:
+    """A generator that ignores cancellation holds neither the session nor the worker up, and an
+    error of it that comes too late disturbs nobody."""
+    session_id = await queued(service)
+    service.generator.seconds, service.generator.stubborn = 3600, True
+    service.generator.outcomes = [RuntimeError("too late")]
+    started_at = loop_time()
+
+    assert await service.work() is Outcome.RELEASED
+
+    took = loop_time() - started_at
+    assert took < POLICY.attempt_timeout.total_seconds() + LEASE.total_seconds() / 2
+    assert (await service.session(session_id)).status is SessionStatus.QUEUED
+    await asyncio.sleep(3600)
+
+
+async def test_a_lease_is_renewed_while_the_work_goes_on(service: Service) -> None:
+    """Work may take many leases: recovery, which runs beside it, sees a living worker."""
+    session_id = await queued(service)
+    service.generator.seconds = 5 * LEASE.total_seconds()
+
+    async with asyncio.TaskGroup() as group:
+        working = group.create_task(service.work())
+        while not working.done():
+            assert (await service.recover()).total == 0
+            await asyncio.sleep(1)
+
+    after = await service.session(session_id)
+    assert (working.result(), after.status) == (Outcome.COMPLETED, SessionStatus.COMPLETED)
+    assert after.attempt == 1
+
+
+async def test_a_store_that_is_away_for_a_moment_does_not_stop_the_work(service: Service) -> None:
+    """One renewal fails and the next one, within the same lease, succeeds."""
+    await service.submitted()
+    service.generator.seconds = 2 * LEASE.total_seconds()
+    service.repo.faults.away.add("renew")
+    working = asyncio.create_task(service.work())
+    await asyncio.sleep(LEASE.total_seconds() / 2)
+
+    service.repo.faults.away.clear()
+
+    assert await working is Outcome.COMPLETED
+
+
+async def test_work_without_a_lease_is_stopped(service: Service) -> None:
+    """The store was away for a whole lease, so another worker may have the session: this one
+    stops and writes nothing, and recovery goes on from there."""
+    session_id = await queued(service)
+    service.generator.seconds = 100
+    service.repo.faults.away.add("renew")
+    started_at = loop_time()
+
+    assert await service.work() is Outcome.SKIPPED
+
+    assert loop_time() - started_at == LEASE.total_seconds()
+    assert (await service.session(session_id)).status is SessionStatus.PROCESSING
+    service.generator.seconds = 0
+    after = await brought_to_its_end(service, session_id)
+    assert (after.status, after.attempt) == (SessionStatus.COMPLETED, 2)
+
+
+async def test_a_lost_lease_stops_the_work_and_the_newer_attempt_stands(service: Service) -> None:
+    """Taken for dead, a slow worker notices at its next renewal; the other's result stays."""
+    session_id = await queued(service)
+    service.generator.seconds = 100
+    slow = asyncio.create_task(service.work())
+    await asyncio.sleep(1)
+    service.generator.seconds = 0
+    service.clock.advance(LEASE)
+    await service.recover()
+
+    assert await service.work() is Outcome.COMPLETED
+    newer = await service.session(session_id)
+    assert await slow is Outcome.SKIPPED
+
+    assert loop_time() < LEASE.total_seconds()
+    assert newer.attempt == 2
+    assert await service.session(session_id) == newer
+    assert service.money_of(session_id) == CHARGED
+
+
+@pytest.mark.parametrize(
+    "outcome", [A_PICTURE, TryAgain("Busy"), Refused("Not this one"), RuntimeError("a bug")]
+)
+async def test_a_stale_attempt_changes_nothing_however_it_ends(
+    service: Service, outcome: Exception
+) -> None:
+    """Its work ends in the very instant in which it learns that its lease is lost, and the newer
+    attempt still works: neither status nor money moves."""
+    session_id = await queued(service)
+    service.generator.outcomes = [outcome]
+    service.generator.seconds = LEASE.total_seconds() / 3
+    slow = asyncio.create_task(service.work())
+    await asyncio.sleep(1)
+    service.clock.advance(LEASE)
+    await service.recover()
+    newer = await service.claimed(session_id)
+
+    with suppress(RuntimeError):
+        assert await slow is Outcome.SKIPPED
+
+    assert await service.session(session_id) == newer
+    assert service.money_of(session_id) == CHARGED
+
+
+@pytest.mark.parametrize("queue_away", [False, True])
+async def test_a_store_that_is_away_at_the_claim_loses_no_task(
+    service: Service, *, queue_away: bool
+) -> None:
+    """The task is the next one in the queue again, and the worker learns of the outage. If the
+    queue is away too, recovery pushes the session once both are back."""
+    session_id = await queued(service)
+    await service.submitted()
+    service.repo.faults.away.add("claim")
+    if queue_away:
+        service.queue.faults.away.add("push_next")
+
+    with pytest.raises(StoreUnavailable):
+        await service.work()
+
+    assert (service.waiting()[0].session_id == session_id) is not queue_away
+    assert (await brought_to_its_end(service, session_id)).status is SessionStatus.COMPLETED
+
+
+async def test_a_claim_without_a_reply_is_recovered_after_its_lease(service: Service) -> None:
+    """The session is taken although nobody knows: its task is a ghost until the lease ends."""
+    session_id = await queued(service)
+    service.repo.faults.deaf.add("claim")
+    with pytest.raises(StoreUnavailable):
+        await service.work()
+    service.repo.faults.deaf.clear()
+
+    assert await service.work() is Outcome.SKIPPED
+    assert (await service.recover()).total == 0
+
+    after = await brought_to_its_end(service, session_id)
+    assert (after.status, after.attempt) == (SessionStatus.COMPLETED, 2)
+    assert service.money_of(session_id) == CHARGED
+
+
+@pytest.mark.parametrize(
+    ("method", "outcome", "end"),
+    [
+        ("complete", A_PICTURE, SessionStatus.COMPLETED),
+        ("fail", Refused("Not this one"), SessionStatus.FAILED),
+        ("release", TryAgain("Busy"), SessionStatus.COMPLETED),
+    ],
+)
+async def test_a_lost_reply_changes_nothing(
+    service: Service, method: str, outcome: Exception, end: SessionStatus
+) -> None:
+    """The write counts: a final session stays as it is and is refunded once or never, a released
+    one is tried again."""
+    session_id = await queued(service)
+    service.generator.outcomes = [outcome]
+    service.repo.faults.deaf.add(method)
+
+    assert await service.work() is Outcome.UNSETTLED
+
+    written = await service.session(session_id)
+    after = await brought_to_its_end(service, session_id)
+    assert after.status is end
+    assert after == written or not written.status.is_final
+    assert service.money_of(session_id) == (REFUNDED if end is SessionStatus.FAILED else CHARGED)
+
+
+@pytest.mark.parametrize(
+    ("method", "outcome"), [("fail", Refused("Not this one")), ("release", TryAgain("Busy"))]
+)
+async def test_what_could_not_be_settled_is_tried_again(
+    service: Service, method: str, outcome: Exception
+) -> None:
+    """The store is away at the end: the session stays in this attempt until the lease is over."""
+    session_id = await queued(service)
+    service.generator.outcomes = [outcome, outcome]
+    service.repo.faults.away.add(method)
+
+    assert await service.work() is Outcome.UNSETTLED
+
+    assert (await service.session(session_id)).status is SessionStatus.PROCESSING
+    after = await brought_to_its_end(service, session_id)
+    assert after.status.is_final
+    assert after.attempt > 1
+
+
+async def test_cancelled_work_is_given_back(service: Service) -> None:
+    """The session is the next one in the queue, before all others, and needs no recovery."""
+    session_id = await queued(service)
+    await service.submitted()
+    service.generator.seconds = 100
+    working = asyncio.create_task(service.work())
+    await asyncio.sleep(1)
+
+    await cancelled(working)
+
+    session = await service.session(session_id)
+    assert (session.status, session.attempt) == (SessionStatus.QUEUED, 1)
+    assert service.waiting()[0].session_id == session_id
+    service.generator.seconds = 0
+    assert await service.work() is Outcome.COMPLETED
+    assert (await service.session(session_id)).attempt == 2
+    assert service.money_of(session_id) == CHARGED
+
+
+@pytest.mark.parametrize("fault", ["away", "deaf"])
+@pytest.mark.parametrize("method", ["release", "push_next"])
+async def test_what_cannot_be_given_back_is_recovered(
+    service: Service, method: str, fault: str
+) -> None:
+    """Store or queue do not answer a worker that stops: that takes longer, and loses nothing."""
+    session_id = await queued(service)
+    service.generator.seconds = 100
+    working = asyncio.create_task(service.work())
+    await asyncio.sleep(1)
+    for faults in (service.repo.faults, service.queue.faults):
+        getattr(faults, fault).add(method)
+
+    await cancelled(working)
+
+    service.generator.seconds = 0
+    after = await brought_to_its_end(service, session_id)
+    assert (after.status, after.attempt) == (SessionStatus.COMPLETED, 2)
+    assert service.money_of(session_id) == CHARGED
+
+
+@pytest.mark.parametrize(
+    ("method", "outcome"),
+    [("complete", A_PICTURE), ("fail", Refused("Not this one")), ("release", TryAgain("Busy"))],
+)
+async def test_work_that_is_cancelled_while_it_settles(
+    service: Service, method: str, outcome: Exception
+) -> None:
+    """What was written stands; giving back changes nothing, and nobody is refunded twice."""
+    session_id = await queued(service)
+    service.generator.outcomes = [outcome]
+    service.repo.faults.slow[method] = 5
+    working = asyncio.create_task(service.work())
+    await asyncio.sleep(1)
+    written = await service.session(session_id)
+
+    await cancelled(working)
+
+    assert await service.session(session_id) == written
+    assert written.status is not SessionStatus.PROCESSING
+    assert service.waiting() == []
+    assert (await brought_to_its_end(service, session_id)).status.is_final
+
+
+async def test_a_claim_that_is_cancelled_too_early_gives_its_task_back(service: Service) -> None:
+    """It never reached the store: the session still waits, and its task does too."""
+    session_id = await queued(service)
+    (task,) = service.waiting()
+    service.queue.messages.clear()
+    working = asyncio.create_task(service.generation().run(task))
+    await asyncio.sleep(0)
+
+    await cancelled(working)
+
+    assert (await service.session(session_id)).status is SessionStatus.QUEUED
+    assert service.waiting() == [task]
+    assert await service.work() is Outcome.COMPLETED
+
+
+@pytest.mark.parametrize("queue_away", [False, True])
+async def test_a_claim_that_is_cancelled_too_late_is_recovered(
+    service: Service, *, queue_away: bool
+) -> None:
+    """It did reach the store: the session is in nobody's hands for as long as its lease lasts,
+    and then recovery gives it to another worker."""
+    session_id = await queued(service)
+    service.repo.faults.slow["claim"] = 5
+    working = asyncio.create_task(service.work())
+    await asyncio.sleep(1)
+    if queue_away:
+        service.queue.faults.away.add("push_next")
+
+    await cancelled(working)
+
+    service.repo.faults.slow.clear()
+    assert (await service.session(session_id)).status is SessionStatus.PROCESSING
+    service.clock.advance(LEASE - 2 * SECOND)
+    assert (await service.recover()).released == 0
+    after = await brought_to_its_end(service, session_id)
+    assert (after.status, after.attempt) == (SessionStatus.COMPLETED, 2)
+    assert service.money_of(session_id) == CHARGED
+
+
+def unreadable(session_id: UUID | None) -> UnreadableTask:
+    return UnreadableTask(raw=b"{", reason="not JSON", session_id=session_id)
+
+
+async def test_an_unreadable_message_is_buried_and_its_session_refunded(service: Service) -> None:
+    """The text is kept with its reason, and the session that it names fails."""
+    session_id = await queued(service)
+    message = unreadable(session_id)
+
+    assert await service.generation().refuse(message)
+
+    assert service.queue.dead == [message]
+    assert await failure_of(service, session_id) == Failure(
+        code="INVALID_TASK", message="The request could not be read; the credit is back"
+    )
+
+
+@pytest.mark.parametrize("session_id", [None, uuid4()])
+async def test_an_unreadable_message_of_nobody_is_buried(
+    service: Service, session_id: UUID | None
+) -> None:
+    """It names no session, or one that is not ours: there is nothing to fail."""
+    message = unreadable(session_id)
+
+    assert not await service.generation().refuse(message)
+
+    assert service.queue.dead == [message]
+    assert service.accounts.entries == []
+
+
+@pytest.mark.parametrize("state", ["processing", "completed", "failed"])
+async def test_an_unreadable_message_cannot_end_what_does_not_wait(
+    service: Service, state: str
+) -> None:
+    """A session that is worked on or done is left alone, and not refunded again."""
+    session = await service.claimed(await queued(service))
+    if state == "completed":
+        await service.repo.complete(session.id, attempt=1, artefact=ARTEFACT)
+    elif state == "failed":
+        await service.repo.fail(session.id, FAILURE, attempt=1)
+    before = await service.session(session.id), service.balance()
+
+    assert not await service.generation().refuse(unreadable(session.id))
+
+    assert (await service.session(session.id), service.balance()) == before
+    assert len(service.queue.dead) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "error"), [("bury", QueueUnavailable), ("fail", StoreUnavailable)]
+)
+async def test_a_message_can_be_refused_again(
+    service: Service, method: str, error: type[Exception]
+) -> None:
+    """Queue or store are away: that is raised, and after another try the session is refunded
+    once and the text is kept once."""
+    session_id = await queued(service)
+    message = unreadable(session_id)
+    faults = service.queue.faults if method == "bury" else service.repo.faults
+    faults.away.add(method)
+    with pytest.raises(error):
+        await service.generation().refuse(message)
+    faults.away.clear()
+
+    await service.generation().refuse(message)
+
+    assert service.queue.dead == [message]
+    assert await failure_of(service, session_id) is not None

@@ -1,0 +1,703 @@
+"""The ``wearon`` command: what it prints, for people and for programs, and how it fails."""
+
+import asyncio
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from adapters.embedded.postgres import EmbeddedPostgres
+from adapters.embedded.valkey import EmbeddedValkey
+from adapters.queue.redis import redis_client
+from config.container import Container, close
+from config.reference import env_example, variables
+from config.settings import Settings, load_settings
+from domain.credits import Owner
+from domain.sessions import Failure, GenerationSession
+from domain.tasks import GenerationTask
+from entrypoints import demo, dev
+from entrypoints.cli import main
+from tests.contracts.backends import PostgresBackend
+from tests.support.examples import ARTEFACT, HAT, LEASE, MODEL_URL, OTHER, STORE, USER, a_session
+
+pytestmark = pytest.mark.xdist_group("cli")  # they share a PostgreSQL
+
+T = TypeVar("T")
+
+NOWHERE = {
+    "DATABASE_URL": "postgresql://user:hunter2@127.0.0.1:1/nothing",
+    "REDIS_URL": "redis://:hunter2@127.0.0.1:1/0",
+}
+SECRETS = {"WEARON_JWT_SECRET": "s" * 32, "WEARON_SIGNING_SECRET": "s" * 32}
+IN_MEMORY = {
+    "WEARON_ENVIRONMENT": "development",
+    "WEARON_STORE": "memory",
+    "WEARON_QUEUE": "memory",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is set where the tests run is not meant for them."""
+    for name in os.environ:
+        if name.startswith("WEARON_") or name in NOWHERE:
+            monkeypatch.delenv(name)
+
+
+def wearon(*arguments: object, env: dict[str, str] | None = None) -> Result:
+    """Run the command line."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], env=env)
+
+
+class Shop:
+    """A store on PostgreSQL, as its operator and its users see it."""
+
+    def __init__(self, url: str) -> None:
+        self.env = {"DATABASE_URL": url}
+        self._settings = load_settings(self.env)
+
+    def run(self, *arguments: object) -> Result:
+        return wearon(*arguments, env=self.env)
+
+    def json(self, *arguments: object) -> Any:
+        """What the command prints with --json; it has to succeed."""
+        result = self.run(*arguments, "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    def do(self, work: Callable[[Container], Awaitable[T]]) -> T:
+        """Work with the container, as API and worker would."""
+
+        async def with_container() -> T:
+            container = Container(settings=self._settings)
+            try:
+                return await work(container)
+            finally:
+                await close(container)
+
+        return asyncio.run(with_container())
+
+    def session(self, owner: Owner = USER, **changes: Any) -> GenerationSession:
+        """A session that was paid for and waits."""
+
+        async def create(container: Container) -> GenerationSession:
+            await container.accounts().grant(owner, 1, note="test")
+            receipt = await container.sessions().create(a_session(owner=owner, **changes))
+            session: GenerationSession = receipt.session
+            return session
+
+        return self.do(create)
+
+    def failed(self, **changes: Any) -> GenerationSession:
+        session = self.session(**changes)
+        failure = Failure(code="MODERATION_BLOCKED", message="This picture cannot be made")
+        self.do(lambda container: container.sessions().fail(session.id, failure, attempt=None))
+        return session
+
+    def completed(self, **changes: Any) -> GenerationSession:
+        session = self.session(**changes)
+
+        async def work(container: Container) -> None:
+            await container.sessions().claim(session.id, lease=LEASE)
+            await container.sessions().complete(session.id, attempt=1, artefact=ARTEFACT)
+
+        self.do(work)
+        return session
+
+    def misbook(self, owner: Owner, amount: int) -> None:
+        self.do(lambda container: PostgresBackend(container.database()).misbook(owner, amount))
+
+    def owner_of(self, key: str) -> Owner | None:
+        async def look(container: Container) -> Owner | None:
+            owner: Owner | None = await container.api_keys().owner_of(container.key_sha256(key))
+            return owner
+
+        return self.do(look)
+
+
+@pytest.fixture
+def shop(postgres: EmbeddedPostgres) -> Shop:
+    shop = Shop(postgres.url())
+    shop.do(lambda container: PostgresBackend(container.database()).empty())
+    return shop
+
+
+def test_credits_are_granted_and_explained(shop: Shop) -> None:
+    """A grant says what the owner has now; the balance comes with the entries behind it, newest
+    first and as many as wanted."""
+    granted = shop.run("credits", "grant", "--store", STORE.id, 40)
+    again = shop.json("credits", "grant", "--store", STORE.id, 2, "--note", "a [bold] move")
+    table = shop.run("credits", "balance", "--store", STORE.id)
+    balance = shop.json("credits", "balance", "--store", STORE.id, "--limit", 1)
+
+    assert granted.stdout == "b2b:store-1 now has 40 credit(s)\n"
+    assert again["balance"] == 42
+    first, header, *rows = table.stdout.splitlines()
+    assert first == "b2b:store-1: 42 credit(s)"
+    assert header.split() == ["ENTRY", "KIND", "AMOUNT", "SESSION", "NOTE", "WHEN", "(UTC)"]
+    assert [row.split()[1:3] for row in rows] == [["grant", "2"], ["grant", "40"]]
+    assert "a [bold] move" in rows[0]
+    assert "granted by an operator" in rows[1]
+    assert balance["account"] == {
+        "owner": {"channel": "b2b", "id": "store-1"},
+        "balance": 42,
+        "total_granted": 42,
+        "total_debited": 0,
+        "total_refunded": 0,
+    }
+    (entry,) = balance["entries"]
+    assert (entry["kind"], entry["amount"], entry["note"]) == ("grant", 2, "a [bold] move")
+    assert entry["created_at"].endswith("Z")
+
+
+def test_users_and_stores_have_accounts_of_their_own(shop: Shop) -> None:
+    """--user and --store name different accounts; one without a grant has nothing."""
+    shop.run("credits", "grant", "--user", USER.id, 7)
+
+    ours = shop.json("credits", "balance", "--user", USER.id)
+    theirs = shop.run("credits", "balance", "--user", OTHER.id)
+
+    assert ours["account"]["balance"] == 7
+    assert theirs.stdout.splitlines()[0] == f"b2c:{OTHER.id}: 0 credit(s)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("credits", "grant", "5"), "Whose? Give --user UUID or --store ID."),
+        (("credits", "balance"), "Whose? Give --user UUID or --store ID."),
+        (
+            ("credits", "balance", "--user", USER.id, "--store", "s"),
+            "Give --user or --store, not both.",
+        ),
+        (
+            ("sessions", "list", "--user", USER.id, "--store", "s"),
+            "Give --user or --store, not both.",
+        ),
+        (("credits", "balance", "--user", "me"), "'--user': 'me' is not a valid UUID."),
+        (("credits", "balance", "--store", "../etc"), "'--store': must be 1 to 128 of A-Z"),
+        (("keys", "create", "--store", ""), "'--store': must be 1 to 128 of A-Z"),
+        (("keys", "list", "--store", "a b"), "'--store': must be 1 to 128 of A-Z"),
+        (("keys", "create"), "Missing option '--store'."),
+        (("keys", "revoke", "wk_1"), "'KEY_ID': 'wk_1' is not a valid UUID."),
+        (("sessions", "show", "1"), "'SESSION_ID': '1' is not a valid UUID."),
+        (("sessions", "list", "--status", "done"), "'--status': 'done' is not one of 'queued',"),
+        (("sessions", "list", "--limit", "0"), "'--limit': 0 is not in the range 1<=x<=1000."),
+        (("credits", "grant", "--store", "s", "0"), "'AMOUNT': 0 is not in the range 1<="),
+        (("credits", "grant", "--store", "s", "x"), "'AMOUNT': 'x' is not a valid integer range."),
+        (("worker", "--concurrency", "0"), "'--concurrency': 0 is not in the range 1<=x<=1000."),
+        (("dev", "--port", "0"), "'--port': 0 is not in the range 1<=x<=65535."),
+        (("dance",), "No such command 'dance'."),
+    ],
+)
+def test_a_command_line_that_cannot_be_understood(arguments: tuple[str, ...], problem: str) -> None:
+    """Exit code 2, nothing on standard output, and a last line that names what is wrong."""
+    result = wearon(*arguments, env=NOWHERE)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert problem in last
+
+
+def test_a_key_is_shown_once(shop: Shop) -> None:
+    """The new key works at once; no listing shows it again."""
+    created = shop.run("keys", "create", "--store", STORE.id, "--label", "till 1")
+    key, hint = created.stdout.splitlines()
+    listed = shop.run("keys", "list")
+    as_json = shop.run("keys", "list", "--json")
+
+    assert shop.owner_of(key) == STORE
+    assert "keep the key now" in hint
+    assert "till 1" in listed.stdout
+    assert key not in listed.stdout + as_json.stdout
+
+
+def test_keys_are_listed_by_store(shop: Shop) -> None:
+    """Newest first, of one store or of all, revoked ones too."""
+    first = shop.json("keys", "create", "--store", "store-1")
+    second = shop.json("keys", "create", "--store", "store-2")
+    shop.run("keys", "revoke", first["id"])
+
+    everybody = shop.json("keys", "list")
+    one = shop.json("keys", "list", "--store", "store-1")
+
+    assert [key["id"] for key in everybody] == [second["id"], first["id"]]
+    assert [(key["owner"]["id"], key["revoked_at"] is None) for key in one] == [("store-1", False)]
+
+
+def test_a_revoked_key_is_useless(shop: Shop) -> None:
+    """Revoking works once; then there is nothing left to revoke, and that is an error."""
+    created = shop.json("keys", "create", "--store", STORE.id)
+
+    first = shop.run("keys", "revoke", created["id"])
+    second = shop.run("keys", "revoke", created["id"])
+
+    assert (first.exit_code, first.stdout) == (0, "Revoked.\n")
+    assert shop.owner_of(created["key"]) is None
+    assert second.exit_code == 1
+    assert second.stderr == "Error: There is no such key, or it was revoked before.\n"
+
+
+def test_sessions_are_listed(shop: Shop) -> None:
+    """Newest first, of everybody, of one owner, of one status, and no more than wanted."""
+    store_s = shop.session(STORE)
+    done = shop.completed()
+    failed = shop.failed()
+
+    table = shop.run("sessions", "list").stdout.splitlines()
+    by_status = shop.json("sessions", "list", "--status", "completed")
+    by_owner = shop.json("sessions", "list", "--store", STORE.id)
+    newest = shop.json("sessions", "list", "--user", USER.id, "--limit", 1)
+
+    assert [row.split()[:5] for row in table[1:]] == [
+        [str(failed.id), f"b2c:{USER.id}", "failed", "0", "MODERATION_BLOCKED"],
+        [str(done.id), f"b2c:{USER.id}", "completed", "1", "-"],
+        [str(store_s.id), "b2b:store-1", "queued", "0", "-"],
+    ]
+    assert [session["id"] for session in by_status] == [str(done.id)]
+    assert [session["id"] for session in by_owner] == [str(store_s.id)]
+    assert [session["id"] for session in newest] == [str(failed.id)]
+
+
+def test_a_session_is_shown(shop: Shop) -> None:
+    """Everything that is stored of it, in the contract's order of images, nothing cut off."""
+    long_url = "https://pictures.example/" + "x" * 500
+    session = shop.completed(outfit_image_url=long_url, accessories=(HAT,))
+
+    shown = shop.run("sessions", "show", session.id).stdout
+    as_json = shop.json("sessions", "show", session.id)
+
+    fields = dict(re.split(r"  +", line, maxsplit=1) for line in shown.splitlines())
+    assert fields["id"] == str(session.id)
+    assert (fields["status"], fields["attempt"]) == ("completed", "1")
+    assert fields["picture"] == ARTEFACT.object_key
+    assert [fields[f"image {n}"] for n in (1, 2, 3)] == [MODEL_URL, long_url, HAT.url]
+    assert fields["failure"] == "-"
+    assert as_json["artefact"]["object_key"] == ARTEFACT.object_key
+    assert as_json["accessories"] == [{"type": "hat", "url": HAT.url}]
+    assert UUID(as_json["id"]) == session.id
+
+
+def test_why_a_session_failed_is_shown(shop: Shop) -> None:
+    """The code for programs and the message for people."""
+    session = shop.failed()
+
+    shown = shop.run("sessions", "show", session.id).stdout
+
+    assert "MODERATION_BLOCKED: This picture cannot be made\n" in shown
+
+
+def test_what_others_wrote_cannot_command_the_terminal(shop: Shop) -> None:
+    """Control characters are spelled out, and what looks like markup is text."""
+    session = shop.session(request_id="\x1b[31mred\x07", model_image_url="https://x/[/bold]\nb")
+
+    shown = shop.run("sessions", "show", session.id)
+
+    assert shown.exit_code == 0
+    assert "\\x1b[31mred\\x07\n" in shown.stdout
+    assert "https://x/[/bold]\\nb\n" in shown.stdout
+    assert "\x1b" not in shown.stdout
+
+
+def test_an_unknown_session(shop: Shop) -> None:
+    """One line on standard error and exit code 1, with --json too."""
+    for option in ([], ["--json"]):
+        result = shop.run("sessions", "show", uuid4(), *option)
+
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == "Error: No such generation\n"
+
+
+def test_books_that_are_right(shop: Shop) -> None:
+    """A queued, a completed and a refunded session leave the books right: exit code 0."""
+    shop.session(STORE)
+    shop.completed()
+    shop.failed()
+
+    result = shop.run("credits", "verify")
+    as_json = shop.json("credits", "verify")
+
+    assert result.exit_code == 0
+    assert result.stdout.startswith("The books are right")
+    assert as_json == {"ok": True, "discrepancies": []}
+
+
+def test_books_that_are_off(shop: Shop) -> None:
+    """A balance that is not its ledger's is listed, and the exit code is 1, for programs too."""
+    shop.session(STORE)
+    shop.session(USER)
+    shop.misbook(STORE, 5)
+
+    result = shop.run("credits", "verify")
+    as_json = shop.run("credits", "verify", "--json")
+
+    (row,) = result.stdout.splitlines()[1:]
+    assert row == "b2b:store-1  balance 5, but its ledger adds up to 0"
+    assert (result.exit_code, as_json.exit_code) == (1, 1)
+    assert json.loads(as_json.stdout) == {
+        "ok": False,
+        "discrepancies": [
+            {"subject": "b2b:store-1", "problem": "balance 5, but its ledger adds up to 0"}
+        ],
+    }
+
+
+def test_migrating_what_is_migrated(shop: Shop) -> None:
+    """Repeating it changes nothing and succeeds; it needs the database and nothing else."""
+    result = shop.run("migrate")
+    as_json = shop.json("migrate")
+
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "nothing to do\n", "")
+    assert as_json == {"applied": []}
+
+
+@pytest.fixture
+def queue(valkey: EmbeddedValkey) -> dict[str, str]:
+    """The environment of an empty queue."""
+
+    async def flush() -> None:
+        client = redis_client(valkey.url, timeout_seconds=5)
+        await client.flushall()
+        await client.aclose()
+
+    asyncio.run(flush())
+    return {"REDIS_URL": valkey.url}
+
+
+def test_an_empty_queue(queue: dict[str, str]) -> None:
+    """Nothing waits and nothing is next."""
+    result = wearon("queue", "status", env=queue)
+
+    assert result.stdout.splitlines()[1].split() == ["0", "-", "-"]
+
+
+def test_a_queue_with_tasks(queue: dict[str, str]) -> None:
+    """How many wait, and which session is next."""
+    first, second = a_session(), a_session()
+
+    async def push() -> None:
+        container = Container(settings=load_settings(queue))
+        for session in (first, second):
+            await container.queue().push(GenerationTask.of(session, task_id=uuid4()))
+        await close(container)
+
+    asyncio.run(push())
+    table = wearon("queue", "status", env=queue)
+    as_json = wearon("queue", "status", "--json", env=queue)
+
+    assert table.stdout.splitlines()[1].split()[:2] == ["2", str(first.id)]
+    assert json.loads(as_json.stdout) == {
+        "waiting": 2,
+        "next_session_id": str(first.id),
+        "next_created_at": "2026-01-01T12:00:00Z",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("credits", "verify"), "Error: DATABASE_URL: The store does not answer"),
+        (("sessions", "list", "--json"), "Error: DATABASE_URL: The store does not answer"),
+        (("migrate",), "Error: DATABASE_URL: The store does not answer"),
+        (("queue", "status"), "Error: REDIS_URL: Redis queue unavailable"),
+    ],
+)
+def test_a_server_that_is_away(arguments: tuple[str, ...], line: str) -> None:
+    """One line that names the variable, and not the password in it; exit code 1."""
+    result = wearon(*arguments, env=NOWHERE)
+
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"{line}\n")
+
+
+def missing(*names: str) -> str:
+    """What is said when these variables are not set."""
+    lines = (f"{name}: must be set (try `wearon dev` for a start)\n" for name in names)
+    return "Error: " + "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        (("serve",), ("DATABASE_URL", "REDIS_URL", "WEARON_JWT_SECRET", "WEARON_SIGNING_SECRET")),
+        (("worker",), ("DATABASE_URL", "REDIS_URL", "WEARON_SIGNING_SECRET")),
+        (("migrate",), ("DATABASE_URL",)),
+        (("queue", "status"), ("REDIS_URL",)),
+        (("credits", "verify"), ("DATABASE_URL",)),
+    ],
+)
+def test_what_is_not_set_is_named(command: tuple[str, ...], names: tuple[str, ...]) -> None:
+    """Everything that the command needs and that is missing, at once, and nothing else."""
+    result = wearon(*command)
+
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", missing(*names))
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_processes_do_not_share_memory(command: str) -> None:
+    """An API whose queue is in its own memory would take credits for what no worker sees."""
+    result = wearon(command, env=NOWHERE | SECRETS | IN_MEMORY)
+
+    lines = result.stderr.removeprefix("Error: ").splitlines()
+    assert result.exit_code == 1
+    assert [line.partition(":")[0] for line in lines] == ["WEARON_STORE", "WEARON_QUEUE"]
+    assert all("`wearon dev --in-memory`" in line for line in lines)
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """A port on which somebody listens already."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        yield port
+
+
+@pytest.mark.parametrize("mode", [[], ["--in-memory"]])
+def test_dev_says_that_its_port_is_taken(mode: list[str], taken_port: int, tmp_path: Path) -> None:
+    """In one line, before anything is started."""
+    result = wearon("dev", "--port", taken_port, "--data-dir", tmp_path / "dev", *mode)
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"Error: --port: cannot listen on 127.0.0.1, port {taken_port}: Address already in use\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "problem"),
+    [
+        ("127.0.0.1", "Address already in use"),
+        ("192.0.2.1", "Cannot assign requested address"),
+        ("no.such.host.invalid", "Name or service not known"),
+    ],
+)
+def test_serve_says_why_it_cannot_listen(
+    host: str, problem: str, taken_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A port that is taken, an address that is not ours: one line, not the server's traceback."""
+    monkeypatch.setenv("WEARON_HOST", host)
+    monkeypatch.setenv("WEARON_PORT", str(taken_port))
+
+    result = wearon("serve", env=NOWHERE | SECRETS)
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: WEARON_PORT: cannot listen on {host}, port {taken_port}: {problem}\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["dev", "demo"])
+def test_a_data_folder_that_cannot_be_made(command: str, tmp_path: Path) -> None:
+    """One line that names the folder."""
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "data"
+
+    result = wearon(command, "--data-dir", folder, *port_of(command))
+
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: --data-dir {folder}: Not a directory\n"
+
+
+def test_damaged_credentials(tmp_path: Path) -> None:
+    """A kept identity that cannot be read is not replaced behind one's back: the line says which
+    file it is."""
+    (tmp_path / "identity.json").write_text('{"user_id": 1}')
+
+    result = wearon("dev", "--data-dir", tmp_path, *port_of("dev"))
+
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: {tmp_path}/identity.json is damaged: remove it and get new credentials\n"
+    )
+
+
+def test_dev_on_servers_that_are_away(postgres: EmbeddedPostgres, tmp_path: Path) -> None:
+    """Named servers have to answer before anything is started; the line says which one does not."""
+    without_store = wearon("dev", "--data-dir", tmp_path, *port_of("dev"), env=NOWHERE)
+    without_queue = wearon(
+        "dev", "--data-dir", tmp_path, *port_of("dev"),
+        env=NOWHERE | {"DATABASE_URL": postgres.url()},
+    )  # fmt: skip
+
+    assert without_store.stderr == "Error: DATABASE_URL: The store does not answer\n"
+    assert without_queue.stderr == "Error: REDIS_URL: Redis queue unavailable\n"
+    assert (without_store.exit_code, without_queue.exit_code) == (1, 1)
+
+
+def test_dev_refuses_settings_that_are_wrong(tmp_path: Path) -> None:
+    """A misspelt setting is said before any server is started."""
+    result = wearon(
+        "dev", "--data-dir", tmp_path, *port_of("dev"), env={"WEARON_LEASE_SECOND": "1"}
+    )
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: WEARON_LEASE_SECOND: no such setting; did you mean")
+    assert not (tmp_path / "postgres").exists()
+
+
+def port_of(command: str) -> list[str]:
+    """A free port, for the command that asks for one."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return ["--port", str(probe.getsockname()[1])] if command == "dev" else []
+
+
+def test_development_is_development_whatever_is_set() -> None:
+    """What says where things run is dev's own; tastes and secrets that are set are kept, and an
+    empty variable is not one."""
+    identity = dev.new_identity()
+    environ = {
+        "WEARON_ENVIRONMENT": "production",
+        "WEARON_HOST": "192.0.2.1",
+        "WEARON_PUBLIC_URL": "https://wearon.example",
+        "WEARON_JWT_SECRET": "",
+        "WEARON_SIGNING_SECRET": "t" * 32,
+        "WEARON_LOG_FORMAT": "json",
+        "WEARON_LEASE_SECONDS": "5",
+    }
+
+    settings = load_settings(dev._environment(environ, identity, 8123))
+
+    assert settings.environment == "development"
+    assert (settings.host, settings.port) == ("127.0.0.1", 8123)
+    assert settings.public_url == "http://127.0.0.1:8123"
+    assert settings.jwt_secret == identity.jwt_secret
+    assert settings.signing_secret == "t" * 32
+    assert (settings.log_format, settings.lease_seconds) == ("json", 5)
+
+
+def test_the_demo_heeds_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the same for everybody, and leaves alone the servers that are named for the service;
+    what is not ours it passes on."""
+    for name, value in (NOWHERE | IN_MEMORY | {"WEARON_MISSPELT": "1", "THEIRS": "x"}).items():
+        monkeypatch.setenv(name, value)
+
+    environ = demo._bare_environment()
+
+    assert load_settings(environ) == Settings()
+    assert not environ.keys() & NOWHERE.keys()
+    assert environ["THEIRS"] == "x"
+
+
+def test_demo_people_never_run_out_of_credits() -> None:
+    """A start tops up who has nothing left, and nobody else."""
+    identity = dev.new_identity()
+    container = Container(
+        settings=load_settings(IN_MEMORY | {"WEARON_STORAGE": "memory"} | SECRETS)
+    )
+
+    async def starts() -> tuple[int, int]:
+        await dev._seed(container, identity)
+        await dev._seed(container, identity)
+        session = a_session(owner=identity.user)
+        container.accounts().debit(identity.user, dev.DEMO_CREDITS, session.id)
+        container.accounts().debit(identity.store, 1, session.id)
+        await dev._seed(container, identity)
+        user = await container.accounts().account(identity.user)
+        store = await container.accounts().account(identity.store)
+        return user.balance, store.balance
+
+    assert asyncio.run(starts()) == (dev.DEMO_CREDITS, dev.DEMO_CREDITS - 1)
+    assert len(asyncio.run(container.api_keys().all(None))) == 1
+
+
+def test_the_banner_says_where_data_is_kept(tmp_path: Path) -> None:
+    """A folder, and how other commands find the stack; or that nothing is kept."""
+    identity = dev.new_identity()
+    stack = dev.Stack(url="http://127.0.0.1:8000", user_token="t", identity=identity, data_dir=None)
+
+    in_memory = dev.banner(stack)
+    on_disk = dev.banner(
+        dev.Stack(url=stack.url, user_token="t", identity=identity, data_dir=tmp_path)
+    )
+
+    assert "gone when it stops" in in_memory
+    assert f"Data is kept in {tmp_path}" in on_disk
+    assert f". {tmp_path}/env" in on_disk
+    for text in (in_memory, on_disk):
+        assert text.count("curl -s http://127.0.0.1:8000/api/v1/generations") == 2
+        assert identity.api_key in text
+        assert "/schema" in text
+
+
+def test_settings_are_listed() -> None:
+    """Every variable: as a table, as JSON, and as a file to fill in."""
+    table = wearon("settings")
+    as_json = wearon("settings", "--json")
+    as_file = wearon("settings", "--env")
+
+    names = [variable.name for variable in variables()]
+    assert [line.split()[0] for line in table.stdout.splitlines()[1:]] == names
+    assert [item["name"] for item in json.loads(as_json.stdout)] == names
+    assert as_file.stdout == env_example()
+
+
+def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The command lines of a command and all that are below it."""
+    yield path
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from commands(child, (*path, name))
+
+
+@pytest.mark.parametrize("path", [*commands(main)], ids=" ".join)
+def test_help_explains_everything(path: tuple[str, ...]) -> None:
+    """Each command says what it does, and each of its options what it is for."""
+    command: click.Command = main
+    for name in path:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+
+    result = wearon(*path, "--help")
+
+    assert result.exit_code == 0
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+            assert all(option in result.stdout for option in parameter.opts)
+        else:
+            assert parameter.human_readable_name in command.help
+    for child in getattr(command, "commands", {}):
+        assert child in result.stdout
+
+
+def test_all_that_read_have_json() -> None:
+    """Whatever prints something about the service prints it for programs, too."""
+    writing = {"serve", "worker", "dev", "demo", "keys revoke"}
+
+    without = {
+        " ".join(path)
+        for path in commands(main)
+        if path and "--json" not in wearon(*path, "--help").stdout
+    }
+
+    assert without == writing | {"credits", "keys", "sessions", "queue"}
+
+
+def test_help_is_quick() -> None:
+    """It imports none of the heavy libraries, of which each one costs more than the help itself."""
+    heavy = {"asyncio", "asyncpg", "granian", "litestar", "msgspec", "PIL", "redis", "structlog"}
+    code = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print('imported:', *sys.modules))\n"
+        "from entrypoints.cli import main\n"
+        "main(['--help'])\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    help_text, _, imported = done.stdout.partition("imported:")
+    assert "wearon turns virtual try-on requests into pictures" in help_text
+    assert "entrypoints.cli.operate" in imported.split()
+    assert not heavy & set(imported.split())

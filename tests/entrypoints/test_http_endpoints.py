@@ -1,0 +1,429 @@
+"""What each route answers when all is well."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from domain.credits import Owner
+from domain.errors import Unavailable
+from domain.ports import Picture
+from domain.sessions import SessionStatus
+from tests.support.clock import START, VirtualTimeLoop
+from tests.support.examples import FAILURE, HAT, MODEL_URL, OTHER, OUTFIT_URL, STORE, USER
+from tests.support.http import GENERATIONS, PUBLIC_URL, Api
+
+pytestmark = pytest.mark.anyio
+
+PNG = Picture(data=b"\x89PNG ...", media_type="image/png")
+TRY_ON = {
+    "model_image_url": MODEL_URL,
+    "outfit_image_url": OUTFIT_URL,
+    "accessories": [{"type": "hat", "url": HAT.url}],
+}
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"loop_factory": VirtualTimeLoop}
+
+
+@pytest.fixture
+def api() -> Api:
+    return Api()
+
+
+def z(moment: datetime) -> str:
+    """As the contract writes it: ISO 8601, UTC, with a Z."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+@pytest.mark.parametrize(
+    ("owner", "extra"), [(USER, {}), (STORE, {"prompt": "In the rain"})], ids=["user", "store"]
+)
+async def test_submit(api: Api, owner: Owner, extra: dict[str, str]) -> None:
+    """202 with the session and where to ask for it; one credit is gone and one task waits, with
+    the id of the request. One route serves users and stores."""
+    await api.service.accounts.grant(owner, 3, note="test")
+
+    answer = await api.submit(
+        owner=owner, body=TRY_ON | extra, headers=[("x-request-id", "mine-1")]
+    )
+
+    (task,) = api.service.waiting()
+    status_url = f"{GENERATIONS}/{task.session_id}"
+    assert answer.status == 202
+    assert answer.headers["location"] == status_url
+    assert answer.json == {
+        "data": {
+            "session_id": str(task.session_id),
+            "status": "queued",
+            "status_url": status_url,
+            "credits_remaining": 2,
+            "created_at": "2026-01-01T12:00:00Z",
+        },
+        "error": None,
+    }
+    assert (task.owner, task.request_id) == (owner, "mine-1")
+    assert task.image_urls == (MODEL_URL, OUTFIT_URL, HAT.url)
+    assert api.service.balance(owner) == 2
+
+
+@pytest.mark.parametrize(
+    "optional",
+    [
+        {},
+        {"outfit_image_url": None, "prompt": None},
+        {"accessories": []},
+        {"accessories": [{"type": "hat", "url": HAT.url}] * 8},
+    ],
+)
+async def test_what_may_be_left_out(api: Api, optional: dict[str, Any]) -> None:
+    """A model is enough; what is optional may also be null or empty, and eight accessories fit."""
+    await api.service.accounts.grant(USER, 1, note="test")
+
+    answer = await api.submit(body={"model_image_url": MODEL_URL, **optional})
+
+    (task,) = api.service.waiting()
+    assert answer.status == 202
+    assert task.image_urls == (MODEL_URL, *[HAT.url] * len(optional.get("accessories", [])))
+
+
+async def test_a_prompt_is_for_stores(api: Api) -> None:
+    """A user who gives one is told so, and pays nothing."""
+    await api.service.accounts.grant(USER, 1, note="test")
+
+    answer = await api.submit(body=TRY_ON | {"prompt": "In the rain"})
+
+    assert answer.error == (400, "VALIDATION_ERROR")
+    assert answer.message == "prompt: only stores may give a prompt of their own"
+    assert api.service.balance() == 1
+
+
+async def test_a_queued_session(api: Api) -> None:
+    """Every field is there, null where there is no value, and the place in the queue is told."""
+    await api.service.backlog(2)
+    await api.service.accounts.grant(USER, 1, note="test")
+    await api.submit(body=TRY_ON, headers=[("x-request-id", "mine-1")])
+    session_id = api.service.waiting()[-1].session_id
+
+    answer = await api.get(f"{GENERATIONS}/{session_id}")
+
+    assert answer.status == 200
+    assert answer.json == {
+        "data": {
+            "session_id": str(session_id),
+            "status": "queued",
+            "channel": "b2c",
+            **TRY_ON,
+            "prompt": None,
+            "generated_image_url": None,
+            "media_type": None,
+            "error_code": None,
+            "error_message": None,
+            "attempt": 0,
+            "queue_position": 3,
+            "request_id": "mine-1",
+            "created_at": z(START + timedelta(seconds=2)),
+            "started_at": None,
+            "completed_at": None,
+            "processing_time_ms": None,
+            "status_url": f"{GENERATIONS}/{session_id}",
+        },
+        "error": None,
+    }
+
+
+async def test_a_completed_session(api: Api) -> None:
+    """The picture's signed link, its format and the times; no place in a queue."""
+    session = (await api.service.submitted(STORE)).session
+    api.service.clock.advance(timedelta(seconds=1))
+    await api.service.claimed(session.id)
+    api.service.clock.advance(timedelta(seconds=2))
+    artefact = await api.storage.save(session.object_prefix, PNG)
+    await api.service.repo.complete(session.id, attempt=1, artefact=artefact)
+
+    data = (await api.get(f"{GENERATIONS}/{session.id}", owner=STORE)).data
+
+    assert (data["status"], data["media_type"], data["attempt"]) == ("completed", "image/png", 1)
+    assert data["generated_image_url"] == api.storage.url(artefact.object_key)
+    assert data["prompt"] == session.prompt
+    assert data["queue_position"] is None
+    assert data["started_at"] == z(START + timedelta(seconds=1))
+    assert data["completed_at"] == z(START + timedelta(seconds=3))
+    assert data["processing_time_ms"] == 2000
+
+
+async def test_a_failed_session(api: Api) -> None:
+    """Why it failed, once for programs and once for people."""
+    session = (await api.service.submitted()).session
+    await api.service.claimed(session.id)
+    await api.service.repo.fail(session.id, FAILURE, attempt=1)
+
+    data = (await api.get(f"{GENERATIONS}/{session.id}")).data
+
+    assert data["status"] == "failed"
+    assert (data["error_code"], data["error_message"]) == (FAILURE.code, FAILURE.message)
+    assert data["generated_image_url"] is None
+
+
+async def test_history(api: Api) -> None:
+    """Newest first in parts of ``limit``; each part's cursor leads to the next, the last has
+    none. Nobody else's sessions are among them, also with somebody else's cursor."""
+    ids = [str(session_id) for session_id in await api.service.backlog(5)]
+    await api.service.submitted(OTHER)
+
+    first = (await api.get(f"{GENERATIONS}?limit=2")).data
+    second = (await api.get(f"{GENERATIONS}?limit=2&cursor={first['next_cursor']}")).data
+    third = (await api.get(f"{GENERATIONS}?limit=2&cursor={second['next_cursor']}")).data
+    of_other = (await api.get(f"{GENERATIONS}?cursor={first['next_cursor']}", owner=OTHER)).data
+
+    parts = [[item["session_id"] for item in part["items"]] for part in (first, second, third)]
+    assert parts == [[ids[4], ids[3]], [ids[2], ids[1]], [ids[0]]]
+    assert third["next_cursor"] is None
+    assert of_other == {"items": [], "next_cursor": None}
+
+
+async def test_history_of_one_moment(api: Api) -> None:
+    """Sessions created at the same instant are neither left out nor repeated between parts."""
+    ids = {str(session_id) for session_id in await api.service.backlog(5, apart=timedelta(0))}
+    target: str | None = f"{GENERATIONS}?limit=2"
+    seen = []
+
+    while target:
+        part = (await api.get(target)).data
+        seen += [item["session_id"] for item in part["items"]]
+        following = part["next_cursor"]
+        target = following and f"{GENERATIONS}?limit=2&cursor={following}"
+
+    assert len(seen) == 5
+    assert set(seen) == ids
+
+
+async def test_history_by_status(api: Api) -> None:
+    """Only sessions in that status, in items that are whole sessions without a queue position;
+    a part that happens to be full is the last one if nothing follows."""
+    claimed, cancelled, queued = await api.service.backlog(3)
+    await api.service.claimed(claimed)
+    await api.service.submission.cancel(cancelled, USER)
+
+    of_status = {
+        status.value: (await api.get(f"{GENERATIONS}?status={status}&limit=1")).data
+        for status in SessionStatus
+    }
+
+    one = (await api.get(f"{GENERATIONS}/{queued}")).data
+    assert of_status["queued"]["items"] == [one | {"queue_position": None}]
+    assert [item["session_id"] for item in of_status["processing"]["items"]] == [str(claimed)]
+    assert [item["session_id"] for item in of_status["failed"]["items"]] == [str(cancelled)]
+    assert of_status["completed"] == {"items": [], "next_cursor": None}
+    assert of_status["queued"]["next_cursor"] is None
+
+
+@pytest.mark.parametrize(("query", "count"), [("", 20), ("?limit=1", 1), ("?limit=50", 50)])
+async def test_history_is_bounded(api: Api, query: str, count: int) -> None:
+    """20 items unless asked for 1 to 50."""
+    await api.service.backlog(51)
+
+    data = (await api.get(GENERATIONS + query)).data
+
+    assert len(data["items"]) == count
+    assert data["next_cursor"] is not None
+
+
+async def test_stats(api: Api) -> None:
+    """Counts by status; active are those that are not final. Others' are not counted."""
+    claimed, cancelled, _, _ = await api.service.backlog(4)
+    await api.service.claimed(claimed)
+    await api.service.submission.cancel(cancelled, USER)
+    await api.service.submitted(OTHER)
+
+    answer = await api.get(f"{GENERATIONS}/stats")
+
+    assert answer.json == {
+        "data": {
+            "total": 4,
+            "queued": 2,
+            "processing": 1,
+            "completed": 0,
+            "failed": 1,
+            "active": 3,
+        },
+        "error": None,
+    }
+
+
+async def test_cancel(api: Api) -> None:
+    """200 with the session as it is now, failed as CANCELLED, and the credit is back."""
+    session_id = (await api.service.submitted()).session.id
+
+    answer = await api.cancel(session_id)
+
+    assert answer.status == 200
+    assert (answer.data["status"], answer.data["error_code"]) == ("failed", "CANCELLED")
+    assert answer.data == (await api.get(f"{GENERATIONS}/{session_id}")).data
+    assert api.service.balance() == 1
+
+
+async def test_credits(api: Api) -> None:
+    """Balance and totals of the caller's own account."""
+    await api.service.submitted(STORE)
+    await api.service.submission.cancel(api.service.waiting()[0].session_id, STORE)
+    await api.service.submitted(STORE)
+    await api.service.submitted(USER)
+
+    answer = await api.get("/api/v1/credits", owner=STORE)
+
+    assert answer.json == {
+        "data": {
+            "channel": "b2b",
+            "owner_id": STORE.id,
+            "balance": 1,
+            "total_granted": 2,
+            "total_debited": 2,
+            "total_refunded": 1,
+        },
+        "error": None,
+    }
+
+
+async def test_credits_of_a_newcomer(api: Api) -> None:
+    """Who never had a credit has an account like all others, of zeros."""
+    data = (await api.get("/api/v1/credits")).data
+
+    assert data["balance"] == data["total_granted"] == 0
+
+
+async def test_ledger(api: Api) -> None:
+    """The caller's entries, newest first in parts; grants have a note, the others a session."""
+    session_id = (await api.service.submitted()).session.id
+    await api.service.submission.cancel(session_id, USER)
+    await api.service.submitted(OTHER)
+
+    first = (await api.get("/api/v1/credits/ledger?limit=2")).data
+    rest = (await api.get(f"/api/v1/credits/ledger?limit=2&cursor={first['next_cursor']}")).data
+
+    assert [entry["kind"] for entry in first["items"]] == ["refund", "debit"]
+    assert first["items"][1] == {
+        "id": 2,
+        "kind": "debit",
+        "amount": -1,
+        "session_id": str(session_id),
+        "note": None,
+        "created_at": "2026-01-01T12:00:00Z",
+    }
+    assert [(entry["note"], entry["session_id"]) for entry in rest["items"]] == [("test", None)]
+    assert rest["next_cursor"] is None
+
+
+async def test_live(api: Api) -> None:
+    """200 without a token, whatever else is down."""
+    api.readiness["store"] = _refuses
+
+    answer = await api.get("/health/live", owner=None)
+
+    assert (answer.status, answer.json) == (200, {"data": {"status": "ok"}, "error": None})
+
+
+async def test_ready(api: Api) -> None:
+    """200 without a token, with each thing that the service needs."""
+    answer = await api.get("/health/ready", owner=None)
+
+    assert answer.status == 200
+    assert answer.json == {"data": {"store": "ok", "queue": "ok"}, "error": None}
+
+
+async def _refuses() -> None:
+    raise Unavailable("refused")
+
+
+async def test_not_ready(api: Api) -> None:
+    """503 that names what is missing, for orchestrators and for people."""
+    api.readiness["queue"] = _refuses
+
+    answer = await api.get("/health/ready", owner=None)
+
+    assert answer.error == (503, "SERVICE_UNAVAILABLE")
+    assert answer.message == "Unavailable: queue"
+    assert answer.data == {"store": "ok", "queue": "unavailable"}
+    assert int(answer.headers["retry-after"]) > 0
+
+
+async def test_readiness_does_not_wait_for_ever(api: Api) -> None:
+    """What does not answer in time counts as not answering."""
+
+    async def hangs() -> None:
+        # The loop's time jumps: were this waited for, the test would still end.
+        await asyncio.sleep(3600)
+
+    api.readiness["store"] = hangs
+    before = api.service.clock.now()
+
+    answer = await api.get("/health/ready", owner=None)
+
+    assert answer.error == (503, "SERVICE_UNAVAILABLE")
+    assert api.service.clock.now() - before <= timedelta(seconds=2)
+
+
+async def test_a_picture(api: Api) -> None:
+    """The signed link gives anybody the picture, with its type, to be kept by that client only
+    and for as long as the link is good."""
+    artefact = await api.storage.save("generated/someone/1", PNG)
+    link = api.storage.url(artefact.object_key)
+    api.service.clock.advance(timedelta(minutes=10))
+
+    answer = await api.get(link.removeprefix(PUBLIC_URL), owner=None)
+
+    assert (answer.status, answer.body) == (200, PNG.data)
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["cache-control"] == "private, max-age=3000"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_a_link_that_is_not_good(api: Api) -> None:
+    """Expired, forged, cut and missing are one and the same: not found."""
+    artefact = await api.storage.save("generated/someone/1", PNG)
+    link = api.storage.url(artefact.object_key).removeprefix(PUBLIC_URL)
+    path, _, query = link.partition("?")
+    targets = [
+        path,
+        f"{path}?",
+        link[:-1],
+        link.replace("expires=", "expires=9"),
+        link.replace("expires=", "expires=-"),
+        link.replace("expires=", "expires=%EF%BC%91"),
+        link.replace("someone", "else"),
+        f"/files/?{query}",
+        f"/files/../{artefact.object_key}?{query}",
+        f"{path}%00?{query}",
+        f"{path}?expires=99999999999&signature=%FF%00",
+        f"{path}?expires=99999999999999999999&signature=a",
+    ]
+
+    answers = [await api.get(target, owner=None) for target in targets]
+    api.service.clock.advance(timedelta(hours=1))
+    answers.append(await api.get(link, owner=None))
+
+    assert {answer.error for answer in answers} == {(404, "NOT_FOUND")}
+    assert len({answer.body for answer in answers}) == 1
+
+
+async def test_a_sample(api: Api) -> None:
+    """A PNG for whoever tries the service; other names are not found."""
+    model = await api.get("/samples/model.png", owner=None)
+    unknown = await api.get("/samples/..%2Fmodel.png", owner=None)
+
+    assert (model.status, model.headers["content-type"]) == (200, "image/png")
+    assert model.body.startswith(b"\x89PNG")
+    assert unknown.error == (404, "NOT_FOUND")
+
+
+async def test_a_session_id_is_a_uuid_in_any_spelling(api: Api) -> None:
+    """Hexadecimal digits have no case."""
+    session_id = (await api.service.submitted()).session.id
+
+    answer = await api.get(f"{GENERATIONS}/{str(session_id).upper()}")
+
+    assert UUID(answer.data["session_id"]) == session_id

@@ -1,0 +1,316 @@
+"""What each failure answers, and what every answer has in common."""
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+from uuid import uuid4
+
+import pytest
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
+
+from entrypoints.http.errors import ERRORS
+from tests.support.examples import MODEL_URL, OTHER, STORE, USER
+from tests.support.http import GENERATIONS, Answer, Api
+
+pytestmark = pytest.mark.anyio
+
+Row: TypeAlias = tuple[Callable[[Api], Awaitable[Answer]], int, str, str, dict[str, str]]
+"""What goes wrong, and its answer: status, code, message, headers."""
+
+TRY_ON = {"model_image_url": MODEL_URL}
+SOME_ID = "0b0e6a55-9a3c-4a55-8a52-0e5f2f1f7a10"
+NEW_REQUEST_ID = r"req_[0-9a-f]{24}"
+
+
+@pytest.fixture
+def api() -> Api:
+    return Api()
+
+
+async def invalid_input(api: Api) -> Answer:
+    return await api.submit(body={"model_image_url": "ftp://pictures.example/"})
+
+
+async def no_token(api: Api) -> Answer:
+    return await api.submit(owner=None, body=TRY_ON)
+
+
+async def unknown_key(api: Api) -> Answer:
+    return await api.get(
+        "/api/v1/credits", owner=None, headers=[("authorization", "Bearer wk_" + "0" * 32)]
+    )
+
+
+async def no_credits(api: Api) -> Answer:
+    return await api.submit(body=TRY_ON)
+
+
+async def unknown_session(api: Api) -> Answer:
+    return await api.get(f"{GENERATIONS}/{uuid4()}")
+
+
+async def unknown_route(api: Api) -> Answer:
+    return await api.get("/api/v2/generations")
+
+
+async def wrong_method(api: Api) -> Answer:
+    return await api.call("DELETE", f"{GENERATIONS}/{uuid4()}")
+
+
+async def not_queued(api: Api) -> Answer:
+    session_id = (await api.service.submitted()).session.id
+    await api.service.claimed(session_id)
+    return await api.cancel(session_id)
+
+
+async def large_body(api: Api) -> Answer:
+    return await api.submit(body=b" " * 65_537)
+
+
+async def large_body_in_chunks(api: Api) -> Answer:
+    return await api.submit(body=[b" " * 65_536, b" "])
+
+
+async def not_json(api: Api) -> Answer:
+    return await api.submit(body=TRY_ON, content_type="text/plain")
+
+
+async def bug(api: Api) -> Answer:
+    async def fails() -> None:
+        raise RuntimeError("a secret detail")
+
+    api.readiness["store"] = fails
+    return await api.get("/health/ready")
+
+
+async def queue_away(api: Api) -> Answer:
+    await api.service.accounts.grant(USER, 1, note="test")
+    api.service.queue.faults.away.add("push")
+    return await api.submit(body=TRY_ON)
+
+
+async def store_away(api: Api) -> Answer:
+    await api.service.accounts.grant(USER, 1, note="test")
+    api.service.repo.faults.away.add("create")
+    return await api.submit(body=TRY_ON)
+
+
+async def storage_away(api: Api) -> Answer:
+    api.storage.away = True
+    return await api.get("/files/a.png?expires=1&signature=a", owner=None)
+
+
+BEARER = {"www-authenticate": "Bearer"}
+RETRY = {"retry-after": "5"}
+NOTHING = "There is nothing here that you may see"
+AWAY = "Something that we need does not answer; try again"
+TABLE: list[Row] = [
+    (invalid_input, 400, "VALIDATION_ERROR", "model_image_url: must be an http or https URL", {}),
+    (no_token, 401, "INVALID_TOKEN", "Send one header 'Authorization: Bearer <token>'", BEARER),
+    (unknown_key, 401, "INVALID_API_KEY", "The API key is not valid", BEARER),
+    (
+        no_credits,
+        402,
+        "INSUFFICIENT_CREDITS",
+        "This costs 1 credit(s), which the balance does not cover",
+        {},
+    ),
+    (unknown_session, 404, "NOT_FOUND", NOTHING, {}),
+    (unknown_route, 404, "NOT_FOUND", NOTHING, {}),
+    (wrong_method, 405, "METHOD_NOT_ALLOWED", "This path does not know this method", {}),
+    (not_queued, 409, "CONFLICT", "Only a queued session can be cancelled", {}),
+    (large_body, 413, "PAYLOAD_TOO_LARGE", "The body is too large", {}),
+    (large_body_in_chunks, 413, "PAYLOAD_TOO_LARGE", "The body is too large", {}),
+    (
+        not_json,
+        415,
+        "UNSUPPORTED_MEDIA_TYPE",
+        "The Content-Type must be application/json",
+        {},
+    ),
+    (bug, 500, "INTERNAL_ERROR", "This is our fault; we have taken note of it", {}),
+    (
+        queue_away,
+        503,
+        "SERVICE_UNAVAILABLE",
+        "Generation service temporarily unavailable",
+        RETRY,
+    ),
+    (store_away, 503, "SERVICE_UNAVAILABLE", AWAY, RETRY),
+    (storage_away, 503, "SERVICE_UNAVAILABLE", AWAY, RETRY),
+]
+
+
+@pytest.mark.parametrize("row", TABLE, ids=[provoke.__name__ for provoke, *_ in TABLE])
+async def test_the_error_table(api: Api, row: Row) -> None:
+    """Each failure has its status, its code, its words and its headers, in the envelope."""
+    provoke, status, code, message, headers = row
+
+    with capture_logs():
+        answer = await provoke(api)
+
+    assert answer.status == status
+    assert answer.json == {"data": None, "error": {"code": code, "message": message}}
+    assert answer.headers["content-type"] == "application/json"
+    assert re.fullmatch(NEW_REQUEST_ID, answer.headers["x-request-id"])
+    assert headers.items() <= answer.headers.items()
+
+
+def test_the_error_table_is_whole() -> None:
+    """What is answered in one place is tested in one place: no row without its test."""
+    tested = {(status, code) for _, status, code, _, _ in TABLE}
+
+    assert tested == {(answer.status, answer.code) for answer in ERRORS.values()}
+
+
+async def test_a_refused_submission_costs_nothing(api: Api) -> None:
+    """Told 503, the caller has its credit back, and the session says why it failed."""
+    answer = await queue_away(api)
+
+    (session,) = await api.service.sessions()
+    data = (await api.get(f"{GENERATIONS}/{session.id}")).data
+    assert answer.status == 503
+    assert (data["status"], data["error_code"]) == ("failed", "QUEUE_UNAVAILABLE")
+    assert api.service.balance() == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("POST", GENERATIONS),
+        ("GET", GENERATIONS),
+        ("GET", f"{GENERATIONS}/stats"),
+        ("GET", f"{GENERATIONS}/{SOME_ID}"),
+        ("POST", f"{GENERATIONS}/{SOME_ID}/cancel"),
+        ("GET", "/api/v1/credits"),
+        ("GET", "/api/v1/credits/ledger"),
+    ],
+)
+async def test_every_route_of_the_api_asks_who_calls(api: Api, method: str, target: str) -> None:
+    """401 without a token; 503, and not 401, while nobody can tell whose key it is."""
+    stranger = await api.call(method, target, owner=None)
+    api.keys.away = True
+    unknown = await api.call(method, target, owner=STORE)
+
+    assert stranger.error == (401, "INVALID_TOKEN")
+    assert unknown.error == (503, "SERVICE_UNAVAILABLE")
+    assert unknown.headers["retry-after"] == "5"
+
+
+async def test_anothers_session_is_as_good_as_none(api: Api) -> None:
+    """Another's id, an unknown one and one that cannot exist give the same bytes, and nothing
+    happens to the session."""
+    theirs = (await api.service.submitted(OTHER)).session.id
+    ids = [
+        theirs,
+        uuid4(),
+        "stat",
+        "not-a-uuid",
+        "%00",
+        "1" * 3_000,
+        f"{theirs}%0A",
+        f"{{{theirs}}}",
+    ]
+
+    for call in (lambda id_: api.get(f"{GENERATIONS}/{id_}"), api.cancel):
+        answers = [await call(session_id) for session_id in ids]
+        without_id = [answer.headers | {"x-request-id": ""} for answer in answers]
+
+        assert {answer.error for answer in answers} == {(404, "NOT_FOUND")}
+        assert len({answer.body for answer in answers}) == 1
+        assert without_id == without_id[:1] * len(ids)
+    assert (await api.service.session(theirs)).failure is None
+
+
+@pytest.mark.parametrize("target", ["/health/live", "/nowhere", GENERATIONS])
+@pytest.mark.parametrize("given", ["a", "A-z_0.9", "x" * 128])
+async def test_a_well_formed_request_id_is_kept(api: Api, target: str, given: str) -> None:
+    """Up to 128 of A-Z a-z 0-9 . _ - come back, also with errors."""
+    answer = await api.get(target, owner=None, headers=[("x-request-id", given)])
+
+    assert answer.headers["x-request-id"] == given
+
+
+@pytest.mark.parametrize(
+    "given", ["", "x" * 129, "a b", "a\n", "a\r\nset-cookie: b", "a;b", "\xe4", "<b>", "a\x00"]
+)
+async def test_another_request_id_is_replaced(api: Api, given: str) -> None:
+    """What is not well formed is never echoed: there is a new id instead."""
+    answer = await api.get("/health/live", headers=[("x-request-id", given)])
+
+    assert re.fullmatch(NEW_REQUEST_ID, answer.headers["x-request-id"])
+
+
+async def test_every_request_has_its_own_id(api: Api) -> None:
+    """Ids that we make are not made twice."""
+    ids = {(await api.get("/health/live")).headers["x-request-id"] for _ in range(50)}
+
+    assert len(ids) == 50
+
+
+async def test_a_request_id_is_not_a_key_for_money(api: Api) -> None:
+    """The same id twice is two requests, two sessions and two debits."""
+    await api.service.accounts.grant(USER, 2, note="test")
+
+    for _ in range(2):
+        await api.submit(body=TRY_ON, headers=[("x-request-id", "same")])
+
+    assert [task.request_id for task in api.service.waiting()] == ["same", "same"]
+    assert api.service.balance() == 0
+
+
+async def test_wrong_methods_are_told_the_right_ones(api: Api) -> None:
+    """405 names what the path does know, also for methods that nobody knows."""
+    answers = [
+        await api.call(method, GENERATIONS, owner=None)
+        for method in ("PUT", "DELETE", "PATCH", "HEAD", "TRACE", "BREW")
+    ]
+
+    assert {answer.error for answer in answers} == {(405, "METHOD_NOT_ALLOWED")}
+    for answer in answers:
+        assert set(answer.headers["allow"].split(", ")) == {"GET", "OPTIONS", "POST"}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [GENERATIONS, f"{GENERATIONS}/{SOME_ID}", f"{GENERATIONS}/1/cancel", "/api/v1/credits"],
+)
+async def test_a_preflight_needs_no_token(api: Api, target: str) -> None:
+    """Browsers ask with OPTIONS and without a token before they send the request."""
+    answer = await api.call(
+        "OPTIONS",
+        target,
+        owner=None,
+        headers=[("origin", "https://shop.example"), ("access-control-request-method", "POST")],
+    )
+
+    assert (answer.status, answer.body) == (204, b"")
+
+
+async def test_the_log_tells_whose_request_it_was(api: Api) -> None:
+    """One line for each request, with what correlates it, and without the token."""
+    await api.service.accounts.grant(USER, 1, note="test")
+
+    with capture_logs(processors=[merge_contextvars]) as lines:
+        await api.submit(body=TRY_ON, headers=[("x-request-id", "mine-1")])
+        await api.get("/nowhere")
+
+    (submitted, lost) = lines
+    (session,) = await api.service.sessions()
+    assert (submitted["request_id"], submitted["session_id"]) == ("mine-1", str(session.id))
+    assert (submitted["owner"], submitted["status"]) == (str(USER), 202)
+    assert (lost["path"], lost["status"]) == ("/nowhere", 404)
+    assert "session_id" not in lost
+    assert await api.token(USER) not in str(lines)
+
+
+async def test_a_bug_is_logged_once(api: Api) -> None:
+    """The log has the error and the request's id; the caller has only the id."""
+    with capture_logs(processors=[merge_contextvars]) as lines:
+        answer = await bug(api)
+
+    errors: list[Any] = [line for line in lines if line["log_level"] == "error"]
+    assert [str(line["exc_info"]) for line in errors] == ["a secret detail"]
+    assert errors[0]["request_id"] == answer.headers["x-request-id"]
+    assert b"secret" not in answer.body

@@ -1,0 +1,413 @@
+"""The worker: it holds what it can work on and no more, loses nothing when it stops or when
+something is away, and never goes on with less than it was started with."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import pytest
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
+
+from domain.credits import LedgerKind
+from domain.sessions import SessionStatus
+from domain.tasks import GenerationTask, UnreadableTask
+from entrypoints.worker import Worker, WorkerLimits, run_until_signalled
+from tests.support.clock import VirtualTimeLoop, loop_time
+from tests.support.faults import FlakyTaskQueue
+from tests.support.service import Service, seeded_random
+
+POP_SECONDS = 1.0
+DRAIN_SECONDS = 25.0
+RECOVERY_SECONDS = 2.0
+
+pytestmark = pytest.mark.anyio
+
+Logs = list[MutableMapping[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"loop_factory": VirtualTimeLoop}
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+@pytest.fixture
+def logs() -> Iterator[Logs]:
+    with capture_logs(processors=[merge_contextvars]) as captured:
+        yield captured
+
+
+def a_worker(service: Service, *, concurrency: int = 2, recovery: bool = False) -> Worker:
+    return Worker(
+        queue=service.queue,
+        generation=service.generation(),
+        recovery=service.recovery() if recovery else None,
+        limits=WorkerLimits(
+            concurrency=concurrency,
+            pop_seconds=POP_SECONDS,
+            drain_seconds=DRAIN_SECONDS,
+            recovery_seconds=RECOVERY_SECONDS,
+        ),
+        random=seeded_random(),
+    )
+
+
+@asynccontextmanager
+async def running(worker: Worker) -> AsyncIterator["asyncio.Task[None]"]:
+    """The worker at work; at the end of the block it is stopped and comes to rest."""
+    task = asyncio.create_task(worker.run())
+    await asyncio.sleep(0.1)
+    yield task
+    worker.stop()
+    await task
+
+
+async def in_status(service: Service, status: SessionStatus) -> list[UUID]:
+    """The sessions in this status, oldest first."""
+    return [item.id for item in reversed(await service.sessions()) if item.status is status]
+
+
+async def completed(service: Service, count: int) -> float:
+    """Wait until ``count`` sessions are completed; returns when that was."""
+    async with asyncio.timeout(1000):
+        while len(await in_status(service, SessionStatus.COMPLETED)) < count:  # noqa: ASYNC110 - looking costs no time here
+            await asyncio.sleep(0.01)
+    return loop_time()
+
+
+def waiting(service: Service) -> list[UUID]:
+    """The sessions in the queue, the next one first."""
+    return [task.session_id for task in service.waiting()]
+
+
+def events(logs: Logs, name: str) -> Logs:
+    return [entry for entry in logs if entry["event"] == name]
+
+
+async def test_all_tasks_are_done_by_as_many_slots_as_there_are(service: Service) -> None:
+    """Seven tasks of ten seconds in three slots take thirty seconds; a slot that is not free
+    takes none off the queue, so another worker can have it."""
+    await service.backlog(7)
+    service.generator.seconds = 10
+
+    async with running(a_worker(service, concurrency=3)):
+        begun = await in_status(service, SessionStatus.PROCESSING)
+        popped, left = service.queue.faults.calls.count("pop"), len(waiting(service))
+        finished_at = await completed(service, 7)
+
+    assert (len(begun), popped, left) == (3, 3, 4)
+    assert finished_at == pytest.approx(30, abs=0.1)
+
+
+async def test_a_worker_that_stops_finishes_what_it_has(service: Service, logs: Logs) -> None:
+    """It takes nothing new, waits for what is in flight, and is gone as soon as that is done."""
+    ids = await service.backlog(4)
+    service.generator.seconds = 10
+
+    async with running(a_worker(service)) as task:
+        pass
+
+    assert task.done()
+    assert loop_time() == pytest.approx(10, abs=0.1)
+    assert await in_status(service, SessionStatus.COMPLETED) == ids[:2]
+    assert await in_status(service, SessionStatus.QUEUED) == waiting(service) == ids[2:]
+    assert events(logs, "worker_stopped")[0]["cancelled"] == 0
+
+
+async def test_what_takes_too_long_to_finish_is_given_back(service: Service, logs: Logs) -> None:
+    """After the grace time the work is stopped, and its tasks are the next ones in the queue."""
+    ids = await service.backlog(4)
+    service.generator.seconds = 100
+
+    async with running(a_worker(service)):
+        pass
+
+    assert loop_time() == pytest.approx(DRAIN_SECONDS, abs=0.2)
+    assert await in_status(service, SessionStatus.QUEUED) == ids
+    assert set(waiting(service)[:2]) == set(ids[:2])
+    assert waiting(service)[2:] == ids[2:]
+    assert events(logs, "worker_stopped")[0]["cancelled"] == 2
+
+
+@pytest.mark.parametrize("arrives_after_stop", [False, True])
+async def test_a_pop_under_way_at_the_stop_loses_nothing(
+    service: Service, *, arrives_after_stop: bool
+) -> None:
+    """Its task has left the queue and is on its way, or comes before the pop has run out: in
+    either case it is worked on."""
+    service.queue.faults.slow["pop"] = POP_SECONDS / 2
+    worker = a_worker(service, concurrency=1)
+    if not arrives_after_stop:
+        await service.backlog(1)
+
+    async with running(worker):
+        worker.stop()
+        if arrives_after_stop:
+            await service.backlog(1)
+
+    assert len(await in_status(service, SessionStatus.COMPLETED)) == 1
+
+
+async def test_an_idle_worker_stops_when_its_pops_have_run_out(service: Service) -> None:
+    """No sooner, for a pop is never cancelled; and no later."""
+    async with running(a_worker(service, recovery=True)):
+        pass
+
+    assert loop_time() == pytest.approx(POP_SECONDS, abs=0.01)
+
+
+async def test_a_pause_ends_at_the_stop(service: Service) -> None:
+    """Who waits for the queue to come back, or for recovery's next turn, holds nothing up."""
+    service.queue.faults.away.add("pop")
+    worker = a_worker(service, recovery=True)
+
+    async with running(worker):
+        await asyncio.sleep(60)
+        stopped_at = loop_time()
+
+    assert loop_time() == stopped_at
+
+
+@pytest.mark.parametrize("fault", ["away", "broken"])
+async def test_a_queue_that_is_away_is_waited_for(service: Service, logs: Logs, fault: str) -> None:
+    """Every slot asks again and again, with waits that are random, grow and have a bound; then it
+    goes on by itself. An error that nobody expects ends no slot either."""
+    getattr(service.queue.faults, fault).add("pop")
+    async with running(a_worker(service, concurrency=4)):
+        await asyncio.sleep(600)
+        asked = service.queue.faults.calls.count("pop")
+        waits = [entry["seconds"] for entry in events(logs, "worker_waiting")]
+        service.queue.faults.away.clear()
+        service.queue.faults.broken.clear()
+        back_at = loop_time()
+        await service.backlog(4)
+        service.generator.seconds = 10
+
+        assert await completed(service, 4) - back_at < 5.0 + 10.1
+
+    assert 4 * 600 / 5 < asked < 4 * 600
+    assert max(waits[:4]) < 0.5
+    assert 4.5 < max(waits) <= 5.0
+    assert len(set(waits)) > len(waits) / 2
+    assert bool(events(logs, "slot_crashed")) == (fault == "broken")
+
+
+async def test_a_success_ends_the_backing_off(service: Service, logs: Logs) -> None:
+    """After an outage the next one begins with short waits again."""
+    async with running(a_worker(service, concurrency=1)):
+        service.queue.faults.away.add("pop")
+        await asyncio.sleep(60)
+        service.queue.faults.away.clear()
+        await asyncio.sleep(10)
+        before = len(events(logs, "worker_waiting"))
+        service.queue.faults.away.add("pop")
+        await asyncio.sleep(10)
+
+    assert events(logs, "worker_waiting")[before]["seconds"] < 0.5
+
+
+async def test_a_store_that_is_away_costs_no_task(service: Service) -> None:
+    """Every claim fails and its task goes back: they all wait in the queue when it returns."""
+    ids = await service.backlog(5)
+    service.repo.faults.away.add("claim")
+    async with running(a_worker(service)):
+        await asyncio.sleep(120)
+        assert set(waiting(service)) == set(ids)
+        asked = service.repo.faults.calls.count("claim")
+        service.repo.faults.away.clear()
+        back_at = loop_time()
+
+        assert await completed(service, 5) - back_at < 5.1
+
+    assert asked < 2 * 120
+
+
+async def test_a_message_that_nobody_can_read_is_buried(service: Service, logs: Logs) -> None:
+    """It is kept, it is logged, and it takes no time from the others."""
+    await service.backlog(1)
+    service.queue.messages.extendleft([b"{", b"[]"])
+    await service.backlog(1)
+    service.generator.seconds = 10
+
+    async with running(a_worker(service, concurrency=1)):
+        finished_at = await completed(service, 2)
+
+    assert [message.raw for message in service.queue.dead] == [b"{", b"[]"]
+    assert finished_at == pytest.approx(20, abs=0.1)
+    refusals = events(logs, "task_unreadable")
+    assert [entry["reason"] for entry in refusals] == [m.reason for m in service.queue.dead]
+
+
+async def test_a_message_of_a_newer_version_costs_its_session_nothing(
+    service: Service, logs: Logs
+) -> None:
+    """The session that it names fails and gets its credit back."""
+    (session_id,) = await service.backlog(1)
+    raw = service.queue.messages.pop().replace(b'"version":1', b'"version":2')
+    service.queue.messages.append(raw)
+
+    async with running(a_worker(service)):
+        pass
+
+    assert await in_status(service, SessionStatus.FAILED) == [session_id]
+    assert service.money_of(session_id) == [LedgerKind.DEBIT, LedgerKind.REFUND]
+    (refusal,) = events(logs, "task_unreadable")
+    assert (refusal["session_id"], refusal["log_level"]) == (str(session_id), "error")
+
+
+@pytest.mark.parametrize("seam", ["queue", "store"])
+async def test_a_message_that_cannot_be_buried_yet_is_kept_in_hand(
+    service: Service, seam: str
+) -> None:
+    """It is no longer in the queue, so whoever has it tries until queue and store answer."""
+    (session_id,) = await service.backlog(1)
+    raw = service.queue.messages.pop().replace(b'"version":1', b'"version":2')
+    service.queue.messages.append(raw)
+    if seam == "queue":
+        service.queue.faults.away = {"bury", "push_next"}
+    else:
+        service.repo.faults.away = {"fail"}
+    async with running(a_worker(service)):
+        await asyncio.sleep(60)
+        assert service.queue.dead == []
+        service.queue.faults.away.clear()
+        service.repo.faults.away.clear()
+        await asyncio.sleep(5)
+
+    assert [message.raw for message in service.queue.dead] == [raw]
+    assert service.money_of(session_id) == [LedgerKind.DEBIT, LedgerKind.REFUND]
+
+
+async def test_a_message_that_cannot_be_buried_does_not_hold_up_the_stop(
+    service: Service, logs: Logs
+) -> None:
+    """Stopping ends the tries; the log has said what was lost and why."""
+    service.queue.messages.append(b"{")
+    service.queue.faults.away.add("bury")
+
+    async with running(a_worker(service)):
+        await asyncio.sleep(60)
+        stopped_at = loop_time()
+
+    assert loop_time() <= stopped_at + POP_SECONDS
+    assert len(events(logs, "task_unreadable")) == 1
+
+
+async def test_a_task_that_crashes_does_not_end_its_slot(service: Service, logs: Logs) -> None:
+    """The error is logged with what it belongs to, and the slot takes the next task."""
+    crashed, done = await service.backlog(2)
+    service.generator.outcomes = [RuntimeError("a bug")]
+
+    async with running(a_worker(service, concurrency=1)):
+        await completed(service, 1)
+
+    assert await in_status(service, SessionStatus.FAILED) == [crashed]
+    assert await in_status(service, SessionStatus.COMPLETED) == [done]
+    (entry,) = events(logs, "task_crashed")
+    assert entry["log_level"] == "error"
+    assert (entry["session_id"], entry["request_id"]) == (str(crashed), "req_1")
+    assert [entry["session_id"] for entry in events(logs, "task_done")] == [str(done)]
+
+
+async def test_recovery_runs_beside_the_work(service: Service, logs: Logs) -> None:
+    """At its interval, give or take a fifth, also while all slots are busy."""
+    await service.backlog(2)
+    service.generator.seconds = 100
+
+    async with running(a_worker(service, recovery=True)):
+        await asyncio.sleep(60)
+        runs = service.repo.faults.calls.count("refund_missing")
+        (lost,) = await service.backlog(1)
+        service.queue.messages.clear()
+        await completed(service, 3)
+
+    assert 60 / RECOVERY_SECONDS / 1.2 <= runs <= 60 / RECOVERY_SECONDS / 0.8 + 1
+    assert lost in await in_status(service, SessionStatus.COMPLETED)
+    assert [entry["pushed_again"] for entry in events(logs, "recovered")] == [1]
+
+
+@pytest.mark.parametrize("fault", ["away", "broken"])
+async def test_recovery_survives_what_goes_wrong(service: Service, logs: Logs, fault: str) -> None:
+    """The store is away, or there is a bug: that is logged, and the next run comes in time."""
+    (lost,) = await service.backlog(1)
+    service.queue.messages.clear()
+    getattr(service.repo.faults, fault).add("refund_missing")
+
+    async with running(a_worker(service, recovery=True)):
+        await asyncio.sleep(60)
+        runs = service.repo.faults.calls.count("refund_missing")
+        getattr(service.repo.faults, fault).clear()
+        await completed(service, 1)
+
+    expected = "recovery_postponed" if fault == "away" else "recovery_crashed"
+    assert len(events(logs, expected)) == runs > 60 / RECOVERY_SECONDS / 1.2
+    assert await in_status(service, SessionStatus.COMPLETED) == [lost]
+
+
+async def test_a_worker_can_leave_recovery_to_others(service: Service) -> None:
+    """Without it, nothing is recovered, and the work is done all the same."""
+    await service.backlog(1)
+
+    async with running(a_worker(service)):
+        await asyncio.sleep(60)
+
+    assert len(await in_status(service, SessionStatus.COMPLETED)) == 1
+    assert "refund_missing" not in service.repo.faults.calls
+
+
+class CancelsItself(FlakyTaskQueue):
+    """A pop that finds nothing ends as if somebody had cancelled it."""
+
+    async def pop(self, *, timeout_seconds: float) -> GenerationTask | UnreadableTask | None:
+        message = await super().pop(timeout_seconds=timeout_seconds)
+        if message is None:
+            raise asyncio.CancelledError
+        return message
+
+
+async def test_a_worker_that_loses_a_slot_does_not_go_on(service: Service, logs: Logs) -> None:
+    """Whatever can end a slot ends the process, and loudly, so that somebody starts a whole one;
+    what the other slots have in hand is finished first, and all is closed."""
+    await service.backlog(1)
+    (task,) = service.waiting()
+    service.queue = CancelsItself()
+    await service.queue.push(task)
+    service.generator.seconds = 10
+    closed_at = []
+
+    async def close() -> None:
+        closed_at.append(loop_time())
+
+    with pytest.raises(RuntimeError, match="slot-2"):
+        await run_until_signalled(a_worker(service), close)
+
+    assert closed_at == [10.0]
+    assert len(await in_status(service, SessionStatus.COMPLETED)) == 1
+    assert len(events(logs, "worker_stopped")) == 1
+
+
+async def test_a_signal_stops_the_worker(service: Service) -> None:
+    """SIGTERM is a stop: ``run_until_signalled`` returns when all is done and closed."""
+    await service.backlog(1)
+    closed = asyncio.Event()
+
+    async def close() -> None:
+        closed.set()
+
+    service.generator.seconds = 10
+    task = asyncio.create_task(run_until_signalled(a_worker(service), close))
+    await asyncio.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await task
+
+    assert closed.is_set()
+    assert len(await in_status(service, SessionStatus.COMPLETED)) == 1

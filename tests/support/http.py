@@ -1,0 +1,239 @@
+"""The HTTP API over a service in memory, called as a server calls it, but without a socket."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+from urllib.parse import unquote
+from uuid import UUID, uuid4
+
+import msgspec
+from litestar.types import Message, Scope
+
+from adapters.auth.bearer import (
+    BearerAuthenticator,
+    JwtRules,
+    key_sha256,
+    mint_user_token,
+    new_api_key,
+)
+from adapters.auth.memory import InMemoryApiKeyRepo
+from adapters.images.samples import draw_sample
+from adapters.storage.memory import InMemoryImageStorage
+from adapters.storage.signing import UrlSigner
+from domain.credits import Channel, Owner
+from domain.errors import StoreUnavailable, TryAgain
+from domain.ports import ApiKey, Picture
+from domain.reading import Reading
+from entrypoints.http.app import Services, create_app
+from entrypoints.http.public import Check
+from tests.support.examples import USER
+from tests.support.service import Service
+
+GENERATIONS = "/api/v1/generations"
+PUBLIC_URL = "http://127.0.0.1:8000"
+RULES = JwtRules(secret="a key for tests, long enough for HS256", issuer="us", audience="them")
+
+_UNDOCUMENTED = {"/samples/{name}", "/schema", "/schema/openapi.json", "/schema/assets/{name}"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A response. ``headers`` have lower-case names; ``route`` is None where none matched."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    route: str | None
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def data(self) -> Any:
+        return self.json["data"]
+
+    @property
+    def error(self) -> tuple[int, str]:
+        """Status and code."""
+        return self.status, self.json["error"]["code"]
+
+    @property
+    def message(self) -> str:
+        return str(self.json["error"]["message"])
+
+
+class FlakyApiKeyRepo(InMemoryApiKeyRepo):
+    """Does not answer while ``away``."""
+
+    away = False
+
+    async def owner_of(self, key_sha256: str) -> Owner | None:
+        if self.away:
+            raise StoreUnavailable("owner_of: refused")
+        return await super().owner_of(key_sha256)
+
+
+class FlakyImageStorage(InMemoryImageStorage):
+    """Gives no picture out while ``away``."""
+
+    away = False
+
+    async def read_signed(self, object_key: str, *, expires: int, signature: str) -> Picture:
+        if self.away:
+            raise TryAgain("read_signed: refused")
+        return await super().read_signed(object_key, expires=expires, signature=signature)
+
+
+class Api:
+    """Every answer is held to what all answers must be: one X-Request-Id, the envelope wherever
+    JSON is answered, and a status that the OpenAPI document has for the route."""
+
+    def __init__(self, *, max_body_bytes: int = 64 * 1024) -> None:
+        self.service = Service()
+        now = self.service.clock.now
+        self.keys = FlakyApiKeyRepo(clock=now)
+        self.storage = FlakyImageStorage(
+            signer=UrlSigner(
+                base_url=PUBLIC_URL, secret=b"secret", lifetime=timedelta(hours=1), clock=now
+            )
+        )
+        self.readiness: dict[str, Check] = {"store": _answers, "queue": _answers}
+        self.app = create_app(
+            Services(
+                submission=self.service.submission,
+                reading=Reading(sessions=self.service.repo, storage=self.storage),
+                sessions=self.service.repo,
+                credits=self.service.accounts,
+                authenticate=BearerAuthenticator(keys=self.keys, rules=RULES),
+                readiness=self.readiness,
+                files=self.storage,
+                samples=draw_sample,
+                clock=now,
+            ),
+            max_body_bytes=max_body_bytes,
+        )
+        self.document: dict[str, Any] = msgspec.to_builtins(self.app.openapi_schema.to_schema())
+        self._tokens: dict[Owner, str] = {}
+
+    async def get(self, target: str, **options: Any) -> Answer:
+        return await self.call("GET", target, content_type=None, **options)
+
+    async def submit(self, **options: Any) -> Answer:
+        return await self.call("POST", GENERATIONS, **options)
+
+    async def cancel(self, session_id: object, **options: Any) -> Answer:
+        return await self.call("POST", f"{GENERATIONS}/{session_id}/cancel", **options)
+
+    async def call(
+        self,
+        method: str,
+        target: str,
+        *,
+        owner: Owner | None = USER,
+        headers: Sequence[tuple[str, str]] = (),
+        body: object = b"",
+        content_type: str | None = "application/json",
+    ) -> Answer:
+        """``target`` is path and query. The token of ``owner``, if any, is sent along. A ``body``
+        that is not bytes is sent as JSON; a list of bytes in chunks, without a Content-Length."""
+        chunks, sent = _encoded(body), list(headers)
+        if owner is not None:
+            sent.append(("authorization", f"Bearer {await self.token(owner)}"))
+        if content_type is not None:
+            sent.append(("content-type", content_type))
+        if not isinstance(body, list):
+            sent.append(("content-length", str(len(chunks[0]))))
+        answer = await self._respond(_scope(method, target, sent), chunks)
+        self._check(method, answer)
+        return answer
+
+    async def token(self, owner: Owner) -> str:
+        """A user's JWT or a store's API key, the same for each call."""
+        if owner not in self._tokens:
+            is_user = owner.channel is Channel.B2C
+            self._tokens[owner] = user_token(owner) if is_user else await self.new_key(owner)
+        return self._tokens[owner]
+
+    async def new_key(self, owner: Owner) -> str:
+        key = new_api_key()
+        await self.keys.add(
+            ApiKey(
+                id=uuid4(),
+                owner=owner,
+                key_sha256=key_sha256(key),
+                label="test",
+                created_at=self.service.clock.now(),
+            )
+        )
+        return key
+
+    async def _respond(self, scope: dict[str, Any], chunks: list[bytes]) -> Answer:
+        sent: list[Any] = []
+        answered = asyncio.Event()
+
+        async def receive() -> Any:
+            if not chunks:
+                await answered.wait()
+                return {"type": "http.disconnect"}
+            return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+            if message["type"] == "http.response.body" and not message["more_body"]:
+                answered.set()
+
+        await self.app(cast("Scope", scope), receive, send)
+        names = [name.decode() for name, _ in sent[0]["headers"]]
+        assert len(set(names)) == len(names), f"a header was sent twice: {names}"
+        return Answer(
+            status=sent[0]["status"],
+            headers={name.decode(): value.decode() for name, value in sent[0]["headers"]},
+            body=b"".join(message["body"] for message in sent[1:]),
+            route=scope.get("path_template"),
+        )
+
+    def _check(self, method: str, answer: Answer) -> None:
+        assert answer.headers["x-request-id"]
+        if answer.headers.get("content-type") == "application/json":
+            assert answer.json.keys() == {"data", "error"}
+        if answer.route not in {None, *_UNDOCUMENTED} and method != "OPTIONS":
+            responses = self.document["paths"][answer.route][method.lower()]["responses"]
+            assert str(answer.status) in responses, f"{answer.status} is not documented"
+
+
+async def _answers() -> None:
+    """What a dependency does that is well."""
+
+
+def user_token(owner: Owner) -> str:
+    return mint_user_token(
+        UUID(owner.id), rules=RULES, now=datetime.now(UTC), lifetime=timedelta(hours=1)
+    )
+
+
+def _encoded(body: object) -> list[bytes]:
+    if isinstance(body, list):
+        return list(body)
+    return [body if isinstance(body, bytes) else json.dumps(body).encode()]
+
+
+def _scope(method: str, target: str, headers: list[tuple[str, str]]) -> dict[str, Any]:
+    path, _, query = target.partition("?")
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": unquote(path),
+        "raw_path": path.encode(),
+        "query_string": query.encode("latin-1"),
+        "root_path": "",
+        "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers],
+        "client": ("127.0.0.1", 50_000),
+        "server": ("127.0.0.1", 8_000),
+    }

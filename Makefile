@@ -7,7 +7,7 @@ export UV_SYSTEM_CERTS ?= true
 UV := .uv/bin/uv
 RUN := $(UV) run --locked --no-sync
 
-.PHONY: help setup demo dev test test-fast lint format
+.PHONY: help setup demo dev test test-fast simulate lint format
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -33,6 +33,11 @@ test: setup  ## All tests, on real PostgreSQL and a real Redis-protocol server
 
 test-fast: setup  ## The tests that need no server
 	@$(RUN) pytest tests/domain
+
+SEEDS ?= 10000
+FIRST ?= 0
+simulate: setup  ## Simulated faults beyond those of the tests: SEEDS=10000 FIRST=0
+	@$(RUN) python -m tests.simulation $(SEEDS) $(FIRST)
 
 lint: setup  ## ruff, mypy --strict and the import contracts
 	@$(RUN) ruff check .

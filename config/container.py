@@ -40,7 +40,7 @@ from domain.generation import Generation, WorkPolicy
 from domain.ports import CreditRepoPort, TaskQueuePort
 from domain.reading import Reading
 from domain.recovery import Recovery, RecoveryPolicy
-from domain.submission import Submission
+from domain.submission import Submission, SubmissionPolicy
 
 Check = Callable[[], Awaitable[None]]
 """Returns if a dependency answers; raises ``Unavailable`` otherwise."""
@@ -110,6 +110,14 @@ def _fetcher(settings: Settings, opened: AsyncExitStack) -> HttpImageFetcher:
     return fetcher
 
 
+def _submission_policy(settings: Settings) -> SubmissionPolicy:
+    return SubmissionPolicy(
+        deadline=settings.duration("submit_seconds"),
+        max_waiting=settings.max_waiting,
+        max_active=settings.max_active,
+    )
+
+
 def _work_policy(settings: Settings) -> WorkPolicy:
     return WorkPolicy(
         lease=settings.duration("lease_seconds"),
@@ -157,7 +165,7 @@ class Container(containers.DeclarativeContainer):
     queue = providers.Selector(
         settings.provided.queue,
         redis=providers.Singleton(_redis_queue, settings, clock, opened),
-        memory=providers.Singleton(InMemoryTaskQueue),
+        memory=providers.Singleton(InMemoryTaskQueue, clock=clock),
     )
     sessions = providers.Selector(
         settings.provided.store,
@@ -202,7 +210,13 @@ class Container(containers.DeclarativeContainer):
     readiness = providers.Singleton(_readiness, accounts, queue)
 
     submission = providers.Singleton(
-        Submission, repo=sessions, reads=sessions, queue=queue, new_id=new_id, clock=clock
+        Submission,
+        repo=sessions,
+        reads=sessions,
+        queue=queue,
+        policy=providers.Singleton(_submission_policy, settings),
+        new_id=new_id,
+        clock=clock,
     )
     reading = providers.Singleton(Reading, sessions=sessions, storage=storage)
     generation = providers.Singleton(

@@ -148,6 +148,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     database_command_seconds: Annotated[Seconds, _about("Longest run of a statement")] = 5
     redis_seconds: Annotated[Seconds, _about("Longest wait for Redis, connecting included")] = 2
 
+    submit_seconds: Annotated[
+        Seconds, _about("A request for a picture is answered within this time, and a second")
+    ] = 2
+    max_waiting: Annotated[
+        int,
+        Meta(ge=1, le=100_000_000),
+        _about("Tasks in the queue, at which further requests are answered 503"),
+    ] = 100_000
+    max_active: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000),
+        _about("Unfinished sessions of one owner, at which its further requests are answered 429"),
+    ] = 1_000
+
     worker_concurrency: Annotated[
         int, Meta(ge=1, le=1_000), _about("Tasks a worker process works on at once")
     ] = 4

@@ -3,8 +3,9 @@
 ::
 
     WearonError
-    ├── InvalidInput, InsufficientCredits, NotFound, Conflict, Unauthenticated   the caller's
-    ├── Unavailable: QueueUnavailable, StoreUnavailable                          ours, passing
+    ├── InvalidInput, InsufficientCredits, NotFound, Conflict, Unauthenticated,
+    │   IdempotencyKeyReused, TooManyActive                                      the caller's
+    ├── Overloaded, Unavailable: QueueUnavailable, StoreUnavailable              ours, passing
     ├── WorkFailed: TryAgain, Refused                                  one attempt at a picture
     └── IllegalTransition, InvalidTask                                 a rule of the domain broken
 """
@@ -50,6 +51,24 @@ class Conflict(WearonError):
     code = "CONFLICT"
 
 
+class IdempotencyKeyReused(WearonError):
+    """The idempotency key belongs to an earlier request that asked for something else."""
+
+    code = "IDEMPOTENCY_KEY_REUSED"
+
+
+class TooManyActive(WearonError):
+    """The owner has as many unfinished sessions as it may have; nothing was charged."""
+
+    code = "RATE_LIMIT_EXCEEDED"
+
+
+class Overloaded(WearonError):
+    """More work waits than we take in; nothing was charged."""
+
+    code = "SERVICE_UNAVAILABLE"
+
+
 class Unauthenticated(WearonError):
     """The caller did not prove who it is; ``code`` says which kind of proof was bad."""
 
@@ -72,7 +91,14 @@ class Unavailable(WearonError):
 
 
 class QueueUnavailable(Unavailable):
-    """The task queue failed or did not answer in time."""
+    """The task queue failed or did not answer in time.
+
+    ``refused`` says that the call certainly had no effect: the queue said no, or was not reached.
+    """
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
 
 
 class StoreUnavailable(Unavailable):

@@ -125,7 +125,7 @@ class Generation:
         failed = message.session_id is not None and await self._repo.fail(
             message.session_id, _UNREADABLE, attempt=None
         )
-        await self._queue.bury(message)
+        await self._queue.bury(message, reason=message.reason)
         return failed
 
     async def _work_and_settle(self, session: GenerationSession) -> Outcome:

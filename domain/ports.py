@@ -12,7 +12,7 @@ from uuid import UUID
 
 from domain.credits import CreditAccount, Discrepancy, LedgerEntry, Owner
 from domain.sessions import Artefact, Failure, GenerationSession, SessionStatus
-from domain.tasks import GenerationTask, UnreadableTask
+from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
 
 
 class TaskQueuePort(Protocol):
@@ -39,16 +39,35 @@ class TaskQueuePort(Protocol):
     async def depth(self) -> int:
         """How many messages wait."""
 
-    async def bury(self, message: UnreadableTask) -> None:
-        """Keep a message that no consumer can read in the dead list, with its reason."""
+    async def bury(self, message: GenerationTask | UnreadableTask, *, reason: str) -> None:
+        """Keep a message that nobody can read, or a task that killed its workers, in the dead
+        list. It keeps a bounded number, the newest."""
+
+
+class DeadLetterPort(Protocol):
+    """The dead list, for the operator. Raises ``QueueUnavailable``."""
+
+    async def dead(self, *, limit: int) -> list[DeadLetter]:
+        """The newest first."""
+
+    async def requeue(self, letter_id: UUID) -> bool:
+        """Move the raw text of a letter behind all tasks. False if there is no such letter."""
+
+    async def discard(self, letter_id: UUID) -> bool:
+        """Throw a letter away. False if there is no such letter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What ``create`` did: the session as stored, and the credits that the owner has left."""
+    """What ``create`` did: the session as stored, and the credits that the owner has left.
+
+    ``replayed`` says that the session is an earlier one, as it is now: its owner sent the same
+    request with the same idempotency key before.
+    """
 
     session: GenerationSession
     credits_remaining: int
+    replayed: bool = False
 
 
 class SessionRepoPort(Protocol):
@@ -57,10 +76,15 @@ class SessionRepoPort(Protocol):
     Leases are measured on the store's clock. Raises ``StoreUnavailable``.
     """
 
-    async def create(self, session: GenerationSession) -> Receipt:
+    async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:
         """Nothing -> ``queued``: debit the owner, add the ledger entry and the session, or none.
 
-        The store sets ``created_at``. Raises ``InsufficientCredits``.
+        The store sets ``created_at``. Where the owner has a session with the same idempotency key
+        already, nothing changes and the receipt is that session's, ``replayed``; however many
+        arrive at once, one of them creates it. Raises, and changes nothing:
+        ``IdempotencyKeyReused`` if that session was asked for something else, ``TooManyActive``
+        if the owner has ``max_active`` sessions that are not final (those that arrive at once do
+        not count each other), ``InsufficientCredits``.
         """
 
     async def confirm(self, session_ids: Sequence[UUID]) -> int:
@@ -113,8 +137,9 @@ class RecoveryRepoPort(Protocol):
 
     async def fail_dead_leases(
         self, failure: Failure, *, max_attempts: int, without_lease: timedelta, limit: int
-    ) -> int:
-        """``processing -> failed`` with refund, where the lease is over and attempts are spent."""
+    ) -> list[GenerationSession]:
+        """``processing -> failed`` with refund, where the lease is over and attempts are spent.
+        Returns the sessions that it failed."""
 
     async def fail_expired(self, failure: Failure, *, older_than: timedelta, limit: int) -> int:
         """``queued -> failed`` with refund, for sessions created more than ``older_than`` ago."""

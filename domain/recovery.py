@@ -1,11 +1,13 @@
 """Bring every session to its end, whatever was lost or killed. Run it every few seconds,
 in as many processes as you like."""
 
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from uuid import UUID
 
+from domain.generation import WorkPolicy
 from domain.ports import RecoveryRepoPort, SessionRepoPort, TaskQueuePort
 from domain.sessions import ErrorCode, Failure, GenerationSession
 from domain.tasks import GenerationTask, UnreadableTask
@@ -33,6 +35,18 @@ class RecoveryPolicy:
     time_to_live: timedelta = timedelta(hours=1)
     batch: int = 100
     max_batches: int = 10
+
+    def settle_bound(self, work: WorkPolicy, *, interval: timedelta) -> timedelta:
+        """The longest time from a session's creation, or from the end of the last fault if that
+        is later, to its final status, where recovery runs every ``interval``.
+
+        A session waits for at most its time to live. It may be claimed just before, and each of
+        its attempts ends by itself, or by its dead lease one run of recovery later. One run moves
+        up to ``batch * max_batches`` sessions by each rule: for each further so many that are
+        due at once, one ``interval`` more.
+        """
+        attempt = max(work.attempt_timeout + work.lease, self.without_lease)
+        return self.time_to_live + self.max_attempts * (attempt + interval) + interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +86,8 @@ class Recovery:
         self._queue = queue
         self._policy = policy
         self._new_id = new_id
+        # Waits for the queue only; what a killed process leaves in it can be read off the sessions.
+        self._unburied: deque[GenerationSession] = deque(maxlen=policy.batch * policy.max_batches)
 
     async def run_once(self) -> RecoveryReport:
         """Do all that is to be done now, in bounded batches. What needs no queue comes first, so
@@ -83,14 +99,7 @@ class Recovery:
                 _EXPIRED, older_than=policy.time_to_live, limit=policy.batch
             )
         )
-        spent = await self._drain(
-            lambda: self._lost.fail_dead_leases(
-                _SPENT,
-                max_attempts=policy.max_attempts,
-                without_lease=policy.without_lease,
-                limit=policy.batch,
-            )
-        )
+        spent = await self._drain(self._fail_spent)
         released = await self._drain(
             lambda: self._lost.release_dead_leases(
                 max_attempts=policy.max_attempts,
@@ -98,6 +107,7 @@ class Recovery:
                 limit=policy.batch,
             )
         )
+        await self._bury_spent()
         pushed_again, never_pushed = await self._push_lost()
         return RecoveryReport(
             refunded=refunded,
@@ -117,6 +127,27 @@ class Recovery:
             if count < self._policy.batch:
                 break
         return done
+
+    async def _fail_spent(self) -> int:
+        """Fail what killed all its workers; its task is kept for whoever finds out why."""
+        policy = self._policy
+        spent = await self._lost.fail_dead_leases(
+            _SPENT,
+            max_attempts=policy.max_attempts,
+            without_lease=policy.without_lease,
+            limit=policy.batch,
+        )
+        self._unburied.extend(spent)
+        return len(spent)
+
+    async def _bury_spent(self) -> None:
+        while self._unburied:
+            session = self._unburied[0]
+            await self._queue.bury(
+                GenerationTask.of(session, task_id=self._new_id()),
+                reason=f"{session.attempt} attempts ended without a sign of life",
+            )
+            self._unburied.popleft()
 
     async def _push_lost(self) -> tuple[int, int]:
         """Push what the queue lost, and fail what it never got. Returns the two counts.

@@ -7,7 +7,7 @@ from typing import Self, assert_never
 from uuid import UUID
 
 from domain.credits import Channel, Owner
-from domain.errors import IllegalTransition
+from domain.errors import IdempotencyKeyReused, IllegalTransition
 
 DEFAULT_PROMPT = (
     "Virtual try-on. The first image is the person. The second image is the outfit, if one is "
@@ -82,7 +82,7 @@ class GenerationSession:
     and also then for a consumer that is not ours. ``confirmed`` says that the task is known to
     have reached the queue, so that the session may be pushed again if the queue loses it.
     ``generated_image_url`` is only ever written by a consumer that is not ours; ours set
-    ``artefact``.
+    ``artefact``. ``idempotency_key`` is the caller's; one session of an owner has it.
     """
 
     id: UUID
@@ -93,6 +93,7 @@ class GenerationSession:
     outfit_image_url: str | None
     accessories: tuple[Accessory, ...]
     created_at: datetime
+    idempotency_key: str | None = None
     status: SessionStatus = SessionStatus.QUEUED
     confirmed: bool = False
     attempt: int = 0
@@ -121,6 +122,15 @@ class GenerationSession:
                 return f"generated/{self.owner.id}/{self.id}"
             case _:
                 assert_never(self.owner.channel)
+
+    def check_repeated_by(self, other: Self) -> None:
+        """Raise IdempotencyKeyReused unless ``other`` asks for the same as this session."""
+        if (self.image_urls, self.accessories, self.prompt) != (
+            other.image_urls,
+            other.accessories,
+            other.prompt,
+        ) or self.outfit_image_url != other.outfit_image_url:
+            raise IdempotencyKeyReused("This Idempotency-Key belongs to another request")
 
     def claimed(self, *, now: datetime, lease: timedelta) -> Self:
         """``queued -> processing``, with the next attempt number and a lease."""
@@ -153,12 +163,17 @@ class GenerationSession:
         )
 
     def failed(self, failure: Failure, *, now: datetime) -> Self:
-        """``queued | processing -> failed``. The caller refunds in the same transaction."""
+        """``queued | processing -> failed``. The caller refunds in the same transaction.
+
+        A session that never got into the queue was answered 503: its key may be used again.
+        """
         self._require(SessionStatus.QUEUED, SessionStatus.PROCESSING)
+        never_queued = failure.code == ErrorCode.QUEUE_UNAVAILABLE
         return replace(
             self,
             status=SessionStatus.FAILED,
             failure=failure,
+            idempotency_key=None if never_queued else self.idempotency_key,
             lease_expires_at=None,
             completed_at=now,
         )

@@ -1,15 +1,25 @@
 """Submit one generation: charge and record it, push its task, and tell the truth about both."""
 
+import asyncio
+import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from urllib.parse import urlsplit
 from uuid import UUID
 
 from domain.credits import Channel, Owner
-from domain.errors import Conflict, InvalidInput, QueueUnavailable, StoreUnavailable
+from domain.errors import (
+    Conflict,
+    InvalidInput,
+    Overloaded,
+    QueueUnavailable,
+    StoreUnavailable,
+    Unavailable,
+)
 from domain.ports import Receipt, SessionReadPort, SessionRepoPort, TaskQueuePort
 from domain.sessions import (
     DEFAULT_PROMPT,
@@ -19,6 +29,7 @@ from domain.sessions import (
     ErrorCode,
     Failure,
     GenerationSession,
+    SessionStatus,
 )
 from domain.tasks import GenerationTask
 
@@ -26,6 +37,7 @@ MAX_URL_LENGTH = 2_048
 CONFIRM_BATCH = 500
 UNAVAILABLE_MESSAGE = "Generation service temporarily unavailable"
 
+_KEY = re.compile(r"[!-~]{1,255}")
 _NOT_PUSHED = Failure(code=ErrorCode.QUEUE_UNAVAILABLE, message=UNAVAILABLE_MESSAGE)
 _CANCELLED = Failure(code=ErrorCode.CANCELLED, message="Cancelled at the caller's request")
 
@@ -43,6 +55,7 @@ class TryOnRequest:
     outfit_image_url: str | None = None
     accessories: tuple[Accessory, ...] = ()
     prompt: str | None = None
+    idempotency_key: str | None = None
 
     def __post_init__(self) -> None:
         _check_url("model_image_url", self.model_image_url)
@@ -54,6 +67,8 @@ class TryOnRequest:
             _check_url(f"accessories[{index}].url", accessory.url)
         if self.prompt is not None:
             self._check_prompt(self.prompt)
+        if self.idempotency_key is not None and not _KEY.fullmatch(self.idempotency_key):
+            raise InvalidInput("Idempotency-Key", "must be 1 to 255 visible ASCII characters")
 
     def _check_prompt(self, prompt: str) -> None:
         if self.owner.channel is not Channel.B2B:
@@ -79,6 +94,21 @@ def _check_url(field: str, url: str) -> None:
         raise InvalidInput(field, "must not carry a user name or password")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmissionPolicy:
+    """How long a submission may take, and how much we take in.
+
+    ``deadline`` is for charging, recording and pushing; undoing may take ``undo_deadline`` more.
+    ``max_waiting`` bounds the queue as last measured, ``max_active`` the unfinished sessions of
+    one owner.
+    """
+
+    deadline: timedelta = timedelta(seconds=2)
+    undo_deadline: timedelta = timedelta(seconds=1)
+    max_waiting: int = 100_000
+    max_active: int = 1_000
+
+
 class Submission:
     """Takes requests in, and takes them back while they still wait."""
 
@@ -88,46 +118,88 @@ class Submission:
         repo: SessionRepoPort,
         reads: SessionReadPort,
         queue: TaskQueuePort,
+        policy: SubmissionPolicy,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
     ) -> None:
         self._repo = repo
         self._reads = reads
         self._queue = queue
+        self._policy = policy
         self._new_id = new_id
         self._clock = clock
+        self._waiting = 0
         # No bound of its own: it grows by one per charged session and empties every second.
         self._unconfirmed: deque[UUID] = deque()
 
     async def submit(self, request: TryOnRequest) -> Receipt:
         """Debit one credit, create the session as ``queued`` and push its task.
 
-        Raises ``InsufficientCredits`` (nothing happened), ``StoreUnavailable`` (nothing happened,
-        or it is undone as soon as the store answers) and ``QueueUnavailable`` (it is undone).
+        Raises, before anything happened, ``Overloaded``, ``TooManyActive``,
+        ``InsufficientCredits`` and ``IdempotencyKeyReused``. Raises ``StoreUnavailable`` (nothing
+        happened, or recovery undoes it) and ``QueueUnavailable`` (it is undone, or recovery does
+        that). A receipt means that the session will reach a final status.
         """
-        receipt = await self._repo.create(self._session(request))
-        task = GenerationTask.of(receipt.session, task_id=self._new_id())
+        if self._waiting >= self._policy.max_waiting:
+            raise Overloaded("Too many requests are waiting already; try again later")
+        deadline = asyncio.get_running_loop().time() + self._policy.deadline.total_seconds()
+        async with _until(deadline, StoreUnavailable("The store took too long")):
+            receipt = await self._repo.create(
+                self._session(request), max_active=self._policy.max_active
+            )
+        if receipt.replayed and not self._is_abandoned(receipt.session):
+            return receipt
         try:
-            await self._queue.push(task)
+            async with _until(deadline, QueueUnavailable("The queue took too long")):
+                await self._queue.push(GenerationTask.of(receipt.session, task_id=self._new_id()))
         except QueueUnavailable as error:
-            await self._undo(receipt.session.id, error)
+            if not receipt.replayed:  # else recovery settles what another submitter began
+                await self._undo(receipt.session.id, error)
         else:
             self._unconfirmed.append(receipt.session.id)
         return receipt
+
+    def _is_abandoned(self, session: GenerationSession) -> bool:
+        """Whether a repeated request should push again, because the first one's submitter died or
+        never learnt that it had charged: it is past its deadline and confirmed nothing."""
+        gave_up_at = session.created_at + self._policy.deadline + self._policy.undo_deadline
+        return (
+            session.status is SessionStatus.QUEUED
+            and not session.confirmed
+            and self._clock() > gave_up_at
+        )
 
     async def _undo(self, session_id: UUID, cause: QueueUnavailable) -> None:
         """Fail the session with its refund and raise; return if a worker has it already.
 
         The push may have reached the queue although it failed here. Whoever changes the session
         first decides: if we do, a claim finds it final; if a worker did, the push did succeed.
-        If the store does not answer either, recovery finds the session unconfirmed and fails it.
+
+        Where the store does not answer either, recovery settles the session. If the task is
+        certainly not in the queue, nobody can claim it until then and its refund is certain:
+        raise. Otherwise a worker may still complete it, so "unavailable" might turn out a lie;
+        that the session will reach a final status is true in any case: return.
         """
+        deadline = asyncio.get_running_loop().time() + self._policy.undo_deadline.total_seconds()
         try:
-            undone = await self._repo.fail(session_id, _NOT_PUSHED, attempt=None)
+            async with _until(deadline, StoreUnavailable("The store took too long")):
+                undone = await self._repo.fail(session_id, _NOT_PUSHED, attempt=None)
         except StoreUnavailable:
-            undone = True
+            undone = cause.refused
         if undone:
             raise QueueUnavailable(UNAVAILABLE_MESSAGE) from cause
+
+    async def measure_queue(self) -> int:
+        """See how many tasks wait, so that ``submit`` can refuse more; call about once a second.
+
+        Not part of ``submit``, which would wait for it. An unknown length refuses nobody.
+        """
+        try:
+            self._waiting = await self._queue.depth()
+        except QueueUnavailable:
+            self._waiting = 0
+            raise
+        return self._waiting
 
     async def confirm_pushed(self) -> int:
         """Note in the store which tasks reached the queue; call about once a second.
@@ -162,4 +234,15 @@ class Submission:
             outfit_image_url=request.outfit_image_url,
             accessories=request.accessories,
             created_at=self._clock(),
+            idempotency_key=request.idempotency_key,
         )
+
+
+@asynccontextmanager
+async def _until(deadline: float, error: Unavailable) -> AsyncIterator[None]:
+    """Raise ``error`` at ``deadline``, on the event loop's clock."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError as timeout:
+        raise error from timeout

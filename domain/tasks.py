@@ -60,3 +60,15 @@ class UnreadableTask:
     raw: bytes
     reason: str
     session_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """A message that was taken out of the queue for good: its raw text, why, and the session that
+    it names, if it names one."""
+
+    id: UUID
+    raw: bytes
+    reason: str
+    session_id: UUID | None
+    buried_at: datetime

@@ -2,19 +2,22 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from uuid import UUID, uuid4
 
 from adapters.queue.payload import decode, encode
-from domain.ports import TaskQueuePort
-from domain.tasks import GenerationTask, UnreadableTask
+from domain.ports import DeadLetterPort, TaskQueuePort
+from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
 
 
-class InMemoryTaskQueue(TaskQueuePort):
+class InMemoryTaskQueue(TaskQueuePort, DeadLetterPort):
     """Gone at exit. Keeps the same bytes that Redis would: ``messages[-1]`` is popped next."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Callable[[], datetime]) -> None:
+        self._clock = clock
         self.messages: deque[bytes] = deque()
-        self.dead: list[UnreadableTask] = []
+        self.letters: list[DeadLetter] = []
         self._arrived = asyncio.Event()
 
     async def push(self, task: GenerationTask) -> None:
@@ -41,5 +44,30 @@ class InMemoryTaskQueue(TaskQueuePort):
     async def depth(self) -> int:
         return len(self.messages)
 
-    async def bury(self, message: UnreadableTask) -> None:
-        self.dead.append(message)
+    async def bury(self, message: GenerationTask | UnreadableTask, *, reason: str) -> None:
+        self.letters.append(
+            DeadLetter(
+                id=uuid4(),
+                raw=message.raw if isinstance(message, UnreadableTask) else encode(message),
+                reason=reason,
+                session_id=message.session_id,
+                buried_at=self._clock(),
+            )
+        )
+
+    async def dead(self, *, limit: int) -> list[DeadLetter]:
+        return self.letters[::-1][:limit]
+
+    async def requeue(self, letter_id: UUID) -> bool:
+        letter = next((letter for letter in self.letters if letter.id == letter_id), None)
+        if letter is None:
+            return False
+        self.letters.remove(letter)
+        self.messages.appendleft(letter.raw)
+        self._arrived.set()
+        return True
+
+    async def discard(self, letter_id: UUID) -> bool:
+        before = len(self.letters)
+        self.letters = [letter for letter in self.letters if letter.id != letter_id]
+        return len(self.letters) < before

@@ -3,27 +3,29 @@
 | key                        | type | holds                                                     |
 |----------------------------|------|-----------------------------------------------------------|
 | ``wearon:tasks:generation``| list | tasks as JSON (payload.py): LPUSH to add, BRPOP to take   |
-| ``wearon:tasks:dead``      | list | what could not be read, newest first: ``DeadMessage``     |
+| ``wearon:tasks:dead``      | list | what was taken out, newest first: ``DeadMessage``; the    |
+|                            |      | newest ``MAX_DEAD`` are kept                              |
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
+from socket import gaierror
 from urllib.parse import urlsplit, urlunsplit
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from adapters.queue.payload import decode, encode
 from domain.errors import QueueUnavailable
-from domain.ports import TaskQueuePort
-from domain.tasks import GenerationTask, UnreadableTask
+from domain.ports import DeadLetterPort, TaskQueuePort
+from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
 
 TASKS_KEY = "wearon:tasks:generation"
 DEAD_KEY = "wearon:tasks:dead"
@@ -33,6 +35,7 @@ class DeadMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """An entry of the dead list. ``raw`` is the message's text; where that is not UTF-8,
     ``raw_base64`` holds its bytes instead."""
 
+    id: UUID
     reason: str
     buried_at: datetime
     session_id: UUID | None = None
@@ -40,7 +43,16 @@ class DeadMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     raw_base64: bytes | None = None
 
 
+MAX_DEAD = 10_000
+_DEAD_BATCH = 500
 _encode_dead = msgspec.json.Encoder().encode
+_decode_dead = msgspec.json.Decoder(DeadMessage).decode
+
+# KEYS: dead list, tasks. ARGV: the entry, its raw text. Nobody else can requeue it in between.
+_REQUEUE = """
+if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
+redis.call('LPUSH', KEYS[2], ARGV[2])
+return 1"""
 
 
 def redis_client(url: str, *, timeout_seconds: float) -> Redis:
@@ -67,7 +79,7 @@ def _with_tls(url: str) -> str:
     return url
 
 
-class RedisTaskQueue(TaskQueuePort):
+class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
     """``client`` serves what must answer soon and has a short timeout; ``blocking_client`` serves
     ``pop`` only, and its timeout is longer than any ``pop`` may wait."""
 
@@ -113,9 +125,44 @@ class RedisTaskQueue(TaskQueuePort):
         async with self._bounded():
             return await self._client.llen(TASKS_KEY)
 
-    async def bury(self, message: UnreadableTask) -> None:
+    async def bury(self, message: GenerationTask | UnreadableTask, *, reason: str) -> None:
+        raw = message.raw if isinstance(message, UnreadableTask) else encode(message)
+        dead = _dead(raw, reason, message.session_id, self._clock())
+        async with self._bounded(), self._client.pipeline(transaction=True) as transaction:
+            transaction.lpush(DEAD_KEY, _encode_dead(dead))
+            transaction.ltrim(DEAD_KEY, 0, MAX_DEAD - 1)
+            await transaction.execute()
+
+    async def dead(self, *, limit: int) -> list[DeadLetter]:
         async with self._bounded():
-            await self._client.lpush(DEAD_KEY, _encode_dead(self._dead(message)))
+            entries = await self._client.lrange(DEAD_KEY, 0, limit - 1)
+        return [_letter(_decode_dead(entry)) for entry in entries]
+
+    async def requeue(self, letter_id: UUID) -> bool:
+        entry, letter = await self._find_dead(letter_id)
+        if letter is None:
+            return False
+        async with self._bounded():
+            moved = await self._client.eval(_REQUEUE, 2, DEAD_KEY, TASKS_KEY, entry, letter.raw)
+        return bool(moved)
+
+    async def discard(self, letter_id: UUID) -> bool:
+        entry, letter = await self._find_dead(letter_id)
+        if letter is None:
+            return False
+        async with self._bounded():
+            return await self._client.lrem(DEAD_KEY, 1, entry) == 1
+
+    async def _find_dead(self, letter_id: UUID) -> tuple[str, DeadLetter | None]:
+        """The entry as it stands in the list, and what it says."""
+        for start in range(0, MAX_DEAD, _DEAD_BATCH):
+            async with self._bounded():
+                entries = await self._client.lrange(DEAD_KEY, start, start + _DEAD_BATCH - 1)
+            for entry in entries:
+                dead = _decode_dead(entry)
+                if dead.id == letter_id:
+                    return entry if isinstance(entry, str) else entry.decode(), _letter(dead)
+        return "", None
 
     async def close(self) -> None:
         """Close the connections; a server that does not answer is not waited for, nor is it an
@@ -124,15 +171,6 @@ class RedisTaskQueue(TaskQueuePort):
             with suppress(QueueUnavailable):
                 async with self._bounded():
                     await client.aclose()
-
-    def _dead(self, message: UnreadableTask) -> DeadMessage:
-        dead = DeadMessage(
-            reason=message.reason, buried_at=self._clock(), session_id=message.session_id
-        )
-        try:
-            return msgspec.structs.replace(dead, raw=message.raw.decode())
-        except UnicodeDecodeError:
-            return msgspec.structs.replace(dead, raw_base64=message.raw)
 
     @asynccontextmanager
     async def _bounded(self, *, waiting_seconds: float = 0.0) -> AsyncIterator[None]:
@@ -144,4 +182,36 @@ class RedisTaskQueue(TaskQueuePort):
             async with asyncio.timeout(self._timeout_seconds + waiting_seconds):
                 yield
         except (RedisError, OSError, TimeoutError) as error:
-            raise QueueUnavailable("Redis queue unavailable") from error
+            refused = _had_no_effect(error)
+            raise QueueUnavailable("Redis queue unavailable", refused=refused) from error
+
+
+def _had_no_effect(error: BaseException) -> bool:
+    """Whether the server answered with an error, or was not reached at all."""
+    if isinstance(error, ResponseError | AuthenticationError | BusyLoadingError):
+        return True
+    causes: set[type[BaseException]] = set()
+    cause: BaseException | None = error
+    while cause is not None:
+        causes.add(type(cause))
+        cause = cause.__cause__ or cause.__context__
+    return not causes.isdisjoint({ConnectionRefusedError, FileNotFoundError, gaierror})
+
+
+def _dead(raw: bytes, reason: str, session_id: UUID | None, buried_at: datetime) -> DeadMessage:
+    dead = DeadMessage(id=uuid4(), reason=reason, buried_at=buried_at, session_id=session_id)
+    try:
+        return msgspec.structs.replace(dead, raw=raw.decode())
+    except UnicodeDecodeError:
+        return msgspec.structs.replace(dead, raw_base64=raw)
+
+
+def _letter(dead: DeadMessage) -> DeadLetter:
+    raw = (dead.raw or "").encode() if dead.raw_base64 is None else dead.raw_base64
+    return DeadLetter(
+        id=dead.id,
+        raw=raw,
+        reason=dead.reason,
+        session_id=dead.session_id,
+        buried_at=dead.buried_at,
+    )

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from adapters.credits.memory import InMemoryCreditRepo
 from domain.credits import GENERATION_COST, Owner
-from domain.errors import IllegalTransition, NotFound
+from domain.errors import IllegalTransition, NotFound, TooManyActive
 from domain.ports import (
     Position,
     Receipt,
@@ -43,7 +43,14 @@ class InMemorySessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
         self._rows: dict[UUID, _Row] = {}
         accounts.sessions = lambda: [row.session for row in self._rows.values()]
 
-    async def create(self, session: GenerationSession) -> Receipt:
+    async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:
+        earlier = self._with_key(session)
+        if earlier is not None:
+            earlier.check_repeated_by(session)
+            balance = self._accounts.balance_of(session.owner).balance
+            return Receipt(session=earlier, credits_remaining=balance, replayed=True)
+        if (await self.stats(session.owner)).active >= max_active:
+            raise TooManyActive("Too many sessions are unfinished; wait for some to end")
         account = self._accounts.debit(session.owner, GENERATION_COST, session.id)
         now = self._clock()
         stored = replace(session, created_at=now)
@@ -115,12 +122,12 @@ class InMemorySessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
 
     async def fail_dead_leases(
         self, failure: Failure, *, max_attempts: int, without_lease: timedelta, limit: int
-    ) -> int:
+    ) -> list[GenerationSession]:
         dead = [row for row in self._dead(without_lease) if row.session.attempt >= max_attempts]
         dead = dead[:limit]
         for row in dead:
             self._fail(row, failure)
-        return len(dead)
+        return [row.session for row in dead]
 
     async def fail_expired(self, failure: Failure, *, older_than: timedelta, limit: int) -> int:
         before = self._clock() - older_than
@@ -193,6 +200,16 @@ class InMemorySessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
         if changed.status.is_final and changed.completed_at is None:
             changed = replace(changed, completed_at=self._clock())
         return changed
+
+    def _with_key(self, session: GenerationSession) -> GenerationSession | None:
+        """The session that has the owner and the key of this one."""
+        if session.idempotency_key is None:
+            return None
+        wanted = (session.owner, session.idempotency_key)
+        for row in self._rows.values():
+            if (row.session.owner, row.session.idempotency_key) == wanted:
+                return row.session
+        return None
 
     def _queued(self, session_id: UUID) -> _Row | None:
         row = self._rows.get(session_id)

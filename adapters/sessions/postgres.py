@@ -18,7 +18,7 @@ import msgspec
 
 from adapters.postgres.database import Database
 from domain.credits import GENERATION_COST, Channel, Owner
-from domain.errors import InsufficientCredits, NotFound
+from domain.errors import InsufficientCredits, NotFound, StoreUnavailable, TooManyActive
 from domain.ports import (
     Position,
     Receipt,
@@ -30,36 +30,57 @@ from domain.ports import (
 from domain.sessions import (
     Accessory,
     Artefact,
+    ErrorCode,
     Failure,
     GenerationSession,
     SessionStatus,
 )
 
+CREATE_TRIES = 5
+
 _COLUMNS = """
-    s.id, s.channel, s.owner_id, s.status, s.request_id, s.prompt, s.model_image_url,
-    s.outfit_image_url, s.accessories, s.object_key, s.media_type, s.generated_image_url,
+    s.id, s.channel, s.owner_id, s.idempotency_key, s.status, s.request_id, s.prompt,
+    s.model_image_url, s.outfit_image_url, s.accessories, s.object_key, s.media_type,
+    s.generated_image_url,
     s.error_code, s.error_message, s.confirmed, s.attempt, s.lease_expires_at, s.created_at,
     s.started_at, s.completed_at, s.processing_time_ms"""
 
+# "earlier" and "active" are what was there when the statement began. Of two that begin at once
+# with one key, the unique index lets one through and undoes the other whole.
 _CREATE = """
-    WITH debit AS (
+    WITH earlier AS (
+        SELECT FROM generation_sessions
+        WHERE channel = $3 AND owner_id = $4 AND idempotency_key = $10
+    ), active AS (
+        SELECT FROM generation_sessions
+        WHERE channel = $3 AND owner_id = $4 AND status IN ('queued', 'processing') LIMIT $11
+    ), debit AS (
         UPDATE credit_accounts
         SET balance = balance - $1::bigint, total_debited = total_debited + $1::bigint
         WHERE channel = $3 AND owner_id = $4 AND balance >= $1::bigint
+            AND NOT EXISTS (SELECT FROM earlier) AND (SELECT count(*) FROM active) < $11
         RETURNING balance
     ), entry AS (
         INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
         SELECT $3, $4, 'debit', -$1::bigint, $2::uuid FROM debit
     ), session AS (
         INSERT INTO generation_sessions (id, channel, store_id, user_id, request_id, prompt,
-            model_image_url, outfit_image_url, accessories)
+            model_image_url, outfit_image_url, accessories, idempotency_key)
         SELECT $2::uuid, $3, CASE $3 WHEN 'b2b' THEN $4 END, CASE $3 WHEN 'b2c' THEN $4 END,
-            $5, $6, $7, $8, $9::jsonb
+            $5, $6, $7, $8, $9::jsonb, $10
         FROM debit
         RETURNING created_at
     )
     SELECT (SELECT balance FROM debit) AS remaining,
-        (SELECT created_at FROM session) AS created_at"""
+        (SELECT created_at FROM session) AS created_at,
+        EXISTS (SELECT FROM earlier) AS repeated,
+        (SELECT count(*) FROM active) >= $11 AS crowded"""
+_KEY_CONSTRAINT = "one_session_per_key"
+
+_EARLIER = f"""
+    SELECT {_COLUMNS}, account.balance
+    FROM generation_sessions AS s JOIN credit_accounts AS account USING (channel, owner_id)
+    WHERE channel = $1 AND owner_id = $2 AND s.idempotency_key = $3"""
 
 _CONFIRM = """
     WITH confirmed AS (
@@ -122,20 +143,23 @@ _REFUND_ENDED = """
         FROM (SELECT channel, owner_id, sum(amount)::bigint AS amount FROM refund GROUP BY 1, 2)
             AS due
         WHERE account.channel = due.channel AND account.owner_id = due.owner_id
-    )
-    SELECT count(*) FROM ended"""
+    )"""
+_COUNT_ENDED = "SELECT count(*) FROM ended"
 
 
-def _fail_where(guard: str) -> str:
-    """The statement that fails the sessions for which ``guard`` holds and refunds them."""
+def _fail_where(guard: str, *, result: str = _COUNT_ENDED) -> str:
+    """The statement that fails the sessions for which ``guard`` holds and refunds them. What was
+    never queued was answered 503: its idempotency key may be used again."""
     return f"""
     WITH ended AS (
-        UPDATE generation_sessions
+        UPDATE generation_sessions AS s
         SET status = 'failed', error_code = $1, error_message = $2, refunded = true,
-            lease_expires_at = NULL, completed_at = now()
+            lease_expires_at = NULL, completed_at = now(), idempotency_key =
+                CASE WHEN $1 <> '{ErrorCode.QUEUE_UNAVAILABLE}' THEN s.idempotency_key END
         WHERE {guard}
-        RETURNING id
-    ), {_REFUND_ENDED}"""
+        RETURNING {_COLUMNS}
+    ), {_REFUND_ENDED}
+    {result}"""
 
 
 # A session set to 'processing' by a consumer that is not ours has no lease.
@@ -150,11 +174,14 @@ _FAIL_EXPIRED = _fail_where("""
         SELECT id FROM generation_sessions
         WHERE status = 'queued' AND created_at < now() - $3::interval
         ORDER BY created_at, id LIMIT $4 FOR UPDATE SKIP LOCKED))""")
-_FAIL_DEAD_LEASES = _fail_where(f"""
+_FAIL_DEAD_LEASES = _fail_where(
+    f"""
     id = ANY (ARRAY (
         SELECT id FROM generation_sessions
         WHERE {_DEAD.format(without_lease="$3")} AND attempt >= $4
-        LIMIT $5 FOR UPDATE SKIP LOCKED))""")
+        LIMIT $5 FOR UPDATE SKIP LOCKED))""",
+    result="SELECT * FROM ended",
+)
 
 _RELEASE_DEAD_LEASES = f"""
     WITH released AS (
@@ -176,7 +203,8 @@ _REFUND_MISSING = f"""
             WHERE status = 'failed' AND NOT refunded
             LIMIT $1 FOR UPDATE SKIP LOCKED))
         RETURNING id
-    ), {_REFUND_ENDED}"""
+    ), {_REFUND_ENDED}
+    {_COUNT_ENDED}"""
 
 _OVERDUE = f"""
     UPDATE generation_sessions AS s SET push_again_at = now() + $2::interval
@@ -206,26 +234,60 @@ class PostgresSessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, session: GenerationSession) -> Receipt:
-        row = await self._database.fetch_row(
-            _CREATE,
-            GENERATION_COST,
-            session.id,
-            session.owner.channel,
-            session.owner.id,
-            session.request_id,
-            session.prompt,
-            session.model_image_url,
-            session.outfit_image_url,
-            _encode_accessories(session.accessories).decode(),
-        )
-        assert row is not None  # noqa: S101 - a SELECT without FROM has one row
-        if row["remaining"] is None:
+    async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:
+        for _ in range(CREATE_TRIES):
+            row = await self._charge(session, max_active)
+            if row is not None and row["remaining"] is not None:
+                return Receipt(
+                    session=replace(session, created_at=row["created_at"]),
+                    credits_remaining=row["remaining"],
+                )
+            # A copy of this request may have been quicker, and may have spent the last credit.
+            earlier = await self._earlier(session)
+            if earlier is not None:
+                return earlier
+            if row is None or row["repeated"]:
+                continue  # The key was somebody's, and was given back since.
+            if row["crowded"]:
+                raise TooManyActive("Too many sessions are unfinished; wait for some to end")
             raise InsufficientCredits(required=GENERATION_COST)
-        return Receipt(
-            session=replace(session, created_at=row["created_at"]),
-            credits_remaining=row["remaining"],
+        raise StoreUnavailable("An idempotency key changed hands too often")
+
+    async def _charge(self, session: GenerationSession, max_active: int) -> asyncpg.Record | None:
+        """None if another statement with this idempotency key was quicker."""
+        try:
+            return await self._database.fetch_row(
+                _CREATE,
+                GENERATION_COST,
+                session.id,
+                session.owner.channel,
+                session.owner.id,
+                session.request_id,
+                session.prompt,
+                session.model_image_url,
+                session.outfit_image_url,
+                _encode_accessories(session.accessories).decode(),
+                session.idempotency_key,
+                max_active,
+            )
+        except asyncpg.UniqueViolationError as error:
+            if error.constraint_name != _KEY_CONSTRAINT:
+                raise
+            return None
+
+    async def _earlier(self, session: GenerationSession) -> Receipt | None:
+        """The session that has this one's idempotency key, if there is one."""
+        if session.idempotency_key is None:
+            return None
+        owner = session.owner
+        row = await self._database.fetch_row(
+            _EARLIER, owner.channel, owner.id, session.idempotency_key
         )
+        if row is None:
+            return None
+        earlier = _session(row)
+        earlier.check_repeated_by(session)
+        return Receipt(session=earlier, credits_remaining=row["balance"], replayed=True)
 
     async def confirm(self, session_ids: Sequence[UUID]) -> int:
         return await self._count(_CONFIRM, session_ids)
@@ -265,10 +327,11 @@ class PostgresSessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
 
     async def fail_dead_leases(
         self, failure: Failure, *, max_attempts: int, without_lease: timedelta, limit: int
-    ) -> int:
-        return await self._count(
+    ) -> list[GenerationSession]:
+        rows = await self._database.fetch(
             _FAIL_DEAD_LEASES, failure.code, failure.message, without_lease, max_attempts, limit
         )
+        return [_session(row) for row in rows]
 
     async def fail_expired(self, failure: Failure, *, older_than: timedelta, limit: int) -> int:
         return await self._count(_FAIL_EXPIRED, failure.code, failure.message, older_than, limit)
@@ -336,6 +399,7 @@ def _session(row: asyncpg.Record) -> GenerationSession:
         outfit_image_url=row["outfit_image_url"],
         accessories=_decode_accessories(row["accessories"]),
         created_at=row["created_at"],
+        idempotency_key=row["idempotency_key"],
         status=SessionStatus(row["status"]),
         confirmed=row["confirmed"],
         attempt=row["attempt"],

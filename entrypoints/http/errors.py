@@ -10,11 +10,14 @@ from litestar.exceptions import HTTPException, ValidationException
 
 from domain.errors import (
     Conflict,
+    IdempotencyKeyReused,
     InsufficientCredits,
     InvalidApiKey,
     InvalidInput,
     NotFound,
+    Overloaded,
     QueueUnavailable,
+    TooManyActive,
     TryAgain,
     Unauthenticated,
     Unavailable,
@@ -53,6 +56,9 @@ ERRORS: Final[Mapping[type[Exception] | int, Answer]] = {
     InsufficientCredits: Answer(402, "INSUFFICIENT_CREDITS"),
     NotFound: _NOTHING_HERE,
     Conflict: Answer(409, "CONFLICT"),
+    IdempotencyKeyReused: Answer(422, "IDEMPOTENCY_KEY_REUSED"),
+    TooManyActive: Answer(429, "RATE_LIMIT_EXCEEDED", headers=_RETRY),
+    Overloaded: Answer(503, "SERVICE_UNAVAILABLE", headers=_RETRY),
     QueueUnavailable: Answer(503, "SERVICE_UNAVAILABLE", UNAVAILABLE_MESSAGE, _RETRY),
     Unavailable: _UNAVAILABLE,
     TryAgain: _UNAVAILABLE,  # from the image storage

@@ -18,11 +18,13 @@ from domain.submission import Submission, TryOnRequest
 from entrypoints.http.inputs import (
     Cursor,
     CursorText,
+    IdempotencyKey,
     Injected,
     Limit,
     NewGenerationBody,
     OwnedRequest,
     SessionIdInPath,
+    check_given_once,
 )
 from entrypoints.http.openapi import failures
 from entrypoints.http.schemas import (
@@ -65,24 +67,33 @@ _CURSOR: Cursor[tuple[int, UUID]] = Cursor(msgspec.json.Decoder(tuple[_Microseco
     tags=_TAGS,
     summary="Ask for a picture",
     response_description="Accepted and paid; the picture is on its way.",
-    responses=failures(401, 402, 413, 415, 503),
+    responses=failures(401, 402, 413, 415, 422, 429, 503),
 )
 async def submit_generation(
-    request: OwnedRequest, data: Body, submission: Injected[Submission]
+    request: OwnedRequest,
+    data: Body,
+    submission: Injected[Submission],
+    idempotency_key: IdempotencyKey = None,
 ) -> Response[SubmittedEnvelope]:
     """Takes one credit and queues the work. After a 202 the session will reach a final status:
     `completed` with a picture, or `failed` with the credit back. Ask at `status_url`.
-    After a 503 the credit is back, or comes back by itself."""
-    receipt = await submission.submit(_try_on(data, request))
+    After a 503 the credit is back, or comes back by itself.
+
+    With an `Idempotency-Key` you may repeat a request, whatever became of the first one: you are
+    charged once and get the same session, as it is now, with `Idempotency-Replayed: true`."""
+    check_given_once(request, "idempotency-key")
+    receipt = await submission.submit(_try_on(data, request, idempotency_key))
     bind_contextvars(session_id=str(receipt.session.id))
     submitted = Submitted.of(receipt)
-    return Response(
-        SubmittedEnvelope(data=submitted, error=None), headers={"Location": submitted.status_url}
-    )
+    headers = {"Location": submitted.status_url}
+    if receipt.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return Response(SubmittedEnvelope(data=submitted, error=None), headers=headers)
 
 
-def _try_on(data: NewGeneration, request: OwnedRequest) -> TryOnRequest:
+def _try_on(data: NewGeneration, request: OwnedRequest, key: str | None) -> TryOnRequest:
     return TryOnRequest(
+        idempotency_key=key,
         owner=request.user,
         request_id=request.scope["state"]["request_id"],
         model_image_url=data.model_image_url,

@@ -11,7 +11,7 @@ from litestar import Request
 from litestar.di import NamedDependency
 from litestar.dto import AbstractDTO
 from litestar.exceptions import HTTPException
-from litestar.params import PathParameter, QueryParameter, SkipValidation
+from litestar.params import HeaderParameter, PathParameter, QueryParameter, SkipValidation
 
 from domain.credits import Owner
 from domain.errors import InvalidInput
@@ -35,6 +35,15 @@ Limit = Annotated[int, QueryParameter(ge=1, le=50, description="How many to retu
 CursorText = Annotated[
     str | None,
     QueryParameter(description="The `next_cursor` of the part before; none for the first part."),
+]
+
+IdempotencyKey = Annotated[
+    str | None,
+    HeaderParameter(
+        name="Idempotency-Key",
+        description="Yours to choose, 1 to 255 visible ASCII characters, new for every new request."
+        " Kept as long as the session.",
+    ),
 ]
 
 _NEW_GENERATION = msgspec.json.Decoder(NewGeneration)
@@ -107,6 +116,12 @@ def in_our_words(problem: str) -> str:
     if "matching regex" in problem:
         return "has a character that is not allowed"
     return problem[:1].lower() + problem[1:].replace("`", "")
+
+
+def check_given_once(request: OwnedRequest, header: str) -> None:
+    """Raises InvalidInput for a header that is given twice: which one is meant?"""
+    if len(request.headers.getall(header, [])) > 1:
+        raise InvalidInput(header.title(), "is given more than once")
 
 
 class Cursor(Generic[T]):

@@ -61,6 +61,8 @@ _EXPLANATIONS = {
     409: "It is not in a state that allows this.",
     413: "The body is too large.",
     415: "The body is not `application/json`.",
+    422: "The idempotency key belongs to another request; nothing was charged.",
+    429: "Too many of your sessions are unfinished; nothing was charged.",
     500: "Our mistake.",
     503: "Something that the service needs does not answer; try again.",
 }
@@ -71,6 +73,9 @@ _WORDS = {
     "INVALID_API_KEY": "The API key is not known",
     "INSUFFICIENT_CREDITS": "This costs 1 credit(s), which the balance does not cover",
     "CONFLICT": "Only a queued session can be cancelled",
+    "IDEMPOTENCY_KEY_REUSED": "This Idempotency-Key belongs to another request",
+    "RATE_LIMIT_EXCEEDED": "Too many sessions are unfinished; wait for some to end",
+    "SERVICE_UNAVAILABLE": "Too many requests are waiting already; try again later",
 }
 
 
@@ -174,18 +179,21 @@ _STRING = Schema(type=OpenAPIType.STRING)
 _REQUEST_ID = OpenAPIHeader(
     schema=_STRING, description="The id of this request: yours if well formed, else a new one."
 )
+_RETRY_AFTER = OpenAPIHeader(
+    schema=Schema(type=OpenAPIType.INTEGER), description="Seconds to wait."
+)
 _HEADERS_BY_STATUS = {
     "202": {
         "Location": OpenAPIHeader(
             schema=_STRING, description="Path of the new session; the same as `status_url`."
-        )
+        ),
+        "Idempotency-Replayed": OpenAPIHeader(
+            schema=_STRING, description="`true` where the key was used before for this request."
+        ),
     },
     "401": {"WWW-Authenticate": OpenAPIHeader(schema=_STRING, description="`Bearer`")},
-    "503": {
-        "Retry-After": OpenAPIHeader(
-            schema=Schema(type=OpenAPIType.INTEGER), description="Seconds to wait."
-        )
-    },
+    "429": {"Retry-After": _RETRY_AFTER},
+    "503": {"Retry-After": _RETRY_AFTER},
 }
 
 

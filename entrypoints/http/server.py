@@ -19,8 +19,9 @@ from domain.errors import Unavailable
 from domain.submission import Submission
 from entrypoints.http.app import Lifespan, Services, create_app
 
-CONFIRM_SECONDS = 1.0
-"""How often pushed tasks are confirmed; recovery's shortest ``push_again_seconds`` is 5."""
+TEND_SECONDS = 1.0
+"""How often pushed tasks are confirmed, and the queue measured; recovery's shortest
+``push_again_seconds`` is 5."""
 
 log = structlog.get_logger(__name__)
 
@@ -61,12 +62,12 @@ def application(container: Container, *lifespan: Lifespan) -> Litestar:
 
     @asynccontextmanager
     async def connected(_: Litestar) -> AsyncIterator[None]:
-        confirming = asyncio.create_task(_confirm_pushed(container.submission()))
+        tending = asyncio.create_task(_tend(container.submission()))
         try:
             yield
         finally:
-            confirming.cancel()
-            await asyncio.gather(confirming, return_exceptions=True)
+            tending.cancel()
+            await asyncio.gather(tending, return_exceptions=True)
             with suppress(Unavailable):  # Recovery treats what stays unconfirmed as never pushed.
                 await container.submission().confirm_pushed()
             await close(container)
@@ -94,12 +95,14 @@ def services_of(container: Container) -> Services:
     )
 
 
-async def _confirm_pushed(submission: Submission) -> None:
+async def _tend(submission: Submission) -> None:
+    """What a submission leaves to be done for many at once."""
     while True:
-        await asyncio.sleep(CONFIRM_SECONDS)
-        try:
-            await submission.confirm_pushed()
-        except Unavailable as error:
-            log.warning("confirming_postponed", cause=type(error).__name__)
-        except Exception:
-            log.exception("confirming_crashed")
+        for duty in (submission.measure_queue, submission.confirm_pushed):
+            try:
+                await duty()
+            except Unavailable as error:
+                log.warning("duty_postponed", duty=duty.__name__, cause=type(error).__name__)
+            except Exception:
+                log.exception("duty_crashed", duty=duty.__name__)
+        await asyncio.sleep(TEND_SECONDS)

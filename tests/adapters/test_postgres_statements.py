@@ -13,7 +13,7 @@ from adapters.postgres.database import Database, DatabaseLimits
 from domain.credits import Channel, Owner
 from domain.ports import RecoveryRepoPort
 from tests.contracts.backends import PostgresBackend
-from tests.support.examples import FAILURE, LEASE, USER, a_session
+from tests.support.examples import FAILURE, LEASE, MANY, USER, a_session
 
 pytestmark = pytest.mark.anyio
 
@@ -66,6 +66,11 @@ async def foreign(backend: PostgresBackend, status: str) -> UUID:
     return session_id
 
 
+async def _fail_dead_leases(repo: RecoveryRepoPort, limit: int) -> int:
+    failed = await repo.fail_dead_leases(FAILURE, max_attempts=1, without_lease=LEASE, limit=limit)
+    return len(failed)
+
+
 BATCHES: dict[str, tuple[str, Callable[[RecoveryRepoPort, int], Awaitable[int]]]] = {
     "fail_expired": (
         "queued",
@@ -73,9 +78,7 @@ BATCHES: dict[str, tuple[str, Callable[[RecoveryRepoPort, int], Awaitable[int]]]
     ),
     "fail_dead_leases": (
         "processing",
-        lambda repo, limit: repo.fail_dead_leases(
-            FAILURE, max_attempts=1, without_lease=LEASE, limit=limit
-        ),
+        _fail_dead_leases,
     ),
     "release_dead_leases": (
         "processing",
@@ -178,12 +181,12 @@ async def test_the_ledger_is_in_the_order_of_the_balances(
     account has no entry yet."""
     await backend.credits.grant(USER, 2, note="test")
     refunded, charged = a_session(), a_session()
-    await backend.sessions.create(refunded)
+    await backend.sessions.create(refunded, max_active=MANY)
     database = Database(postgres.url(), limits=DatabaseLimits())
 
     async with database.transaction() as blocker:
         await blocker.execute("SELECT FROM credit_accounts FOR UPDATE")
-        create = asyncio.create_task(backend.sessions.create(charged))
+        create = asyncio.create_task(backend.sessions.create(charged, max_active=MANY))
         await waiting(database, 1)
         fail = asyncio.create_task(backend.sessions.fail(refunded.id, FAILURE, attempt=None))
         await waiting(database, 2)

@@ -38,7 +38,7 @@ METHODS: dict[str, Method] = {
     "pop at once": lambda queue: queue.pop(timeout_seconds=0),
     "oldest": lambda queue: queue.oldest(),
     "depth": lambda queue: queue.depth(),
-    "bury": lambda queue: queue.bury(UnreadableTask(raw=b"", reason="", session_id=None)),
+    "bury": lambda queue: queue.bury(a_task(), reason=""),
 }
 
 

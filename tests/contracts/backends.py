@@ -8,7 +8,6 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
-import msgspec
 from redis.asyncio import Redis
 
 from adapters.auth.memory import InMemoryApiKeyRepo
@@ -17,7 +16,7 @@ from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.postgres.database import Database
 from adapters.queue.memory import InMemoryTaskQueue
-from adapters.queue.redis import DEAD_KEY, TASKS_KEY, DeadMessage, RedisTaskQueue
+from adapters.queue.redis import TASKS_KEY, RedisTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
 from domain.credits import LedgerEntry, LedgerKind, Owner
@@ -25,6 +24,7 @@ from domain.errors import IllegalTransition
 from domain.ports import (
     ApiKeyRepoPort,
     CreditRepoPort,
+    DeadLetterPort,
     Receipt,
     RecoveryRepoPort,
     SessionReadPort,
@@ -34,7 +34,7 @@ from domain.ports import (
 from domain.sessions import ErrorCode, Failure, GenerationSession, SessionStatus
 from domain.tasks import UnreadableTask
 from tests.support.clock import FakeClock
-from tests.support.examples import LEASE, USER, a_session
+from tests.support.examples import LEASE, MANY, USER, a_session
 
 
 class Backend(ABC):
@@ -77,7 +77,7 @@ class Backend(ABC):
     async def created(self, owner: Owner = USER, **changes: Any) -> Receipt:
         """A session that was paid for with a credit granted for it."""
         await self.credits.grant(owner, 1, note="test")
-        return await self.sessions.create(a_session(owner=owner, **changes))
+        return await self.sessions.create(a_session(owner=owner, **changes), max_active=MANY)
 
     async def queued(self, owner: Owner = USER) -> UUID:
         return (await self.created(owner)).session.id
@@ -239,6 +239,7 @@ class QueueBackend(ABC):
     """A queue, with what other producers and consumers see of it."""
 
     queue: TaskQueuePort
+    letters: DeadLetterPort
 
     @abstractmethod
     async def send(self, raw: bytes) -> None:
@@ -248,15 +249,18 @@ class QueueBackend(ABC):
     async def messages(self) -> list[bytes]:
         """What waits, the next message first."""
 
-    @abstractmethod
     async def dead(self) -> list[UnreadableTask]:
-        """The dead list, newest first."""
+        """The dead list, newest first, as the messages that went into it."""
+        return [
+            UnreadableTask(raw=letter.raw, reason=letter.reason, session_id=letter.session_id)
+            for letter in await self.letters.dead(limit=100)
+        ]
 
 
 class MemoryQueueBackend(QueueBackend):
     def __init__(self) -> None:
-        self._queue = InMemoryTaskQueue()
-        self.queue = self._queue
+        self._queue = InMemoryTaskQueue(clock=lambda: datetime.now(UTC))
+        self.queue = self.letters = self._queue
 
     async def send(self, raw: bytes) -> None:
         self._queue.messages.appendleft(raw)
@@ -264,17 +268,11 @@ class MemoryQueueBackend(QueueBackend):
     async def messages(self) -> list[bytes]:
         return list(reversed(self._queue.messages))
 
-    async def dead(self) -> list[UnreadableTask]:
-        return self._queue.dead[::-1]
-
-
-_decode_dead = msgspec.json.Decoder(DeadMessage).decode
-
 
 class RedisQueueBackend(QueueBackend):
     def __init__(self, *, client: Redis, blocking_client: Redis) -> None:
         self._client = client
-        self.queue = RedisTaskQueue(
+        self.queue = self.letters = RedisTaskQueue(
             client=client,
             blocking_client=blocking_client,
             timeout_seconds=2,
@@ -287,15 +285,6 @@ class RedisQueueBackend(QueueBackend):
     async def messages(self) -> list[bytes]:
         return (await self._list(TASKS_KEY))[::-1]
 
-    async def dead(self) -> list[UnreadableTask]:
-        return [_unreadable(_decode_dead(raw)) for raw in await self._list(DEAD_KEY)]
-
     async def _list(self, key: str) -> list[bytes]:
         items = await self._client.lrange(key, 0, -1)
         return [item for item in items if isinstance(item, bytes)]
-
-
-def _unreadable(dead: DeadMessage) -> UnreadableTask:
-    raw = dead.raw_base64 if dead.raw is None else dead.raw.encode()
-    assert raw is not None
-    return UnreadableTask(raw=raw, reason=dead.reason, session_id=dead.session_id)

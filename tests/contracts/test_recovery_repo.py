@@ -51,9 +51,11 @@ async def release(backend: Backend, *, limit: int = 100) -> int:
 
 
 async def fail_dead(backend: Backend, *, limit: int = 100) -> int:
-    return await backend.recovery.fail_dead_leases(
+    failed = await backend.recovery.fail_dead_leases(
         FAILURE, max_attempts=MAX_ATTEMPTS, without_lease=WITHOUT_LEASE, limit=limit
     )
+    assert failed == [await backend.get(session.id) for session in failed]
+    return len(failed)
 
 
 async def fail_expired(backend: Backend, *, limit: int = 100) -> int:

@@ -24,6 +24,7 @@ from tests.support.examples import (
     FAILURE,
     HAT,
     LEASE,
+    MANY,
     OTHER,
     OUTFIT_URL,
     STORE,
@@ -75,7 +76,7 @@ async def test_creating_debits_once_and_keeps_everything(backend: Backend) -> No
         request_id="req_" + "x" * 124,
     )
 
-    receipt = await backend.sessions.create(session)
+    receipt = await backend.sessions.create(session, max_active=MANY)
 
     assert receipt.credits_remaining == await backend.balance(STORE) == 2
     assert receipt.session == replace(session, created_at=receipt.session.created_at)
@@ -99,11 +100,11 @@ async def test_who_cannot_pay_gets_nothing(backend: Backend, granted: int, spent
     if granted:
         await backend.credits.grant(USER, granted, note="test")
     for _ in range(spent):
-        await backend.sessions.create(a_session())
+        await backend.sessions.create(a_session(), max_active=MANY)
     session, before = a_session(), await backend.ledger()
 
     with pytest.raises(InsufficientCredits) as refusal:
-        await backend.sessions.create(session)
+        await backend.sessions.create(session, max_active=MANY)
 
     assert refusal.value.required == 1
     assert await backend.ledger() == before
@@ -117,7 +118,7 @@ async def test_the_credits_of_others_do_not_pay(backend: Backend) -> None:
     await backend.credits.grant(Owner(channel=Channel.B2B, id=USER.id), 1, note="test")
 
     with pytest.raises(InsufficientCredits):
-        await backend.sessions.create(a_session(owner=USER))
+        await backend.sessions.create(a_session(owner=USER), max_active=MANY)
 
     assert await backend.balance(OTHER) == 1
 
@@ -128,7 +129,8 @@ async def test_many_at_once_spend_what_is_there_and_no_more(backend: Backend) ->
     await backend.credits.grant(USER, 20, note="test")
 
     results = await asyncio.gather(
-        *(backend.sessions.create(a_session()) for _ in range(50)), return_exceptions=True
+        *(backend.sessions.create(a_session(), max_active=MANY) for _ in range(50)),
+        return_exceptions=True,
     )
 
     receipts = [result for result in results if isinstance(result, Receipt)]
@@ -523,7 +525,7 @@ async def _write_unknown(write: Write, repo: SessionRepoPort) -> bool:
 
 
 CALLS: dict[str, Callable[[SessionRepoPort], Awaitable[object]]] = {
-    "create": lambda repo: repo.create(a_session()),
+    "create": lambda repo: repo.create(a_session(), max_active=MANY),
     "confirm": lambda repo: repo.confirm([uuid4()]),
     "claim": lambda repo: repo.claim(uuid4(), lease=LEASE),
     **{name: partial(_write_unknown, write) for name, write in WRITES.items()},

@@ -172,7 +172,7 @@ async def test_the_depth_counts_what_waits(queue_backend: QueueBackend) -> None:
     await pop(queue_backend)
     unreadable = await pop(queue_backend)
     assert isinstance(unreadable, UnreadableTask)
-    await queue_backend.queue.bury(unreadable)
+    await queue_backend.queue.bury(unreadable, reason=unreadable.reason)
     depths.append(await queue_backend.queue.depth())
 
     assert depths == [0, 1, 2, 0]
@@ -291,8 +291,8 @@ async def test_what_is_buried_is_kept(
     second = UnreadableTask(raw=b"other", reason="neither can this", session_id=None)
     await queue_backend.queue.push(TASK)
 
-    await queue_backend.queue.bury(first)
-    await queue_backend.queue.bury(second)
+    await queue_backend.queue.bury(first, reason=first.reason)
+    await queue_backend.queue.bury(second, reason=second.reason)
 
     assert await queue_backend.dead() == [second, first]
     assert await queue_backend.messages() == [encode(TASK)]
@@ -304,7 +304,7 @@ CALLS = {
     "pop": lambda queue: queue.pop(timeout_seconds=0.1),
     "oldest": lambda queue: queue.oldest(),
     "depth": lambda queue: queue.depth(),
-    "bury": lambda queue: queue.bury(UnreadableTask(raw=b"", reason="", session_id=None)),
+    "bury": lambda queue: queue.bury(TASK, reason=""),
 }
 
 

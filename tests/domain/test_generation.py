@@ -618,7 +618,7 @@ async def test_an_unreadable_message_is_buried_and_its_session_refunded(service:
 
     assert await service.generation().refuse(message)
 
-    assert service.queue.dead == [message]
+    assert service.queue.buried == [message]
     assert await failure_of(service, session_id) == Failure(
         code="INVALID_TASK", message="The request could not be read; the credit is back"
     )
@@ -633,7 +633,7 @@ async def test_an_unreadable_message_of_nobody_is_buried(
 
     assert not await service.generation().refuse(message)
 
-    assert service.queue.dead == [message]
+    assert service.queue.buried == [message]
     assert service.accounts.entries == []
 
 
@@ -652,7 +652,7 @@ async def test_an_unreadable_message_cannot_end_what_does_not_wait(
     assert not await service.generation().refuse(unreadable(session.id))
 
     assert (await service.session(session.id), service.balance()) == before
-    assert len(service.queue.dead) == 1
+    assert len(service.queue.buried) == 1
 
 
 @pytest.mark.parametrize(
@@ -673,5 +673,5 @@ async def test_a_message_can_be_refused_again(
 
     await service.generation().refuse(message)
 
-    assert service.queue.dead == [message]
+    assert service.queue.buried == [message]
     assert await failure_of(service, session_id) is not None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -10,17 +11,22 @@ import pytest
 from domain.credits import LedgerKind
 from domain.errors import (
     Conflict,
+    IdempotencyKeyReused,
     InsufficientCredits,
     InvalidInput,
     NotFound,
+    Overloaded,
     QueueUnavailable,
     StoreUnavailable,
+    TooManyActive,
 )
 from domain.recovery import RecoveryPolicy
 from domain.sessions import DEFAULT_PROMPT, Accessory, SessionStatus
-from domain.submission import CONFIRM_BATCH
+from domain.submission import CONFIRM_BATCH, SubmissionPolicy
 from domain.tasks import GenerationTask
+from tests.support.clock import loop_time
 from tests.support.examples import (
+    ARTEFACT,
     BAG,
     HAT,
     LEASE,
@@ -148,21 +154,19 @@ async def test_a_worker_faster_than_the_lost_reply_wins(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("push", ["away", "deaf"])
 async def test_a_store_that_is_down_as_well_leaves_the_refund_to_recovery(
-    service: Service, push: str
+    service: Service,
 ) -> None:
-    """503 was said, so the session must end in a refund, also if its task did reach the queue
-    and was lost there: recovery never pushes what was never confirmed."""
+    """The task is certainly not in the queue, so 503 is the truth: the session ends in a refund,
+    for recovery never pushes what was never confirmed."""
     await service.accounts.grant(USER, 1, note="test")
-    getattr(service.queue.faults, push).add("push")
+    service.queue.faults.away.add("push")
     service.repo.faults.away.add("fail")
 
     with pytest.raises(QueueUnavailable, match=UNAVAILABLE):
         await service.submission.submit(a_request())
 
     service.repo.faults.away.clear()
-    service.queue.messages.clear()
     await service.submission.confirm_pushed()
     service.clock.advance(RecoveryPolicy().push_again_after)
     report = await service.recover()
@@ -172,6 +176,193 @@ async def test_a_store_that_is_down_as_well_leaves_the_refund_to_recovery(
     assert session.failure.code == "QUEUE_UNAVAILABLE"
     assert service.money_of(session.id) == [LedgerKind.DEBIT, LedgerKind.REFUND]
     assert service.waiting() == []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_where_nothing_is_known_the_session_is_promised(
+    service: Service, *, claimed: bool
+) -> None:
+    """The push may have worked and the store cannot say whether a worker has the session: 503
+    could turn out a lie, but that it will reach a final status is true."""
+    await service.accounts.grant(USER, 1, note="test")
+    service.queue.faults.deaf.add("push")
+    service.repo.faults.away.add("fail")
+
+    receipt = await service.submission.submit(a_request())
+
+    service.repo.faults.away.clear()
+    if claimed:
+        session = await service.claimed(receipt.session.id)
+        assert await service.repo.complete(session.id, attempt=1, artefact=ARTEFACT)
+    else:
+        service.queue.messages.clear()
+        service.clock.advance(RecoveryPolicy().push_again_after)
+        assert (await service.recover()).never_pushed == 1
+    assert (await service.session(receipt.session.id)).status.is_final
+    assert service.balance() == (0 if claimed else 1)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("seam", ["store", "queue", "undo"])
+async def test_a_submission_has_a_deadline(service: Service, seam: str) -> None:
+    """Whatever hangs, the caller has an answer in time, and it is true."""
+    await service.accounts.grant(USER, 1, note="test")
+    if seam == "store":
+        service.repo.faults.slow["create"] = 60
+    else:
+        service.queue.faults.slow["push"] = 60
+    if seam == "undo":
+        service.repo.faults.slow["fail"] = 60
+    expected = {"store": StoreUnavailable, "queue": QueueUnavailable, "undo": None}[seam]
+    began = loop_time()
+
+    if expected is None:
+        await service.submission.submit(a_request())
+    else:
+        with pytest.raises(expected):
+            await service.submission.submit(a_request())
+
+    policy = SubmissionPolicy()
+    assert loop_time() - began <= (policy.deadline + policy.undo_deadline).total_seconds()
+    service.queue.messages.clear()
+    service.clock.advance(RecoveryPolicy().push_again_after)
+    await service.recover()
+    assert service.balance() == 1
+
+
+@pytest.mark.anyio
+async def test_a_repeated_request_is_charged_once(service: Service) -> None:
+    """The same key and the same request: the same session, one debit, one task."""
+    await service.accounts.grant(USER, 2, note="test")
+
+    first = await service.submission.submit(a_request(idempotency_key="k"))
+    second = await service.submission.submit(a_request(idempotency_key="k", request_id="req_2"))
+
+    assert (first.replayed, second.replayed) == (False, True)
+    assert second.session == await service.session(first.session.id)
+    assert second.credits_remaining == service.balance() == 1
+    assert len(service.waiting()) == 1
+
+
+@pytest.mark.anyio
+async def test_a_key_belongs_to_its_request(service: Service) -> None:
+    """With the same key something else cannot be asked for, and nothing is charged."""
+    await service.accounts.grant(USER, 2, note="test")
+    await service.submission.submit(a_request(idempotency_key="k"))
+
+    with pytest.raises(IdempotencyKeyReused):
+        await service.submission.submit(a_request(idempotency_key="k", outfit_image_url=OUTFIT_URL))
+
+    assert service.balance() == 1
+
+
+@pytest.mark.anyio
+async def test_a_key_is_free_again_after_a_503(service: Service) -> None:
+    """The first request was undone; the second one is made and charged."""
+    await service.accounts.grant(USER, 1, note="test")
+    service.queue.faults.away.add("push")
+    with pytest.raises(QueueUnavailable):
+        await service.submission.submit(a_request(idempotency_key="k"))
+    service.queue.faults.away.clear()
+
+    receipt = await service.submission.submit(a_request(idempotency_key="k"))
+
+    assert not receipt.replayed
+    assert service.balance() == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("abandoned", [False, True])
+async def test_a_repetition_resumes_what_its_submitter_abandoned(
+    service: Service, *, abandoned: bool
+) -> None:
+    """The charge took effect and its reply was lost. Once the first submitter is past its
+    deadline, the repetition pushes the task; before that it leaves it to the first one."""
+    await service.accounts.grant(USER, 1, note="test")
+    service.repo.faults.deaf.add("create")
+    with pytest.raises(StoreUnavailable):
+        await service.submission.submit(a_request(idempotency_key="k"))
+    service.repo.faults.deaf.clear()
+    if abandoned:
+        service.clock.advance(timedelta(seconds=4))
+
+    receipt = await service.submission.submit(a_request(idempotency_key="k"))
+
+    assert receipt.replayed
+    assert len(service.waiting()) == abandoned
+    assert await service.submission.confirm_pushed() == abandoned
+
+
+@pytest.mark.anyio
+async def test_a_repetition_never_undoes_anothers_submission(service: Service) -> None:
+    """Its push fails, but the first submitter's may have worked: recovery decides."""
+    await service.accounts.grant(USER, 1, note="test")
+    first = await service.submission.submit(a_request(idempotency_key="k"))
+    service.clock.advance(timedelta(seconds=4))
+    service.queue.faults.away.add("push")
+
+    receipt = await service.submission.submit(a_request(idempotency_key="k"))
+
+    assert receipt.session == first.session
+    assert service.money_of(first.session.id) == [LedgerKind.DEBIT]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("key", ["", " ", "a b", "x" * 256, "k\n", "\u00e9"])
+async def test_keys_that_are_refused(key: str) -> None:
+    """1 to 255 visible ASCII characters, or the field is named."""
+    with pytest.raises(InvalidInput) as refusal:
+        a_request(idempotency_key=key)
+
+    assert refusal.value.field == "Idempotency-Key"
+
+
+@pytest.mark.anyio
+async def test_a_full_queue_takes_no_credit(service: Service) -> None:
+    """As many wait as may: refused before anything is charged, until the queue is shorter."""
+    await service.accounts.grant(USER, 3, note="test")
+    submission = service.submission_with(SubmissionPolicy(max_waiting=1))
+    await submission.submit(a_request())
+    assert await submission.measure_queue() == 1
+
+    with pytest.raises(Overloaded):
+        await submission.submit(a_request())
+
+    assert service.balance() == 2
+    service.queue.messages.clear()
+    await submission.measure_queue()
+    await submission.submit(a_request())
+
+
+@pytest.mark.anyio
+async def test_a_queue_of_unknown_length_refuses_nobody(service: Service) -> None:
+    """If it is away, the push tells so; if it is back, it may be empty."""
+    await service.accounts.grant(USER, 2, note="test")
+    submission = service.submission_with(SubmissionPolicy(max_waiting=1))
+    await submission.submit(a_request())
+    await submission.measure_queue()
+    service.queue.faults.away.add("depth")
+
+    with pytest.raises(QueueUnavailable):
+        await submission.measure_queue()
+
+    await submission.submit(a_request())
+
+
+@pytest.mark.anyio
+async def test_an_owner_may_have_so_many_unfinished_sessions(service: Service) -> None:
+    """One more is refused before a credit is taken; other owners are not concerned."""
+    await service.accounts.grant(USER, 2, note="test")
+    await service.accounts.grant(OTHER, 1, note="test")
+    submission = service.submission_with(SubmissionPolicy(max_active=1))
+    await submission.submit(a_request())
+
+    with pytest.raises(TooManyActive):
+        await submission.submit(a_request())
+
+    assert service.balance() == 1
+    await submission.submit(a_request(OTHER))
 
 
 @pytest.mark.anyio

@@ -28,7 +28,17 @@ from domain.tasks import GenerationTask
 from entrypoints import demo, dev
 from entrypoints.cli import main
 from tests.contracts.backends import PostgresBackend
-from tests.support.examples import ARTEFACT, HAT, LEASE, MODEL_URL, OTHER, STORE, USER, a_session
+from tests.support.examples import (
+    ARTEFACT,
+    HAT,
+    LEASE,
+    MANY,
+    MODEL_URL,
+    OTHER,
+    STORE,
+    USER,
+    a_session,
+)
 
 pytestmark = pytest.mark.xdist_group("cli")  # they share a PostgreSQL
 
@@ -92,7 +102,9 @@ class Shop:
 
         async def create(container: Container) -> GenerationSession:
             await container.accounts().grant(owner, 1, note="test")
-            receipt = await container.sessions().create(a_session(owner=owner, **changes))
+            receipt = await container.sessions().create(
+                a_session(owner=owner, **changes), max_active=MANY
+            )
             session: GenerationSession = receipt.session
             return session
 

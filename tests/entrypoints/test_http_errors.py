@@ -9,6 +9,7 @@ import pytest
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
+from domain.submission import SubmissionPolicy
 from entrypoints.http.errors import ERRORS
 from tests.support.examples import MODEL_URL, OTHER, STORE, USER
 from tests.support.http import GENERATIONS, Answer, Api
@@ -62,6 +63,25 @@ async def not_queued(api: Api) -> Answer:
     session_id = (await api.service.submitted()).session.id
     await api.service.claimed(session_id)
     return await api.cancel(session_id)
+
+
+async def key_of_another_request(api: Api) -> Answer:
+    await api.service.submitted(idempotency_key="k")
+    return await api.submit(
+        headers=[("idempotency-key", "k")], body=TRY_ON | {"outfit_image_url": MODEL_URL}
+    )
+
+
+async def too_many_active(api: Api) -> Answer:
+    await api.service.accounts.grant(USER, 1, note="test")
+    api.service.limit(SubmissionPolicy(max_active=0))
+    return await api.submit(body=TRY_ON)
+
+
+async def full_queue(api: Api) -> Answer:
+    await api.service.accounts.grant(USER, 1, note="test")
+    api.service.limit(SubmissionPolicy(max_waiting=0))
+    return await api.submit(body=TRY_ON)
 
 
 async def large_body(api: Api) -> Answer:
@@ -120,6 +140,27 @@ TABLE: list[Row] = [
     (unknown_route, 404, "NOT_FOUND", NOTHING, {}),
     (wrong_method, 405, "METHOD_NOT_ALLOWED", "This path does not know this method", {}),
     (not_queued, 409, "CONFLICT", "Only a queued session can be cancelled", {}),
+    (
+        key_of_another_request,
+        422,
+        "IDEMPOTENCY_KEY_REUSED",
+        "This Idempotency-Key belongs to another request",
+        {},
+    ),
+    (
+        too_many_active,
+        429,
+        "RATE_LIMIT_EXCEEDED",
+        "Too many sessions are unfinished; wait for some to end",
+        RETRY,
+    ),
+    (
+        full_queue,
+        503,
+        "SERVICE_UNAVAILABLE",
+        "Too many requests are waiting already; try again later",
+        RETRY,
+    ),
     (large_body, 413, "PAYLOAD_TOO_LARGE", "The body is too large", {}),
     (large_body_in_chunks, 413, "PAYLOAD_TOO_LARGE", "The body is too large", {}),
     (

@@ -241,10 +241,10 @@ async def test_a_message_that_nobody_can_read_is_buried(service: Service, logs: 
     async with running(a_worker(service, concurrency=1)):
         finished_at = await completed(service, 2)
 
-    assert [message.raw for message in service.queue.dead] == [b"{", b"[]"]
+    assert [message.raw for message in service.queue.buried] == [b"{", b"[]"]
     assert finished_at == pytest.approx(20, abs=0.1)
     refusals = events(logs, "task_unreadable")
-    assert [entry["reason"] for entry in refusals] == [m.reason for m in service.queue.dead]
+    assert [entry["reason"] for entry in refusals] == [m.reason for m in service.queue.buried]
 
 
 async def test_a_message_of_a_newer_version_costs_its_session_nothing(
@@ -278,12 +278,12 @@ async def test_a_message_that_cannot_be_buried_yet_is_kept_in_hand(
         service.repo.faults.away = {"fail"}
     async with running(a_worker(service)):
         await asyncio.sleep(60)
-        assert service.queue.dead == []
+        assert service.queue.buried == []
         service.queue.faults.away.clear()
         service.repo.faults.away.clear()
         await asyncio.sleep(5)
 
-    assert [message.raw for message in service.queue.dead] == [raw]
+    assert [message.raw for message in service.queue.buried] == [raw]
     assert service.money_of(session_id) == [LedgerKind.DEBIT, LedgerKind.REFUND]
 
 
@@ -379,7 +379,7 @@ async def test_a_worker_that_loses_a_slot_does_not_go_on(service: Service, logs:
     what the other slots have in hand is finished first, and all is closed."""
     await service.backlog(1)
     (task,) = service.waiting()
-    service.queue = CancelsItself()
+    service.queue = CancelsItself(clock=service.clock.now)
     await service.queue.push(task)
     service.generator.seconds = 10
     closed_at = []

@@ -16,6 +16,8 @@ USER = Owner(channel=Channel.B2C, id="9b2f9a52-6a0c-4e0b-a9f3-0d6a6a2f6d11")
 OTHER = Owner(channel=Channel.B2C, id="2f1f3c5e-8f0d-4c7b-9a55-5f9c6f0c7b22")
 
 LEASE = timedelta(seconds=30)
+MANY = 1_000_000
+"""More unfinished sessions than any test makes."""
 ARTEFACT = Artefact(object_key="generated/someone/picture.png", media_type="image/png")
 FAILURE = Failure(code="MODERATION_BLOCKED", message="This picture cannot be made")
 

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 from adapters.credits.memory import InMemoryCreditRepo
@@ -24,20 +25,23 @@ from domain.tasks import GenerationTask, UnreadableTask
 class Faults:
     """Which methods fail, with what, and which were called."""
 
-    def __init__(self, error: type[Unavailable]) -> None:
+    def __init__(
+        self, error: Callable[[str], Unavailable], refusal: Callable[[str], Unavailable]
+    ) -> None:
         self.away: set[str] = set()
         self.deaf: set[str] = set()
         self.broken: set[str] = set()
         self.slow: dict[str, float] = {}
         self.calls: list[str] = []
         self._error = error
+        self._refusal = refusal
 
     @asynccontextmanager
     async def around(self, method: str) -> AsyncIterator[None]:
         self.calls.append(method)
         await asyncio.sleep(0)
         if method in self.away:
-            raise self._error(f"{method}: refused")
+            raise self._refusal(f"{method}: refused")
         if method in self.broken:
             raise RuntimeError(f"{method}: a bug")
         yield
@@ -50,11 +54,11 @@ class Faults:
 class FlakySessionRepo(InMemorySessionRepo):
     def __init__(self, *, accounts: InMemoryCreditRepo, clock: Callable[[], datetime]) -> None:
         super().__init__(accounts=accounts, clock=clock)
-        self.faults = Faults(StoreUnavailable)
+        self.faults = Faults(StoreUnavailable, StoreUnavailable)
 
-    async def create(self, session: GenerationSession) -> Receipt:
+    async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:
         async with self.faults.around("create"):
-            return await super().create(session)
+            return await super().create(session, max_active=max_active)
 
     async def confirm(self, session_ids: Sequence[UUID]) -> int:
         async with self.faults.around("confirm"):
@@ -98,9 +102,9 @@ class FlakySessionRepo(InMemorySessionRepo):
 
 
 class FlakyTaskQueue(InMemoryTaskQueue):
-    def __init__(self) -> None:
-        super().__init__()
-        self.faults = Faults(QueueUnavailable)
+    def __init__(self, *, clock: Callable[[], datetime]) -> None:
+        super().__init__(clock=clock)
+        self.faults = Faults(QueueUnavailable, partial(QueueUnavailable, refused=True))
         self.pushed_next: list[int] = []
         """The size of each batch that was pushed before all others."""
 
@@ -117,10 +121,22 @@ class FlakyTaskQueue(InMemoryTaskQueue):
         async with self.faults.around("pop"):
             return await super().pop(timeout_seconds=timeout_seconds)
 
+    async def depth(self) -> int:
+        async with self.faults.around("depth"):
+            return await super().depth()
+
     async def oldest(self) -> GenerationTask | UnreadableTask | None:
         async with self.faults.around("oldest"):
             return await super().oldest()
 
-    async def bury(self, message: UnreadableTask) -> None:
+    async def bury(self, message: GenerationTask | UnreadableTask, *, reason: str) -> None:
         async with self.faults.around("bury"):
-            await super().bury(message)
+            await super().bury(message, reason=reason)
+
+    @property
+    def buried(self) -> list[UnreadableTask]:
+        """The dead list, oldest first, as the messages that went into it."""
+        return [
+            UnreadableTask(raw=letter.raw, reason=letter.reason, session_id=letter.session_id)
+            for letter in self.letters
+        ]

@@ -16,10 +16,10 @@ from domain.generation import Generation, Outcome, WorkPolicy
 from domain.ports import Picture, Receipt
 from domain.recovery import Recovery, RecoveryPolicy, RecoveryReport
 from domain.sessions import GenerationSession
-from domain.submission import Submission
+from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
 from tests.support.clock import FakeClock, loop_time
-from tests.support.examples import BAG, HAT, LEASE, MODEL_URL, OUTFIT_URL, USER, a_request
+from tests.support.examples import BAG, HAT, LEASE, MANY, MODEL_URL, OUTFIT_URL, USER, a_request
 from tests.support.faults import FlakySessionRepo, FlakyTaskQueue
 from tests.support.images import FakeImageFetcher, FakeImageGenerator
 
@@ -32,7 +32,7 @@ INPUTS = {
 
 def seeded_random() -> Random:
     """Draws the same numbers in every run."""
-    return Random(1)  # noqa: S311 - it spreads waits, and is no secret
+    return Random(1)
 
 
 class Service:
@@ -42,7 +42,7 @@ class Service:
         self.clock = FakeClock(ticks=loop_time)
         self.accounts = InMemoryCreditRepo(clock=self.clock.now)
         self.repo = FlakySessionRepo(accounts=self.accounts, clock=self.clock.now)
-        self.queue = FlakyTaskQueue()
+        self.queue = FlakyTaskQueue(clock=self.clock.now)
         self.fetcher = FakeImageFetcher(INPUTS)
         self.generator = FakeImageGenerator()
         self.storage = InMemoryImageStorage(
@@ -53,13 +53,21 @@ class Service:
                 clock=self.clock.now,
             )
         )
-        self.submission = Submission(
+        self.submission = self.submission_with(SubmissionPolicy(max_active=MANY, max_waiting=MANY))
+
+    def submission_with(self, policy: SubmissionPolicy) -> Submission:
+        return Submission(
             repo=self.repo,
             reads=self.repo,
             queue=self.queue,
+            policy=policy,
             new_id=uuid4,
             clock=self.clock.now,
         )
+
+    def limit(self, policy: SubmissionPolicy) -> None:
+        """Hold ``submission`` to other limits from now on."""
+        self.submission._policy = policy
 
     async def submitted(
         self, owner: Owner = USER, *, confirmed: bool = True, **changes: Any

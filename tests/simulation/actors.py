@@ -1,0 +1,234 @@
+"""The processes of a deployment, whoever uses it, and whoever breaks it."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from datetime import timedelta
+from random import Random
+from uuid import UUID
+
+from domain.credits import Owner
+from domain.errors import (
+    IdempotencyKeyReused,
+    IllegalTransition,
+    InsufficientCredits,
+    Overloaded,
+    Refused,
+    TooManyActive,
+    TryAgain,
+    Unavailable,
+)
+from domain.generation import Generation, WorkPolicy
+from domain.ports import ImageFetcherPort, ImageGeneratorPort, Picture, PictureRequest
+from domain.recovery import Recovery, RecoveryPolicy
+from domain.sessions import SessionStatus
+from domain.submission import Submission, SubmissionPolicy
+from domain.tasks import GenerationTask
+from entrypoints.worker import Worker, WorkerLimits
+from tests.simulation.world import Process, Told, World, queue_error, storage_error, store_error
+from tests.support.examples import a_request
+from tests.support.images import A_PICTURE
+
+INTERVAL_SECONDS = 1.0
+RESTART_SECONDS = 0.5
+SUBMISSION = SubmissionPolicy(max_active=8)
+WORK = WorkPolicy(
+    lease=timedelta(seconds=3),
+    attempt_timeout=timedelta(seconds=10),
+    backoff_base=timedelta(seconds=0.5),
+    backoff_cap=timedelta(seconds=3),
+)
+RECOVERY = RecoveryPolicy(
+    push_again_after=timedelta(seconds=5),
+    without_lease=timedelta(seconds=15),
+    time_to_live=timedelta(seconds=120),
+    batch=3,
+)
+
+ANSWERS: Sequence[tuple[type[Exception], int]] = (
+    (InsufficientCredits, 402),
+    (IdempotencyKeyReused, 422),
+    (TooManyActive, 429),
+    (Overloaded, 503),
+    (Unavailable, 503),
+)
+
+
+class Actor(ABC):
+    """A program that is started again whenever its process has died."""
+
+    def __init__(self, world: World, name: str, random: Random) -> None:
+        self.world = world
+        self.name = name
+        self.random = random
+        self.process = Process(world, name)
+
+    def start(self) -> None:
+        self.process = Process(self.world, self.name)
+        self.boot()
+
+    @abstractmethod
+    def boot(self) -> None:
+        """Begin to work in ``process``, which is new."""
+
+    def new_id(self) -> UUID:
+        return UUID(int=self.random.getrandbits(128), version=4)
+
+
+class Api(Actor):
+    """An API process."""
+
+    def boot(self) -> None:
+        store = self.process.reaching(self.world.repo, store_error)
+        self._submission = Submission(
+            repo=store,
+            reads=store,
+            queue=self.process.reaching(self.world.queue, queue_error),
+            policy=SUBMISSION,
+            new_id=self.new_id,
+            clock=self.world.clock.now,
+        )
+        self.process.run(self._tend(self._submission))
+
+    async def _tend(self, submission: Submission) -> None:
+        while True:
+            for duty in (submission.confirm_pushed, submission.measure_queue):
+                try:
+                    await duty()
+                except Unavailable:
+                    continue
+            await asyncio.sleep(INTERVAL_SECONDS)
+
+    async def submit(self, request_id: str, owner: Owner, key: str | None, **fields: str) -> None:
+        """Send a request, and note what the caller is told."""
+        if not self.process.alive:
+            return
+        request = a_request(owner, request_id=request_id, idempotency_key=key, **fields)
+        asking = self.process.run(self._submission.submit(request))
+        await asyncio.wait({asking})
+        session_id = None
+        if asking.cancelled():
+            answer = 0
+        elif error := asking.exception():
+            answer = next((code for kind, code in ANSWERS if isinstance(error, kind)), 0)
+            if answer == 0 and isinstance(error, Exception):
+                raise error
+        else:
+            answer, session_id = 202, asking.result().session.id
+        if self.process.alive:
+            self.world.told.append(Told(request_id, owner, key, answer, session_id))
+
+
+class MoodyGenerator(ImageGeneratorPort, ImageFetcherPort):
+    """Takes its time, and sometimes fails in each way that there is."""
+
+    def __init__(self, random: Random, *, calm: bool = False) -> None:
+        self._random = random
+        self._calm = calm
+
+    async def fetch(self, url: str) -> Picture:  # noqa: ARG002
+        return A_PICTURE
+
+    async def generate(self, request: PictureRequest) -> Picture:  # noqa: ARG002
+        if self._calm:
+            await asyncio.sleep(0.5)
+            return A_PICTURE
+        await asyncio.sleep(self._random.choice((0.0, 0.1, 1.0, 4.0, 12.0)) * self._random.random())
+        match self._random.randrange(10):
+            case 0:
+                raise TryAgain("busy", retry_after_seconds=self._random.random())
+            case 1:
+                raise Refused("no")
+            case 2:
+                raise RuntimeError("a bug of the provider's client")
+            case _:
+                return A_PICTURE
+
+
+class WorkerProcess(Actor):
+    """A worker with recovery beside it."""
+
+    def __init__(
+        self, world: World, name: str, random: Random, generator: MoodyGenerator, slots: int = 2
+    ) -> None:
+        super().__init__(world, name, random)
+        self._generator = generator
+        self._slots = slots
+
+    def boot(self) -> None:
+        store = self.process.reaching(self.world.repo, store_error)
+        queue = self.process.reaching(self.world.queue, queue_error)
+        self.worker = Worker(
+            queue=queue,
+            generation=Generation(
+                repo=store,
+                queue=queue,
+                fetcher=self._generator,
+                generator=self._generator,
+                storage=self.process.reaching(self.world.storage, storage_error),
+                policy=WORK,
+                random=self.random,
+                new_id=self.new_id,
+            ),
+            recovery=Recovery(
+                sessions=store, lost=store, queue=queue, policy=RECOVERY, new_id=self.new_id
+            ),
+            limits=WorkerLimits(
+                concurrency=self._slots,
+                pop_seconds=1.0,
+                drain_seconds=5.0,
+                recovery_seconds=INTERVAL_SECONDS,
+            ),
+            random=self.random,
+        )
+        self.process.run(self._work())
+
+    async def _work(self) -> None:
+        await self.worker.run()
+        self.process.kill()  # It has drained, and is started again.
+
+
+class ForeignConsumer(Actor):
+    """Pops with plain BRPOP and writes the session's row by SQL. Knows of no lease, no attempt
+    and no refund, and tries nothing twice."""
+
+    def boot(self) -> None:
+        self.process.run(self._consume())
+
+    async def _consume(self) -> None:
+        queue = self.process.reaching(self.world.queue, queue_error)
+        while True:
+            try:
+                task = await queue.pop(timeout_seconds=1.0)
+                if isinstance(task, GenerationTask):
+                    await self._work(task.session_id)
+            except (Unavailable, IllegalTransition):
+                continue
+
+    async def _work(self, session_id: UUID) -> None:
+        await self._write(session_id, status=SessionStatus.PROCESSING)
+        await asyncio.sleep(self.random.random() * 3)
+        if self.random.random() < 0.3:
+            self.world.foreign_failures.add(session_id)
+            await self._write(session_id, status=SessionStatus.FAILED)
+        else:
+            await self._write(
+                session_id,
+                status=SessionStatus.COMPLETED,
+                generated_image_url="https://elsewhere.example/",
+            )
+
+    async def _write(self, session_id: UUID, **columns: object) -> None:
+        async def update() -> None:
+            self.world.repo.overwrite(session_id, **columns)
+
+        await self.process.call("UPDATE", update, store_error)
+
+
+async def keep_alive(actors: Sequence[Actor]) -> None:
+    """Start what has died, a little later."""
+    while True:
+        for actor in actors:
+            if not actor.process.alive:
+                actor.start()
+        await asyncio.sleep(RESTART_SECONDS)

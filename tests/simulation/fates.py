@@ -1,0 +1,72 @@
+"""What becomes of a call over the network, and of the process that makes it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from random import Random
+from typing import Protocol
+
+
+class Fate(StrEnum):
+    """How one call to the store, the queue or the storage ends."""
+
+    DONE = "done"
+    REFUSED = "refused"
+    """It has no effect, and the caller is told so."""
+    UNREACHED = "unreached"
+    """It has no effect, and the caller waits for its timeout."""
+    NO_REPLY = "no reply"
+    """It has its effect, and the caller waits for its timeout."""
+    LATE = "late"
+    """The caller waits for its timeout, and then it has its effect."""
+    TWICE = "twice"
+    """It has its effect two times, and the caller sees what the second one did."""
+    DIE_BEFORE = "die before"
+    """The process is killed before the call has its effect."""
+    DIE_AFTER = "die after"
+    """The process is killed when the call has had its effect."""
+    FREEZE = "freeze"
+    """The process stops for a long time, and then goes on as if nothing had been."""
+
+
+FAULTS = [fate for fate in Fate if fate is not Fate.DONE]
+
+
+class Fates(Protocol):
+    def next(self, call: str) -> Fate:
+        """The fate of the next call."""
+
+    def pause(self) -> float:
+        """Seconds that the next message is on its way."""
+
+
+@dataclass(slots=True)
+class RandomFates:
+    """Calls fail with a ``probability`` until ``calm`` is set."""
+
+    random: Random
+    probability: float
+    calm: bool = False
+
+    def next(self, call: str) -> Fate:  # noqa: ARG002 - as the protocol has it
+        if self.calm or self.random.random() >= self.probability:
+            return Fate.DONE
+        return self.random.choice(FAULTS)
+
+    def pause(self) -> float:
+        return self.random.choice((0.0, 0.001, 0.01, 0.1)) * self.random.random()
+
+
+@dataclass(slots=True)
+class PlannedFates:
+    """The calls with the numbers in ``plan`` have these fates; all others are done."""
+
+    plan: Mapping[int, Fate]
+    calls: list[str] = field(default_factory=list)
+
+    def next(self, call: str) -> Fate:
+        self.calls.append(call)
+        return self.plan.get(len(self.calls) - 1, Fate.DONE)
+
+    def pause(self) -> float:
+        return 0.001

@@ -1,0 +1,186 @@
+"""Whole runs: a random one by its seed, and a short one with planned faults."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from random import Random
+from typing import Any, TypeVar
+
+from domain.credits import Channel, Owner
+from tests.simulation.actors import (
+    INTERVAL_SECONDS,
+    RECOVERY,
+    WORK,
+    Actor,
+    Api,
+    ForeignConsumer,
+    MoodyGenerator,
+    WorkerProcess,
+    keep_alive,
+)
+from tests.simulation.fates import Fate, PlannedFates, RandomFates
+from tests.simulation.world import Killed, Violation, World
+from tests.support.clock import VirtualTimeLoop
+from tests.support.examples import STORE, USER
+
+FAULTY_SECONDS = 30.0
+T = TypeVar("T")
+HOT = Owner(channel=Channel.B2B, id="hot")
+BOUND_SECONDS = RECOVERY.settle_bound(
+    WORK, interval=timedelta(seconds=INTERVAL_SECONDS)
+).total_seconds()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What happened in a run, for the curious."""
+
+    sessions: int
+    statuses: Counter[str]
+    answers: Counter[int]
+    faults: Counter[Fate]
+    settled_after_seconds: float
+
+
+def run_seed(seed: int) -> Summary:
+    """A random run. Raises Violation, which names the seed; the same seed gives the same run."""
+    try:
+        return _run(_random_run(Random(seed)))
+    except Violation as violation:
+        raise Violation(f"seed {seed}: {violation}") from violation
+
+
+def run_plan(plan: Mapping[int, Fate]) -> list[str]:
+    """One request, with faults at the calls that have these numbers. Returns the calls that were
+    made until it was settled. Raises Violation, which names the plan."""
+    try:
+        return _run(_planned_run(plan))
+    except Violation as violation:
+        raise Violation(f"{plan}: {violation}") from violation
+
+
+def _run(scenario: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.get_loop().set_exception_handler(_unexpected)
+        return runner.run(scenario)
+
+
+def _unexpected(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The dead do not have to explain themselves; everybody else does."""
+    if not isinstance(context.get("exception"), Killed):
+        loop.default_exception_handler(context)
+
+
+async def _random_run(random: Random) -> Summary:
+    fates = RandomFates(random, probability=random.choice((0.0, 0.02, 0.1, 0.3)))
+    world = World(fates)
+    generator = MoodyGenerator(random)
+    apis = [Api(world, f"api-{number}", random) for number in (1, 2)]
+    workers = [WorkerProcess(world, f"worker-{n}", random, generator) for n in (1, 2)]
+    others = [ForeignConsumer(world, "foreign", random)] if random.random() < 0.5 else []
+    actors: list[Actor] = [*apis, *workers, *others]
+    for owner, amount in ((HOT, 12), (USER, 3), (STORE, 3)):
+        await world.accounts.grant(owner, amount, note="simulated")
+    for actor in actors:
+        actor.start()
+    living = asyncio.create_task(keep_alive(actors))
+    breaking = asyncio.create_task(_break_things(random, world, actors))
+    clients = [asyncio.create_task(_client(random, apis, f"client{number}")) for number in range(6)]
+    await asyncio.sleep(FAULTY_SECONDS)
+    breaking.cancel()
+    fates.calm = True
+    await asyncio.gather(*clients)
+    settled_after = await _settle(world)
+    living.cancel()
+    for actor in actors:
+        actor.process.kill()
+    await world.check_settled()
+    sessions = await world.sessions()
+    return Summary(
+        sessions=len(sessions),
+        statuses=Counter(session.status for session in sessions),
+        answers=Counter(told.answer for told in world.told),
+        faults=world.faults,
+        settled_after_seconds=settled_after,
+    )
+
+
+async def _settle(world: World) -> float:
+    """Wait until every session is final and paid back if it failed; the seconds that it took."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while any(not session.status.is_final for session in await world.sessions()) or (
+        world.foreign_failures and not await _all_refunded(world)
+    ):
+        if world.violations:
+            raise world.violations[0]
+        if loop.time() - began > BOUND_SECONDS:
+            stuck = [item for item in await world.sessions() if not item.status.is_final]
+            raise Violation(f"not settled after {BOUND_SECONDS} s: {stuck}")
+        await asyncio.sleep(0.5)
+    return loop.time() - began
+
+
+async def _all_refunded(world: World) -> bool:
+    refunded = {entry.session_id for entry in world.accounts.entries if entry.kind == "refund"}
+    failed = {item.id for item in await world.sessions() if item.status == "failed"}
+    return failed <= refunded
+
+
+async def _client(random: Random, apis: list[Api], name: str) -> None:
+    """Asks now and then, and repeats some requests with their keys, also at the same time."""
+    for number in range(5):
+        await asyncio.sleep(random.random() * FAULTY_SECONDS / 5)
+        owner = random.choice((HOT, HOT, HOT, USER, STORE))
+        key = f"{name}-{number}" if random.random() < 0.6 else None
+        copies = random.choice((1, 1, 2, 3)) if key else 1
+        await asyncio.gather(
+            *(
+                random.choice(apis).submit(f"{name}-{number}-{copy}", owner, key)
+                for copy in range(copies)
+            )
+        )
+        if key and random.random() < 0.5:
+            await asyncio.sleep(random.random() * 8)
+            await random.choice(apis).submit(f"{name}-{number}-again", owner, key)
+
+
+async def _break_things(random: Random, world: World, actors: list[Actor]) -> None:
+    """What is not done to one call: whole processes, and all that the queue holds."""
+    while True:
+        await asyncio.sleep(random.random() * 8)
+        actor = random.choice(actors)
+        match random.randrange(4):
+            case 0:
+                actor.process.kill()
+            case 1:
+                actor.process.freeze(random.random() * 20)
+            case 2:
+                world.queue.messages.clear()
+            case 3 if isinstance(actor, WorkerProcess):
+                actor.worker.stop()
+            case _:
+                world.queue.messages.appendleft(random.choice((b"{", b"[]", b'{"version": 9}')))
+
+
+async def _planned_run(plan: Mapping[int, Fate]) -> list[str]:
+    random = Random(0)
+    fates = PlannedFates(plan)
+    world = World(fates)
+    await world.accounts.grant(HOT, 1, note="simulated")
+    api = Api(world, "api", random)
+    worker = WorkerProcess(world, "worker", random, MoodyGenerator(random, calm=True), slots=1)
+    api.start()
+    worker.start()
+    living = asyncio.create_task(keep_alive([api, worker]))
+    await api.submit("request", HOT, None)
+    await asyncio.sleep(2)  # A charge may be on its way although its process has died.
+    await _settle(world)
+    calls = list(fates.calls)
+    living.cancel()
+    for actor in (api, worker):
+        actor.process.kill()
+    await world.check_settled()
+    return calls

@@ -1,0 +1,33 @@
+"""Money and work survive every fault that can be simulated. More: ``make simulate SEEDS=...``."""
+
+import pytest
+
+from tests.simulation.fates import FAULTS, Fate
+from tests.simulation.scenarios import run_plan, run_seed
+
+SEEDS = 1_000
+BATCH = 25
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, BATCH))
+def test_random_faults(first: int) -> None:
+    """Whatever fails, hangs, repeats or dies: no rule is broken at any step, and all settles
+    within the bound once the faults end."""
+    for seed in range(first, first + BATCH):
+        run_seed(seed)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_or_two_faults_at_every_call(fault: Fate) -> None:
+    """Every call of a submission, its work and its recovery meets every fault; and after each such
+    fault, every later call until the end meets every fault again."""
+    for first in range(len(run_plan({}))):
+        calls = run_plan({first: fault})
+        for second in range(first + 1, len(calls)):
+            for other in FAULTS:
+                run_plan({first: fault, second: other})
+
+
+def test_a_seed_replays_exactly() -> None:
+    """The same seed gives the same run, so that a failure can be looked at again."""
+    assert run_seed(7) == run_seed(7)

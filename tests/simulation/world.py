@@ -1,0 +1,351 @@
+"""A store, a queue and processes in one event loop on virtual time, and what must always hold."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+from uuid import UUID
+
+from adapters.credits.memory import InMemoryCreditRepo
+from adapters.queue.memory import InMemoryTaskQueue
+from adapters.sessions.memory import InMemorySessionRepo
+from adapters.storage.memory import InMemoryImageStorage
+from adapters.storage.signing import UrlSigner
+from domain.credits import LedgerKind, Owner
+from domain.errors import QueueUnavailable, StoreUnavailable, TryAgain
+from domain.sessions import Artefact, ErrorCode, Failure, GenerationSession, SessionStatus
+from tests.simulation.fates import Fate, Fates
+from tests.support.clock import FakeClock, loop_time
+
+TIMEOUT_SECONDS = 1.0
+FREEZE_SECONDS = 20.0
+T = TypeVar("T")
+
+
+class Violation(AssertionError):
+    """A rule of the contract does not hold."""
+
+
+class Killed(BaseException):
+    """The process of this task is dead: nothing that it still does may have an effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a client was answered. ``session_id`` is None unless it was a 202."""
+
+    request_id: str
+    owner: Owner
+    key: str | None
+    answer: int
+    session_id: UUID | None = None
+
+
+class WatchedSessionRepo(InMemorySessionRepo):
+    """Notes what a guard let through that it should have stopped."""
+
+    def __init__(self, *, accounts: InMemoryCreditRepo, clock: Callable[[], datetime]) -> None:
+        super().__init__(accounts=accounts, clock=clock)
+        self.wrongs: list[str] = []
+
+    async def complete(self, session_id: UUID, *, attempt: int, artefact: Artefact) -> bool:
+        current = self._attempt(session_id)
+        done = await super().complete(session_id, attempt=attempt, artefact=artefact)
+        return self._watched(done, "completed", session_id, attempt, current)
+
+    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int | None) -> bool:
+        current = self._attempt(session_id)
+        done = await super().fail(session_id, failure, attempt=attempt)
+        wrote = current if attempt is None else attempt
+        return self._watched(done, "failed", session_id, wrote, current)
+
+    async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
+        current = self._attempt(session_id)
+        done = await super().release(session_id, attempt=attempt, delay=delay)
+        return self._watched(done, "released", session_id, attempt, current)
+
+    async def release_dead_leases(
+        self, *, max_attempts: int, without_lease: timedelta, limit: int
+    ) -> int:
+        held = await self._held()
+        done = await super().release_dead_leases(
+            max_attempts=max_attempts, without_lease=without_lease, limit=limit
+        )
+        self.wrongs += [f"{id_} was taken from a live worker" for id_ in held - await self._held()]
+        return done
+
+    async def fail_dead_leases(
+        self, failure: Failure, *, max_attempts: int, without_lease: timedelta, limit: int
+    ) -> list[GenerationSession]:
+        held = await self._held()
+        failed = await super().fail_dead_leases(
+            failure, max_attempts=max_attempts, without_lease=without_lease, limit=limit
+        )
+        self.wrongs += [f"{id_} was failed while worked on" for id_ in held - await self._held()]
+        return failed
+
+    def _attempt(self, session_id: UUID) -> int | None:
+        row = self._rows.get(session_id)
+        return None if row is None else row.session.attempt
+
+    def _watched(
+        self, done: bool, what: str, session_id: UUID, wrote: int | None, current: int | None
+    ) -> bool:
+        if done and wrote != current:
+            self.wrongs.append(f"attempt {wrote} {what} {session_id} in its attempt {current}")
+        return done
+
+    async def _held(self) -> set[UUID]:
+        """The sessions whose lease is not over."""
+        now = self._clock()
+        return {
+            row.session.id
+            for row in self._rows.values()
+            if row.session.lease_expires_at is not None and row.session.lease_expires_at > now
+        }
+
+
+class World:
+    """What all processes share. ``fates`` decides what becomes of each of their calls."""
+
+    def __init__(self, fates: Fates) -> None:
+        self.fates = fates
+        self.clock = FakeClock(ticks=loop_time)
+        self.accounts = InMemoryCreditRepo(clock=self.clock.now)
+        self.repo = WatchedSessionRepo(accounts=self.accounts, clock=self.clock.now)
+        self.queue = InMemoryTaskQueue(clock=self.clock.now)
+        self.storage = InMemoryImageStorage(
+            signer=UrlSigner(
+                base_url="", secret=b"", lifetime=timedelta(hours=1), clock=self.clock.now
+            )
+        )
+        self.told: list[Told] = []
+        self.foreign_failures: set[UUID] = set()
+        """Failed by a consumer that is not ours, which leaves the refund to recovery."""
+        self.faults: Counter[Fate] = Counter()
+        self.violations: list[Violation] = []
+        self._final: dict[UUID, tuple[SessionStatus, Artefact | None]] = {}
+        self._late: set[asyncio.Task[Any]] = set()
+
+    async def sessions(self) -> list[GenerationSession]:
+        return await self.repo.history(None, status=None, limit=100_000, after=None)
+
+    def happen_later(self, effect: Callable[[], Awaitable[Any]]) -> None:
+        """Let ``effect`` happen although whoever asked for it has given up."""
+
+        async def late() -> None:
+            await asyncio.sleep(self.fates.pause())
+            with suppress(Exception):  # nobody is there to be told
+                await effect()
+            await self.check()
+
+        task = asyncio.create_task(late())
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+
+    async def check(self) -> None:
+        """Raise Violation, and remember it, unless all holds that must hold at every step."""
+        try:
+            sessions = await self.sessions()
+            self._check_accounts()
+            self._check_finals(sessions)
+            self._check_money(sessions)
+            _require(not self.repo.wrongs, ", ".join(self.repo.wrongs))
+        except Violation as violation:
+            self.violations.append(violation)
+            raise
+
+    def _check_accounts(self) -> None:
+        balances: Counter[Owner] = Counter()
+        for entry in self.accounts.entries:
+            balances[entry.owner] += entry.amount
+        for owner, balance in balances.items():
+            held = self.accounts.balance_of(owner).balance
+            _require(held == balance, f"{owner} has {held}, its ledger says {balance}")
+            _require(held >= 0, f"{owner} has {held}")
+
+    def _check_finals(self, sessions: list[GenerationSession]) -> None:
+        for session in sessions:
+            if session.status.is_final:
+                now = (session.status, session.artefact)
+                before = self._final.setdefault(session.id, now)
+                _require(before == now, f"{session.id} was {before} and is {now}")
+        missing = self._final.keys() - {session.id for session in sessions}
+        _require(not missing, f"{missing} are gone")
+
+    def _check_money(self, sessions: list[GenerationSession]) -> None:
+        kinds: dict[UUID, Counter[LedgerKind]] = {}
+        for entry in self.accounts.entries:
+            if entry.session_id is not None:
+                kinds.setdefault(entry.session_id, Counter())[entry.kind] += 1
+        for session in sessions:
+            money = kinds.pop(session.id, Counter())
+            debits, refunds = money[LedgerKind.DEBIT], money[LedgerKind.REFUND]
+            _require(debits == 1, f"{session.id} has {debits} debits")
+            due = session.status is SessionStatus.FAILED
+            owed = due and session.id in self.foreign_failures
+            _require(
+                refunds == due or (owed and refunds == 0),
+                f"{session.id} is {session.status} and has {refunds} refunds",
+            )
+        _require(not kinds, f"{kinds} have money and no session")
+
+    async def check_settled(self) -> None:
+        """Raise Violation unless everything holds that must hold once all is quiet."""
+        if self.violations:
+            raise self.violations[0]
+        self.foreign_failures.clear()
+        await self.check()
+        sessions = {session.id: session for session in await self.sessions()}
+        for session in sessions.values():
+            _require(session.status.is_final, f"{session.id} is stuck as {session.status}")
+            expired = session.failure is not None and session.failure.code == ErrorCode.EXPIRED
+            _require(not expired, f"{session.id} waited although there were workers")
+        accepted = {told.session_id for told in self.told if told.answer == 202}
+        _require(accepted <= sessions.keys(), "a 202 has no session")
+        for told in self.told:
+            if told.answer not in {202, 0}:  # 0: the caller was told nothing
+                self._check_refusal(told, sessions, accepted)
+        self._check_keys(sessions)
+
+    def _check_refusal(
+        self, told: Told, sessions: dict[UUID, GenerationSession], accepted: set[UUID | None]
+    ) -> None:
+        """Who was refused was not charged, unless a repetition with its key was accepted."""
+        for session in sessions.values():
+            if session.request_id == told.request_id and session.id not in accepted:
+                _require(
+                    told.answer == 503 and session.status is SessionStatus.FAILED,
+                    f"{told.request_id} was told {told.answer}; {session.id} is {session.status}",
+                )
+
+    def _check_keys(self, sessions: dict[UUID, GenerationSession]) -> None:
+        """All repetitions of a request that were accepted are one session, unless it was given
+        back because it never got into the queue."""
+        for key in {(told.owner, told.key) for told in self.told if told.key is not None}:
+            ids = {
+                told.session_id
+                for told in self.told
+                if (told.owner, told.key) == key and told.session_id is not None
+            }
+            kept = [id_ for id_ in ids if sessions[id_].idempotency_key is not None]
+            _require(len(kept) <= 1, f"{key} made {kept}")
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise Violation(otherwise)
+
+
+class Process:
+    """Something that may die at any call that it makes."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.alive = True
+        self._running = asyncio.Event()
+        self._running.set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def kill(self) -> None:
+        """End at once. What its tasks do on their way out has no effect."""
+        self.alive = False
+        for task in self._tasks:
+            task.cancel()
+
+    def freeze(self, seconds: float = FREEZE_SECONDS) -> None:
+        self._running.clear()
+        asyncio.get_running_loop().call_later(seconds, self._running.set)
+
+    def reaching(self, target: object, error: Callable[[str, bool], Exception]) -> Any:
+        """``target`` over a network that may fail with ``error(call, had no effect)``."""
+        return _Remote(self, target, error)
+
+    async def call(
+        self, name: str, effect: Callable[[], Awaitable[T]], error: Callable[[str, bool], Exception]
+    ) -> T:
+        await self._proceed()
+        fate = self.world.fates.next(f"{self.name} {name}")
+        if fate is not Fate.DONE:
+            self.world.faults[fate] += 1
+        await asyncio.sleep(self.world.fates.pause())
+        await self._proceed()
+        match fate:
+            case Fate.REFUSED:
+                raise error(name, True)
+            case Fate.UNREACHED:
+                await asyncio.sleep(TIMEOUT_SECONDS)
+                raise error(name, False)
+            case Fate.LATE:
+                await asyncio.sleep(TIMEOUT_SECONDS)
+                self.world.happen_later(effect)
+                raise error(name, False)
+            case Fate.DIE_BEFORE:
+                self._die()
+            case Fate.TWICE if name != "create":  # which no client repeats by itself
+                await effect()
+            case Fate.FREEZE:
+                self.freeze()
+                await self._proceed()
+        try:
+            result = await effect()
+        finally:
+            await self.world.check()
+        if fate is Fate.DIE_AFTER:
+            self._die()
+        if fate is Fate.NO_REPLY:
+            await asyncio.sleep(TIMEOUT_SECONDS)
+            raise error(name, False)
+        await asyncio.sleep(self.world.fates.pause())
+        await self._proceed()
+        return result
+
+    def _die(self) -> None:
+        self.kill()
+        raise Killed(self.name)
+
+    async def _proceed(self) -> None:
+        await self._running.wait()
+        if not self.alive:
+            raise Killed(self.name)
+
+
+class _Remote:
+    """A port's methods, each of them a call over the network."""
+
+    def __init__(
+        self, process: Process, target: object, error: Callable[[str, bool], Exception]
+    ) -> None:
+        self._process = process
+        self._target = target
+        self._error = error
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        method = getattr(self._target, name)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return await self._process.call(name, lambda: method(*args, **kwargs), self._error)
+
+        return call
+
+
+def store_error(call: str, _: bool) -> Exception:
+    return StoreUnavailable(call)
+
+
+def queue_error(call: str, refused: bool) -> Exception:
+    return QueueUnavailable(call, refused=refused)
+
+
+def storage_error(call: str, _: bool) -> Exception:
+    return TryAgain(call)

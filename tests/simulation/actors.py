@@ -19,9 +19,9 @@ from domain.errors import (
     Unavailable,
 )
 from domain.generation import Generation, WorkPolicy
-from domain.ports import ImageFetcherPort, ImageGeneratorPort, Picture, PictureRequest
+from domain.ports import ImageFetcherPort, ImageGeneratorPort, Picture, PictureRequest, Receipt
 from domain.recovery import Recovery, RecoveryPolicy
-from domain.sessions import SessionStatus
+from domain.sessions import ErrorCode, SessionStatus
 from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
 from entrypoints.worker import Worker, WorkerLimits
@@ -115,8 +115,17 @@ class Api(Actor):
                 raise error
         else:
             answer, session_id = 202, asking.result().session.id
+            self.world.require(
+                not _was_given_up(asking.result()), f"{request_id} replayed what had been undone"
+            )
         if self.process.alive:
             self.world.told.append(Told(request_id, owner, key, answer, session_id))
+
+
+def _was_given_up(receipt: Receipt) -> bool:
+    """Whether a repetition was answered with a session that never got into the queue."""
+    failure = receipt.session.failure
+    return receipt.replayed and failure is not None and failure.code == ErrorCode.QUEUE_UNAVAILABLE
 
 
 class MoodyGenerator(ImageGeneratorPort, ImageFetcherPort):

@@ -8,7 +8,9 @@ from datetime import timedelta
 from random import Random
 from typing import Any, TypeVar
 
+from adapters.queue.payload import decode
 from domain.credits import Channel, Owner
+from domain.recovery import Recovery
 from tests.simulation.actors import (
     INTERVAL_SECONDS,
     RECOVERY,
@@ -184,3 +186,34 @@ async def _planned_run(plan: Mapping[int, Fate]) -> list[str]:
         actor.process.kill()
     await world.check_settled()
     return calls
+
+
+def run_backlog() -> None:
+    """A queue that loses the older half of a long backlog while nobody works. Raises Violation
+    unless recovery restores it, each task once and the oldest next."""
+    _run(_backlog())
+
+
+async def _backlog() -> None:
+    random = Random(0)
+    world = World(PlannedFates({}))
+    await world.accounts.grant(HOT, 8, note="simulated")
+    api = Api(world, "api", random)
+    api.start()
+    for number in range(8):
+        await api.submit(f"request-{number}", HOT, None)
+        await asyncio.sleep(INTERVAL_SECONDS)
+    for _ in range(4):
+        world.queue.messages.pop()
+    store, queue = world.repo, world.queue
+    recovery = Recovery(sessions=store, lost=store, queue=queue, policy=RECOVERY, new_id=api.new_id)
+    for _ in range(60):
+        await recovery.run_once()
+        await asyncio.sleep(INTERVAL_SECONDS)
+    api.process.kill()
+    waiting = [decode(raw).session_id for raw in reversed(queue.messages)]
+    oldest_first = [session.id for session in reversed(await world.sessions())]
+    if waiting != oldest_first:
+        raise Violation(
+            f"{len(waiting)} tasks wait for {len(oldest_first)} sessions, or in disorder"
+        )

@@ -50,62 +50,73 @@ class WatchedSessionRepo(InMemorySessionRepo):
     def __init__(self, *, accounts: InMemoryCreditRepo, clock: Callable[[], datetime]) -> None:
         super().__init__(accounts=accounts, clock=clock)
         self.wrongs: list[str] = []
+        self.calmly_claimed: set[UUID] = set()
+        """Sessions whose worker was told so when no fault could happen to it any more."""
+        self._worked_on: dict[UUID, int] = {}
+        """The attempt of the worker of ours that has a session, unless another took it since."""
+
+    async def claim(self, session_id: UUID, *, lease: timedelta) -> GenerationSession | None:
+        claimed = await super().claim(session_id, lease=lease)
+        if claimed is not None:
+            self._worked_on[session_id] = claimed.attempt
+        return claimed
+
+    def overwrite(self, session_id: UUID, **changes: Any) -> None:
+        before = self._rows[session_id].session.status
+        super().overwrite(session_id, **changes)
+        if before is SessionStatus.QUEUED:
+            self._worked_on.pop(session_id, None)
 
     async def complete(self, session_id: UUID, *, attempt: int, artefact: Artefact) -> bool:
-        current = self._attempt(session_id)
         done = await super().complete(session_id, attempt=attempt, artefact=artefact)
-        return self._watched(done, "completed", session_id, attempt, current)
+        return self._watched(done, "completed", session_id, attempt)
 
     async def fail(self, session_id: UUID, failure: Failure, *, attempt: int | None) -> bool:
-        current = self._attempt(session_id)
         done = await super().fail(session_id, failure, attempt=attempt)
-        wrote = current if attempt is None else attempt
-        return self._watched(done, "failed", session_id, wrote, current)
+        return self._watched(done, "failed", session_id, attempt)
 
     async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
-        current = self._attempt(session_id)
         done = await super().release(session_id, attempt=attempt, delay=delay)
-        return self._watched(done, "released", session_id, attempt, current)
+        return self._watched(done, "released", session_id, attempt)
 
     async def release_dead_leases(
         self, *, max_attempts: int, without_lease: timedelta, limit: int
     ) -> int:
-        held = await self._held()
+        alive = self._alive()
         done = await super().release_dead_leases(
             max_attempts=max_attempts, without_lease=without_lease, limit=limit
         )
-        self.wrongs += [f"{id_} was taken from a live worker" for id_ in held - await self._held()]
+        self._note_taken(alive)
         return done
 
     async def fail_dead_leases(
         self, failure: Failure, *, max_attempts: int, without_lease: timedelta, limit: int
     ) -> list[GenerationSession]:
-        held = await self._held()
+        alive = self._alive()
         failed = await super().fail_dead_leases(
             failure, max_attempts=max_attempts, without_lease=without_lease, limit=limit
         )
-        self.wrongs += [f"{id_} was failed while worked on" for id_ in held - await self._held()]
+        self._note_taken(alive)
         return failed
 
-    def _attempt(self, session_id: UUID) -> int | None:
-        row = self._rows.get(session_id)
-        return None if row is None else row.session.attempt
-
-    def _watched(
-        self, done: bool, what: str, session_id: UUID, wrote: int | None, current: int | None
-    ) -> bool:
-        if done and wrote != current:
-            self.wrongs.append(f"attempt {wrote} {what} {session_id} in its attempt {current}")
+    def _watched(self, done: bool, what: str, session_id: UUID, attempt: int | None) -> bool:
+        if done and attempt is not None and self._worked_on.get(session_id) != attempt:
+            self.wrongs.append(f"attempt {attempt} {what} {session_id}, which another had")
         return done
 
-    async def _held(self) -> set[UUID]:
-        """The sessions whose lease is not over."""
+    def _alive(self) -> set[UUID]:
+        """The sessions whose worker lives: its lease is not over, or nothing can have ended it."""
         now = self._clock()
         return {
-            row.session.id
-            for row in self._rows.values()
-            if row.session.lease_expires_at is not None and row.session.lease_expires_at > now
+            session_id
+            for session_id in self._worked_on
+            if (session := self._rows[session_id].session).status is SessionStatus.PROCESSING
+            and ((session.lease_expires_at or now) > now or session_id in self.calmly_claimed)
         }
+
+    def _note_taken(self, alive: set[UUID]) -> None:
+        for session_id in alive - self._alive():
+            self.wrongs.append(f"{session_id} was taken from a live worker")
 
 
 class World:
@@ -145,6 +156,11 @@ class World:
         task = asyncio.create_task(late())
         self._late.add(task)
         task.add_done_callback(self._late.discard)
+
+    def require(self, holds: bool, otherwise: str) -> None:
+        """Remember a Violation if a rule does not hold for somebody who cannot raise it."""
+        if not holds:
+            self.violations.append(Violation(otherwise))
 
     async def check(self) -> None:
         """Raise Violation, and remember it, unless all holds that must hold at every step."""
@@ -275,11 +291,36 @@ class Process:
         self, name: str, effect: Callable[[], Awaitable[T]], error: Callable[[str, bool], Exception]
     ) -> T:
         await self._proceed()
+        calm = self.world.fates.calm
         fate = self.world.fates.next(f"{self.name} {name}")
         if fate is not Fate.DONE:
             self.world.faults[fate] += 1
         await asyncio.sleep(self.world.fates.pause())
         await self._proceed()
+        await self._suffer(fate, name, effect, error)
+        try:
+            result = await effect()
+        finally:
+            await self.world.check()
+        if name == "claim" and calm and isinstance(result, GenerationSession):
+            self.world.repo.calmly_claimed.add(result.id)
+        if fate is Fate.DIE_AFTER:
+            self._die()
+        if fate is Fate.NO_REPLY:
+            await asyncio.sleep(TIMEOUT_SECONDS)
+            raise error(name, False)
+        await asyncio.sleep(self.world.fates.pause())
+        await self._proceed()
+        return result
+
+    async def _suffer(
+        self,
+        fate: Fate,
+        name: str,
+        effect: Callable[[], Awaitable[T]],
+        error: Callable[[str, bool], Exception],
+    ) -> None:
+        """What happens before a call has its effect, if that is something else."""
         match fate:
             case Fate.REFUSED:
                 raise error(name, True)
@@ -297,18 +338,6 @@ class Process:
             case Fate.FREEZE:
                 self.freeze()
                 await self._proceed()
-        try:
-            result = await effect()
-        finally:
-            await self.world.check()
-        if fate is Fate.DIE_AFTER:
-            self._die()
-        if fate is Fate.NO_REPLY:
-            await asyncio.sleep(TIMEOUT_SECONDS)
-            raise error(name, False)
-        await asyncio.sleep(self.world.fates.pause())
-        await self._proceed()
-        return result
 
     def _die(self) -> None:
         self.kill()

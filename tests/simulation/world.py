@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -99,6 +99,10 @@ class WatchedSessionRepo(InMemorySessionRepo):
         self._note_taken(alive)
         return failed
 
+    def stored(self) -> Iterator[GenerationSession]:
+        """All sessions, in any order."""
+        return (row.session for row in self._rows.values())
+
     def _watched(self, done: bool, what: str, session_id: UUID, attempt: int | None) -> bool:
         if done and attempt is not None and self._worked_on.get(session_id) != attempt:
             self.wrongs.append(f"attempt {attempt} {what} {session_id}, which another had")
@@ -139,6 +143,10 @@ class World:
         self.faults: Counter[Fate] = Counter()
         self.violations: list[Violation] = []
         self._final: dict[UUID, tuple[SessionStatus, Artefact | None]] = {}
+        self._seen: dict[UUID, GenerationSession] = {}
+        self._entries_read = 0
+        self._balances: Counter[Owner] = Counter()
+        self._money: dict[UUID, Counter[LedgerKind]] = {}
         self._late: set[asyncio.Task[Any]] = set()
 
     async def sessions(self) -> list[GenerationSession]:
@@ -163,57 +171,62 @@ class World:
             self.violations.append(Violation(otherwise))
 
     async def check(self) -> None:
-        """Raise Violation, and remember it, unless all holds that must hold at every step."""
+        """Raise Violation, and remember it, unless all holds that must hold at every step.
+
+        Looks at what has changed since the last time: most calls change one session, or none.
+        """
         try:
-            sessions = await self.sessions()
-            self._check_accounts()
-            self._check_finals(sessions)
-            self._check_money(sessions)
-            _require(not self.repo.wrongs, ", ".join(self.repo.wrongs))
+            changed = self._read_ledger()
+            for session in self.repo.stored():
+                if session.id in changed or self._seen.get(session.id) is not session:
+                    self._seen[session.id] = session
+                    self._check_session(session)
+                    changed.discard(session.id)
+            if changed:
+                raise Violation(f"{changed} have money and no session")
+            if self.repo.wrongs:
+                raise Violation(", ".join(self.repo.wrongs))
         except Violation as violation:
             self.violations.append(violation)
             raise
 
-    def _check_accounts(self) -> None:
-        balances: Counter[Owner] = Counter()
-        for entry in self.accounts.entries:
-            balances[entry.owner] += entry.amount
-        for owner, balance in balances.items():
-            held = self.accounts.balance_of(owner).balance
-            _require(held == balance, f"{owner} has {held}, its ledger says {balance}")
-            _require(held >= 0, f"{owner} has {held}")
-
-    def _check_finals(self, sessions: list[GenerationSession]) -> None:
-        for session in sessions:
-            if session.status.is_final:
-                now = (session.status, session.artefact)
-                before = self._final.setdefault(session.id, now)
-                _require(before == now, f"{session.id} was {before} and is {now}")
-        missing = self._final.keys() - {session.id for session in sessions}
-        _require(not missing, f"{missing} are gone")
-
-    def _check_money(self, sessions: list[GenerationSession]) -> None:
-        kinds: dict[UUID, Counter[LedgerKind]] = {}
-        for entry in self.accounts.entries:
+    def _read_ledger(self) -> set[UUID]:
+        """Read what is new in it, and check the accounts; the sessions that it is about."""
+        new = self.accounts.entries[self._entries_read :]
+        self._entries_read += len(new)
+        for entry in new:
+            self._balances[entry.owner] += entry.amount
             if entry.session_id is not None:
-                kinds.setdefault(entry.session_id, Counter())[entry.kind] += 1
-        for session in sessions:
-            money = kinds.pop(session.id, Counter())
-            debits, refunds = money[LedgerKind.DEBIT], money[LedgerKind.REFUND]
-            _require(debits == 1, f"{session.id} has {debits} debits")
-            due = session.status is SessionStatus.FAILED
-            owed = due and session.id in self.foreign_failures
-            _require(
-                refunds == due or (owed and refunds == 0),
-                f"{session.id} is {session.status} and has {refunds} refunds",
+                self._money.setdefault(entry.session_id, Counter())[entry.kind] += 1
+        for owner, balance in self._balances.items():
+            held = self.accounts.balance_of(owner).balance
+            if held != balance or held < 0:
+                raise Violation(f"{owner} has {held}, its ledger says {balance}")
+        return {entry.session_id for entry in new if entry.session_id is not None}
+
+    def _check_session(self, session: GenerationSession) -> None:
+        if session.status.is_final:
+            now = (session.status, session.artefact)
+            before = self._final.setdefault(session.id, now)
+            if before != now:
+                raise Violation(f"{session.id} was {before} and is {now}")
+        elif session.id in self._final:
+            raise Violation(f"{session.id} was {self._final[session.id]} and is {session.status}")
+        money = self._money.get(session.id, Counter())
+        debits, refunds = money[LedgerKind.DEBIT], money[LedgerKind.REFUND]
+        due = session.status is SessionStatus.FAILED
+        owed = due and session.id in self.foreign_failures
+        if debits != 1 or not (refunds == due or (owed and refunds == 0)):
+            raise Violation(
+                f"{session.id} is {session.status} with {debits} debits and {refunds} refunds"
             )
-        _require(not kinds, f"{kinds} have money and no session")
 
     async def check_settled(self) -> None:
         """Raise Violation unless everything holds that must hold once all is quiet."""
         if self.violations:
             raise self.violations[0]
         self.foreign_failures.clear()
+        self._seen.clear()
         await self.check()
         sessions = {session.id: session for session in await self.sessions()}
         for session in sessions.values():

@@ -101,10 +101,11 @@ class Api(Actor):
 
     async def submit(self, request_id: str, owner: Owner, key: str | None, **fields: str) -> None:
         """Send a request, and note what the caller is told."""
-        if not self.process.alive:
+        process = self.process
+        if not process.alive:
             return
         request = a_request(owner, request_id=request_id, idempotency_key=key, **fields)
-        asking = self.process.run(self._submission.submit(request))
+        asking = process.run(self._submission.submit(request))
         await asyncio.wait({asking})
         session_id = None
         if asking.cancelled():
@@ -118,8 +119,9 @@ class Api(Actor):
             self.world.require(
                 not _was_given_up(asking.result()), f"{request_id} replayed what had been undone"
             )
-        if self.process.alive:
-            self.world.told.append(Told(request_id, owner, key, answer, session_id))
+        if process.has_died():
+            answer, session_id = 0, None
+        self.world.told.append(Told(request_id, owner, key, answer, session_id))
 
 
 def _was_given_up(receipt: Receipt) -> bool:

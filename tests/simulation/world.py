@@ -35,7 +35,7 @@ class Killed(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a client was answered. ``session_id`` is None unless it was a 202."""
+    """What a client was answered, 0 for nothing. ``session_id`` is None unless it was a 202."""
 
     request_id: str
     owner: Owner
@@ -243,7 +243,15 @@ class World:
     def _check_refusal(
         self, told: Told, sessions: dict[UUID, GenerationSession], accepted: set[UUID | None]
     ) -> None:
-        """Who was refused was not charged, unless a repetition with its key was accepted."""
+        """Who was refused was not charged, unless a repetition with its key was accepted, or may
+        have been: its answer never arrived."""
+        repetitions = [
+            other
+            for other in self.told
+            if other.key is not None and (other.owner, other.key) == (told.owner, told.key)
+        ]
+        if any(other.answer == 0 for other in repetitions):
+            return
         for session in sessions.values():
             if session.request_id == told.request_id and session.id not in accepted:
                 _require(
@@ -286,6 +294,9 @@ class Process:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def has_died(self) -> bool:
+        return not self.alive
+
     def kill(self) -> None:
         """End at once. What its tasks do on their way out has no effect."""
         self.alive = False
@@ -315,8 +326,6 @@ class Process:
             result = await effect()
         finally:
             await self.world.check()
-        if name == "claim" and calm and isinstance(result, GenerationSession):
-            self.world.repo.calmly_claimed.add(result.id)
         if fate is Fate.DIE_AFTER:
             self._die()
         if fate is Fate.NO_REPLY:
@@ -324,6 +333,8 @@ class Process:
             raise error(name, False)
         await asyncio.sleep(self.world.fates.pause())
         await self._proceed()
+        if name == "claim" and calm and isinstance(result, GenerationSession):
+            self.world.repo.calmly_claimed.add(result.id)
         return result
 
     async def _suffer(

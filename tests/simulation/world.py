@@ -58,6 +58,7 @@ class WatchedSessionRepo(InMemorySessionRepo):
     async def claim(self, session_id: UUID, *, lease: timedelta) -> GenerationSession | None:
         claimed = await super().claim(session_id, lease=lease)
         if claimed is not None:
+            self.calmly_claimed.discard(session_id)  # until its worker is told
             self._worked_on[session_id] = claimed.attempt
         return claimed
 

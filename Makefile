@@ -7,7 +7,7 @@ export UV_SYSTEM_CERTS ?= true
 UV := .uv/bin/uv
 RUN := $(UV) run --locked --no-sync
 
-.PHONY: help setup demo dev test test-fast simulate lint format
+.PHONY: help setup demo dev test test-fast simulate mutants chaos lint format
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -38,6 +38,14 @@ SEEDS ?= 10000
 FIRST ?= 0
 simulate: setup  ## Simulated faults beyond those of the tests: SEEDS=10000 FIRST=0
 	@$(RUN) python -m tests.simulation $(SEEDS) $(FIRST)
+
+mutants: setup  ## Take each guard away and see that the simulation finds out
+	@$(RUN) python -m tests.simulation.mutants
+
+SECONDS ?= 60
+SEED ?= 1
+chaos: setup  ## Faults on real processes: SECONDS=60 SEED=1
+	@$(RUN) python -m tests.chaos $(SECONDS) $(SEED)
 
 lint: setup  ## ruff, mypy --strict and the import contracts
 	@$(RUN) ruff check .

@@ -58,9 +58,7 @@ def _database(settings: Settings, opened: AsyncExitStack) -> Database:
         settings.require("database_url"),
         limits=DatabaseLimits(
             connections=settings.database_connections,
-            connect_seconds=settings.database_connect_seconds,
-            acquire_seconds=settings.database_acquire_seconds,
-            command_seconds=settings.database_command_seconds,
+            command_seconds=settings.database_seconds,
         ),
         transaction_pooler=settings.database_transaction_pooler,
     )

@@ -141,11 +141,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     database_transaction_pooler: Annotated[
         bool, _about("`true` behind PgBouncer and its like; assumed for port 6543")
     ] = False
-    database_connect_seconds: Annotated[Seconds, _about("Longest wait for a new connection")] = 3
-    database_acquire_seconds: Annotated[
-        Seconds, _about("Longest wait for a free connection of the pool")
+    database_seconds: Annotated[
+        Seconds, _about("Longest wait for PostgreSQL, connecting included")
     ] = 3
-    database_command_seconds: Annotated[Seconds, _about("Longest run of a statement")] = 5
     redis_seconds: Annotated[Seconds, _about("Longest wait for Redis, connecting included")] = 2
 
     submit_seconds: Annotated[

@@ -38,15 +38,18 @@ class RecoveryPolicy:
 
     def settle_bound(self, work: WorkPolicy, *, interval: timedelta) -> timedelta:
         """The longest time from a session's creation, or from the end of the last fault if that
-        is later, to its final status, where recovery runs every ``interval``.
+        is later, to its final status, where a run of recovery begins every ``interval``.
 
-        A session waits for at most its time to live. It may be claimed just before, and each of
-        its attempts ends by itself, or by its dead lease one run of recovery later. One run moves
-        up to ``batch * max_batches`` sessions by each rule: for each further so many that are
-        due at once, one ``interval`` more.
+        A session is failed by the first run after its time to live, unless it is worked on then.
+        An attempt may begin just before that run, and ends by itself or by the first run after its
+        lease, or what stands in for a lease, is over. Where attempts are left and their worker gave
+        the session back, the next one may again begin just before the run that would fail it.
+
+        One run moves up to ``batch * max_batches`` sessions by each rule: for each further so many
+        that are due at once, one ``interval`` more.
         """
         attempt = max(work.attempt_timeout + work.lease, self.without_lease)
-        return self.time_to_live + self.max_attempts * (attempt + interval) + interval
+        return self.time_to_live + interval + self.max_attempts * (attempt + interval)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,20 +94,21 @@ class Recovery:
 
     async def run_once(self) -> RecoveryReport:
         """Do all that is to be done now, in bounded batches. What needs no queue comes first, so
-        that it is done also when the queue is away; then ``QueueUnavailable`` is raised."""
+        that it is done also when the queue is away; then ``QueueUnavailable`` is raised. What is
+        too old for another attempt expires in the run that took it from its dead worker."""
         policy = self._policy
         refunded = await self._drain(lambda: self._lost.refund_missing(limit=policy.batch))
-        expired = await self._drain(
-            lambda: self._lost.fail_expired(
-                _EXPIRED, older_than=policy.time_to_live, limit=policy.batch
-            )
-        )
         spent = await self._drain(self._fail_spent)
         released = await self._drain(
             lambda: self._lost.release_dead_leases(
                 max_attempts=policy.max_attempts,
                 without_lease=policy.without_lease,
                 limit=policy.batch,
+            )
+        )
+        expired = await self._drain(
+            lambda: self._lost.fail_expired(
+                _EXPIRED, older_than=policy.time_to_live, limit=policy.batch
             )
         )
         await self._bury_spent()

@@ -125,12 +125,12 @@ class GenerationSession:
 
     def check_repeated_by(self, other: Self) -> None:
         """Raise IdempotencyKeyReused unless ``other`` asks for the same as this session."""
-        if (self.image_urls, self.accessories, self.prompt) != (
-            other.image_urls,
-            other.accessories,
-            other.prompt,
-        ) or self.outfit_image_url != other.outfit_image_url:
+        if self._asked_for != other._asked_for:
             raise IdempotencyKeyReused("This Idempotency-Key belongs to another request")
+
+    @property
+    def _asked_for(self) -> tuple[object, ...]:
+        return self.model_image_url, self.outfit_image_url, self.accessories, self.prompt
 
     def claimed(self, *, now: datetime, lease: timedelta) -> Self:
         """``queued -> processing``, with the next attempt number and a lease."""

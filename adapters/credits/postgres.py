@@ -30,6 +30,9 @@ _GRANT = """
     )
     SELECT * FROM account"""
 
+AUDIT_SECONDS = 300.0
+"""It reads the whole ledger, for an operator who waits for it."""
+
 # Reads one snapshot. What a consumer that is not ours failed is refunded by recovery soon after,
 # and until then it is reported here, for until then it is owed.
 _AUDIT = """
@@ -87,7 +90,7 @@ class PostgresCreditRepo(CreditRepoPort):
         return CreditAccount(owner=owner, **row)
 
     async def audit(self, *, limit: int) -> list[Discrepancy]:
-        rows = await self._database.fetch(_AUDIT, limit)
+        rows = await self._database.fetch(_AUDIT, limit, seconds=AUDIT_SECONDS)
         return [Discrepancy(subject=row["subject"], problem=row["problem"]) for row in rows]
 
 

@@ -1,8 +1,8 @@
 """A pool of PostgreSQL connections with every wait bounded and every failure named."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
@@ -25,21 +25,35 @@ _NO_ANSWER = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalCli
 """The last one is what a connection raises that broke in the middle of a statement, until the
 event loop has heard of its end."""
 
+_ENDED = (
+    ConnectionError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+"""What a connection raises that does not exist any more."""
+
+_SERVER_SETTINGS = {"client_connection_check_interval": "1000"}
+"""A statement whose caller gave up ends on the server too, within so many milliseconds (since
+PostgreSQL 14). A pooler's connections are not ours to set up."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseLimits:
-    """Bounds, in seconds where not said otherwise."""
+    """``command_seconds`` is for all that a statement takes: a free connection, connecting, the
+    statement itself and giving the connection back."""
 
     connections: int = 10
-    connect_seconds: float = 3.0
-    acquire_seconds: float = 3.0
-    command_seconds: float = 5.0
+    command_seconds: float = 3.0
 
 
 class Database:
     """Runs statements. Opens connections when they are needed, so the server may be away at the
     start and come back at any time. Raises ``StoreUnavailable``, after which the outcome of a
-    writing statement is unknown.
+    writing statement is unknown; so nothing is tried twice.
+
+    A call ends with its bound, or with its caller's, whatever the server does: its connection is
+    then thrown away, for it may be waiting for an answer that never comes.
 
     ``transaction_pooler``: behind PgBouncer and its like a connection belongs to us for one
     transaction only, so nothing is prepared and every statement gets a transaction of its own.
@@ -55,14 +69,17 @@ class Database:
         )
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
 
-    async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
-        """All rows of one statement, which is its own transaction."""
-        async with self._connection() as connection:
-            return await connection.fetch(sql, *arguments)
+    async def fetch(
+        self, sql: str, *arguments: object, seconds: float | None = None
+    ) -> list[asyncpg.Record]:
+        """All rows of one statement, which is its own transaction; ``seconds`` is for the few
+        that need a bound of their own."""
+        async with self._bounded(seconds) as connection:
+            return await connection.fetch(sql, *arguments, timeout=seconds)
 
     async def fetch_row(self, sql: str, *arguments: object) -> asyncpg.Record | None:
         """The first row of one statement, which is its own transaction."""
-        async with self._connection() as connection:
+        async with self._bounded() as connection:
             return await connection.fetchrow(sql, *arguments)
 
     async def fetch_value(self, sql: str, *arguments: object) -> Any:  # noqa: ANN401 - a column
@@ -72,12 +89,14 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
-        """A connection within one transaction, for what is more than one statement."""
-        async with self._connection() as connection, connection.transaction():
-            yield connection
+        """A connection within one transaction, for what is more than one statement. Getting the
+        connection and each statement have the bound of a call, the whole has none."""
+        with _named_failures():
+            async with self._connection() as connection, _transaction(connection):
+                yield connection
 
     async def close(self) -> None:
-        """Close the pool, waiting no longer than a command may take."""
+        """Close the pool, once the calls under way have ended or their bound is over."""
         pool, self._pool = self._pool, None
         if pool is None:
             return
@@ -88,23 +107,35 @@ class Database:
             pool.terminate()
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        try:
-            pool = self._pool or await self._open()
-            async with pool.acquire(timeout=self._limits.acquire_seconds) as connection:
+    async def _bounded(self, seconds: float | None = None) -> AsyncIterator[Connection]:
+        with _named_failures():
+            async with (
+                asyncio.timeout(seconds or self._limits.command_seconds),
+                self._connection() as connection,
+            ):
                 if self._pooled:
-                    async with connection.transaction():
+                    async with _transaction(connection):
                         yield connection
                 else:
                     yield connection
-        except asyncpg.UndefinedTableError as error:
-            raise StoreUnavailable("The store lacks a table: run `wearon migrate`") from error
-        except asyncpg.PostgresError as error:
-            if not (error.sqlstate or "").startswith(_PASSING_CLASSES):
-                raise
-            raise StoreUnavailable("The store failed") from error
-        except _NO_ANSWER as error:
-            raise StoreUnavailable("The store does not answer") from error
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        """A connection of the pool, which gets it back only if it is known to be fit for use: left
+        to itself, asyncpg would have a call that was cut off wait for the server once more."""
+        pool = self._pool or await self._open()
+        connection = await pool.acquire(timeout=self._limits.command_seconds)
+        try:
+            yield connection
+        except BaseException as error:
+            if isinstance(error, _ENDED):  # The others may have ended with it, unheard.
+                await pool.expire_connections()
+            if not isinstance(error, asyncpg.PostgresError):  # which is the server's answer
+                with suppress(asyncpg.InterfaceError):  # It may have ended by itself.
+                    connection.terminate()
+            raise
+        finally:
+            await pool.release(connection)
 
     async def _open(self) -> "asyncpg.Pool[asyncpg.Record]":
         """An empty pool: its connections are made one by one, when they are needed."""
@@ -112,12 +143,47 @@ class Database:
             self._url,
             min_size=0,
             max_size=self._limits.connections,
-            timeout=self._limits.connect_seconds,
+            timeout=self._limits.command_seconds,
             command_timeout=self._limits.command_seconds,
             statement_cache_size=0 if self._pooled else 100,
+            server_settings={} if self._pooled else _SERVER_SETTINGS,
+            connection_class=_Connection,
             reset=_nothing_to_reset,
         )
         return await self._pool
+
+
+class _Connection(asyncpg.Connection):
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ARG002 - asyncpg's
+        """Hang up: the server's answer to a goodbye might never come."""
+        self.terminate()
+
+
+@asynccontextmanager
+async def _transaction(connection: Connection) -> AsyncIterator[None]:
+    """Undone by an error of the server here, by any other with the end of its connection."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        yield
+    except asyncpg.PostgresError:
+        await transaction.rollback()
+        raise
+    await transaction.commit()
+
+
+@contextmanager
+def _named_failures() -> Iterator[None]:
+    try:
+        yield
+    except asyncpg.UndefinedTableError as error:
+        raise StoreUnavailable("The store lacks a table: run `wearon migrate`") from error
+    except asyncpg.PostgresError as error:
+        if not (error.sqlstate or "").startswith(_PASSING_CLASSES):
+            raise
+        raise StoreUnavailable("The store failed") from error
+    except _NO_ANSWER as error:
+        raise StoreUnavailable("The store does not answer") from error
 
 
 async def _nothing_to_reset(_: object) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from uuid import UUID, uuid4
 
-from adapters.queue.payload import decode, encode
+from adapters.queue.payload import MAX_DEAD, decode, encode
 from domain.ports import DeadLetterPort, TaskQueuePort
 from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
 
@@ -14,10 +14,10 @@ from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
 class InMemoryTaskQueue(TaskQueuePort, DeadLetterPort):
     """Gone at exit. Keeps the same bytes that Redis would: ``messages[-1]`` is popped next."""
 
-    def __init__(self, *, clock: Callable[[], datetime]) -> None:
+    def __init__(self, *, clock: Callable[[], datetime], max_dead: int = MAX_DEAD) -> None:
         self._clock = clock
         self.messages: deque[bytes] = deque()
-        self.letters: list[DeadLetter] = []
+        self.letters: deque[DeadLetter] = deque(maxlen=max_dead)
         self._arrived = asyncio.Event()
 
     async def push(self, task: GenerationTask) -> None:
@@ -56,18 +56,22 @@ class InMemoryTaskQueue(TaskQueuePort, DeadLetterPort):
         )
 
     async def dead(self, *, limit: int) -> list[DeadLetter]:
-        return self.letters[::-1][:limit]
+        return list(reversed(self.letters))[:limit]
 
     async def requeue(self, letter_id: UUID) -> bool:
-        letter = next((letter for letter in self.letters if letter.id == letter_id), None)
+        letter = self._take(letter_id)
         if letter is None:
             return False
-        self.letters.remove(letter)
         self.messages.appendleft(letter.raw)
         self._arrived.set()
         return True
 
     async def discard(self, letter_id: UUID) -> bool:
-        before = len(self.letters)
-        self.letters = [letter for letter in self.letters if letter.id != letter_id]
-        return len(self.letters) < before
+        return self._take(letter_id) is not None
+
+    def _take(self, letter_id: UUID) -> DeadLetter | None:
+        for letter in self.letters:
+            if letter.id == letter_id:
+                self.letters.remove(letter)
+                return letter
+        return None

@@ -12,6 +12,8 @@ from domain.errors import WearonError
 from domain.tasks import TASK_PAYLOAD_VERSION, GenerationTask, UnreadableTask
 
 MAX_REASON_LENGTH = 500
+MAX_DEAD = 10_000
+"""How many dead letters are kept."""
 
 
 class _Payload(msgspec.Struct, kw_only=True):

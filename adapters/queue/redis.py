@@ -4,16 +4,17 @@
 |----------------------------|------|-----------------------------------------------------------|
 | ``wearon:tasks:generation``| list | tasks as JSON (payload.py): LPUSH to add, BRPOP to take   |
 | ``wearon:tasks:dead``      | list | what was taken out, newest first: ``DeadMessage``; the    |
-|                            |      | newest ``MAX_DEAD`` are kept                              |
+|                            |      | newest ``MAX_DEAD`` are kept. What is no such entry is    |
+|                            |      | shown as one, with an id made of its bytes                |
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from socket import gaierror
 from urllib.parse import urlsplit, urlunsplit
-from uuid import UUID, uuid4
+from uuid import UUID, uuid4, uuid5
 
 import msgspec
 from redis.asyncio import Redis
@@ -22,7 +23,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from adapters.queue.payload import decode, encode
+from adapters.queue.payload import MAX_DEAD, MAX_REASON_LENGTH, decode, encode
 from domain.errors import QueueUnavailable
 from domain.ports import DeadLetterPort, TaskQueuePort
 from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
@@ -33,9 +34,9 @@ DEAD_KEY = "wearon:tasks:dead"
 
 class DeadMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An entry of the dead list. ``raw`` is the message's text; where that is not UTF-8,
-    ``raw_base64`` holds its bytes instead."""
+    ``raw_base64`` holds its bytes instead. The first version wrote no ``id``."""
 
-    id: UUID
+    id: UUID | None = None
     reason: str
     buried_at: datetime
     session_id: UUID | None = None
@@ -43,8 +44,9 @@ class DeadMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     raw_base64: bytes | None = None
 
 
-MAX_DEAD = 10_000
 _DEAD_BATCH = 500
+_NAMESPACE = UUID("8f2c6a1e-3b0d-4c58-9a77-5d1e0c4b9f36")
+_LONG_AGO = datetime.fromtimestamp(0, UTC)
 _encode_dead = msgspec.json.Encoder().encode
 _decode_dead = msgspec.json.Decoder(DeadMessage).decode
 
@@ -53,6 +55,8 @@ _REQUEUE = """
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
 redis.call('LPUSH', KEYS[2], ARGV[2])
 return 1"""
+# An entry need not be text, and so no str, which is what LREM's Python signature asks for.
+_DISCARD = "return redis.call('LREM', KEYS[1], 1, ARGV[1])"
 
 
 def redis_client(url: str, *, timeout_seconds: float) -> Redis:
@@ -90,11 +94,13 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
         blocking_client: Redis,
         timeout_seconds: float,
         clock: Callable[[], datetime],
+        max_dead: int = MAX_DEAD,
     ) -> None:
         self._client = client
         self._blocking_client = blocking_client
         self._timeout_seconds = timeout_seconds
         self._clock = clock
+        self._max_dead = max_dead
 
     async def push(self, task: GenerationTask) -> None:
         async with self._bounded():
@@ -130,39 +136,43 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
         dead = _dead(raw, reason, message.session_id, self._clock())
         async with self._bounded(), self._client.pipeline(transaction=True) as transaction:
             transaction.lpush(DEAD_KEY, _encode_dead(dead))
-            transaction.ltrim(DEAD_KEY, 0, MAX_DEAD - 1)
+            transaction.ltrim(DEAD_KEY, 0, self._max_dead - 1)
             await transaction.execute()
 
     async def dead(self, *, limit: int) -> list[DeadLetter]:
-        async with self._bounded():
-            entries = await self._client.lrange(DEAD_KEY, 0, limit - 1)
-        return [_letter(_decode_dead(entry)) for entry in entries]
+        return [_letter(entry) for entry in await self._dead_entries(0, limit)]
 
     async def requeue(self, letter_id: UUID) -> bool:
-        entry, letter = await self._find_dead(letter_id)
-        if letter is None:
+        entry = await self._find_dead(letter_id)
+        if entry is None:
             return False
         async with self._bounded():
-            moved = await self._client.eval(_REQUEUE, 2, DEAD_KEY, TASKS_KEY, entry, letter.raw)
+            moved = await self._client.eval(
+                _REQUEUE, 2, DEAD_KEY, TASKS_KEY, entry, _letter(entry).raw
+            )
         return bool(moved)
 
     async def discard(self, letter_id: UUID) -> bool:
-        entry, letter = await self._find_dead(letter_id)
-        if letter is None:
+        entry = await self._find_dead(letter_id)
+        if entry is None:
             return False
         async with self._bounded():
-            return await self._client.lrem(DEAD_KEY, 1, entry) == 1
+            return bool(await self._client.eval(_DISCARD, 1, DEAD_KEY, entry))
 
-    async def _find_dead(self, letter_id: UUID) -> tuple[str, DeadLetter | None]:
-        """The entry as it stands in the list, and what it says."""
-        for start in range(0, MAX_DEAD, _DEAD_BATCH):
-            async with self._bounded():
-                entries = await self._client.lrange(DEAD_KEY, start, start + _DEAD_BATCH - 1)
-            for entry in entries:
-                dead = _decode_dead(entry)
-                if dead.id == letter_id:
-                    return entry if isinstance(entry, str) else entry.decode(), _letter(dead)
-        return "", None
+    async def _find_dead(self, letter_id: UUID) -> bytes | None:
+        """The entry as it stands in the list."""
+        for start in range(0, self._max_dead, _DEAD_BATCH):
+            for entry in await self._dead_entries(start, _DEAD_BATCH):
+                if _letter(entry).id == letter_id:
+                    return entry
+        return None
+
+    async def _dead_entries(self, start: int, count: int) -> list[bytes]:
+        if count < 1:
+            return []  # To LRANGE, an end of -1 is the last one.
+        async with self._bounded():
+            entries = await self._client.lrange(DEAD_KEY, start, start + count - 1)
+        return [entry if isinstance(entry, bytes) else entry.encode() for entry in entries]
 
     async def close(self) -> None:
         """Close the connections; a server that does not answer is not waited for, nor is it an
@@ -206,11 +216,20 @@ def _dead(raw: bytes, reason: str, session_id: UUID | None, buried_at: datetime)
         return msgspec.structs.replace(dead, raw_base64=raw)
 
 
-def _letter(dead: DeadMessage) -> DeadLetter:
-    raw = (dead.raw or "").encode() if dead.raw_base64 is None else dead.raw_base64
+def _letter(entry: bytes) -> DeadLetter:
+    """What an entry says. One that is not ours is a letter too, or nobody could get rid of it: its
+    bytes are the message, and when it came nobody knows."""
+    made_of_it = uuid5(_NAMESPACE, entry.hex())
+    try:
+        dead = _decode_dead(entry)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        reason = f"not an entry of the dead list: {error}"[:MAX_REASON_LENGTH]
+        return DeadLetter(
+            id=made_of_it, raw=entry, reason=reason, session_id=None, buried_at=_LONG_AGO
+        )
     return DeadLetter(
-        id=dead.id,
-        raw=raw,
+        id=dead.id or made_of_it,
+        raw=(dead.raw or "").encode() if dead.raw_base64 is None else dead.raw_base64,
         reason=dead.reason,
         session_id=dead.session_id,
         buried_at=dead.buried_at,

@@ -49,7 +49,7 @@ class InMemorySessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
             earlier.check_repeated_by(session)
             balance = self._accounts.balance_of(session.owner).balance
             return Receipt(session=earlier, credits_remaining=balance, replayed=True)
-        if (await self.stats(session.owner)).active >= max_active:
+        if self._stats(session.owner).active >= max_active:
             raise TooManyActive("Too many sessions are unfinished; wait for some to end")
         account = self._accounts.debit(session.owner, GENERATION_COST, session.id)
         now = self._clock()
@@ -168,10 +168,7 @@ class InMemorySessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
         return [row.session for row in _newest_first(rows)[:limit]]
 
     async def stats(self, owner: Owner) -> SessionStats:
-        counts = Counter(
-            row.session.status for row in self._rows.values() if row.session.owner == owner
-        )
-        return SessionStats(**{status.value: counts[status] for status in SessionStatus})
+        return self._stats(owner)
 
     async def queued_before(self, session: GenerationSession, *, limit: int) -> int:
         mine = (session.created_at, session.id)
@@ -210,6 +207,12 @@ class InMemorySessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
             if (row.session.owner, row.session.idempotency_key) == wanted:
                 return row.session
         return None
+
+    def _stats(self, owner: Owner) -> SessionStats:
+        counts = Counter(
+            row.session.status for row in self._rows.values() if row.session.owner == owner
+        )
+        return SessionStats(**{status.value: counts[status] for status in SessionStatus})
 
     def _queued(self, session_id: UUID) -> _Row | None:
         row = self._rows.get(session_id)

@@ -1,6 +1,6 @@
 """Sessions in PostgreSQL. All SQL on ``generation_sessions`` is here.
 
-Every method is one statement, so it is one transaction and one round trip. Guards stand in the
+Every write is one statement, so it is one transaction and one round trip. Guards stand in the
 WHERE of the write itself. Nothing waits in a circle: what locks several rows locks sessions before
 accounts, and each kind in one order or, where any sessions will do, only those that are free.
 
@@ -45,42 +45,43 @@ _COLUMNS = """
     s.error_code, s.error_message, s.confirmed, s.attempt, s.lease_expires_at, s.created_at,
     s.started_at, s.completed_at, s.processing_time_ms"""
 
-# "earlier" and "active" are what was there when the statement began. Of two that begin at once
-# with one key, the unique index lets one through and undoes the other whole.
-_CREATE = """
-    WITH earlier AS (
+_ACTIVE = """
+    SELECT count(*) FROM (
         SELECT FROM generation_sessions
-        WHERE channel = $3 AND owner_id = $4 AND idempotency_key = $10
-    ), active AS (
-        SELECT FROM generation_sessions
-        WHERE channel = $3 AND owner_id = $4 AND status IN ('queued', 'processing') LIMIT $11
-    ), debit AS (
+        WHERE channel = $1 AND owner_id = $2 AND status IN ('queued', 'processing') LIMIT $4
+    ) AS active"""
+
+# Whoever waited for the account looks at it, and for the key, once more: of all that send a key at
+# once one debits. The others never get as far as the unique index, where they would wait for
+# whoever undoes that one's session, which waits for the account.
+_CREATE = f"""
+    WITH debit AS (
         UPDATE credit_accounts
-        SET balance = balance - $1::bigint, total_debited = total_debited + $1::bigint
-        WHERE channel = $3 AND owner_id = $4 AND balance >= $1::bigint
-            AND NOT EXISTS (SELECT FROM earlier) AND (SELECT count(*) FROM active) < $11
+        SET balance = balance - $5::bigint, total_debited = total_debited + $5::bigint
+        WHERE channel = $1 AND owner_id = $2 AND balance >= $5::bigint
+            AND ({_ACTIVE}) < $4::bigint AND NOT key_is_taken($1, $2, $3)
         RETURNING balance
     ), entry AS (
         INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
-        SELECT $3, $4, 'debit', -$1::bigint, $2::uuid FROM debit
+        SELECT $1, $2, 'debit', -$5::bigint, $6::uuid FROM debit
     ), session AS (
-        INSERT INTO generation_sessions (id, channel, store_id, user_id, request_id, prompt,
-            model_image_url, outfit_image_url, accessories, idempotency_key)
-        SELECT $2::uuid, $3, CASE $3 WHEN 'b2b' THEN $4 END, CASE $3 WHEN 'b2c' THEN $4 END,
-            $5, $6, $7, $8, $9::jsonb, $10
+        INSERT INTO generation_sessions (channel, store_id, user_id, idempotency_key, id,
+            request_id, prompt, model_image_url, outfit_image_url, accessories)
+        SELECT $1, CASE $1 WHEN 'b2b' THEN $2 END, CASE $1 WHEN 'b2c' THEN $2 END, $3, $6::uuid,
+            $7, $8, $9, $10, $11::jsonb
         FROM debit
         RETURNING created_at
     )
-    SELECT (SELECT balance FROM debit) AS remaining,
-        (SELECT created_at FROM session) AS created_at,
-        EXISTS (SELECT FROM earlier) AS repeated,
-        (SELECT count(*) FROM active) >= $11 AS crowded"""
-_KEY_CONSTRAINT = "one_session_per_key"
+    SELECT balance, created_at FROM debit, session"""
 
-_EARLIER = f"""
-    SELECT {_COLUMNS}, account.balance
-    FROM generation_sessions AS s JOIN credit_accounts AS account USING (channel, owner_id)
-    WHERE channel = $1 AND owner_id = $2 AND s.idempotency_key = $3"""
+# Why nothing was created, as things are now.
+_WHY_NOT = f"""
+    SELECT {_COLUMNS}, coalesce(account.balance, 0) AS balance,
+        ({_ACTIVE}) >= $4::bigint AS crowded
+    FROM (VALUES (1)) AS one
+        LEFT JOIN credit_accounts AS account ON account.channel = $1 AND account.owner_id = $2
+        LEFT JOIN generation_sessions AS s
+            ON s.channel = $1 AND s.owner_id = $2 AND s.idempotency_key = $3"""
 
 _CONFIRM = """
     WITH confirmed AS (
@@ -235,59 +236,43 @@ class PostgresSessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
         self._database = database
 
     async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:
+        owner = session.owner
+        guards = (owner.channel, owner.id, session.idempotency_key, max_active)
         for _ in range(CREATE_TRIES):
-            row = await self._charge(session, max_active)
-            if row is not None and row["remaining"] is not None:
-                return Receipt(
-                    session=replace(session, created_at=row["created_at"]),
-                    credits_remaining=row["remaining"],
-                )
-            # A copy of this request may have been quicker, and may have spent the last credit.
-            earlier = await self._earlier(session)
-            if earlier is not None:
-                return earlier
-            if row is None or row["repeated"]:
-                continue  # The key was somebody's, and was given back since.
-            if row["crowded"]:
-                raise TooManyActive("Too many sessions are unfinished; wait for some to end")
-            raise InsufficientCredits(required=GENERATION_COST)
-        raise StoreUnavailable("An idempotency key changed hands too often")
-
-    async def _charge(self, session: GenerationSession, max_active: int) -> asyncpg.Record | None:
-        """None if another statement with this idempotency key was quicker."""
-        try:
-            return await self._database.fetch_row(
+            row = await self._database.fetch_row(
                 _CREATE,
+                *guards,
                 GENERATION_COST,
                 session.id,
-                session.owner.channel,
-                session.owner.id,
                 session.request_id,
                 session.prompt,
                 session.model_image_url,
                 session.outfit_image_url,
                 _encode_accessories(session.accessories).decode(),
-                session.idempotency_key,
-                max_active,
             )
-        except asyncpg.UniqueViolationError as error:
-            if error.constraint_name != _KEY_CONSTRAINT:
-                raise
-            return None
+            if row is not None:
+                stored = replace(session, created_at=row["created_at"])
+                return Receipt(session=stored, credits_remaining=row["balance"])
+            earlier = await self._earlier(session, guards)
+            if earlier is not None:
+                return earlier
+        raise StoreUnavailable("The account or the idempotency key changed hands too often")
 
-    async def _earlier(self, session: GenerationSession) -> Receipt | None:
-        """The session that has this one's idempotency key, if there is one."""
-        if session.idempotency_key is None:
-            return None
-        owner = session.owner
-        row = await self._database.fetch_row(
-            _EARLIER, owner.channel, owner.id, session.idempotency_key
-        )
-        if row is None:
-            return None
-        earlier = _session(row)
-        earlier.check_repeated_by(session)
-        return Receipt(session=earlier, credits_remaining=row["balance"], replayed=True)
+    async def _earlier(
+        self, session: GenerationSession, guards: tuple[object, ...]
+    ) -> Receipt | None:
+        """The session that has this one's key. None if nothing is in the way any more; raises if
+        something else is."""
+        (row,) = await self._database.fetch(_WHY_NOT, *guards)
+        if row["id"] is not None:
+            earlier = _session(row)
+            earlier.check_repeated_by(session)
+            return Receipt(session=earlier, credits_remaining=row["balance"], replayed=True)
+        if row["crowded"]:
+            raise TooManyActive("Too many sessions are unfinished; wait for some to end")
+        if row["balance"] < GENERATION_COST:
+            raise InsufficientCredits(required=GENERATION_COST)
+        return None
 
     async def confirm(self, session_ids: Sequence[UUID]) -> int:
         return await self._count(_CONFIRM, session_ids)

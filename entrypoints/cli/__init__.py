@@ -2,6 +2,7 @@
 
 import rich_click as click
 
+from entrypoints.cli.dead import dead_group
 from entrypoints.cli.operate import credits_group, keys_group, queue_group, sessions_group
 from entrypoints.cli.output import CommandGroup
 from entrypoints.cli.run import demo, dev, list_settings, migrate, serve, worker
@@ -10,7 +11,7 @@ click.rich_click.COMMAND_GROUPS = {
     "wearon": [
         {"name": "Try it", "commands": ["demo", "dev"]},
         {"name": "Run it", "commands": ["settings", "migrate", "serve", "worker"]},
-        {"name": "Look after it", "commands": ["sessions", "credits", "keys", "queue"]},
+        {"name": "Look after it", "commands": ["sessions", "credits", "keys", "queue", "dead"]},
     ]
 }
 
@@ -38,5 +39,6 @@ for command in (
     credits_group,
     keys_group,
     queue_group,
+    dead_group,
 ):
     main.add_command(command)

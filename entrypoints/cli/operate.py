@@ -10,12 +10,12 @@ from domain.credits import MAX_GRANT, Channel, Owner
 from domain.errors import InvalidInput
 from domain.sessions import GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
-from entrypoints.cli.output import json_option, print_json, print_table, run
+from entrypoints.cli.dead import ALL_LETTERS
+from entrypoints.cli.output import json_option, limit_option, print_json, print_table, run
 
 if TYPE_CHECKING:
     from config.container import Container
 
-MAX_LISTED = 1_000
 MAX_DISCREPANCIES = 100
 
 
@@ -47,9 +47,6 @@ user_option = click.option(
     "--user", type=click.UUID, callback=_a_user, metavar="UUID", help="A user (b2c)."
 )
 store_option = click.option("--store", callback=_a_store, metavar="ID", help="A store (b2b).")
-limit_option = click.option(
-    "--limit", type=click.IntRange(1, MAX_LISTED), default=20, show_default=True, help="How many."
-)
 
 
 @click.group("credits")
@@ -275,20 +272,22 @@ def queue_group() -> None:
 @queue_group.command("status")
 @json_option
 def queue_status(*, as_json: bool) -> None:
-    """Show how many tasks wait, and which one is next."""
+    """Show how many tasks wait, which one is next, and how many dead letters there are."""
 
     async def read(container: "Container") -> dict[str, object]:
         waiting = await container.queue().depth()
         oldest = await container.queue().oldest()
+        dead = await container.queue().dead(limit=ALL_LETTERS)
         task = oldest if isinstance(oldest, GenerationTask) else None
         return {
             "waiting": waiting,
             "next_session_id": oldest.session_id if oldest else None,
             "next_created_at": task.created_at if task else None,
+            "dead": len(dead),
         }
 
     status = run(read)
     if as_json:
         print_json(status)
     else:
-        print_table(("WAITING", "NEXT SESSION", "CREATED (UTC)"), [tuple(status.values())])
+        print_table(("WAITING", "NEXT SESSION", "CREATED (UTC)", "DEAD"), [tuple(status.values())])

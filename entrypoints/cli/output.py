@@ -48,7 +48,12 @@ class CommandGroup(click.RichGroup):
             raise click.ClickException(str(error)) from error
 
 
+MAX_LISTED = 1_000
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+limit_option = click.option(
+    "--limit", type=click.IntRange(1, MAX_LISTED), default=20, show_default=True, help="How many."
+)
 
 
 @asynccontextmanager

@@ -1,9 +1,11 @@
 """What happens around every request: its id, its line in the log, and who is asking."""
 
+import asyncio
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from time import perf_counter
+from typing import Any
 
 import structlog
 from litestar.enums import ScopeType
@@ -11,12 +13,15 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from domain.credits import Owner
-from domain.errors import InvalidApiKey, Unauthenticated
+from domain.errors import InvalidApiKey, InvalidInput, Unauthenticated
 
 Authenticate = Callable[[str], Awaitable[Owner]]
 """From a bearer token to its owner. Raises Unauthenticated, InvalidApiKey or StoreUnavailable."""
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
+
+BODY_SECONDS = 10.0
+"""How long a body may take to arrive, from when we begin to read it."""
 
 log = structlog.get_logger()
 
@@ -26,7 +31,8 @@ _LOOKS_LIKE_A_KEY = re.compile(rb"bearer +wk_", re.IGNORECASE)
 
 
 class RequestContext:
-    """Outermost: gives every request an id, every response its header, and the log one line."""
+    """Outermost: gives every request an id, every response its header, every body a bound, and the
+    log one line."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -53,7 +59,7 @@ class RequestContext:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, _in_time(receive), send_with_id)
         finally:
             log.info(
                 "request",
@@ -63,6 +69,28 @@ class RequestContext:
                 duration_ms=round((perf_counter() - started) * 1000, 1),
             )
             clear_contextvars()
+
+
+def _in_time(receive: Receive) -> Receive:
+    """``receive``, but it raises InvalidInput when the body is not there after ``BODY_SECONDS``.
+    What comes after the body, such as the caller hanging up, has no bound."""
+    deadline: float | None = None
+    is_there = False
+
+    async def receive_in_time() -> Any:  # noqa: ANN401 - whatever message it is
+        nonlocal deadline, is_there
+        if is_there:
+            return await receive()
+        deadline = deadline or asyncio.get_running_loop().time() + BODY_SECONDS
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError as error:
+            raise InvalidInput("body", "did not arrive in time") from error
+        is_there = not message.get("more_body", False)
+        return message
+
+    return receive_in_time
 
 
 def _request_id(headers: RawHeaders) -> str:

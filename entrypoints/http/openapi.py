@@ -50,7 +50,8 @@ their API key (`wk_...`), users their token. Both use the same paths; each sees 
 people. A field without a value is `null`. Times are UTC.
 
 **When something is odd.** Every response has an `X-Request-Id`; name it when you ask us. You may
-send your own: up to 128 of `A-Z a-z 0-9 . _ -`. After a 503, wait for `Retry-After` seconds.
+send your own: up to 128 of `A-Z a-z 0-9 . _ -`. After a 429 or a 503, wait for `Retry-After`
+seconds. With an `Idempotency-Key` you may then send the same request again.
 """
 
 _EXPLANATIONS = {

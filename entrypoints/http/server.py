@@ -23,6 +23,10 @@ TEND_SECONDS = 1.0
 """How often pushed tasks are confirmed, and the queue measured; recovery's shortest
 ``push_again_seconds`` is 5."""
 
+STOP_SECONDS = 15
+"""How long a worker may take to finish its requests: more than a request may last. Without it
+granian waits for ever for a worker that was still starting when it was told to stop."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -44,6 +48,7 @@ def serve_http(settings: Settings, *, target: str = "entrypoints.http.server:app
         runtime_mode=RuntimeModes.st,
         http=HTTPModes.http1,
         websockets=False,
+        workers_kill_timeout=STOP_SECONDS,
         log_dictconfig=GRANIAN_LOGGING,
     ).serve()
 

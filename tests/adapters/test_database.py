@@ -4,8 +4,16 @@ comes back by itself."""
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
+from typing import Literal
 from urllib.parse import quote
 
 import asyncpg
@@ -14,15 +22,19 @@ import pytest
 from adapters.embedded.postgres import PORT, EmbeddedPostgres
 from adapters.postgres.database import Database, DatabaseLimits
 from domain.errors import StoreUnavailable
-from tests.adapters.proxy import HOST, Proxy
 from tests.support import servers
+from tests.support.pause import paused
+from tests.support.proxy import HOST, Proxy
 
 pytestmark = pytest.mark.anyio
 
 DEADLINE_SECONDS = 10.0
 SLACK_SECONDS = 1.0
 """What a busy machine may add to a bound."""
-ONE = DatabaseLimits(connections=1, connect_seconds=0.5, acquire_seconds=0.5, command_seconds=0.5)
+ONE = DatabaseLimits(connections=1, command_seconds=0.5)
+SLOW = DatabaseLimits(connections=1, command_seconds=1.2)
+"""If it were waited for twice, the slack would not cover it."""
+PATIENT = DatabaseLimits(connections=2, command_seconds=30)
 SLEEP = "SELECT pg_sleep(30)"
 
 
@@ -70,6 +82,27 @@ def proxy_to(server: EmbeddedPostgres) -> Proxy:
     return Proxy(server.sockets / f".s.PGSQL.{PORT}")
 
 
+@asynccontextmanager
+async def talking(
+    server: EmbeddedPostgres, limits: DatabaseLimits
+) -> AsyncIterator[tuple[Database, Callable[..., AbstractContextManager[None]]]]:
+    """A client that has a connection, and what makes the server fall silent."""
+    async with proxy_to(server).running() as proxy, connected(through(proxy), limits) as database:
+
+        @contextmanager
+        def silence(*, is_paused: bool) -> Iterator[None]:
+            if is_paused:
+                with paused(server.pid):
+                    yield
+                return
+            proxy.requests.clear()
+            yield
+            proxy.requests.set()
+
+        await answers(database)
+        yield database, silence
+
+
 async def running(database: Database, count: int) -> None:
     """Return once ``count`` statements sleep on the server."""
     sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
@@ -106,21 +139,19 @@ async def fails(database: Database) -> None:
 
 
 async def test_connecting_has_a_bound() -> None:
-    """A server that never says anything is given up after ``connect_seconds``."""
-    limits = DatabaseLimits(connect_seconds=0.3, acquire_seconds=30, command_seconds=30)
+    """A server that never says anything is given up after ``command_seconds``."""
     with black_hole() as url:
-        async with connected(url, limits) as database:
-            with takes(0.3, 0.3), pytest.raises(StoreUnavailable):
+        async with connected(url) as database:
+            with takes(0.5, 0.5), pytest.raises(StoreUnavailable):
                 await database.fetch("SELECT 1")
 
 
 async def test_waiting_for_a_connection_has_a_bound(postgres: EmbeddedPostgres) -> None:
-    """Where all are in use, a call is given up after ``acquire_seconds``; the pool is whole
+    """Where all are in use, a call is given up after ``command_seconds``; the pool is whole
     afterwards."""
-    limits = DatabaseLimits(connections=1, acquire_seconds=0.3)
-    async with connected(postgres.url(), limits) as database:
+    async with connected(postgres.url()) as database:
         async with database.transaction():
-            with takes(0.3, 0.3), pytest.raises(StoreUnavailable):
+            with takes(0.5, 0.5), pytest.raises(StoreUnavailable):
                 async with asyncio.timeout(DEADLINE_SECONDS):
                     await database.fetch("SELECT 1")
 
@@ -129,27 +160,86 @@ async def test_waiting_for_a_connection_has_a_bound(postgres: EmbeddedPostgres) 
 
 async def test_a_statement_has_a_bound(postgres: EmbeddedPostgres) -> None:
     """It is given up after ``command_seconds`` and ends on the server as well."""
-    limits = DatabaseLimits(connections=1, command_seconds=0.3)
-    async with connected(postgres.url(), limits) as database:
-        with takes(0.3, 0.3), pytest.raises(StoreUnavailable):
+    async with connected(postgres.url()) as database:
+        with takes(0.5, 0.5), pytest.raises(StoreUnavailable):
             await database.fetch(SLEEP)
 
         await running(database, 0)
 
 
-async def test_a_server_that_falls_silent_has_a_bound(postgres: EmbeddedPostgres) -> None:
-    """The statement's time, and as long again for taking it back as for getting a connection.
-    When the way is free again, the same client goes on."""
-    async with proxy_to(postgres).running() as proxy, connected(through(proxy)) as database:
-        await answers(database)
-        proxy.requests.clear()
-        for _ in range(2):  # with a connection, and for want of one
-            with takes(0.5, 1), pytest.raises(StoreUnavailable):
-                await database.fetch("SELECT 1")
+SILENCES = {"paused": True, "a black hole": False}
 
-        proxy.requests.set()
 
-        await answers(database)
+@pytest.mark.parametrize("is_paused", SILENCES.values(), ids=SILENCES)
+async def test_a_call_has_one_bound(own_postgres: EmbeddedPostgres, *, is_paused: bool) -> None:
+    """Whether it had a connection when the server fell silent, wants a new one or waits for
+    another call's: all of it together takes ``command_seconds``."""
+    async with talking(own_postgres, SLOW) as (database, silence):
+        with silence(is_paused=is_paused):
+            for _ in range(2):
+                with takes(1.2, 1.2):
+                    calls = [database.fetch("SELECT 1") for _ in range(20)]
+                    results = await asyncio.gather(*calls, return_exceptions=True)
+
+                assert {type(result) for result in results} == {StoreUnavailable}
+
+        with takes(0, 0):
+            await answers(database)
+
+
+async def test_waiting_and_running_share_the_bound(postgres: EmbeddedPostgres) -> None:
+    """A call that had to wait for its connection has the less time for its statement."""
+    async with connected(postgres.url(), SLOW) as database:
+        with takes(1.2, 1.2):
+            results = await asyncio.gather(
+                database.fetch("SELECT pg_sleep(1.1)"),
+                database.fetch(SLEEP),
+                return_exceptions=True,
+            )
+
+    assert [type(result) for result in results] == [list, StoreUnavailable]
+
+
+@pytest.mark.parametrize("is_paused", SILENCES.values(), ids=SILENCES)
+async def test_a_caller_s_own_bound_holds(
+    own_postgres: EmbeddedPostgres, *, is_paused: bool
+) -> None:
+    """A caller that gives up earlier is let go at once, as one that gave up. However many did,
+    every connection of the pool can be had when the server answers again."""
+    async with talking(own_postgres, PATIENT) as (database, silence):
+        with silence(is_paused=is_paused), takes(0.3, 0.3):
+            calls = [gives_up_after(0.3, database) for _ in range(100)]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+
+        with takes(0, 0):
+            async with database.transaction(), database.transaction():
+                pass
+    assert {type(result) for result in results} == {TimeoutError}
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+async def test_a_transaction_that_is_cut_off_is_not_waited_for(
+    own_postgres: EmbeddedPostgres, *, pooled: bool
+) -> None:
+    """A statement has its bound within a transaction as well, and undoing it takes no time."""
+    async with connected(own_postgres.url(), SLOW, transaction_pooler=pooled) as database:
+        with takes(1.2, 1.2), pytest.raises(StoreUnavailable):
+            await create_and_pause(database, "half", own_postgres)
+
+        assert await database.fetch_value("SELECT to_regclass('half')") is None
+
+
+async def create_and_pause(database: Database, table: str, server: EmbeddedPostgres) -> None:
+    with ExitStack() as pause:
+        async with database.transaction() as connection:
+            await connection.execute(f"CREATE TABLE {table} ()")
+            pause.enter_context(paused(server.pid))
+            await connection.execute("SELECT 1")
+
+
+async def gives_up_after(seconds: float, database: Database) -> None:
+    async with asyncio.timeout(seconds):
+        await database.fetch("SELECT 1")
 
 
 async def test_a_lost_commit_is_told_as_unknown(postgres: EmbeddedPostgres) -> None:
@@ -180,6 +270,56 @@ async def test_the_server_may_be_away_at_the_start_and_come_back(
             own_postgres.start()
 
             await answers(database)
+
+
+async def test_connections_that_ended_while_idle_are_replaced(
+    own_postgres: EmbeddedPostgres,
+) -> None:
+    """After a restart that all of them were told of, no call fails."""
+    async with connected(own_postgres.url(), DatabaseLimits(connections=10)) as database:
+        await use_all(database, 10)
+
+        await asyncio.to_thread(own_postgres.stop)
+        own_postgres.start()
+
+        await use_all(database, 10)
+
+
+async def test_connections_that_ended_unheard_cost_one_call(postgres: EmbeddedPostgres) -> None:
+    """Of those that only learn of their end when they are used, the first one speaks for all."""
+    async with proxy_to(postgres).running() as proxy:
+        proxy.requests = way = Way()
+        async with connected(through(proxy), DatabaseLimits(connections=10)) as database:
+            await use_all(database, 10)
+            way.has_forgotten = True
+
+            with pytest.raises(StoreUnavailable):
+                await database.fetch("SELECT 1")
+
+            await use_all(database, 10)
+
+
+class Way(asyncio.Event):
+    """What has forgotten its connections, as a server that lost its power has, says so to whoever
+    sends something on one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_forgotten = False
+        self._known: set[object] = set()
+
+    async def wait(self) -> Literal[True]:
+        link = asyncio.current_task()
+        if not self.has_forgotten:
+            self._known.add(link)
+        elif link in self._known:
+            raise ConnectionResetError
+        return True
+
+
+async def use_all(database: Database, count: int) -> None:
+    """Use ``count`` connections at once."""
+    await asyncio.gather(*[database.fetch("SELECT pg_sleep(0.05)") for _ in range(count)])
 
 
 async def test_statements_under_way_fail_with_the_server(own_postgres: EmbeddedPostgres) -> None:

@@ -35,7 +35,7 @@ class Console(PostgresBackend):
 
     async def in_state(self, state: str) -> UUID:
         """A session of USER's, brought there by ours."""
-        session_id = await self.queued()
+        session_id = (await self.created(idempotency_key="key")).session.id
         if state != "queued":
             await self.claim(session_id)
         if state == "completed":
@@ -68,6 +68,15 @@ SESSION = """
     SELECT gen_random_uuid(), channel, user_id, request_id, prompt, model_image_url, {value}
     FROM generation_sessions WHERE id = $1"""
 SET = "UPDATE generation_sessions SET {} WHERE id = $1"
+WITH_ANOTHERS_KEY = """
+    WITH another AS (
+        INSERT INTO generation_sessions (id, channel, user_id, request_id, prompt, model_image_url,
+            idempotency_key)
+        SELECT gen_random_uuid(), channel, user_id, request_id, prompt, model_image_url, 'another'
+        FROM generation_sessions WHERE id = $1
+        RETURNING idempotency_key)
+    UPDATE generation_sessions AS s SET idempotency_key = another.idempotency_key
+    FROM another WHERE s.id = $1"""
 OPEN = ("queued", "processing")
 FINAL = ("completed", "failed")
 ALL = (*OPEN, *FINAL)
@@ -85,6 +94,44 @@ ATTACKS: dict[str, tuple[tuple[str, ...], str, Refusal]] = {
     "another id": (ALL, SET.format("id = gen_random_uuid()"), GUARD),
     "another age": (ALL, SET.format("created_at = created_at + interval '1 s'"), GUARD),
     "another order": (ALL, SET.format("prompt = 'something else'"), GUARD),
+    "another key": (ALL, SET.format("idempotency_key = 'another'"), GUARD),
+    "another session's key": (ALL, WITH_ANOTHERS_KEY, GUARD),
+    "a key less": (ALL, SET.format("idempotency_key = NULL"), GUARD),
+    "a key less in the end": (
+        OPEN,
+        SET.format("status = 'failed', error_code = 'EXPIRED', idempotency_key = NULL"),
+        GUARD,
+    ),
+    "a key less without a reason": (
+        OPEN,
+        SET.format("status = 'failed', idempotency_key = NULL"),
+        GUARD,
+    ),
+    "a key less after the end": (
+        ("failed",),
+        SET.format("error_code = 'QUEUE_UNAVAILABLE', idempotency_key = NULL"),
+        GUARD,
+    ),
+    "a key less while it waits": (
+        ("queued",),
+        SET.format("error_code = 'QUEUE_UNAVAILABLE', idempotency_key = NULL"),
+        GUARD,
+    ),
+    "a key without a text": (
+        ("queued",),
+        SESSION.format(column="idempotency_key", value="''"),
+        CHECK,
+    ),
+    "an endless key": (
+        ("queued",),
+        SESSION.format(column="idempotency_key", value="repeat('x', 256)"),
+        CHECK,
+    ),
+    "a second session of a key": (
+        ALL,
+        SESSION.format(column="idempotency_key", value="idempotency_key"),
+        UNIQUE,
+    ),
     "a claim on another attempt": (ALL, SET.format("attempt = attempt + 1"), GUARD),
     "an attempt less": (ALL, SET.format("attempt = attempt - 1"), GUARD),
     "two attempts at once": (

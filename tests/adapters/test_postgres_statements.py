@@ -3,21 +3,27 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from uuid import UUID
+from dataclasses import replace
+from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.embedded.postgres import EmbeddedPostgres
-from adapters.postgres.database import Database, DatabaseLimits
+from adapters.postgres.database import Connection, Database, DatabaseLimits
+from adapters.sessions.postgres import PostgresSessionRepo
 from domain.credits import Channel, Owner
+from domain.errors import TooManyActive
 from domain.ports import RecoveryRepoPort
+from domain.sessions import ErrorCode, Failure
 from tests.contracts.backends import PostgresBackend
 from tests.support.examples import FAILURE, LEASE, MANY, USER, a_session
 
 pytestmark = pytest.mark.anyio
 
 DEADLINE_SECONDS = 10.0
+NEVER_QUEUED = Failure(code=ErrorCode.QUEUE_UNAVAILABLE, message="not now")
 
 NESTED_LOOPS = ("hashjoin", "mergejoin", "hashagg", "sort", "material")
 INDEX_SCANS = ("seqscan", "bitmapscan")
@@ -195,6 +201,135 @@ async def test_the_ledger_is_in_the_order_of_the_balances(
 
     entries = [(entry.kind, entry.session_id) for entry in await backend.ledger()]
     assert entries[-2:] == [("debit", charged.id), ("refund", refunded.id)]
+
+
+# What a submission of the key "k" has done by the time at which it commits, in two steps, and what
+# undoing it does first.
+DEBIT = "UPDATE credit_accounts SET balance = balance - 1, total_debited = total_debited + 1"
+SESSION = """
+    WITH entry AS (
+        INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
+        VALUES ('b2c', $2, 'debit', -1, $1)
+    )
+    INSERT INTO generation_sessions (id, channel, user_id, request_id, prompt, model_image_url,
+        idempotency_key)
+    VALUES ($1, 'b2c', $2, 'req_1', $3, $4, 'k')"""
+UNDO = """
+    UPDATE generation_sessions
+    SET status = 'failed', error_code = 'QUEUE_UNAVAILABLE', idempotency_key = NULL WHERE id = $1"""
+
+
+async def test_a_copy_never_waits_for_the_undoing_of_the_first(
+    postgres: EmbeddedPostgres, backend: PostgresBackend
+) -> None:
+    """Which has its session, and waits for the account that the copy holds. The copy began before
+    there was a session with its key, but looks once more when it has the account."""
+    await backend.credits.grant(USER, 2, note="test")
+    copy = a_session(idempotency_key="k")
+    first = replace(copy, id=uuid4())
+    database = Database(postgres.url(), limits=DatabaseLimits())
+
+    async with database.transaction() as account, database.transaction() as undoing:
+        await account.execute(DEBIT)
+        create = asyncio.create_task(backend.sessions.create(copy, max_active=MANY))
+        await waiting(database, 1)
+        await database.fetch(SESSION, first.id, USER.id, first.prompt, first.model_image_url)
+        await undoing.execute(UNDO, first.id)
+        await account.execute("COMMIT AND CHAIN")
+        receipt = await create
+    await database.close()
+
+    assert (receipt.replayed, receipt.session.id) == (True, first.id)
+    assert await backend.recovery.refund_missing(limit=10) == 1
+    assert await backend.credits.audit(limit=10) == []
+
+
+class Undoing(Database):
+    """Gives the key of a session back just before anybody reads why it could not be had."""
+
+    def __init__(self, url: str, undo: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(url, limits=DatabaseLimits())
+        self.undo = undo
+
+    async def fetch(
+        self, sql: str, *arguments: object, seconds: float | None = None
+    ) -> list[asyncpg.Record]:
+        await self.undo()
+        return await super().fetch(sql, *arguments, seconds=seconds)
+
+
+async def test_a_key_that_was_given_back_meanwhile_is_tried_again(
+    postgres: EmbeddedPostgres, backend: PostgresBackend
+) -> None:
+    """The request is a new one then, though the first had the only credit and the only place."""
+    first = (await backend.created(idempotency_key="k")).session
+    database = Undoing(
+        postgres.url(), lambda: backend.sessions.fail(first.id, NEVER_QUEUED, attempt=None)
+    )
+    repo = PostgresSessionRepo(database)
+
+    receipt = await repo.create(a_session(idempotency_key="k"), max_active=1)
+
+    await database.close()
+    assert not receipt.replayed
+    assert await backend.balance() == 0
+
+
+class Watched(Database):
+    """Counts how often each statement scans each of ``relations``."""
+
+    def __init__(self, url: str, *relations: str) -> None:
+        super().__init__(url, limits=DatabaseLimits())
+        self.relations = relations
+        self.scans: list[dict[str, int]] = []
+
+    async def fetch(
+        self, sql: str, *arguments: object, seconds: float | None = None
+    ) -> list[asyncpg.Record]:
+        async with self.transaction() as connection:
+            before = await self._counted(connection)
+            rows = await connection.fetch(sql, *arguments, timeout=seconds)
+            after = await self._counted(connection)
+        self.scans.append({relation: after[relation] - before[relation] for relation in after})
+        return rows
+
+    async def fetch_row(self, sql: str, *arguments: object) -> asyncpg.Record | None:
+        return next(iter(await self.fetch(sql, *arguments)), None)
+
+    async def _counted(self, connection: Connection) -> dict[str, int]:
+        rows = await connection.fetch(
+            "SELECT name, pg_stat_get_xact_numscans(name::regclass) AS scans"
+            " FROM unnest($1::text[]) AS name",
+            self.relations,
+        )
+        return {row["name"]: row["scans"] for row in rows}
+
+
+async def test_a_submission_looks_only_at_its_owners_sessions(
+    postgres: EmbeddedPostgres, backend: PostgresBackend
+) -> None:
+    """However many there are: for the key in the keys' index, and for what is unfinished in the
+    index of that; the same for a request that is refused and for a repeated one."""
+    await backend.credits.grant(USER, 2, note="test")
+    database = Watched(
+        postgres.url(), "generation_sessions", "one_session_per_key", "sessions_active"
+    )
+    async with database.transaction() as connection:
+        await connection.execute("SET LOCAL session_replication_role = replica")
+        await connection.execute(MANY_SESSIONS)
+    watched = PostgresBackend(database)
+
+    for _ in range(2):
+        await watched.sessions.create(a_session(idempotency_key="k"), max_active=MANY)
+    with pytest.raises(TooManyActive):
+        await watched.sessions.create(a_session(), max_active=1)
+    await database.close()
+
+    created, repeated, answered, refused, explained = database.scans
+    for scans in (created, repeated, answered):
+        assert scans == {"generation_sessions": 0, "one_session_per_key": 1, "sessions_active": 1}
+    for scans in (refused, explained):
+        assert scans == {"generation_sessions": 0, "one_session_per_key": 0, "sessions_active": 1}
 
 
 async def waiting(database: Database, count: int) -> None:

@@ -6,20 +6,22 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from ssl import SSLContext
+from uuid import UUID, uuid4
 
 import pytest
 from redis.asyncio import SSLConnection
 
 from adapters.embedded.valkey import SOCKET_NAME, EmbeddedValkey
-from adapters.queue.redis import TASKS_KEY, RedisTaskQueue, redis_client
+from adapters.queue.redis import DEAD_KEY, TASKS_KEY, RedisTaskQueue, redis_client
 from domain.errors import QueueUnavailable
 from domain.tasks import UnreadableTask
-from tests.adapters.proxy import HOST, Proxy
 from tests.support import servers
 from tests.support.clock import START
 from tests.support.examples import a_task
+from tests.support.proxy import HOST, Proxy
 from tests.support.tls import self_signed
 
 pytestmark = pytest.mark.anyio
@@ -39,6 +41,9 @@ METHODS: dict[str, Method] = {
     "oldest": lambda queue: queue.oldest(),
     "depth": lambda queue: queue.depth(),
     "bury": lambda queue: queue.bury(a_task(), reason=""),
+    "dead": lambda queue: queue.dead(limit=10),
+    "requeue": lambda queue: queue.requeue(uuid4()),
+    "discard": lambda queue: queue.discard(uuid4()),
 }
 
 
@@ -320,16 +325,78 @@ async def test_what_is_no_redis_is_unavailable(reply: bytes) -> None:
         assert await outcomes(queue) == UNAVAILABLE
 
 
-async def test_another_type_at_our_key_is_unavailable(
+async def test_another_type_at_our_keys_is_unavailable(
     own_valkey: EmbeddedValkey, proxy: Proxy
 ) -> None:
-    """Somebody else uses the name; a real server says so."""
+    """Somebody else uses the names; a real server says so."""
     client = redis_client(own_valkey.url, timeout_seconds=2)
-    await client.set(TASKS_KEY, "not a list")
+    await client.mset({TASKS_KEY: "not a list", DEAD_KEY: "neither"})
     await client.aclose()
 
     async with connected(through(proxy)) as queue:
-        assert await outcomes(queue) == UNAVAILABLE | {"bury": None}
+        assert await outcomes(queue) == UNAVAILABLE
+
+
+SOME_ID = UUID("0d4ff3a4-4c5b-4c70-8b3c-6f4b6d3f6a01")
+FIRST_VERSION = (
+    b'{"reason":"version 2 is newer than 1, ours","buried_at":"2026-01-02T03:04:05Z",'
+    b'"session_id":"0d4ff3a4-4c5b-4c70-8b3c-6f4b6d3f6a01","raw":"{\\"version\\":2}"}'
+)
+STRANGERS = {
+    "no JSON": b"hello",
+    "bytes": b"\xff\xfe\x00",
+    "not UTF-8": b'{"reason":"\xff\xfe"}',
+    "empty": b"",
+    "another JSON": b'{"task": 1}',
+    "an id that is none": FIRST_VERSION.replace(b'{"reason', b'{"id":"1","reason'),
+    "200,000 brackets": b'{"a":' + b"[" * 200_000,
+}
+
+
+async def test_a_dead_letter_of_the_first_version(own_valkey: EmbeddedValkey, proxy: Proxy) -> None:
+    """It had no id, so it has one that is made of its bytes, always the same; all else is as
+    ever."""
+    client = redis_client(own_valkey.url, timeout_seconds=2)
+    await client.lpush(DEAD_KEY, FIRST_VERSION)
+    async with connected(through(proxy)) as queue:
+        letters = [await queue.dead(limit=10) for _ in range(2)]
+
+        assert await queue.requeue(letters[0][0].id)
+
+    (letter,) = letters[0]
+    assert letters[0] == letters[1]
+    assert (letter.raw, letter.session_id) == (b'{"version":2}', SOME_ID)
+    assert letter.reason == "version 2 is newer than 1, ours"
+    assert letter.buried_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert await client.lrange(TASKS_KEY, 0, -1) == [b'{"version":2}']
+    assert await client.llen(DEAD_KEY) == 0
+    await client.aclose()
+
+
+@pytest.mark.parametrize("entry", STRANGERS.values(), ids=STRANGERS)
+@pytest.mark.parametrize("requeue", [False, True])
+async def test_a_stranger_in_the_dead_list(
+    own_valkey: EmbeddedValkey, proxy: Proxy, entry: bytes, *, requeue: bool
+) -> None:
+    """What is no entry of ours hides none of those that are: it is a letter of its own, with a
+    reason, that can be thrown away or sent to whoever can read it."""
+    client = redis_client(own_valkey.url, timeout_seconds=2)
+    async with connected(through(proxy)) as queue:
+        for raw in (b"1", b"2"):
+            await queue.bury(UnreadableTask(raw=raw, reason="", session_id=None), reason="")
+            if raw == b"1":
+                await client.lpush(DEAD_KEY, entry)
+        newest, stranger, oldest = await queue.dead(limit=10)
+
+        done = await (queue.requeue if requeue else queue.discard)(stranger.id)
+
+        assert await queue.dead(limit=10) == [newest, oldest]
+    assert done
+    assert (newest.raw, stranger.raw, oldest.raw) == (b"2", entry, b"1")
+    assert stranger.reason.startswith("not an entry of the dead list: ")
+    assert stranger.session_id is None
+    assert await client.lrange(TASKS_KEY, 0, -1) == [entry] * requeue
+    await client.aclose()
 
 
 async def test_the_server_may_be_away_at_the_start_and_come_back(

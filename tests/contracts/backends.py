@@ -16,6 +16,7 @@ from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.postgres.database import Database
 from adapters.queue.memory import InMemoryTaskQueue
+from adapters.queue.payload import MAX_DEAD
 from adapters.queue.redis import TASKS_KEY, RedisTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
@@ -249,6 +250,10 @@ class QueueBackend(ABC):
     async def messages(self) -> list[bytes]:
         """What waits, the next message first."""
 
+    @abstractmethod
+    def keeping(self, max_dead: int) -> "QueueBackend":
+        """The same queue, by an adapter that keeps so many dead letters."""
+
     async def dead(self) -> list[UnreadableTask]:
         """The dead list, newest first, as the messages that went into it."""
         return [
@@ -258,8 +263,8 @@ class QueueBackend(ABC):
 
 
 class MemoryQueueBackend(QueueBackend):
-    def __init__(self) -> None:
-        self._queue = InMemoryTaskQueue(clock=lambda: datetime.now(UTC))
+    def __init__(self, max_dead: int = MAX_DEAD) -> None:
+        self._queue = InMemoryTaskQueue(clock=lambda: datetime.now(UTC), max_dead=max_dead)
         self.queue = self.letters = self._queue
 
     async def send(self, raw: bytes) -> None:
@@ -268,23 +273,31 @@ class MemoryQueueBackend(QueueBackend):
     async def messages(self) -> list[bytes]:
         return list(reversed(self._queue.messages))
 
+    def keeping(self, max_dead: int) -> QueueBackend:
+        assert not self._queue.messages
+        return MemoryQueueBackend(max_dead)
+
 
 class RedisQueueBackend(QueueBackend):
-    def __init__(self, *, client: Redis, blocking_client: Redis) -> None:
+    def __init__(self, *, client: Redis, blocking_client: Redis, max_dead: int = MAX_DEAD) -> None:
         self._client = client
+        self._blocking_client = blocking_client
         self.queue = self.letters = RedisTaskQueue(
             client=client,
             blocking_client=blocking_client,
             timeout_seconds=2,
             clock=lambda: datetime.now(UTC),
+            max_dead=max_dead,
         )
 
     async def send(self, raw: bytes) -> None:
         await self._client.lpush(TASKS_KEY, raw)
 
     async def messages(self) -> list[bytes]:
-        return (await self._list(TASKS_KEY))[::-1]
+        items = await self._client.lrange(TASKS_KEY, 0, -1)
+        return [item for item in reversed(items) if isinstance(item, bytes)]
 
-    async def _list(self, key: str) -> list[bytes]:
-        items = await self._client.lrange(key, 0, -1)
-        return [item for item in items if isinstance(item, bytes)]
+    def keeping(self, max_dead: int) -> QueueBackend:
+        return RedisQueueBackend(
+            client=self._client, blocking_client=self._blocking_client, max_dead=max_dead
+        )

@@ -3,12 +3,15 @@ twice or worked on without need."""
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
 
+from adapters.queue.payload import decode
 from domain.credits import LedgerKind
 from domain.errors import QueueUnavailable, StoreUnavailable
+from domain.generation import WorkPolicy
 from domain.recovery import RecoveryPolicy, RecoveryReport
 from domain.sessions import GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
@@ -379,12 +382,13 @@ async def test_a_session_waits_out_its_backoff(service: Service) -> None:
 
 async def test_without_the_queue_the_rest_is_still_done(service: Service) -> None:
     """Refunds, expiry and leases need the store only; then the queue's error is raised."""
-    refused, spent, expired, released = await service.backlog(4, apart=timedelta(0))
+    refused, spent, expired = await service.backlog(3, apart=timedelta(0))
     service.repo.overwrite(refused, status=SessionStatus.FAILED)
     await claimed_again(service, spent, POLICY.max_attempts)
-    await service.claimed(released)
     service.clock.advance(POLICY.time_to_live + SECOND)
-    (young,) = await service.backlog(1, apart=POLICY.push_again_after)
+    young, released = await service.backlog(2, apart=POLICY.push_again_after)
+    await service.claimed(released)
+    service.clock.advance(LEASE + SECOND)
     service.queue.faults.away.add("oldest")
 
     with pytest.raises(QueueUnavailable):
@@ -464,6 +468,166 @@ async def test_many_recoveries_at_once_do_all_of_it_once(service: Service) -> No
     assert sum(report.never_pushed for report in reports) == len(unsent)
     assert sorted(order(service)) == sorted(lost)
     assert all(service.money_of(session_id) == REFUNDED for session_id in refused + unsent)
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+async def test_what_killed_all_its_workers_is_buried(service: Service, attempts: int) -> None:
+    """Failed with its refund, and its task is kept for whoever finds out why, once, with a reason
+    that names the attempts."""
+    policy = RecoveryPolicy(max_attempts=attempts)
+    session = await dead(service, attempt=attempts)
+    recovery = service.recovery(policy)
+
+    spent = [(await recovery.run_once()).spent for _ in range(3)]
+
+    (letter,) = await service.queue.dead(limit=10)
+    assert spent == [1, 0, 0]
+    assert service.money_of(session.id) == REFUNDED
+    assert letter.reason == f"{attempts} attempts ended without a sign of life"
+    assert letter.session_id == session.id
+    task = decode(letter.raw)
+    assert isinstance(task, GenerationTask)
+    assert task == GenerationTask.of(session, task_id=task.task_id)
+
+
+async def test_what_did_not_kill_all_its_workers_is_not_buried(service: Service) -> None:
+    """Neither what has attempts left nor what failed in another way."""
+    waiting, refused, expired = await service.backlog(3, apart=timedelta(0))
+    await service.claimed(waiting)
+    service.repo.overwrite(refused, status=SessionStatus.FAILED)
+    service.clock.advance(POLICY.time_to_live + SECOND)
+
+    await service.recover()
+
+    assert await failed_with(service, expired) == "EXPIRED"
+    assert await service.queue.dead(limit=10) == []
+
+
+async def test_what_could_not_be_buried_is_buried_later(service: Service) -> None:
+    """The queue is away: the refund does not wait for it, and once it is back each task is buried
+    once, in the order in which they were failed."""
+    recovery = service.recovery()
+    service.queue.faults.away.add("bury")
+    sessions = []
+    for _ in range(3):
+        sessions.append(await dead(service, attempt=POLICY.max_attempts))
+        with pytest.raises(QueueUnavailable):
+            await recovery.run_once()
+        assert service.money_of(sessions[-1].id) == REFUNDED
+    service.queue.faults.away.clear()
+
+    for _ in range(2):
+        await recovery.run_once()
+
+    assert [letter.session_id for letter in service.queue.letters] == [item.id for item in sessions]
+
+
+async def test_a_burial_without_a_reply_is_repeated(service: Service) -> None:
+    """Twice in the dead list is better than not at all."""
+    recovery = service.recovery()
+    session = await dead(service, attempt=POLICY.max_attempts)
+    service.queue.faults.deaf.add("bury")
+    with pytest.raises(QueueUnavailable):
+        await recovery.run_once()
+    service.queue.faults.deaf.clear()
+
+    for _ in range(2):
+        await recovery.run_once()
+
+    assert [letter.session_id for letter in service.queue.letters] == [session.id] * 2
+
+
+async def test_what_waits_to_be_buried_has_a_bound(service: Service) -> None:
+    """While the queue is away no more is kept in mind than one run can fail, the newest."""
+    recovery = service.recovery(SMALL)
+    service.queue.faults.away.add("bury")
+    limit = SMALL.batch * SMALL.max_batches
+    sessions = []
+    for _ in range(limit + 2):
+        sessions.append((await dead(service, attempt=SMALL.max_attempts)).id)
+        with pytest.raises(QueueUnavailable):
+            await recovery.run_once()
+    service.queue.faults.away.clear()
+
+    await recovery.run_once()
+
+    assert [letter.session_id for letter in service.queue.letters] == sessions[2:]
+    assert all(service.money_of(session_id) == REFUNDED for session_id in sessions)
+
+
+async def test_an_old_session_whose_worker_died_is_not_tried_again(service: Service) -> None:
+    """It is past its time to live: the run that takes it from its dead worker also fails it, and
+    nobody can claim it in between."""
+    (old,) = await service.backlog(1, apart=POLICY.time_to_live)
+    await service.claimed(old)
+    service.clock.advance(LEASE + SECOND)
+
+    report = await service.recover()
+
+    assert (report.released, report.expired, report.pushed_again) == (1, 1, 0)
+    assert await failed_with(service, old) == "EXPIRED"
+    assert service.money_of(old) == REFUNDED
+    assert order(service) == []
+
+
+WORK = WorkPolicy(attempt_timeout=timedelta(minutes=3), lease=timedelta(seconds=30))
+
+
+@pytest.mark.parametrize(
+    ("changes", "interval", "bound"),
+    [
+        # Foreign work is the longest: 1 h + 10 s, then 3 * (15 min + 10 s).
+        ({}, 10, timedelta(hours=1, minutes=45, seconds=40)),
+        # Our own work is: 1 h + 10 s, then 3 * (3 min + 30 s + 10 s).
+        ({"without_lease": 60 * SECOND}, 10, timedelta(hours=1, minutes=11, seconds=10)),
+        # One attempt: 1 min + 1 s, then 15 min + 1 s.
+        ({"time_to_live": 60 * SECOND, "max_attempts": 1}, 1, timedelta(minutes=16, seconds=2)),
+    ],
+)
+def test_the_bound_of_settling(changes: dict[str, Any], interval: int, bound: timedelta) -> None:
+    """The time to live and a run, then each attempt at its longest and a run."""
+    policy = RecoveryPolicy(**changes)
+
+    assert policy.settle_bound(WORK, interval=interval * SECOND) == bound
+
+
+async def test_the_bound_of_settling_is_kept_and_nearly_reached(service: Service) -> None:
+    """The worst that can be: each attempt begins just before the run that would have failed the
+    session, and is given up too late for the next run to see that."""
+    interval, moment = 10 * SECOND, timedelta(milliseconds=1)
+    policy = RecoveryPolicy(
+        time_to_live=60 * SECOND, without_lease=31 * SECOND, max_attempts=3, batch=1
+    )
+    work = WorkPolicy(attempt_timeout=10 * SECOND, lease=10 * SECOND)
+    recovery = service.recovery(policy)
+    session = (await service.submitted()).session
+
+    async def runs(count: int) -> None:
+        """Let time pass until just before a run, ``count`` runs later."""
+        for _ in range(count):
+            service.clock.advance(moment)
+            await recovery.run_once()
+            service.clock.advance(interval - moment)
+
+    service.clock.advance(interval - moment)
+    await runs(6)
+    for attempt in range(policy.max_attempts):
+        service.repo.overwrite(session.id, status=SessionStatus.PROCESSING)
+        await runs(3)
+        if attempt < policy.max_attempts - 1:
+            service.clock.advance(moment)
+            await recovery.run_once()
+            service.repo.overwrite(session.id, status=SessionStatus.QUEUED)
+            service.clock.advance(interval - moment)
+    await runs(1)
+    assert (await service.session(session.id)).status is SessionStatus.PROCESSING
+    await runs(1)
+
+    settled = await service.session(session.id)
+    assert settled.completed_at is not None
+    took = settled.completed_at - session.created_at
+    bound = policy.settle_bound(work, interval=interval)
+    assert bound - 4 * SECOND <= took <= bound
 
 
 async def test_a_report_adds_up() -> None:

@@ -1,14 +1,16 @@
 """A session's life: which changes of status exist, and what each one notes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from itertools import product
+from typing import Any
 
 import pytest
 
 from domain.credits import Channel, Owner
-from domain.errors import IllegalTransition
-from domain.sessions import Accessory, GenerationSession, SessionStatus
+from domain.errors import IdempotencyKeyReused, IllegalTransition
+from domain.sessions import Accessory, ErrorCode, Failure, GenerationSession, SessionStatus
 from tests.support.clock import START
 from tests.support.examples import (
     ARTEFACT,
@@ -114,6 +116,44 @@ def test_a_failed_session_tells_why_and_when(status: SessionStatus) -> None:
     assert failed.failure == FAILURE
     assert failed.completed_at == LATER
     assert failed.lease_expires_at is None
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+def test_a_failed_session_keeps_its_key_unless_it_was_never_queued(code: ErrorCode) -> None:
+    """Who was answered 503 may ask again with the key; whoever was answered 202 is told the end."""
+    session = a_session(idempotency_key="k")
+
+    failed = session.failed(Failure(code=code, message=""), now=LATER)
+
+    assert failed.idempotency_key == (None if code == "QUEUE_UNAVAILABLE" else "k")
+
+
+def test_the_same_request_may_be_repeated() -> None:
+    """With another id, time and correlation id, and whatever became of the first."""
+    wanted = {"outfit_image_url": OUTFIT_URL, "accessories": (HAT, BAG), "prompt": "In the rain"}
+    session = a_session(**wanted).claimed(now=START, lease=LEASE)
+
+    session.check_repeated_by(a_session(**wanted, request_id="req_2", created_at=LATER))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model_image_url": OUTFIT_URL},
+        {"outfit_image_url": None},
+        {"accessories": (BAG, HAT)},
+        {"accessories": (HAT,)},
+        {"accessories": (replace(HAT, type="cap"), BAG)},
+        {"outfit_image_url": None, "accessories": (Accessory(type="", url=OUTFIT_URL), HAT, BAG)},
+        {"prompt": "In the sun"},
+    ],
+)
+def test_another_request_is_no_repetition(other: dict[str, Any]) -> None:
+    """Whatever makes another picture; the same pictures in other places do."""
+    wanted = {"outfit_image_url": OUTFIT_URL, "accessories": (HAT, BAG), "prompt": "In the rain"}
+
+    with pytest.raises(IdempotencyKeyReused):
+        a_session(**wanted).check_repeated_by(a_session(**wanted | other))
 
 
 @pytest.mark.parametrize(

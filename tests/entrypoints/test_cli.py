@@ -18,13 +18,13 @@ from click.testing import CliRunner, Result
 
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.embedded.valkey import EmbeddedValkey
-from adapters.queue.redis import redis_client
+from adapters.queue.redis import TASKS_KEY, redis_client
 from config.container import Container, close
 from config.reference import env_example, variables
 from config.settings import Settings, load_settings
 from domain.credits import Owner
 from domain.sessions import Failure, GenerationSession
-from domain.tasks import GenerationTask
+from domain.tasks import GenerationTask, UnreadableTask
 from entrypoints import demo, dev
 from entrypoints.cli import main
 from tests.contracts.backends import PostgresBackend
@@ -38,6 +38,7 @@ from tests.support.examples import (
     STORE,
     USER,
     a_session,
+    a_task,
 )
 
 pytestmark = pytest.mark.xdist_group("cli")  # they share a PostgreSQL
@@ -49,6 +50,7 @@ NOWHERE = {
     "REDIS_URL": "redis://:hunter2@127.0.0.1:1/0",
 }
 SECRETS = {"WEARON_JWT_SECRET": "s" * 32, "WEARON_SIGNING_SECRET": "s" * 32}
+NO_LETTER = "Error: There is no such letter, or it was requeued or discarded before.\n"
 IN_MEMORY = {
     "WEARON_ENVIRONMENT": "development",
     "WEARON_STORE": "memory",
@@ -209,6 +211,8 @@ def test_users_and_stores_have_accounts_of_their_own(shop: Shop) -> None:
         (("credits", "grant", "--store", "s", "x"), "'AMOUNT': 'x' is not a valid integer range."),
         (("worker", "--concurrency", "0"), "'--concurrency': 0 is not in the range 1<=x<=1000."),
         (("dev", "--port", "0"), "'--port': 0 is not in the range 1<=x<=65535."),
+        (("dead", "show", "1"), "'LETTER_ID': '1' is not a valid UUID."),
+        (("dead", "list", "--limit", "0"), "'--limit': 0 is not in the range 1<=x<=1000."),
         (("dance",), "No such command 'dance'."),
     ],
 )
@@ -388,32 +392,182 @@ def queue(valkey: EmbeddedValkey) -> dict[str, str]:
 
 
 def test_an_empty_queue(queue: dict[str, str]) -> None:
-    """Nothing waits and nothing is next."""
+    """Nothing waits, nothing is next and nothing is dead."""
     result = wearon("queue", "status", env=queue)
 
-    assert result.stdout.splitlines()[1].split() == ["0", "-", "-"]
+    assert result.stdout.splitlines()[1].split() == ["0", "-", "-", "0"]
+
+
+def with_queue(env: dict[str, str], work: Callable[[Container], Awaitable[T]]) -> T:
+    """Work with the container, as API and worker would."""
+
+    async def with_container() -> T:
+        container = Container(settings=load_settings(env))
+        try:
+            return await work(container)
+        finally:
+            await close(container)
+
+    return asyncio.run(with_container())
 
 
 def test_a_queue_with_tasks(queue: dict[str, str]) -> None:
-    """How many wait, and which session is next."""
+    """How many wait, which session is next, and how many dead letters there are."""
     first, second = a_session(), a_session()
 
-    async def push() -> None:
-        container = Container(settings=load_settings(queue))
+    async def push(container: Container) -> None:
         for session in (first, second):
             await container.queue().push(GenerationTask.of(session, task_id=uuid4()))
-        await close(container)
+        await container.queue().bury(a_task(), reason="unknown")
 
-    asyncio.run(push())
+    with_queue(queue, push)
     table = wearon("queue", "status", env=queue)
     as_json = wearon("queue", "status", "--json", env=queue)
 
-    assert table.stdout.splitlines()[1].split()[:2] == ["2", str(first.id)]
+    cells = table.stdout.splitlines()[1].split()
+    assert (cells[0], cells[1], cells[-1]) == ("2", str(first.id), "1")
     assert json.loads(as_json.stdout) == {
         "waiting": 2,
         "next_session_id": str(first.id),
         "next_created_at": "2026-01-01T12:00:00Z",
+        "dead": 1,
     }
+
+
+def buried(env: dict[str, str], raw: bytes, session_id: UUID | None = None) -> str:
+    """The id of a new dead letter."""
+
+    async def bury(container: Container) -> str:
+        message = UnreadableTask(raw=raw, reason="version 9 is newer", session_id=session_id)
+        await container.queue().bury(message, reason=message.reason)
+        (letter,) = await container.queue().dead(limit=1)
+        return str(letter.id)
+
+    return with_queue(env, bury)
+
+
+def tasks_in(env: dict[str, str]) -> list[bytes]:
+    """What waits in the queue."""
+
+    async def look() -> list[bytes]:
+        client = redis_client(env["REDIS_URL"], timeout_seconds=5)
+        raws = await client.lrange(TASKS_KEY, 0, -1)
+        await client.aclose()
+        return [raw for raw in raws if isinstance(raw, bytes)]
+
+    return asyncio.run(look())
+
+
+def dead_ids(env: dict[str, str]) -> list[str]:
+    return [letter["id"] for letter in json.loads(wearon("dead", "list", "--json", env=env).stdout)]
+
+
+def test_dead_letters_are_listed(queue: dict[str, str]) -> None:
+    """Newest first, no more than wanted, with the reason and the session."""
+    session_id = uuid4()
+    first, second = buried(queue, b"1", session_id), buried(queue, b"2")
+
+    table = wearon("dead", "list", env=queue)
+    as_json = json.loads(wearon("dead", "list", "--json", "--limit", "1", env=queue).stdout)
+
+    header, *rows = table.stdout.splitlines()
+    assert header.split() == ["ID", "SESSION", "BURIED", "(UTC)", "REASON"]
+    assert [row.split()[:2] for row in rows] == [[second, "-"], [first, str(session_id)]]
+    assert all(row.endswith("  version 9 is newer") for row in rows)
+    (letter,) = as_json
+    assert letter.pop("buried_at").endswith("Z")
+    assert letter == {"id": second, "session_id": None, "reason": "version 9 is newer"}
+
+
+def test_a_dead_letter_is_shown(queue: dict[str, str]) -> None:
+    """With the text that was in the queue, in which nothing commands the terminal."""
+    session_id = uuid4()
+    letter_id = buried(queue, '{"prompt": "Grüße \x1b[31m"}'.encode(), session_id)
+
+    shown = wearon("dead", "show", letter_id, env=queue)
+    as_json = json.loads(wearon("dead", "show", letter_id, "--json", env=queue).stdout)
+
+    fields = dict(re.split(r"  +", line, maxsplit=1) for line in shown.stdout.splitlines())
+    assert (fields["id"], fields["session_id"]) == (letter_id, str(session_id))
+    assert fields["raw"] == '{"prompt": "Grüße \\x1b[31m"}'
+    assert as_json["raw"] == '{"prompt": "Grüße \x1b[31m"}'
+    assert (as_json["raw_base64"], as_json["session_id"]) == (None, str(session_id))
+
+
+def test_a_dead_letter_that_is_no_text_is_shown(queue: dict[str, str]) -> None:
+    """Its bytes are spelled out; for programs they are base64."""
+    letter_id = buried(queue, b"{\xff\xfe")
+
+    shown = wearon("dead", "show", letter_id, env=queue)
+    as_json = json.loads(wearon("dead", "show", letter_id, "--json", env=queue).stdout)
+
+    assert shown.stdout.splitlines()[-1].split() == ["raw", "{\\xff\\xfe"]
+    assert (as_json["raw"], as_json["raw_base64"]) == (None, "e//+")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_dead_letter_is_requeued(shop: Shop, queue: dict[str, str], *, named: bool) -> None:
+    """As it was, also where it names a session that still waits for its end; once, for then there
+    is no such letter any more."""
+    session_id = shop.session().id if named else None
+    letter_id = buried(queue, b"{\xff", session_id)
+
+    first = wearon("dead", "requeue", letter_id, env=queue | shop.env)
+    second = wearon("dead", "requeue", letter_id, env=queue | shop.env)
+
+    assert (first.exit_code, first.stdout) == (0, "Requeued.\n")
+    assert tasks_in(queue) == [b"{\xff"]
+    assert dead_ids(queue) == []
+    assert (second.exit_code, second.stderr) == (1, NO_LETTER)
+
+
+def test_a_dead_letter_of_an_unknown_session_is_requeued(shop: Shop, queue: dict[str, str]) -> None:
+    """Where there is no such session nobody can say that it has ended: a worker will see."""
+    letter_id = buried(queue, b"{", uuid4())
+
+    assert wearon("dead", "requeue", letter_id, env=queue | shop.env).exit_code == 0
+
+    assert tasks_in(queue) == [b"{"]
+
+
+@pytest.mark.parametrize("status", ["failed", "completed"])
+def test_a_dead_letter_of_an_ended_session_is_not_requeued(
+    shop: Shop, queue: dict[str, str], status: str
+) -> None:
+    """A worker would find nothing to do, so the command says so, in one line, and leaves the
+    letter where it is."""
+    session = shop.failed() if status == "failed" else shop.completed()
+    letter_id = buried(queue, b"{", session.id)
+
+    result = wearon("dead", "requeue", letter_id, env=queue | shop.env)
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"Error: Session {session.id} is {status} already: a worker would find nothing to do."
+        " Use `wearon dead discard`.\n"
+    )
+    assert tasks_in(queue) == []
+    assert dead_ids(queue) == [letter_id]
+
+
+def test_a_dead_letter_is_discarded(queue: dict[str, str]) -> None:
+    """That one, for good and once."""
+    kept, letter_id = buried(queue, b"{"), buried(queue, b"{")
+
+    first = wearon("dead", "discard", letter_id, env=queue)
+    second = wearon("dead", "discard", letter_id, env=queue)
+
+    assert (first.exit_code, first.stdout) == (0, "Discarded.\n")
+    assert dead_ids(queue) == [kept]
+    assert (second.exit_code, second.stdout, second.stderr) == (1, "", NO_LETTER)
+
+
+@pytest.mark.parametrize("command", ["show", "requeue", "discard"])
+def test_an_unknown_dead_letter(queue: dict[str, str], command: str) -> None:
+    """One line on standard error and exit code 1."""
+    result = wearon("dead", command, uuid4(), env=queue)
+
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", NO_LETTER)
 
 
 @pytest.mark.parametrize(
@@ -423,6 +577,8 @@ def test_a_queue_with_tasks(queue: dict[str, str]) -> None:
         (("sessions", "list", "--json"), "Error: DATABASE_URL: The store does not answer"),
         (("migrate",), "Error: DATABASE_URL: The store does not answer"),
         (("queue", "status"), "Error: REDIS_URL: Redis queue unavailable"),
+        (("dead", "list"), "Error: REDIS_URL: Redis queue unavailable"),
+        (("dead", "requeue", USER.id), "Error: REDIS_URL: Redis queue unavailable"),
     ],
 )
 def test_a_server_that_is_away(arguments: tuple[str, ...], line: str) -> None:
@@ -445,6 +601,7 @@ def missing(*names: str) -> str:
         (("worker",), ("DATABASE_URL", "REDIS_URL", "WEARON_SIGNING_SECRET")),
         (("migrate",), ("DATABASE_URL",)),
         (("queue", "status"), ("REDIS_URL",)),
+        (("dead", "list"), ("REDIS_URL",)),
         (("credits", "verify"), ("DATABASE_URL",)),
     ],
 )
@@ -686,7 +843,8 @@ def test_help_explains_everything(path: tuple[str, ...]) -> None:
 
 def test_all_that_read_have_json() -> None:
     """Whatever prints something about the service prints it for programs, too."""
-    writing = {"serve", "worker", "dev", "demo", "keys revoke"}
+    acting = {"keys revoke", "dead requeue", "dead discard"}
+    groups = {"credits", "keys", "sessions", "queue", "dead"}
 
     without = {
         " ".join(path)
@@ -694,7 +852,7 @@ def test_all_that_read_have_json() -> None:
         if path and "--json" not in wearon(*path, "--help").stdout
     }
 
-    assert without == writing | {"credits", "keys", "sessions", "queue"}
+    assert without == {"serve", "worker", "dev", "demo"} | acting | groups
 
 
 def test_help_is_quick() -> None:

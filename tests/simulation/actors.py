@@ -131,18 +131,18 @@ def _was_given_up(receipt: Receipt) -> bool:
 
 
 class MoodyGenerator(ImageGeneratorPort, ImageFetcherPort):
-    """Takes its time, and sometimes fails in each way that there is."""
+    """Takes its time, and sometimes fails in each way that there is; or is ``steady``."""
 
-    def __init__(self, random: Random, *, calm: bool = False) -> None:
+    def __init__(self, random: Random, *, steady_seconds: float | None = None) -> None:
         self._random = random
-        self._calm = calm
+        self._steady_seconds = steady_seconds
 
     async def fetch(self, url: str) -> Picture:  # noqa: ARG002
         return A_PICTURE
 
     async def generate(self, request: PictureRequest) -> Picture:  # noqa: ARG002
-        if self._calm:
-            await asyncio.sleep(0.5)
+        if self._steady_seconds is not None:
+            await asyncio.sleep(self._steady_seconds)
             return A_PICTURE
         await asyncio.sleep(self._random.choice((0.0, 0.1, 1.0, 4.0, 12.0)) * self._random.random())
         match self._random.randrange(10):

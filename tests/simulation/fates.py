@@ -33,9 +33,6 @@ FAULTS = [fate for fate in Fate if fate is not Fate.DONE]
 
 
 class Fates(Protocol):
-    calm: bool
-    """Whether all calls are done from now on."""
-
     def next(self, call: str) -> Fate:
         """The fate of the next call."""
 
@@ -66,7 +63,6 @@ class PlannedFates:
 
     plan: Mapping[int, Fate]
     calls: list[str] = field(default_factory=list)
-    calm: bool = False
 
     def next(self, call: str) -> Fate:
         self.calls.append(call)

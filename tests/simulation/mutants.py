@@ -29,7 +29,7 @@ from domain.sessions import Failure, GenerationSession, SessionStatus
 from domain.submission import Submission
 from domain.tasks import GenerationTask
 from tests.simulation.fates import FAULTS
-from tests.simulation.scenarios import run_backlog, run_plan, run_seed
+from tests.simulation.scenarios import run_backlog, run_long_work, run_plan, run_seed
 from tests.simulation.world import Violation
 
 SEEDS = 300
@@ -282,7 +282,7 @@ MUTANTS: Sequence[Mutant] = (
 def caught(mutant: Mutant) -> str | None:
     """By what, and after how many runs; None if the mutant survives."""
     with mutant():
-        for name, runs in (("backlog", _backlog()), ("seeds", _seeds()), ("plans", _plans())):
+        for name, runs in (("scenario", _scenarios()), ("seed", _seeds()), ("plan", _plans())):
             deadline = time.monotonic() + SECONDS
             for number, run in enumerate(runs, 1):
                 try:
@@ -294,8 +294,8 @@ def caught(mutant: Mutant) -> str | None:
     return None
 
 
-def _backlog() -> Iterator[Callable[[], object]]:
-    yield run_backlog
+def _scenarios() -> Iterator[Callable[[], object]]:
+    yield from (run_backlog, run_long_work)
 
 
 def _seeds() -> Iterator[Callable[[], object]]:

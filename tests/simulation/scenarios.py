@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from adapters.queue.payload import decode
 from domain.credits import Channel, Owner
 from domain.recovery import Recovery
+from domain.sessions import SessionStatus
 from tests.simulation.actors import (
     INTERVAL_SECONDS,
     RECOVERY,
@@ -173,7 +174,9 @@ async def _planned_run(plan: Mapping[int, Fate]) -> list[str]:
     world = World(fates)
     await world.accounts.grant(HOT, 1, note="simulated")
     api = Api(world, "api", random)
-    worker = WorkerProcess(world, "worker", random, MoodyGenerator(random, calm=True), slots=1)
+    worker = WorkerProcess(
+        world, "worker", random, MoodyGenerator(random, steady_seconds=0.5), slots=1
+    )
     api.start()
     worker.start()
     living = asyncio.create_task(keep_alive([api, worker]))
@@ -186,6 +189,29 @@ async def _planned_run(plan: Mapping[int, Fate]) -> list[str]:
         actor.process.kill()
     await world.check_settled()
     return calls
+
+
+def run_long_work() -> None:
+    """Work of three leases, without any fault. Raises Violation unless one attempt completes it."""
+    _run(_long_work())
+
+
+async def _long_work() -> None:
+    random = Random(0)
+    world = World(PlannedFates({}))
+    await world.accounts.grant(HOT, 1, note="simulated")
+    api = Api(world, "api", random)
+    patient = MoodyGenerator(random, steady_seconds=3 * WORK.lease.total_seconds())
+    actors = [api, *(WorkerProcess(world, f"worker-{n}", random, patient) for n in (1, 2))]
+    for actor in actors:
+        actor.start()
+    await api.submit("request", HOT, None)
+    await _settle(world)
+    for actor in actors:
+        actor.process.kill()
+    (session,) = await world.sessions()
+    if (session.status, session.attempt) != (SessionStatus.COMPLETED, 1):
+        raise Violation(f"{session.status} after {session.attempt} attempts")
 
 
 def run_backlog() -> None:

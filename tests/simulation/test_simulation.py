@@ -3,7 +3,7 @@
 import pytest
 
 from tests.simulation.fates import FAULTS, Fate
-from tests.simulation.scenarios import run_backlog, run_plan, run_seed
+from tests.simulation.scenarios import run_backlog, run_long_work, run_plan, run_seed
 
 SEEDS = 1_000
 BATCH = 25
@@ -31,6 +31,11 @@ def test_one_or_two_faults_at_every_call(fault: Fate) -> None:
 def test_a_seed_replays_exactly() -> None:
     """The same seed gives the same run, so that a failure can be looked at again."""
     assert run_seed(7) == run_seed(7)
+
+
+def test_a_worker_that_lives_keeps_its_session() -> None:
+    """However long the work takes, its lease is renewed and nobody else begins."""
+    run_long_work()
 
 
 def test_a_lost_backlog_is_restored_in_order() -> None:

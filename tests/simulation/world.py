@@ -50,15 +50,12 @@ class WatchedSessionRepo(InMemorySessionRepo):
     def __init__(self, *, accounts: InMemoryCreditRepo, clock: Callable[[], datetime]) -> None:
         super().__init__(accounts=accounts, clock=clock)
         self.wrongs: list[str] = []
-        self.calmly_claimed: set[UUID] = set()
-        """Sessions whose worker was told so when no fault could happen to it any more."""
         self._worked_on: dict[UUID, int] = {}
         """The attempt of the worker of ours that has a session, unless another took it since."""
 
     async def claim(self, session_id: UUID, *, lease: timedelta) -> GenerationSession | None:
         claimed = await super().claim(session_id, lease=lease)
         if claimed is not None:
-            self.calmly_claimed.discard(session_id)  # until its worker is told
             self._worked_on[session_id] = claimed.attempt
         return claimed
 
@@ -110,13 +107,13 @@ class WatchedSessionRepo(InMemorySessionRepo):
         return done
 
     def _alive(self) -> set[UUID]:
-        """The sessions whose worker lives: its lease is not over, or nothing can have ended it."""
+        """The sessions whose worker lives, as far as the store knows: its lease is not over."""
         now = self._clock()
         return {
             session_id
             for session_id in self._worked_on
             if (session := self._rows[session_id].session).status is SessionStatus.PROCESSING
-            and ((session.lease_expires_at or now) > now or session_id in self.calmly_claimed)
+            and (session.lease_expires_at or now) > now
         }
 
     def _note_taken(self, alive: set[UUID]) -> None:
@@ -316,7 +313,6 @@ class Process:
         self, name: str, effect: Callable[[], Awaitable[T]], error: Callable[[str, bool], Exception]
     ) -> T:
         await self._proceed()
-        calm = self.world.fates.calm
         fate = self.world.fates.next(f"{self.name} {name}")
         if fate is not Fate.DONE:
             self.world.faults[fate] += 1
@@ -334,8 +330,6 @@ class Process:
             raise error(name, False)
         await asyncio.sleep(self.world.fates.pause())
         await self._proceed()
-        if name == "claim" and calm and isinstance(result, GenerationSession):
-            self.world.repo.calmly_claimed.add(result.id)
         return result
 
     async def _suffer(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
@@ -22,6 +23,7 @@ import asyncpg
 from redis import Redis
 
 from adapters.embedded.postgres import EmbeddedPostgres
+from adapters.embedded.processes import die_with_parent
 from adapters.embedded.valkey import EmbeddedValkey
 
 DEADLINE_SECONDS = 30.0
@@ -70,8 +72,17 @@ class Deployment:
 
     def open(self, **settings: str) -> None:
         """Servers, migration, a user and a store with 100 credits each, and the API."""
+        self.start_servers()
+        self.prepare(**settings)
+        self.start("serve")
+        eventually(lambda: self.get("/health/ready").status == 200)
+
+    def start_servers(self) -> None:
         self.postgres.start()
         self.valkey.start()
+
+    def prepare(self, **settings: str) -> None:
+        """Everything that the API and workers need besides servers."""
         self.environ = {
             **os.environ,
             "DATABASE_URL": self.postgres.url(),
@@ -93,8 +104,6 @@ class Deployment:
         self.wearon("credits", "grant", "--store", STORE_ID, "100")
         key = json.loads(self.wearon("keys", "create", "--store", STORE_ID, "--json").stdout)
         self.tokens = {"b2b": key["key"], "b2c": self._user_token()}
-        self.start("serve")
-        eventually(lambda: self.get("/health/ready").status == 200)
 
     def close(self) -> None:
         for process in self.processes:
@@ -120,7 +129,8 @@ class Deployment:
         return done
 
     def start(self, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
-        """Start the command in a process group of its own; its messages go to a log file."""
+        """Start the command in a process group of its own, which dies with the thread that starts
+        it; its messages go to a log file."""
         with (self.folder / f"{arguments[0]}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "entrypoints.cli", *arguments],
@@ -128,6 +138,7 @@ class Deployment:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=partial(die_with_parent, signal.SIGKILL, os.getpid()),  # noqa: PLW1509
             )
         self.processes.append(process)
         return process

@@ -1,0 +1,21 @@
+"""``python -m tests.chaos 60 1``: faults for that many seconds, chosen by that seed."""
+
+import asyncio
+import signal
+import sys
+
+from tests.chaos.run import Report, run
+
+
+async def main(seconds: float, seed: int) -> Report:
+    """Run until the end, Ctrl-C or SIGTERM; nothing is left running."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await run(seconds=seconds, seed=seed)
+
+
+if __name__ == "__main__":
+    report = asyncio.run(main(float(sys.argv[1]), int(sys.argv[2])))
+    print(report)  # noqa: T201
+    sys.exit(1 if report.violations else 0)

@@ -1,0 +1,313 @@
+"""Servers, an API of two processes and two workers, each of them to be killed at will, and all
+traffic between them through proxies."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import ParamSpec, TypeVar
+from urllib.parse import quote
+from uuid import UUID
+
+import asyncpg
+from aiohttp import web
+from redis.asyncio import Redis
+
+from adapters.auth.bearer import JwtRules, mint_user_token
+from adapters.embedded.postgres import DATABASE, PORT, USER
+from adapters.embedded.valkey import SOCKET_NAME
+from config.settings import load_settings
+from domain.credits import Channel, Owner
+from domain.generation import WorkPolicy
+from domain.recovery import RecoveryPolicy
+from tests.support import servers
+from tests.support.images import encoded
+from tests.support.proxy import HOST, Proxy
+from tests.system.deployment import Deployment, eventually, free_port, kill
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PARTS = {"api": "serve", "worker-1": "worker", "worker-2": "worker"}
+"""What runs, by name, and the command that starts it."""
+ACCOUNTS = {
+    Owner(channel=Channel.B2B, id="hot-shop"): 100_000,
+    Owner(channel=Channel.B2B, id="quiet-shop"): 100_000,
+    Owner(channel=Channel.B2C, id="0198c0de-0000-7000-8000-000000000011"): 100_000,
+    Owner(channel=Channel.B2C, id="0198c0de-0000-7000-8000-000000000012"): 10,
+}
+"""Who uses it, and the credits of each."""
+HOT = next(iter(ACCOUNTS))
+SETTINGS = {
+    "WEARON_API_WORKERS": "2",
+    "WEARON_DATABASE_CONNECTIONS": "5",
+    "WEARON_MAX_ACTIVE": "15",
+    "WEARON_LEASE_SECONDS": "2",
+    "WEARON_MAX_ATTEMPTS": "4",
+    "WEARON_ATTEMPT_SECONDS": "5",
+    "WEARON_BACKOFF_BASE_SECONDS": "0.5",
+    "WEARON_BACKOFF_CAP_SECONDS": "2",
+    "WEARON_DRAIN_SECONDS": "5",
+    "WEARON_RECOVERY_SECONDS": "0.5",
+    "WEARON_PUSH_AGAIN_SECONDS": "5",
+    "WEARON_FOREIGN_SECONDS": "6",
+    "WEARON_QUEUED_SECONDS": "60",
+    "WEARON_FETCH_SECONDS": "3",
+    "WEARON_LOCAL_GENERATOR_SECONDS": "0.5",
+}
+START_SECONDS = 5.0
+"""A program that was started, or went on, this long ago knows what to do when told to stop."""
+STOP_SECONDS = 20.0
+"""A program that was told to stop has stopped by then."""
+SQL_SECONDS = 5.0
+NO_DATABASE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What comes of talking to a database that is being stopped or killed."""
+PICTURE = "/model.png"
+MOODS = ("fine", "fine", "fine", "slow", "busy", "gone")
+"""How the picture's server answers."""
+FOREIGN = "foreign"
+"""The name under which a consumer that is not ours writes."""
+
+_HISTORY = """
+    CREATE TABLE chaos_history (
+        number bigint GENERATED ALWAYS AS IDENTITY, session_id uuid, was text, is_now text,
+        attempt integer, lease_was_alive boolean, written_by text, written_at timestamptz);
+    CREATE FUNCTION chaos_note() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO chaos_history (
+            session_id, was, is_now, attempt, lease_was_alive, written_by, written_at)
+        VALUES (NEW.id, OLD.status, NEW.status, NEW.attempt,
+            coalesce(OLD.lease_expires_at > now(), false), current_setting('application_name'),
+            clock_timestamp());
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER chaos_notes AFTER UPDATE ON generation_sessions
+        FOR EACH ROW WHEN (OLD.status <> NEW.status) EXECUTE FUNCTION chaos_note();"""
+"""Every change of a status, and who made it: what a session's row no longer tells."""
+
+
+class Stage:
+    """What runs. Blocking calls go to one thread, with which all processes die."""
+
+    def __init__(self, folder: Path, thread: ThreadPoolExecutor) -> None:
+        self.deployment = Deployment(folder)
+        self.tokens: dict[Owner, str] = {}
+        self.picture_url = ""
+        self.popped: list[bytes | str] = []
+        """Tasks that came out of the list, as they were."""
+        self.postgres: Proxy
+        self.redis: Proxy
+        self._parts: dict[str, subprocess.Popen[bytes]] = {}
+        self._expected_to_end: set[str] = set()
+        self._starts = 0
+        self._awake_since: dict[str, float] = {}
+        self._thread = thread
+
+    async def blocking(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        call = partial(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        await self.blocking(self.deployment.start_servers)
+        sockets = self.deployment.postgres.sockets, self.deployment.valkey.sockets
+        self.postgres = await stack.enter_async_context(
+            Proxy(sockets[0] / f".s.PGSQL.{PORT}").running()
+        )
+        self.redis = await stack.enter_async_context(Proxy(sockets[1] / SOCKET_NAME).running())
+        self.picture_url = await stack.enter_async_context(_pictures())
+        await self.blocking(
+            self.deployment.prepare,
+            DATABASE_URL=self._database_url("operator"),
+            REDIS_URL=self.redis_url,
+            **SETTINGS,
+        )
+        async with self.sql() as sql:
+            await sql.execute(_HISTORY)
+        for owner, amount in ACCOUNTS.items():
+            self.tokens[owner] = await self.blocking(self._new_account, owner, amount)
+        for name in PARTS:
+            await self.start(name)
+        await self.is_ready()
+
+    @property
+    def url(self) -> str:
+        return self.deployment.url
+
+    @property
+    def redis_url(self) -> str:
+        return f"redis://{HOST}:{self.redis.port}"
+
+    @property
+    def settle_bound_seconds(self) -> float:
+        settings = load_settings(self.deployment.environ)
+        work = WorkPolicy(
+            lease=settings.duration("lease_seconds"),
+            attempt_timeout=settings.duration("attempt_seconds"),
+        )
+        recovery = RecoveryPolicy(
+            max_attempts=settings.max_attempts,
+            without_lease=settings.duration("foreign_seconds"),
+            time_to_live=settings.duration("queued_seconds"),
+        )
+        interval = settings.duration("recovery_seconds")
+        return recovery.settle_bound(work, interval=interval).total_seconds()
+
+    async def is_ready(self) -> None:
+        """Return once the API finds everything that it needs."""
+        await self.blocking(eventually, lambda: self.deployment.get("/health/ready").status == 200)
+
+    async def start(self, name: str) -> None:
+        self._expected_to_end.discard(name)
+        self._starts += 1
+        self._parts[name] = await self.blocking(
+            self.deployment.start,
+            PARTS[name],
+            DATABASE_URL=self._database_url(f"{name}, start {self._starts}"),
+        )
+        self._awake_since[name] = time.monotonic()
+
+    async def kill(self, name: str) -> None:
+        """End a program and all its processes at once."""
+        self._expected_to_end.add(name)
+        await self.blocking(kill, self._parts[name])
+
+    async def kill_a_child(self, name: str) -> None:
+        """End one of a program's further processes at once; it may end itself because of that."""
+        self._expected_to_end.add(name)
+        for pid in (await self.blocking(_children, self._parts[name].pid))[-1:]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    async def terminate(self, name: str) -> int | None:
+        """Ask a program to stop, once it has started. Its exit code, or None if it did not end in
+        time and was killed."""
+        await asyncio.sleep(self._awake_since[name] + START_SECONDS - time.monotonic())
+        self._expected_to_end.add(name)
+        process = self._parts[name]
+        process.send_signal(signal.SIGTERM)
+        try:
+            return await self.blocking(process.wait, STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            await self.kill(name)
+            return None
+
+    def signal(self, name: str, signum: signal.Signals) -> None:
+        """To all processes of a program, such as SIGSTOP and SIGCONT."""
+        if self._parts[name].poll() is None:
+            os.killpg(self._parts[name].pid, signum)
+        self._awake_since[name] = time.monotonic()
+
+    async def revive(self) -> list[str]:
+        """Start what does not run. Those that had no reason to end."""
+        ended = [name for name, process in self._parts.items() if process.poll() is not None]
+        unasked = [name for name in ended if name not in self._expected_to_end]
+        for name in ended:
+            await self.kill(name)
+            await self.start(name)
+        return unasked
+
+    @asynccontextmanager
+    async def sql(self, name: str = "chaos") -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+        """A connection that no proxy is in the way of."""
+        connection = await asyncpg.connect(
+            self.deployment.postgres.url(),
+            timeout=SQL_SECONDS,
+            command_timeout=SQL_SECONDS * 3,
+            server_settings={"application_name": name},
+        )
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+
+    def valkey(self, password: str | None = None) -> Redis:
+        """A client that no proxy is in the way of."""
+        path = str(self.deployment.valkey.sockets / SOCKET_NAME)
+        return Redis(unix_socket_path=path, password=password, socket_timeout=SQL_SECONDS)
+
+    def log_of(self, *words: str) -> list[str]:
+        """What our programs said about ``words``."""
+        found = []
+        for path in self.deployment.folder.glob("*.log"):
+            with path.open(errors="replace") as lines:
+                found += [line.rstrip() for line in lines if any(word in line for word in words)]
+        return found
+
+    def _database_url(self, name: str) -> str:
+        """For one process, whose name goes into the history of what it changes."""
+        address = f"{USER}@{HOST}:{self.postgres.port}/{DATABASE}"
+        return f"postgresql://{address}?application_name={quote(name)}"
+
+    def _new_account(self, owner: Owner, amount: int) -> str:
+        """Its token."""
+        kind = "--store" if owner.channel is Channel.B2B else "--user"
+        self.deployment.wearon("credits", "grant", kind, owner.id, str(amount))
+        if owner.channel is Channel.B2B:
+            made = self.deployment.wearon("keys", "create", "--store", owner.id, "--json")
+            key: str = json.loads(made.stdout)["key"]
+            return key
+        settings = load_settings(self.deployment.environ)
+        rules = JwtRules(
+            secret=settings.require("jwt_secret"),
+            issuer=settings.jwt_issuer,
+            audience=settings.jwt_audience,
+        )
+        return mint_user_token(
+            UUID(owner.id), rules=rules, now=datetime.now(UTC), lifetime=timedelta(days=1)
+        )
+
+
+def _children(pid: int) -> list[int]:
+    """What a process started; nothing where there is no /proc."""
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for child in " ".join(lists).split()]
+
+
+@asynccontextmanager
+async def deployed() -> AsyncIterator[Stage]:
+    """Everything, running; nothing of it is left afterwards."""
+    with servers.folder() as folder, ThreadPoolExecutor(1) as thread:
+        stage = Stage(folder, thread)
+        try:
+            async with AsyncExitStack() as stack:
+                await stage.open(stack)
+                yield stage
+        finally:
+            await stage.blocking(stage.deployment.close)
+
+
+@asynccontextmanager
+async def _pictures() -> AsyncIterator[str]:
+    """The URL of the picture that everybody wants to wear something on. Its query is one of
+    MOODS."""
+    picture, random = encoded("PNG", size=(64, 96)), Random(0)
+
+    async def answer(request: web.Request) -> web.Response:
+        match request.query_string:
+            case "slow":
+                await asyncio.sleep(random.uniform(0.5, 2.5))
+            case "busy" if random.random() < 0.5:
+                return web.Response(status=503)
+            case "gone":
+                return web.Response(status=404)
+        return web.Response(body=picture, content_type="image/png")
+
+    app = web.Application()
+    app.router.add_get(PICTURE, answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        port = free_port()
+        await web.TCPSite(runner, HOST, port).start()
+        yield f"http://{HOST}:{port}{PICTURE}"
+    finally:
+        await runner.cleanup()

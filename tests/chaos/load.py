@@ -1,0 +1,227 @@
+"""Who uses the deployment: clients that remember what they were told, and a consumer that is not
+ours."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from aiohttp import ClientError, ClientSession, ClientTimeout
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from domain.credits import Owner
+from tests.chaos.deployment import ACCOUNTS, FOREIGN, HOT, MOODS, NO_DATABASE, Stage
+
+TASKS_KEY = "wearon:tasks:generation"
+GARBAGE: tuple[Any, ...] = ([], {"version": 9}, {"session_id": "somebody's"}, {"session_id": None})
+"""Messages that are no tasks."""
+CLIENTS = 10
+MAX_REQUESTS = 50_000
+ANSWER_SECONDS = 10.0
+NO_ANSWER = 0
+GENERATIONS = "/api/v1/generations"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a client was answered to a request for a picture, or NO_ANSWER."""
+
+    request_id: str
+    owner: Owner
+    key: str | None
+    status: int
+    code: str | None = None
+    session_id: UUID | None = None
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What a client was answered about a session: to a look, or to a wish to cancel it."""
+
+    session_id: UUID
+    asker: Owner
+    owner: Owner
+    cancel: bool
+    status: int
+    session_status: str | None = None
+
+
+@dataclass(slots=True)
+class Journal:
+    """Everything that anybody was told."""
+
+    told: list[Told] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
+
+
+class Client:
+    """Asks for pictures, repeats itself, changes its mind and looks what became of it."""
+
+    def __init__(
+        self, name: str, stage: Stage, http: ClientSession, journal: Journal, random: Random
+    ) -> None:
+        self._name = name
+        self._stage = stage
+        self._http = http
+        self._journal = journal
+        self._random = random
+        self._requests = 0
+
+    async def run(self, over: asyncio.Event) -> None:
+        while not over.is_set() and len(self._journal.told) < MAX_REQUESTS:
+            await asyncio.sleep(self._random.uniform(0.1, 1.2))
+            await self._want_a_picture()
+
+    async def _want_a_picture(self) -> None:
+        random = self._random
+        owner = random.choice((HOT, HOT, HOT, *ACCOUNTS))
+        key = f"{self._name}-{self._requests}" if random.random() < 0.5 else None
+        mood = random.choice(MOODS)
+        copies = random.choice((1, 1, 2, 3)) if key else 1
+        told = await self._submit_copies(owner, key, mood, copies)
+        while key and random.random() < 0.5:
+            await asyncio.sleep(random.choice((0.0, 0.3, 4.0)) * random.random())
+            if random.random() < 0.1:
+                await self._submit(owner, key, "another")
+            told += await self._submit_copies(owner, key, mood, 1)
+        for session_id in {item.session_id for item in told if item.session_id}:
+            if random.random() < 0.2:
+                await self._see(session_id, owner, owner, cancel=True)
+            if random.random() < 0.5:
+                await asyncio.sleep(random.random() * 2)
+                asker = random.choice((owner, owner, *ACCOUNTS))
+                await self._see(session_id, asker, owner, cancel=random.random() < 0.1)
+
+    async def _submit_copies(
+        self, owner: Owner, key: str | None, mood: str, count: int
+    ) -> list[Told]:
+        """The same request ``count`` times at once."""
+        return await asyncio.gather(*(self._submit(owner, key, mood) for _ in range(count)))
+
+    async def _submit(self, owner: Owner, key: str | None, mood: str) -> Told:
+        self._requests += 1
+        request_id = f"{self._name}-{self._requests}"
+        headers = {"X-Request-Id": request_id} | ({"Idempotency-Key": key} if key else {})
+        wish = {"model_image_url": f"{self._stage.picture_url}?{mood}"}
+        status, answer, replayed = await self._call("POST", "", owner, headers, wish)
+        data = answer.get("data") or {}
+        told = Told(
+            request_id=request_id,
+            owner=owner,
+            key=key,
+            status=status,
+            code=(answer.get("error") or {}).get("code"),
+            session_id=UUID(data["session_id"]) if data else None,
+            replayed=replayed,
+        )
+        self._journal.told.append(told)
+        return told
+
+    async def _see(self, session_id: UUID, asker: Owner, owner: Owner, *, cancel: bool) -> None:
+        method, path = ("POST", f"/{session_id}/cancel") if cancel else ("GET", f"/{session_id}")
+        status, answer, _ = await self._call(method, path, asker, {}, None)
+        self._journal.seen.append(
+            Seen(
+                session_id=session_id,
+                asker=asker,
+                owner=owner,
+                cancel=cancel,
+                status=status,
+                session_status=(answer.get("data") or {}).get("status"),
+            )
+        )
+
+    async def _call(
+        self, method: str, path: str, owner: Owner, headers: dict[str, str], body: Any
+    ) -> tuple[int, dict[str, Any], bool]:
+        """Status, body, and whether it was said to be a replay."""
+        try:
+            async with self._http.request(
+                method,
+                self._stage.url + GENERATIONS + path,
+                json=body,
+                headers=headers | {"Authorization": f"Bearer {self._stage.tokens[owner]}"},
+            ) as response:
+                answer = json.loads(await response.read())
+                return response.status, answer, "Idempotency-Replayed" in response.headers
+        except (ClientError, OSError, TimeoutError):
+            return NO_ANSWER, {}, False
+
+
+class ForeignConsumer:
+    """Pops with plain BRPOP and writes the session's row by SQL. Knows of no lease, no attempt and
+    no refund, tries nothing twice, and dies now and then."""
+
+    def __init__(self, stage: Stage, random: Random) -> None:
+        self._stage = stage
+        self._random = random
+        self.written = 0
+
+    async def run(self, over: asyncio.Event) -> None:
+        while not over.is_set():
+            redis = Redis.from_url(self._stage.redis_url, socket_timeout=5, protocol=2)
+            try:
+                async with self._stage.sql(FOREIGN) as connection:
+                    while not over.is_set() and await self._work(redis, connection):
+                        pass
+            except (RedisError, *NO_DATABASE):
+                await asyncio.sleep(self._random.random())
+            finally:
+                await redis.aclose()
+
+    async def _work(self, redis: Redis, sql: "asyncpg.Connection[asyncpg.Record]") -> bool:
+        """Whether it is alive afterwards."""
+        popped = await redis.brpop([TASKS_KEY], timeout=1)
+        if popped is None:
+            return True
+        task = json.loads(popped[1])
+        if self._dies() or task in GARBAGE:
+            return False
+        session_id = task["session_id"]
+        self._stage.popped.append(popped[1])
+        await self._write(sql, session_id, "status = 'processing'")
+        await asyncio.sleep(self._random.choice((0.0, 0.5, 0.5, 8.0)) * self._random.random())
+        if self._dies():
+            return False
+        if self._random.random() < 0.3:
+            await self._write(sql, session_id, "status = 'failed'")
+        else:
+            picture = "generated_image_url = 'https://elsewhere.example/picture.png'"
+            await self._write(sql, session_id, f"status = 'completed', {picture}")
+        return True
+
+    def _dies(self) -> bool:
+        return self._random.random() < 0.1
+
+    async def _write(
+        self, sql: "asyncpg.Connection[asyncpg.Record]", session_id: str, change: str
+    ) -> None:
+        await sql.execute(
+            f"UPDATE generation_sessions SET {change} WHERE id = $1",  # noqa: S608 - literals
+            UUID(session_id),
+        )
+        self.written += 1
+
+
+async def put_load_on(stage: Stage, journal: Journal, over: asyncio.Event, *, seed: int) -> int:
+    """Until it is ``over``, and until the last answer. Returns how many rows others wrote."""
+    timeout = ClientTimeout(total=ANSWER_SECONDS)
+    async with ClientSession(timeout=timeout) as http, asyncio.TaskGroup() as users:
+        for client in _clients(stage, http, journal, seed):
+            users.create_task(client.run(over))
+        foreign = ForeignConsumer(stage, Random(f"foreign {seed}"))
+        users.create_task(foreign.run(over))
+    return foreign.written
+
+
+def _clients(stage: Stage, http: ClientSession, journal: Journal, seed: int) -> Sequence[Client]:
+    return [
+        Client(f"client{number}", stage, http, journal, Random(f"client {number} {seed}"))
+        for number in range(CLIENTS)
+    ]

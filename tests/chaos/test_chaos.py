@@ -1,0 +1,23 @@
+"""Money and work survive on real processes. More: ``make chaos SECONDS=... SEED=...``."""
+
+import asyncio
+
+import pytest
+
+from tests.chaos.run import run
+
+pytestmark = pytest.mark.xdist_group("system")
+
+SECONDS = 60.0
+SEED = 1
+
+
+def test_random_faults() -> None:
+    """Whatever is killed, frozen, lost or locked: the books are right all the time, everybody is
+    told the truth, and all settles within the bound once the faults end."""
+    report = asyncio.run(run(seconds=SECONDS, seed=SEED))
+
+    assert not report.violations, str(report)
+    assert report.sessions["completed"]
+    assert report.answers["503"]
+    assert report.faults

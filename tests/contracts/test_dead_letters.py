@@ -1,0 +1,192 @@
+"""DeadLetterPort: what was taken out of the queue can be looked at, sent again and thrown away."""
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from adapters.queue.payload import decode, encode
+from adapters.queue.redis import RedisTaskQueue, redis_client
+from domain.errors import QueueUnavailable
+from domain.ports import DeadLetterPort
+from domain.tasks import DeadLetter, UnreadableTask
+from tests.contracts.backends import QueueBackend
+from tests.support.clock import START
+from tests.support.examples import a_task
+
+pytestmark = pytest.mark.anyio
+
+MESSAGES = {
+    "text": "Grüße {".encode(),
+    "not UTF-8": b'{"session_id": "\xff\xfe\x00"}',
+    "empty": b"",
+}
+
+
+async def buried(backend: QueueBackend, raw: bytes, reason: str = "unreadable") -> DeadLetter:
+    """The letter of a message that nobody could read."""
+    await backend.queue.bury(UnreadableTask(raw=raw, reason=reason, session_id=None), reason=reason)
+    (letter,) = await backend.letters.dead(limit=1)
+    return letter
+
+
+async def test_a_task_that_is_buried_is_kept_as_it_was_sent(queue_backend: QueueBackend) -> None:
+    """Its text in the contract's form, its session, the reason that was given, and the time."""
+    task, before = a_task(), datetime.now(UTC)
+
+    await queue_backend.queue.bury(task, reason="3 attempts ended without a sign of life")
+
+    (letter,) = await queue_backend.letters.dead(limit=10)
+    assert (letter.raw, letter.session_id) == (encode(task), task.session_id)
+    assert decode(letter.raw) == task
+    assert letter.reason == "3 attempts ended without a sign of life"
+    assert before - timedelta(seconds=1) < letter.buried_at <= datetime.now(UTC)
+    assert await queue_backend.messages() == []
+
+
+@pytest.mark.parametrize("raw", MESSAGES.values(), ids=MESSAGES)
+async def test_a_message_that_is_buried_is_kept_byte_for_byte(
+    queue_backend: QueueBackend, raw: bytes
+) -> None:
+    """With the session that it names, and the reason that was given."""
+    named = uuid4()
+    message = UnreadableTask(raw=raw, reason="not this one", session_id=named)
+
+    await queue_backend.queue.bury(message, reason="it cannot be read")
+
+    (letter,) = await queue_backend.letters.dead(limit=10)
+    assert (letter.raw, letter.session_id, letter.reason) == (raw, named, "it cannot be read")
+
+
+async def test_letters_come_newest_first(queue_backend: QueueBackend) -> None:
+    """As many as wanted, each with an id of its own, also where the same was buried twice."""
+    for raw in (b"1", b"2", b"2"):
+        await buried(queue_backend, raw)
+
+    letters = {limit: await queue_backend.letters.dead(limit=limit) for limit in (0, 1, 2, 10)}
+
+    assert [letter.raw for letter in letters[10]] == [b"2", b"2", b"1"]
+    assert len({letter.id for letter in letters[10]}) == 3
+    assert letters[2] == letters[10][:2]
+    assert letters[1] == letters[10][:1]
+    assert letters[0] == []
+
+
+@pytest.mark.parametrize("raw", [*MESSAGES.values(), encode(a_task())], ids=[*MESSAGES, "a task"])
+async def test_a_requeued_letter_waits_behind_all_tasks(
+    queue_backend: QueueBackend, raw: bytes
+) -> None:
+    """Byte for byte, and it is a dead letter no more; the others stay."""
+    other = await buried(queue_backend, b"other")
+    letter = await buried(queue_backend, raw)
+    waiting = a_task()
+    await queue_backend.queue.push(waiting)
+
+    assert await queue_backend.letters.requeue(letter.id)
+
+    assert await queue_backend.messages() == [encode(waiting), raw]
+    assert await queue_backend.letters.dead(limit=10) == [other]
+
+
+async def test_a_requeued_letter_wakes_who_waits(queue_backend: QueueBackend) -> None:
+    """A waiting pop gets it, long before its timeout."""
+    task = a_task()
+    letter = await buried(queue_backend, encode(task))
+    pop = asyncio.create_task(queue_backend.queue.pop(timeout_seconds=5))
+
+    await queue_backend.letters.requeue(letter.id)
+
+    async with asyncio.timeout(3):
+        assert await pop == task
+
+
+async def test_a_letter_is_requeued_once(queue_backend: QueueBackend) -> None:
+    """Of 20 that ask at once one moves it; also where the same was buried twice."""
+    twin = await buried(queue_backend, b"x")
+    letter = await buried(queue_backend, b"x")
+
+    moved = await asyncio.gather(*(queue_backend.letters.requeue(letter.id) for _ in range(20)))
+
+    assert Counter(moved) == {True: 1, False: 19}
+    assert await queue_backend.messages() == [b"x"]
+    assert await queue_backend.letters.dead(limit=10) == [twin]
+
+
+async def test_a_letter_is_discarded_once(queue_backend: QueueBackend) -> None:
+    """It is gone for good; the others stay."""
+    kept = await buried(queue_backend, b"x")
+    letter = await buried(queue_backend, b"x")
+
+    gone = await asyncio.gather(*(queue_backend.letters.discard(letter.id) for _ in range(20)))
+
+    assert Counter(gone) == {True: 1, False: 19}
+    assert await queue_backend.letters.dead(limit=10) == [kept]
+    assert await queue_backend.messages() == []
+
+
+async def test_there_is_no_such_letter(queue_backend: QueueBackend) -> None:
+    """Nothing happens for an id that is not there, with letters and without."""
+    without = (
+        await queue_backend.letters.requeue(uuid4()),
+        await queue_backend.letters.discard(uuid4()),
+    )
+    letter = await buried(queue_backend, b"x")
+
+    among = (
+        await queue_backend.letters.requeue(uuid4()),
+        await queue_backend.letters.discard(uuid4()),
+    )
+
+    assert without == among == (False, False)
+    assert await queue_backend.letters.dead(limit=10) == [letter]
+    assert await queue_backend.messages() == []
+
+
+async def test_only_the_newest_letters_are_kept(queue_backend: QueueBackend) -> None:
+    """As many as the adapter was told; the oldest of them can still be sent again."""
+    backend = queue_backend.keeping(3)
+    for number in range(5):
+        await buried(backend, b"%d" % number)
+
+    letters = await backend.letters.dead(limit=10)
+
+    assert [letter.raw for letter in letters] == [b"4", b"3", b"2"]
+    assert await backend.letters.requeue(letters[-1].id)
+
+
+async def test_the_oldest_of_many_letters_is_found(queue_backend: QueueBackend) -> None:
+    """However many lie on top of it."""
+    letter = await buried(queue_backend, b"oldest")
+    for number in range(1_001):
+        await queue_backend.queue.bury(a_task(), reason=str(number))
+
+    assert await queue_backend.letters.discard(letter.id)
+
+    assert len(await queue_backend.letters.dead(limit=10_000)) == 1_001
+
+
+CALLS = {
+    "dead": lambda letters: letters.dead(limit=1),
+    "requeue": lambda letters: letters.requeue(uuid4()),
+    "discard": lambda letters: letters.discard(uuid4()),
+}
+
+
+@pytest.mark.parametrize("method", CALLS)
+async def test_letters_that_are_away_are_unavailable(method: str, tmp_path: Path) -> None:
+    """Every method says so by the same error."""
+    client = redis_client(f"unix://{tmp_path}/nobody.sock", timeout_seconds=1)
+    letters: DeadLetterPort = RedisTaskQueue(
+        client=client, blocking_client=client, timeout_seconds=1, clock=lambda: START
+    )
+
+    with pytest.raises(QueueUnavailable):
+        await CALLS[method](letters)
+
+
+def test_every_method_of_the_port_is_tried_without_a_server() -> None:
+    """So that a new method cannot be forgotten above."""
+    assert set(CALLS) == {name for name in vars(DeadLetterPort) if not name.startswith("_")}

@@ -1,0 +1,101 @@
+"""One key through several API processes: one session and one debit, however many ask at once."""
+
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import pytest
+
+from tests.system.deployment import DEADLINE_SECONDS, Answer, Deployment, eventually, free_port
+
+pytestmark = pytest.mark.xdist_group("system")
+
+COPIES = 100
+
+
+def ready(url: str) -> bool:
+    """Whether an API answers there, with all that it needs."""
+    try:
+        with urlopen(f"{url}/health/ready", timeout=DEADLINE_SECONDS) as response:
+            return bool(response.status == 200)
+    except URLError:
+        return False
+
+
+def ask(deployment: Deployment, url: str, key: str) -> Answer:
+    """Ask for a picture of the sample model, once, with a key."""
+    request = Request(
+        f"{url}/api/v1/generations",
+        json.dumps({"model_image_url": f"{deployment.url}/samples/model.png"}).encode(),
+        {
+            "Authorization": f"Bearer {deployment.tokens['b2c']}",
+            "Content-Type": "application/json",
+            "Idempotency-Key": key,
+        },
+    )
+    try:
+        response = urlopen(request, timeout=DEADLINE_SECONDS)
+    except HTTPError as error:
+        response = error
+    with response:
+        return Answer(response.status, dict(response.headers), json.load(response))
+
+
+@pytest.fixture
+def urls(deployment: Deployment) -> list[str]:
+    """Where two deployments of the same service listen, one of them with two processes."""
+    port = free_port()
+    deployment.start("serve", WEARON_PORT=str(port), WEARON_API_WORKERS="2")
+    other = f"http://127.0.0.1:{port}"
+    eventually(lambda: ready(other))
+    return [deployment.url, other, other]
+
+
+def at_once(deployment: Deployment, urls: list[str], keys: list[str]) -> list[Answer]:
+    """The answers to one request per key, all sent at the same moment, to one URL after another."""
+    everybody = Barrier(len(keys))
+
+    def one(number: int) -> Answer:
+        everybody.wait(DEADLINE_SECONDS)
+        return ask(deployment, urls[number % len(urls)], keys[number])
+
+    with ThreadPoolExecutor(len(keys)) as threads:
+        return list(threads.map(one, range(len(keys))))
+
+
+def test_a_hundred_copies_through_several_processes(
+    deployment: Deployment, urls: list[str]
+) -> None:
+    """All are answered 202 with one session, one of them without Idempotency-Replayed, and one
+    credit is gone."""
+    before = deployment.balance()
+
+    answers = at_once(deployment, urls, ["copies"] * COPIES)
+
+    assert Counter(answer.status for answer in answers) == {202: COPIES}
+    (session_id,) = {answer.data["session_id"] for answer in answers}
+    marks = Counter(answer.headers.get("idempotency-replayed") for answer in answers)
+    assert marks == {"true": COPIES - 1, None: 1}
+    assert deployment.balance() == before - 1
+    assert deployment.entries(session_id) == ["debit"]
+    deployment.assert_books_are_right()
+
+
+def test_copies_while_the_queue_is_away(deployment: Deployment, urls: list[str]) -> None:
+    """Whoever makes the session undoes it at once while the others wait for the same account: none
+    waits for ever, no credit is lost, and afterwards the key makes a session again."""
+    before = deployment.balance()
+    deployment.valkey.stop()
+
+    answers = at_once(deployment, urls, ["undone"] * COPIES)
+
+    deployment.valkey.start()
+    undone = Counter(answer.status for answer in answers)
+    assert set(undone) <= {202, 503}
+    assert deployment.balance() == before
+    eventually(lambda: ask(deployment, urls[0], "undone").status == 202)
+    assert deployment.balance() == before - 1
+    deployment.assert_books_are_right()

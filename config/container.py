@@ -24,6 +24,7 @@ from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.images.fetcher import FetchLimits, HttpImageFetcher
 from adapters.images.local import LocalImageGenerator
+from adapters.images.pool import PicturePool, PoolLimits
 from adapters.images.samples import draw_sample
 from adapters.postgres.database import Database, DatabaseLimits
 from adapters.postgres.migrate import all_migrations, migrate
@@ -97,11 +98,24 @@ def _signer(settings: Settings, clock: Callable[[], datetime]) -> UrlSigner:
     )
 
 
-def _fetcher(settings: Settings, opened: AsyncExitStack) -> HttpImageFetcher:
+def _picture_pool(settings: Settings, opened: AsyncExitStack) -> PicturePool:
+    pool = PicturePool(
+        PoolLimits(
+            processes=settings.picture_processes,
+            memory_bytes=settings.picture_memory_mb * 1_000_000,
+            seconds=settings.picture_seconds,
+        )
+    )
+    opened.push_async_callback(pool.close)
+    return pool
+
+
+def _fetcher(settings: Settings, pool: PicturePool, opened: AsyncExitStack) -> HttpImageFetcher:
     fetcher = HttpImageFetcher(
         limits=FetchLimits(
             total_timeout_seconds=settings.fetch_seconds, max_bytes=settings.fetch_max_bytes
         ),
+        prepare=pool.prepare,
         allow_loopback=settings.fetch_allow_loopback,
     )
     opened.push_async_callback(fetcher.close)
@@ -186,7 +200,8 @@ class Container(containers.DeclarativeContainer):
         local=providers.Singleton(LocalImageStorage, settings.provided.pictures_dir, signer=signer),
         memory=providers.Singleton(InMemoryImageStorage, signer=signer),
     )
-    fetcher = providers.Singleton(_fetcher, settings, opened)
+    picture_pool = providers.Singleton(_picture_pool, settings, opened)
+    fetcher = providers.Singleton(_fetcher, settings, picture_pool, opened)
     generator = providers.Selector(
         settings.provided.generator,
         local=providers.Singleton(

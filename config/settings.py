@@ -199,6 +199,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fetch_allow_loopback: Annotated[
         bool, _about("Let inputs come from this machine; only in `development`")
     ] = False
+    picture_processes: Annotated[
+        int, Meta(ge=1, le=64), _about("Processes of a worker that decode input pictures")
+    ] = 2
+    picture_memory_mb: Annotated[
+        int, Meta(ge=300, le=64_000), _about("Megabytes that such a process may take, at most")
+    ] = 1_000
+    picture_seconds: Annotated[
+        Seconds, _about("Longest decoding of an input picture; a process that takes longer ends")
+    ] = 10
     local_generator_seconds: Annotated[
         float, Meta(ge=0, le=600), _about("Pretend working time of the `local` generator")
     ] = 0

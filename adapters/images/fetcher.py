@@ -1,7 +1,8 @@
 """Download the pictures that strangers link to, without being led into our own network.
 
 Three gates: the URL before any look-up, every address that its host resolves to before any
-connection, and the bytes before anybody uses them. Each redirect passes the first two again.
+connection, and the bytes before anybody uses them (``pool.py``). Each redirect passes the first
+two again.
 """
 
 import asyncio
@@ -23,7 +24,6 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from adapters.images.addresses import is_public
-from adapters.images.inspection import inspect_picture
 from domain.errors import Refused, TryAgain
 from domain.ports import ImageFetcherPort, Picture
 from domain.sessions import ErrorCode
@@ -45,6 +45,9 @@ _SECONDS = re.compile(r"[0-9]{1,9}")
 
 Lookup = Callable[[str], Awaitable[Sequence[str]]]
 """Gives all IP addresses of a host name. Raises ``OSError`` when the name has none."""
+
+Prepare = Callable[[bytes], Awaitable[Picture]]
+"""Makes of a download what is given out. Raises ``Refused`` or ``TryAgain``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +75,12 @@ class HttpImageFetcher(ImageFetcherPort):
         self,
         limits: FetchLimits,
         *,
+        prepare: Prepare,
         allow_loopback: bool = False,
         lookup: Lookup = system_lookup,
     ) -> None:
         self._limits = limits
+        self._prepare = prepare
         self._allow_loopback = allow_loopback
         self._lookup = lookup
         self._session: ClientSession | None = None
@@ -86,7 +91,7 @@ class HttpImageFetcher(ImageFetcherPort):
                 data = await self._download(self._admitted(url))
         except (ClientError, OSError) as error:
             raise _try_again() from error
-        return await asyncio.to_thread(inspect_picture, data)
+        return await self._prepare(data)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
 from adapters.images.fetcher import FetchLimits, HttpImageFetcher, Lookup
+from adapters.images.inspection import inspect_picture
 from domain.errors import Refused, TryAgain
 from domain.ports import Picture
 from domain.sessions import ErrorCode
@@ -86,6 +87,11 @@ class Names:
         return self._names[host]
 
 
+async def inspected(data: bytes) -> Picture:
+    """Stands in for the processes that prepare pictures."""
+    return inspect_picture(data)
+
+
 NewFetcher = Callable[..., HttpImageFetcher]
 
 
@@ -98,7 +104,10 @@ async def new_fetcher() -> AsyncIterator[NewFetcher]:
         lookup: Lookup | None = None, *, limits: FetchLimits = SMALL, allow_loopback: bool = True
     ) -> HttpImageFetcher:
         fetcher = HttpImageFetcher(
-            limits, allow_loopback=allow_loopback, lookup=lookup or Names({})
+            limits,
+            prepare=inspected,
+            allow_loopback=allow_loopback,
+            lookup=lookup or Names({}),
         )
         made.append(fetcher)
         return fetcher
@@ -129,7 +138,8 @@ async def refusal_of(fetcher: HttpImageFetcher, url: str) -> Refused:
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 async def test_a_picture_arrives(site: Site, new_fetcher: NewFetcher, image_format: str) -> None:
-    """The bytes arrive unchanged, with the type that they show and not the one that is claimed."""
+    """The bytes arrive unchanged where they are prepared, and what comes out there is given out;
+    the type that the server claims has no say in it."""
     data = encoded(image_format)
     url = site.serves("/a", data, content_type="text/html")
 
@@ -139,7 +149,7 @@ async def test_a_picture_arrives(site: Site, new_fetcher: NewFetcher, image_form
 
 
 async def test_what_is_no_picture_is_refused(site: Site, new_fetcher: NewFetcher) -> None:
-    """A page that claims to be a picture is an invalid image."""
+    """What cannot be prepared is refused as the preparation says, whatever it claims to be."""
     url = site.serves("/a.jpg", b"<html>", content_type="image/jpeg")
 
     refusal = await refusal_of(new_fetcher(), url)
@@ -347,7 +357,7 @@ async def test_nothing_of_ours_is_sent(
 
 async def test_a_fetcher_may_be_closed_unused() -> None:
     """There is nothing to close before the first picture."""
-    await HttpImageFetcher(SMALL).close()
+    await HttpImageFetcher(SMALL, prepare=inspected).close()
 
 
 @pytest.mark.parametrize(

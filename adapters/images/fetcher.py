@@ -52,10 +52,17 @@ Prepare = Callable[[bytes], Awaitable[Picture]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchLimits:
-    """Bounds of one download; ``max_connections`` is for all that run at the same time."""
+    """Bounds of one download; ``max_connections`` is for all that run at the same time.
+
+    An answer has to begin ``connect_timeout_seconds + grace_seconds`` after it was asked for. From
+    then on it has to be done after ``grace_seconds``, or arrive at ``min_bytes_per_second`` on
+    the average of the time since: who drips does not hold a worker for the total timeout.
+    """
 
     total_timeout_seconds: float = 15.0
     connect_timeout_seconds: float = 5.0
+    grace_seconds: float = 3.0
+    min_bytes_per_second: int = 10_000
     max_bytes: int = 10_000_000
     max_redirects: int = 3
     max_connections: int = 64
@@ -100,10 +107,14 @@ class HttpImageFetcher(ImageFetcherPort):
 
     async def _download(self, url: URL) -> bytes:
         for _ in range(self._limits.max_redirects + 1):
-            async with self._opened().get(url, allow_redirects=False) as response:
+            begin_seconds = self._limits.connect_timeout_seconds + self._limits.grace_seconds
+            async with (
+                asyncio.timeout(begin_seconds) as pace,
+                self._opened().get(url, allow_redirects=False) as response,
+            ):
                 if response.status not in _REDIRECTS:
                     _check_status(response)
-                    return await self._read(response)
+                    return await self._read(response, pace)
                 url = self._next_hop(response)
         raise _unreachable("A picture's link is redirected too often")
 
@@ -152,12 +163,16 @@ class HttpImageFetcher(ImageFetcherPort):
     def _is_allowed(self, address: IPv4Address | IPv6Address) -> bool:
         return is_public(address) or (self._allow_loopback and address.is_loopback)
 
-    async def _read(self, response: ClientResponse) -> bytes:
+    async def _read(self, response: ClientResponse, pace: asyncio.Timeout) -> bytes:
+        """The body. Each byte that arrives puts ``pace`` off a little."""
         if (response.content_length or 0) > self._limits.max_bytes:
             raise self._too_large()
+        patience = asyncio.get_running_loop().time() + self._limits.grace_seconds
+        pace.reschedule(patience)
         data = bytearray()
         async for chunk in response.content.iter_any():
             data += chunk
+            pace.reschedule(patience + len(data) / self._limits.min_bytes_per_second)
             if len(data) > self._limits.max_bytes:
                 raise self._too_large()
         return bytes(data)

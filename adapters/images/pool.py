@@ -133,7 +133,7 @@ async def _ended_on_error(process: Process) -> AsyncIterator[None]:
 async def _end(process: Process) -> None:
     with suppress(ProcessLookupError):
         process.kill()
-    # Not ``wait``, which never ends where the pipe is full of what nobody reads.
+    # Not ``wait``, which leaves a pipe open that is full of what nobody reads.
     await process.communicate()
 
 

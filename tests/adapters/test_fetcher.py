@@ -296,6 +296,74 @@ async def test_a_broken_delivery_is_tried_again(
     assert failure.value.reason == ErrorCode.IMAGE_UNREACHABLE
 
 
+async def drips_its_headers(request: web.Request) -> web.StreamResponse:
+    """One header after the other, never the last."""
+    assert request.transport is not None
+    request.transport.write(b"HTTP/1.1 200 OK\r\n")
+    while not request.transport.is_closing():
+        request.transport.write(b"X-More: 1\r\n")
+        await asyncio.sleep(0.01)
+    return web.Response()
+
+
+async def falls_silent(request: web.Request) -> web.StreamResponse:
+    """The beginning of an answer, and nothing in it."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await asyncio.Event().wait()
+    return response
+
+
+async def redirects_and_drips(request: web.Request) -> web.StreamResponse:
+    """A redirect whose body never ends."""
+    response = web.StreamResponse(status=302, headers={"Location": "/drips"})
+    await response.prepare(request)
+    await response.write(b"x")
+    return response
+
+
+@pytest.mark.parametrize(
+    "handler", [drips, says_nothing, falls_silent, drips_its_headers, redirects_and_drips]
+)
+async def test_a_drip_is_cut_off_early(
+    site: Site, new_fetcher: NewFetcher, handler: Handler
+) -> None:
+    """Below the least rate a download ends long before the total timeout, as a passing fault."""
+    site.does("/drips", drips)
+    url = site.does("/a", handler)
+    fetcher = new_fetcher(
+        limits=FetchLimits(
+            total_timeout_seconds=600, connect_timeout_seconds=0.2, grace_seconds=0.2
+        )
+    )
+
+    async with asyncio.timeout(20):
+        with pytest.raises(TryAgain) as failure:
+            await fetcher.fetch(url)
+
+    assert failure.value.reason == ErrorCode.IMAGE_UNREACHABLE
+
+
+async def test_the_rate_is_that_of_the_whole_download(site: Site, new_fetcher: NewFetcher) -> None:
+    """A fast start buys time for a pause: a download may take longer than the grace."""
+
+    async def pauses(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(JPEG.ljust(2_000, b"\0"))
+        await asyncio.sleep(0.5)
+        await response.write(b"\0")
+        return response
+
+    url = site.does("/a", pauses)
+    patient = new_fetcher(limits=FetchLimits(grace_seconds=0.1, min_bytes_per_second=100))
+    strict = new_fetcher(limits=FetchLimits(grace_seconds=0.1, min_bytes_per_second=100_000))
+
+    assert len((await patient.fetch(url)).data) == 2_001
+    with pytest.raises(TryAgain):
+        await strict.fetch(url)
+
+
 async def test_no_server_is_tried_again(new_fetcher: NewFetcher) -> None:
     """A refused connection is a passing fault."""
     with pytest.raises(TryAgain):
@@ -371,7 +439,37 @@ async def test_a_fetcher_may_be_closed_unused() -> None:
         "http://017700000001/",
         "http://127.1/",
         "http://127.0.0.1./",
+        "http://127.0.0.1:443/",
+        "https://127.0.0.1/",
         "http://0/",
+        "http://0.0.0.0/",
+        "http://127.000.000.001/",
+        "http://0x7f.0x0.0x0.0x1/",
+        "http://0X7F000001/",
+        "http://0177.1/",
+        "http://00000177.0.0.1/",
+        "http://127.0.1/",
+        "http://127.65530/",
+        "http://3232235777/",
+        "http://0xa9fea9fe/",
+        "http://0251.0376.0251.0376/",
+        "http://169.254.43518/",
+        "http://10.0.0.1/",
+        "http://172.16.0.1/",
+        "http://192.168.1.1/",
+        "http://100.100.100.200/latest/meta-data/",
+        "http://168.63.129.16/",
+        "http://192.0.0.192/opc/v2/instance/",
+        "http://255.255.255.255/",
+        "http://224.0.0.1/",
+        "http://127.0.0.1%00.good.example/",
+        "http://127.0.0.1%2egood.example/",
+        "http://127%2e0%2e0%2e1/",
+        "http://127\uff0e0\uff0e0\uff0e1/",
+        "http://127\uff610\uff610\uff611/",
+        "http://\uff10\uff58\uff17\uff46\uff10\uff10\uff10\uff10\uff10\uff11/",
+        "http://\u0661\u0662\u0667.0.0.1/",
+        "http://\U0001d7cf\U0001d7d0\U0001d7d5.0.0.1/",
         "http://1\uff12\uff17.\uff10.\uff10.\uff11/",
         "http://127\u30020\u30020\u30021/",
         "http://\u2460\u2461\u2466.0.0.1/",
@@ -381,7 +479,24 @@ async def test_a_fetcher_may_be_closed_unused() -> None:
         "http://[::1]/",
         "http://[::ffff:127.0.0.1]/",
         "http://[::127.0.0.1]/",
+        "http://[::]/",
+        "http://[0:0:0:0:0:0:0:1]/",
+        "http://[::ffff:7f00:1]/",
+        "http://[::ffff:0:127.0.0.1]/",
+        "http://[::7f00:1]/",
         "http://[64:ff9b::7f00:1]/",
+        "http://[64:ff9b::169.254.169.254]/",
+        "http://[64:ff9b:1::a00:1]/",
+        "http://[2002:7f00:1::]/",
+        "http://[2002:a9fe:a9fe::1]/",
+        "http://[2001:0:4136:e378:8000:63bf:80ff:fffe]/",
+        "http://[fec0::1]/",
+        "http://[fc00::1]/",
+        "http://[ff02::1]/",
+        "http://[::1%25lo]/",
+        "http://[::1/",
+        "http://::1/",
+        "http://[v1.127]/",
         "http://[fd00:ec2::254]/",
         "http://[fe80::1%25eth0]/",
         "http://[2606:4700:4700::1111]/",
@@ -389,6 +504,29 @@ async def test_a_fetcher_may_be_closed_unused() -> None:
         "http://user@good.example/",
         "http://user:password@good.example/",
         "http://good.example%2f@127.0.0.1/",
+        "http://good.example:80@127.0.0.1/",
+        "http://good.example%40127.0.0.1/",
+        "http://:@good.example/",
+        "http://good.example;127.0.0.1/",
+        "http://good.example,127.0.0.1/",
+        "http:\\\\127.0.0.1/",
+        "http:/\\127.0.0.1/",
+        "http:127.0.0.1/",
+        "http:///127.0.0.1/",
+        "\\\\127.0.0.1\\a",
+        "http://good.example\\.127.0.0.1/",
+        "http://-/",
+        "http://*/",
+        "http://good.example:80:22/",
+        "http://good.example:+22/",
+        "http://good.example:\uff12\uff12/",
+        "http://good.example/\u202egpj.exe",
+        "jar:http://good.example!/",
+        "view-source:http://good.example/",
+        "javascript:alert(1)",
+        "dict://good.example:80/",
+        "ldap://good.example:80/",
+        "unix:///run/docker.sock",
         "http://good.example/a\r\nHost: 127.0.0.1",
         "http://good.example\t/",
         "http://good.example /",
@@ -434,7 +572,15 @@ async def test_a_hostile_link_is_refused_at_sight(
         ["169.254.169.254"],
         ["::1"],
         ["::ffff:10.0.0.1"],
+        ["::10.0.0.1"],
         ["64:ff9b::a00:1"],
+        ["2002:a00:1::"],
+        ["2001:0:4136:e378:8000:63bf:f5ff:fffe"],
+        ["168.63.129.16"],
+        ["100.100.100.200"],
+        ["192.0.0.192"],
+        ["fec0::1"],
+        ["224.0.0.1"],
         ["fe80::1%eth0"],
         ["8.8.8.8", "10.0.0.1"],
         ["10.0.0.1", "8.8.8.8"],
@@ -466,6 +612,8 @@ async def test_a_name_with_a_forbidden_address_is_refused(
         ("http://good.example#@127.0.0.1/", 80),
         ("http://good.example?@127.0.0.1/", 80),
         ("http://good.example/@127.0.0.1/", 80),
+        ("http://@good.example/", 80),
+        (" http://good.example/", 80),
     ],
 )
 async def test_the_checked_addresses_are_the_ones_connected_to(
@@ -479,6 +627,94 @@ async def test_the_checked_addresses_are_the_ones_connected_to(
 
     assert names.asked == ["good.example"]
     assert set(dialled) == {("1.1.1.1", port), ("8.8.8.8", port)}
+
+
+async def test_a_name_that_changes_its_mind(new_fetcher: NewFetcher, dialled: list[Any]) -> None:
+    """Rebinding: a name that is public when it is asked first and private ever after is asked
+    once for each download, so it is connected to where it was public, or not at all."""
+    answers = [["8.8.8.8"], ["127.0.0.1"], ["10.0.0.1"]]
+
+    async def rebinding(_: str) -> Sequence[str]:
+        return answers.pop(0) if answers else ["127.0.0.1"]
+
+    fetcher = new_fetcher(rebinding, allow_loopback=False)
+
+    with pytest.raises(TryAgain):
+        await fetcher.fetch("http://rebinding.example/a")
+    for _ in range(3):
+        refusal = await refusal_of(fetcher, "http://rebinding.example/a")
+        assert refusal.reason == ErrorCode.IMAGE_UNREACHABLE
+
+    assert dialled == [("8.8.8.8", 80)]
+
+
+@pytest.fixture
+def internet(site: Site, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The site stands on the internet, at 8.8.8.8 port 80. The addresses that are dialled."""
+    addresses: list[Any] = []
+    connect = asyncio.SelectorEventLoop.sock_connect
+
+    async def lead(loop: asyncio.SelectorEventLoop, sock: socket.socket, address: object) -> None:
+        addresses.append(address)
+        if address == ("8.8.8.8", 80):
+            address = ("127.0.0.1", site.server.port)
+        await connect(loop, sock, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "sock_connect", lead)
+    return addresses
+
+
+PUBLIC = Names({"good.example": ["8.8.8.8"], "rebound.example": ["127.0.0.1"]})
+
+
+async def test_the_internet_of_these_tests_works(
+    site: Site, internet: list[Any], new_fetcher: NewFetcher
+) -> None:
+    """A picture of the site arrives over its public address, also after a redirect."""
+    site.serves("/b")
+    redirects(site, "/a", "http://good.example/b")
+
+    await new_fetcher(PUBLIC, allow_loopback=False).fetch("http://good.example/a")
+
+    assert site.paths == ["/a", "/b"]
+    assert set(internet) == {("8.8.8.8", 80)}
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://127.0.0.1:{port}/secret",
+        "http://[::ffff:127.0.0.1]:{port}/secret",
+        "http://localhost:{port}/secret",
+        "http://rebound.example:{port}/secret",
+        "http://rebound.example/secret",
+        "//rebound.example/secret",
+        "http://good.example:{port}/secret",
+        "http://good.example@127.0.0.1:{port}/secret",
+        "http://2130706433:{port}/secret",
+        "http://169.254.169.254/latest/meta-data/",
+        "http:\\\\127.0.0.1:{port}\\secret",
+        "gopher://127.0.0.1:{port}/secret",
+        "file:///etc/passwd",
+        "data:image/png;base64,AAAA",
+        "javascript:alert(1)",
+        "",
+    ],
+    ids=str,
+)
+async def test_a_public_server_leads_nowhere_private(
+    site: Site, internet: list[Any], new_fetcher: NewFetcher, location: str
+) -> None:
+    """The site also listens on a private address, where it would notice; nobody comes."""
+    site.serves("/secret")
+    redirects(site, "/a", location.format(port=site.server.port))
+    fetcher = new_fetcher(PUBLIC, allow_loopback=False)
+
+    refusal = await refusal_of(fetcher, "http://good.example/a")
+
+    assert refusal.reason == ErrorCode.IMAGE_UNREACHABLE
+    assert "/secret" not in site.paths
+    assert set(internet) == {("8.8.8.8", 80)}
 
 
 async def test_the_server_sees_the_name(site: Site, new_fetcher: NewFetcher) -> None:

@@ -147,7 +147,8 @@ async def test_computing_is_limited_by_the_kernel(new_pool: NewPool) -> None:
     for _ in range(3):
         assert (await pool.prepare(b"some")).data == b"emos"
     assert await pid_of(pool) == before
-    refusal = await refusal_of(pool, b"much")
+    async with asyncio.timeout(30):
+        refusal = await refusal_of(pool, b"much")
 
     assert refusal.reason == ErrorCode.INVALID_IMAGE
     assert await pid_of(pool) != before

@@ -34,6 +34,7 @@ from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
 from adapters.storage.local import LocalImageStorage
 from adapters.storage.memory import InMemoryImageStorage
+from adapters.storage.s3 import S3Bucket, S3ImageStorage, s3_store
 from adapters.storage.signing import UrlSigner
 from config.settings import Settings
 from domain.credits import Channel, Owner
@@ -95,6 +96,23 @@ def _signer(settings: Settings, clock: Callable[[], datetime]) -> UrlSigner:
         secret=settings.require("signing_secret").encode(),
         lifetime=settings.duration("picture_url_seconds"),
         clock=clock,
+    )
+
+
+def _s3_storage(settings: Settings) -> S3ImageStorage:
+    bucket = S3Bucket(
+        name=settings.require("s3_bucket"),
+        region=settings.s3_region,
+        endpoint=settings.s3_endpoint,
+        path_style=settings.s3_path_style,
+        access_key_id=settings.require("s3_access_key_id"),
+        secret_access_key=settings.require("s3_secret_access_key"),
+        timeout_seconds=settings.s3_seconds,
+    )
+    return S3ImageStorage(
+        s3_store(bucket),
+        url_lifetime=settings.duration("picture_url_seconds"),
+        conditional_put=settings.s3_conditional_put,
     )
 
 
@@ -195,10 +213,21 @@ class Container(containers.DeclarativeContainer):
         memory=providers.Singleton(InMemoryApiKeyRepo, clock=clock),
     )
     signer = providers.Singleton(_signer, settings, clock)
+    local_storage = providers.Singleton(
+        LocalImageStorage, settings.provided.pictures_dir, signer=signer
+    )
+    in_memory_storage = providers.Singleton(InMemoryImageStorage, signer=signer)
     storage = providers.Selector(
         settings.provided.storage,
-        local=providers.Singleton(LocalImageStorage, settings.provided.pictures_dir, signer=signer),
-        memory=providers.Singleton(InMemoryImageStorage, signer=signer),
+        local=local_storage,
+        s3=providers.Singleton(_s3_storage, settings),
+        memory=in_memory_storage,
+    )
+    files = providers.Selector(
+        settings.provided.storage,
+        local=local_storage,
+        s3=providers.Object(None),
+        memory=in_memory_storage,
     )
     picture_pool = providers.Singleton(_picture_pool, settings, opened)
     fetcher = providers.Singleton(_fetcher, settings, picture_pool, opened)

@@ -41,6 +41,7 @@ class Queue(StrEnum):
 
 class Storage(StrEnum):
     LOCAL = "local"
+    S3 = "s3"
     MEMORY = "memory"
 
 
@@ -110,6 +111,34 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data_dir: Annotated[Path, _about("Folder of pictures and of embedded servers' data")] = Path(
         ".wearon"
     )
+
+    s3_bucket: Annotated[str | None, _about("Bucket of the pictures, for storage `s3`")] = None
+    s3_region: Annotated[str, _about("Region of the bucket; `auto` for R2")] = "us-east-1"
+    s3_endpoint: Annotated[
+        Annotated[str, Meta(pattern=r"^https?://[^\s?#]*[^\s?#/]$")] | None,
+        _about(
+            "Where the S3-compatible service is; empty for Amazon's",
+            example="https://project.supabase.co/storage/v1/s3",
+        ),
+    ] = None
+    s3_path_style: Annotated[
+        bool,
+        _about("The bucket's name is in the path of URLs; if not, the endpoint begins with it"),
+    ] = True
+    s3_conditional_put: Annotated[
+        bool, _about("`false` where the service does not know `If-None-Match` for uploads")
+    ] = True
+    s3_seconds: Annotated[
+        Seconds, _about("Longest wait for an answer of S3; it is asked three times at most")
+    ] = 10
+    s3_access_key_id: Annotated[
+        str | None,
+        _about("Who we are at S3", variable="AWS_ACCESS_KEY_ID", secret=True),
+    ] = None
+    s3_secret_access_key: Annotated[
+        str | None,
+        _about("The key to that", variable="AWS_SECRET_ACCESS_KEY", secret=True),
+    ] = None
 
     host: Annotated[str, _about("Address the API listens on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=1, le=65_535), _about("Port the API listens on")] = 8000
@@ -266,6 +295,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if value is None:
             raise SettingsError(_missing(name))
         return value
+
+    @property
+    def for_storage(self) -> tuple[str, ...]:
+        """The optional settings that the storage cannot do without."""
+        if self.storage is Storage.S3:
+            return ("s3_bucket", "s3_access_key_id", "s3_secret_access_key")
+        return ("signing_secret",)
 
     @property
     def pictures_dir(self) -> Path:

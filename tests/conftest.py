@@ -28,6 +28,13 @@ def postgres() -> Iterator[EmbeddedPostgres]:
 
 
 @pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """An S3 service, shared by the tests of one process: each makes a bucket of its own."""
+    with servers.s3() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
 def valkey() -> Iterator[EmbeddedValkey]:
     """A Valkey, shared by the tests of one process: flush it first."""
     with servers.valkey() as server:

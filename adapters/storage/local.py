@@ -1,16 +1,16 @@
 """Pictures as files below one directory."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError
 from obstore.store import LocalStore
 
+from adapters.storage.faults import faults_translated
 from adapters.storage.keys import artefact_of, media_type_of, possible_artefacts
 from adapters.storage.signing import SignedReads, UrlSigner
-from domain.errors import NotFound, TryAgain
+from domain.errors import NotFound
 from domain.ports import ImageStoragePort, Picture
 from domain.sessions import Artefact
 
@@ -30,7 +30,7 @@ class LocalImageStorage(ImageStoragePort, SignedReads):
         return LocalStore(self._root, mkdir=True)
 
     async def find(self, prefix: str) -> Artefact | None:
-        with _faults_translated():
+        with faults_translated():
             for artefact in possible_artefacts(prefix):
                 with suppress(FileNotFoundError):
                     await self._store.head_async(artefact.object_key)
@@ -42,7 +42,7 @@ class LocalImageStorage(ImageStoragePort, SignedReads):
         if kept is not None:
             return kept
         artefact = artefact_of(prefix, picture.media_type)
-        with _faults_translated(), suppress(AlreadyExistsError):
+        with faults_translated(), suppress(AlreadyExistsError):
             await self._store.put_async(artefact.object_key, picture.data, mode="create")
         return artefact
 
@@ -52,7 +52,7 @@ class LocalImageStorage(ImageStoragePort, SignedReads):
     async def read_signed(self, object_key: str, *, expires: int, signature: str) -> Picture:
         self._signer.check(object_key, expires=expires, signature=signature)
         media_type = media_type_of(object_key)
-        with _faults_translated():
+        with faults_translated():
             try:
                 found = await self._store.get_async(object_key)
                 data = await found.bytes_async()
@@ -64,11 +64,3 @@ class LocalImageStorage(ImageStoragePort, SignedReads):
         """The file that holds a picture. Raises ``NotFound`` for a key that none can have."""
         media_type_of(object_key)
         return self._root / object_key
-
-
-@contextmanager
-def _faults_translated() -> Iterator[None]:
-    try:
-        yield
-    except (BaseError, OSError) as error:
-        raise TryAgain("The picture storage does not answer") from error

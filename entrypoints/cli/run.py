@@ -16,7 +16,7 @@ def serve() -> None:
     from entrypoints.http.server import serve_http  # noqa: PLC0415
 
     settings = load_settings(os.environ)
-    settings.require_shared("jwt_secret", "signing_secret")
+    settings.require_shared("jwt_secret", *settings.for_storage)
     _require_free(settings.host, settings.port, "WEARON_PORT")
     serve_http(settings)
 
@@ -51,7 +51,7 @@ def worker(concurrency: int | None, *, no_recovery: bool) -> None:
     from entrypoints.worker import run_worker  # noqa: PLC0415
 
     settings = load_settings(os.environ)
-    settings.require_shared("signing_secret")
+    settings.require_shared(*settings.for_storage)
     run_worker(settings, concurrency=concurrency, recovery=not no_recovery)
 
 

@@ -94,7 +94,7 @@ def services_of(container: Container) -> Services:
         credits=container.accounts(),
         authenticate=container.authenticate(),
         readiness=container.readiness(),
-        files=container.storage(),
+        files=container.files(),
         samples=container.samples(),
         clock=container.clock(),
     )

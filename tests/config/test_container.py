@@ -6,6 +6,7 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 from uuid import UUID
 
 import pytest
@@ -31,9 +32,11 @@ from domain.ports import (
 )
 from domain.sessions import SessionStatus
 from domain.tasks import GenerationTask
+from entrypoints.http.server import application, services_of
 from tests.support.clock import START
 from tests.support.examples import MODEL_URL, OUTFIT_URL, STORE, USER, a_request
 from tests.support.images import FakeImageFetcher, FakeImageGenerator, encoded
+from tests.support.servers import new_bucket
 
 SECRET = "s" * 32
 NOWHERE = Settings(
@@ -43,6 +46,10 @@ NOWHERE = Settings(
     jwt_secret=SECRET,
     signing_secret=SECRET,
     data_dir=Path("/nonexistent/wearon"),
+    s3_bucket="nothing",
+    s3_endpoint="http://127.0.0.1:1",
+    s3_access_key_id="nobody",
+    s3_secret_access_key=SECRET,
 )
 """Everything is set, and nothing that it names is there."""
 
@@ -57,16 +64,15 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 def in_memory(**changes: Any) -> Container:
-    settings = Settings(
-        environment=Environment.DEVELOPMENT,
-        store=Store.MEMORY,
-        queue=Queue.MEMORY,
-        storage=Storage.MEMORY,
-        jwt_secret=SECRET,
-        signing_secret=SECRET,
-        **changes,
-    )
-    return Container(settings=settings)
+    values: dict[str, Any] = {
+        "environment": Environment.DEVELOPMENT,
+        "store": Store.MEMORY,
+        "queue": Queue.MEMORY,
+        "storage": Storage.MEMORY,
+        "jwt_secret": SECRET,
+        "signing_secret": SECRET,
+    }
+    return Container(settings=Settings(**values | changes))
 
 
 @pytest.mark.anyio
@@ -99,6 +105,69 @@ async def test_the_service_works_in_one_process() -> None:
     await close(container)
 
 
+@pytest.mark.anyio
+async def test_pictures_may_lie_in_s3(s3_url: str) -> None:
+    """A picture ends in the bucket of the settings, under a link for anybody which is made when
+    the session is read, and which needs no signing secret of ours. The API serves no files."""
+    bucket = new_bucket(s3_url)
+    container = in_memory(
+        storage=Storage.S3,
+        signing_secret=None,
+        s3_bucket=bucket.name,
+        s3_endpoint=s3_url,
+        s3_access_key_id="us",
+        s3_secret_access_key=SECRET,
+        picture_url_seconds=60,
+    )
+    container.fetcher.override(
+        providers.Object(
+            FakeImageFetcher({MODEL_URL: Picture(data=encoded(), media_type="image/png")})
+        )
+    )
+    await container.accounts().grant(STORE, 1, note="test")
+
+    receipt = await container.submission().submit(a_request(STORE))
+    task = await container.queue().pop(timeout_seconds=0.1)
+    assert isinstance(task, GenerationTask)
+    outcome = await container.generation().run(task)
+
+    view = await container.reading().one(receipt.session.id, STORE)
+    url = view.picture_url or ""
+    assert outcome is Outcome.COMPLETED
+    assert url.startswith(f"{s3_url}/{bucket.name}/stores/{STORE.id}/generated/{view.session.id}.")
+    assert "X-Amz-Expires=60&" in url
+    assert url.partition("?")[2] not in repr(view.session)
+    assert services_of(container).files is None
+    assert (await asyncio.to_thread(downloaded, url)).startswith(b"\xff\xd8")
+    await close(container)
+
+
+def downloaded(url: str) -> bytes:
+    with urlopen(url) as response:
+        return bytes(response.read())
+
+
+@pytest.mark.parametrize(("storage", "served"), [(Storage.MEMORY, True), (Storage.S3, False)])
+def test_files_have_a_route_where_we_serve_them(storage: Storage, served: bool) -> None:
+    """Where the storage does, there is nothing to ask us for."""
+    container = in_memory(
+        storage=storage, s3_bucket="b", s3_access_key_id="us", s3_secret_access_key=SECRET
+    )
+
+    routes = {route.path for route in application(container).routes}
+
+    assert any(path.startswith("/files") for path in routes) is served
+    assert "/health/live" in routes
+
+
+@pytest.mark.parametrize("storage", [Storage.LOCAL, Storage.MEMORY])
+def test_what_serves_its_own_pictures_is_the_storage(storage: Storage) -> None:
+    """The API gives out what the worker saved."""
+    container = in_memory(storage=storage)
+
+    assert container.files() is container.storage()
+
+
 @pytest.mark.parametrize(
     ("option", "options"),
     [
@@ -107,6 +176,7 @@ async def test_the_service_works_in_one_process() -> None:
         ("accounts", Store),
         ("api_keys", Store),
         ("storage", Storage),
+        ("files", Storage),
         ("generator", Generator),
         ("samples", Environment),
     ],
@@ -128,7 +198,7 @@ def test_every_selector_is_in_the_list_above() -> None:
     }
 
     assert selectors == {
-        "queue", "sessions", "accounts", "api_keys", "storage", "generator", "samples"
+        "queue", "sessions", "accounts", "api_keys", "storage", "files", "generator", "samples"
     }  # fmt: skip
 
 

@@ -76,7 +76,8 @@ def test_values_are_read_as_what_they_are() -> None:
         ("WEARON_ENVIRONMENT", "prod", "one of `development`, `production`"),
         ("WEARON_STORE", "mysql", "one of `postgres`, `memory`"),
         ("WEARON_QUEUE", "Redis", "one of `redis`, `memory`"),
-        ("WEARON_STORAGE", "gcs", "one of `local`, `memory`"),
+        ("WEARON_STORAGE", "gcs", "one of `local`, `s3`, `memory`"),
+        ("WEARON_S3_ENDPOINT", "minio:9000", "like `https://project.supabase.co/storage/v1/s3`"),
         ("WEARON_GENERATOR", "dall-e", "one of `local`"),
         ("WEARON_LOG_LEVEL", "loud", "one of `debug`, `info`, `warning`, `error`"),
         ("WEARON_LOG_FORMAT", "xml", "one of `json`, `console`"),
@@ -211,13 +212,15 @@ def test_secrets_are_not_shown() -> None:
             "WEARON_SIGNING_SECRET": SECRET,
             "DATABASE_URL": f"postgresql://user:{SECRET}@db/wearon",
             "REDIS_URL": f"redis://:{SECRET}@cache",
+            "AWS_ACCESS_KEY_ID": SECRET,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
         }
     )
 
     shown = f"{settings} {settings!r} {pretty_repr(settings)}"
 
     assert SECRET not in shown
-    assert shown.count("***") == 4 * 3
+    assert shown.count("***") == 6 * 3
     assert "port=8000" in shown
 
 

@@ -2,6 +2,7 @@
 keep SignedReads'."""
 
 import asyncio
+import urllib.request
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 
 from adapters.storage.local import LocalImageStorage
 from adapters.storage.memory import InMemoryImageStorage
+from adapters.storage.s3 import S3ImageStorage, s3_store
 from adapters.storage.signing import UrlSigner
 from domain.errors import NotFound
 from domain.ports import Picture
 from tests.support.clock import FakeClock
+from tests.support.servers import new_bucket
 
 pytestmark = pytest.mark.anyio
 
@@ -24,7 +27,9 @@ JPEG = Picture(data=b"a jpeg", media_type="image/jpeg")
 PNG = Picture(data=b"a png", media_type="image/png")
 WEBP = Picture(data=b"a webp", media_type="image/webp")
 
-Storage = LocalImageStorage | InMemoryImageStorage
+OwnStorage = LocalImageStorage | InMemoryImageStorage
+"""Those that serve their pictures themselves."""
+Storage = OwnStorage | S3ImageStorage
 
 
 @pytest.fixture
@@ -32,14 +37,29 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-@pytest.fixture(params=["local", "memory"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Storage:
+def own(kind: str, folder: Path, clock: FakeClock) -> OwnStorage:
     signer = UrlSigner(
         base_url="http://127.0.0.1:8000", secret=b"secret", lifetime=LIFETIME, clock=clock.now
     )
-    if request.param == "local":
-        return LocalImageStorage(tmp_path / "pictures", signer=signer)
+    if kind == "local":
+        return LocalImageStorage(folder / "pictures", signer=signer)
     return InMemoryImageStorage(signer=signer)
+
+
+@pytest.fixture(params=["local", "memory"])
+def own_storage(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> OwnStorage:
+    return own(request.param, tmp_path, clock)
+
+
+@pytest.fixture(params=["local", "memory", "s3", "s3 without conditional uploads"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Storage:
+    if not request.param.startswith("s3"):
+        return own(request.param, tmp_path, clock)
+    return S3ImageStorage(
+        s3_store(new_bucket(request.getfixturevalue("s3_url"))),
+        url_lifetime=LIFETIME,
+        conditional_put=request.param == "s3",
+    )
 
 
 def parts_of(url: str) -> dict[str, Any]:
@@ -54,7 +74,16 @@ def parts_of(url: str) -> dict[str, Any]:
 
 
 async def read(storage: Storage, object_key: str) -> Picture:
-    return await storage.read_signed(**parts_of(storage.url(object_key)))
+    """What a client gets that follows the picture's URL."""
+    url = storage.url(object_key)
+    if isinstance(storage, OwnStorage):
+        return await storage.read_signed(**parts_of(url))
+    return await asyncio.to_thread(_followed, url)
+
+
+def _followed(url: str) -> Picture:
+    with urllib.request.urlopen(url) as response:
+        return Picture(data=response.read(), media_type=response.headers["Content-Type"])
 
 
 async def test_nothing_is_found_before_it_is_saved(storage: Storage) -> None:
@@ -106,9 +135,9 @@ async def test_one_of_many_writers_wins(storage: Storage) -> None:
     assert await read(storage, saved[0].object_key) in pictures
 
 
-async def test_a_url_is_signed(storage: Storage, clock: FakeClock) -> None:
+async def test_a_url_is_signed(own_storage: OwnStorage, clock: FakeClock) -> None:
     """A URL is ``{base_url}/files/{key}``, quoted, with its expiry and an HMAC-SHA256."""
-    url = urlsplit(storage.url("stores/store:1/a.jpg"))
+    url = urlsplit(own_storage.url("stores/store:1/a.jpg"))
     query = parse_qs(url.query)
 
     assert f"{url.scheme}://{url.netloc}{url.path}" == (
@@ -118,17 +147,17 @@ async def test_a_url_is_signed(storage: Storage, clock: FakeClock) -> None:
     assert len(bytes.fromhex(query["signature"][0])) == 32
 
 
-async def test_a_url_expires(storage: Storage, clock: FakeClock) -> None:
+async def test_a_url_expires(own_storage: OwnStorage, clock: FakeClock) -> None:
     """Anybody can get the picture until the URL expires, and nobody from then on."""
-    saved = await storage.save(PREFIX, JPEG)
-    parts = parts_of(storage.url(saved.object_key))
+    saved = await own_storage.save(PREFIX, JPEG)
+    parts = parts_of(own_storage.url(saved.object_key))
 
     clock.advance(LIFETIME - timedelta(seconds=1))
-    assert await storage.read_signed(**parts) == JPEG
+    assert await own_storage.read_signed(**parts) == JPEG
 
     clock.advance(timedelta(seconds=1))
     with pytest.raises(NotFound):
-        await storage.read_signed(**parts)
+        await own_storage.read_signed(**parts)
 
 
 @pytest.mark.parametrize(
@@ -144,23 +173,23 @@ async def test_a_url_expires(storage: Storage, clock: FakeClock) -> None:
     ],
     ids=ascii,
 )
-async def test_a_changed_url_gives_nothing(storage: Storage, change: dict[str, Any]) -> None:
+async def test_a_changed_url_gives_nothing(own_storage: OwnStorage, change: dict[str, Any]) -> None:
     """A URL of which any part was changed is refused, also where its key has a picture."""
-    saved = await storage.save(PREFIX, JPEG)
-    await storage.save("stores/store:1/generated/another", JPEG)
-    parts = parts_of(storage.url(saved.object_key))
+    saved = await own_storage.save(PREFIX, JPEG)
+    await own_storage.save("stores/store:1/generated/another", JPEG)
+    parts = parts_of(own_storage.url(saved.object_key))
 
     with pytest.raises(NotFound):
-        await storage.read_signed(**parts | change)
+        await own_storage.read_signed(**parts | change)
 
 
-async def test_another_secret_signs_for_nobody(storage: Storage, clock: FakeClock) -> None:
+async def test_another_secret_signs_for_nobody(own_storage: OwnStorage, clock: FakeClock) -> None:
     """A signature made with another secret is refused."""
-    saved = await storage.save(PREFIX, JPEG)
+    saved = await own_storage.save(PREFIX, JPEG)
     forger = UrlSigner(base_url="", secret=b"guessed", lifetime=LIFETIME, clock=clock.now)
 
     with pytest.raises(NotFound):
-        await storage.read_signed(**parts_of(forger.url(saved.object_key)))
+        await own_storage.read_signed(**parts_of(forger.url(saved.object_key)))
 
 
 @pytest.mark.parametrize(
@@ -181,11 +210,11 @@ async def test_another_secret_signs_for_nobody(storage: Storage, clock: FakeCloc
     ids=ascii,
 )
 async def test_a_signed_key_without_a_picture(
-    storage: Storage, tmp_path: Path, object_key: str
+    own_storage: OwnStorage, tmp_path: Path, object_key: str
 ) -> None:
     """A good signature opens nothing but pictures that were saved."""
     (tmp_path / "secret.jpg").write_bytes(b"secret")
-    parts = parts_of(storage.url(object_key))
+    parts = parts_of(own_storage.url(object_key))
 
     with pytest.raises(NotFound):
-        await storage.read_signed(**parts)
+        await own_storage.read_signed(**parts)

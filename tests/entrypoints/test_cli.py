@@ -613,6 +613,17 @@ def test_what_is_not_set_is_named(command: tuple[str, ...], names: tuple[str, ..
 
 
 @pytest.mark.parametrize("command", ["serve", "worker"])
+def test_what_s3_needs_is_named(command: str) -> None:
+    """Its bucket and credentials, and no secret for links that we do not sign."""
+    result = wearon(command, env=NOWHERE | {"WEARON_STORAGE": "s3", "WEARON_JWT_SECRET": "s" * 32})
+
+    assert (result.exit_code, result.stderr) == (
+        1,
+        missing("WEARON_S3_BUCKET", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    )
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
 def test_processes_do_not_share_memory(command: str) -> None:
     """An API whose queue is in its own memory would take credits for what no worker sees."""
     result = wearon(command, env=NOWHERE | SECRETS | IN_MEMORY)

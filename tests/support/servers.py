@@ -2,14 +2,18 @@
 
 import asyncio
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
+from uuid import uuid4
 
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.embedded.valkey import EmbeddedValkey
 from adapters.postgres.database import Database, DatabaseLimits
 from adapters.postgres.migrate import all_migrations, migrate
+from adapters.storage.s3 import S3Bucket
 
 
 @contextmanager
@@ -32,6 +36,50 @@ def postgres() -> Iterator[EmbeddedPostgres]:
 def valkey() -> Iterator[EmbeddedValkey]:
     with folder() as path, EmbeddedValkey(path / "valkey", durable=False) as server:
         yield server
+
+
+@contextmanager
+def s3() -> Iterator[str]:
+    """An S3 service; gives its URL. It knows conditional uploads, but neither checks a signature
+    nor lets one expire. It answers one request after the other: in several threads at once it
+    loses an object that is written twice."""
+    # Importing it takes a second, which tests that need no S3 need not wait for.
+    from moto.moto_server.werkzeug_app import (  # noqa: PLC0415
+        DomainDispatcherApplication,
+        create_backend_app,
+    )
+    from werkzeug.serving import make_server  # noqa: PLC0415
+
+    server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app))
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def new_bucket(s3_url: str, *, timeout_seconds: float = 10) -> S3Bucket:
+    """An empty bucket of the service."""
+    name = f"pictures-{uuid4()}"
+    request = urllib.request.Request(f"{s3_url}/{name}", method="PUT")
+    urllib.request.urlopen(request).close()
+    return bucket_at(s3_url, name=name, timeout_seconds=timeout_seconds)
+
+
+def bucket_at(s3_url: str, *, name: str = "pictures", timeout_seconds: float = 10) -> S3Bucket:
+    """A bucket that may or may not be there."""
+    return S3Bucket(
+        name=name,
+        region="us-east-1",
+        endpoint=s3_url,
+        path_style=True,
+        access_key_id="us",
+        secret_access_key="hunter2hunter2",
+        timeout_seconds=timeout_seconds,
+    )
 
 
 async def _migrate(url: str) -> None:

@@ -1,0 +1,17 @@
+"""What obstore raises, in our words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from obstore.exceptions import BaseError
+
+from domain.errors import TryAgain
+
+
+@contextmanager
+def faults_translated() -> Iterator[None]:
+    """Raises ``TryAgain`` for whatever goes wrong with the storage inside."""
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        raise TryAgain("The picture storage does not answer") from error

@@ -1,0 +1,102 @@
+"""Pictures in a bucket of S3 or of a service that speaks like it: R2, MinIO, Supabase Storage."""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from obstore import sign
+from obstore.exceptions import AlreadyExistsError
+from obstore.store import S3Store
+
+from adapters.storage.faults import faults_translated
+from adapters.storage.keys import artefact_of, possible_artefacts
+from domain.ports import ImageStoragePort, Picture
+from domain.sessions import Artefact
+
+_MAX_RETRIES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Bucket:
+    """Where a bucket is, and who we are there.
+
+    Without ``endpoint`` it is Amazon's. With ``path_style`` the bucket's name is in the path of
+    every URL; without it an ``endpoint`` has to begin with the name itself. The credentials need
+    PutObject, GetObject and ListBucket: without the last S3 answers 403 where nothing is.
+    """
+
+    name: str
+    region: str
+    endpoint: str | None
+    path_style: bool
+    access_key_id: str = field(repr=False)
+    secret_access_key: str = field(repr=False)
+    timeout_seconds: float
+
+
+def s3_store(bucket: S3Bucket) -> S3Store:
+    """A client that asks at most three times, each time for at most ``timeout_seconds``."""
+    timeout = timedelta(seconds=bucket.timeout_seconds)
+    host = "s3" if bucket.path_style else f"{bucket.name}.s3"
+    return S3Store(
+        bucket.name,
+        endpoint=bucket.endpoint or f"https://{host}.{bucket.region}.amazonaws.com",
+        region=bucket.region,
+        access_key_id=bucket.access_key_id,
+        secret_access_key=bucket.secret_access_key,
+        virtual_hosted_style_request=not bucket.path_style,
+        client_options={"timeout": timeout, "connect_timeout": timeout, "allow_http": True},
+        retry_config={"max_retries": _MAX_RETRIES, "retry_timeout": timeout * _MAX_RETRIES},
+    )
+
+
+class S3ImageStorage(ImageStoragePort):
+    """A picture appears whole or not at all, and with ``conditional_put`` it is never replaced.
+
+    Where a service does not know ``If-None-Match: *`` (set ``conditional_put`` to False then, or
+    it may answer 501), a picture is only looked for before it is saved. Two workers that save at
+    the same moment, which takes a lost lease, may then replace one finished picture of a session
+    by another of the same session; key and credits are the same either way.
+    """
+
+    def __init__(
+        self, store: S3Store, *, url_lifetime: timedelta, conditional_put: bool = True
+    ) -> None:
+        self._store = store
+        self._url_lifetime = url_lifetime
+        self._conditional_put = conditional_put
+
+    async def find(self, prefix: str) -> Artefact | None:
+        artefacts = possible_artefacts(prefix)
+        there = await asyncio.gather(*(self._has(artefact) for artefact in artefacts))
+        return next(
+            (artefact for artefact, found in zip(artefacts, there, strict=True) if found), None
+        )
+
+    async def save(self, prefix: str, picture: Picture) -> Artefact:
+        kept = await self.find(prefix)
+        if kept is not None:
+            return kept
+        artefact = artefact_of(prefix, picture.media_type)
+        # After a lost reply our own picture is in the way of the retry, and that is as good.
+        with faults_translated(), suppress(AlreadyExistsError):
+            await self._store.put_async(
+                artefact.object_key,
+                picture.data,
+                attributes={"Content-Type": picture.media_type},
+                mode="create" if self._conditional_put else "overwrite",
+                use_multipart=False,
+            )
+        return artefact
+
+    def url(self, object_key: str) -> str:
+        return sign(self._store, "GET", object_key, self._url_lifetime)
+
+    async def _has(self, artefact: Artefact) -> bool:
+        with faults_translated():
+            try:
+                await self._store.head_async(artefact.object_key)
+            except FileNotFoundError:
+                return False
+        return True

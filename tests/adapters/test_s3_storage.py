@@ -1,0 +1,248 @@
+"""What only storage at a service over the network can get wrong."""
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer, unused_port
+
+from adapters.storage.s3 import S3Bucket, S3ImageStorage, s3_store
+from domain.errors import TryAgain
+from domain.ports import Picture
+from domain.sessions import Artefact
+from tests.support.servers import bucket_at, new_bucket
+
+pytestmark = pytest.mark.anyio
+
+KEY = "stores/store:1/generated/1"
+JPEG = Picture(data=b"a jpeg", media_type="image/jpeg")
+LIFETIME = timedelta(hours=6)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+async def find(storage: S3ImageStorage) -> object:
+    return await storage.find(KEY)
+
+
+async def save(storage: S3ImageStorage) -> object:
+    return await storage.save(KEY, JPEG)
+
+
+CALLS = [find, save]
+
+
+def storage_in(bucket: S3Bucket, *, conditional_put: bool = True) -> S3ImageStorage:
+    return S3ImageStorage(s3_store(bucket), url_lifetime=LIFETIME, conditional_put=conditional_put)
+
+
+class LookedTooEarly(S3ImageStorage):
+    """Finds nothing: another worker saved its picture just after this one had looked."""
+
+    async def find(self, _: str) -> Artefact | None:
+        return None
+
+
+class Service:
+    """A service that answers as told, and keeps what it was asked."""
+
+    def __init__(self, answer: Handler) -> None:
+        self.requests: list[web.Request] = []
+        self._answer = answer
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._note)
+        self.server = TestServer(app, host="127.0.0.1")
+
+    async def _note(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(request)
+        return await self._answer(request)
+
+    def storage(self, **options: bool) -> S3ImageStorage:
+        return storage_in(bucket_at(str(self.server.make_url("")), timeout_seconds=0.3), **options)
+
+
+NewService = Callable[[Handler], Awaitable[Service]]
+
+
+@pytest.fixture
+async def new_service() -> AsyncIterator[NewService]:
+    made: list[Service] = []
+
+    async def start(answer: Handler) -> Service:
+        made.append(Service(answer))
+        await made[-1].server.start_server()
+        return made[-1]
+
+    yield start
+    for service in made:
+        await service.server.close()
+
+
+async def test_a_picture_that_came_first_stays(s3_url: str) -> None:
+    """Also where it came between a worker's look and its upload: the service refuses the second
+    one, and the worker is told the key of the first, which is its own."""
+    bucket = new_bucket(s3_url)
+    first = await storage_in(bucket).save(KEY, JPEG)
+    late = LookedTooEarly(s3_store(bucket), url_lifetime=LIFETIME)
+
+    again = await late.save(KEY, Picture(data=b"late", media_type="image/jpeg"))
+
+    assert again == first
+    found = await s3_store(bucket).get_async(first.object_key)
+    assert bytes(await found.bytes_async()) == JPEG.data
+    assert found.attributes["Content-Type"] == "image/jpeg"
+
+
+async def test_a_service_without_conditional_uploads(new_service: NewService) -> None:
+    """Is not sent the header that it would answer 501 to."""
+
+    async def knows_no_conditions(request: web.Request) -> web.Response:
+        if request.method == "HEAD":
+            return web.Response(status=404)
+        return web.Response(
+            status=501 if "If-None-Match" in request.headers else 200, headers={"ETag": "e"}
+        )
+
+    service = await new_service(knows_no_conditions)
+
+    with pytest.raises(TryAgain):
+        await service.storage().save(KEY, JPEG)
+    saved = await service.storage(conditional_put=False).save(KEY, JPEG)
+
+    assert saved.object_key == KEY + ".jpg"
+
+
+async def test_a_url_is_made_without_the_service() -> None:
+    """It names key, expiry and who signed it, and not with what."""
+    bucket = bucket_at(f"http://127.0.0.1:{unused_port()}")
+
+    url = urlsplit(storage_in(bucket).url(KEY + ".jpg"))
+
+    query = parse_qs(url.query)
+    assert url.path == "/pictures/stores/store%3A1/generated/1.jpg"
+    assert query["X-Amz-Expires"] == ["21600"]
+    assert query["X-Amz-Credential"][0].startswith("us/")
+    assert len(bytes.fromhex(query["X-Amz-Signature"][0])) == 32
+    assert "hunter2" not in url.geturl()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "path_style", "begins"),
+    [
+        (None, True, "https://s3.eu-north-1.amazonaws.com/pictures/stores"),
+        (None, False, "https://pictures.s3.eu-north-1.amazonaws.com/stores"),
+        (
+            "https://a.supabase.co/storage/v1/s3",
+            True,
+            "https://a.supabase.co/storage/v1/s3/pictures/",
+        ),
+        ("https://pictures.r2.example", False, "https://pictures.r2.example/stores"),
+    ],
+)
+async def test_a_bucket_is_where_the_settings_say(
+    endpoint: str | None, path_style: bool, begins: str
+) -> None:
+    """At Amazon or elsewhere, with its name in the path or in the host."""
+    bucket = dataclasses.replace(
+        bucket_at("http://x"), endpoint=endpoint, path_style=path_style, region="eu-north-1"
+    )
+
+    assert storage_in(bucket).url(KEY + ".jpg").startswith(begins)
+
+
+def test_credentials_are_not_shown() -> None:
+    """A bucket and its client may end in a log."""
+    bucket = bucket_at("http://127.0.0.1:1")
+
+    assert "hunter2" not in repr(bucket) + repr(s3_store(bucket))
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_no_service_means_try_again(call: Callable[..., Awaitable[object]]) -> None:
+    """Nobody listens there."""
+    storage = storage_in(bucket_at(f"http://127.0.0.1:{unused_port()}", timeout_seconds=0.3))
+
+    with pytest.raises(TryAgain) as failure:
+        await call(storage)
+
+    assert "127.0.0.1" not in str(failure.value)
+
+
+async def test_no_bucket_means_try_again(s3_url: str) -> None:
+    """A bucket that is not there (yet) keeps nothing, and nothing is taken for kept."""
+    storage = storage_in(bucket_at(s3_url, name="none"))
+
+    assert await storage.find(KEY) is None
+    with pytest.raises(TryAgain):
+        await storage.save(KEY, JPEG)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 429, 500, 503])
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_refusal_means_try_again(
+    new_service: NewService, call: Callable[..., Awaitable[object]], status: int
+) -> None:
+    """Wrong credentials, throttling and faults: not the picture's fault, and asked about three
+    times at most for each of the three types that a picture may have."""
+
+    async def refuse(_: web.Request) -> web.Response:
+        return web.Response(status=status)
+
+    service = await new_service(refuse)
+
+    with pytest.raises(TryAgain):
+        await call(service.storage())
+
+    assert 0 < len(service.requests) <= 9
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_silent_service_is_not_waited_for(
+    new_service: NewService, call: Callable[..., Awaitable[object]]
+) -> None:
+    """A service that takes the request and never answers costs a bounded time."""
+
+    async def say_nothing(_: web.Request) -> web.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    service = await new_service(say_nothing)
+
+    async with asyncio.timeout(10):
+        with pytest.raises(TryAgain):
+            await call(service.storage())
+
+
+async def test_a_passing_fault_is_got_over(new_service: NewService) -> None:
+    """One 500 among good answers is not worth an attempt at a picture."""
+    answers = iter([500])
+
+    async def falter(request: web.Request) -> web.Response:
+        if request.method == "HEAD":
+            return web.Response(status=404)
+        return web.Response(status=next(answers, 200), headers={"ETag": "e"})
+
+    service = await new_service(falter)
+
+    saved = await service.storage().save(KEY, JPEG)
+
+    assert saved.object_key == KEY + ".jpg"
+    assert [request.method for request in service.requests].count("PUT") == 2
+
+
+async def test_our_own_upload_in_the_way_of_its_retry(new_service: NewService) -> None:
+    """The reply to an upload is lost; its retry is told that something is there: it is ours."""
+    answers = iter([500, 412])
+
+    async def lose_the_reply(request: web.Request) -> web.Response:
+        return web.Response(status=404 if request.method == "HEAD" else next(answers))
+
+    service = await new_service(lose_the_reply)
+
+    saved = await service.storage().save(KEY, JPEG)
+
+    assert saved == Artefact(object_key=KEY + ".jpg", media_type="image/jpeg")

@@ -18,7 +18,7 @@ from domain.ports import (
     SessionRepoPort,
     TaskQueuePort,
 )
-from domain.sessions import Artefact, ErrorCode, Failure, GenerationSession
+from domain.sessions import Artefact, ErrorCode, Failure, GenerationSession, Usage
 from domain.tasks import GenerationTask, UnreadableTask
 
 _UNEXPECTED = Failure(
@@ -66,6 +66,14 @@ class WorkPolicy:
         doubled = self.backoff_base.total_seconds() * 2.0 ** min(attempt - 1, 32)
         wait = random.random() * min(self.backoff_cap.total_seconds(), doubled)
         return timedelta(seconds=max(wait, min(asked, _LONGEST_ASKED_SECONDS)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """The picture of a session, and what it took if this attempt made it."""
+
+    artefact: Artefact
+    usage: Usage | None = None
 
 
 class Generation:
@@ -130,7 +138,7 @@ class Generation:
 
     async def _work_and_settle(self, session: GenerationSession) -> Outcome:
         try:
-            artefact = await self._within_lease(session)
+            made = await self._within_lease(session)
         except TryAgain as error:
             return await self._try_again(session, error)
         except Refused as error:
@@ -139,12 +147,14 @@ class Generation:
             with suppress(StoreUnavailable):
                 await self._fail(session, _UNEXPECTED)
             raise
-        if artefact is None:
+        if made is None:
             return Outcome.SKIPPED
-        settled = await self._repo.complete(session.id, attempt=session.attempt, artefact=artefact)
+        settled = await self._repo.complete(
+            session.id, attempt=session.attempt, artefact=made.artefact, usage=made.usage
+        )
         return Outcome.COMPLETED if settled else Outcome.SKIPPED
 
-    async def _within_lease(self, session: GenerationSession) -> Artefact | None:
+    async def _within_lease(self, session: GenerationSession) -> _Made | None:
         """The picture, or None if the lease was lost while it was being made.
 
         The bound of an attempt stands here, around the work, so that it holds also for work that
@@ -184,16 +194,18 @@ class Generation:
                 return
             valid_until = asked_at + lease.total_seconds()
 
-    async def _make(self, session: GenerationSession) -> Artefact:
-        """Make and keep the picture, unless an earlier attempt got as far as keeping it."""
+    async def _make(self, session: GenerationSession) -> _Made:
+        """Make and keep the picture, unless an earlier attempt got as far as keeping it. What
+        that one took was lost with it."""
         kept = await self._storage.find(session.object_prefix)
         if kept is not None:
-            return kept
+            return _Made(artefact=kept)
         images = [await self._fetcher.fetch(url) for url in session.image_urls]
-        picture = await self._generator.generate(
+        generated = await self._generator.generate(
             PictureRequest(session_id=session.id, prompt=session.prompt, images=tuple(images))
         )
-        return await self._storage.save(session.object_prefix, picture)
+        artefact = await self._storage.save(session.object_prefix, generated.picture)
+        return _Made(artefact=artefact, usage=generated.usage)
 
     async def _try_again(self, session: GenerationSession, error: TryAgain) -> Outcome:
         if session.attempt >= self._policy.max_attempts:

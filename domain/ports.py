@@ -11,7 +11,7 @@ from typing import Protocol
 from uuid import UUID
 
 from domain.credits import CreditAccount, Discrepancy, LedgerEntry, Owner
-from domain.sessions import Artefact, Failure, GenerationSession, SessionStatus
+from domain.sessions import Artefact, Failure, GenerationSession, SessionStatus, Usage
 from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
 
 
@@ -100,8 +100,11 @@ class SessionRepoPort(Protocol):
     async def renew(self, session_id: UUID, *, attempt: int, lease: timedelta) -> bool:
         """Extend the lease of this attempt. False if the attempt is no longer the current one."""
 
-    async def complete(self, session_id: UUID, *, attempt: int, artefact: Artefact) -> bool:
-        """``processing -> completed`` if this attempt is the current one, else False."""
+    async def complete(
+        self, session_id: UUID, *, attempt: int, artefact: Artefact, usage: Usage | None = None
+    ) -> bool:
+        """``processing -> completed`` if this attempt is the current one, else False. The session
+        keeps what the picture took."""
 
     async def fail(self, session_id: UUID, failure: Failure, *, attempt: int | None) -> bool:
         """``processing -> failed`` if ``attempt`` is the current one, or ``queued -> failed`` if
@@ -271,10 +274,18 @@ class PictureRequest:
     images: tuple[Picture, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """The picture that was made and what that took, where the generator knows."""
+
+    picture: Picture
+    usage: Usage | None = None
+
+
 class ImageGeneratorPort(Protocol):
     """Makes the picture."""
 
-    async def generate(self, request: PictureRequest) -> Picture:
+    async def generate(self, request: PictureRequest) -> Generated:
         """Raises ``Refused`` (moderation, unusable input) or ``TryAgain`` (busy, broken)."""
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from typing import Self, assert_never
 from uuid import UUID
@@ -73,6 +74,16 @@ class Artefact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What making a picture took of its provider. The cost is an estimate by the prices that were
+    set at the time, in whole millionths of a dollar."""
+
+    input_tokens: int
+    output_tokens: int
+    estimated_cost_usd: Decimal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationSession:
     """One paid request for a picture.
 
@@ -82,7 +93,9 @@ class GenerationSession:
     and also then for a consumer that is not ours. ``confirmed`` says that the task is known to
     have reached the queue, so that the session may be pushed again if the queue loses it.
     ``generated_image_url`` is only ever written by a consumer that is not ours; ours set
-    ``artefact``. ``idempotency_key`` is the caller's; one session of an owner has it.
+    ``artefact``. ``idempotency_key`` is the caller's; one session of an owner has it. ``usage`` is
+    that of the attempt that completed the session; None where the provider tells none, and where
+    that attempt found a picture that an earlier one had kept.
     """
 
     id: UUID
@@ -99,6 +112,7 @@ class GenerationSession:
     attempt: int = 0
     lease_expires_at: datetime | None = None
     artefact: Artefact | None = None
+    usage: Usage | None = None
     generated_image_url: str | None = None
     failure: Failure | None = None
     started_at: datetime | None = None
@@ -149,7 +163,7 @@ class GenerationSession:
         self._require(SessionStatus.PROCESSING)
         return replace(self, status=SessionStatus.QUEUED, lease_expires_at=None)
 
-    def completed(self, artefact: Artefact, *, now: datetime) -> Self:
+    def completed(self, artefact: Artefact, usage: Usage | None = None, *, now: datetime) -> Self:
         """``processing -> completed``."""
         self._require(SessionStatus.PROCESSING)
         started_at = self.started_at or now
@@ -157,6 +171,7 @@ class GenerationSession:
             self,
             status=SessionStatus.COMPLETED,
             artefact=artefact,
+            usage=usage,
             lease_expires_at=None,
             completed_at=now,
             processing_time_ms=round((now - started_at).total_seconds() * 1000),

@@ -8,7 +8,7 @@ from math import ceil
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from domain.errors import Refused
-from domain.ports import ImageGeneratorPort, Picture, PictureRequest
+from domain.ports import Generated, ImageGeneratorPort, Picture, PictureRequest
 from domain.sessions import ErrorCode
 
 WIDTH, HEIGHT = 768, 1024
@@ -31,10 +31,10 @@ class LocalImageGenerator(ImageGeneratorPort):
     def __init__(self, *, delay_seconds: float = 0.0) -> None:
         self._delay_seconds = delay_seconds
 
-    async def generate(self, request: PictureRequest) -> Picture:
+    async def generate(self, request: PictureRequest) -> Generated:
         await asyncio.sleep(self._delay_seconds)
         data = await asyncio.to_thread(draw_sheet, request)
-        return Picture(data=data, media_type="image/jpeg")
+        return Generated(picture=Picture(data=data, media_type="image/jpeg"))
 
 
 def draw_sheet(request: PictureRequest) -> bytes:

@@ -21,7 +21,7 @@ from domain.ports import (
     SessionRepoPort,
     SessionStats,
 )
-from domain.sessions import Artefact, ErrorCode, Failure, GenerationSession, SessionStatus
+from domain.sessions import Artefact, ErrorCode, Failure, GenerationSession, SessionStatus, Usage
 
 
 @dataclass(slots=True)
@@ -78,10 +78,12 @@ class InMemorySessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
             row.session = replace(row.session, lease_expires_at=self._clock() + lease)
         return row is not None
 
-    async def complete(self, session_id: UUID, *, attempt: int, artefact: Artefact) -> bool:
+    async def complete(
+        self, session_id: UUID, *, attempt: int, artefact: Artefact, usage: Usage | None = None
+    ) -> bool:
         row = self._current(session_id, attempt)
         if row is not None:
-            self._put(row, row.session.completed(artefact, now=self._clock()))
+            self._put(row, row.session.completed(artefact, usage, now=self._clock()))
         return row is not None
 
     async def fail(self, session_id: UUID, failure: Failure, *, attempt: int | None) -> bool:

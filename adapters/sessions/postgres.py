@@ -34,6 +34,7 @@ from domain.sessions import (
     Failure,
     GenerationSession,
     SessionStatus,
+    Usage,
 )
 
 CREATE_TRIES = 5
@@ -41,7 +42,7 @@ CREATE_TRIES = 5
 _COLUMNS = """
     s.id, s.channel, s.owner_id, s.idempotency_key, s.status, s.request_id, s.prompt,
     s.model_image_url, s.outfit_image_url, s.accessories, s.object_key, s.media_type,
-    s.generated_image_url,
+    s.input_tokens, s.output_tokens, s.estimated_cost_usd, s.generated_image_url,
     s.error_code, s.error_message, s.confirmed, s.attempt, s.lease_expires_at, s.created_at,
     s.started_at, s.completed_at, s.processing_time_ms"""
 
@@ -108,8 +109,8 @@ _RENEW = """
 
 _COMPLETE = """
     UPDATE generation_sessions
-    SET status = 'completed', object_key = $3, media_type = $4, lease_expires_at = NULL,
-        completed_at = now(),
+    SET status = 'completed', object_key = $3, media_type = $4, input_tokens = $5,
+        output_tokens = $6, estimated_cost_usd = $7, lease_expires_at = NULL, completed_at = now(),
         processing_time_ms = round(extract(epoch FROM now() - started_at) * 1000)
     WHERE id = $1 AND status = 'processing' AND attempt = $2
     RETURNING true"""
@@ -284,9 +285,18 @@ class PostgresSessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
     async def renew(self, session_id: UUID, *, attempt: int, lease: timedelta) -> bool:
         return await self._written(_RENEW, session_id, attempt, lease)
 
-    async def complete(self, session_id: UUID, *, attempt: int, artefact: Artefact) -> bool:
+    async def complete(
+        self, session_id: UUID, *, attempt: int, artefact: Artefact, usage: Usage | None = None
+    ) -> bool:
         return await self._written(
-            _COMPLETE, session_id, attempt, artefact.object_key, artefact.media_type
+            _COMPLETE,
+            session_id,
+            attempt,
+            artefact.object_key,
+            artefact.media_type,
+            usage and usage.input_tokens,
+            usage and usage.output_tokens,
+            usage and usage.estimated_cost_usd,
         )
 
     async def fail(self, session_id: UUID, failure: Failure, *, attempt: int | None) -> bool:
@@ -390,6 +400,7 @@ def _session(row: asyncpg.Record) -> GenerationSession:
         attempt=row["attempt"],
         lease_expires_at=row["lease_expires_at"],
         artefact=_artefact(row),
+        usage=_usage(row),
         generated_image_url=row["generated_image_url"],
         failure=_failure(row),
         started_at=row["started_at"],
@@ -402,6 +413,16 @@ def _artefact(row: asyncpg.Record) -> Artefact | None:
     if row["object_key"] is None:
         return None
     return Artefact(object_key=row["object_key"], media_type=row["media_type"])
+
+
+def _usage(row: asyncpg.Record) -> Usage | None:
+    if row["input_tokens"] is None:
+        return None
+    return Usage(
+        input_tokens=row["input_tokens"],
+        output_tokens=row["output_tokens"],
+        estimated_cost_usd=row["estimated_cost_usd"],
+    )
 
 
 def _failure(row: asyncpg.Record) -> Failure | None:

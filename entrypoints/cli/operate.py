@@ -202,7 +202,7 @@ def show_session(session_id: UUID, *, as_json: bool) -> None:
 
 
 def _fields(session: GenerationSession) -> list[tuple[str, object]]:
-    artefact, failure = session.artefact, session.failure
+    artefact, failure, usage = session.artefact, session.failure, session.usage
     return [
         ("id", session.id),
         ("owner", session.owner),
@@ -218,6 +218,9 @@ def _fields(session: GenerationSession) -> list[tuple[str, object]]:
         ("started", session.started_at),
         ("completed", session.completed_at),
         ("took ms", session.processing_time_ms),
+        ("input tokens", usage.input_tokens if usage else None),
+        ("output tokens", usage.output_tokens if usage else None),
+        ("estimated cost USD", usage.estimated_cost_usd if usage else None),
     ]
 
 

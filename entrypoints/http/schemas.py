@@ -1,6 +1,7 @@
 """What travels: the bodies of requests and responses, with the words that document them."""
 
 from datetime import datetime
+from decimal import Decimal
 from typing import Annotated, Literal, Self
 from uuid import UUID
 
@@ -158,12 +159,25 @@ class Session(Struct, frozen=True, kw_only=True):
     started_at: Annotated[datetime | None, Meta(description="When the latest attempt began.")]
     completed_at: Annotated[datetime | None, Meta(description="When it reached a final status.")]
     processing_time_ms: int | None
+    input_tokens: Annotated[
+        int | None, Meta(description="What the picture's provider read; null where it is unknown.")
+    ]
+    output_tokens: Annotated[
+        int | None, Meta(description="What the picture's provider made; null where it is unknown.")
+    ]
+    estimated_cost_usd: Annotated[
+        Decimal | None,
+        Meta(
+            description="What these tokens cost the service, in US dollars: a decimal, as text.",
+            examples=["0.052180"],
+        ),
+    ]
     status_url: StatusUrl
 
     @classmethod
     def of(cls, view: SessionView) -> Self:
         session = view.session
-        artefact, failure = session.artefact, session.failure
+        artefact, failure, usage = session.artefact, session.failure, session.usage
         return cls(
             session_id=session.id,
             status=session.status,
@@ -183,6 +197,9 @@ class Session(Struct, frozen=True, kw_only=True):
             started_at=session.started_at,
             completed_at=session.completed_at,
             processing_time_ms=session.processing_time_ms,
+            input_tokens=None if usage is None else usage.input_tokens,
+            output_tokens=None if usage is None else usage.output_tokens,
+            estimated_cost_usd=None if usage is None else usage.estimated_cost_usd,
             status_url=f"{GENERATIONS_PATH}/{session.id}",
         )
 

@@ -82,7 +82,7 @@ async def test_the_same_request_gives_the_same_bytes() -> None:
     red, green = encoded(color=COLORS[0]), encoded(color=COLORS[1])
 
     first, second, other_prompt, other_picture = [
-        await generator.generate(request)
+        (await generator.generate(request)).picture
         for request in (
             a_request([red, green]),
             a_request([red, green]),

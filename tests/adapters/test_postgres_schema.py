@@ -139,6 +139,12 @@ ATTACKS: dict[str, tuple[tuple[str, ...], str, Refusal]] = {
         SET.format("status = 'processing', attempt = attempt + 2"),
         GUARD,
     ),
+    "half a usage": (ALL, SET.format("input_tokens = 1, output_tokens = 1"), CHECK),
+    "a usage below nothing": (
+        ALL,
+        SET.format("input_tokens = 1, output_tokens = -1, estimated_cost_usd = 0"),
+        CHECK,
+    ),
     "a claim for ever": (
         ("queued",),
         SET.format("status = 'processing', attempt = attempt + 1, lease_expires_at = 'infinity'"),

@@ -28,6 +28,7 @@ from tests.support.examples import (
     OTHER,
     OUTFIT_URL,
     STORE,
+    USAGE,
     USER,
     a_session,
 )
@@ -273,6 +274,20 @@ async def test_a_completed_session_keeps_its_picture_and_its_price(backend: Back
     assert after.processing_time_ms == pytest.approx(took, abs=1)
     assert 2_000 <= after.processing_time_ms < 10_000
     assert await backend.money_of(claimed.id) == CHARGED
+
+
+async def test_a_completed_session_keeps_what_its_picture_took(backend: Backend) -> None:
+    """Tokens and money to the last digit; where nothing is known of them, nothing is made up."""
+    known, unknown = await backend.claimed(), await backend.claimed()
+
+    assert await backend.sessions.complete(known.id, attempt=1, artefact=ARTEFACT, usage=USAGE)
+    assert await backend.sessions.complete(unknown.id, attempt=1, artefact=ARTEFACT, usage=None)
+
+    kept = (await backend.get(known.id)).usage
+    assert kept == USAGE
+    assert str(kept.estimated_cost_usd) == str(USAGE.estimated_cost_usd)
+    assert (await backend.get(unknown.id)).usage is None
+    assert (await backend.get(known.id)).artefact == ARTEFACT
 
 
 @pytest.mark.parametrize("claimed", [False, True])

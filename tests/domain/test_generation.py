@@ -26,6 +26,7 @@ from tests.support.examples import (
     MODEL_URL,
     OUTFIT_URL,
     STORE,
+    USAGE,
     a_task,
 )
 from tests.support.images import A_PICTURE
@@ -137,6 +138,22 @@ async def test_the_picture_is_kept_before_the_session_is_completed(service: Serv
     after = await brought_to_its_end(service, session.id)
     assert (after.status, after.attempt, after.artefact) == (SessionStatus.COMPLETED, 2, kept)
     assert (len(service.fetcher.fetched), len(service.generator.requests)) == (1, 1)
+
+
+async def test_what_a_picture_took_is_kept_with_it(service: Service) -> None:
+    """The generator's tokens and their cost end in the session. Those of an attempt that was lost
+    after the picture was kept are lost with it: they are not known, so none are made up."""
+    known, lost = await service.backlog(2)
+    service.generator.usage = USAGE
+    await service.work()
+    service.repo.faults.away.add("complete")
+    await service.work()
+
+    after = await brought_to_its_end(service, lost)
+
+    assert (await service.session(known)).usage == USAGE
+    assert (after.status, after.usage) == (SessionStatus.COMPLETED, None)
+    assert len(service.generator.requests) == 2
 
 
 async def test_a_ghost_is_skipped(service: Service) -> None:

@@ -36,6 +36,7 @@ from tests.support.examples import (
     MODEL_URL,
     OTHER,
     STORE,
+    USAGE,
     USER,
     a_session,
     a_task,
@@ -123,7 +124,9 @@ class Shop:
 
         async def work(container: Container) -> None:
             await container.sessions().claim(session.id, lease=LEASE)
-            await container.sessions().complete(session.id, attempt=1, artefact=ARTEFACT)
+            await container.sessions().complete(
+                session.id, attempt=1, artefact=ARTEFACT, usage=USAGE
+            )
 
         self.do(work)
         return session
@@ -300,6 +303,8 @@ def test_a_session_is_shown(shop: Shop) -> None:
     assert fields["picture"] == ARTEFACT.object_key
     assert [fields[f"image {n}"] for n in (1, 2, 3)] == [MODEL_URL, long_url, HAT.url]
     assert fields["failure"] == "-"
+    assert (fields["input tokens"], fields["output tokens"]) == ("1923", "6240")
+    assert fields["estimated cost USD"] == "0.215064"
     assert as_json["artefact"]["object_key"] == ARTEFACT.object_key
     assert as_json["accessories"] == [{"type": "hat", "url": HAT.url}]
     assert UUID(as_json["id"]) == session.id

@@ -12,7 +12,16 @@ from domain.errors import Unavailable
 from domain.ports import Picture
 from domain.sessions import SessionStatus
 from tests.support.clock import START, VirtualTimeLoop
-from tests.support.examples import FAILURE, HAT, MODEL_URL, OTHER, OUTFIT_URL, STORE, USER
+from tests.support.examples import (
+    FAILURE,
+    HAT,
+    MODEL_URL,
+    OTHER,
+    OUTFIT_URL,
+    STORE,
+    USAGE,
+    USER,
+)
 from tests.support.http import GENERATIONS, PUBLIC_URL, Api
 
 pytestmark = pytest.mark.anyio
@@ -130,6 +139,9 @@ async def test_a_queued_session(api: Api) -> None:
             "started_at": None,
             "completed_at": None,
             "processing_time_ms": None,
+            "input_tokens": None,
+            "output_tokens": None,
+            "estimated_cost_usd": None,
             "status_url": f"{GENERATIONS}/{session_id}",
         },
         "error": None,
@@ -137,13 +149,14 @@ async def test_a_queued_session(api: Api) -> None:
 
 
 async def test_a_completed_session(api: Api) -> None:
-    """The picture's signed link, its format and the times; no place in a queue."""
+    """The picture's signed link, its format, the times and what it took, the money as a text that
+    rounds nothing; no place in a queue."""
     session = (await api.service.submitted(STORE)).session
     api.service.clock.advance(timedelta(seconds=1))
     await api.service.claimed(session.id)
     api.service.clock.advance(timedelta(seconds=2))
     artefact = await api.storage.save(session.object_prefix, PNG)
-    await api.service.repo.complete(session.id, attempt=1, artefact=artefact)
+    await api.service.repo.complete(session.id, attempt=1, artefact=artefact, usage=USAGE)
 
     data = (await api.get(f"{GENERATIONS}/{session.id}", owner=STORE)).data
 
@@ -154,6 +167,8 @@ async def test_a_completed_session(api: Api) -> None:
     assert data["started_at"] == z(START + timedelta(seconds=1))
     assert data["completed_at"] == z(START + timedelta(seconds=3))
     assert data["processing_time_ms"] == 2000
+    assert (data["input_tokens"], data["output_tokens"]) == (1_923, 6_240)
+    assert data["estimated_cost_usd"] == "0.215064"
 
 
 async def test_a_failed_session(api: Api) -> None:

@@ -19,7 +19,14 @@ from domain.errors import (
     Unavailable,
 )
 from domain.generation import Generation, WorkPolicy
-from domain.ports import ImageFetcherPort, ImageGeneratorPort, Picture, PictureRequest, Receipt
+from domain.ports import (
+    Generated,
+    ImageFetcherPort,
+    ImageGeneratorPort,
+    Picture,
+    PictureRequest,
+    Receipt,
+)
 from domain.recovery import Recovery, RecoveryPolicy
 from domain.sessions import ErrorCode, SessionStatus
 from domain.submission import Submission, SubmissionPolicy
@@ -140,10 +147,10 @@ class MoodyGenerator(ImageGeneratorPort, ImageFetcherPort):
     async def fetch(self, url: str) -> Picture:  # noqa: ARG002
         return A_PICTURE
 
-    async def generate(self, request: PictureRequest) -> Picture:  # noqa: ARG002
+    async def generate(self, request: PictureRequest) -> Generated:  # noqa: ARG002
         if self._steady_seconds is not None:
             await asyncio.sleep(self._steady_seconds)
-            return A_PICTURE
+            return Generated(picture=A_PICTURE)
         await asyncio.sleep(self._random.choice((0.0, 0.1, 1.0, 4.0, 12.0)) * self._random.random())
         match self._random.randrange(10):
             case 0:
@@ -153,7 +160,7 @@ class MoodyGenerator(ImageGeneratorPort, ImageFetcherPort):
             case 2:
                 raise RuntimeError("a bug of the provider's client")
             case _:
-                return A_PICTURE
+                return Generated(picture=A_PICTURE)
 
 
 class WorkerProcess(Actor):

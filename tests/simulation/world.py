@@ -16,7 +16,7 @@ from adapters.storage.memory import InMemoryImageStorage
 from adapters.storage.signing import UrlSigner
 from domain.credits import LedgerKind, Owner
 from domain.errors import QueueUnavailable, StoreUnavailable, TryAgain
-from domain.sessions import Artefact, ErrorCode, Failure, GenerationSession, SessionStatus
+from domain.sessions import Artefact, ErrorCode, Failure, GenerationSession, SessionStatus, Usage
 from tests.simulation.fates import Fate, Fates
 from tests.support.clock import FakeClock, loop_time
 
@@ -65,8 +65,10 @@ class WatchedSessionRepo(InMemorySessionRepo):
         if before is SessionStatus.QUEUED:
             self._worked_on.pop(session_id, None)
 
-    async def complete(self, session_id: UUID, *, attempt: int, artefact: Artefact) -> bool:
-        done = await super().complete(session_id, attempt=attempt, artefact=artefact)
+    async def complete(
+        self, session_id: UUID, *, attempt: int, artefact: Artefact, usage: Usage | None = None
+    ) -> bool:
+        done = await super().complete(session_id, attempt=attempt, artefact=artefact, usage=usage)
         return self._watched(done, "completed", session_id, attempt)
 
     async def fail(self, session_id: UUID, failure: Failure, *, attempt: int | None) -> bool:

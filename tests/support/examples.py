@@ -2,11 +2,19 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
 from domain.credits import Channel, Owner
-from domain.sessions import DEFAULT_PROMPT, Accessory, Artefact, Failure, GenerationSession
+from domain.sessions import (
+    DEFAULT_PROMPT,
+    Accessory,
+    Artefact,
+    Failure,
+    GenerationSession,
+    Usage,
+)
 from domain.submission import TryOnRequest
 from domain.tasks import GenerationTask
 from tests.support.clock import START
@@ -19,6 +27,7 @@ LEASE = timedelta(seconds=30)
 MANY = 1_000_000
 """More unfinished sessions than any test makes."""
 ARTEFACT = Artefact(object_key="generated/someone/picture.png", media_type="image/png")
+USAGE = Usage(input_tokens=1_923, output_tokens=6_240, estimated_cost_usd=Decimal("0.215064"))
 FAILURE = Failure(code="MODERATION_BLOCKED", message="This picture cannot be made")
 
 MODEL_URL = "https://pictures.example/model.jpg"

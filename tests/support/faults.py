@@ -18,7 +18,7 @@ from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
 from domain.errors import QueueUnavailable, StoreUnavailable, Unavailable
 from domain.ports import Receipt
-from domain.sessions import Artefact, Failure, GenerationSession
+from domain.sessions import Artefact, Failure, GenerationSession, Usage
 from domain.tasks import GenerationTask, UnreadableTask
 
 
@@ -72,9 +72,13 @@ class FlakySessionRepo(InMemorySessionRepo):
         async with self.faults.around("renew"):
             return await super().renew(session_id, attempt=attempt, lease=lease)
 
-    async def complete(self, session_id: UUID, *, attempt: int, artefact: Artefact) -> bool:
+    async def complete(
+        self, session_id: UUID, *, attempt: int, artefact: Artefact, usage: Usage | None = None
+    ) -> bool:
         async with self.faults.around("complete"):
-            return await super().complete(session_id, attempt=attempt, artefact=artefact)
+            return await super().complete(
+                session_id, attempt=attempt, artefact=artefact, usage=usage
+            )
 
     async def fail(self, session_id: UUID, failure: Failure, *, attempt: int | None) -> bool:
         async with self.faults.around("fail"):

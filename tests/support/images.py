@@ -8,8 +8,14 @@ from typing import Any
 from PIL import Image
 
 from domain.errors import Refused
-from domain.ports import ImageFetcherPort, ImageGeneratorPort, Picture, PictureRequest
-from domain.sessions import ErrorCode
+from domain.ports import (
+    Generated,
+    ImageFetcherPort,
+    ImageGeneratorPort,
+    Picture,
+    PictureRequest,
+)
+from domain.sessions import ErrorCode, Usage
 
 A_PICTURE = Picture(data=b"a picture", media_type="image/jpeg")
 
@@ -43,7 +49,8 @@ class FakeImageFetcher(ImageFetcherPort):
 
 
 class FakeImageGenerator(ImageGeneratorPort):
-    """Gives ``outcomes`` one after the other, and then A_PICTURE for ever; each after ``seconds``.
+    """Gives ``outcomes`` one after the other, and then A_PICTURE for ever; each after ``seconds``
+    and with ``usage``.
 
     A ``stubborn`` one takes as long again when it is told to stop.
     """
@@ -52,9 +59,10 @@ class FakeImageGenerator(ImageGeneratorPort):
         self.outcomes = list(outcomes)
         self.seconds = 0.0
         self.stubborn = False
+        self.usage: Usage | None = None
         self.requests: list[PictureRequest] = []
 
-    async def generate(self, request: PictureRequest) -> Picture:
+    async def generate(self, request: PictureRequest) -> Generated:
         self.requests.append(request)
         outcome = self.outcomes.pop(0) if self.outcomes else A_PICTURE
         try:
@@ -63,7 +71,7 @@ class FakeImageGenerator(ImageGeneratorPort):
             if not self.stubborn:
                 raise
             await asyncio.sleep(self.seconds)
-        return _given(outcome)
+        return Generated(picture=_given(outcome), usage=self.usage)
 
 
 def _given(outcome: Picture | BaseException) -> Picture:

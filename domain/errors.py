@@ -6,7 +6,7 @@
     ├── InvalidInput, InsufficientCredits, NotFound, Conflict, Unauthenticated,
     │   IdempotencyKeyReused, TooManyActive                                      the caller's
     ├── Overloaded, Unavailable: QueueUnavailable, StoreUnavailable              ours, passing
-    ├── WorkFailed: TryAgain, Refused                                  one attempt at a picture
+    ├── WorkFailed: TryAgain, Refused, ProviderMisconfigured           one attempt at a picture
     └── IllegalTransition, InvalidTask                                 a rule of the domain broken
 """
 
@@ -128,6 +128,15 @@ class TryAgain(WorkFailed):
 
 class Refused(WorkFailed):
     """No attempt can succeed: the session fails now, with its refund."""
+
+
+class ProviderMisconfigured(WorkFailed):
+    """Whatever is asked for, the generator turns us away until an operator mends a key, a quota
+    or the name of a model: the session is not to blame, and waits. ``detail`` is for the log."""
+
+    def __init__(self, *, detail: str) -> None:
+        super().__init__("Pictures cannot be made at the moment")
+        self.detail = detail
 
 
 class IllegalTransition(WearonError):

@@ -9,7 +9,14 @@ from enum import StrEnum
 from random import Random
 from uuid import UUID
 
-from domain.errors import Refused, StoreUnavailable, TryAgain, Unavailable, WorkFailed
+from domain.errors import (
+    ProviderMisconfigured,
+    Refused,
+    StoreUnavailable,
+    TryAgain,
+    Unavailable,
+    WorkFailed,
+)
 from domain.ports import (
     ImageFetcherPort,
     ImageGeneratorPort,
@@ -104,8 +111,10 @@ class Generation:
         """Do what ``task`` invites to, if its session is still waiting.
 
         When the store does not answer the claim, the task goes back to the queue and
-        ``StoreUnavailable`` is raised. Any other unexpected error fails the session with its
-        refund and is raised. When cancelled, gives the session back and stops.
+        ``StoreUnavailable`` is raised. When the generator turns everybody away, the session is
+        given back, however often that happened to it, and ``ProviderMisconfigured`` is raised. Any
+        other unexpected error fails the session with its refund and is raised. When cancelled,
+        gives the session back and stops.
         """
         try:
             session = await self._repo.claim(task.session_id, lease=self._policy.lease)
@@ -120,7 +129,7 @@ class Generation:
             return await self._work_and_settle(session)
         except StoreUnavailable:
             return Outcome.UNSETTLED
-        except asyncio.CancelledError:
+        except (ProviderMisconfigured, asyncio.CancelledError):
             await self._give_back(session)
             raise
 
@@ -143,6 +152,8 @@ class Generation:
             return await self._try_again(session, error)
         except Refused as error:
             return await self._fail(session, _failure(error))
+        except ProviderMisconfigured:
+            raise
         except Exception:
             with suppress(StoreUnavailable):
                 await self._fail(session, _UNEXPECTED)

@@ -286,7 +286,10 @@ class ImageGeneratorPort(Protocol):
     """Makes the picture."""
 
     async def generate(self, request: PictureRequest) -> Generated:
-        """Raises ``Refused`` (moderation, unusable input) or ``TryAgain`` (busy, broken)."""
+        """Raises ``Refused`` (moderation, unusable input), ``TryAgain`` (busy, broken) or
+        ``ProviderMisconfigured`` (a wrong key, no quota: no request can succeed). After the last
+        the session goes back unharmed, and the worker's circuit opens: until it lets a probe
+        through, the worker takes no task off the queue."""
 
 
 class ImageStoragePort(Protocol):

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
 from random import Random
@@ -13,8 +14,9 @@ import uvloop
 from config.container import POP_SECONDS, Container, close
 from config.logging import configure_logging
 from config.settings import Settings
-from domain.errors import Unavailable
-from domain.generation import Generation
+from domain.circuit import Circuit, Turn
+from domain.errors import ProviderMisconfigured, Unavailable
+from domain.generation import Generation, Outcome
 from domain.ports import TaskQueuePort
 from domain.recovery import Recovery
 from domain.tasks import GenerationTask, UnreadableTask
@@ -24,7 +26,8 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLimits:
-    """Bounds of one worker process. ``drain_seconds`` must be longer than ``pop_seconds``."""
+    """Bounds of one worker process. ``drain_seconds`` must be longer than ``pop_seconds``. The
+    circuit's are how long nothing is begun after the generator turned us away."""
 
     concurrency: int
     pop_seconds: float
@@ -32,10 +35,13 @@ class WorkerLimits:
     recovery_seconds: float
     backoff_base_seconds: float = 0.1
     backoff_cap_seconds: float = 5.0
+    circuit_first_seconds: float = 5.0
+    circuit_cap_seconds: float = 300.0
 
 
 class Worker:
-    """``concurrency`` slots, each popping a task only when it is free to work on it."""
+    """``concurrency`` slots, each popping a task only when it is free to work on it, and none
+    while the circuit is open: a task that cannot be worked on is left to others."""
 
     def __init__(
         self,
@@ -51,6 +57,11 @@ class Worker:
         self._recovery = recovery
         self._limits = limits
         self._random = random
+        self._circuit = Circuit(
+            first_seconds=limits.circuit_first_seconds,
+            cap_seconds=limits.circuit_cap_seconds,
+            clock=lambda: asyncio.get_running_loop().time(),
+        )
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -95,13 +106,20 @@ class Worker:
                 await self._back_off(failures, error)
 
     async def _next(self) -> None:
-        message = await self._queue.pop(timeout_seconds=self._limits.pop_seconds)
-        if isinstance(message, GenerationTask):
-            await self._work(message)
-        elif isinstance(message, UnreadableTask):
-            await self._refuse(message)
+        turn = self._circuit.turn()
+        if turn is None:
+            await self._pause(self._limits.pop_seconds)
+            return
+        with closing(turn):
+            message = await self._queue.pop(timeout_seconds=self._limits.pop_seconds)
+            if isinstance(message, UnreadableTask):
+                await self._refuse(message)
+            elif message is not None and turn.is_valid:
+                await self._work(message, turn)
+            elif message is not None:
+                await self._queue.push_next([message])
 
-    async def _work(self, task: GenerationTask) -> None:
+    async def _work(self, task: GenerationTask, turn: Turn) -> None:
         with structlog.contextvars.bound_contextvars(
             request_id=task.request_id, session_id=str(task.session_id)
         ):
@@ -109,10 +127,20 @@ class Worker:
                 outcome = await self._generation.run(task)
             except Unavailable:
                 raise
+            except ProviderMisconfigured as error:
+                self._turned_away(turn, error)
             except Exception:
                 log.exception("task_crashed")
             else:
                 log.info("task_done", outcome=outcome)
+                if outcome is Outcome.COMPLETED and turn.succeeded():
+                    log.info("circuit_closed")
+
+    def _turned_away(self, turn: Turn, error: ProviderMisconfigured) -> None:
+        """Say once for each opening why this worker takes no tasks."""
+        seconds = turn.turned_away()
+        if seconds is not None:
+            log.error("circuit_opened", cause=error.detail, seconds=seconds)
 
     async def _refuse(self, message: UnreadableTask) -> None:
         """Nobody else has the message any more, so try until that is done or the worker stops."""

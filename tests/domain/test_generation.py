@@ -11,7 +11,13 @@ from uuid import UUID, uuid4
 import pytest
 
 from domain.credits import LedgerKind
-from domain.errors import QueueUnavailable, Refused, StoreUnavailable, TryAgain
+from domain.errors import (
+    ProviderMisconfigured,
+    QueueUnavailable,
+    Refused,
+    StoreUnavailable,
+    TryAgain,
+)
 from domain.generation import Outcome, WorkPolicy
 from domain.recovery import RecoveryPolicy
 from domain.sessions import ErrorCode, Failure, GenerationSession, SessionStatus
@@ -274,6 +280,38 @@ async def test_what_is_refused_fails_at_once(service: Service) -> None:
     assert await failure_of(service, session_id) == Failure(
         code="MODERATION_BLOCKED", message="Not this one"
     )
+
+
+async def test_a_generator_that_turns_all_away_harms_no_session(service: Service) -> None:
+    """The session goes back to the front of the queue, with its credit kept and however often
+    that happens; the error is raised, for whoever decides what else to begin."""
+    first, second = await service.backlog(2)
+    turned_away = ProviderMisconfigured(detail="401")
+    service.generator.outcomes = [turned_away] * (POLICY.max_attempts + 2)
+
+    for _ in range(POLICY.max_attempts + 2):
+        with pytest.raises(ProviderMisconfigured):
+            await service.work()
+
+    assert [task.session_id for task in service.waiting()] == [first, second]
+    assert (await service.session(first)).status is SessionStatus.QUEUED
+    assert await failure_of(service, first) is None
+    assert await service.work() is Outcome.COMPLETED
+
+
+async def test_a_session_that_is_turned_away_expires_as_usual(service: Service) -> None:
+    """Nobody mends the key: the session ends after its time to live, with its refund."""
+    session_id = await queued(service)
+    service.generator.outcomes = [ProviderMisconfigured(detail="401")]
+    with pytest.raises(ProviderMisconfigured):
+        await service.work()
+
+    service.clock.advance(RecoveryPolicy().time_to_live + SECOND)
+    await service.recover()
+
+    failure = await failure_of(service, session_id)
+    assert failure is not None
+    assert failure.code == "EXPIRED"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from domain.credits import LedgerKind
+from domain.errors import ProviderMisconfigured
 from domain.sessions import SessionStatus
 from domain.tasks import GenerationTask, UnreadableTask
 from entrypoints.worker import Worker, WorkerLimits, run_until_signalled
@@ -316,6 +317,61 @@ async def test_a_task_that_crashes_does_not_end_its_slot(service: Service, logs:
     assert entry["log_level"] == "error"
     assert (entry["session_id"], entry["request_id"]) == (str(crashed), "req_1")
     assert [entry["session_id"] for entry in events(logs, "task_done")] == [str(done)]
+
+
+async def test_a_generator_that_turns_all_away_is_left_alone(service: Service, logs: Logs) -> None:
+    """Four slots, an hour of a wrong key: it is asked a few times, by one task at a time and less
+    and less often, and each opening is logged once. No task is taken in between, none is lost,
+    and all are done soon after the key is right."""
+    ids = await service.backlog(20)
+    service.generator.outcomes = [ProviderMisconfigured(detail="HTTP 401")] * 1000
+    async with running(a_worker(service, concurrency=4)):
+        await asyncio.sleep(3600)
+        asked = len(service.generator.requests)
+        taken = service.queue.faults.calls.count("pop")
+        assert set(waiting(service)) == set(ids)
+        assert await in_status(service, SessionStatus.QUEUED) == ids
+        service.generator.outcomes.clear()
+        mended_at = loop_time()
+
+        assert await completed(service, 20) - mended_at < 300 + 2
+
+    opened = events(logs, "circuit_opened")
+    assert (opened[0]["cause"], opened[0]["log_level"]) == ("HTTP 401", "error")
+    assert [entry["seconds"] for entry in opened[:8]] == [5, 10, 20, 40, 80, 160, 300, 300]
+    assert 15 < len(opened) < 25
+    assert asked == len(opened) + 3  # the other slots' first tasks, begun at the same instant
+    assert taken < asked + 10
+    assert len(events(logs, "circuit_closed")) == 1
+    assert not events(logs, "task_crashed")
+
+
+async def test_a_pop_under_way_when_the_circuit_opens_takes_nothing(service: Service) -> None:
+    """Its task goes back to the front before anything of it is begun, as the session shows."""
+    service.queue.faults.slow["pop"] = 0.5
+    service.generator.seconds = 0.1
+    service.generator.outcomes = [ProviderMisconfigured(detail="HTTP 401")] * 1000
+    async with running(a_worker(service, concurrency=2)):
+        (first,) = await service.backlog(1)
+        await asyncio.sleep(0.55)
+        (second,) = await service.backlog(1)
+        await asyncio.sleep(3)
+
+        attempts = [(await service.session(session_id)).attempt for session_id in (first, second)]
+        assert attempts == [1, 0]
+        assert set(waiting(service)) == {first, second}
+
+
+async def test_a_worker_that_may_begin_nothing_stops_at_once(service: Service) -> None:
+    """An open circuit holds no stop up."""
+    await service.backlog(1)
+    service.generator.outcomes = [ProviderMisconfigured(detail="HTTP 401")]
+
+    async with running(a_worker(service)):
+        await asyncio.sleep(2.5)
+        stopped_at = loop_time()
+
+    assert loop_time() == stopped_at
 
 
 async def test_recovery_runs_beside_the_work(service: Service, logs: Logs) -> None:

@@ -1,0 +1,78 @@
+"""A circuit breaker: whether work may be begun, while what it needs turns everybody away."""
+
+from collections.abc import Callable
+
+
+class Turn:
+    """The permission to begin one piece of work. Tell it how that ended, and ``close`` it."""
+
+    def __init__(self, circuit: "Circuit", *, is_probe: bool) -> None:
+        self._circuit = circuit
+        self._is_probe = is_probe
+
+    @property
+    def is_valid(self) -> bool:
+        """False once the circuit has opened since: then the work must not be begun."""
+        return self._is_probe or self._circuit.is_closed
+
+    def succeeded(self) -> bool:
+        """The work was done. Returns whether that closed the circuit: a probe's success does."""
+        if self._is_probe:
+            self._circuit._close()
+        return self._is_probe
+
+    def turned_away(self) -> float | None:
+        """The work was turned away, as all other work would be. Returns for how many seconds that
+        opened the circuit; None if others had opened it before."""
+        if not self._is_probe and not self._circuit.is_closed:
+            return None
+        return self._circuit._open()
+
+    def close(self) -> None:
+        """Nothing more is begun on this turn. A probe that proved nothing leaves its place to
+        the next one."""
+        if self._is_probe:
+            self._circuit._probing = False
+
+
+class Circuit:
+    """``closed -> open -> half-open -> closed | open``; one per process, in memory.
+
+    Closed, everything may begin. One that is turned away opens the circuit, and nothing may begin
+    for ``first_seconds``; then it is half-open, and one piece of work at a time may begin, as a
+    probe. One that succeeds closes the circuit; one that is turned away opens it for twice as long
+    as before, up to ``cap_seconds``. ``clock`` is in seconds and never goes back.
+    """
+
+    def __init__(
+        self, *, first_seconds: float, cap_seconds: float, clock: Callable[[], float]
+    ) -> None:
+        self._first_seconds = first_seconds
+        self._cap_seconds = cap_seconds
+        self._clock = clock
+        self._openings = 0
+        self._open_until = 0.0
+        self._probing = False
+
+    @property
+    def is_closed(self) -> bool:
+        return self._openings == 0
+
+    def turn(self) -> Turn | None:
+        """The permission to begin something now; None while there is none."""
+        if self.is_closed:
+            return Turn(self, is_probe=False)
+        if self._probing or self._clock() < self._open_until:
+            return None
+        self._probing = True
+        return Turn(self, is_probe=True)
+
+    def _open(self) -> float:
+        doubled = self._first_seconds * 2.0 ** min(self._openings, 32)
+        seconds = min(self._cap_seconds, doubled)
+        self._openings += 1
+        self._open_until = self._clock() + seconds
+        return seconds
+
+    def _close(self) -> None:
+        self._openings = 0

@@ -6,6 +6,7 @@ Everything here is made without connecting to anything; connections open when th
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from decimal import Decimal
 from random import Random
 
 from dependency_injector import containers, providers
@@ -24,6 +25,7 @@ from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.images.fetcher import FetchLimits, HttpImageFetcher
 from adapters.images.local import LocalImageGenerator
+from adapters.images.openai import OpenAiImageGenerator, Prices, ProviderLimits
 from adapters.images.pool import PicturePool, PoolLimits
 from adapters.images.samples import draw_sample
 from adapters.postgres.database import Database, DatabaseLimits
@@ -140,6 +142,30 @@ def _fetcher(settings: Settings, pool: PicturePool, opened: AsyncExitStack) -> H
     return fetcher
 
 
+def _openai_generator(
+    settings: Settings, clock: Callable[[], datetime], opened: AsyncExitStack
+) -> OpenAiImageGenerator:
+    generator = OpenAiImageGenerator(
+        base_url=settings.openai_base_url,
+        api_key=settings.require("openai_api_key"),
+        model=settings.openai_model,
+        quality=settings.openai_quality,
+        output_format=settings.openai_output_format,
+        prices=Prices(
+            input_usd_per_million=Decimal(settings.openai_input_usd_per_million),
+            output_usd_per_million=Decimal(settings.openai_output_usd_per_million),
+        ),
+        limits=ProviderLimits(
+            connect_seconds=settings.openai_connect_seconds,
+            answer_seconds=settings.openai_answer_seconds,
+            total_seconds=settings.openai_total_seconds,
+        ),
+        clock=clock,
+    )
+    opened.push_async_callback(generator.close)
+    return generator
+
+
 def _submission_policy(settings: Settings) -> SubmissionPolicy:
     return SubmissionPolicy(
         deadline=settings.duration("submit_seconds"),
@@ -236,6 +262,7 @@ class Container(containers.DeclarativeContainer):
         local=providers.Singleton(
             LocalImageGenerator, delay_seconds=settings.provided.local_generator_seconds
         ),
+        openai=providers.Singleton(_openai_generator, settings, clock, opened),
     )
 
     samples = providers.Selector(

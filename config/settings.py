@@ -5,7 +5,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, assert_never
 from urllib.parse import urlsplit
 
 import msgspec
@@ -17,6 +17,8 @@ _PREFIX = "WEARON_"
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Secret = Annotated[str, Meta(min_length=MIN_SECRET_LENGTH)]
+# A text, for a float would not hold what it says.
+Dollars = Annotated[str, Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,6})?$")]
 
 
 class SettingsError(Exception):
@@ -47,6 +49,20 @@ class Storage(StrEnum):
 
 class Generator(StrEnum):
     LOCAL = "local"
+    OPENAI = "openai"
+
+
+class Quality(StrEnum):
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    AUTO = "auto"
+
+
+class OutputFormat(StrEnum):
+    JPEG = "jpeg"
+    PNG = "png"
+    WEBP = "webp"
 
 
 class LogLevel(StrEnum):
@@ -106,7 +122,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     queue: Annotated[Queue, _about("What carries tasks")] = Queue.REDIS
     storage: Annotated[Storage, _about("Where pictures are kept")] = Storage.LOCAL
     generator: Annotated[
-        Generator, _about("What makes the pictures; `local` lays out what arrived")
+        Generator,
+        _about("What makes the pictures; `local` lays out what arrived, for development"),
     ] = Generator.LOCAL
     data_dir: Annotated[Path, _about("Folder of pictures and of embedded servers' data")] = Path(
         ".wearon"
@@ -241,6 +258,50 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         float, Meta(ge=0, le=600), _about("Pretend working time of the `local` generator")
     ] = 0
 
+    openai_api_key: Annotated[
+        Annotated[str, Meta(pattern=r"^[!-~]+$")] | None,
+        _about(
+            "Key of the image API; a worker needs it where WEARON_GENERATOR is `openai`",
+            variable="OPENAI_API_KEY",
+            example="sk-...",
+            secret=True,
+        ),
+    ] = None
+    openai_base_url: Annotated[
+        str,
+        Meta(pattern=r"^https?://[^\s?#@/]+(/[^\s?#@]*)?$"),
+        _about(
+            "Where the image API is, or a gateway that speaks like it; with or without `/v1`",
+            example="https://gateway.example/v1",
+        ),
+    ] = "https://api.openai.com"
+    openai_model: Annotated[
+        str,
+        Meta(pattern=r"^[!-~]{1,200}$"),
+        _about("Model that makes the pictures", example="gpt-image-1.5"),
+    ] = "gpt-image-1.5"
+    openai_quality: Annotated[Quality, _about("How much work the model puts into a picture")] = (
+        Quality.MEDIUM
+    )
+    openai_output_format: Annotated[OutputFormat, _about("Format of the pictures")] = (
+        OutputFormat.JPEG
+    )
+    openai_connect_seconds: Annotated[
+        Seconds, _about("Longest wait for a connection to the image API")
+    ] = 10
+    openai_answer_seconds: Annotated[
+        Seconds, _about("Longest wait until its answer begins, the making of the picture included")
+    ] = 150
+    openai_total_seconds: Annotated[Seconds, _about("Longest call, to the last byte")] = 170
+    openai_input_usd_per_million: Annotated[
+        Dollars,
+        _about("Price of a million input tokens, for the estimated costs", example="8"),
+    ] = "8"
+    openai_output_usd_per_million: Annotated[
+        Dollars,
+        _about("Price of a million output tokens, for the estimated costs", example="32"),
+    ] = "32"
+
     log_level: Annotated[LogLevel, _about("What is too unimportant to be logged")] = LogLevel.INFO
     log_format: Annotated[
         LogFormat, _about("`json` is a line for each event, `console` is for people")
@@ -252,7 +313,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def _contradictions(self) -> Iterator[str]:
         """What is wrong although each value alone is right."""
-        for name in ("database_url", "redis_url"):
+        for name in ("database_url", "redis_url", "openai_base_url"):
             if not _has_usable_port(getattr(self, name)):
                 yield f"{variable_of(name)}: its port must be a number up to 65535"
         if self.environment is Environment.DEVELOPMENT:
@@ -302,6 +363,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.storage is Storage.S3:
             return ("s3_bucket", "s3_access_key_id", "s3_secret_access_key")
         return ("signing_secret",)
+
+    @property
+    def for_generator(self) -> tuple[str, ...]:
+        """The optional settings that the chosen generator cannot do without."""
+        match self.generator:
+            case Generator.LOCAL:
+                return ()
+            case Generator.OPENAI:
+                return ("openai_api_key",)
+            case _:
+                assert_never(self.generator)
 
     @property
     def pictures_dir(self) -> Path:

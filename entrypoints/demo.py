@@ -18,42 +18,53 @@ import rich_click as click
 from domain.sessions import SessionStatus
 from entrypoints.dev import Stack, StackFailed, failing_clearly, made_folder, stack
 
-SETTLE_SECONDS = 60.0
+SETTLE_SECONDS = {"local": 60.0, "openai": 600.0}
 POLL_SECONDS = 0.1
 REQUEST_SECONDS = 10.0
 
 
-def run_demo(data_dir: Path) -> None:
-    """One try-on for a user and one for a store; raises click's error if one does not complete."""
+def run_demo(data_dir: Path, provider: str, base_url: str | None) -> None:
+    """One try-on for a user and one for a store; raises click's error if one does not complete.
+
+    ``provider`` is a generator of the settings, and ``base_url`` where it is, if not where usual.
+    """
     started = time.monotonic()
     click.echo("Starting PostgreSQL, a Redis-protocol server, the API and a worker ...")
     with (
         failing_clearly(),
         _log(data_dir) as log,
-        stack(_bare_environment(), _free_port(), data_dir, output=log) as (running, _),
+        stack(_environment(provider, base_url), _free_port(), data_dir, output=log) as (running, _),
     ):
         click.echo(f"Ready after {time.monotonic() - started:.1f} s: {running.url}\n")
         callers = (
             ("a user (b2c, JWT)", running.user_token, ("hat",)),
             ("a store (b2b, API key)", running.identity.api_key, ("hat", "bag")),
         )
-        pictures = [_try_on(running, *caller) for caller in callers]
+        settle_seconds = SETTLE_SECONDS[provider]
+        pictures = [_try_on(running, settle_seconds, *caller) for caller in callers]
     click.echo("Pictures:")
     for picture in pictures:
         click.echo(f"  {picture}")
     click.echo(f"\nDone in {time.monotonic() - started:.1f} s. `wearon dev` starts this to stay.")
 
 
-def _bare_environment() -> dict[str, str]:
-    """Ours without settings: the demo is the same for everybody, and touches nobody's database."""
-    return {
+def _environment(provider: str, base_url: str | None) -> dict[str, str]:
+    """Ours without settings: the demo is the same for everybody, and touches nobody's database.
+    Those of a provider that was asked for stay."""
+    environ = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("WEARON_") and name not in {"DATABASE_URL", "REDIS_URL"}
+        if (provider == "openai" and name.startswith("WEARON_OPENAI_"))
+        or not (name.startswith("WEARON_") or name in {"DATABASE_URL", "REDIS_URL"})
     }
+    if base_url is not None:
+        environ["WEARON_OPENAI_BASE_URL"] = base_url
+    return environ | {"WEARON_GENERATOR": provider}
 
 
-def _try_on(running: Stack, who: str, token: str, accessories: Sequence[str]) -> Path:
+def _try_on(
+    running: Stack, settle_seconds: float, who: str, token: str, accessories: Sequence[str]
+) -> Path:
     api = _Api(running.url, token)
     click.echo(f"-- {who}")
     before = api.get("/api/v1/credits")["balance"]
@@ -69,8 +80,9 @@ def _try_on(running: Stack, who: str, token: str, accessories: Sequence[str]) ->
     )
     after = answer["credits_remaining"]
     click.echo(f"   202 session {answer['session_id']}, credits {before} -> {after}")
-    session = _wait(api, answer)
+    session = _wait(api, answer, settle_seconds)
     _print_timeline(session)
+    _print_usage(session)
     _print_ledger(api, answer["session_id"])
     if session["status"] != SessionStatus.COMPLETED:
         raise StackFailed(f"The session failed: {session['error_code']} {session['error_message']}")
@@ -108,11 +120,11 @@ def _read(request: Request | str) -> bytes:
         raise StackFailed(f"The API does not answer: {error}") from error
 
 
-def _wait(api: _Api, session: dict[str, Any]) -> dict[str, Any]:
+def _wait(api: _Api, session: dict[str, Any], settle_seconds: float) -> dict[str, Any]:
     """Follow the session to its end, saying each status once."""
     path = urlsplit(session["status_url"]).path
     seen = None
-    deadline = time.monotonic() + SETTLE_SECONDS
+    deadline = time.monotonic() + settle_seconds
     while time.monotonic() < deadline:
         if session["status"] != seen:
             seen = session["status"]
@@ -121,7 +133,7 @@ def _wait(api: _Api, session: dict[str, Any]) -> dict[str, Any]:
             return session
         time.sleep(POLL_SECONDS)
         session = api.get(path)
-    raise StackFailed(f"The session was not settled within {SETTLE_SECONDS:.0f} s.")
+    raise StackFailed(f"The session was not settled within {settle_seconds:.0f} s.")
 
 
 def _print_timeline(session: dict[str, Any]) -> None:
@@ -137,6 +149,14 @@ def _print_timeline(session: dict[str, Any]) -> None:
         if at is not None:
             seconds = (datetime.fromisoformat(at) - begin).total_seconds()
             click.echo(f"     +{seconds:6.3f} s  {status}")
+
+
+def _print_usage(session: dict[str, Any]) -> None:
+    if session["input_tokens"] is not None:
+        click.echo(
+            f"   took {session['input_tokens']} + {session['output_tokens']} tokens,"
+            f" about {session['estimated_cost_usd']} USD"
+        )
 
 
 def _print_ledger(api: _Api, session_id: str) -> None:

@@ -90,12 +90,15 @@ def run_stack(port: int, data_dir: Path) -> None:
 def run_in_memory(port: int) -> None:
     """``wearon dev --in-memory``: one process and no server; all is gone at exit."""
     identity = new_identity()
-    os.environ.update(
+    environ = (
         _environment(os.environ, identity, port)
         | {"WEARON_STORE": "memory", "WEARON_QUEUE": "memory", "WEARON_STORAGE": "memory"}
         | {"WEARON_API_WORKERS": "1", _IDENTITY: msgspec.json.encode(identity).decode()}
     )
-    serve_http(load_settings(os.environ), target="entrypoints.dev:in_memory_app")
+    settings = load_settings(environ)
+    _check(settings)
+    os.environ.update(environ)
+    serve_http(settings, target="entrypoints.dev:in_memory_app")
 
 
 def in_memory_app() -> Litestar:
@@ -140,7 +143,7 @@ def stack(
         "WEARON_STORAGE": "local",
         "WEARON_DATA_DIR": str(data_dir),
     }
-    load_settings(environ)  # what is wrong with them is said before anything starts
+    _check(load_settings(environ))  # what is wrong with them is said before anything starts
     with servers(environ, data_dir) as urls:
         environ |= urls
         running = asyncio.run(_prepare(load_settings(environ), identity))
@@ -148,6 +151,12 @@ def stack(
         with _processes(environ, output) as parts:
             _wait_until_ready(running.url, parts, output)
             yield running, parts
+
+
+def _check(settings: Settings) -> None:
+    """Raises SettingsError where the chosen generator lacks what it needs."""
+    for name in settings.for_generator:
+        settings.require(name)
 
 
 async def _announce(running: Stack) -> None:

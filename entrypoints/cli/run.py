@@ -51,7 +51,7 @@ def worker(concurrency: int | None, *, no_recovery: bool) -> None:
     from entrypoints.worker import run_worker  # noqa: PLC0415
 
     settings = load_settings(os.environ)
-    settings.require_shared(*settings.for_storage)
+    settings.require_shared(*settings.for_storage, *settings.for_generator)
     run_worker(settings, concurrency=concurrency, recovery=not no_recovery)
 
 
@@ -128,11 +128,22 @@ def dev(port: int, data_dir: Path, *, in_memory: bool) -> None:
     show_default=True,
     help="Where data is kept.",
 )
-def demo(data_dir: Path) -> None:
+@click.option(
+    "--provider",
+    type=click.Choice(["local", "openai"]),
+    default="local",
+    show_default=True,
+    help="Who makes the pictures. `openai` is paid for by OPENAI_API_KEY.",
+)
+@click.option("--base-url", metavar="URL", help="Where `openai` is, or a gateway like it.")
+def demo(data_dir: Path, provider: str, base_url: str | None) -> None:
     """Two try-ons, a user's and a store's, from the HTTP request to the picture.
 
-    Brings its own servers, on free ports, and stops them: no settings are needed or heeded.
+    Brings its own servers, on free ports, and stops them: no settings are needed or heeded, but
+    those of the provider that is asked for (WEARON_OPENAI_...).
     """
     from entrypoints.demo import run_demo  # noqa: PLC0415
 
-    run_demo(data_dir)
+    if base_url is not None and provider != "openai":
+        raise click.UsageError("--base-url is for --provider openai.")
+    run_demo(data_dir, provider, base_url)

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 from datetime import timedelta
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,20 @@ import pytest
 from dependency_injector import providers
 
 from adapters.images.fetcher import HttpImageFetcher
+from adapters.images.openai import OpenAiImageGenerator, Prices, ProviderLimits
 from adapters.postgres.database import Database
 from config.container import Container, close
-from config.settings import Environment, Generator, Queue, Settings, SettingsError, Storage, Store
+from config.settings import (
+    Environment,
+    Generator,
+    OutputFormat,
+    Quality,
+    Queue,
+    Settings,
+    SettingsError,
+    Storage,
+    Store,
+)
 from domain.credits import LedgerKind
 from domain.errors import QueueUnavailable, StoreUnavailable
 from domain.generation import Outcome
@@ -45,6 +57,7 @@ NOWHERE = Settings(
     redis_url="redis://127.0.0.1:1/0",
     jwt_secret=SECRET,
     signing_secret=SECRET,
+    openai_api_key=SECRET,
     data_dir=Path("/nonexistent/wearon"),
     s3_bucket="nothing",
     s3_endpoint="http://127.0.0.1:1",
@@ -265,13 +278,14 @@ async def test_servers_that_are_away_are_noticed_when_used() -> None:
 
 def test_what_is_not_set_is_missed_by_name() -> None:
     """Whoever needs a server or a secret that is not set is told which variable it is."""
-    container = Container(settings=Settings())
+    container = Container(settings=Settings(generator=Generator.OPENAI))
 
     for name, variable in (
         ("database", "DATABASE_URL"),
         ("queue", "REDIS_URL"),
         ("jwt_rules", "WEARON_JWT_SECRET"),
         ("signer", "WEARON_SIGNING_SECRET"),
+        ("generator", "OPENAI_API_KEY"),
     ):
         with pytest.raises(SettingsError, match=rf"^{variable}: must be set"):
             container.providers[name]()
@@ -315,6 +329,37 @@ def test_settings_reach_what_they_set() -> None:
     assert (recovery.time_to_live.total_seconds(), recovery.max_attempts) == (11, 5)
 
 
+def test_settings_reach_the_provider() -> None:
+    """Its address, options, prices and bounds; and its key, which its words do not show."""
+    container = in_memory(
+        generator=Generator.OPENAI,
+        openai_api_key="sk-1",
+        openai_base_url="https://gateway.example/v1",
+        openai_model="gpt-image-2",
+        openai_quality=Quality.HIGH,
+        openai_output_format=OutputFormat.WEBP,
+        openai_connect_seconds=1,
+        openai_answer_seconds=2,
+        openai_total_seconds=3,
+        openai_input_usd_per_million="0.1",
+        openai_output_usd_per_million="9999.999999",
+    )
+
+    generator = container.generation()._generator
+
+    assert isinstance(generator, OpenAiImageGenerator)
+    assert str(generator._url) == "https://gateway.example/v1/images/edits"
+    assert generator._api_key == "sk-1"
+    assert "sk-1" not in f"{generator!r} {container.settings()!r}"
+    assert generator._options == {
+        "model": "gpt-image-2", "size": "1024x1536", "quality": "high", "output_format": "webp"
+    }  # fmt: skip
+    assert generator._prices == Prices(
+        input_usd_per_million=Decimal("0.1"), output_usd_per_million=Decimal("9999.999999")
+    )
+    assert generator._limits == ProviderLimits(connect_seconds=1, answer_seconds=2, total_seconds=3)
+
+
 @pytest.mark.anyio
 async def test_only_what_was_made_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing makes nothing just to close it, so a command that needs the database alone runs
@@ -326,8 +371,15 @@ async def test_only_what_was_made_is_closed(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Database, "close", closing)
     monkeypatch.setattr(HttpImageFetcher, "close", closing)
-    container = Container(settings=Settings(database_url="postgresql://127.0.0.1:1/nothing"))
-    made = [container.database(), container.fetcher()]
+    monkeypatch.setattr(OpenAiImageGenerator, "close", closing)
+    container = Container(
+        settings=Settings(
+            database_url="postgresql://127.0.0.1:1/nothing",
+            generator=Generator.OPENAI,
+            openai_api_key="sk-1",
+        )
+    )
+    made = [container.database(), container.fetcher(), container.generator()]
 
     await close(container)
     await close(container)

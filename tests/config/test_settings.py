@@ -78,7 +78,19 @@ def test_values_are_read_as_what_they_are() -> None:
         ("WEARON_QUEUE", "Redis", "one of `redis`, `memory`"),
         ("WEARON_STORAGE", "gcs", "one of `local`, `s3`, `memory`"),
         ("WEARON_S3_ENDPOINT", "minio:9000", "like `https://project.supabase.co/storage/v1/s3`"),
-        ("WEARON_GENERATOR", "dall-e", "one of `local`"),
+        ("WEARON_GENERATOR", "dall-e", "one of `local`, `openai`"),
+        ("OPENAI_API_KEY", "two words", "like `sk-...`"),
+        ("WEARON_OPENAI_BASE_URL", "api.openai.com", "like `https://gateway.example/v1`"),
+        ("WEARON_OPENAI_BASE_URL", "https://", "like `https://gateway.example/v1`"),
+        ("WEARON_OPENAI_BASE_URL", "https://key@host", "like `https://gateway.example/v1`"),
+        ("WEARON_OPENAI_BASE_URL", "https://host/v1?a=b", "like `https://gateway.example/v1`"),
+        ("WEARON_OPENAI_MODEL", "a model", "like `gpt-image-1.5`"),
+        ("WEARON_OPENAI_QUALITY", "best", "one of `low`, `medium`, `high`, `auto`"),
+        ("WEARON_OPENAI_OUTPUT_FORMAT", "gif", "one of `jpeg`, `png`, `webp`"),
+        ("WEARON_OPENAI_INPUT_USD_PER_MILLION", "-1", "like `8`"),
+        ("WEARON_OPENAI_INPUT_USD_PER_MILLION", "NaN", "like `8`"),
+        ("WEARON_OPENAI_OUTPUT_USD_PER_MILLION", "1e3", "like `32`"),
+        ("WEARON_OPENAI_OUTPUT_USD_PER_MILLION", "10000", "like `32`"),
         ("WEARON_LOG_LEVEL", "loud", "one of `debug`, `info`, `warning`, `error`"),
         ("WEARON_LOG_FORMAT", "xml", "one of `json`, `console`"),
         ("DATABASE_URL", "mysql://db/x", "like `postgresql://user:password@host:5432/wearon`"),
@@ -150,12 +162,17 @@ def test_all_problems_are_reported_at_once() -> None:
 def test_a_url_s_port_has_to_be_one(port: str) -> None:
     """A port that no client could use is refused here, not by a traceback of the client's."""
     problems = problems_of(
-        {"DATABASE_URL": f"postgresql://db:{port}/wearon", "REDIS_URL": f"redis://cache:{port}"}
+        {
+            "DATABASE_URL": f"postgresql://db:{port}/wearon",
+            "REDIS_URL": f"redis://cache:{port}",
+            "WEARON_OPENAI_BASE_URL": f"http://gateway:{port}/v1",
+        }
     )
 
     assert problems == [
         "DATABASE_URL: its port must be a number up to 65535",
         "REDIS_URL: its port must be a number up to 65535",
+        "WEARON_OPENAI_BASE_URL: its port must be a number up to 65535",
     ]
 
 
@@ -192,6 +209,7 @@ def test_settings_made_by_hand_are_checked_too() -> None:
         {"REDIS_URL": "https://:hunter2@cache"},
         {"REDIS_URL": "redis://:hunter2@cache:http"},
         {"WEARON_JWT_SECRTE": "hunter2"},
+        {"OPENAI_API_KEY": "my hunter2"},
     ],
 )
 def test_a_refusal_never_says_what_the_variable_holds(environ: dict[str, str]) -> None:
@@ -214,13 +232,14 @@ def test_secrets_are_not_shown() -> None:
             "REDIS_URL": f"redis://:{SECRET}@cache",
             "AWS_ACCESS_KEY_ID": SECRET,
             "AWS_SECRET_ACCESS_KEY": SECRET,
+            "OPENAI_API_KEY": SECRET,
         }
     )
 
     shown = f"{settings} {settings!r} {pretty_repr(settings)}"
 
     assert SECRET not in shown
-    assert shown.count("***") == 6 * 3
+    assert shown.count("***") == 7 * 3
     assert "port=8000" in shown
 
 
@@ -228,6 +247,17 @@ def test_what_must_be_set_is_asked_for_by_name() -> None:
     """Who needs a setting that has no default gets an error that names the variable."""
     with pytest.raises(SettingsError, match=r"^WEARON_JWT_SECRET: must be set"):
         Settings().require("jwt_secret")
+
+
+def test_a_generator_says_what_it_needs() -> None:
+    """The settings load without a key, for only the worker uses it: who makes no picture holds no
+    key. The key of a generator that was not chosen is nobody's need."""
+    local = load_settings({})
+    openai = load_settings({"WEARON_GENERATOR": "openai"})
+
+    assert local.for_generator == ()
+    with pytest.raises(SettingsError, match=r"^OPENAI_API_KEY: must be set"):
+        openai.require(*openai.for_generator)
 
 
 def test_a_process_among_others_needs_what_they_share() -> None:

@@ -21,7 +21,7 @@ from adapters.embedded.valkey import EmbeddedValkey
 from adapters.queue.redis import TASKS_KEY, redis_client
 from config.container import Container, close
 from config.reference import env_example, variables
-from config.settings import Settings, load_settings
+from config.settings import Generator, Settings, load_settings
 from domain.credits import Owner
 from domain.sessions import Failure, GenerationSession
 from domain.tasks import GenerationTask, UnreadableTask
@@ -62,6 +62,7 @@ IN_MEMORY = {
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is set where the tests run is not meant for them."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     for name in os.environ:
         if name.startswith("WEARON_") or name in NOWHERE:
             monkeypatch.delenv(name)
@@ -767,11 +768,55 @@ def test_the_demo_heeds_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (NOWHERE | IN_MEMORY | {"WEARON_MISSPELT": "1", "THEIRS": "x"}).items():
         monkeypatch.setenv(name, value)
 
-    environ = demo._bare_environment()
+    environ = demo._environment("local", None)
 
     assert load_settings(environ) == Settings()
     assert not environ.keys() & NOWHERE.keys()
     assert environ["THEIRS"] == "x"
+
+
+def test_the_demo_heeds_the_settings_of_its_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no others; what the command line says of it comes first."""
+    for name, value in {
+        "OPENAI_API_KEY": "sk-1",
+        "WEARON_OPENAI_MODEL": "gpt-image-2",
+        "WEARON_OPENAI_BASE_URL": "https://one.example",
+        "WEARON_LEASE_SECONDS": "5",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    settings = load_settings(demo._environment("openai", "https://other.example/v1"))
+
+    assert settings == Settings(
+        generator=Generator.OPENAI,
+        openai_api_key="sk-1",
+        openai_model="gpt-image-2",
+        openai_base_url="https://other.example/v1",
+    )
+
+
+def test_a_base_url_is_for_a_provider_that_has_one(tmp_path: Path) -> None:
+    """A command line that would not do what it says is refused."""
+    result = wearon("demo", "--data-dir", tmp_path, "--base-url", "http://127.0.0.1:1")
+
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == "Error: --base-url is for --provider openai."
+
+
+def test_a_provider_without_its_key(tmp_path: Path) -> None:
+    """Everything that would make pictures says so before it starts anything."""
+    openai = {"WEARON_GENERATOR": "openai"}
+    results = [
+        wearon("worker", env=NOWHERE | SECRETS | openai),
+        wearon("dev", "--data-dir", tmp_path, *port_of("dev"), env=openai),
+        wearon("dev", "--in-memory", *port_of("dev"), env=openai),
+        wearon("demo", "--data-dir", tmp_path, "--provider", "openai"),
+    ]
+
+    for result in results:
+        assert result.exit_code == 1
+        assert result.stderr.startswith("Error: OPENAI_API_KEY: must be set")
+    assert not (tmp_path / "postgres").exists()
 
 
 def test_demo_people_never_run_out_of_credits() -> None:

@@ -13,7 +13,7 @@ from adapters.storage.memory import InMemoryImageStorage
 from adapters.storage.signing import UrlSigner
 from domain.credits import LedgerKind, Owner
 from domain.generation import Generation, Outcome, WorkPolicy
-from domain.ports import Picture, Receipt
+from domain.ports import ImageGeneratorPort, Picture, Receipt
 from domain.recovery import Recovery, RecoveryPolicy, RecoveryReport
 from domain.sessions import GenerationSession
 from domain.submission import Submission, SubmissionPolicy
@@ -127,13 +127,17 @@ class Service:
         )
 
     def generation(
-        self, policy: WorkPolicy | None = None, random: Random | None = None
+        self,
+        policy: WorkPolicy | None = None,
+        random: Random | None = None,
+        *,
+        generator: ImageGeneratorPort | None = None,
     ) -> Generation:
         return Generation(
             repo=self.repo,
             queue=self.queue,
             fetcher=self.fetcher,
-            generator=self.generator,
+            generator=generator or self.generator,
             storage=self.storage,
             policy=policy or WorkPolicy(),
             random=random or seeded_random(),

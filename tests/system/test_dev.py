@@ -19,6 +19,7 @@ from urllib.request import Request, urlopen
 import pytest
 from PIL import Image
 
+from tests.support.provider import KEY, provider_in_thread
 from tests.system.deployment import DEADLINE_SECONDS, eventually, free_port, kill
 
 pytestmark = pytest.mark.xdist_group("system")
@@ -35,11 +36,11 @@ def folder() -> Iterator[Path]:
 class Started:
     """The command, with its output as it comes."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, **settings: str) -> None:
         bare = {name: value for name, value in os.environ.items() if not _is_ours(name)}
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "entrypoints.cli", *arguments],
-            env=bare,
+            env=bare | settings,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -71,7 +72,8 @@ class Started:
 
 
 def _is_ours(variable: str) -> bool:
-    return variable.startswith("WEARON_") or variable in {"DATABASE_URL", "REDIS_URL"}
+    named = {"DATABASE_URL", "REDIS_URL", "OPENAI_API_KEY"}
+    return variable.startswith("WEARON_") or variable in named
 
 
 def test_the_demo_ends_with_two_pictures(folder: Path) -> None:
@@ -90,6 +92,30 @@ def test_the_demo_ends_with_two_pictures(folder: Path) -> None:
     for path in pictures:
         with Image.open(path) as picture:
             assert picture.width * 4 == picture.height * 3
+
+
+def test_the_demo_with_a_provider(folder: Path) -> None:
+    """Both pictures are the provider's, one call each with all the inputs; what they took is told
+    as it is stored, and the key is in no output and no log."""
+    with provider_in_thread() as provider:
+        demo = Started(
+            *("demo", "--data-dir", str(folder / "demo")),
+            *("--provider", "openai", "--base-url", f"{provider.url}/v1"),
+            OPENAI_API_KEY=KEY,
+        )
+        output = demo.output_until(r"Done in|Error")
+        code = demo.process.wait(DEADLINE_SECONDS)
+        demo.end()
+    pictures = [Path(path) for path in re.findall(r"^  (/.+)$", output, re.MULTILINE)]
+
+    assert code == 0, output
+    assert [len(call.uploads) for call in provider.calls] == [3, 4]
+    assert output.count("took 1923 + 6240 tokens, about 0.215064 USD") == 2
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert (picture.format, picture.size) == ("JPEG", (1024, 1536))
+    assert len(pictures) == 2
+    assert KEY not in output + (folder / "demo" / "demo.log").read_text()
 
 
 def test_dev_finds_its_data_again(folder: Path) -> None:

@@ -1,0 +1,548 @@
+"""OpenAI's image edits against a provider on this machine: whatever it answers, the session, the
+ledger and the number of calls that were paid for are right."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+from aiohttp.test_utils import unused_port
+
+from adapters.images.openai import OpenAiImageGenerator, Prices, ProviderLimits, edits_url
+from domain.credits import LedgerKind
+from domain.errors import ProviderMisconfigured, TryAgain
+from domain.generation import Generation, Outcome, WorkPolicy
+from domain.ports import Picture, PictureRequest
+from domain.recovery import RecoveryPolicy
+from domain.sessions import SessionStatus, Usage
+from tests.support.clock import START
+from tests.support.examples import LEASE, OUTFIT_URL
+from tests.support.images import encoded
+from tests.support.provider import (
+    KEY,
+    MODEL,
+    SECRET,
+    FakeProvider,
+    Reply,
+    breaks_off,
+    drips,
+    edited,
+    error,
+    floods,
+    hangs,
+    in_pieces,
+    provider,
+    resets,
+    says,
+)
+from tests.support.service import Service
+
+pytestmark = pytest.mark.anyio
+
+PRICES = Prices(input_usd_per_million=Decimal(8), output_usd_per_million=Decimal(32))
+PATIENT = ProviderLimits(connect_seconds=5, answer_seconds=10, total_seconds=10, max_bytes=500_000)
+HASTY = ProviderLimits(connect_seconds=5, answer_seconds=0.2, total_seconds=0.4)
+POLICY = WorkPolicy()
+CHARGED = [LedgerKind.DEBIT]
+REFUNDED = [LedgerKind.DEBIT, LedgerKind.REFUND]
+REQUEST = PictureRequest(
+    session_id=UUID(int=1),
+    prompt="In the rain, \N{UMBRELLA}",
+    images=tuple(
+        Picture(data=encoded(kind), media_type=f"image/{kind.lower()}")
+        for kind in ("PNG", "JPEG", "WEBP")
+    ),
+)
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeProvider]:
+    async with provider() as fake:
+        yield fake
+
+
+class Adapters:
+    """Makes adapters for the provider, and closes them."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.made: list[OpenAiImageGenerator] = []
+
+    def __call__(self, **changes: Any) -> OpenAiImageGenerator:
+        options: dict[str, Any] = {
+            "base_url": self._url,
+            "api_key": KEY,
+            "model": MODEL,
+            "quality": "medium",
+            "output_format": "jpeg",
+            "prices": PRICES,
+            "limits": PATIENT,
+            "clock": lambda: START,
+        }
+        self.made.append(OpenAiImageGenerator(**options | changes))
+        return self.made[-1]
+
+
+@pytest.fixture
+async def adapter(fake: FakeProvider) -> AsyncIterator[Adapters]:
+    adapters = Adapters(fake.url)
+    yield adapters
+    for made in adapters.made:
+        await made.close()
+
+
+class Shop:
+    """A service in memory whose pictures come from the provider."""
+
+    def __init__(self, adapter: OpenAiImageGenerator) -> None:
+        self.service = Service()
+        self.generation: Generation = self.service.generation(generator=adapter)
+        self.session_id = UUID(int=0)
+
+    async def submit(self) -> None:
+        self.session_id = (await self.service.submitted(outfit_image_url=OUTFIT_URL)).session.id
+
+    async def work(self) -> Outcome:
+        return await self.service.work(self.generation)
+
+    async def later(self, delay: timedelta) -> None:
+        """Time passes, and recovery does its part."""
+        self.service.clock.advance(delay)
+        await self.service.recover()
+
+    async def state(self) -> tuple[SessionStatus, str | None]:
+        """Status and error code."""
+        session = await self.service.session(self.session_id)
+        assert await self.service.accounts.audit(limit=10) == []
+        return session.status, None if session.failure is None else session.failure.code
+
+    async def message(self) -> str:
+        """What the customer is told of a failure."""
+        failure = (await self.service.session(self.session_id)).failure
+        assert failure is not None
+        return failure.message
+
+    @property
+    def money(self) -> list[LedgerKind]:
+        return self.service.money_of(self.session_id)
+
+
+async def test_the_wire(fake: FakeProvider, adapter: Adapters) -> None:
+    """One multipart request: the pictures in their order as ``image[]``, with the names and types
+    that they truly have, and every option; the key as a bearer's, and the session for support."""
+    await adapter().generate(REQUEST)
+
+    (call,) = fake.calls
+    assert call.path == "/v1/images/edits"
+    assert call.headers["Authorization"] == f"Bearer {KEY}"
+    assert call.headers["Content-Type"].startswith("multipart/form-data; boundary=")
+    assert call.headers["X-Client-Request-Id"] == str(REQUEST.session_id)
+    assert call.fields == {
+        "model": MODEL,
+        "prompt": REQUEST.prompt,
+        "size": "1024x1536",
+        "quality": "medium",
+        "output_format": "jpeg",
+    }
+    assert [upload.data for upload in call.uploads] == [image.data for image in REQUEST.images]
+    assert [(upload.field, upload.filename, upload.media_type) for upload in call.uploads] == [
+        ("image[]", "1.png", "image/png"),
+        ("image[]", "2.jpg", "image/jpeg"),
+        ("image[]", "3.webp", "image/webp"),
+    ]
+
+
+async def test_large_pictures_are_sent_whole(fake: FakeProvider, adapter: Adapters) -> None:
+    """As many megabytes as the fetcher lets through."""
+    large = Picture(data=b"\x89PNG" + bytes(8_000_000), media_type="image/png")
+
+    await adapter().generate(PictureRequest(session_id=UUID(int=1), prompt="p", images=(large,)))
+
+    assert fake.calls[0].uploads[0].data == large.data
+
+
+@pytest.mark.parametrize(
+    ("base_url", "url"),
+    [
+        ("https://api.openai.com", "https://api.openai.com/v1/images/edits"),
+        ("https://api.openai.com/", "https://api.openai.com/v1/images/edits"),
+        ("https://api.openai.com/v1", "https://api.openai.com/v1/images/edits"),
+        ("https://api.openai.com/v1/", "https://api.openai.com/v1/images/edits"),
+        ("http://litellm:4000", "http://litellm:4000/v1/images/edits"),
+        ("https://gateway.example/api", "https://gateway.example/api/v1/images/edits"),
+        ("https://us.openai.azure.com/openai/v1", "https://us.openai.azure.com/openai/v1/images/edits"),
+        ("https://a.example/v1beta/openai", "https://a.example/v1beta/openai/images/edits"),
+        ("https://v1.example", "https://v1.example/v1/images/edits"),
+    ],
+)  # fmt: skip
+def test_base_urls(base_url: str, url: str) -> None:
+    """With a version in its path or without, and with a slash at its end or without."""
+    assert str(edits_url(base_url)) == url
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+async def test_a_picture_arrives(fake: FakeProvider, adapter: Adapters, output_format: str) -> None:
+    """It is kept as what it is; the session is completed, paid once, with tokens and their cost:
+    1,923 at 8 dollars a million and 6,240 at 32."""
+    shop = Shop(adapter(output_format=output_format))
+    await shop.submit()
+
+    assert await shop.work() is Outcome.COMPLETED
+
+    session = await shop.service.session(shop.session_id)
+    assert session.artefact is not None
+    assert session.artefact.media_type == f"image/{output_format}"
+    assert (await shop.service.picture(session.artefact.object_key)).data == encoded(
+        output_format.upper(), size=(1024, 1536)
+    )
+    assert session.usage == Usage(
+        input_tokens=1_923, output_tokens=6_240, estimated_cost_usd=Decimal("0.215064")
+    )
+    assert (shop.money, len(fake.calls)) == (CHARGED, 1)
+
+
+async def test_the_type_is_looked_at(fake: FakeProvider, adapter: Adapters) -> None:
+    """An answer that calls its PNG a JPEG is not believed."""
+    fake.replies = [says(200, edited("png") | {"output_format": "jpeg"})]
+
+    generated = await adapter(output_format="jpeg").generate(REQUEST)
+
+    assert generated.picture.media_type == "image/png"
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        {},
+        "many",
+        {"input_tokens": 1},
+        {"input_tokens": "1", "output_tokens": 2},
+        {"input_tokens": -1, "output_tokens": 2},
+        {"input_tokens": 1, "output_tokens": 10**30},
+    ],
+)
+async def test_a_usage_that_makes_no_sense_is_none(
+    fake: FakeProvider, adapter: Adapters, usage: object
+) -> None:
+    """The picture counts all the same."""
+    fake.replies = [says(200, edited(usage=usage))]
+
+    generated = await adapter().generate(REQUEST)
+
+    assert generated.usage is None
+
+
+@pytest.mark.parametrize(
+    ("input_price", "output_price", "tokens", "cost"),
+    [
+        ("8", "32", (1, 1), "0.000040"),
+        ("0.1", "0.2", (1, 1), "0.000000"),
+        ("0.1", "0.2", (3, 3), "0.000001"),
+        ("0.1", "0.2", (10_000_000, 10_000_000), "3.000000"),
+        ("10000", "10000", (100_000_000, 100_000_000), "2000000.000000"),
+    ],
+)
+def test_costs_are_exact(
+    input_price: str, output_price: str, tokens: tuple[int, int], cost: str
+) -> None:
+    """Decimals to a millionth of a dollar, also where a float would be off."""
+    prices = Prices(
+        input_usd_per_million=Decimal(input_price), output_usd_per_million=Decimal(output_price)
+    )
+
+    assert str(prices.usage(*tokens).estimated_cost_usd) == cost
+
+
+PASSING: dict[str, Reply] = {
+    "429": says(429, error("rate_limit_exceeded", type_="tokens")),
+    "429 of a rising rate": says(429, error("slow_down", type_="rate_limit_error")),
+    "408": says(408),
+    "409": says(409),
+    "425": says(425),
+    "500": says(500, error(type_="server_error")),
+    "502 of a proxy": says(502, "<html>Bad Gateway</html>"),
+    "503": says(503, error("server_is_overloaded")),
+    "503 of a gateway without a channel": says(503, error("model_not_found")),
+    "a reset": resets,
+    "half an answer": breaks_off,
+    "no JSON": says(200, "<html>Welcome</html>"),
+    "nothing": says(200, ""),
+    "deep brackets": says(200, "[" * 200_000),
+    "no picture": says(200, edited(data=[])),
+    "a link instead": says(200, edited(data=[{"url": "https://pictures.example/1.png"}])),
+    "no base64": says(200, edited(data=[{"b64_json": "***"}])),
+    "another file": says(200, edited(data=[{"b64_json": "JVBERi0xLjcK"}])),
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+async def test_a_passing_fault_is_tried_again(
+    fake: FakeProvider, adapter: Adapters, name: str
+) -> None:
+    """The session is released, its credit kept, after one call; the next attempt completes it."""
+    shop = Shop(adapter())
+    await shop.submit()
+    fake.replies = [PASSING[name]]
+
+    assert await shop.work() is Outcome.RELEASED
+
+    assert await shop.state() == (SessionStatus.QUEUED, None)
+    assert (shop.money, len(fake.calls)) == (CHARGED, 1)
+    await shop.later(POLICY.backoff_cap)
+    assert await shop.work() is Outcome.COMPLETED
+    assert (shop.money, len(fake.calls)) == (CHARGED, 2)
+
+
+@pytest.mark.parametrize("name", PASSING)
+async def test_a_fault_that_does_not_pass_ends_with_a_refund(
+    fake: FakeProvider, adapter: Adapters, name: str
+) -> None:
+    """After as many calls as attempts; the customer hears nothing of the provider's words."""
+    shop = Shop(adapter())
+    await shop.submit()
+    fake.replies = [PASSING[name]] * POLICY.max_attempts
+
+    outcomes = []
+    for _ in range(POLICY.max_attempts):
+        outcomes.append(await shop.work())
+        await shop.later(POLICY.backoff_cap)
+
+    assert outcomes == [Outcome.RELEASED, Outcome.RELEASED, Outcome.FAILED]
+    assert await shop.state() == (SessionStatus.FAILED, "GENERATION_FAILED")
+    assert await shop.message() == "The picture could not be made this time; the credit is back"
+    assert (shop.money, len(fake.calls)) == (REFUNDED, POLICY.max_attempts)
+
+
+@pytest.mark.parametrize(
+    ("reply", "within"), [(hangs, HASTY.answer_seconds), (drips, HASTY.total_seconds)]
+)
+async def test_slowness_has_a_bound_in_each_phase(
+    fake: FakeProvider, adapter: Adapters, reply: Reply, within: float
+) -> None:
+    """Until the answer begins, and until it ends; then it is a fault like others."""
+    shop = Shop(adapter(limits=HASTY))
+    await shop.submit()
+    fake.replies = [reply]
+    started_at = time.monotonic()
+
+    assert await shop.work() is Outcome.RELEASED
+
+    assert within <= time.monotonic() - started_at < within + 5
+    assert await shop.state() == (SessionStatus.QUEUED, None)
+    assert (shop.money, len(fake.calls)) == (CHARGED, 1)
+
+
+async def test_nobody_there_is_a_passing_fault(adapter: Adapters) -> None:
+    """No connection, no call, no harm."""
+    shop = Shop(adapter(base_url=f"http://127.0.0.1:{unused_port()}"))
+    await shop.submit()
+
+    assert await shop.work() is Outcome.RELEASED
+
+    assert await shop.state() == (SessionStatus.QUEUED, None)
+    assert shop.money == CHARGED
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [
+        ("7", 7.0),
+        ("Thu, 01 Jan 2026 12:00:40 GMT", 40.0),
+        ("Thu, 01 Jan 2026 11:00:00 GMT", 0.0),
+        ("Thu, 01 Jan 2026 12:00:40", 0.0),
+        ("soon", 0.0),
+        ("-5", 0.0),
+    ],
+)
+async def test_retry_after_is_read(
+    fake: FakeProvider, adapter: Adapters, asked: str, seconds: float
+) -> None:
+    """In seconds, or as a date by our clock; what is neither asks for nothing."""
+    fake.replies = [says(429, Retry_After=asked)]
+
+    with pytest.raises(TryAgain) as fault:
+        await adapter().generate(REQUEST)
+
+    assert fault.value.retry_after_seconds == seconds
+
+
+async def test_a_long_retry_after_holds_no_slot(fake: FakeProvider, adapter: Adapters) -> None:
+    """The work ends at once; the session waits in the store for half an hour, and not less."""
+    shop = Shop(adapter())
+    await shop.submit()
+    fake.replies = [says(429, Retry_After="1800")]
+    started_at = time.monotonic()
+
+    assert await shop.work() is Outcome.RELEASED
+
+    assert time.monotonic() - started_at < 5
+    await shop.later(timedelta(seconds=1790))
+    assert shop.service.waiting() == []
+    await shop.later(timedelta(seconds=10))
+    assert await shop.work() is Outcome.COMPLETED
+
+
+MODERATION = "The pictures or the prompt did not pass the safety check; the credit is back"
+UNUSABLE = "A picture could not be used to make a new one; the credit is back"
+USER_ERROR = "image_generation_user_error"
+
+
+@pytest.mark.parametrize(
+    ("reply", "code", "message"),
+    [
+        (in_pieces(400, error("moderation_blocked", type_=USER_ERROR)), "MODERATION_BLOCKED",
+         MODERATION),
+        (says(400, error("content_policy_violation")), "MODERATION_BLOCKED", MODERATION),
+        (says(400, error("content_filter")), "MODERATION_BLOCKED", MODERATION),
+        (says(403, error("content_policy_violation")), "MODERATION_BLOCKED", MODERATION),
+        (says(400, error("invalid_image_file", type_=USER_ERROR)), "INVALID_IMAGE", UNUSABLE),
+        (says(400, error(type_=USER_ERROR)), "INVALID_IMAGE", UNUSABLE),
+        (says(400, error("unsupported_file_mimetype")), "INVALID_IMAGE", UNUSABLE),
+        (says(413, "<html>Request Entity Too Large</html>"), "INVALID_IMAGE", UNUSABLE),
+    ],
+)  # fmt: skip
+async def test_what_is_refused_fails_at_once(
+    fake: FakeProvider, adapter: Adapters, reply: Reply, code: str, message: str
+) -> None:
+    """One call, the credit back, and words of ours that an end user may read."""
+    shop = Shop(adapter())
+    await shop.submit()
+    fake.replies = [reply]
+
+    assert await shop.work() is Outcome.FAILED
+
+    assert await shop.state() == (SessionStatus.FAILED, code)
+    assert await shop.message() == message
+    assert (shop.money, len(fake.calls)) == (REFUNDED, 1)
+
+
+@pytest.mark.parametrize(
+    ("reply", "detail"),
+    [
+        (says(400, error("unknown_parameter", param="size")),
+         "HTTP 400 code=unknown_parameter type=invalid_request_error param=size"),
+        (says(400, "not JSON"), "HTTP 400"),
+        (says(400, {"error": "a sentence"}), "HTTP 400"),
+        (says(400, [1]), "HTTP 400"),
+        (says(400, error(code="A sentence, or a key: sk-1", type_="x" * 100)), "HTTP 400"),
+        (says(422), "HTTP 422 type=invalid_request_error"),
+        (floods, "The provider's answer exceeds 500000 bytes"),
+    ],
+)  # fmt: skip
+async def test_what_we_did_wrong_fails_and_is_raised(
+    fake: FakeProvider, adapter: Adapters, reply: Reply, detail: str
+) -> None:
+    """One call, the credit back, a message that tells nothing; the log gets names, no sentence."""
+    shop = Shop(adapter())
+    await shop.submit()
+    fake.replies = [reply]
+
+    with pytest.raises(RuntimeError) as bug:
+        await shop.work()
+
+    assert str(bug.value).endswith(detail)
+    assert SECRET not in str(bug.value)
+    assert await shop.state() == (SessionStatus.FAILED, "GENERATION_FAILED")
+    assert await shop.message() == "The picture could not be made; the credit is back"
+    assert (shop.money, len(fake.calls)) == (REFUNDED, 1)
+
+
+@pytest.mark.parametrize(
+    ("reply", "detail"),
+    [
+        (says(401, error("invalid_api_key")), "HTTP 401 code=invalid_api_key"),
+        (says(401, "no JSON"), "HTTP 401"),
+        (says(402), "HTTP 402"),
+        (says(403, error("unsupported_country_region_territory")), "HTTP 403"),
+        (says(404, error("model_not_found")), "HTTP 404 code=model_not_found"),
+        (says(404, "<html>Not Found</html>"), "HTTP 404"),
+        (says(302, "", Location="https://elsewhere.example/"), "HTTP 302"),
+        (says(400, error("billing_hard_limit_reached")), "HTTP 400"),
+        (says(429, error("insufficient_quota", type_="insufficient_quota")), "HTTP 429"),
+        (says(429, error(type_="insufficient_quota")), "HTTP 429 type=insufficient_quota"),
+        (says(429, error("credit_balance_exhausted", type_="insufficient_quota")), "HTTP 429"),
+        (says(429, error("project_spend_limit_exceeded")), "HTTP 429"),
+    ],
+)
+async def test_an_operators_fault_harms_no_session(
+    fake: FakeProvider, adapter: Adapters, reply: Reply, detail: str
+) -> None:
+    """One call; the session waits at the front of the queue with its credit kept, and is
+    completed once the fault is mended."""
+    shop = Shop(adapter())
+    await shop.submit()
+    fake.replies = [reply]
+
+    with pytest.raises(ProviderMisconfigured) as fault:
+        await shop.work()
+
+    assert fault.value.detail.startswith(detail)
+    assert SECRET not in f"{fault.value} {fault.value.detail}"
+    assert await shop.state() == (SessionStatus.QUEUED, None)
+    assert (shop.money, len(fake.calls)) == (CHARGED, 1)
+    assert await shop.work() is Outcome.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("changes", "detail"),
+    [({"api_key": "sk-wrong"}, "HTTP 401"), ({"model": "dall-e-1"}, "HTTP 404")],
+)
+async def test_a_wrong_key_or_model(
+    fake: FakeProvider, adapter: Adapters, changes: dict[str, str], detail: str
+) -> None:
+    """The provider itself finds it, and the key is in no word of ours."""
+    with pytest.raises(ProviderMisconfigured) as fault:
+        await adapter(**changes).generate(REQUEST)
+
+    assert fault.value.detail.startswith(detail)
+    assert "sk-wrong" not in f"{fault.value!r} {fault.value.detail} {adapter.made[-1]!r}"
+    assert len(fake.calls) == 1
+
+
+async def test_a_crash_after_the_answer_costs_no_second_call(
+    fake: FakeProvider, adapter: Adapters
+) -> None:
+    """The worker was gone before it could complete the session, and its lease runs out: the next
+    one finds the picture. What that took is not known any more."""
+    shop = Shop(adapter())
+    await shop.submit()
+    shop.service.repo.faults.away.add("complete")
+    assert await shop.work() is Outcome.UNSETTLED
+    shop.service.repo.faults.away.clear()
+
+    for _ in range(2):
+        await shop.later(LEASE + RecoveryPolicy().push_again_after)
+
+    assert await shop.work() is Outcome.COMPLETED
+    session = await shop.service.session(shop.session_id)
+    assert (session.attempt, session.usage) == (2, None)
+    assert session.artefact is not None
+    assert (shop.money, len(fake.calls)) == (CHARGED, 1)
+
+
+async def test_a_stopped_worker_waits_for_no_answer(fake: FakeProvider, adapter: Adapters) -> None:
+    """Cancelling the work ends the call, and the session goes back."""
+    shop = Shop(adapter())
+    await shop.submit()
+    fake.replies = [hangs]
+    working = asyncio.create_task(shop.work())
+    async with asyncio.timeout(5):
+        while not fake.calls:  # noqa: ASYNC110 - the server is in this very loop
+            await asyncio.sleep(0.01)
+
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+
+    assert await shop.state() == (SessionStatus.QUEUED, None)
+    assert [task.session_id for task in shop.service.waiting()] == [shop.session_id]
+
+
+async def test_an_adapter_may_be_closed_unused(adapter: Adapters) -> None:
+    """Nothing was opened, so there is nothing to close."""
+    await adapter().close()

@@ -1,0 +1,236 @@
+"""A stand-in for OpenAI's image edits: speaks the documented wire format, and fails on demand.
+
+It knows one key and one model, refuses what it does not understand, and remembers every call.
+"""
+
+import asyncio
+import base64
+import json
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import BodyPartReader, web
+from aiohttp.test_utils import TestServer
+
+from tests.support.images import encoded
+
+KEY = "sk-test-0123456789abcdef"
+MODEL = "gpt-image-1.5"
+SECRET = "only-the-provider-says-this"
+"""Is in every message of an error, and has no business anywhere else."""
+TOKENS = {"input_tokens": 1_923, "output_tokens": 6_240}
+
+_ALLOWED = {
+    "size": {"1024x1024", "1024x1536", "1536x1024", "auto"},
+    "quality": {"low", "medium", "high", "auto"},
+    "output_format": {"png", "jpeg", "webp"},
+}
+_KNOWN = {"model", "prompt", *_ALLOWED}
+
+Reply = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """One file of a form."""
+
+    field: str
+    filename: str | None
+    media_type: str
+    data: bytes
+
+
+@dataclass(slots=True)
+class EditCall:
+    """What one call said."""
+
+    path: str
+    headers: dict[str, str]
+    fields: dict[str, str] = field(default_factory=dict)
+    uploads: list[Upload] = field(default_factory=list)
+
+
+class FakeProvider:
+    """Gives ``replies`` one after the other, and then a picture to whoever asks rightly."""
+
+    def __init__(self) -> None:
+        self.replies: list[Reply] = []
+        self.calls: list[EditCall] = []
+        app = web.Application(client_max_size=100_000_000)
+        app.router.add_post("/{path:.*}", self._answer)
+        self._server = TestServer(app, host="127.0.0.1")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.port}"
+
+    async def start(self) -> None:
+        await self._server.start_server(shutdown_timeout=0.1)
+
+    async def stop(self) -> None:
+        await self._server.close()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        call = EditCall(request.path, dict(request.headers))
+        self.calls.append(call)
+        await _read_form(request, call)
+        if self.replies:
+            return await self.replies.pop(0)(request)
+        return _problem_of(call) or web.json_response(edited(call.fields["output_format"]))
+
+
+@asynccontextmanager
+async def provider() -> AsyncIterator[FakeProvider]:
+    """One that runs in this event loop."""
+    fake = FakeProvider()
+    await fake.start()
+    try:
+        yield fake
+    finally:
+        await fake.stop()
+
+
+@contextmanager
+def provider_in_thread() -> Iterator[FakeProvider]:
+    """One that other processes can ask while the test waits for them."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    fake = FakeProvider()
+    try:
+        asyncio.run_coroutine_threadsafe(fake.start(), loop).result(10)
+        yield fake
+        asyncio.run_coroutine_threadsafe(fake.stop(), loop).result(10)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+def edited(output_format: str = "png", **changes: Any) -> dict[str, Any]:
+    """The body of an answer with a picture."""
+    picture = encoded(output_format.upper(), size=(1024, 1536))
+    return {
+        "created": 1_764_000_000,
+        "background": "opaque",
+        "data": [{"b64_json": base64.b64encode(picture).decode()}],
+        "output_format": output_format,
+        "quality": "medium",
+        "size": "1024x1536",
+        "usage": {
+            **TOKENS,
+            "total_tokens": sum(TOKENS.values()),
+            "input_tokens_details": {"text_tokens": 123, "image_tokens": 1_800},
+        },
+    } | changes
+
+
+def error(code: str | None = None, *, type_: str = "invalid_request_error", **more: Any) -> Any:
+    """The body of an error."""
+    return {"error": {"message": SECRET, "type": type_, "param": None, "code": code} | more}
+
+
+def says(status: int, body: object = None, **headers: str) -> Reply:
+    """A whole answer; headers have ``_`` for ``-``."""
+
+    async def reply(_: web.Request) -> web.StreamResponse:
+        text = body if isinstance(body, str) else json.dumps(error() if body is None else body)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return web.Response(status=status, text=text, headers=named)
+
+    return reply
+
+
+def in_pieces(status: int, body: object) -> Reply:
+    """A whole answer, as it comes over a slow line."""
+
+    async def reply(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=status)
+        await response.prepare(request)
+        for byte in json.dumps(body).encode():
+            await response.write(bytes([byte]))
+            await asyncio.sleep(0)
+        return response
+
+    return reply
+
+
+async def hangs(_: web.Request) -> web.StreamResponse:
+    """Never answers."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def resets(request: web.Request) -> web.StreamResponse:
+    """Made and charged for the picture, perhaps; the connection is gone before a word of it."""
+    _connection(request).abort()
+    return web.Response()
+
+
+async def breaks_off(request: web.Request) -> web.StreamResponse:
+    """Half a picture, and then the connection is gone."""
+    text = json.dumps(edited()).encode()
+    response = web.StreamResponse(headers={"Content-Length": str(len(text))})
+    await response.prepare(request)
+    await response.write(text[: len(text) // 2])
+    _connection(request).close()
+    return response
+
+
+async def drips(request: web.Request) -> web.StreamResponse:
+    """A byte now and then, for ever."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    while True:
+        await response.write(b" ")
+        await asyncio.sleep(0.01)
+
+
+async def floods(request: web.Request) -> web.StreamResponse:
+    """As much as is taken."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    while True:
+        await response.write(b" " * 65_536)
+
+
+def _connection(request: web.Request) -> asyncio.Transport:
+    transport = request.transport
+    assert isinstance(transport, asyncio.Transport)
+    return transport
+
+
+async def _read_form(request: web.Request, call: EditCall) -> None:
+    async for part in await request.multipart():
+        assert isinstance(part, BodyPartReader)
+        name = part.name or ""
+        if part.filename is None:
+            call.fields[name] = await part.text()
+        else:
+            call.uploads.append(
+                Upload(
+                    field=name,
+                    filename=part.filename,
+                    media_type=part.headers["Content-Type"],
+                    data=bytes(await part.read()),
+                )
+            )
+
+
+def _problem_of(call: EditCall) -> web.Response | None:
+    if not call.path.endswith("/v1/images/edits"):
+        return web.json_response(error("unknown_url"), status=404)
+    if call.headers.get("Authorization") != f"Bearer {KEY}":
+        return web.json_response(error("invalid_api_key"), status=401)
+    if call.fields.get("model") != MODEL:
+        return web.json_response(error("model_not_found"), status=404)
+    wrong = [name for name, allowed in _ALLOWED.items() if call.fields.get(name) not in allowed]
+    wrong += call.fields.keys() - _KNOWN
+    if wrong or not call.fields.get("prompt"):
+        return web.json_response(error("invalid_value", param=(wrong or ["prompt"])[0]), status=400)
+    if not call.uploads or {upload.field for upload in call.uploads} - {"image[]", "image"}:
+        return web.json_response(error("missing_required_parameter", param="image"), status=400)
+    return None

@@ -225,7 +225,7 @@ class OpenAiImageGenerator(ImageGeneratorPort):
         return self._session
 
     def _form(self, request: PictureRequest) -> FormData:
-        form = FormData(quote_fields=False)
+        form = FormData()
         for index, picture in enumerate(request.images, 1):
             form.add_field(
                 "image[]",

@@ -18,6 +18,7 @@ from domain.ports import Picture
 from domain.sessions import ErrorCode
 
 _PROGRAM = (sys.executable, "-I", "-m", "adapters.images.preparation")
+_START_TRIES = 3
 _START_SECONDS = 10.0
 _MAX_ANSWER_BYTES = 8_000_000
 
@@ -90,15 +91,31 @@ class PicturePool:
         return None
 
     async def _started(self) -> Process:
+        """A signal to the worker's group, such as the one to stop, may end a process that has only
+        just been forked and cannot ignore it yet: the next one gets none."""
+        for tries_left in reversed(range(_START_TRIES)):
+            try:
+                return await self._start()
+            except EOFError as error:
+                if not tries_left:
+                    raise _try_again() from error
+            except OSError as error:
+                raise _try_again() from error
+        raise _try_again()
+
+    async def _start(self) -> Process:
         limits = (str(self._limits.memory_bytes), str(self._limits.seconds))
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *self._program, *limits, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env={}
-            )
-            async with _ended_on_error(process), asyncio.timeout(_START_SECONDS):
-                await _pipes(process)[1].readexactly(len(READY))
-        except (OSError, EOFError) as error:
-            raise _try_again() from error
+        process = await asyncio.create_subprocess_exec(
+            *self._program,
+            *limits,
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=DEVNULL,
+            env={},
+            start_new_session=True,
+        )
+        async with _ended_on_error(process), asyncio.timeout(_START_SECONDS):
+            await _pipes(process)[1].readexactly(len(READY))
         return process
 
 

@@ -44,6 +44,8 @@ class Reading:
         return SessionView(session=session, picture_url=self._picture_url(session))
 
     def _picture_url(self, session: GenerationSession) -> str | None:
+        if session.status is not SessionStatus.COMPLETED:
+            return None  # A consumer that is not ours may have left a link to what was refunded.
         if session.artefact is None:
             return session.generated_image_url
         return self._storage.url(session.artefact.object_key)

@@ -18,6 +18,7 @@ from domain.errors import (
     Overloaded,
     QueueUnavailable,
     StoreUnavailable,
+    TooManyActive,
     Unavailable,
 )
 from domain.ports import Receipt, SessionReadPort, SessionRepoPort, TaskQueuePort
@@ -38,6 +39,7 @@ CONFIRM_BATCH = 500
 UNAVAILABLE_MESSAGE = "Generation service temporarily unavailable"
 
 _KEY = re.compile(r"[!-~]{1,255}")
+_FULL = "Too many requests are waiting already; try again later"
 _NOT_PUSHED = Failure(code=ErrorCode.QUEUE_UNAVAILABLE, message=UNAVAILABLE_MESSAGE)
 _CANCELLED = Failure(code=ErrorCode.CANCELLED, message="Cancelled at the caller's request")
 
@@ -140,13 +142,12 @@ class Submission:
         happened, or recovery undoes it) and ``QueueUnavailable`` (it is undone, or recovery does
         that). A receipt means that the session will reach a final status.
         """
-        if self._waiting >= self._policy.max_waiting:
-            raise Overloaded("Too many requests are waiting already; try again later")
+        full = self._waiting >= self._policy.max_waiting
+        if full and request.idempotency_key is None:
+            raise Overloaded(_FULL)
         deadline = asyncio.get_running_loop().time() + self._policy.deadline.total_seconds()
         async with _until(deadline, StoreUnavailable("The store took too long")):
-            receipt = await self._repo.create(
-                self._session(request), max_active=self._policy.max_active
-            )
+            receipt = await self._create(request, full=full)
         if receipt.replayed and not self._is_abandoned(receipt.session):
             return receipt
         try:
@@ -158,6 +159,16 @@ class Submission:
         else:
             self._unconfirmed.append(receipt.session.id)
         return receipt
+
+    async def _create(self, request: TryOnRequest, *, full: bool) -> Receipt:
+        """While the queue is ``full`` only what repeats an earlier request has a receipt."""
+        max_active = 0 if full else self._policy.max_active
+        try:
+            return await self._repo.create(self._session(request), max_active=max_active)
+        except TooManyActive as error:
+            if full:
+                raise Overloaded(_FULL) from error
+            raise
 
     def _is_abandoned(self, session: GenerationSession) -> bool:
         """Whether a repeated request should push again, because the first one's submitter died or

@@ -84,13 +84,14 @@ _WHY_NOT = f"""
         LEFT JOIN generation_sessions AS s
             ON s.channel = $1 AND s.owner_id = $2 AND s.idempotency_key = $3"""
 
+# A row that is locked is being claimed, ended or pushed again, or is another consumer's for long.
 _CONFIRM = """
     WITH confirmed AS (
         UPDATE generation_sessions SET confirmed = true
         WHERE id = ANY (ARRAY (
             SELECT id FROM generation_sessions
             WHERE id = ANY ($1::uuid[]) AND status = 'queued' AND NOT confirmed
-            ORDER BY id FOR UPDATE))
+            ORDER BY id FOR UPDATE SKIP LOCKED))
         RETURNING id
     )
     SELECT count(*) FROM confirmed"""

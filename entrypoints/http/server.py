@@ -23,7 +23,7 @@ TEND_SECONDS = 1.0
 """How often pushed tasks are confirmed, and the queue measured; recovery's shortest
 ``push_again_seconds`` is 5."""
 
-STOP_SECONDS = 15
+STOP_SECONDS = 20
 """How long a worker may take to finish its requests: more than a request may last. Without it
 granian waits for ever for a worker that was still starting when it was told to stop."""
 

@@ -336,6 +336,23 @@ async def test_a_full_queue_takes_no_credit(service: Service) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_full_queue_still_answers_repetitions(service: Service) -> None:
+    """Whoever lost the answer learns of its session; a key that is new is refused like all."""
+    await service.accounts.grant(USER, 3, note="test")
+    submission = service.submission_with(SubmissionPolicy(max_waiting=1))
+    first = await submission.submit(a_request(idempotency_key="k"))
+    await submission.measure_queue()
+
+    again = await submission.submit(a_request(idempotency_key="k"))
+    with pytest.raises(Overloaded):
+        await submission.submit(a_request(idempotency_key="new"))
+
+    assert again.replayed
+    assert again.session.id == first.session.id
+    assert service.balance() == 2
+
+
+@pytest.mark.anyio
 async def test_a_queue_of_unknown_length_refuses_nobody(service: Service) -> None:
     """If it is away, the push tells so; if it is back, it may be empty."""
     await service.accounts.grant(USER, 2, note="test")

@@ -38,6 +38,11 @@ _SERVER_SETTINGS = {"client_connection_check_interval": "1000"}
 PostgreSQL 14). A pooler's connections are not ours to set up."""
 
 
+_FORGET_US = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
+"""For a machine that vanishes between a pooled statement and its COMMIT: its locks would stay
+until the network notices, and one locked account holds up recovery for all."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseLimits:
     """``command_seconds`` is for all that a statement takes: a free connection, connecting, the
@@ -115,6 +120,7 @@ class Database:
             ):
                 if self._pooled:
                     async with _transaction(connection):
+                        await connection.execute(_FORGET_US)
                         yield connection
                 else:
                     yield connection

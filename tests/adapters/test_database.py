@@ -456,6 +456,16 @@ async def test_behind_a_transaction_pooler_a_statement_has_a_transaction(
             await database.fetch("VACUUM schema_migrations")
 
 
+async def test_behind_a_transaction_pooler_nobody_holds_locks_for_long(
+    postgres: EmbeddedPostgres,
+) -> None:
+    """The server ends the transaction of a machine that vanished before its COMMIT."""
+    async with connected(postgres.url(), transaction_pooler=True) as database:
+        setting = await database.fetch_value("SHOW idle_in_transaction_session_timeout")
+
+    assert setting == "10s"
+
+
 async def test_behind_a_transaction_pooler_a_transaction_is_whole(
     postgres: EmbeddedPostgres,
 ) -> None:

@@ -7,6 +7,7 @@
     │   IdempotencyKeyReused, TooManyActive                                      the caller's
     ├── Overloaded, Unavailable: QueueUnavailable, StoreUnavailable              ours, passing
     ├── WorkFailed: TryAgain, Refused, ProviderMisconfigured           one attempt at a picture
+    ├── ClaimFailed                                                   ours, until somebody acts
     └── IllegalTransition, InvalidTask                                 a rule of the domain broken
 """
 
@@ -103,6 +104,11 @@ class QueueUnavailable(Unavailable):
 
 class StoreUnavailable(Unavailable):
     """The store failed or did not answer in time."""
+
+
+class ClaimFailed(WearonError):
+    """The store answered a claim with an error that does not pass by itself, such as a missing
+    privilege; ``__cause__`` is that error. Nothing was begun, and its task is in the queue."""
 
 
 class WorkFailed(WearonError):

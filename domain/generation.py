@@ -10,6 +10,7 @@ from random import Random
 from uuid import UUID
 
 from domain.errors import (
+    ClaimFailed,
     ProviderMisconfigured,
     Refused,
     StoreUnavailable,
@@ -111,18 +112,20 @@ class Generation:
         """Do what ``task`` invites to, if its session is still waiting.
 
         When the store does not answer the claim, the task goes back to the queue and
-        ``StoreUnavailable`` is raised. When the generator turns everybody away, the session is
-        given back, however often that happened to it, and ``ProviderMisconfigured`` is raised. Any
-        other unexpected error fails the session with its refund and is raised. When cancelled,
-        gives the session back and stops.
+        ``StoreUnavailable`` is raised; when it answers with another error, ``ClaimFailed`` is.
+        When the generator turns everybody away, the session is given back, however often that
+        happened to it, and ``ProviderMisconfigured`` is raised. Any other unexpected error fails
+        the session with its refund and is raised. When cancelled, gives the session back and stops.
         """
         try:
             session = await self._repo.claim(task.session_id, lease=self._policy.lease)
-        except (StoreUnavailable, asyncio.CancelledError):
+        except (Exception, asyncio.CancelledError) as error:
             # If the claim did take effect the task is a ghost now, and the lease runs out.
             with suppress(Unavailable):
                 await self._queue.push_next([task])
-            raise
+            if isinstance(error, StoreUnavailable | asyncio.CancelledError):
+                raise
+            raise ClaimFailed("The store cannot give out sessions") from error
         if session is None:
             return Outcome.SKIPPED
         try:

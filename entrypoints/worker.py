@@ -15,7 +15,7 @@ from config.container import POP_SECONDS, Container, close
 from config.logging import configure_logging
 from config.settings import Settings
 from domain.circuit import Circuit, Turn
-from domain.errors import ProviderMisconfigured, Unavailable
+from domain.errors import ClaimFailed, ProviderMisconfigured, Unavailable
 from domain.generation import Generation, Outcome
 from domain.ports import TaskQueuePort
 from domain.recovery import Recovery
@@ -125,7 +125,7 @@ class Worker:
         ):
             try:
                 outcome = await self._generation.run(task)
-            except Unavailable:
+            except (Unavailable, ClaimFailed):
                 raise
             except ProviderMisconfigured as error:
                 self._turned_away(turn, error)

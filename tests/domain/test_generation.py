@@ -12,6 +12,7 @@ import pytest
 
 from domain.credits import LedgerKind
 from domain.errors import (
+    ClaimFailed,
     ProviderMisconfigured,
     QueueUnavailable,
     Refused,
@@ -496,6 +497,22 @@ async def test_a_store_that_is_away_at_the_claim_loses_no_task(
         await service.work()
 
     assert (service.waiting()[0].session_id == session_id) is not queue_away
+    assert (await brought_to_its_end(service, session_id)).status is SessionStatus.COMPLETED
+
+
+async def test_a_claim_that_fails_for_another_reason_loses_no_task(service: Service) -> None:
+    """A missing privilege, say, or a bug: the task is the next one in the queue again, and the
+    error tells the worker that the next task would fare no better."""
+    session_id = await queued(service)
+    await service.submitted()
+    service.repo.faults.broken.add("claim")
+
+    with pytest.raises(ClaimFailed) as raised:
+        await service.work()
+
+    assert isinstance(raised.value.__cause__, RuntimeError)
+    assert service.waiting()[0].session_id == session_id
+    service.repo.faults.broken.clear()
     assert (await brought_to_its_end(service, session_id)).status is SessionStatus.COMPLETED
 
 

@@ -216,20 +216,27 @@ async def test_a_success_ends_the_backing_off(service: Service, logs: Logs) -> N
     assert events(logs, "worker_waiting")[before]["seconds"] < 0.5
 
 
-async def test_a_store_that_is_away_costs_no_task(service: Service) -> None:
-    """Every claim fails and its task goes back: they all wait in the queue when it returns."""
+@pytest.mark.parametrize("fault", ["away", "broken"])
+async def test_a_store_that_allows_no_claim_costs_no_task(
+    service: Service, logs: Logs, fault: str
+) -> None:
+    """It is away, or says what nobody expects, such as that we lack a privilege. Every claim fails
+    and its task goes back: they all wait in the queue when that is over."""
     ids = await service.backlog(5)
-    service.repo.faults.away.add("claim")
+    getattr(service.repo.faults, fault).add("claim")
     async with running(a_worker(service)):
         await asyncio.sleep(120)
         assert set(waiting(service)) == set(ids)
         asked = service.repo.faults.calls.count("claim")
         service.repo.faults.away.clear()
+        service.repo.faults.broken.clear()
         back_at = loop_time()
 
         assert await completed(service, 5) - back_at < 5.1
 
-    assert asked < 2 * 120
+    assert 2 * 120 / 5 < asked < 2 * 120
+    assert len(events(logs, "slot_crashed")) == (asked if fault == "broken" else 0)
+    assert not events(logs, "task_crashed")
 
 
 async def test_a_message_that_nobody_can_read_is_buried(service: Service, logs: Logs) -> None:

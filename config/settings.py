@@ -376,6 +376,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 assert_never(self.generator)
 
     @property
+    def outlasts_attempts(self) -> bool:
+        """Whether a worker that stops can finish any attempt at a picture within its grace time, or
+        loses nothing by cutting it off."""
+        return self.generator is Generator.LOCAL or self.drain_seconds >= self.attempt_seconds
+
+    @property
     def pictures_dir(self) -> Path:
         """Where the local storage keeps its pictures."""
         return self.data_dir / "pictures"

@@ -2,11 +2,12 @@
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from random import Random
+from typing import Any
 
 import structlog
 import uvloop
@@ -22,6 +23,9 @@ from domain.recovery import Recovery
 from domain.tasks import GenerationTask, UnreadableTask
 
 log = structlog.get_logger(__name__)
+
+REFUSALS_ONCE = 5
+"""How often a worker that waits for nothing tries to bury what nobody can read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,11 @@ class WorkerLimits:
 
 class Worker:
     """``concurrency`` slots, each popping a task only when it is free to work on it, and none
-    while the circuit is open: a task that cannot be worked on is left to others."""
+    while the circuit is open: a task that cannot be worked on is left to others.
+
+    With ``once`` nothing is waited for: recovery runs once, and then each slot works until it finds
+    the queue empty or the circuit open, or learns that queue or store is away.
+    """
 
     def __init__(
         self,
@@ -51,6 +59,7 @@ class Worker:
         recovery: Recovery | None,
         limits: WorkerLimits,
         random: Random,
+        once: bool = False,
     ) -> None:
         self._queue = queue
         self._generation = generation
@@ -62,36 +71,84 @@ class Worker:
             cap_seconds=limits.circuit_cap_seconds,
             clock=lambda: asyncio.get_running_loop().time(),
         )
+        self._once = once
+        self._may_begin = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._grace_is_over = asyncio.Event()
+        self._told_to_stop = False
+        self._left_work = False
+        self._under_way: set[asyncio.Task[Any] | None] = set()
 
     def stop(self) -> None:
-        """Take no more tasks; ``run`` returns when those in flight are done or given back."""
+        """Take no more tasks; ``run`` returns when those in flight are done or given back. If it
+        was called before, they are given back now."""
+        if self._told_to_stop:
+            self._grace_is_over.set()
+        self._told_to_stop = True
         self._stopping.set()
 
-    async def run(self) -> None:
-        """Work until ``stop``. What is not finished ``drain_seconds`` later is given back.
+    async def run(self) -> bool:
+        """Work until ``stop``, or with ``once`` until there is no more to do. What is not finished
+        ``drain_seconds`` after the stop is given back.
 
-        Raises if a slot or recovery ended by itself: a worker that is not whole stops.
+        Returns False if it ended by itself and something was away: then work may be left. Raises
+        if a slot or recovery broke: a worker that is not whole stops.
         """
         slots = range(1, self._limits.concurrency + 1)
-        loops = [asyncio.create_task(self._slot(), name=f"slot-{number}") for number in slots]
-        if self._recovery is not None:
-            loops.append(asyncio.create_task(self._recover(self._recovery), name="recovery"))
+        slot, recover = self._slot, self._recover
+        if self._once:
+            slot, recover = self._slot_once, self._recover_once
+        loops = [asyncio.create_task(slot(), name=f"slot-{number}") for number in slots]
+        if self._recovery is None:
+            self._may_begin.set()
+        else:
+            loops.append(asyncio.create_task(recover(self._recovery), name="recovery"))
         for task in loops:
-            task.add_done_callback(lambda _: self.stop())
+            task.add_done_callback(lambda task: self._ended(task, loops))
         log.info("worker_started", concurrency=self._limits.concurrency)
         await self._stopping.wait()
-        log.info("worker_draining", drain_seconds=self._limits.drain_seconds)
-        # By then every pop has run out of its own accord, so only work is cancelled, never a pop.
-        done, unfinished = await asyncio.wait(loops, timeout=self._limits.drain_seconds)
-        for task in unfinished:
+        await self._drain()
+        done = [task for task in loops if task.done()]
+        cut_off = [task for task in loops if task in self._under_way]
+        for task in cut_off:
             task.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
-        log.info("worker_stopped", cancelled=len(unfinished))
+        log.info("worker_stopped", cancelled=len(cut_off))
         for task in done:
             if task.cancelled():
                 raise RuntimeError(f"{task.get_name()} cancelled itself")
             task.result()
+        return self._told_to_stop or not self._left_work
+
+    def _ended(self, task: asyncio.Task[None], loops: Sequence[asyncio.Task[None]]) -> None:
+        """A loop has ended: with ``once`` the others go on, unless it broke."""
+        if all(loop.done() for loop in loops):
+            self._grace_is_over.set()
+        elif self._once and not task.cancelled() and task.exception() is None:
+            return
+        self._stopping.set()
+
+    async def _drain(self) -> None:
+        """Wait until all loops have ended or the grace time is over."""
+        if self._grace_is_over.is_set():
+            return
+        log.info("worker_draining", drain_seconds=self._limits.drain_seconds)
+        try:
+            async with asyncio.timeout(self._limits.drain_seconds):
+                await self._grace_is_over.wait()
+        except TimeoutError:
+            self._grace_is_over.set()
+
+    @contextmanager
+    def _cut_off_after_grace(self) -> Iterator[None]:
+        """Mark what is cancelled where the grace time is over. A pop never is: it runs out of its
+        own accord, and what it takes too late goes back."""
+        task = asyncio.current_task()
+        self._under_way.add(task)
+        try:
+            yield
+        finally:
+            self._under_way.discard(task)
 
     async def _slot(self) -> None:
         failures = 0
@@ -105,26 +162,43 @@ class Worker:
                 failures += 1
                 await self._back_off(failures, error)
 
-    async def _next(self) -> None:
+    async def _slot_once(self) -> None:
+        await self._may_begin.wait()
+        try:
+            while not self._stopping.is_set() and await self._next():
+                pass
+        except Unavailable as error:
+            log.warning("work_left", cause=type(error).__name__, reason=str(error))
+            self._left_work = True
+        except Exception:
+            log.exception("slot_crashed")
+            raise
+
+    async def _next(self) -> bool:
+        """Take a task and have it done. Returns whether there was one that could be taken."""
+        pop_seconds = 0.0 if self._once else self._limits.pop_seconds
         turn = self._circuit.turn()
         if turn is None:
-            await self._pause(self._limits.pop_seconds)
-            return
+            self._left_work = True
+            await self._pause(pop_seconds)
+            return False
         with closing(turn):
-            message = await self._queue.pop(timeout_seconds=self._limits.pop_seconds)
+            message = await self._queue.pop(timeout_seconds=pop_seconds)
             if isinstance(message, UnreadableTask):
                 await self._refuse(message)
-            elif message is not None and turn.is_valid:
+            elif message is not None and turn.is_valid and not self._grace_is_over.is_set():
                 await self._work(message, turn)
             elif message is not None:
                 await self._queue.push_next([message])
+        return message is not None
 
     async def _work(self, task: GenerationTask, turn: Turn) -> None:
         with structlog.contextvars.bound_contextvars(
             request_id=task.request_id, session_id=str(task.session_id)
         ):
             try:
-                outcome = await self._generation.run(task)
+                with self._cut_off_after_grace():
+                    outcome = await self._generation.run(task)
             except (Unavailable, ClaimFailed):
                 raise
             except ProviderMisconfigured as error:
@@ -133,6 +207,7 @@ class Worker:
                 log.exception("task_crashed")
             else:
                 log.info("task_done", outcome=outcome)
+                self._left_work |= outcome is Outcome.UNSETTLED
                 if outcome is Outcome.COMPLETED and turn.succeeded():
                     log.info("circuit_closed")
 
@@ -149,7 +224,7 @@ class Worker:
             try:
                 failed = await self._generation.refuse(message)
             except Unavailable as error:
-                if self._stopping.is_set():
+                if self._stopping.is_set() or (self._once and failures == REFUSALS_ONCE):
                     raise
                 await self._back_off(failures, error)
             else:
@@ -158,16 +233,24 @@ class Worker:
 
     async def _recover(self, recovery: Recovery) -> None:
         while not self._stopping.is_set():
-            try:
-                report = await recovery.run_once()
-            except Unavailable as error:
-                log.warning("recovery_postponed", cause=type(error).__name__)
-            except Exception:
-                log.exception("recovery_crashed")
-            else:
-                if report.total:
-                    log.info("recovered", **report.counts())
+            await self._recover_once(recovery)
             await self._pause(self._limits.recovery_seconds * self._random.uniform(0.8, 1.2))
+
+    async def _recover_once(self, recovery: Recovery) -> None:
+        try:
+            with self._cut_off_after_grace():
+                report = await recovery.run_once()
+        except Unavailable as error:
+            self._left_work = True
+            log.warning("recovery_postponed", cause=type(error).__name__)
+        except Exception:
+            self._left_work = True
+            log.exception("recovery_crashed")
+        else:
+            if report.total:
+                log.info("recovered", **report.counts())
+        finally:
+            self._may_begin.set()
 
     async def _back_off(self, failures: int, error: Exception) -> None:
         """Wait before the next try: exponentially longer, with full jitter, for ever."""
@@ -186,27 +269,39 @@ class Worker:
             return
 
 
-async def run_until_signalled(worker: Worker, close: Callable[[], Awaitable[None]]) -> None:
-    """Run ``worker`` until SIGTERM or SIGINT, then ``close``."""
+async def run_until_signalled(worker: Worker, close: Callable[[], Awaitable[None]]) -> bool:
+    """Run ``worker`` until SIGTERM or SIGINT, then ``close``. A second signal ends its grace time.
+    Returns what the worker's ``run`` does."""
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, worker.stop)
     try:
-        await worker.run()
+        return await worker.run()
     finally:
         await close()
 
 
-def run_worker(settings: Settings, *, concurrency: int | None, recovery: bool) -> None:
-    """The worker process. Returns after SIGTERM, once it has come to rest."""
+def run_worker(
+    settings: Settings, *, concurrency: int | None, recovery: bool, once: bool = False
+) -> bool:
+    """The worker process. Returns once it has come to rest: after SIGTERM or, with ``once``, when
+    there is no more to do; False if something was away then, so that work may be left."""
     configure_logging(settings)
     container = Container(settings=settings)
+    if not settings.outlasts_attempts:
+        log.warning(
+            "drain_shorter_than_attempt",
+            drain_seconds=settings.drain_seconds,
+            attempt_seconds=settings.attempt_seconds,
+        )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        worker = build_worker(container, concurrency=concurrency, recovery=recovery)
-        runner.run(run_until_signalled(worker, lambda: close(container)))
+        worker = build_worker(container, concurrency=concurrency, recovery=recovery, once=once)
+        return runner.run(run_until_signalled(worker, lambda: close(container)))
 
 
-def build_worker(container: Container, *, concurrency: int | None, recovery: bool) -> Worker:
+def build_worker(
+    container: Container, *, concurrency: int | None, recovery: bool, once: bool = False
+) -> Worker:
     """A worker as the settings say, unless ``concurrency`` does."""
     settings: Settings = container.settings()
     return Worker(
@@ -220,4 +315,5 @@ def build_worker(container: Container, *, concurrency: int | None, recovery: boo
             recovery_seconds=settings.recovery_seconds,
         ),
         random=container.random(),
+        once=once,
     )

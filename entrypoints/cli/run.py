@@ -41,18 +41,39 @@ def _require_free(host: str, port: int, option: str) -> None:
     help="Tasks at once.  [default: WEARON_WORKER_CONCURRENCY]",
 )
 @click.option("--no-recovery", is_flag=True, help="Leave recovery to other workers.")
-def worker(concurrency: int | None, *, no_recovery: bool) -> None:
+@click.option("--once", is_flag=True, help="Do what waits now, then end: for cron jobs and tests.")
+@click.pass_context
+def worker(
+    context: click.Context, concurrency: int | None, *, no_recovery: bool, once: bool
+) -> None:
     """Take tasks and make pictures until SIGTERM, then finish what is in hand.
 
     Recovery (lost tasks, dead workers, missing refunds) runs beside it. At least one worker must
     run it; any number may.
+
+    What is not finished WEARON_DRAIN_SECONDS after SIGTERM or Ctrl-C goes back to the queue for
+    another worker; a second signal gives it back at once.
+
+    With --once, recovery runs once, then tasks are taken until each of the slots has found the
+    queue empty; nothing is waited for, neither new tasks nor sessions that wait for another
+    attempt.
+
+    \b
+    Exit codes:
+      0   it was told to stop and came to rest; with --once: or took all that waited
+      1   it failed: a setting, or an error that nobody expects, which is in the log
+      2   the command line cannot be understood
+      75  with --once: work may be left, since the database or Redis did not answer, recovery
+          failed, or the generator turned everybody away; try again later
     """
     from config.settings import load_settings  # noqa: PLC0415
     from entrypoints.worker import run_worker  # noqa: PLC0415
 
     settings = load_settings(os.environ)
     settings.require_shared(*settings.for_storage, *settings.for_generator)
-    run_worker(settings, concurrency=concurrency, recovery=not no_recovery)
+    done = run_worker(settings, concurrency=concurrency, recovery=not no_recovery, once=once)
+    if not done:
+        context.exit(os.EX_TEMPFAIL)
 
 
 @click.command()

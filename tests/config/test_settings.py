@@ -260,6 +260,21 @@ def test_a_generator_says_what_it_needs() -> None:
         openai.require(*openai.for_generator)
 
 
+@pytest.mark.parametrize(
+    ("environ", "outlasts"),
+    [
+        ({}, True),
+        ({"WEARON_GENERATOR": "openai"}, False),
+        ({"WEARON_GENERATOR": "openai", "WEARON_DRAIN_SECONDS": "180"}, True),
+        ({"WEARON_GENERATOR": "openai", "WEARON_ATTEMPT_SECONDS": "26"}, False),
+        ({"WEARON_GENERATOR": "openai", "WEARON_ATTEMPT_SECONDS": "25"}, True),
+    ],
+)
+def test_a_grace_time_may_be_too_short(environ: dict[str, str], *, outlasts: bool) -> None:
+    """For an attempt that costs something; that is allowed, and worth a line in the log."""
+    assert load_settings(environ).outlasts_attempts is outlasts
+
+
 def test_a_process_among_others_needs_what_they_share() -> None:
     """All that is missing is named at once, and one's own memory is refused."""
     settings = load_settings(DEVELOPMENT | {"WEARON_QUEUE": "memory"})

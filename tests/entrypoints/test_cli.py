@@ -916,6 +916,14 @@ def test_all_that_read_have_json() -> None:
     assert without == {"serve", "worker", "dev", "demo"} | acting | groups
 
 
+def test_a_worker_s_exit_codes_are_explained() -> None:
+    """Whoever starts it from a script reads in its help what each one means."""
+    explained = wearon("worker", "--help").stdout.partition("Exit codes:")[2]
+
+    lines = [line.split() for line in explained.splitlines()]
+    assert [line[0] for line in lines if line and line[0].isdigit()] == ["0", "1", "2", "75"]
+
+
 def test_help_is_quick() -> None:
     """It imports none of the heavy libraries, of which each one costs more than the help itself."""
     heavy = {"asyncio", "asyncpg", "granian", "litestar", "msgspec", "PIL", "redis", "structlog"}

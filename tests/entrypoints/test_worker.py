@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator, MutableMapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -14,11 +15,12 @@ from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from domain.credits import LedgerKind
-from domain.errors import ProviderMisconfigured
+from domain.errors import ClaimFailed, ProviderMisconfigured, TryAgain
 from domain.sessions import SessionStatus
 from domain.tasks import GenerationTask, UnreadableTask
 from entrypoints.worker import Worker, WorkerLimits, run_until_signalled
 from tests.support.clock import VirtualTimeLoop, loop_time
+from tests.support.examples import LEASE
 from tests.support.faults import FlakyTaskQueue
 from tests.support.service import Service, seeded_random
 
@@ -47,7 +49,9 @@ def logs() -> Iterator[Logs]:
         yield captured
 
 
-def a_worker(service: Service, *, concurrency: int = 2, recovery: bool = False) -> Worker:
+def a_worker(
+    service: Service, *, concurrency: int = 2, recovery: bool = False, once: bool = False
+) -> Worker:
     return Worker(
         queue=service.queue,
         generation=service.generation(),
@@ -59,11 +63,12 @@ def a_worker(service: Service, *, concurrency: int = 2, recovery: bool = False) 
             recovery_seconds=RECOVERY_SECONDS,
         ),
         random=seeded_random(),
+        once=once,
     )
 
 
 @asynccontextmanager
-async def running(worker: Worker) -> AsyncIterator["asyncio.Task[None]"]:
+async def running(worker: Worker) -> AsyncIterator["asyncio.Task[bool]"]:
     """The worker at work; at the end of the block it is stopped and comes to rest."""
     task = asyncio.create_task(worker.run())
     await asyncio.sleep(0.1)
@@ -109,6 +114,25 @@ async def test_all_tasks_are_done_by_as_many_slots_as_there_are(service: Service
     assert finished_at == pytest.approx(30, abs=0.1)
 
 
+async def test_no_more_is_taken_than_there_are_free_slots(service: Service) -> None:
+    """Of five tasks two slots hold two and the queue three, however long it takes; one that gets
+    free takes one more; and while the worker drains, none does."""
+    ids = await service.backlog(5)
+    service.generator.seconds = 20
+    left = []
+
+    async with running(a_worker(service)) as working:
+        await asyncio.sleep(15)
+        left.append(waiting(service))
+        await asyncio.sleep(10)
+        left.append(waiting(service))
+    left.append(waiting(service))
+
+    assert left == [ids[2:], ids[4:], ids[4:]]
+    assert await working
+    assert await in_status(service, SessionStatus.COMPLETED) == ids[:4]
+
+
 async def test_a_worker_that_stops_finishes_what_it_has(service: Service, logs: Logs) -> None:
     """It takes nothing new, waits for what is in flight, and is gone as soon as that is done."""
     ids = await service.backlog(4)
@@ -139,6 +163,32 @@ async def test_what_takes_too_long_to_finish_is_given_back(service: Service, log
     assert events(logs, "worker_stopped")[0]["cancelled"] == 2
 
 
+async def test_a_second_stop_gives_back_what_is_in_hand(service: Service, logs: Logs) -> None:
+    """Whoever cannot wait for the grace time has all tasks in the queue again at once, those that
+    a pop under way brings too; and that is no failure."""
+    ids = await service.backlog(1)
+    service.generator.seconds = 100
+    worker = a_worker(service)
+    working = asyncio.create_task(worker.run())
+    await asyncio.sleep(1)
+    service.queue.faults.slow["pop"] = POP_SECONDS / 2
+    await asyncio.sleep(POP_SECONDS)
+    ids += await service.backlog(1)
+    await asyncio.sleep(0.1)
+    assert waiting(service) == []
+    stopped_at = loop_time()
+
+    worker.stop()
+    worker.stop()
+
+    assert await working
+    assert loop_time() - stopped_at < POP_SECONDS
+    assert await in_status(service, SessionStatus.QUEUED) == ids
+    assert set(waiting(service)) == set(ids)
+    assert [(await service.session(session_id)).attempt for session_id in ids] == [1, 0]
+    assert events(logs, "worker_stopped")[0]["cancelled"] == 1
+
+
 @pytest.mark.parametrize("arrives_after_stop", [False, True])
 async def test_a_pop_under_way_at_the_stop_loses_nothing(
     service: Service, *, arrives_after_stop: bool
@@ -150,10 +200,12 @@ async def test_a_pop_under_way_at_the_stop_loses_nothing(
     if not arrives_after_stop:
         await service.backlog(1)
 
-    async with running(worker):
-        worker.stop()
-        if arrives_after_stop:
-            await service.backlog(1)
+    working = asyncio.create_task(worker.run())
+    await asyncio.sleep(0.1)
+    worker.stop()
+    if arrives_after_stop:
+        await service.backlog(1)
+    await working
 
     assert len(await in_status(service, SessionStatus.COMPLETED)) == 1
 
@@ -474,3 +526,136 @@ async def test_a_signal_stops_the_worker(service: Service) -> None:
 
     assert closed.is_set()
     assert len(await in_status(service, SessionStatus.COMPLETED)) == 1
+
+
+async def once(service: Service, *, recovery: bool = True) -> bool:
+    """What a worker says that does what waits and then ends."""
+    async with asyncio.timeout(1000):
+        return await a_worker(service, recovery=recovery, once=True).run()
+
+
+async def test_a_worker_may_work_off_what_waits_and_end(service: Service, logs: Logs) -> None:
+    """It ends when the last task is done, however long that takes, and waits for nothing: also a
+    task that the queue had lost is done, since recovery runs first, and only once."""
+    (lost,) = await service.backlog(1, apart=timedelta(minutes=1))
+    service.queue.messages.clear()
+    await service.backlog(4)
+    service.generator.seconds = 2 * DRAIN_SECONDS
+
+    assert await once(service)
+
+    assert loop_time() == pytest.approx(3 * 2 * DRAIN_SECONDS)
+    assert len(await in_status(service, SessionStatus.COMPLETED)) == 5
+    assert lost in await in_status(service, SessionStatus.COMPLETED)
+    assert service.repo.faults.calls.count("refund_missing") == 1
+    assert not events(logs, "worker_draining")
+
+
+async def test_nothing_to_do_takes_no_time(service: Service) -> None:
+    """An empty queue is all taken; what is lost is left to who runs recovery."""
+    await service.backlog(1)
+    service.queue.messages.clear()
+
+    assert await once(service, recovery=False)
+
+    assert loop_time() == 0
+    assert len(await in_status(service, SessionStatus.QUEUED)) == 1
+
+
+async def test_another_attempt_is_left_to_the_next_run(service: Service) -> None:
+    """Its turn comes later, and nothing is waited for."""
+    await service.backlog(1)
+    service.generator.outcomes = [TryAgain("busy", retry_after_seconds=60)]
+
+    assert await once(service)
+    assert loop_time() == 0
+    service.clock.advance(timedelta(seconds=61))
+    assert await once(service)
+
+    assert len(await in_status(service, SessionStatus.COMPLETED)) == 1
+
+
+@pytest.mark.parametrize("seam", ["pop", "claim", "complete", "recovery", "bury"])
+async def test_what_is_away_ends_the_only_run(service: Service, logs: Logs, seam: str) -> None:
+    """Work may be left, so that it is not all done: but what can be done is, and the rest is there
+    for the next run."""
+    await service.backlog(3)
+    if seam == "bury":
+        service.queue.messages.append(b"{")
+    faults = service.queue.faults if seam in {"pop", "bury"} else service.repo.faults
+    faults.away.add("refund_missing" if seam == "recovery" else seam)
+
+    assert not await once(service)
+
+    assert loop_time() < 10
+    completed = len(await in_status(service, SessionStatus.COMPLETED))
+    assert completed == (3 if seam in {"recovery", "bury"} else 0)
+    assert len(events(logs, "work_left")) == {"pop": 2, "claim": 2, "bury": 1}.get(seam, 0)
+    faults.away.clear()
+    service.clock.advance(2 * LEASE)
+    assert await once(service)
+    assert len(await in_status(service, SessionStatus.COMPLETED)) == 3
+
+
+async def test_a_generator_that_turns_all_away_ends_the_only_run(service: Service) -> None:
+    """After one look; nobody is harmed."""
+    ids = await service.backlog(3)
+    service.generator.outcomes = [ProviderMisconfigured(detail="HTTP 401")] * 1000
+
+    assert not await once(service)
+
+    assert loop_time() == 0
+    assert await in_status(service, SessionStatus.QUEUED) == ids
+    assert set(waiting(service)) == set(ids)
+
+
+async def test_an_error_that_nobody_expects_ends_the_only_run(service: Service, logs: Logs) -> None:
+    """Loudly, with the task in the queue; what other slots have in hand is finished."""
+    ids = await service.backlog(2)
+    service.generator.seconds = 10
+    worker = a_worker(service, once=True, concurrency=1)
+    working = asyncio.create_task(worker.run())
+    await asyncio.sleep(1)
+    service.repo.faults.broken.add("claim")
+
+    with pytest.raises(ClaimFailed):
+        await working
+
+    assert len(events(logs, "slot_crashed")) == 1
+    assert await in_status(service, SessionStatus.COMPLETED) == ids[:1]
+    assert waiting(service) == ids[1:]
+
+
+async def test_recovery_that_crashes_does_not_end_the_only_run(
+    service: Service, logs: Logs
+) -> None:
+    """The tasks that are there are done all the same, but that is not all."""
+    await service.backlog(1)
+    service.repo.faults.broken.add("refund_missing")
+
+    assert not await once(service)
+
+    assert len(await in_status(service, SessionStatus.COMPLETED)) == 1
+    assert len(events(logs, "recovery_crashed")) == 1
+
+
+@pytest.mark.parametrize("busy", ["slot", "recovery"])
+async def test_the_only_run_stops_when_told(service: Service, busy: str) -> None:
+    """As any worker does: what is not done in the grace time is given back, and that is as told,
+    whatever else could not be done."""
+    ids = await service.backlog(3)
+    service.generator.seconds = 100
+    if busy == "recovery":
+        service.repo.faults.slow["refund_missing"] = 100
+    else:
+        service.repo.faults.away.add("refund_missing")
+    worker = a_worker(service, once=True, recovery=True)
+    working = asyncio.create_task(worker.run())
+    await asyncio.sleep(1)
+
+    worker.stop()
+
+    assert await working
+    assert loop_time() == pytest.approx(1 + DRAIN_SECONDS)
+    assert await in_status(service, SessionStatus.QUEUED) == ids
+    assert set(waiting(service)) == set(ids)

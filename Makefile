@@ -7,7 +7,7 @@ export UV_SYSTEM_CERTS ?= true
 UV := .uv/bin/uv
 RUN := $(UV) run --locked --no-sync
 
-.PHONY: help setup demo dev test test-fast simulate mutants chaos lint format
+.PHONY: help setup demo dev test test-fast simulate mutants chaos soak lint format
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -46,6 +46,10 @@ SECONDS ?= 60
 SEED ?= 1
 chaos: setup  ## Faults on real processes: SECONDS=60 SEED=1
 	@$(RUN) python -m tests.chaos $(SECONDS) $(SEED)
+
+TASKS ?= 10000
+soak: setup  ## Many tasks through one worker, and what memory it takes: TASKS=10000
+	@$(RUN) python -m tests.soak $(TASKS)
 
 lint: setup  ## ruff, mypy --strict and the import contracts
 	@$(RUN) ruff check .

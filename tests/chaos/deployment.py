@@ -183,7 +183,7 @@ class Stage:
     async def kill_a_child(self, name: str) -> None:
         """End one of a program's further processes at once; it may end itself because of that."""
         self._expected_to_end.add(name)
-        for pid in (await self.blocking(_children, self._parts[name].pid))[-1:]:
+        for pid in (await self.blocking(children, self._parts[name].pid))[-1:]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -266,7 +266,7 @@ class Stage:
         )
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     """What a process started; nothing where there is no /proc."""
     lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     return [int(child) for child in " ".join(lists).split()]

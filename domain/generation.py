@@ -49,7 +49,9 @@ class Outcome(StrEnum):
     RELEASED = "released"
     """Back to ``queued`` for another attempt."""
     SKIPPED = "skipped"
-    """The session is not there, not queued, or another attempt's: nothing was to be done."""
+    """The session is not there, not queued, or another attempt's: nothing was begun."""
+    OVERTAKEN = "overtaken"
+    """The lease was lost, or the session ended otherwise meanwhile: what was done is void."""
     UNSETTLED = "unsettled"
     """The store did not answer at the end; the lease runs out and recovery takes over."""
 
@@ -162,11 +164,11 @@ class Generation:
                 await self._fail(session, _UNEXPECTED)
             raise
         if made is None:
-            return Outcome.SKIPPED
+            return Outcome.OVERTAKEN
         settled = await self._repo.complete(
             session.id, attempt=session.attempt, artefact=made.artefact, usage=made.usage
         )
-        return Outcome.COMPLETED if settled else Outcome.SKIPPED
+        return Outcome.COMPLETED if settled else Outcome.OVERTAKEN
 
     async def _within_lease(self, session: GenerationSession) -> _Made | None:
         """The picture, or None if the lease was lost while it was being made.
@@ -226,11 +228,11 @@ class Generation:
             return await self._fail(session, _failure(error))
         delay = self._policy.backoff(session.attempt, error.retry_after_seconds, self._random)
         released = await self._repo.release(session.id, attempt=session.attempt, delay=delay)
-        return Outcome.RELEASED if released else Outcome.SKIPPED
+        return Outcome.RELEASED if released else Outcome.OVERTAKEN
 
     async def _fail(self, session: GenerationSession, failure: Failure) -> Outcome:
         settled = await self._repo.fail(session.id, failure, attempt=session.attempt)
-        return Outcome.FAILED if settled else Outcome.SKIPPED
+        return Outcome.FAILED if settled else Outcome.OVERTAKEN
 
     async def _give_back(self, session: GenerationSession) -> None:
         """Let another worker have the session at once; if that fails, recovery does it later."""

@@ -428,7 +428,7 @@ async def test_work_without_a_lease_is_stopped(service: Service) -> None:
     service.repo.faults.away.add("renew")
     started_at = loop_time()
 
-    assert await service.work() is Outcome.SKIPPED
+    assert await service.work() is Outcome.OVERTAKEN
 
     assert loop_time() - started_at == LEASE.total_seconds()
     assert (await service.session(session_id)).status is SessionStatus.PROCESSING
@@ -449,7 +449,7 @@ async def test_a_lost_lease_stops_the_work_and_the_newer_attempt_stands(service:
 
     assert await service.work() is Outcome.COMPLETED
     newer = await service.session(session_id)
-    assert await slow is Outcome.SKIPPED
+    assert await slow is Outcome.OVERTAKEN
 
     assert loop_time() < LEASE.total_seconds()
     assert newer.attempt == 2
@@ -475,7 +475,7 @@ async def test_a_stale_attempt_changes_nothing_however_it_ends(
     newer = await service.claimed(session_id)
 
     with suppress(RuntimeError):
-        assert await slow is Outcome.SKIPPED
+        assert await slow is Outcome.OVERTAKEN
 
     assert await service.session(session_id) == newer
     assert service.money_of(session_id) == CHARGED

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from decimal import Decimal
 from random import Random
+from time import monotonic
 
 from dependency_injector import containers, providers
 from uuid_utils.compat import uuid7
@@ -28,6 +29,8 @@ from adapters.images.local import LocalImageGenerator
 from adapters.images.openai import OpenAiImageGenerator, Prices, ProviderLimits
 from adapters.images.pool import PicturePool, PoolLimits
 from adapters.images.samples import draw_sample
+from adapters.limits.memory import InMemoryStartLimit, Pace
+from adapters.limits.redis import RedisStartLimit
 from adapters.postgres.database import Database, DatabaseLimits
 from adapters.postgres.migrate import all_migrations, migrate
 from adapters.queue.memory import InMemoryTaskQueue
@@ -82,6 +85,23 @@ def _redis_queue(
     )
     opened.push_async_callback(queue.close)
     return queue
+
+
+def _redis_start_limit(settings: Settings, opened: AsyncExitStack) -> RedisStartLimit:
+    per_minute, seconds = settings.provider_per_minute, settings.redis_seconds
+    share = min(per_minute, settings.provider_fallback_per_minute)
+    limit = RedisStartLimit(
+        Pace.of(per_minute),
+        client=redis_client(settings.require("redis_url"), timeout_seconds=seconds),
+        share=InMemoryStartLimit(Pace.of(share), clock=monotonic),
+        timeout_seconds=seconds,
+    )
+    opened.push_async_callback(limit.close)
+    return limit
+
+
+def _in_memory_start_limit(settings: Settings) -> InMemoryStartLimit:
+    return InMemoryStartLimit(Pace.of(settings.provider_per_minute), clock=monotonic)
 
 
 def _jwt_rules(settings: Settings) -> JwtRules:
@@ -263,6 +283,14 @@ class Container(containers.DeclarativeContainer):
             LocalImageGenerator, delay_seconds=settings.provided.local_generator_seconds
         ),
         openai=providers.Singleton(_openai_generator, settings, clock, opened),
+    )
+    provider_limit = providers.Selector(
+        settings.provided.queue,
+        redis=providers.Singleton(_redis_start_limit, settings, opened),
+        memory=providers.Singleton(_in_memory_start_limit, settings),
+    )
+    start_limit = providers.Selector(
+        settings.provided.generator, local=providers.Object(None), openai=provider_limit
     )
 
     samples = providers.Selector(

@@ -258,6 +258,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         float, Meta(ge=0, le=600), _about("Pretend working time of the `local` generator")
     ] = 0
 
+    provider_per_minute: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000),
+        _about("Pictures that all workers together may ask the provider for in a minute"),
+    ] = 300
+    provider_fallback_per_minute: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000),
+        _about("What each worker process may ask for while Redis does not hold them to that"),
+    ] = 30
     openai_api_key: Annotated[
         Annotated[str, Meta(pattern=r"^[!-~]+$")] | None,
         _about(

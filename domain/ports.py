@@ -292,6 +292,23 @@ class ImageGeneratorPort(Protocol):
         through, the worker takes no task off the queue."""
 
 
+class StartLimitPort(Protocol):
+    """How many pieces of work may be started, over all who share the limit, as its provider asks.
+
+    A permit is taken, and then used or given back. In any 60 seconds no more permits are used
+    than the limit says. One that is neither (its holder died) counts as used.
+
+    Raises nothing where the others cannot be reached: it then permits a share of its own.
+    """
+
+    async def take(self) -> float:
+        """0.0: a permit was taken, for one start. Otherwise none was, and asking again makes
+        sense after so many seconds."""
+
+    async def give_back(self) -> None:
+        """A permit that was taken will not be used: another start may have it, now."""
+
+
 class ImageStoragePort(Protocol):
     """Keeps finished pictures. The first picture saved for a session stays its picture.
 

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from enum import Enum, auto
 from itertools import count
 from random import Random
 from typing import Any
@@ -18,7 +19,7 @@ from config.settings import Settings
 from domain.circuit import Circuit, Turn
 from domain.errors import ClaimFailed, ProviderMisconfigured, Unavailable
 from domain.generation import Generation, Outcome
-from domain.ports import TaskQueuePort
+from domain.ports import StartLimitPort, TaskQueuePort
 from domain.recovery import Recovery
 from domain.tasks import GenerationTask, UnreadableTask
 
@@ -43,12 +44,21 @@ class WorkerLimits:
     circuit_cap_seconds: float = 300.0
 
 
+class _Found(Enum):
+    """What a pop brought, and whether a picture was begun from it."""
+
+    NOTHING = auto()
+    NO_PICTURE = auto()
+    PICTURE = auto()
+
+
 class Worker:
     """``concurrency`` slots, each popping a task only when it is free to work on it, and none
-    while the circuit is open: a task that cannot be worked on is left to others.
+    while the circuit is open or the limit permits no start: a task that cannot be worked on is
+    left to others. Without a ``limit`` there is none.
 
-    With ``once`` nothing is waited for: recovery runs once, and then each slot works until it finds
-    the queue empty or the circuit open, or learns that queue or store is away.
+    With ``once`` nothing is waited for but the limit: recovery runs once, and then each slot works
+    until it finds the queue empty or the circuit open, or learns that queue or store is away.
     """
 
     def __init__(
@@ -60,12 +70,15 @@ class Worker:
         limits: WorkerLimits,
         random: Random,
         once: bool = False,
+        limit: StartLimitPort | None = None,
     ) -> None:
         self._queue = queue
         self._generation = generation
         self._recovery = recovery
         self._limits = limits
         self._random = random
+        self._limit = limit
+        self._asking = asyncio.Lock()
         self._circuit = Circuit(
             first_seconds=limits.circuit_first_seconds,
             cap_seconds=limits.circuit_cap_seconds,
@@ -176,23 +189,60 @@ class Worker:
 
     async def _next(self) -> bool:
         """Take a task and have it done. Returns whether there was one that could be taken."""
-        pop_seconds = 0.0 if self._once else self._limits.pop_seconds
         turn = self._circuit.turn()
         if turn is None:
             self._left_work = True
-            await self._pause(pop_seconds)
+            if not self._once:
+                await self._pause(self._limits.pop_seconds)
             return False
         with closing(turn):
-            message = await self._queue.pop(timeout_seconds=pop_seconds)
-            if isinstance(message, UnreadableTask):
-                await self._refuse(message)
-            elif message is not None and turn.is_valid and not self._grace_is_over.is_set():
-                await self._work(message, turn)
-            elif message is not None:
-                await self._queue.push_next([message])
-        return message is not None
+            if self._limit is None:
+                return await self._pop(turn) is not _Found.NOTHING
+            if not await self._is_permitted(self._limit):
+                return True
+            return await self._pop_permitted(turn, self._limit) is not _Found.NOTHING
 
-    async def _work(self, task: GenerationTask, turn: Turn) -> None:
+    async def _is_permitted(self, limit: StartLimitPort) -> bool:
+        """Take a permit, or wait until it makes sense to ask again. One slot at a time does that
+        for all: the others would be told the same."""
+        async with self._asking:
+            if self._stopping.is_set():
+                return False
+            wait_seconds = await limit.take()
+            if wait_seconds > 0:
+                await self._pause(min(wait_seconds, self._limits.pop_seconds))
+            return wait_seconds == 0
+
+    async def _pop_permitted(self, turn: Turn, limit: StartLimitPort) -> _Found:
+        """Use the permit, or give it back if no picture was begun."""
+        found = _Found.PICTURE  # Who is cancelled may have begun one; errors come from before that.
+        try:
+            found = await self._pop(turn)
+        except Exception:
+            found = _Found.NO_PICTURE
+            raise
+        finally:
+            if found is not _Found.PICTURE:
+                await limit.give_back()
+        return found
+
+    async def _pop(self, turn: Turn) -> _Found:
+        """Take the next task and have it done."""
+        message = await self._queue.pop(
+            timeout_seconds=0.0 if self._once else self._limits.pop_seconds
+        )
+        if message is None:
+            return _Found.NOTHING
+        if isinstance(message, UnreadableTask):
+            await self._refuse(message)
+        elif turn.is_valid and not self._grace_is_over.is_set():
+            return await self._work(message, turn)
+        else:
+            await self._queue.push_next([message])
+        return _Found.NO_PICTURE
+
+    async def _work(self, task: GenerationTask, turn: Turn) -> _Found:
+        """A picture counts as begun whatever became of it."""
         with structlog.contextvars.bound_contextvars(
             request_id=task.request_id, session_id=str(task.session_id)
         ):
@@ -210,6 +260,9 @@ class Worker:
                 self._left_work |= outcome is Outcome.UNSETTLED
                 if outcome is Outcome.COMPLETED and turn.succeeded():
                     log.info("circuit_closed")
+                if outcome is Outcome.SKIPPED:
+                    return _Found.NO_PICTURE
+            return _Found.PICTURE
 
     def _turned_away(self, turn: Turn, error: ProviderMisconfigured) -> None:
         """Say once for each opening why this worker takes no tasks."""
@@ -316,4 +369,5 @@ def build_worker(
         ),
         random=container.random(),
         once=once,
+        limit=container.start_limit(),
     )

@@ -15,6 +15,8 @@ from dependency_injector import providers
 
 from adapters.images.fetcher import HttpImageFetcher
 from adapters.images.openai import OpenAiImageGenerator, Prices, ProviderLimits
+from adapters.limits.memory import InMemoryStartLimit, Pace
+from adapters.limits.redis import RedisStartLimit
 from adapters.postgres.database import Database
 from config.container import Container, close
 from config.settings import (
@@ -40,11 +42,13 @@ from domain.ports import (
     RecoveryRepoPort,
     SessionReadPort,
     SessionRepoPort,
+    StartLimitPort,
     TaskQueuePort,
 )
 from domain.sessions import SessionStatus
 from domain.tasks import GenerationTask
 from entrypoints.http.server import application, services_of
+from entrypoints.worker import build_worker
 from tests.support.clock import START
 from tests.support.examples import MODEL_URL, OUTFIT_URL, STORE, USER, a_request
 from tests.support.images import FakeImageFetcher, FakeImageGenerator, encoded
@@ -191,6 +195,8 @@ def test_what_serves_its_own_pictures_is_the_storage(storage: Storage) -> None:
         ("storage", Storage),
         ("files", Storage),
         ("generator", Generator),
+        ("provider_limit", Queue),
+        ("start_limit", Generator),
         ("samples", Environment),
     ],
 )
@@ -211,7 +217,8 @@ def test_every_selector_is_in_the_list_above() -> None:
     }
 
     assert selectors == {
-        "queue", "sessions", "accounts", "api_keys", "storage", "files", "generator", "samples"
+        "queue", "sessions", "accounts", "api_keys", "storage", "files", "generator", "samples",
+        "provider_limit", "start_limit",
     }  # fmt: skip
 
 
@@ -224,6 +231,7 @@ def test_every_selector_is_in_the_list_above() -> None:
         ("api_keys", [ApiKeyRepoPort]),
         ("storage", [ImageStoragePort]),
         ("generator", [ImageGeneratorPort]),
+        ("provider_limit", [StartLimitPort]),
     ],
 )
 def test_every_adapter_is_one_of_its_port(name: str, ports: list[type]) -> None:
@@ -358,6 +366,39 @@ def test_settings_reach_the_provider() -> None:
         input_usd_per_million=Decimal("0.1"), output_usd_per_million=Decimal("9999.999999")
     )
     assert generator._limits == ProviderLimits(connect_seconds=1, answer_seconds=2, total_seconds=3)
+
+
+@pytest.mark.parametrize(("fallback", "share"), [(7, 7), (500, 120)])
+def test_settings_reach_the_limit_of_the_provider(fallback: int, share: int) -> None:
+    """The fleet's pace, and each process's own for when Redis is away: never more than that."""
+    container = in_memory(
+        queue=Queue.REDIS,
+        redis_url="redis://127.0.0.1:1/0",
+        generator=Generator.OPENAI,
+        openai_api_key=SECRET,
+        provider_per_minute=120,
+        provider_fallback_per_minute=fallback,
+        redis_seconds=3,
+    )
+
+    limit = container.start_limit()
+
+    assert isinstance(limit, RedisStartLimit)
+    assert (limit._pace, limit._share._pace) == (Pace.of(120), Pace.of(share))
+    assert limit._timeout_seconds == 3
+    assert build_worker(container, concurrency=1, recovery=False)._limit is limit
+
+
+def test_only_a_provider_has_a_limit() -> None:
+    """The generator that comes with wearon may be asked at any pace; in one process, the limit is
+    that process's."""
+    openai = {"generator": Generator.OPENAI, "openai_api_key": SECRET, "provider_per_minute": 40}
+
+    limit = in_memory(**openai).start_limit()
+
+    assert in_memory().start_limit() is None
+    assert isinstance(limit, InMemoryStartLimit)
+    assert limit._pace == Pace.of(40)
 
 
 @pytest.mark.anyio

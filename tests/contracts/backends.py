@@ -1,6 +1,8 @@
 """The adapters behind one handle each, with what a test needs beyond the ports: other programs
 that use the same store or queue, and the passing of time."""
 
+import asyncio
+import time
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,6 +16,8 @@ from adapters.auth.memory import InMemoryApiKeyRepo
 from adapters.auth.postgres import PostgresApiKeyRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
+from adapters.limits.memory import InMemoryStartLimit, Pace
+from adapters.limits.redis import RedisStartLimit
 from adapters.postgres.database import Database
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.queue.payload import MAX_DEAD
@@ -30,6 +34,7 @@ from domain.ports import (
     RecoveryRepoPort,
     SessionReadPort,
     SessionRepoPort,
+    StartLimitPort,
     TaskQueuePort,
 )
 from domain.sessions import ErrorCode, Failure, GenerationSession, SessionStatus
@@ -301,3 +306,58 @@ class RedisQueueBackend(QueueBackend):
         return RedisQueueBackend(
             client=self._client, blocking_client=self._blocking_client, max_dead=max_dead
         )
+
+
+class LimitBackend(ABC):
+    """What starts are limited by."""
+
+    @abstractmethod
+    def sharer(self, pace: Pace) -> StartLimitPort:
+        """One of those who share a limit."""
+
+    @abstractmethod
+    async def wait(self, seconds: float) -> None:
+        """Let that much time pass, or a little more."""
+
+    @abstractmethod
+    def now(self) -> float:
+        """Seconds on a clock that goes as fast as the limit's."""
+
+
+class MemoryLimitBackend(LimitBackend):
+    def __init__(self) -> None:
+        self._now = 1_000.0
+        self._limit: StartLimitPort | None = None
+
+    def sharer(self, pace: Pace) -> StartLimitPort:
+        self._limit = self._limit or InMemoryStartLimit(pace, clock=lambda: self._now)
+        return self._limit
+
+    async def wait(self, seconds: float) -> None:
+        self._now += seconds + 0.001
+
+    def now(self) -> float:
+        return self._now
+
+
+class RedisLimitBackend(LimitBackend):
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+
+    def sharer(self, pace: Pace) -> StartLimitPort:
+        return RedisStartLimit(
+            pace,
+            client=self._client,
+            share=InMemoryStartLimit(_NONE, clock=lambda: 0.0),
+            timeout_seconds=2,
+        )
+
+    async def wait(self, seconds: float) -> None:
+        await asyncio.sleep(seconds + 0.001)
+
+    def now(self) -> float:
+        return time.monotonic()
+
+
+_NONE = Pace(burst=0, interval_us=1)
+"""Of a limit that permits nothing, so that nobody passes a test by falling back on it."""

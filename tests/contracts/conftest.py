@@ -13,10 +13,13 @@ from adapters.postgres.database import Database, DatabaseLimits
 from adapters.queue.redis import redis_client
 from tests.contracts.backends import (
     Backend,
+    LimitBackend,
     MemoryBackend,
+    MemoryLimitBackend,
     MemoryQueueBackend,
     PostgresBackend,
     QueueBackend,
+    RedisLimitBackend,
     RedisQueueBackend,
 )
 
@@ -65,6 +68,19 @@ async def queue_backend(queue_url: str) -> AsyncIterator[QueueBackend]:
     finally:
         await client.aclose()
         await blocking_client.aclose()
+
+
+@pytest.fixture
+async def limit_backend(queue_url: str) -> AsyncIterator[LimitBackend]:
+    if queue_url == "memory":
+        yield MemoryLimitBackend()
+        return
+    client, _ = _clients(queue_url)
+    try:
+        await client.flushall()
+        yield RedisLimitBackend(client)
+    finally:
+        await client.aclose()
 
 
 def _clients(url: str) -> tuple[Redis, Redis]:

@@ -14,13 +14,14 @@ import pytest
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
+from adapters.limits.memory import InMemoryStartLimit, Pace
 from domain.credits import LedgerKind
-from domain.errors import ClaimFailed, ProviderMisconfigured, TryAgain
+from domain.errors import ClaimFailed, ProviderMisconfigured, Refused, TryAgain
 from domain.sessions import SessionStatus
 from domain.tasks import GenerationTask, UnreadableTask
 from entrypoints.worker import Worker, WorkerLimits, run_until_signalled
 from tests.support.clock import VirtualTimeLoop, loop_time
-from tests.support.examples import LEASE
+from tests.support.examples import LEASE, a_task
 from tests.support.faults import FlakyTaskQueue
 from tests.support.service import Service, seeded_random
 
@@ -49,8 +50,34 @@ def logs() -> Iterator[Logs]:
         yield captured
 
 
+class CountedLimit(InMemoryStartLimit):
+    """``burst`` starts at once and then one every ``every_seconds``."""
+
+    def __init__(self, *, burst: int, every_seconds: int = 3_600) -> None:
+        pace = Pace(burst=burst, interval_us=every_seconds * 1_000_000)
+        super().__init__(pace, clock=loop_time)
+        self.asked = 0
+        self.taken = 0
+        self.given_back = 0
+
+    async def take(self) -> float:
+        self.asked += 1
+        wait = await super().take()
+        self.taken += wait == 0
+        return wait
+
+    async def give_back(self) -> None:
+        self.given_back += 1
+        await super().give_back()
+
+
 def a_worker(
-    service: Service, *, concurrency: int = 2, recovery: bool = False, once: bool = False
+    service: Service,
+    *,
+    concurrency: int = 2,
+    recovery: bool = False,
+    once: bool = False,
+    limit: CountedLimit | None = None,
 ) -> Worker:
     return Worker(
         queue=service.queue,
@@ -64,6 +91,7 @@ def a_worker(
         ),
         random=seeded_random(),
         once=once,
+        limit=limit,
     )
 
 
@@ -431,6 +459,174 @@ async def test_a_worker_that_may_begin_nothing_stops_at_once(service: Service) -
         stopped_at = loop_time()
 
     assert loop_time() == stopped_at
+
+
+async def test_what_may_not_be_started_is_not_taken(service: Service) -> None:
+    """One permit for four slots: one task is done, the others wait where other workers can have
+    them. One slot asks for all, and not more often than it could pop."""
+    ids = await service.backlog(3)
+    limit = CountedLimit(burst=1)
+
+    async with running(a_worker(service, concurrency=4, limit=limit)):
+        await asyncio.sleep(60)
+
+        assert await in_status(service, SessionStatus.COMPLETED) == ids[:1]
+        assert waiting(service) == ids[1:]
+        assert service.queue.faults.calls.count("pop") == 1
+
+    assert limit.asked <= 60 / POP_SECONDS + 3
+
+
+async def test_two_workers_start_at_the_pace_of_one_limit(service: Service) -> None:
+    """Two at once and one every ten seconds, however many slots would be free."""
+    await service.backlog(6)
+    limit = CountedLimit(burst=2, every_seconds=10)
+
+    async with (
+        running(a_worker(service, concurrency=4, limit=limit)),
+        running(a_worker(service, concurrency=4, limit=limit)),
+    ):
+        await completed(service, 2)
+        times = [await completed(service, count) for count in range(3, 7)]
+
+    assert times == pytest.approx([10, 20, 30, 40], abs=POP_SECONDS + 0.1)
+
+
+async def nothing_comes(_: Service) -> None:
+    """The pop comes back empty."""
+
+
+async def unreadable(service: Service) -> None:
+    service.queue.messages.extendleft([b"{"] * 3)
+
+
+async def of_no_session(service: Service) -> None:
+    for _ in range(3):
+        await service.queue.push(a_task())
+
+
+async def queue_is_away(service: Service) -> None:
+    await service.backlog(3)
+    service.queue.faults.away.add("pop")
+
+
+async def store_is_away(service: Service) -> None:
+    await service.backlog(3)
+    service.repo.faults.away.add("claim")
+
+
+async def pop_is_broken(service: Service) -> None:
+    await service.backlog(3)
+    service.queue.faults.broken.add("pop")
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [nothing_comes, unreadable, of_no_session, queue_is_away, store_is_away, pop_is_broken],
+)
+async def test_a_permit_that_begins_nothing_is_given_back(service: Service, prepare: Any) -> None:
+    """To the last one, and no more often than it was taken: about once a second by each slot."""
+    await prepare(service)
+    limit = CountedLimit(burst=2)
+
+    async with running(a_worker(service, limit=limit)):
+        await asyncio.sleep(60)
+
+    assert service.generator.requests == []
+    assert 10 < limit.given_back == limit.taken < 2 * 60 / POP_SECONDS + 10
+    assert limit._full_at_us <= limit._now_us()
+
+
+async def test_a_permit_of_a_pop_that_came_too_late_is_given_back(service: Service) -> None:
+    """The circuit opened while it was under way, so its task is begun by nobody."""
+    service.queue.faults.slow["pop"] = 0.5
+    service.generator.seconds = 0.1
+    service.generator.outcomes = [ProviderMisconfigured(detail="HTTP 401")] * 1000
+    limit = CountedLimit(burst=2)
+    async with running(a_worker(service, limit=limit)):
+        await service.backlog(1)
+        await asyncio.sleep(0.55)
+        await service.backlog(1)
+        await asyncio.sleep(3)
+
+    assert len(service.generator.requests) == 1
+    assert limit.taken - limit.given_back == 1
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        None,
+        Refused("no"),
+        TryAgain("later"),
+        ProviderMisconfigured(detail="HTTP 401"),
+        RuntimeError("a bug"),
+    ],
+    ids=lambda outcome: type(outcome).__name__,
+)
+async def test_a_permit_is_used_up_however_the_picture_ends(
+    service: Service, outcome: Exception | None
+) -> None:
+    """The provider was asked, and that is what is limited."""
+    await service.backlog(1)
+    service.generator.outcomes = [outcome] if outcome else []
+    limit = CountedLimit(burst=2)
+
+    async with running(a_worker(service, limit=limit)):
+        pass
+
+    assert len(service.generator.requests) == limit.taken - limit.given_back == 1
+
+
+async def test_a_permit_is_used_up_by_work_that_was_overtaken(service: Service) -> None:
+    """The lease was lost in mid-work: nothing is written, but the provider was asked."""
+    await service.backlog(1)
+    service.generator.seconds = 100
+    service.repo.faults.away.add("renew")
+    limit = CountedLimit(burst=2)
+
+    async with running(a_worker(service, limit=limit)):
+        await asyncio.sleep(60)
+
+    assert len(service.generator.requests) == limit.taken - limit.given_back == 1
+
+
+async def test_a_permit_is_used_up_by_work_that_is_cut_off(service: Service) -> None:
+    """By the end of the grace time."""
+    await service.backlog(1)
+    service.generator.seconds = 100
+    limit = CountedLimit(burst=2)
+
+    async with running(a_worker(service, limit=limit)):
+        pass
+
+    assert len(service.generator.requests) == limit.taken - limit.given_back == 1
+
+
+async def test_a_permit_that_others_give_back_is_found(service: Service) -> None:
+    """However long the wait was said to be, a worker asks again about as often as it would pop."""
+    limit = CountedLimit(burst=1)
+    await limit.take()
+    await service.backlog(1)
+
+    async with running(a_worker(service, limit=limit)):
+        await asyncio.sleep(60)
+        await limit.give_back()
+        back_at = loop_time()
+
+        assert await completed(service, 1) - back_at < POP_SECONDS + 0.1
+
+
+async def test_a_worker_without_a_permit_stops_at_once(service: Service) -> None:
+    """Whether a slot waits for the time to ask again, or for its turn to ask."""
+    await service.backlog(2)
+    limit = CountedLimit(burst=1)
+
+    async with running(a_worker(service, concurrency=4, limit=limit)):
+        await asyncio.sleep(2.5)
+        asked, stopped_at = limit.asked, loop_time()
+
+    assert (loop_time(), limit.asked) == (stopped_at, asked)
 
 
 async def test_recovery_runs_beside_the_work(service: Service, logs: Logs) -> None:

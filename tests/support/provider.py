@@ -7,6 +7,7 @@ import asyncio
 import base64
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -45,10 +46,11 @@ class Upload:
 
 @dataclass(slots=True)
 class EditCall:
-    """What one call said."""
+    """What one call said, and when it came (on the monotonic clock)."""
 
     path: str
     headers: dict[str, str]
+    at: float = field(default_factory=time.monotonic)
     fields: dict[str, str] = field(default_factory=dict)
     uploads: list[Upload] = field(default_factory=list)
 

@@ -1,0 +1,224 @@
+"""What the limit of the settings comes to, and what stands in while Redis does not hold it."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Iterator, MutableMapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from adapters.embedded.valkey import EmbeddedValkey
+from adapters.limits.memory import InMemoryStartLimit, Pace
+from adapters.limits.redis import LIMIT_KEY, RedisStartLimit
+from adapters.queue.redis import redis_client
+
+pytestmark = pytest.mark.anyio
+
+Logs = list[MutableMapping[str, Any]]
+LONG_US = 600_000_000
+FALLBACK_EVENTS = ["start_limit_fell_back", "start_limit_is_shared_again"]
+
+
+@pytest.fixture
+def logs() -> Iterator[Logs]:
+    with capture_logs() as captured:
+        yield captured
+
+
+@pytest.fixture
+async def admin(valkey: EmbeddedValkey) -> AsyncIterator[Redis]:
+    """Somebody who may do anything to an empty Valkey; afterwards it is as it was."""
+    async with redis_client(valkey.url, timeout_seconds=2) as client:
+        await client.flushall()
+        try:
+            yield client
+        finally:
+            await client.config_set("maxmemory", 0)
+            await client.acl_deluser("worker")
+
+
+@asynccontextmanager
+async def limited(url: str, *, burst: int = 4, share: int = 2) -> AsyncIterator[RedisStartLimit]:
+    """Permits for ``burst`` starts, or for ``share`` of its own, and then none for long."""
+    limit = RedisStartLimit(
+        Pace(burst=burst, interval_us=LONG_US),
+        client=redis_client(url, timeout_seconds=1),
+        share=InMemoryStartLimit(Pace(burst=share, interval_us=LONG_US), clock=lambda: 0.0),
+        timeout_seconds=1,
+    )
+    try:
+        yield limit
+    finally:
+        await limit.close()
+
+
+async def taken(limit: RedisStartLimit, times: int) -> int:
+    """How many permits were taken of so many that were asked for."""
+    return [await limit.take() for _ in range(times)].count(0.0)
+
+
+@pytest.mark.parametrize(
+    ("per_minute", "burst", "refilled_per_minute"),
+    [(1, 1, 1), (4, 1, 2), (59, 1, 57), (60, 2, 55), (300, 10, 271), (1_000_000, 33_333, 900_002)],
+)
+def test_the_pace_of_a_limit(per_minute: int, burst: int, refilled_per_minute: int) -> None:
+    """A thirtieth at once; all that may start in a minute leaves twice that free."""
+    pace = Pace.of(per_minute)
+
+    assert pace.burst == burst
+    assert pace.interval_us == math.ceil(60_000_000 / refilled_per_minute)
+
+
+@given(
+    per_minute=st.integers(1, 90),
+    steps=st.lists(
+        st.tuples(st.sampled_from([0, 0, 0.1, 1, 7, 31]), st.booleans(), st.booleans()),
+        max_size=150,
+    ),
+)
+def test_no_minute_has_more_starts_than_the_limit(
+    per_minute: int, steps: list[tuple[float, bool, bool]]
+) -> None:
+    """However takers wait, use permits, hold them or give them back: permits that are used stay
+    within the limit, in any 60 seconds."""
+    now = 0.0
+    limit = InMemoryStartLimit(Pace.of(per_minute), clock=lambda: now)
+    used: list[float] = []
+    held = 0
+
+    async def walk() -> None:
+        nonlocal now, held
+        for seconds, gives_back, keeps_time in steps:
+            now += seconds
+            while (wait := await limit.take()) == 0:
+                held += gives_back
+                used.extend([] if gives_back else [now])
+            if held and keeps_time:
+                held -= 1
+                await limit.give_back()
+            now += 0 if keeps_time else wait
+
+    asyncio.run(walk())
+
+    for first, began in enumerate(used):
+        assert sum(at < began + 60 for at in used[first:]) <= per_minute
+
+
+async def test_the_key_is_gone_when_it_says_nothing(admin: Redis, valkey: EmbeddedValkey) -> None:
+    """It lives until the bucket is full again, and not at all once all was given back."""
+    async with limited(valkey.url) as limit:
+        await taken(limit, 2)
+        lives_ms = await admin.pttl(LIMIT_KEY)
+        await limit.give_back()
+        await limit.give_back()
+
+        assert LONG_US * 2 / 1_000 - 60_000 < lives_ms <= LONG_US * 2 / 1_000
+        assert not await admin.exists(LIMIT_KEY)
+
+
+async def test_a_time_that_nobody_could_have_left(admin: Redis, valkey: EmbeddedValkey) -> None:
+    """Redis' clock went back, or the limit was lower before: one is not held up for longer than
+    an empty bucket would."""
+    seconds, _ = await admin.time()
+    await admin.set(LIMIT_KEY, (seconds + 86_400) * 1_000_000)
+
+    async with limited(valkey.url) as limit:
+        wait = await limit.take()
+
+    assert LONG_US / 1e6 - 1 < wait <= LONG_US / 1e6
+
+
+async def test_a_time_long_past(admin: Redis, valkey: EmbeddedValkey) -> None:
+    """It lost its expiry: a bucket that has been full for years holds no more than others."""
+    await admin.set(LIMIT_KEY, 1)
+
+    async with limited(valkey.url) as limit:
+        assert await taken(limit, 8) == 4
+
+
+async def refuse_scripts(admin: Redis) -> str:
+    """The account of a worker that may do everything else."""
+    await admin.acl_setuser(
+        "worker",
+        enabled=True,
+        passwords=["+secret"],
+        keys=["*"],
+        categories=["+@all", "-@scripting"],
+    )
+    return "worker:secret@"
+
+
+async def allow_scripts(admin: Redis) -> None:
+    await admin.acl_setuser("worker", enabled=True, categories=["+@scripting"])
+
+
+async def refuse_memory(admin: Redis) -> str:
+    await admin.config_set("maxmemory", 1)
+    return ""
+
+
+async def allow_memory(admin: Redis) -> None:
+    await admin.config_set("maxmemory", 0)
+
+
+@pytest.mark.parametrize(
+    ("refuse", "allow"),
+    [(refuse_scripts, allow_scripts), (refuse_memory, allow_memory)],
+    ids=["may not run scripts", "out of memory"],
+)
+async def test_a_redis_that_refuses_the_script(
+    admin: Redis, valkey: EmbeddedValkey, logs: Logs, refuse: Any, allow: Any
+) -> None:
+    """A share of one's own stands in until Redis does it again; each change is told once, and
+    what is given back goes to where permits come from."""
+    account = await refuse(admin)
+    async with limited(valkey.url.replace("unix://", f"unix://{account}")) as limit:
+        at_first = await taken(limit, 6)
+        await limit.give_back()
+        given_back = await taken(limit, 6)
+        told = [entry["event"] for entry in logs]
+        await allow(admin)
+        afterwards = await taken(limit, 6)
+        await limit.give_back()
+
+        assert (at_first, given_back, told) == (2, 1, FALLBACK_EVENTS[:1])
+        assert (afterwards, await taken(limit, 6)) == (4, 1)
+
+    assert [entry["event"] for entry in logs] == FALLBACK_EVENTS
+    assert (logs[0]["log_level"], logs[0]["cause"]) in {
+        ("warning", "NoPermissionError"),
+        ("warning", "OutOfMemoryError"),
+    }
+
+
+async def test_a_redis_that_is_away(tmp_path: Path, logs: Logs) -> None:
+    """The same, and neither giving back nor closing is an error."""
+    async with limited(f"unix://{tmp_path}/nobody.sock") as limit:
+        permitted = await taken(limit, 6)
+        await limit.give_back()
+        again = await taken(limit, 6)
+
+    assert (permitted, again) == (2, 1)
+    assert [entry["event"] for entry in logs] == FALLBACK_EVENTS[:1]
+
+
+async def test_a_permit_that_redis_does_not_take_back(
+    admin: Redis, valkey: EmbeddedValkey, logs: Logs
+) -> None:
+    """It is lost until time brings it back: nobody fails for that, and no share grows by it."""
+    account = await refuse_scripts(admin)
+    await allow_scripts(admin)
+    async with limited(valkey.url.replace("unix://", f"unix://{account}")) as limit:
+        permitted = await taken(limit, 4)
+        await refuse_scripts(admin)
+        await limit.give_back()
+        told = list(logs)
+
+        assert (permitted, told) == (4, [])
+        assert await taken(limit, 6) == 2

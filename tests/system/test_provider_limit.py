@@ -1,0 +1,51 @@
+"""The provider's limit holds over all workers together."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from adapters.limits.memory import Pace
+from tests.support.provider import KEY, FakeProvider, provider_in_thread
+from tests.system.deployment import Deployment, eventually
+
+pytestmark = pytest.mark.xdist_group("system")
+
+PER_MINUTE = 120
+WORKERS = 3
+TASKS = 20
+
+
+@pytest.fixture
+def provider() -> Iterator[FakeProvider]:
+    with provider_in_thread() as provider:
+        yield provider
+
+
+def test_three_workers_keep_to_one_limit(deployment: Deployment, provider: FakeProvider) -> None:
+    """Twelve slots, a provider that answers at once and more work than they may start: from the
+    beginning on, calls are as many as the pace permits in the time that passed, and no more;
+    everything is completed all the same."""
+    ids = [deployment.submit().data["session_id"] for _ in range(TASKS)]
+    began = time.monotonic()
+
+    for _ in range(WORKERS):
+        deployment.start(
+            "worker",
+            WEARON_GENERATOR="openai",
+            OPENAI_API_KEY=KEY,
+            WEARON_OPENAI_BASE_URL=provider.url,
+            WEARON_PROVIDER_PER_MINUTE=str(PER_MINUTE),
+        )
+    eventually(
+        lambda: all(deployment.session(session)["status"] == "completed" for session in ids),
+        seconds=60,
+    )
+
+    pace = Pace.of(PER_MINUTE)
+    assert len(provider.calls) == TASKS
+    for number, call in enumerate(provider.calls, 1):
+        assert number <= pace.burst + (call.at - began) * 1e6 / pace.interval_us
+    attempts = deployment.sql("SELECT DISTINCT attempt FROM generation_sessions")
+    assert [row["attempt"] for row in attempts] == [1]
+    deployment.assert_books_are_right()

@@ -12,6 +12,8 @@ import msgspec
 from msgspec import Meta, inspect
 
 MIN_SECRET_LENGTH = 32
+_CONFIRM_SECONDS = 2
+"""A submission may take a second longer than its setting, and is confirmed within another."""
 _HIDDEN = "***"
 _PREFIX = "WEARON_"
 
@@ -326,6 +328,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for name in ("database_url", "redis_url", "openai_base_url"):
             if not _has_usable_port(getattr(self, name)):
                 yield f"{variable_of(name)}: its port must be a number up to 65535"
+        if self.push_again_seconds <= self.submit_seconds + _CONFIRM_SECONDS:
+            yield (
+                "WEARON_PUSH_AGAIN_SECONDS: must be longer than WEARON_SUBMIT_SECONDS and"
+                f" {_CONFIRM_SECONDS} seconds, or tasks on their way would count as lost"
+            )
         if self.environment is Environment.DEVELOPMENT:
             return
         if self.fetch_allow_loopback:

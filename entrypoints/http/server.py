@@ -20,8 +20,8 @@ from domain.submission import Submission
 from entrypoints.http.app import Lifespan, Services, create_app
 
 TEND_SECONDS = 1.0
-"""How often pushed tasks are confirmed, and the queue measured; recovery's shortest
-``push_again_seconds`` is 5."""
+"""How often pushed tasks are confirmed, and the queue measured; the settings refuse a
+``push_again_seconds`` that is too short for it."""
 
 STOP_SECONDS = 20
 """How long a worker may take to finish its requests: more than a request may last. Without it

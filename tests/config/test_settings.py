@@ -1,5 +1,6 @@
 """Settings: what is not right is said, by the name of its variable and without its value."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,28 @@ def test_what_endangers_production_is_for_development_only() -> None:
     assert [problem.partition(":")[0] for problem in problems] == list(dangerous)
     assert all("only with WEARON_ENVIRONMENT=development" in problem for problem in problems)
     assert load_settings(dangerous | DEVELOPMENT).store is Store.MEMORY
+
+
+@pytest.mark.parametrize(("submit", "push_again"), [("2", "5"), ("3", "5.1"), ("12.9", "15")])
+def test_a_task_is_not_lost_while_it_is_submitted(submit: str, push_again: str) -> None:
+    """Recovery waits longer than a submission and its confirmation may take."""
+    times = {"WEARON_SUBMIT_SECONDS": submit, "WEARON_PUSH_AGAIN_SECONDS": push_again}
+
+    assert load_settings(times).duration("push_again_seconds") > timedelta(seconds=float(submit))
+
+
+@pytest.mark.parametrize(("submit", "push_again"), [("3", "5"), ("13", "15"), ("60", "15")])
+def test_a_task_that_would_be_lost_while_it_is_submitted_is_refused(
+    submit: str, push_again: str
+) -> None:
+    """In development too: a request in good time would be answered 503 or charged for nothing."""
+    times = {"WEARON_SUBMIT_SECONDS": submit, "WEARON_PUSH_AGAIN_SECONDS": push_again}
+
+    for environ in (times, times | DEVELOPMENT):
+        assert problems_of(environ) == [
+            "WEARON_PUSH_AGAIN_SECONDS: must be longer than WEARON_SUBMIT_SECONDS and 2 seconds,"
+            " or tasks on their way would count as lost"
+        ]
 
 
 def test_settings_made_by_hand_are_checked_too() -> None:

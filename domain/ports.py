@@ -215,7 +215,8 @@ class CreditRepoPort(Protocol):
         """Add credits and their ledger entry; makes the account if there is none."""
 
     async def audit(self, *, limit: int) -> list[Discrepancy]:
-        """Recompute every balance from the ledger, and every session's debit and refund.
+        """Recompute every balance from the ledger, and every session's debit and refund, and look
+        for what was paid for and completed without a picture.
 
         Returns what is off, at most ``limit``; an empty list means that the books are right.
         """

@@ -48,7 +48,10 @@ class InMemoryCreditRepo(CreditRepoPort):
         for entry in self.entries:
             booked[entry.session_id].append(entry)
         sessions = [
-            Discrepancy(subject=f"session {session.id}", problem=f"is {session.status}: {entries}")
+            Discrepancy(
+                subject=f"session {session.id}",
+                problem=f"is {session.status}, its picture {_picture(session)}: {entries}",
+            )
             for session in self.sessions()
             if not _is_right(session, entries := booked[session.id])
         ]
@@ -101,11 +104,18 @@ class InMemoryCreditRepo(CreditRepoPort):
 
 
 def _is_right(session: GenerationSession, entries: list[LedgerEntry]) -> bool:
-    """Whether the owner was debited once, and was refunded as much if the session failed."""
+    """Whether the owner was debited once, and was refunded as much if the session failed or has
+    a picture if it is completed."""
     failed = session.status is SessionStatus.FAILED
     kinds = [LedgerKind.DEBIT, LedgerKind.REFUND] if failed else [LedgerKind.DEBIT]
     return (
         [entry.kind for entry in entries] == kinds
         and all(entry.owner == session.owner for entry in entries)
         and (not failed or sum(entry.amount for entry in entries) == 0)
+        and (session.status is not SessionStatus.COMPLETED or _picture(session) is not None)
     )
+
+
+def _picture(session: GenerationSession) -> str | None:
+    """Where it is, or was until it expired."""
+    return session.artefact.object_key if session.artefact else session.generated_image_url

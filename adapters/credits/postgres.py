@@ -48,7 +48,9 @@ _AUDIT = """
             count(*) FILTER (WHERE kind = 'refund') AS refunds,
             coalesce(sum(amount), 0) AS net,
             count(*) FILTER (WHERE (entry.channel, entry.owner_id)
-                <> (session.channel, session.owner_id)) > 0 AS other_account
+                <> (session.channel, session.owner_id)) > 0 AS other_account,
+            session.status = 'completed' AND object_key IS NULL AND generated_image_url IS NULL
+                AS no_picture
         FROM generation_sessions AS session
             LEFT JOIN credit_ledger AS entry ON entry.session_id = session.id
         GROUP BY session.id
@@ -61,11 +63,12 @@ _AUDIT = """
         (coalesce(ledger.balance, 0), coalesce(granted, 0), coalesce(debited, 0),
             coalesce(refunded, 0))
     UNION ALL
-    SELECT 'session ' || id, format('is %s with %s debit(s) and %s refund(s), net %s%s',
+    SELECT 'session ' || id, format('is %s with %s debit(s) and %s refund(s), net %s%s%s',
         status, debits, refunds, net,
-        CASE WHEN other_account THEN ', on another account' ELSE '' END)
+        CASE WHEN other_account THEN ', on another account' ELSE '' END,
+        CASE WHEN no_picture THEN ', without a picture' ELSE '' END)
     FROM books
-    WHERE debits <> 1 OR other_account
+    WHERE debits <> 1 OR other_account OR no_picture
         OR CASE status WHEN 'failed' THEN refunds <> 1 OR net <> 0 ELSE refunds <> 0 END
     LIMIT $1"""
 

@@ -82,7 +82,8 @@ class Crowd:
 
     async def interfere(self) -> None:
         status = self.random.choice(["processing", "completed", "failed", "failed"])
-        await self.backend.foreign_write(self.some_id(), status=status)
+        picture = {"generated_image_url": "https://x.example/"} if status == "completed" else {}
+        await self.backend.foreign_write(self.some_id(), status=status, **picture)
 
     async def grant(self) -> None:
         await self.backend.credits.grant(self.random.choice(OWNERS), 5, note="test")

@@ -214,6 +214,17 @@ async def test_an_audit_finds_a_refund_to_somebody_else(backend: Backend) -> Non
     assert await off(backend) == {f"session {session_id}", str(USER), str(OTHER)}
 
 
+async def test_an_audit_finds_what_was_completed_without_a_picture(backend: Backend) -> None:
+    """Its owner paid for nothing, until a consumer that is not ours adds its link."""
+    session_id = await backend.queued()
+    await backend.foreign_write(session_id, status="completed")
+
+    without = await off(backend)
+    await backend.foreign_write(session_id, generated_image_url="https://x.example/")
+
+    assert (without, await off(backend)) == ({f"session {session_id}"}, set())
+
+
 async def test_an_audit_returns_no_more_than_its_limit(backend: Backend) -> None:
     """Whether accounts or sessions are off."""
     for owner in (USER, OTHER, STORE):

@@ -1,12 +1,13 @@
 """Bring every session to its end, whatever was lost or killed. Run it every few seconds,
 in as many processes as you like."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from uuid import UUID
 
+from domain.errors import Unavailable
 from domain.generation import WorkPolicy
 from domain.ports import RecoveryRepoPort, SessionRepoPort, TaskQueuePort
 from domain.sessions import ErrorCode, Failure, GenerationSession
@@ -56,12 +57,12 @@ class RecoveryPolicy:
 class RecoveryReport:
     """How many sessions one run moved, by what was done to them."""
 
-    refunded: int
-    expired: int
-    released: int
-    spent: int
-    pushed_again: int
-    never_pushed: int
+    refunded: int = 0
+    expired: int = 0
+    released: int = 0
+    spent: int = 0
+    pushed_again: int = 0
+    never_pushed: int = 0
 
     @property
     def total(self) -> int:
@@ -93,33 +94,54 @@ class Recovery:
         self._unburied: deque[GenerationSession] = deque(maxlen=policy.batch * policy.max_batches)
 
     async def run_once(self) -> RecoveryReport:
-        """Do all that is to be done now, in bounded batches. What needs no queue comes first, so
-        that it is done also when the queue is away; then ``QueueUnavailable`` is raised. What is
-        too old for another attempt expires in the run that took it from its dead worker."""
+        """Do all that is to be done now, in bounded batches. What needs no queue comes first.
+        What is too old for another attempt expires in the run that took it from its dead worker.
+
+        A step that fails keeps none of the others from being done; at the end the error of the
+        first one that did is raised.
+        """
+        done: Counter[str] = Counter()
+        failures: list[Unavailable] = []
+        for step in (
+            self._refund_missing,
+            self._fail_spent,
+            self._release_dead,
+            self._fail_expired,
+            self._bury_spent,
+            self._push_lost,
+        ):
+            try:
+                await step(done)
+            except Unavailable as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        return RecoveryReport(**done)
+
+    async def _refund_missing(self, done: Counter[str]) -> None:
+        limit = self._policy.batch
+        done["refunded"] = await self._drain(lambda: self._lost.refund_missing(limit=limit))
+
+    async def _fail_spent(self, done: Counter[str]) -> None:
+        """Fail what killed all its workers; its task is kept for whoever finds out why."""
+        done["spent"] = await self._drain(self._fail_some_spent)
+
+    async def _release_dead(self, done: Counter[str]) -> None:
         policy = self._policy
-        refunded = await self._drain(lambda: self._lost.refund_missing(limit=policy.batch))
-        spent = await self._drain(self._fail_spent)
-        released = await self._drain(
+        done["released"] = await self._drain(
             lambda: self._lost.release_dead_leases(
                 max_attempts=policy.max_attempts,
                 without_lease=policy.without_lease,
                 limit=policy.batch,
             )
         )
-        expired = await self._drain(
+
+    async def _fail_expired(self, done: Counter[str]) -> None:
+        policy = self._policy
+        done["expired"] = await self._drain(
             lambda: self._lost.fail_expired(
                 _EXPIRED, older_than=policy.time_to_live, limit=policy.batch
             )
-        )
-        await self._bury_spent()
-        pushed_again, never_pushed = await self._push_lost()
-        return RecoveryReport(
-            refunded=refunded,
-            expired=expired,
-            released=released,
-            spent=spent,
-            pushed_again=pushed_again,
-            never_pushed=never_pushed,
         )
 
     async def _drain(self, step: Callable[[], Awaitable[int]]) -> int:
@@ -132,8 +154,7 @@ class Recovery:
                 break
         return done
 
-    async def _fail_spent(self) -> int:
-        """Fail what killed all its workers; its task is kept for whoever finds out why."""
+    async def _fail_some_spent(self) -> int:
         policy = self._policy
         spent = await self._lost.fail_dead_leases(
             _SPENT,
@@ -144,7 +165,7 @@ class Recovery:
         self._unburied.extend(spent)
         return len(spent)
 
-    async def _bury_spent(self) -> None:
+    async def _bury_spent(self, _: Counter[str]) -> None:
         while self._unburied:
             session = self._unburied[0]
             await self._queue.bury(
@@ -153,13 +174,12 @@ class Recovery:
             )
             self._unburied.popleft()
 
-    async def _push_lost(self) -> tuple[int, int]:
-        """Push what the queue lost, and fail what it never got. Returns the two counts.
+    async def _push_lost(self, done: Counter[str]) -> None:
+        """Push what the queue lost, and fail what it never got.
 
         The queue is first in, first out, so a session older than its oldest task is not in it.
         Newest first, each batch goes before all others, so the oldest task stays the next one.
         """
-        pushed_again = never_pushed = 0
         for _ in range(self._policy.max_batches):
             oldest = await self._queue.oldest()
             if isinstance(oldest, UnreadableTask):
@@ -170,15 +190,14 @@ class Recovery:
                 limit=self._policy.batch,
             )
             lost = [session for session in sessions if session.confirmed]
-            never_pushed += await self._fail_unconfirmed(sessions)
+            done["never_pushed"] += await self._fail_unconfirmed(sessions)
             if lost:
                 await self._queue.push_next(
                     [GenerationTask.of(session, task_id=self._new_id()) for session in lost]
                 )
-            pushed_again += len(lost)
+            done["pushed_again"] += len(lost)
             if len(sessions) < self._policy.batch:
                 break
-        return pushed_again, never_pushed
 
     async def _fail_unconfirmed(self, sessions: list[GenerationSession]) -> int:
         """Whoever submitted these was told 503, or was never answered: give the credit back."""

@@ -20,7 +20,7 @@ from tests.support.service import Service
 
 POLICY = RecoveryPolicy()
 SMALL = RecoveryPolicy(batch=4, max_batches=3)
-NOTHING = RecoveryReport(refunded=0, expired=0, released=0, spent=0, pushed_again=0, never_pushed=0)
+NOTHING = RecoveryReport()
 SECOND = timedelta(seconds=1)
 CHARGED = [LedgerKind.DEBIT]
 REFUNDED = [LedgerKind.DEBIT, LedgerKind.REFUND]
@@ -78,9 +78,7 @@ async def test_a_flushed_queue_is_filled_again_in_its_old_order(service: Service
 
     report = await service.recover(SMALL)
 
-    assert report == RecoveryReport(
-        refunded=0, expired=0, released=0, spent=0, pushed_again=10, never_pushed=0
-    )
+    assert report == RecoveryReport(pushed_again=10)
     assert order(service) == ids
     assert service.queue.pushed_next == [4, 4, 2]
 
@@ -419,8 +417,70 @@ async def test_a_push_that_fails_is_made_up_for(service: Service, fault: str) ->
     assert order(service) == ids
 
 
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        ("refund_missing", StoreUnavailable),
+        ("fail_dead_leases", StoreUnavailable),
+        ("release_dead_leases", StoreUnavailable),
+        ("fail_expired", StoreUnavailable),
+        ("bury", QueueUnavailable),
+        ("overdue", StoreUnavailable),
+    ],
+)
+async def test_a_step_that_fails_keeps_no_other_from_being_done(
+    service: Service, step: str, error: type[Exception]
+) -> None:
+    """A row that somebody holds for long, or a call that fails, costs a run that step only; its
+    error is raised at the end, and the next run makes up for it."""
+    recovery = service.recovery()
+    refused, spent, expired = await service.backlog(3, apart=timedelta(0))
+    service.repo.overwrite(refused, status=SessionStatus.FAILED)
+    await claimed_again(service, spent, POLICY.max_attempts)
+    service.clock.advance(POLICY.time_to_live + SECOND)
+    lost, released = await service.backlog(2, apart=POLICY.push_again_after)
+    await service.repo.claim(released, lease=LEASE)
+    service.queue.messages.clear()
+    service.clock.advance(LEASE + SECOND)
+    service.repo.faults.away.add(step)
+    service.queue.faults.away.add(step)
+
+    async def not_done() -> set[str]:
+        done = {
+            "refund_missing": service.money_of(refused) == REFUNDED,
+            "fail_dead_leases": service.money_of(spent) == REFUNDED,
+            "release_dead_leases": (await service.session(released)).status is SessionStatus.QUEUED,
+            "fail_expired": service.money_of(expired) == REFUNDED,
+            "bury": len(await service.queue.dead(limit=10)) == 1,
+            "overdue": lost in order(service),
+        }
+        return {name for name, is_done in done.items() if not is_done}
+
+    with pytest.raises(error):
+        await recovery.run_once()
+    left = await not_done()
+    service.repo.faults.away.clear()
+    service.queue.faults.away.clear()
+    await recovery.run_once()
+
+    nothing_to_bury = {"bury"} if step == "fail_dead_leases" else set()
+    assert left == {step} | nothing_to_bury
+    assert await not_done() == set()
+
+
+async def test_of_several_failures_the_first_is_raised(service: Service) -> None:
+    """Store and queue are both away; what is told is what went wrong first."""
+    service.repo.faults.away.add("fail_expired")
+    service.queue.faults.away.add("oldest")
+
+    with pytest.raises(StoreUnavailable):
+        await service.recover()
+
+    assert "oldest" in service.queue.faults.calls
+
+
 @pytest.mark.parametrize("step", ["refund_missing", "fail_expired", "overdue", "fail"])
-async def test_a_store_that_is_down_ends_the_run(service: Service, step: str) -> None:
+async def test_a_store_that_is_down_is_told(service: Service, step: str) -> None:
     """The error is raised, and the next run does what this one could not."""
     session_id = (await service.submitted(confirmed=False)).session.id
     service.queue.messages.clear()

@@ -199,8 +199,8 @@ def what_was_never_confirmed_is_pushed() -> AbstractContextManager[None]:
 def lost_tasks_stay_lost() -> AbstractContextManager[None]:
     """Recovery pushes again what the queue lost."""
 
-    async def push_lost(_: Any) -> tuple[int, int]:
-        return 0, 0
+    async def push_lost(*_: Any) -> None:
+        return
 
     return _instead((Recovery, "_push_lost", push_lost))
 

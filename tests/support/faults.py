@@ -104,6 +104,22 @@ class FlakySessionRepo(InMemorySessionRepo):
         async with self.faults.around("fail_expired"):
             return await super().fail_expired(failure, older_than=older_than, limit=limit)
 
+    async def release_dead_leases(
+        self, *, max_attempts: int, without_lease: timedelta, limit: int
+    ) -> int:
+        async with self.faults.around("release_dead_leases"):
+            return await super().release_dead_leases(
+                max_attempts=max_attempts, without_lease=without_lease, limit=limit
+            )
+
+    async def fail_dead_leases(
+        self, failure: Failure, *, max_attempts: int, without_lease: timedelta, limit: int
+    ) -> list[GenerationSession]:
+        async with self.faults.around("fail_dead_leases"):
+            return await super().fail_dead_leases(
+                failure, max_attempts=max_attempts, without_lease=without_lease, limit=limit
+            )
+
 
 class FlakyTaskQueue(InMemoryTaskQueue):
     def __init__(self, *, clock: Callable[[], datetime]) -> None:

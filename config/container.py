@@ -5,7 +5,7 @@ Everything here is made without connecting to anything; connections open when th
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from random import Random
 from time import monotonic
@@ -210,6 +210,7 @@ def _recovery_policy(settings: Settings) -> RecoveryPolicy:
         max_attempts=settings.max_attempts,
         without_lease=settings.duration("foreign_seconds"),
         time_to_live=settings.duration("queued_seconds"),
+        picture_lifetime=timedelta(days=settings.picture_days),
     )
 
 
@@ -332,6 +333,7 @@ class Container(containers.DeclarativeContainer):
         sessions=sessions,
         lost=sessions,
         queue=queue,
+        storage=storage,
         policy=providers.Singleton(_recovery_policy, settings),
         new_id=new_id,
     )

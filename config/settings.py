@@ -239,6 +239,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     queued_seconds: Annotated[
         Seconds, _about("A session that waited longer fails as `EXPIRED` with a refund")
     ] = 3_600
+    picture_days: Annotated[
+        int, Meta(ge=1, le=36_500), _about("A picture is deleted so many days after it was made")
+    ] = 30
 
     fetch_seconds: Annotated[Seconds, _about("Longest download of an input picture")] = 15
     fetch_max_bytes: Annotated[

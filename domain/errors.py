@@ -5,7 +5,8 @@
     WearonError
     ├── InvalidInput, InsufficientCredits, NotFound, Conflict, Unauthenticated,
     │   IdempotencyKeyReused, TooManyActive                                      the caller's
-    ├── Overloaded, Unavailable: QueueUnavailable, StoreUnavailable              ours, passing
+    ├── Overloaded, Unavailable: QueueUnavailable, StoreUnavailable,
+    │   StorageUnavailable                                                       ours, passing
     ├── WorkFailed: TryAgain, Refused, ProviderMisconfigured           one attempt at a picture
     ├── ClaimFailed                                                   ours, until somebody acts
     └── IllegalTransition, InvalidTask                                 a rule of the domain broken
@@ -104,6 +105,10 @@ class QueueUnavailable(Unavailable):
 
 class StoreUnavailable(Unavailable):
     """The store failed or did not answer in time."""
+
+
+class StorageUnavailable(Unavailable):
+    """The picture storage failed or did not answer in time, outside of an attempt at a picture."""
 
 
 class ClaimFailed(WearonError):

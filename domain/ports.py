@@ -150,6 +150,21 @@ class RecoveryRepoPort(Protocol):
     async def refund_missing(self, *, limit: int) -> int:
         """Refund ``failed`` sessions without a refund: a consumer that is not ours wrote them."""
 
+    async def past_lifetime(
+        self, *, older_than: timedelta, again_after: timedelta, limit: int
+    ) -> list[GenerationSession]:
+        """Final sessions whose pictures are to be deleted, in any order, the oldest taken first.
+
+        Those that ended more than ``older_than`` ago and may have something in the image storage:
+        ``completed`` ones with an artefact, and ``failed`` ones that were ever attempted. Each one
+        is returned to one caller only, until ``again_after`` has passed, and never after
+        ``mark_images_deleted``.
+        """
+
+    async def mark_images_deleted(self, session_ids: Sequence[UUID]) -> int:
+        """Note on final sessions that the image storage holds nothing of them any more. Returns
+        how many were noted now."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionStats:
@@ -323,5 +338,8 @@ class ImageStoragePort(Protocol):
         """Keep ``picture`` under ``prefix`` plus the extension of its type. Where a picture of
         that key exists already it is left alone and is the one that counts."""
 
+    async def delete(self, prefix: str) -> None:
+        """Delete whatever is kept under ``prefix`` plus any extension. Nothing there is as good."""
+
     def url(self, object_key: str) -> str:
-        """A signed URL at which anybody can get the picture until it expires."""
+        """A signed URL at which anybody can get the picture until it expires or is deleted."""

@@ -48,6 +48,8 @@ class Reading:
             return None  # A consumer that is not ours may have left a link to what was refunded.
         if session.artefact is None:
             return session.generated_image_url
+        if session.image_expired:
+            return None
         return self._storage.url(session.artefact.object_key)
 
     async def _queue_position(self, session: GenerationSession) -> int | None:

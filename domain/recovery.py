@@ -1,15 +1,16 @@
-"""Bring every session to its end, whatever was lost or killed. Run it every few seconds,
-in as many processes as you like."""
+"""Bring every session to its end, whatever was lost or killed, and delete its picture when that is
+old. Run it every few seconds, in as many processes as you like."""
 
+import asyncio
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from domain.errors import Unavailable
+from domain.errors import StorageUnavailable, TryAgain, Unavailable
 from domain.generation import WorkPolicy
-from domain.ports import RecoveryRepoPort, SessionRepoPort, TaskQueuePort
+from domain.ports import ImageStoragePort, RecoveryRepoPort, SessionRepoPort, TaskQueuePort
 from domain.sessions import ErrorCode, Failure, GenerationSession
 from domain.tasks import GenerationTask, UnreadableTask
 
@@ -27,7 +28,11 @@ class RecoveryPolicy:
     """When a session counts as lost, dead or expired, and how much one run may do.
 
     ``push_again_after`` must be longer than a submit may take and than the interval at which
-    ``Submission.confirm_pushed`` runs.
+    ``Submission.confirm_pushed`` runs. ``picture_lifetime`` must be longer than an attempt: one
+    that lost its lease may keep a picture after its session has ended, and what is kept after the
+    deletion stays for ever. One run deletes up to ``deletions`` pictures, all at once, so that
+    lost sessions wait for that no longer than ``deletion_timeout``; what was not deleted then is
+    tried again after ``delete_again_after``.
     """
 
     push_again_after: timedelta = timedelta(seconds=15)
@@ -36,6 +41,10 @@ class RecoveryPolicy:
     time_to_live: timedelta = timedelta(hours=1)
     batch: int = 100
     max_batches: int = 10
+    picture_lifetime: timedelta = timedelta(days=30)
+    deletions: int = 50
+    deletion_timeout: timedelta = timedelta(seconds=2)
+    delete_again_after: timedelta = timedelta(minutes=5)
 
     def settle_bound(self, work: WorkPolicy, *, interval: timedelta) -> timedelta:
         """The longest time from a session's creation, or from the end of the last fault if that
@@ -55,7 +64,8 @@ class RecoveryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryReport:
-    """How many sessions one run moved, by what was done to them."""
+    """How many sessions one run moved, by what was done to them. ``swept`` counts those of which
+    the image storage holds nothing any more."""
 
     refunded: int = 0
     expired: int = 0
@@ -63,6 +73,7 @@ class RecoveryReport:
     spent: int = 0
     pushed_again: int = 0
     never_pushed: int = 0
+    swept: int = 0
 
     @property
     def total(self) -> int:
@@ -82,20 +93,23 @@ class Recovery:
         sessions: SessionRepoPort,
         lost: RecoveryRepoPort,
         queue: TaskQueuePort,
+        storage: ImageStoragePort,
         policy: RecoveryPolicy,
         new_id: Callable[[], UUID],
     ) -> None:
         self._sessions = sessions
         self._lost = lost
         self._queue = queue
+        self._storage = storage
         self._policy = policy
         self._new_id = new_id
         # Waits for the queue only; what a killed process leaves in it can be read off the sessions.
         self._unburied: deque[GenerationSession] = deque(maxlen=policy.batch * policy.max_batches)
 
     async def run_once(self) -> RecoveryReport:
-        """Do all that is to be done now, in bounded batches. What needs no queue comes first.
-        What is too old for another attempt expires in the run that took it from its dead worker.
+        """Do all that is to be done now, in bounded batches. What needs no queue comes first, and
+        pictures, which nobody waits for, come last. What is too old for another attempt expires in
+        the run that took it from its dead worker.
 
         A step that fails keeps none of the others from being done; at the end the error of the
         first one that did is raised.
@@ -109,6 +123,7 @@ class Recovery:
             self._fail_expired,
             self._bury_spent,
             self._push_lost,
+            self._delete_old_images,
         ):
             try:
                 await step(done)
@@ -206,3 +221,26 @@ class Recovery:
             if not session.confirmed:
                 failed += await self._sessions.fail(session.id, _LOST, attempt=None)
         return failed
+
+    async def _delete_old_images(self, done: Counter[str]) -> None:
+        """Delete first, then note it: whoever dies in between leaves it to be done once more."""
+        old = await self._lost.past_lifetime(
+            older_than=self._policy.picture_lifetime,
+            again_after=self._policy.delete_again_after,
+            limit=self._policy.deletions,
+        )
+        if not old:
+            return
+        deleted = await asyncio.gather(*(self._delete_image(session) for session in old))
+        gone = [session.id for session, is_gone in zip(old, deleted, strict=True) if is_gone]
+        done["swept"] = await self._lost.mark_images_deleted(gone)
+        if len(gone) < len(old):
+            raise StorageUnavailable(f"{len(old) - len(gone)} pictures could not be deleted")
+
+    async def _delete_image(self, session: GenerationSession) -> bool:
+        try:
+            async with asyncio.timeout(self._policy.deletion_timeout.total_seconds()):
+                await self._storage.delete(session.object_prefix)
+        except (TryAgain, TimeoutError):
+            return False
+        return True

@@ -95,7 +95,8 @@ class GenerationSession:
     ``generated_image_url`` is only ever written by a consumer that is not ours; ours set
     ``artefact``. ``idempotency_key`` is the caller's; one session of an owner has it. ``usage`` is
     that of the attempt that completed the session; None where the provider tells none, and where
-    that attempt found a picture that an earlier one had kept.
+    that attempt found a picture that an earlier one had kept. ``image_deleted_at`` is when all that
+    the image storage may have held of the session was deleted; ``artefact`` still says what it was.
     """
 
     id: UUID
@@ -119,6 +120,12 @@ class GenerationSession:
     """When the latest attempt began."""
     completed_at: datetime | None = None
     processing_time_ms: int | None = None
+    image_deleted_at: datetime | None = None
+
+    @property
+    def image_expired(self) -> bool:
+        """Whether there was a picture of ours that was deleted since."""
+        return self.artefact is not None and self.image_deleted_at is not None
 
     @property
     def image_urls(self) -> tuple[str, ...]:

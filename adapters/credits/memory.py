@@ -117,5 +117,5 @@ def _is_right(session: GenerationSession, entries: list[LedgerEntry]) -> bool:
 
 
 def _picture(session: GenerationSession) -> str | None:
-    """Where it is, or was until it expired."""
+    """Where it is, or was until it was deleted."""
     return session.artefact.object_key if session.artefact else session.generated_image_url

@@ -31,6 +31,7 @@ class _Row:
     session: GenerationSession
     status_changed_at: datetime
     push_again_at: datetime | None = None
+    delete_again_at: datetime | None = None
     refunded: bool = False
 
 
@@ -146,6 +147,30 @@ class InMemorySessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
             self._refund(row)
         return len(missing)
 
+    async def past_lifetime(
+        self, *, older_than: timedelta, again_after: timedelta, limit: int
+    ) -> list[GenerationSession]:
+        now = self._clock()
+        old = [
+            row
+            for row in self._rows.values()
+            if _may_have_image(row.session)
+            and row.status_changed_at < now - older_than
+            and (row.delete_again_at or now) <= now
+        ]
+        old = sorted(old, key=lambda row: row.status_changed_at)[:limit]
+        for row in old:
+            row.delete_again_at = now + again_after
+        return [row.session for row in old]
+
+    async def mark_images_deleted(self, session_ids: Sequence[UUID]) -> int:
+        marked = 0
+        for row in filter(None, map(self._rows.get, session_ids)):
+            if row.session.status.is_final and row.session.image_deleted_at is None:
+                row.session = replace(row.session, image_deleted_at=self._clock())
+                marked += 1
+        return marked
+
     async def get(self, session_id: UUID, owner: Owner | None) -> GenerationSession:
         row = self._rows.get(session_id)
         if row is None or owner not in {None, row.session.owner}:
@@ -254,6 +279,14 @@ class InMemorySessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
     def _refund(self, row: _Row) -> None:
         self._accounts.refund(row.session.owner, GENERATION_COST, row.session.id)
         row.refunded = True
+
+
+def _may_have_image(session: GenerationSession) -> bool:
+    """Whether the image storage may hold something of a session that has ended."""
+    if session.image_deleted_at is not None:
+        return False
+    attempted = session.status is SessionStatus.FAILED and session.attempt > 0
+    return session.artefact is not None or attempted
 
 
 def _position(row: _Row) -> tuple[datetime, UUID]:

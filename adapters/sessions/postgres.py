@@ -44,7 +44,7 @@ _COLUMNS = """
     s.model_image_url, s.outfit_image_url, s.accessories, s.object_key, s.media_type,
     s.input_tokens, s.output_tokens, s.estimated_cost_usd, s.generated_image_url,
     s.error_code, s.error_message, s.confirmed, s.attempt, s.lease_expires_at, s.created_at,
-    s.started_at, s.completed_at, s.processing_time_ms"""
+    s.started_at, s.completed_at, s.processing_time_ms, s.image_deleted_at"""
 
 _ACTIVE = """
     SELECT count(*) FROM (
@@ -218,6 +218,30 @@ _OVERDUE = f"""
         ORDER BY created_at DESC, id DESC LIMIT $3 FOR UPDATE SKIP LOCKED))
     RETURNING {_COLUMNS}"""
 
+# The condition on the pictures is that of the index sessions_with_image.
+_PAST_LIFETIME = f"""
+    UPDATE generation_sessions AS s SET delete_again_at = now() + $2::interval
+    WHERE id = ANY (ARRAY (
+        SELECT id FROM generation_sessions
+        WHERE image_deleted_at IS NULL AND ((status = 'completed' AND object_key IS NOT NULL)
+                OR (status = 'failed' AND attempt > 0))
+            AND status_changed_at < now() - $1::interval
+            AND coalesce(delete_again_at, '-infinity') <= now()
+        ORDER BY status_changed_at LIMIT $3 FOR UPDATE SKIP LOCKED))
+    RETURNING {_COLUMNS}"""
+
+_MARK_IMAGES_DELETED = """
+    WITH marked AS (
+        UPDATE generation_sessions SET image_deleted_at = now()
+        WHERE id = ANY (ARRAY (
+            SELECT id FROM generation_sessions
+            WHERE id = ANY ($1::uuid[]) AND status IN ('completed', 'failed')
+                AND image_deleted_at IS NULL
+            ORDER BY id FOR UPDATE SKIP LOCKED))
+        RETURNING id
+    )
+    SELECT count(*) FROM marked"""
+
 _STATS = """
     SELECT status, count(*) FROM generation_sessions
     WHERE channel = $1 AND owner_id = $2 GROUP BY status"""
@@ -335,6 +359,15 @@ class PostgresSessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
     async def refund_missing(self, *, limit: int) -> int:
         return await self._count(_REFUND_MISSING, limit)
 
+    async def past_lifetime(
+        self, *, older_than: timedelta, again_after: timedelta, limit: int
+    ) -> list[GenerationSession]:
+        rows = await self._database.fetch(_PAST_LIFETIME, older_than, again_after, limit)
+        return [_session(row) for row in rows]
+
+    async def mark_images_deleted(self, session_ids: Sequence[UUID]) -> int:
+        return await self._count(_MARK_IMAGES_DELETED, session_ids)
+
     async def get(self, session_id: UUID, owner: Owner | None) -> GenerationSession:
         sql, arguments = _select(owner, id=session_id)
         row = await self._database.fetch_row(sql, *arguments)
@@ -407,6 +440,7 @@ def _session(row: asyncpg.Record) -> GenerationSession:
         started_at=row["started_at"],
         completed_at=row["completed_at"],
         processing_time_ms=row["processing_time_ms"],
+        image_deleted_at=row["image_deleted_at"],
     )
 
 

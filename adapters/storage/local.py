@@ -1,5 +1,6 @@
 """Pictures as files below one directory."""
 
+import asyncio
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,8 @@ from domain.sessions import Artefact
 class LocalImageStorage(ImageStoragePort, SignedReads):
     """A file appears whole or not at all, and is never replaced.
 
-    A process that is killed while it saves may leave ``{key}#1`` behind, which nobody reads.
+    A process that is killed while it saves may leave ``{key}#1`` behind, or ``#2`` where that is
+    taken. Nobody reads them, and they are deleted with the picture.
     """
 
     def __init__(self, root: Path, *, signer: UrlSigner) -> None:
@@ -45,6 +47,16 @@ class LocalImageStorage(ImageStoragePort, SignedReads):
         with faults_translated(), suppress(AlreadyExistsError):
             await self._store.put_async(artefact.object_key, picture.data, mode="create")
         return artefact
+
+    async def delete(self, prefix: str) -> None:
+        with faults_translated():
+            await asyncio.to_thread(self._remove, prefix)
+
+    def _remove(self, prefix: str) -> None:
+        for artefact in possible_artefacts(prefix):
+            path = self.path_of(artefact.object_key)
+            for leftover in ("", "#1", "#2", "#3"):
+                path.with_name(path.name + leftover).unlink(missing_ok=True)
 
     def url(self, object_key: str) -> str:
         return self._signer.url(object_key)

@@ -28,6 +28,10 @@ class InMemoryImageStorage(ImageStoragePort, SignedReads):
         self._pictures[artefact.object_key] = picture
         return artefact
 
+    async def delete(self, prefix: str) -> None:
+        for artefact in possible_artefacts(prefix):
+            self._pictures.pop(artefact.object_key, None)
+
     def url(self, object_key: str) -> str:
         return self._signer.url(object_key)
 

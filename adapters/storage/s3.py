@@ -23,7 +23,8 @@ class S3Bucket:
 
     Without ``endpoint`` it is Amazon's. With ``path_style`` the bucket's name is in the path of
     every URL; without it an ``endpoint`` has to begin with the name itself. The credentials need
-    PutObject, GetObject and ListBucket: without the last S3 answers 403 where nothing is.
+    PutObject, GetObject, DeleteObject and ListBucket: without the last S3 answers 403 where
+    nothing is.
     """
 
     name: str
@@ -89,6 +90,20 @@ class S3ImageStorage(ImageStoragePort):
                 use_multipart=False,
             )
         return artefact
+
+    async def delete(self, prefix: str) -> None:
+        """Only what is there is named: some services call the deletion of nothing an error."""
+        artefacts = possible_artefacts(prefix)
+        there = await asyncio.gather(*(self._has(artefact) for artefact in artefacts))
+        keys = [
+            artefact.object_key for artefact, found in zip(artefacts, there, strict=True) if found
+        ]
+        with faults_translated():
+            if keys:
+                await self._store.delete_async(keys)
+            else:
+                # A bucket that is not there has none of them either, and only here says so.
+                await self._store.list_with_delimiter_async(prefix)
 
     def url(self, object_key: str) -> str:
         return sign(self._store, "GET", object_key, self._url_lifetime)

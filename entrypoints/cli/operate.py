@@ -211,6 +211,7 @@ def _fields(session: GenerationSession) -> list[tuple[str, object]]:
         ("lease until", session.lease_expires_at),
         ("pushed", "confirmed" if session.confirmed else "not confirmed"),
         ("picture", artefact.object_key if artefact else session.generated_image_url),
+        ("picture deleted", session.image_deleted_at if artefact else None),
         ("failure", f"{failure.code}: {failure.message}" if failure else None),
         ("request id", session.request_id),
         *((f"image {index}", url) for index, url in enumerate(session.image_urls, 1)),

@@ -144,6 +144,13 @@ class Session(Struct, frozen=True, kw_only=True):
     generated_image_url: Annotated[
         str | None, Meta(description="The picture, once completed. The link expires: ask again.")
     ]
+    image_expired: Annotated[
+        bool,
+        Meta(
+            description="Pictures are kept for some days only: true once this one was deleted,"
+            " and `generated_image_url` is null then."
+        ),
+    ]
     media_type: Annotated[str | None, Meta(description="The picture's format.")]
     error_code: Annotated[
         str | None, Meta(description="Why it failed, for programs.", examples=["EXPIRED"])
@@ -187,6 +194,7 @@ class Session(Struct, frozen=True, kw_only=True):
             accessories=[_accessory_item(accessory) for accessory in session.accessories],
             prompt=session.prompt if session.owner.channel is Channel.B2B else None,
             generated_image_url=view.picture_url,
+            image_expired=session.image_expired,
             media_type=None if artefact is None else artefact.media_type,
             error_code=None if failure is None else failure.code,
             error_message=None if failure is None else failure.message,

@@ -46,6 +46,18 @@ async def test_what_a_killed_save_leaves_does_not_count(tmp_path: Path) -> None:
     assert storage.path_of(saved.object_key).read_bytes() == JPEG.data
 
 
+async def test_what_killed_saves_left_is_deleted_too(tmp_path: Path) -> None:
+    """It is a part of somebody's picture. What belongs to another picture stays."""
+    storage = storage_at(tmp_path)
+    await storage.save("stores/1", JPEG)
+    for name in ("1.jpg#1", "1.png#1", "1.png#2", "11.jpg#1"):
+        (tmp_path / "stores" / name).write_bytes(b"a jp")
+
+    await storage.delete("stores/1")
+
+    assert [path.name for path in (tmp_path / "stores").iterdir()] == ["11.jpg#1"]
+
+
 async def test_a_broken_disk_means_try_again(tmp_path: Path) -> None:
     """Where the storage does not answer, everything but making a URL raises ``TryAgain``."""
     (tmp_path / "file").write_bytes(b"where the directory should be")
@@ -57,6 +69,8 @@ async def test_a_broken_disk_means_try_again(tmp_path: Path) -> None:
         await storage.find("stores/1")
     with pytest.raises(TryAgain):
         await storage.save("stores/1", JPEG)
+    with pytest.raises(TryAgain):
+        await storage.delete("stores/1")
     with pytest.raises(TryAgain):
         await storage.read_signed("stores/1.jpg", expires=expires, signature=signature)
 

@@ -168,6 +168,11 @@ ATTACKS: dict[str, tuple[tuple[str, ...], str, Refusal]] = {
         SET.format("object_key = 'somewhere'"),
         CHECK,
     ),
+    "deleting a picture that is still to come": (
+        OPEN,
+        SET.format("image_deleted_at = now()"),
+        CHECK,
+    ),
     "a refund mark on what did not fail": (
         (*OPEN, "completed"),
         SET.format("refunded = true"),
@@ -369,6 +374,19 @@ async def test_a_final_session_may_still_get_its_link(store: Console) -> None:
     )
 
     assert (await store.get(session_id)).generated_image_url == "https://x.example/"
+
+
+@pytest.mark.parametrize("later", ["NULL", "now() + interval '1 day'"])
+async def test_a_deleted_picture_does_not_come_back(store: Console, later: str) -> None:
+    """When it was deleted stays as it was noted."""
+    session_id = await store.in_state("completed")
+    await store.recovery.mark_images_deleted([session_id])
+    before = await store.everything()
+
+    with pytest.raises(GUARD):
+        await store.run(SET.format(f"image_deleted_at = {later}"), session_id)
+
+    assert await store.everything() == before
 
 
 async def test_a_foreign_take_has_an_attempt_and_no_lease(store: Console) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -18,7 +19,7 @@ from domain.errors import TooManyActive
 from domain.ports import RecoveryRepoPort
 from domain.sessions import ErrorCode, Failure
 from tests.contracts.backends import PostgresBackend
-from tests.support.examples import FAILURE, LEASE, MANY, USER, a_session
+from tests.support.examples import ARTEFACT, FAILURE, LEASE, MANY, USER, a_session
 
 pytestmark = pytest.mark.anyio
 
@@ -77,6 +78,10 @@ async def _fail_dead_leases(repo: RecoveryRepoPort, limit: int) -> int:
     return len(failed)
 
 
+async def _past_lifetime(repo: RecoveryRepoPort, limit: int) -> int:
+    return len(await repo.past_lifetime(older_than=LEASE, again_after=LEASE, limit=limit))
+
+
 BATCHES: dict[str, tuple[str, Callable[[RecoveryRepoPort, int], Awaitable[int]]]] = {
     "fail_expired": (
         "queued",
@@ -93,6 +98,7 @@ BATCHES: dict[str, tuple[str, Callable[[RecoveryRepoPort, int], Awaitable[int]]]
         ),
     ),
     "refund_missing": ("failed", lambda repo, limit: repo.refund_missing(limit=limit)),
+    "past_lifetime": ("attempted", _past_lifetime),
 }
 
 
@@ -103,7 +109,11 @@ async def test_a_batch_is_bounded_under_every_plan(
     """Rows are picked once, also where the planner would pick again for each row it joins."""
     status, run = BATCHES[method]
     for _ in range(7):
-        await foreign(backend, status)
+        if status == "attempted":
+            session = await backend.claimed()
+            await backend.sessions.fail(session.id, FAILURE, attempt=1)
+        else:
+            await foreign(backend, status)
     await backend.advance(2 * LEASE)
 
     async with connected(postgres, NESTED_LOOPS) as nested:
@@ -323,6 +333,67 @@ async def test_a_submission_looks_only_at_its_owners_sessions(
         assert scans == {"generation_sessions": 0, "one_session_per_key": 1, "sessions_active": 1}
     for scans in (refused, explained):
         assert scans == {"generation_sessions": 0, "one_session_per_key": 0, "sessions_active": 1}
+
+
+A_FEW_ENTRIES = 2 * 8_192
+"""The size of an index that has one page of them and one about itself."""
+
+OLD_SESSIONS = """
+    UPDATE generation_sessions
+    SET status = 'completed', attempt = 1, completed_at = now(), object_key = 'x', media_type = 'x',
+        status_changed_at = now() - interval '40 days', image_deleted_at = now()"""
+
+
+async def test_old_pictures_are_found_without_a_look_at_what_is_gone(
+    postgres: EmbeddedPostgres, backend: PostgresBackend
+) -> None:
+    """However many sessions there ever were: in the index of what may still have a picture, of
+    which no more is read than there is."""
+    database = Watched(postgres.url(), "generation_sessions", "sessions_with_image")
+    async with database.transaction() as connection:
+        await connection.execute("SET LOCAL session_replication_role = replica")
+        await connection.execute(MANY_SESSIONS)
+        await connection.execute(OLD_SESSIONS)
+    old = await backend.claimed()
+    await backend.sessions.complete(old.id, attempt=1, artefact=ARTEFACT)
+    await backend.advance(timedelta(days=31))
+    watched = PostgresBackend(database)
+    lifetime = timedelta(days=30)
+
+    found = [
+        [session.id for session in batch]
+        for batch in [
+            await watched.recovery.past_lifetime(older_than=lifetime, again_after=LEASE, limit=50)
+            for _ in range(2)
+        ]
+    ]
+    index_bytes = await database.fetch_value("SELECT pg_relation_size('sessions_with_image')")
+    await database.close()
+
+    assert index_bytes <= A_FEW_ENTRIES
+    assert found == [[old.id], []]
+    assert database.scans[:2] == [{"generation_sessions": 0, "sessions_with_image": 1}] * 2
+
+
+async def test_what_another_process_sweeps_is_passed_over(
+    postgres: EmbeddedPostgres, backend: PostgresBackend
+) -> None:
+    """A session that somebody holds is somebody else's to sweep, and nobody waits for it."""
+    ids = []
+    for _ in range(3):
+        ids.append((await backend.claimed()).id)
+        await backend.sessions.fail(ids[-1], FAILURE, attempt=1)
+    await backend.advance(2 * LEASE)
+    database = Database(postgres.url(), limits=DatabaseLimits())
+
+    async with database.transaction() as blocker:
+        await blocker.execute("SELECT FROM generation_sessions WHERE id = $1 FOR UPDATE", ids[0])
+        found = await backend.recovery.past_lifetime(older_than=LEASE, again_after=LEASE, limit=10)
+        marked = await backend.recovery.mark_images_deleted(ids)
+    await database.close()
+
+    assert {session.id for session in found} == set(ids[1:])
+    assert marked == 2
 
 
 async def waiting(database: Database, count: int) -> None:

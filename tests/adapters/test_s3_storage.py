@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from urllib.parse import parse_qs, urlsplit
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.anyio
 KEY = "stores/store:1/generated/1"
 JPEG = Picture(data=b"a jpeg", media_type="image/jpeg")
 LIFETIME = timedelta(hours=6)
+FOUND = {"Last-Modified": "Wed, 21 Oct 2026 07:28:00 GMT", "ETag": "e"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -33,7 +35,12 @@ async def save(storage: S3ImageStorage) -> object:
     return await storage.save(KEY, JPEG)
 
 
-CALLS = [find, save]
+async def delete(storage: S3ImageStorage) -> object:
+    await storage.delete(KEY)
+    return None
+
+
+CALLS = [find, save, delete]
 
 
 def storage_in(bucket: S3Bucket, *, conditional_put: bool = True) -> S3ImageStorage:
@@ -179,6 +186,47 @@ async def test_no_bucket_means_try_again(s3_url: str) -> None:
     assert await storage.find(KEY) is None
     with pytest.raises(TryAgain):
         await storage.save(KEY, JPEG)
+    with pytest.raises(TryAgain):
+        await storage.delete(KEY)
+
+
+async def test_only_what_is_there_is_asked_to_be_deleted(new_service: NewService) -> None:
+    """Some services answer that what is not there may not be deleted."""
+    asked: list[tuple[str, str, list[str]]] = []
+
+    async def keep_a_jpeg(request: web.Request) -> web.Response:
+        if request.method == "HEAD":
+            found = request.path.endswith(".jpg")
+            return web.Response(headers=FOUND, body=b"x") if found else web.Response(status=404)
+        keys = re.findall("<Key>(.*?)</Key>", await request.text())
+        asked.append((request.method, request.query_string, keys))
+        deleted = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+        return web.Response(text=f"<DeleteResult>{deleted}</DeleteResult>")
+
+    await (await new_service(keep_a_jpeg)).storage().delete(KEY)
+
+    assert asked == [("POST", "delete", [KEY + ".jpg"])]
+
+
+async def test_a_deletion_that_is_refused_means_try_again(new_service: NewService) -> None:
+    """A service answers 200, and then says for each picture what became of it."""
+    asked: list[str] = []
+
+    async def refuse_inside(request: web.Request) -> web.Response:
+        if request.method == "HEAD":
+            return web.Response(headers=FOUND, body=b"x")
+        keys = re.findall("<Key>.*?</Key>", await request.text())
+        asked.extend(keys)
+        why = "<Code>AccessDenied</Code><Message>No</Message>"
+        errors = "".join(f"<Error>{key}{why}</Error>" for key in keys)
+        return web.Response(text=f"<DeleteResult>{errors}</DeleteResult>")
+
+    service = await new_service(refuse_inside)
+
+    with pytest.raises(TryAgain):
+        await service.storage().delete(KEY)
+
+    assert len(asked) == 3
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 429, 500, 503])

@@ -323,7 +323,7 @@ def test_settings_reach_what_they_set() -> None:
     """The limits of the settings are those of the adapters and policies."""
     container = in_memory(
         fetch_seconds=7, fetch_max_bytes=4_096, lease_seconds=9, max_attempts=5, queued_seconds=11,
-        picture_processes=3, picture_memory_mb=400, picture_seconds=6,
+        picture_processes=3, picture_memory_mb=400, picture_seconds=6, picture_days=4,
     )  # fmt: skip
 
     limits = container.fetcher()._limits
@@ -335,6 +335,7 @@ def test_settings_reach_what_they_set() -> None:
     assert (pictures.processes, pictures.memory_bytes, pictures.seconds) == (3, 400_000_000, 6)
     assert (work.lease.total_seconds(), work.max_attempts) == (9, 5)
     assert (recovery.time_to_live.total_seconds(), recovery.max_attempts) == (11, 5)
+    assert recovery.picture_lifetime.days == 4
 
 
 def test_settings_reach_the_provider() -> None:

@@ -106,6 +106,8 @@ def test_values_are_read_as_what_they_are() -> None:
         ("WEARON_DATABASE_TRANSACTION_POOLER", "on", "`true` or `false`"),
         ("WEARON_DRAIN_SECONDS", "4.9", "a number from 5 to 86400"),
         ("WEARON_PUSH_AGAIN_SECONDS", "4.9", "a number from 5 to 86400"),
+        ("WEARON_PICTURE_DAYS", "0", "a whole number from 1 to 36500"),
+        ("WEARON_PICTURE_DAYS", "1.5", "a whole number from 1 to 36500"),
         ("WEARON_LOCAL_GENERATOR_SECONDS", "-1", "a number from 0 to 600"),
     ],
 )

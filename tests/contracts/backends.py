@@ -186,6 +186,7 @@ _ADVANCE = """
     SET created_at = created_at - $1::interval,
         status_changed_at = status_changed_at - $1::interval,
         push_again_at = push_again_at - $1::interval,
+        delete_again_at = delete_again_at - $1::interval,
         lease_expires_at = lease_expires_at - $1::interval,
         started_at = started_at - $1::interval"""
 _ALIGN = """

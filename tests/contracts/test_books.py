@@ -99,6 +99,8 @@ class Crowd:
         )
         await recovery.fail_expired(FAILURE, older_than=NO_TIME, limit=self.random.randrange(4))
         await recovery.refund_missing(limit=LIMIT)
+        old = await recovery.past_lifetime(older_than=NO_TIME, again_after=NO_TIME, limit=LIMIT)
+        await recovery.mark_images_deleted([session.id for session in old])
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -215,9 +215,11 @@ async def test_an_audit_finds_a_refund_to_somebody_else(backend: Backend) -> Non
 
 
 async def test_an_audit_finds_what_was_completed_without_a_picture(backend: Backend) -> None:
-    """Its owner paid for nothing, until a consumer that is not ours adds its link."""
-    session_id = await backend.queued()
+    """Its owner paid for nothing, until a consumer that is not ours adds its link; a picture that
+    was deleted after its time was there."""
+    session_id, expired = await backend.queued(), await completed(backend)
     await backend.foreign_write(session_id, status="completed")
+    await backend.recovery.mark_images_deleted([expired])
 
     without = await off(backend)
     await backend.foreign_write(session_id, generated_image_url="https://x.example/")

@@ -6,6 +6,7 @@ import urllib.request
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
@@ -133,6 +134,39 @@ async def test_one_of_many_writers_wins(storage: Storage) -> None:
 
     assert len(set(saved)) == 1
     assert await read(storage, saved[0].object_key) in pictures
+
+
+@pytest.mark.parametrize("picture", [JPEG, PNG, WEBP])
+async def test_a_deleted_picture_is_gone(storage: Storage, picture: Picture) -> None:
+    """Whatever its type, and with it what its link led to. Deleting it again, or where nothing
+    ever was, is no error; and a picture may be saved there again."""
+    saved = await storage.save(PREFIX, picture)
+
+    for _ in range(2):
+        await storage.delete(PREFIX)
+
+    assert await storage.find(PREFIX) is None
+    with pytest.raises((NotFound, HTTPError)):
+        await read(storage, saved.object_key)
+    assert await storage.save(PREFIX, JPEG) == await storage.find(PREFIX)
+
+
+async def test_nobody_elses_picture_is_deleted(storage: Storage) -> None:
+    """A picture whose key only begins alike stays."""
+    others = [await storage.save(prefix, JPEG) for prefix in (PREFIX + "1", PREFIX + "/1")]
+
+    await storage.delete(PREFIX)
+
+    assert [await storage.find(prefix) for prefix in (PREFIX + "1", PREFIX + "/1")] == others
+
+
+async def test_many_may_delete_at_once(storage: Storage) -> None:
+    """Recovery runs in many processes: what one of them deleted is deleted for all."""
+    await storage.save(PREFIX, JPEG)
+
+    await asyncio.gather(*(storage.delete(PREFIX) for _ in range(8)))
+
+    assert await storage.find(PREFIX) is None
 
 
 async def test_a_url_is_signed(own_storage: OwnStorage, clock: FakeClock) -> None:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.anyio
 AGAIN_AFTER = timedelta(minutes=5)
 WITHOUT_LEASE = timedelta(minutes=15)
 TIME_TO_LIVE = timedelta(hours=1)
+LIFETIME = timedelta(days=30)
 MAX_ATTEMPTS = 3
 MOMENT = timedelta(seconds=30)
 """Less than any bound here, and more than a test takes."""
@@ -462,6 +463,114 @@ async def test_a_refund_goes_to_who_paid(backend: Backend) -> None:
     assert (await backend.balance(store), await backend.balance(user)) == (1, 0)
 
 
+async def past_lifetime(backend: Backend, *, limit: int = 100) -> list[UUID]:
+    sessions = await backend.recovery.past_lifetime(
+        older_than=LIFETIME, again_after=AGAIN_AFTER, limit=limit
+    )
+    assert sessions == [await backend.get(session.id) for session in sessions]
+    return [session.id for session in sessions]
+
+
+async def pictured(backend: Backend, owner: Owner = USER) -> UUID:
+    """A session with a picture of ours."""
+    session = await backend.claimed(owner)
+    assert await backend.sessions.complete(session.id, attempt=1, artefact=ARTEFACT)
+    return session.id
+
+
+async def test_a_picture_is_past_its_lifetime_by_its_sessions_end(backend: Backend) -> None:
+    """Not by its beginning, nor by what another consumer says of its end; after ``older_than``
+    and not before."""
+    session_id = await backend.queued()
+    await backend.advance(2 * LIFETIME)
+    await backend.claim(session_id)
+    await backend.sessions.complete(session_id, attempt=1, artefact=ARTEFACT)
+    await backend.foreign_write(session_id, completed_at=datetime(1999, 12, 31, tzinfo=UTC))
+    await backend.advance(LIFETIME - MOMENT)
+    too_early = await past_lifetime(backend)
+    await backend.advance(2 * MOMENT)
+
+    assert (too_early, await past_lifetime(backend)) == ([], [session_id])
+
+
+async def test_only_what_may_have_a_picture_of_ours_is_swept(backend: Backend) -> None:
+    """What has one, and what failed after an attempt, which may have kept one. Not what is still
+    to end, what was never attempted, nor another consumer's picture, which is not ours to delete.
+    """
+    ids = await in_every_status(backend)
+    never_attempted = await backend.queued()
+    await backend.sessions.fail(never_attempted, FAILURE, attempt=None)
+    await backend.foreign_write(
+        ids["completed elsewhere"], generated_image_url="https://x.example/"
+    )
+    await backend.advance(2 * LIFETIME)
+
+    assert set(await past_lifetime(backend)) == {ids["completed"], ids["failed"]}
+
+
+async def test_the_oldest_pictures_are_taken_first_up_to_the_limit(backend: Backend) -> None:
+    """The next call goes on where this one ended, and the last one finds nothing to do."""
+    ids = []
+    for _ in range(5):
+        ids.append(await pictured(backend))
+        await backend.advance(timedelta(minutes=1))
+    await backend.advance(LIFETIME)
+
+    batches = [set(await past_lifetime(backend, limit=2)) for _ in range(4)]
+
+    assert batches == [set(ids[:2]), set(ids[2:4]), set(ids[4:]), set()]
+
+
+async def test_a_picture_that_could_not_be_deleted_comes_up_again(backend: Backend) -> None:
+    """Whenever ``again_after`` has passed since, until its deletion is noted."""
+    session_id = await pictured(backend)
+    await backend.advance(LIFETIME + MOMENT)
+    returned = []
+
+    for _ in range(2):
+        returned += [await past_lifetime(backend), await past_lifetime(backend)]
+        await backend.advance(AGAIN_AFTER - MOMENT)
+        returned.append(await past_lifetime(backend))
+        await backend.advance(MOMENT)
+    await backend.recovery.mark_images_deleted([session_id])
+
+    assert returned == [[session_id], [], []] * 2
+    assert await past_lifetime(backend) == []
+
+
+async def test_of_many_callers_one_gets_each_picture(backend: Backend) -> None:
+    """20 at once: none is returned twice, none is forgotten, and all are noted once."""
+    ids = [await pictured(backend, owner) for _ in range(6) for owner in OWNERS]
+    await backend.advance(LIFETIME + MOMENT)
+
+    batches = await asyncio.gather(*(past_lifetime(backend, limit=7) for _ in range(20)))
+    marks = await asyncio.gather(*(backend.recovery.mark_images_deleted(ids) for _ in range(20)))
+
+    assert sorted(session_id for batch in batches for session_id in batch) == sorted(ids)
+    assert max(map(len, batches)) <= 7
+    assert sum(marks) == len(ids)
+
+
+async def test_a_deletion_is_noted_on_what_has_ended(backend: Backend) -> None:
+    """Once, with its time; nothing else changes, and what may still get its picture, or does not
+    exist, is left alone."""
+    ids = await in_every_status(backend)
+    before = {name: await backend.get(session_id) for name, session_id in ids.items()}
+    mine = [*ids.values(), UUID(int=0)]
+
+    counts = [await backend.recovery.mark_images_deleted(mine) for _ in range(2)]
+
+    after = {name: await backend.get(session_id) for name, session_id in ids.items()}
+    noted = {name for name, session in after.items() if session.image_deleted_at is not None}
+    assert counts == [3, 0]
+    assert noted == {"completed", "completed elsewhere", "failed"}
+    assert {name for name, session in after.items() if session.image_expired} == {"completed"}
+    assert {
+        name: replace(session, image_deleted_at=None) for name, session in after.items()
+    } == before
+    assert await backend.recovery.mark_images_deleted([]) == 0
+
+
 CALLS: dict[str, Callable[[RecoveryRepoPort], Awaitable[object]]] = {
     "overdue": lambda repo: repo.overdue(created_before=None, again_after=LEASE, limit=1),
     "release_dead_leases": lambda repo: repo.release_dead_leases(
@@ -472,6 +581,8 @@ CALLS: dict[str, Callable[[RecoveryRepoPort], Awaitable[object]]] = {
     ),
     "fail_expired": lambda repo: repo.fail_expired(FAILURE, older_than=LEASE, limit=1),
     "refund_missing": lambda repo: repo.refund_missing(limit=1),
+    "past_lifetime": lambda repo: repo.past_lifetime(older_than=LEASE, again_after=LEASE, limit=1),
+    "mark_images_deleted": lambda repo: repo.mark_images_deleted([UUID(int=0)]),
 }
 
 

@@ -6,10 +6,26 @@ from adapters.storage.memory import InMemoryImageStorage
 from adapters.storage.signing import UrlSigner
 from domain.reading import Reading
 from domain.sessions import SessionStatus
-from tests.support.examples import LEASE, USER
+from tests.support.examples import ARTEFACT, LEASE, USER
 from tests.support.service import Service
 
 pytestmark = pytest.mark.anyio
+
+
+async def test_a_deleted_picture_has_no_link(service: Service) -> None:
+    """Another consumer's picture is its own affair: its link stays."""
+    reading = Reading(sessions=service.repo, storage=service.storage)
+    ours, theirs = [(await service.submitted()).session.id for _ in range(2)]
+    await service.repo.claim(ours, lease=LEASE)
+    await service.repo.complete(ours, attempt=1, artefact=ARTEFACT)
+    service.repo.overwrite(theirs, status=SessionStatus.COMPLETED, generated_image_url="https://x/")
+    before = (await reading.one(ours, USER)).picture_url
+
+    await service.repo.mark_images_deleted([ours, theirs])
+
+    assert before == service.storage.url(ARTEFACT.object_key)
+    assert (await reading.one(ours, USER)).picture_url is None
+    assert (await reading.one(theirs, USER)).picture_url == "https://x/"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 twice or worked on without need."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -10,12 +11,13 @@ import pytest
 
 from adapters.queue.payload import decode
 from domain.credits import LedgerKind
-from domain.errors import QueueUnavailable, StoreUnavailable
+from domain.errors import QueueUnavailable, StorageUnavailable, StoreUnavailable
 from domain.generation import WorkPolicy
 from domain.recovery import RecoveryPolicy, RecoveryReport
 from domain.sessions import GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
-from tests.support.examples import ARTEFACT, LEASE, OTHER, USER
+from tests.support.examples import ARTEFACT, FAILURE, LEASE, OTHER, USER
+from tests.support.images import A_PICTURE
 from tests.support.service import Service
 
 POLICY = RecoveryPolicy()
@@ -45,6 +47,14 @@ async def claimed_again(service: Service, session_id: UUID, attempt: int) -> Gen
         await service.claimed(session_id)
         await service.repo.release(session_id, attempt=number, delay=timedelta(0))
     return await service.claimed(session_id)
+
+
+async def kept(service: Service) -> GenerationSession:
+    """A completed session with its picture in the image storage."""
+    session = await service.claimed((await service.submitted()).session.id)
+    artefact = await service.storage.save(session.object_prefix, A_PICTURE)
+    await service.repo.complete(session.id, attempt=session.attempt, artefact=artefact)
+    return await service.session(session.id)
 
 
 async def dead(service: Service, *, attempt: int = 1) -> GenerationSession:
@@ -426,6 +436,7 @@ async def test_a_push_that_fails_is_made_up_for(service: Service, fault: str) ->
         ("fail_expired", StoreUnavailable),
         ("bury", QueueUnavailable),
         ("overdue", StoreUnavailable),
+        ("past_lifetime", StoreUnavailable),
     ],
 )
 async def test_a_step_that_fails_keeps_no_other_from_being_done(
@@ -434,6 +445,8 @@ async def test_a_step_that_fails_keeps_no_other_from_being_done(
     """A row that somebody holds for long, or a call that fails, costs a run that step only; its
     error is raised at the end, and the next run makes up for it."""
     recovery = service.recovery()
+    old = await kept(service)
+    service.clock.advance(POLICY.picture_lifetime)
     refused, spent, expired = await service.backlog(3, apart=timedelta(0))
     service.repo.overwrite(refused, status=SessionStatus.FAILED)
     await claimed_again(service, spent, POLICY.max_attempts)
@@ -453,6 +466,7 @@ async def test_a_step_that_fails_keeps_no_other_from_being_done(
             "fail_expired": service.money_of(expired) == REFUNDED,
             "bury": len(await service.queue.dead(limit=10)) == 1,
             "overdue": lost in order(service),
+            "past_lifetime": await service.storage.find(old.object_prefix) is None,
         }
         return {name for name, is_done in done.items() if not is_done}
 
@@ -697,3 +711,115 @@ async def test_a_report_adds_up() -> None:
     )
 
     assert report.total == 111_111
+
+
+async def test_an_old_picture_is_deleted(service: Service) -> None:
+    """Once its lifetime has passed since its session ended, and not before; the session says so,
+    keeps everything else, and costs what it did."""
+    young = await kept(service)
+    service.clock.advance(POLICY.picture_lifetime)
+
+    assert await service.recover() == NOTHING
+    service.clock.advance(SECOND)
+    assert await service.recover() == RecoveryReport(swept=1)
+    assert await service.recover() == NOTHING
+
+    old = await service.session(young.id)
+    assert await service.storage.find(old.object_prefix) is None
+    assert old == replace(young, image_deleted_at=service.clock.now())
+    assert (young.image_expired, old.image_expired) == (False, True)
+    assert service.money_of(old.id) == CHARGED
+
+
+async def test_what_a_failed_attempt_left_is_deleted(service: Service) -> None:
+    """Its worker kept the picture and died, so the session failed without one: there is something
+    to delete, and no picture of a session that could have expired."""
+    session = await service.claimed((await service.submitted()).session.id)
+    await service.storage.save(session.object_prefix, A_PICTURE)
+    await service.repo.fail(session.id, FAILURE, attempt=session.attempt)
+    service.clock.advance(POLICY.picture_lifetime + SECOND)
+
+    assert await service.recover() == RecoveryReport(swept=1)
+
+    assert await service.storage.find(session.object_prefix) is None
+    assert not (await service.session(session.id)).image_expired
+
+
+async def test_another_consumers_picture_is_not_ours_to_delete(service: Service) -> None:
+    """Not even where it happens to lie in our storage, at the place of the session."""
+    session_id = (await service.submitted()).session.id
+    service.repo.overwrite(
+        session_id, status=SessionStatus.COMPLETED, generated_image_url="https://elsewhere.example/"
+    )
+    session = await service.session(session_id)
+    await service.storage.save(session.object_prefix, A_PICTURE)
+    service.clock.advance(2 * POLICY.picture_lifetime)
+
+    assert await service.recover() == NOTHING
+
+    assert await service.storage.find(session.object_prefix) is not None
+    assert not (await service.session(session_id)).image_expired
+
+
+async def test_a_picture_that_cannot_be_deleted_stops_no_other(service: Service) -> None:
+    """It is told of, comes up again later, and is not taken for deleted before it is."""
+    stubborn, other = await kept(service), await kept(service)
+    service.storage.refused.add(stubborn.object_prefix)
+    service.clock.advance(POLICY.picture_lifetime + SECOND)
+
+    with pytest.raises(StorageUnavailable):
+        await service.recover()
+    assert (await service.session(other.id)).image_expired
+    assert not (await service.session(stubborn.id)).image_expired
+    assert await service.recover() == NOTHING
+    service.storage.refused.clear()
+    service.clock.advance(POLICY.delete_again_after)
+
+    assert await service.recover() == RecoveryReport(swept=1)
+    assert await service.storage.find(stubborn.object_prefix) is None
+
+
+async def test_a_storage_that_hangs_holds_a_run_up_for_a_moment(service: Service) -> None:
+    """All pictures of a run share one bound, for sessions may be waiting for the next run."""
+    for _ in range(5):
+        await kept(service)
+    service.storage.seconds = 3_600
+    service.clock.advance(POLICY.picture_lifetime + SECOND)
+    began = service.clock.now()
+
+    with pytest.raises(StorageUnavailable):
+        await service.recover()
+
+    assert service.clock.now() - began == POLICY.deletion_timeout
+
+
+@pytest.mark.parametrize("fault", ["away", "deaf"])
+async def test_a_deletion_that_was_not_noted_is_repeated(service: Service, fault: str) -> None:
+    """Whoever deleted the picture could not say so, or was killed: the next one finds nothing to
+    delete, and notes it."""
+    session = await kept(service)
+    service.clock.advance(POLICY.picture_lifetime + SECOND)
+    getattr(service.repo.faults, fault).add("mark_images_deleted")
+    with pytest.raises(StoreUnavailable):
+        await service.recover()
+    getattr(service.repo.faults, fault).clear()
+
+    service.clock.advance(POLICY.delete_again_after)
+    await service.recover()
+
+    assert (await service.session(session.id)).image_expired
+    assert await service.storage.find(session.object_prefix) is None
+
+
+async def test_one_run_deletes_a_bounded_number(service: Service) -> None:
+    """The rest is left to the next runs, also those of other processes at the same time."""
+    for _ in range(7):
+        await kept(service)
+    service.clock.advance(POLICY.picture_lifetime + SECOND)
+    policy = RecoveryPolicy(deletions=3)
+
+    first = await service.recover(policy)
+    at_once = await asyncio.gather(*(service.recover(policy) for _ in range(4)))
+
+    assert first.swept == 3
+    assert sorted(report.swept for report in at_once) == [0, 0, 1, 3]

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -309,6 +310,19 @@ def test_a_session_is_shown(shop: Shop) -> None:
     assert as_json["artefact"]["object_key"] == ARTEFACT.object_key
     assert as_json["accessories"] == [{"type": "hat", "url": HAT.url}]
     assert UUID(as_json["id"]) == session.id
+
+
+def test_a_deleted_picture_is_shown_as_such(shop: Shop) -> None:
+    """With the time since when it is gone; a picture that is there has none."""
+    kept, deleted = shop.completed(), shop.completed()
+    shop.do(lambda container: container.sessions().mark_images_deleted([deleted.id]))
+
+    shown = [shop.run("sessions", "show", session.id).stdout for session in (kept, deleted)]
+
+    since = [re.findall(r"^picture deleted +(\S+)", text, re.MULTILINE) for text in shown]
+    today = datetime.now(UTC)
+    assert since[0] == ["-"]
+    assert since[1][0] in {str(day.date()) for day in (today, today - timedelta(hours=1))}
 
 
 def test_why_a_session_failed_is_shown(shop: Shop) -> None:

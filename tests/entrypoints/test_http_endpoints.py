@@ -13,6 +13,7 @@ from domain.ports import Picture
 from domain.sessions import SessionStatus
 from tests.support.clock import START, VirtualTimeLoop
 from tests.support.examples import (
+    ARTEFACT,
     FAILURE,
     HAT,
     MODEL_URL,
@@ -129,6 +130,7 @@ async def test_a_queued_session(api: Api) -> None:
             **TRY_ON,
             "prompt": None,
             "generated_image_url": None,
+            "image_expired": False,
             "media_type": None,
             "error_code": None,
             "error_message": None,
@@ -162,6 +164,7 @@ async def test_a_completed_session(api: Api) -> None:
 
     assert (data["status"], data["media_type"], data["attempt"]) == ("completed", "image/png", 1)
     assert data["generated_image_url"] == api.storage.url(artefact.object_key)
+    assert data["image_expired"] is False
     assert data["prompt"] == session.prompt
     assert data["queue_position"] is None
     assert data["started_at"] == z(START + timedelta(seconds=1))
@@ -169,6 +172,20 @@ async def test_a_completed_session(api: Api) -> None:
     assert data["processing_time_ms"] == 2000
     assert (data["input_tokens"], data["output_tokens"]) == (1_923, 6_240)
     assert data["estimated_cost_usd"] == "0.215064"
+
+
+async def test_a_session_whose_picture_was_deleted(api: Api) -> None:
+    """It says so and has no link; all else stays. The same in listings."""
+    session = (await api.service.submitted()).session
+    await api.service.claimed(session.id)
+    await api.service.repo.complete(session.id, attempt=1, artefact=ARTEFACT)
+    before = (await api.get(f"{GENERATIONS}/{session.id}")).data
+
+    await api.service.repo.mark_images_deleted([session.id])
+
+    data = (await api.get(f"{GENERATIONS}/{session.id}")).data
+    assert data == before | {"image_expired": True, "generated_image_url": None}
+    assert (await api.get(GENERATIONS)).data["items"] == [data]
 
 
 async def test_a_failed_session(api: Api) -> None:

@@ -32,7 +32,15 @@ from domain.sessions import ErrorCode, SessionStatus
 from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
 from entrypoints.worker import Worker, WorkerLimits
-from tests.simulation.world import Process, Told, World, queue_error, storage_error, store_error
+from tests.simulation.world import (
+    PICTURE_LIFETIME,
+    Process,
+    Told,
+    World,
+    queue_error,
+    storage_error,
+    store_error,
+)
 from tests.support.examples import a_request
 from tests.support.images import A_PICTURE
 
@@ -50,6 +58,10 @@ RECOVERY = RecoveryPolicy(
     without_lease=timedelta(seconds=15),
     time_to_live=timedelta(seconds=120),
     batch=3,
+    picture_lifetime=PICTURE_LIFETIME,
+    deletions=3,
+    deletion_timeout=timedelta(seconds=2),
+    delete_again_after=timedelta(seconds=5),
 )
 
 ANSWERS: Sequence[tuple[type[Exception], int]] = (
@@ -176,6 +188,7 @@ class WorkerProcess(Actor):
     def boot(self) -> None:
         store = self.process.reaching(self.world.repo, store_error)
         queue = self.process.reaching(self.world.queue, queue_error)
+        storage = self.process.reaching(self.world.storage, storage_error)
         self.worker = Worker(
             queue=queue,
             generation=Generation(
@@ -183,13 +196,18 @@ class WorkerProcess(Actor):
                 queue=queue,
                 fetcher=self._generator,
                 generator=self._generator,
-                storage=self.process.reaching(self.world.storage, storage_error),
+                storage=storage,
                 policy=WORK,
                 random=self.random,
                 new_id=self.new_id,
             ),
             recovery=Recovery(
-                sessions=store, lost=store, queue=queue, policy=RECOVERY, new_id=self.new_id
+                sessions=store,
+                lost=store,
+                queue=queue,
+                storage=storage,
+                policy=RECOVERY,
+                new_id=self.new_id,
             ),
             limits=WorkerLimits(
                 concurrency=self._slots,

@@ -224,6 +224,27 @@ def dead_leases_stay() -> AbstractContextManager[None]:
     return _instead((InMemorySessionRepo, "release_dead_leases", release_dead_leases))
 
 
+def pictures_have_no_lifetime() -> AbstractContextManager[None]:
+    """Only what is old is deleted."""
+    past_lifetime = InMemorySessionRepo.past_lifetime
+
+    async def all_ended(self: Any, **options: Any) -> list[GenerationSession]:
+        return await past_lifetime(self, **options | {"older_than": timedelta(0)})
+
+    return _instead((InMemorySessionRepo, "past_lifetime", all_ended))
+
+
+def what_could_not_be_deleted_counts_as_deleted() -> AbstractContextManager[None]:
+    """A deletion is noted when it has happened."""
+    delete_image = Recovery._delete_image
+
+    async def always(self: Any, session: GenerationSession) -> bool:
+        await delete_image(self, session)
+        return True
+
+    return _instead((Recovery, "_delete_image", always))
+
+
 def age_counts_as_death() -> AbstractContextManager[None]:
     """Alive means a renewed lease, never an age."""
 
@@ -273,6 +294,8 @@ MUTANTS: Sequence[Mutant] = (
     lost_tasks_stay_lost,
     recovered_tasks_go_to_the_end,
     dead_leases_stay,
+    pictures_have_no_lifetime,
+    what_could_not_be_deleted_counts_as_deleted,
     age_counts_as_death,
     leases_follow_the_workers_clock,
     leases_are_not_renewed,

@@ -232,7 +232,14 @@ async def _backlog() -> None:
     for _ in range(4):
         world.queue.messages.pop()
     store, queue = world.repo, world.queue
-    recovery = Recovery(sessions=store, lost=store, queue=queue, policy=RECOVERY, new_id=api.new_id)
+    recovery = Recovery(
+        sessions=store,
+        lost=store,
+        queue=queue,
+        storage=world.storage,
+        policy=RECOVERY,
+        new_id=api.new_id,
+    )
     for _ in range(60):
         await recovery.run_once()
         await asyncio.sleep(INTERVAL_SECONDS)

@@ -21,6 +21,7 @@ from tests.simulation.fates import Fate, Fates
 from tests.support.clock import FakeClock, loop_time
 
 TIMEOUT_SECONDS = 1.0
+PICTURE_LIFETIME = timedelta(seconds=8)
 FREEZE_SECONDS = 20.0
 T = TypeVar("T")
 
@@ -99,6 +100,13 @@ class WatchedSessionRepo(InMemorySessionRepo):
         self._note_taken(alive)
         return failed
 
+    def note_deletion(self, session_id: UUID) -> None:
+        """The picture of a session was deleted."""
+        row = self._rows[session_id]
+        ended = row.session.status.is_final
+        if not ended or self._clock() < row.status_changed_at + PICTURE_LIFETIME:
+            self.wrongs.append(f"the picture of {session_id} was deleted too early")
+
     def stored(self) -> Iterator[GenerationSession]:
         """All sessions, in any order."""
         return (row.session for row in self._rows.values())
@@ -123,6 +131,20 @@ class WatchedSessionRepo(InMemorySessionRepo):
             self.wrongs.append(f"{session_id} was taken from a live worker")
 
 
+class WatchedImageStorage(InMemoryImageStorage):
+    """Tells what is deleted."""
+
+    def __init__(self, *, repo: WatchedSessionRepo, signer: UrlSigner) -> None:
+        super().__init__(signer=signer)
+        self.deleted: set[str] = set()
+        self._repo = repo
+
+    async def delete(self, prefix: str) -> None:
+        await super().delete(prefix)
+        self.deleted.add(prefix)
+        self._repo.note_deletion(UUID(prefix.rpartition("/")[2]))
+
+
 class World:
     """What all processes share. ``fates`` decides what becomes of each of their calls."""
 
@@ -132,10 +154,11 @@ class World:
         self.accounts = InMemoryCreditRepo(clock=self.clock.now)
         self.repo = WatchedSessionRepo(accounts=self.accounts, clock=self.clock.now)
         self.queue = InMemoryTaskQueue(clock=self.clock.now)
-        self.storage = InMemoryImageStorage(
+        self.storage = WatchedImageStorage(
+            repo=self.repo,
             signer=UrlSigner(
                 base_url="", secret=b"", lifetime=timedelta(hours=1), clock=self.clock.now
-            )
+            ),
         )
         self.told: list[Told] = []
         self.foreign_failures: set[UUID] = set()
@@ -212,6 +235,8 @@ class World:
                 raise Violation(f"{session.id} was {before} and is {now}")
         elif session.id in self._final:
             raise Violation(f"{session.id} was {self._final[session.id]} and is {session.status}")
+        if session.image_deleted_at and session.object_prefix not in self.storage.deleted:
+            raise Violation(f"{session.id} has a picture that counts as deleted")
         money = self._money.get(session.id, Counter())
         debits, refunds = money[LedgerKind.DEBIT], money[LedgerKind.REFUND]
         due = session.status is SessionStatus.FAILED

@@ -1,4 +1,4 @@
-"""A store and a queue that can be away.
+"""A store, a queue and an image storage that can be away.
 
 A method named in ``away`` fails before it has done anything; one in ``deaf`` does its work, and
 then its reply is lost. To the caller the two look the same. One in ``broken`` has a bug, and one in
@@ -16,7 +16,9 @@ from uuid import UUID
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
-from domain.errors import QueueUnavailable, StoreUnavailable, Unavailable
+from adapters.storage.memory import InMemoryImageStorage
+from adapters.storage.signing import UrlSigner
+from domain.errors import QueueUnavailable, StoreUnavailable, TryAgain, Unavailable
 from domain.ports import Receipt
 from domain.sessions import Artefact, Failure, GenerationSession, Usage
 from domain.tasks import GenerationTask, UnreadableTask
@@ -119,6 +121,34 @@ class FlakySessionRepo(InMemorySessionRepo):
             return await super().fail_dead_leases(
                 failure, max_attempts=max_attempts, without_lease=without_lease, limit=limit
             )
+
+    async def past_lifetime(
+        self, *, older_than: timedelta, again_after: timedelta, limit: int
+    ) -> list[GenerationSession]:
+        async with self.faults.around("past_lifetime"):
+            return await super().past_lifetime(
+                older_than=older_than, again_after=again_after, limit=limit
+            )
+
+    async def mark_images_deleted(self, session_ids: Sequence[UUID]) -> int:
+        async with self.faults.around("mark_images_deleted"):
+            return await super().mark_images_deleted(session_ids)
+
+
+class FlakyImageStorage(InMemoryImageStorage):
+    """Refuses to delete what lies under the prefixes in ``refused``, and keeps everybody waiting
+    ``seconds`` for it."""
+
+    def __init__(self, *, signer: UrlSigner) -> None:
+        super().__init__(signer=signer)
+        self.refused: set[str] = set()
+        self.seconds = 0.0
+
+    async def delete(self, prefix: str) -> None:
+        await asyncio.sleep(self.seconds)
+        if prefix in self.refused:
+            raise TryAgain("delete: refused")
+        await super().delete(prefix)
 
 
 class FlakyTaskQueue(InMemoryTaskQueue):

@@ -9,7 +9,6 @@ from uuid import UUID, uuid4
 
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.payload import decode
-from adapters.storage.memory import InMemoryImageStorage
 from adapters.storage.signing import UrlSigner
 from domain.credits import LedgerKind, Owner
 from domain.generation import Generation, Outcome, WorkPolicy
@@ -20,7 +19,7 @@ from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
 from tests.support.clock import FakeClock, loop_time
 from tests.support.examples import BAG, HAT, LEASE, MANY, MODEL_URL, OUTFIT_URL, USER, a_request
-from tests.support.faults import FlakySessionRepo, FlakyTaskQueue
+from tests.support.faults import FlakyImageStorage, FlakySessionRepo, FlakyTaskQueue
 from tests.support.images import FakeImageFetcher, FakeImageGenerator
 
 INPUTS = {
@@ -45,7 +44,7 @@ class Service:
         self.queue = FlakyTaskQueue(clock=self.clock.now)
         self.fetcher = FakeImageFetcher(INPUTS)
         self.generator = FakeImageGenerator()
-        self.storage = InMemoryImageStorage(
+        self.storage = FlakyImageStorage(
             signer=UrlSigner(
                 base_url="https://wearon.example",
                 secret=b"secret",
@@ -122,6 +121,7 @@ class Service:
             sessions=self.repo,
             lost=self.repo,
             queue=self.queue,
+            storage=self.storage,
             policy=policy or RecoveryPolicy(),
             new_id=uuid4,
         )

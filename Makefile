@@ -7,7 +7,7 @@ export UV_SYSTEM_CERTS ?= true
 UV := .uv/bin/uv
 RUN := $(UV) run --locked --no-sync
 
-.PHONY: help setup demo dev test test-fast simulate mutants chaos soak lint format
+.PHONY: help setup demo dev test test-fast simulate mutants chaos soak bench bench-quick lint format
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -50,6 +50,12 @@ chaos: setup  ## Faults on real processes: SECONDS=60 SEED=1
 TASKS ?= 10000
 soak: setup  ## Many tasks through one worker, and what memory it takes: TASKS=10000
 	@$(RUN) python -m tests.soak $(TASKS)
+
+bench: setup  ## How fast it is, beside the floors of this machine: about a quarter of an hour
+	@$(RUN) python -m tests.bench
+
+bench-quick: setup  ## The same in less than two minutes, with more noise
+	@$(RUN) python -m tests.bench --quick
 
 lint: setup  ## ruff, mypy --strict and the import contracts
 	@$(RUN) ruff check .

@@ -1,0 +1,238 @@
+"""Load on an API: wrk, where it is on the PATH, else a generator of our own, which is also a
+program: ``python -m tests.bench.load < plan.json``."""
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from math import ceil
+from pathlib import Path
+from time import perf_counter
+from typing import cast
+
+import uvloop
+
+from entrypoints.http.schemas import GENERATIONS_PATH
+from tests.bench.figures import percentile
+
+HOST = "127.0.0.1"
+BODY = json.dumps(
+    {
+        "model_image_url": "https://images.example.com/people/0198c0de-7000.jpg",
+        "outfit_image_url": "https://images.example.com/coats/0198c0de-7001.jpg",
+        "accessories": [{"type": "hat", "url": "https://images.example.com/hats/17.jpg"}],
+    }
+)
+ANSWER_SECONDS = 10.0
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
+
+_SCRIPT = """
+local requests, turn = {}, 0
+
+function init(arguments)
+  for token in io.lines(arguments[1]) do
+    wrk.headers["Authorization"] = "Bearer " .. token
+    requests[#requests + 1] = wrk.format("POST", nil, nil, arguments[2])
+  end
+end
+
+function request()
+  turn = turn % #requests + 1
+  return requests[turn]
+end
+
+function done(summary, latency)
+  local wrong = summary.errors
+  io.write(string.format(
+    '\\nJSON {"answered": %d, "wrong": %d, "seconds": %.6f,' ..
+    ' "p50_us": %d, "p90_us": %d, "p99_us": %d}\\n',
+    summary.requests, wrong.connect + wrong.read + wrong.write + wrong.status + wrong.timeout,
+    summary.duration / 1e6,
+    latency:percentile(50), latency:percentile(90), latency:percentile(99)))
+end
+
+wrk.headers["Content-Type"] = "application/json"
+"""
+
+
+class Void(Exception):
+    """What was measured is not what it should be: the run says nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What came of a load; ``wrong`` counts all that was not answered with a 2xx."""
+
+    answered: int
+    wrong: int
+    seconds: float
+    p50_us: float
+    p90_us: float
+    p99_us: float
+
+    @property
+    def rate(self) -> float:
+        """Answers per second."""
+        return self.answered / self.seconds
+
+
+def generator() -> str:
+    """Which generator puts the load on."""
+    return "wrk" if shutil.which("wrk") else "own"
+
+
+def put_load(
+    port: int, tokens: Sequence[str], *, connections: int, seconds: float, folder: Path, tool: str
+) -> Load:
+    """POST try-ons on ``connections``, each one after the other, by the tokens in turn. wrk takes
+    whole seconds. Raises Void unless every answer is a 2xx."""
+    run = _by_wrk if tool == "wrk" else _by_ourselves
+    load = run(port, tokens, connections, seconds, folder)
+    if load.wrong or not load.answered:
+        raise Void(f"{load.wrong} wrong answers and {load.answered} right ones on port {port}")
+    return load
+
+
+def _by_wrk(
+    port: int, tokens: Sequence[str], connections: int, seconds: float, folder: Path
+) -> Load:
+    script, list_of_tokens = folder / "post.lua", folder / "tokens"
+    script.write_text(_SCRIPT)
+    list_of_tokens.write_text("\n".join(tokens) + "\n")
+    options = [f"-c{connections}", "-t1", f"-d{ceil(seconds)}s", "--timeout", "10s", "--latency"]
+    url = f"http://{HOST}:{port}{GENERATIONS_PATH}"
+    command = ["wrk", *options, "-s", str(script), url, "--", str(list_of_tokens), BODY]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=seconds + 60
+    )
+    found = re.search(r"^JSON (.*)$", done.stdout, re.MULTILINE)
+    if found is None:
+        raise Void(f"wrk says: {done.stdout}{done.stderr}")
+    counted = Load(**json.loads(found[1]))
+    # Its count of answers has the wrong ones in it.
+    return Load(**asdict(counted) | {"answered": counted.answered - counted.wrong})
+
+
+def _by_ourselves(
+    port: int, tokens: Sequence[str], connections: int, seconds: float, _: Path
+) -> Load:
+    plan = {"port": port, "tokens": tokens, "connections": connections, "seconds": seconds}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.load"],
+        input=json.dumps(plan),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=seconds + 60,
+    )
+    if done.returncode != 0:
+        raise Void(f"the generator says: {done.stderr}")
+    return Load(**json.loads(done.stdout))
+
+
+def request_of(token: str) -> bytes:
+    """One submission, as it goes over the wire."""
+    return (
+        f"POST {GENERATIONS_PATH} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {token}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}"
+    ).encode()
+
+
+class _Run:
+    """What all connections of a load share."""
+
+    def __init__(self, tokens: Sequence[str], seconds: float) -> None:
+        self.requests = cycle([request_of(token) for token in tokens])
+        self.began = perf_counter()
+        self.seconds = seconds
+        self.latencies: list[float] = []
+        self.wrong = 0
+
+
+class _Connection(asyncio.Protocol):
+    """One request after the other, until the time is over."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+        self._received = b""
+        self._began = 0.0
+        self.closed = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.WriteTransport", transport)
+
+    def send(self) -> None:
+        """The next request, or the end."""
+        self._began = perf_counter()
+        if self._began >= self._run.began + self._run.seconds:
+            self._began = 0.0
+            self._transport.close()
+            return
+        self._transport.write(next(self._run.requests))
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head_end = self._received.find(b"\r\n\r\n")
+        if head_end < 0:
+            return
+        length = _LENGTH.search(self._received, 0, head_end + 2)
+        assert length is not None
+        if len(self._received) < head_end + 4 + int(length[1]):
+            return
+        if self._received.startswith(b"HTTP/1.1 2"):
+            self._run.latencies.append(perf_counter() - self._began)
+        else:
+            self._run.wrong += 1
+        self._received = b""
+        self.send()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._run.wrong += self._began > 0  # its answer never came
+        self.closed.set_result(None)
+
+
+async def generate(port: int, tokens: Sequence[str], *, connections: int, seconds: float) -> Load:
+    """Put the load on from this process."""
+    loop = asyncio.get_running_loop()
+    run = _Run(tokens, seconds)
+    made = [
+        await loop.create_connection(lambda: _Connection(run), HOST, port)
+        for _ in range(connections)
+    ]
+    closing = [connection.closed for _, connection in made]
+    run.began = perf_counter()
+    for _, connection in made:
+        connection.send()
+    _, unanswered = await asyncio.wait(closing, timeout=seconds + ANSWER_SECONDS)
+    latencies = run.latencies or [0.0]
+    return Load(
+        answered=len(run.latencies),
+        wrong=run.wrong + len(unanswered),
+        seconds=perf_counter() - run.began,
+        p50_us=percentile(latencies, 50) * 1e6,
+        p90_us=percentile(latencies, 90) * 1e6,
+        p99_us=percentile(latencies, 99) * 1e6,
+    )
+
+
+def _main() -> None:
+    plan = json.load(sys.stdin)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        load = runner.run(
+            generate(
+                plan["port"],
+                plan["tokens"],
+                connections=plan["connections"],
+                seconds=plan["seconds"],
+            )
+        )
+    json.dump(asdict(load), sys.stdout)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,72 @@
+"""A worker whose tasks are no work, so that what is left is ours:
+``python -m tests.bench.worker CONCURRENCY [FILE]`` notes in FILE when each began to be worked on.
+"""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from time import CLOCK_MONOTONIC, clock_gettime
+
+import uvloop
+from dependency_injector import providers
+
+from config.container import Container, close
+from config.logging import configure_logging
+from config.settings import load_settings
+from domain.ports import (
+    Generated,
+    ImageFetcherPort,
+    ImageGeneratorPort,
+    ImageStoragePort,
+    Picture,
+    PictureRequest,
+)
+from domain.sessions import Artefact
+from entrypoints.worker import build_worker, run_until_signalled
+
+_PICTURE = Picture(data=b"", media_type="image/jpeg")
+
+
+class _NoFetcher(ImageFetcherPort):
+    async def fetch(self, url: str) -> Picture:  # noqa: ARG002
+        return _PICTURE
+
+
+class _NoGenerator(ImageGeneratorPort):
+    """Notes ``session_id seconds``, on the clock that all processes share."""
+
+    def __init__(self, stamps: Path | None) -> None:
+        self._file = None if stamps is None else stamps.open("a", buffering=1)
+
+    async def generate(self, request: PictureRequest) -> Generated:
+        if self._file is not None:
+            self._file.write(f"{request.session_id} {clock_gettime(CLOCK_MONOTONIC):.9f}\n")
+        return Generated(picture=_PICTURE)
+
+
+class _NoStorage(ImageStoragePort):
+    async def find(self, prefix: str) -> Artefact | None:  # noqa: ARG002
+        return None
+
+    async def save(self, prefix: str, picture: Picture) -> Artefact:
+        return Artefact(object_key=f"{prefix}.jpg", media_type=picture.media_type)
+
+    def url(self, object_key: str) -> str:
+        return object_key
+
+
+def _main(concurrency: int, stamps: Path | None) -> None:
+    settings = load_settings(os.environ)
+    configure_logging(settings)
+    container = Container(settings=settings)
+    container.fetcher.override(providers.Object(_NoFetcher()))
+    container.generator.override(providers.Object(_NoGenerator(stamps)))
+    container.storage.override(providers.Object(_NoStorage()))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        worker = build_worker(container, concurrency=concurrency, recovery=True)
+        runner.run(run_until_signalled(worker, lambda: close(container)))
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -52,6 +52,9 @@ class _NoStorage(ImageStoragePort):
     async def save(self, prefix: str, picture: Picture) -> Artefact:
         return Artefact(object_key=f"{prefix}.jpg", media_type=picture.media_type)
 
+    async def delete(self, prefix: str) -> None:
+        raise NotImplementedError(prefix)  # No picture of a bench is past its time.
+
     def url(self, object_key: str) -> str:
         return object_key
 

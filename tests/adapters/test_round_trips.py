@@ -1,0 +1,290 @@
+"""What each operation costs in statements and in Redis commands, counted where they are sent.
+
+A figure that times nothing tells of a slip long before a bench does: a query in a loop, a second
+round trip, a command repeated.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from dependency_injector import providers
+from redis.asyncio import Redis
+
+from adapters.auth.bearer import key_sha256, new_api_key
+from adapters.embedded.postgres import EmbeddedPostgres
+from adapters.embedded.valkey import EmbeddedValkey
+from adapters.postgres import database as database_module
+from config.container import Container, close
+from config.settings import load_settings
+from domain.errors import Refused
+from domain.generation import Outcome
+from domain.ports import ApiKey
+from domain.sessions import ErrorCode, GenerationSession
+from domain.tasks import GenerationTask
+from tests.contracts.backends import PostgresBackend
+from tests.support.clock import START
+from tests.support.examples import STORE, USER, a_request
+from tests.support.images import FakeImageFetcher, FakeImageGenerator
+from tests.support.service import INPUTS
+
+pytestmark = pytest.mark.anyio
+
+OF_A_CONNECTION = {"client|setinfo", "client", "hello", "select", "auth", "ping"}
+"""Commands that a client sends once, when it connects."""
+OURS = {"info", "config|resetstat", "flushall"}
+CONFIRMED_AT_ONCE = 500
+
+
+class CountingConnection(database_module._Connection):
+    """Keeps the text of every statement that it sends."""
+
+    sent: list[str]
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.add_query_logger(lambda query: self.sent.append(query.query))
+
+
+@dataclass
+class Costs:
+    """A whole service on real servers, and what has been sent to them."""
+
+    container: Container
+    redis: Redis
+    generator: FakeImageGenerator
+    sent: list[str] = field(default_factory=list)
+
+    async def reset(self) -> None:
+        self.sent.clear()
+        await self.redis.config_resetstat()
+
+    async def commands(self) -> dict[str, int]:
+        """How often each command reached Redis since ``reset``, but for those of a new client."""
+        stats: dict[str, Any] = await self.redis.info("commandstats")
+        counts = Counter({name.removeprefix("cmdstat_"): of["calls"] for name, of in stats.items()})
+        return {name: counts[name] for name in counts if name not in OF_A_CONNECTION | OURS}
+
+    async def spent(self) -> tuple[int, dict[str, int]]:
+        """Statements and commands since ``reset``."""
+        return len(self.sent), await self.commands()
+
+    async def submitted(self, **changes: Any) -> GenerationSession:
+        await self.container.accounts().grant(USER, 1, note="test")
+        receipt = await self.container.submission().submit(a_request(USER, **changes))
+        session: GenerationSession = receipt.session
+        return session
+
+    async def popped(self) -> GenerationTask:
+        task = await self.container.queue().pop(timeout_seconds=1)
+        assert isinstance(task, GenerationTask)
+        return task
+
+
+@pytest.fixture
+async def costs(
+    postgres: EmbeddedPostgres,
+    valkey: EmbeddedValkey,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Costs]:
+    """Everything is connected, and nothing is counted yet."""
+    monkeypatch.setattr(database_module, "_Connection", CountingConnection)
+    container = Container(
+        settings=load_settings(
+            {
+                "DATABASE_URL": postgres.url(),
+                "REDIS_URL": valkey.url,
+                "WEARON_ENVIRONMENT": "development",
+                "WEARON_STORAGE": "memory",
+                "WEARON_DATA_DIR": str(tmp_path),
+                "WEARON_JWT_SECRET": "j" * 32,
+                "WEARON_SIGNING_SECRET": "s" * 32,
+            }
+        )
+    )
+    generator = FakeImageGenerator()
+    container.generator.override(providers.Object(generator))
+    container.fetcher.override(providers.Object(FakeImageFetcher(INPUTS)))
+    redis = Redis.from_url(valkey.url)
+    costs = Costs(container=container, redis=redis, generator=generator)
+    monkeypatch.setattr(CountingConnection, "sent", costs.sent, raising=False)
+    await PostgresBackend(container.database()).empty()
+    await redis.flushall()
+    try:
+        await costs.submitted()
+        await costs.popped()
+        # Each connection asks once for the types that it did not know.
+        await container.submission().confirm_pushed()
+        await costs.reset()
+        yield costs
+    finally:
+        await redis.aclose()
+        await close(container)
+
+
+async def test_a_submission(costs: Costs) -> None:
+    """Charging and recording are one statement, and the push is one command."""
+    await costs.container.accounts().grant(USER, 1, note="test")
+    await costs.reset()
+
+    await costs.container.submission().submit(a_request(USER, idempotency_key="k"))
+
+    assert await costs.spent() == (1, {"lpush": 1})
+
+
+async def test_a_repeated_submission(costs: Costs) -> None:
+    """The statement that would have charged, and the one that finds out why it did not."""
+    await costs.submitted(idempotency_key="k")
+    await costs.reset()
+
+    await costs.container.submission().submit(a_request(USER, idempotency_key="k"))
+
+    assert await costs.spent() == (2, {})
+
+
+async def test_what_a_submission_leaves_to_be_done(costs: Costs) -> None:
+    """Hundreds are confirmed by one statement."""
+    for _ in range(3):
+        await costs.submitted()
+    await costs.reset()
+
+    await costs.container.submission().confirm_pushed()
+    await costs.container.submission().measure_queue()
+
+    assert await costs.spent() == (1, {"llen": 1})
+
+
+async def test_confirming_many(costs: Costs) -> None:
+    """One statement for every five hundred."""
+    submission = costs.container.submission()
+    submission._unconfirmed.extend(uuid4() for _ in range(2 * CONFIRMED_AT_ONCE + 1))
+
+    await submission.confirm_pushed()
+
+    assert await costs.spent() == (3, {})
+
+
+async def test_who_is_asking(costs: Costs) -> None:
+    """A store's key is looked up; a user's token speaks for itself."""
+    key, user = new_api_key(), UUID(USER.id)
+    await costs.container.api_keys().add(
+        ApiKey(id=uuid4(), owner=STORE, key_sha256=key_sha256(key), label="test", created_at=START)
+    )
+    now, day = costs.container.clock()(), timedelta(days=1)
+    token = costs.container.user_token(user, now=now, lifetime=day)
+    await costs.reset()
+
+    assert await costs.container.authenticate()(token) == USER
+    assert await costs.spent() == (0, {})
+    assert await costs.container.authenticate()(key) == STORE
+    assert await costs.spent() == (1, {})
+
+
+async def test_looking_at_a_session(costs: Costs) -> None:
+    """One statement; while it waits, another one for its place in the queue."""
+    session = await costs.submitted()
+    await costs.reset()
+
+    await costs.container.reading().one(session.id, USER)
+    waiting = await costs.spent()
+    await costs.container.generation().run(await costs.popped())
+    await costs.reset()
+    await costs.container.reading().one(session.id, USER)
+
+    assert waiting == (2, {})
+    assert await costs.spent() == (1, {})
+
+
+@pytest.mark.parametrize("count", [1, 7])
+async def test_listing(costs: Costs, count: int) -> None:
+    """However many there are."""
+    for _ in range(count):
+        await costs.submitted()
+    await costs.reset()
+
+    await costs.container.sessions().history(USER, status=None, limit=20, after=None)
+    await costs.container.sessions().stats(USER)
+    await costs.container.accounts().ledger(USER, limit=20, before_id=None)
+    await costs.container.accounts().account(USER)
+
+    assert await costs.spent() == (4, {})
+
+
+@pytest.mark.parametrize(
+    ("made", "outcome"),
+    [
+        (None, Outcome.COMPLETED),
+        (Refused("no", code=ErrorCode.MODERATION_BLOCKED), Outcome.FAILED),
+    ],
+)
+async def test_a_task(costs: Costs, made: Refused | None, outcome: Outcome) -> None:
+    """One command to take it, one statement to claim it, one to settle it: also a failure, which
+    gives the credit back."""
+    await costs.submitted()
+    costs.generator.outcomes = [] if made is None else [made]
+    await costs.reset()
+
+    ended = await costs.container.generation().run(await costs.popped())
+
+    assert ended is outcome
+    assert await costs.spent() == (2, {"brpop": 1})
+
+
+async def test_a_task_of_what_was_settled(costs: Costs) -> None:
+    """A copy costs the claim that finds it out."""
+    await costs.submitted()
+    task = await costs.popped()
+    await costs.container.generation().run(task)
+    await costs.container.queue().push(task)
+    await costs.reset()
+
+    ended = await costs.container.generation().run(await costs.popped())
+
+    assert ended is Outcome.SKIPPED
+    assert await costs.spent() == (1, {"brpop": 1})
+
+
+async def test_cancelling(costs: Costs) -> None:
+    """Look, fail with the refund, look again."""
+    session = await costs.submitted()
+    await costs.reset()
+
+    await costs.container.submission().cancel(session.id, USER)
+
+    assert await costs.spent() == (3, {})
+
+
+async def test_recovery_with_nothing_to_do(costs: Costs) -> None:
+    """A run looks for each fault once, at the oldest task, and for pictures past their time."""
+    await costs.reset()
+
+    await costs.container.recovery().run_once()
+
+    assert await costs.spent() == (6, {"lindex": 1})
+
+
+async def test_what_is_counted_is_what_is_sent(costs: Costs) -> None:
+    """Whichever way it takes: within a transaction, and also what fails."""
+    async with costs.container.database().transaction() as connection:
+        await connection.execute("SELECT 1")
+        await connection.fetch("SELECT 1")
+    await costs.container.database().fetch_value("SELECT 1")
+    await costs.redis.lpush("counted", "1")
+    with pytest.raises(asyncpg.PostgresSyntaxError):
+        await costs.container.database().fetch("no SQL")
+
+    assert [text.split(";")[0] for text in costs.sent] == [
+        "BEGIN",
+        *["SELECT 1"] * 2,
+        "COMMIT",
+        "SELECT 1",
+        "no SQL",
+    ]
+    assert await costs.commands() == {"lpush": 1}

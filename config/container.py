@@ -25,6 +25,7 @@ from adapters.auth.postgres import PostgresApiKeyRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.images.fetcher import FetchLimits, HttpImageFetcher
+from adapters.images.inputs import InputPictures
 from adapters.images.local import LocalImageGenerator
 from adapters.images.openai import OpenAiImageGenerator, Prices, ProviderLimits
 from adapters.images.pool import PicturePool, PoolLimits
@@ -39,6 +40,7 @@ from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
 from adapters.storage.local import LocalImageStorage
 from adapters.storage.memory import InMemoryImageStorage
+from adapters.storage.receiving import UploadReceiver
 from adapters.storage.s3 import S3Bucket, S3ImageStorage, s3_store
 from adapters.storage.signing import UrlSigner
 from config.settings import Settings
@@ -48,6 +50,7 @@ from domain.ports import CreditRepoPort, TaskQueuePort
 from domain.reading import Reading
 from domain.recovery import Recovery, RecoveryPolicy
 from domain.submission import Submission, SubmissionPolicy
+from domain.uploads import UploadPolicy, Uploads
 
 Check = Callable[[], Awaitable[None]]
 """Returns if a dependency answers; raises ``Unavailable`` otherwise."""
@@ -150,7 +153,7 @@ def _picture_pool(settings: Settings, opened: AsyncExitStack) -> PicturePool:
     return pool
 
 
-def _fetcher(settings: Settings, pool: PicturePool, opened: AsyncExitStack) -> HttpImageFetcher:
+def _downloads(settings: Settings, pool: PicturePool, opened: AsyncExitStack) -> HttpImageFetcher:
     fetcher = HttpImageFetcher(
         limits=FetchLimits(
             total_timeout_seconds=settings.fetch_seconds, max_bytes=settings.fetch_max_bytes
@@ -211,7 +214,12 @@ def _recovery_policy(settings: Settings) -> RecoveryPolicy:
         without_lease=settings.duration("foreign_seconds"),
         time_to_live=settings.duration("queued_seconds"),
         picture_lifetime=timedelta(days=settings.picture_days),
+        keep_uploads=timedelta(days=settings.upload_days),
     )
+
+
+def _upload_policy(settings: Settings) -> UploadPolicy:
+    return UploadPolicy(max_per_day=settings.max_uploads, max_bytes=settings.fetch_max_bytes)
 
 
 def _readiness(store: CreditRepoPort, queue: TaskQueuePort) -> Mapping[str, Check]:
@@ -277,7 +285,31 @@ class Container(containers.DeclarativeContainer):
         memory=in_memory_storage,
     )
     picture_pool = providers.Singleton(_picture_pool, settings, opened)
-    fetcher = providers.Singleton(_fetcher, settings, picture_pool, opened)
+    downloads = providers.Singleton(_downloads, settings, picture_pool, opened)
+    fetcher = providers.Singleton(
+        InputPictures,
+        pictures=storage,
+        uploads=storage,
+        download=downloads.provided.fetch,
+        prepare=picture_pool.provided.prepare,
+        max_bytes=settings.provided.fetch_max_bytes,
+    )
+    uploads = providers.Singleton(
+        Uploads,
+        storage=storage,
+        policy=providers.Singleton(_upload_policy, settings),
+        new_id=new_id,
+        clock=clock,
+    )
+    own_receiver = providers.Singleton(
+        UploadReceiver, storage=storage, signer=signer, check_room=uploads.provided.check_room
+    )
+    receiver = providers.Selector(
+        settings.provided.storage,
+        local=own_receiver,
+        s3=providers.Object(None),
+        memory=own_receiver,
+    )
     generator = providers.Selector(
         settings.provided.generator,
         local=providers.Singleton(
@@ -334,8 +366,10 @@ class Container(containers.DeclarativeContainer):
         lost=sessions,
         queue=queue,
         storage=storage,
+        uploads=storage,
         policy=providers.Singleton(_recovery_policy, settings),
         new_id=new_id,
+        clock=clock,
     )
 
 

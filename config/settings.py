@@ -250,6 +250,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fetch_allow_loopback: Annotated[
         bool, _about("Let inputs come from this machine; only in `development`")
     ] = False
+    max_uploads: Annotated[
+        int,
+        Meta(ge=1, le=10_000),
+        _about("Pictures of one owner and day, at which its further uploads are answered 429"),
+    ] = 1_000
+    upload_days: Annotated[
+        int,
+        Meta(ge=1, le=3_650),
+        _about("Days after which uploaded pictures are deleted, within a day more"),
+    ] = 2
     picture_processes: Annotated[
         int, Meta(ge=1, le=64), _about("Processes of a worker that decode input pictures")
     ] = 2
@@ -335,6 +345,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             yield (
                 "WEARON_PUSH_AGAIN_SECONDS: must be longer than WEARON_SUBMIT_SECONDS and"
                 f" {_CONFIRM_SECONDS} seconds, or tasks on their way would count as lost"
+            )
+        if self.upload_days * 86_400 < self.picture_url_seconds + self.queued_seconds:
+            yield (
+                "WEARON_UPLOAD_DAYS: an upload must last longer than its link"
+                " (WEARON_PICTURE_URL_SECONDS) and a session that waits (WEARON_QUEUED_SECONDS)"
             )
         if self.environment is Environment.DEVELOPMENT:
             return

@@ -3,6 +3,6 @@
 Standard library only. Read in this order: ``credits`` (who pays), ``sessions`` (what is paid
 for), ``tasks`` (what travels to a worker), ``ports`` (what the outside must provide), then the
 use cases: ``submission`` (charge, record, push), ``generation`` (claim, work, settle),
-``recovery`` (bring every session to its end) and ``reading``; ``circuit`` tells a worker when to
-begin nothing.
+``recovery`` (bring every session to its end), ``reading`` and ``uploads`` (pictures that callers
+bring along); ``circuit`` tells a worker when to begin nothing.
 """

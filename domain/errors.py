@@ -4,7 +4,7 @@
 
     WearonError
     ├── InvalidInput, InsufficientCredits, NotFound, Conflict, Unauthenticated,
-    │   IdempotencyKeyReused, TooManyActive                                      the caller's
+    │   IdempotencyKeyReused, TooManyActive, TooManyUploads                      the caller's
     ├── Overloaded, Unavailable: QueueUnavailable, StoreUnavailable,
     │   StorageUnavailable                                                       ours, passing
     ├── WorkFailed: TryAgain, Refused, ProviderMisconfigured           one attempt at a picture
@@ -63,6 +63,17 @@ class TooManyActive(WearonError):
     """The owner has as many unfinished sessions as it may have; nothing was charged."""
 
     code = "RATE_LIMIT_EXCEEDED"
+
+
+class TooManyUploads(WearonError):
+    """The owner has uploaded as many pictures today as it may; the next day begins in
+    ``retry_after_seconds``."""
+
+    code = "RATE_LIMIT_EXCEEDED"
+
+    def __init__(self, message: str, *, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class Overloaded(WearonError):

@@ -216,7 +216,7 @@ class Generation:
         kept = await self._storage.find(session.object_prefix)
         if kept is not None:
             return _Made(artefact=kept)
-        images = [await self._fetcher.fetch(url) for url in session.image_urls]
+        images = [await self._fetcher.fetch(url, session.owner) for url in session.image_urls]
         generated = await self._generator.generate(
             PictureRequest(session_id=session.id, prompt=session.prompt, images=tuple(images))
         )

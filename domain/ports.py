@@ -6,7 +6,7 @@ may have taken effect. ``tests/contracts`` holds each sentence here against ever
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
@@ -276,9 +276,9 @@ class Picture:
 class ImageFetcherPort(Protocol):
     """Gets the pictures that callers link to, and trusts neither the link nor the bytes."""
 
-    async def fetch(self, url: str) -> Picture:
-        """Raises ``Refused`` (a forbidden address, not an image, too large, gone) or ``TryAgain``
-        (the other side is slow, broken or busy)."""
+    async def fetch(self, url: str, owner: Owner) -> Picture:
+        """The picture that ``owner`` links to. Raises ``Refused`` (a forbidden address, not an
+        image, too large, gone) or ``TryAgain`` (the other side is slow, broken or busy)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,3 +343,36 @@ class ImageStoragePort(Protocol):
 
     def url(self, object_key: str) -> str:
         """A signed URL at which anybody can get the picture until it expires or is deleted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadLinks:
+    """Two signed URLs of one object: whoever has the first may PUT a picture there, whoever has
+    the second may get it."""
+
+    upload_url: str
+    image_url: str
+
+
+class UploadStoragePort(Protocol):
+    """Keeps callers' own pictures, each in the folder of its owner and day: the key is
+    ``uploads/{yyyy-mm-dd}/{channel}/{owner id}/{name}`` plus the extension of its type.
+
+    Raises ``TryAgain`` when the storage does not answer.
+    """
+
+    def upload_links(self, prefix: str, media_type: str, *, lifetime: timedelta) -> UploadLinks:
+        """The links of the object whose key is ``prefix`` plus the extension of the type; the
+        ``upload_url`` is good for ``lifetime``. The ``image_url`` is ``ImageStoragePort.url``'s."""
+
+    async def count_uploads(self, folder: str, *, limit: int) -> int:
+        """How many uploads there are in ``folder``, counted to ``limit``."""
+
+    async def read_upload(self, object_key: str, *, max_bytes: int) -> bytes:
+        """What was uploaded. Raises ``Refused`` where nothing is, and, without loading it, where
+        it is larger than ``max_bytes``."""
+
+    async def delete_uploads_before(self, day: date, *, limit: int) -> int:
+        """Delete uploads of the days before ``day``, oldest first and at most ``limit`` of them.
+        Returns how many it found: less than ``limit`` says that none is left. Safe to run in many
+        processes at once."""

@@ -5,12 +5,18 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from domain.errors import StorageUnavailable, TryAgain, Unavailable
 from domain.generation import WorkPolicy
-from domain.ports import ImageStoragePort, RecoveryRepoPort, SessionRepoPort, TaskQueuePort
+from domain.ports import (
+    ImageStoragePort,
+    RecoveryRepoPort,
+    SessionRepoPort,
+    TaskQueuePort,
+    UploadStoragePort,
+)
 from domain.sessions import ErrorCode, Failure, GenerationSession
 from domain.tasks import GenerationTask, UnreadableTask
 
@@ -21,6 +27,8 @@ _EXPIRED = Failure(code=ErrorCode.EXPIRED, message="The request waited too long"
 _SPENT = Failure(
     code=ErrorCode.GENERATION_FAILED, message="The picture could not be made; the credit is back"
 )
+_UPLOADS_AT_ONCE = 1_000
+_LOOK_FOR_UPLOADS_EVERY = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +40,15 @@ class RecoveryPolicy:
     that lost its lease may keep a picture after its session has ended, and what is kept after the
     deletion stays for ever. One run deletes up to ``deletions`` pictures, all at once, so that
     lost sessions wait for that no longer than ``deletion_timeout``; what was not deleted then is
-    tried again after ``delete_again_after``.
+    tried again after ``delete_again_after``. Uploads are kept for ``keep_uploads``, and up to a day
+    more.
     """
 
     push_again_after: timedelta = timedelta(seconds=15)
     max_attempts: int = 3
     without_lease: timedelta = timedelta(minutes=15)
     time_to_live: timedelta = timedelta(hours=1)
+    keep_uploads: timedelta = timedelta(days=2)
     batch: int = 100
     max_batches: int = 10
     picture_lifetime: timedelta = timedelta(days=30)
@@ -65,7 +75,7 @@ class RecoveryPolicy:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryReport:
     """How many sessions one run moved, by what was done to them. ``swept`` counts those of which
-    the image storage holds nothing any more."""
+    the image storage holds nothing any more, ``uploads_deleted`` the uploads that it deleted."""
 
     refunded: int = 0
     expired: int = 0
@@ -74,6 +84,7 @@ class RecoveryReport:
     pushed_again: int = 0
     never_pushed: int = 0
     swept: int = 0
+    uploads_deleted: int = 0
 
     @property
     def total(self) -> int:
@@ -94,15 +105,20 @@ class Recovery:
         lost: RecoveryRepoPort,
         queue: TaskQueuePort,
         storage: ImageStoragePort,
+        uploads: UploadStoragePort,
         policy: RecoveryPolicy,
         new_id: Callable[[], UUID],
+        clock: Callable[[], datetime],
     ) -> None:
         self._sessions = sessions
         self._lost = lost
         self._queue = queue
         self._storage = storage
+        self._uploads = uploads
         self._policy = policy
         self._new_id = new_id
+        self._clock = clock
+        self._uploads_due = datetime.min.replace(tzinfo=UTC)
         # Waits for the queue only; what a killed process leaves in it can be read off the sessions.
         self._unburied: deque[GenerationSession] = deque(maxlen=policy.batch * policy.max_batches)
 
@@ -124,6 +140,7 @@ class Recovery:
             self._bury_spent,
             self._push_lost,
             self._delete_old_images,
+            self._delete_old_uploads,
         ):
             try:
                 await step(done)
@@ -244,3 +261,20 @@ class Recovery:
         except (TryAgain, TimeoutError):
             return False
         return True
+
+    async def _delete_old_uploads(self, done: Counter[str]) -> None:
+        """A batch in each run while there is a whole one, then a look now and then: in a cloud each
+        look is paid for."""
+        now = self._clock()
+        if now < self._uploads_due:
+            return
+        self._uploads_due = now + _LOOK_FOR_UPLOADS_EVERY
+        try:
+            deleted = await self._uploads.delete_uploads_before(
+                (now - self._policy.keep_uploads).date(), limit=_UPLOADS_AT_ONCE
+            )
+        except TryAgain as error:
+            raise StorageUnavailable("The storage of uploads does not answer") from error
+        if deleted >= _UPLOADS_AT_ONCE:
+            self._uploads_due = now
+        done["uploads_deleted"] = deleted

@@ -25,7 +25,7 @@ from yarl import URL
 
 from adapters.images.addresses import is_public
 from domain.errors import Refused, TryAgain
-from domain.ports import ImageFetcherPort, Picture
+from domain.ports import Picture
 from domain.sessions import ErrorCode
 
 MAX_RETRY_AFTER_SECONDS = 60
@@ -74,7 +74,7 @@ async def system_lookup(host: str) -> list[str]:
     return [str(sockaddr[0]) for *_, sockaddr in found]
 
 
-class HttpImageFetcher(ImageFetcherPort):
+class HttpImageFetcher:
     """Over HTTP and HTTPS. ``allow_loopback`` is for development: it admits pictures that this
     machine serves, on any port, and nothing else that is not public."""
 
@@ -93,6 +93,8 @@ class HttpImageFetcher(ImageFetcherPort):
         self._session: ClientSession | None = None
 
     async def fetch(self, url: str) -> Picture:
+        """What is behind the link, prepared. Raises ``Refused`` or ``TryAgain``, as
+        ``ImageFetcherPort`` does."""
         try:
             async with asyncio.timeout(self._limits.total_timeout_seconds):
                 data = await self._download(self._admitted(url))

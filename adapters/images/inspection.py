@@ -1,4 +1,4 @@
-"""Find out what downloaded bytes really are, from their header and without decoding a pixel."""
+"""Find out what a stranger's bytes really are, from their header and without decoding a pixel."""
 
 from io import BytesIO
 
@@ -19,7 +19,7 @@ def inspect_picture(data: bytes) -> Picture:
     """
     image_format = _sniff(data)
     if image_format is None:
-        raise _refused("A link leads to something that is not a JPEG, PNG or WebP picture")
+        raise _refused("A picture is not a JPEG, PNG or WebP file")
     _check_header(data, image_format)
     return Picture(data=data, media_type=f"image/{image_format.lower()}")
 

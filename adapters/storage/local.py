@@ -2,21 +2,23 @@
 
 import asyncio
 from contextlib import suppress
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 
 from obstore.exceptions import AlreadyExistsError
-from obstore.store import LocalStore
+from obstore.store import LocalStore, ObjectStore
 
 from adapters.storage.faults import faults_translated
 from adapters.storage.keys import artefact_of, media_type_of, possible_artefacts
-from adapters.storage.signing import SignedReads, UrlSigner
+from adapters.storage.signing import KeepsUploads, SignedReads, UrlSigner
+from adapters.storage.uploads import StoredUploads
 from domain.errors import NotFound
-from domain.ports import ImageStoragePort, Picture
+from domain.ports import ImageStoragePort, Picture, UploadLinks
 from domain.sessions import Artefact
 
 
-class LocalImageStorage(ImageStoragePort, SignedReads):
+class LocalImageStorage(StoredUploads, ImageStoragePort, SignedReads, KeepsUploads):
     """A file appears whole or not at all, and is never replaced.
 
     A process that is killed while it saves may leave ``{key}#1`` behind, or ``#2`` where that is
@@ -30,6 +32,12 @@ class LocalImageStorage(ImageStoragePort, SignedReads):
     @cached_property
     def _store(self) -> LocalStore:
         return LocalStore(self._root, mkdir=True)
+
+    @cached_property
+    def _tidying_store(self) -> LocalStore:
+        """Removes the folders that it empties, which may fail a write into them at that moment: so
+        it only ever deletes below the folders of past days, where nobody writes."""
+        return LocalStore(self._root, mkdir=True, automatic_cleanup=True)
 
     async def find(self, prefix: str) -> Artefact | None:
         with faults_translated():
@@ -71,6 +79,24 @@ class LocalImageStorage(ImageStoragePort, SignedReads):
             except FileNotFoundError as error:
                 raise NotFound("No such picture") from error
         return Picture(data=bytes(data), media_type=media_type)
+
+    def _objects(self) -> ObjectStore:
+        return self._tidying_store
+
+    def upload_links(self, prefix: str, media_type: str, *, lifetime: timedelta) -> UploadLinks:
+        object_key = artefact_of(prefix, media_type).object_key
+        return UploadLinks(
+            upload_url=self._signer.upload_url(object_key, lifetime=lifetime),
+            image_url=self.url(object_key),
+        )
+
+    async def keep_upload(self, object_key: str, data: bytes) -> bool:
+        with faults_translated():
+            try:
+                await self._store.put_async(object_key, data, mode="create")
+            except AlreadyExistsError:
+                return False
+        return True
 
     def path_of(self, object_key: str) -> Path:
         """The file that holds a picture. Raises ``NotFound`` for a key that none can have."""

@@ -1,13 +1,16 @@
 """Pictures in this process's memory."""
 
-from adapters.storage.keys import artefact_of, possible_artefacts
-from adapters.storage.signing import SignedReads, UrlSigner
+from datetime import date, timedelta
+
+from adapters.storage.keys import artefact_of, media_type_of, possible_artefacts
+from adapters.storage.signing import KeepsUploads, SignedReads, UrlSigner
+from adapters.storage.uploads import day_of, not_there, too_large
 from domain.errors import NotFound
-from domain.ports import ImageStoragePort, Picture
+from domain.ports import ImageStoragePort, Picture, UploadLinks, UploadStoragePort
 from domain.sessions import Artefact
 
 
-class InMemoryImageStorage(ImageStoragePort, SignedReads):
+class InMemoryImageStorage(UploadStoragePort, ImageStoragePort, SignedReads, KeepsUploads):
     """Gone at exit."""
 
     def __init__(self, *, signer: UrlSigner) -> None:
@@ -40,3 +43,35 @@ class InMemoryImageStorage(ImageStoragePort, SignedReads):
         if object_key not in self._pictures:
             raise NotFound("No such picture")
         return self._pictures[object_key]
+
+    def upload_links(self, prefix: str, media_type: str, *, lifetime: timedelta) -> UploadLinks:
+        object_key = artefact_of(prefix, media_type).object_key
+        return UploadLinks(
+            upload_url=self._signer.upload_url(object_key, lifetime=lifetime),
+            image_url=self.url(object_key),
+        )
+
+    async def keep_upload(self, object_key: str, data: bytes) -> bool:
+        picture = Picture(data=data, media_type=media_type_of(object_key))
+        return self._pictures.setdefault(object_key, picture) is picture
+
+    async def count_uploads(self, folder: str, *, limit: int) -> int:
+        return min(limit, sum(key.startswith(f"{folder}/") for key in self._pictures))
+
+    async def read_upload(self, object_key: str, *, max_bytes: int) -> bytes:
+        if object_key not in self._pictures:
+            raise not_there()
+        data = self._pictures[object_key].data
+        if len(data) > max_bytes:
+            raise too_large(max_bytes)
+        return data
+
+    async def delete_uploads_before(self, day: date, *, limit: int) -> int:
+        old = [key for key in sorted(self._pictures) if _is_upload_before(key, day)][:limit]
+        for key in old:
+            del self._pictures[key]
+        return len(old)
+
+
+def _is_upload_before(object_key: str, day: date) -> bool:
+    return object_key.startswith("uploads/") and day_of(object_key) < day.isoformat()

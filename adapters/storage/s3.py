@@ -7,11 +7,12 @@ from datetime import timedelta
 
 from obstore import sign
 from obstore.exceptions import AlreadyExistsError
-from obstore.store import S3Store
+from obstore.store import ObjectStore, S3Store
 
 from adapters.storage.faults import faults_translated
 from adapters.storage.keys import artefact_of, possible_artefacts
-from domain.ports import ImageStoragePort, Picture
+from adapters.storage.uploads import StoredUploads
+from domain.ports import ImageStoragePort, Picture, UploadLinks
 from domain.sessions import Artefact
 
 _MAX_RETRIES = 2
@@ -52,13 +53,16 @@ def s3_store(bucket: S3Bucket) -> S3Store:
     )
 
 
-class S3ImageStorage(ImageStoragePort):
+class S3ImageStorage(StoredUploads, ImageStoragePort):
     """A picture appears whole or not at all, and with ``conditional_put`` it is never replaced.
 
     Where a service does not know ``If-None-Match: *`` (set ``conditional_put`` to False then, or
     it may answer 501), a picture is only looked for before it is saved. Two workers that save at
     the same moment, which takes a lost lease, may then replace one finished picture of a session
     by another of the same session; key and credits are the same either way.
+
+    A signed upload can bound neither its size nor how often it is sent until it expires; so size
+    and type are looked at when the picture is used.
     """
 
     def __init__(
@@ -107,6 +111,16 @@ class S3ImageStorage(ImageStoragePort):
 
     def url(self, object_key: str) -> str:
         return sign(self._store, "GET", object_key, self._url_lifetime)
+
+    def _objects(self) -> ObjectStore:
+        return self._store
+
+    def upload_links(self, prefix: str, media_type: str, *, lifetime: timedelta) -> UploadLinks:
+        object_key = artefact_of(prefix, media_type).object_key
+        return UploadLinks(
+            upload_url=sign(self._store, "PUT", object_key, lifetime),
+            image_url=self.url(object_key),
+        )
 
     async def _has(self, artefact: Artefact) -> bool:
         with faults_translated():

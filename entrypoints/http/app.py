@@ -10,10 +10,12 @@ from litestar.di import Provide
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp
 
+from adapters.storage.receiving import UploadReceiver
 from adapters.storage.signing import SignedReads
 from domain.ports import CreditRepoPort, SessionReadPort
 from domain.reading import Reading
 from domain.submission import Submission
+from domain.uploads import Uploads
 from entrypoints.http import public
 from entrypoints.http.credits import CREDIT_HANDLERS
 from entrypoints.http.errors import respond
@@ -25,6 +27,7 @@ from entrypoints.http.openapi import (
     get_asset,
     openapi_config,
 )
+from entrypoints.http.uploads import offer_upload, put_upload
 
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
 
@@ -33,8 +36,8 @@ Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
 class Services:
     """What the handlers need; built by the composition root, or by a test.
 
-    ``files`` is None where the storage signs links to itself, ``samples`` except in development.
-    ``samples`` raises KeyError for a name that it does not know.
+    ``files`` and ``receiver`` are None where the storage signs links to itself, ``samples`` except
+    in development. ``samples`` raises KeyError for a name that it does not know.
     """
 
     submission: Submission
@@ -43,24 +46,32 @@ class Services:
     credits: CreditRepoPort
     authenticate: Authenticate
     readiness: Mapping[str, public.Check]
+    uploads: Uploads
     files: SignedReads | None
+    receiver: UploadReceiver | None
     samples: Callable[[str], bytes] | None
     clock: Callable[[], datetime]
 
 
 def create_app(
-    services: Services, *, lifespan: Sequence[Lifespan] = (), max_body_bytes: int = 64 * 1024
+    services: Services,
+    *,
+    lifespan: Sequence[Lifespan] = (),
+    max_body_bytes: int = 64 * 1024,
+    max_upload_bytes: int = 10_000_000,
 ) -> Litestar:
     """The ASGI application. Nothing connects before ``lifespan`` is entered."""
     app = Litestar(
-        [_api(services), *_public(services), get_asset],
+        [_api(services), *_public(services, max_upload_bytes), get_asset],
         dependencies={
             "submission": _always(services.submission),
             "reading": _always(services.reading),
             "sessions": _always(services.sessions),
             "credit_repo": _always(services.credits),
             "readiness": _always(services.readiness),
+            "uploads": _always(services.uploads),
             "files": _always(services.files),
+            "receiver": _always(services.receiver),
             "samples": _always(services.samples),
             "clock": _always(services.clock),
         },
@@ -79,7 +90,7 @@ def create_app(
 def _api(services: Services) -> Router:
     return Router(
         "/api/v1",
-        route_handlers=[*GENERATION_HANDLERS, *CREDIT_HANDLERS],
+        route_handlers=[*GENERATION_HANDLERS, offer_upload, *CREDIT_HANDLERS],
         middleware=[_authentication(services.authenticate)],
         security=[{SECURITY_SCHEME: []}],
     )
@@ -91,10 +102,14 @@ def _authentication(authenticate: Authenticate) -> Callable[[ASGIApp], ASGIApp]:
     return lambda app: Authentication(app, authenticate)
 
 
-def _public(services: Services) -> list[HTTPRouteHandler]:
-    handlers = [public.check_live, public.check_ready]
+def _public(services: Services, max_upload_bytes: int) -> list[HTTPRouteHandler | Router]:
+    handlers: list[HTTPRouteHandler | Router] = [public.check_live, public.check_ready]
     if services.files is not None:
         handlers.append(public.get_file)
+    if services.receiver is not None:
+        handlers.append(
+            Router("/", route_handlers=[put_upload], request_max_body_size=max_upload_bytes)
+        )
     if services.samples is not None:
         handlers.append(public.get_sample)
     return handlers

@@ -18,6 +18,7 @@ from domain.errors import (
     Overloaded,
     QueueUnavailable,
     TooManyActive,
+    TooManyUploads,
     TryAgain,
     Unauthenticated,
     Unavailable,
@@ -58,6 +59,7 @@ ERRORS: Final[Mapping[type[Exception] | int, Answer]] = {
     Conflict: Answer(409, "CONFLICT"),
     IdempotencyKeyReused: Answer(422, "IDEMPOTENCY_KEY_REUSED"),
     TooManyActive: Answer(429, "RATE_LIMIT_EXCEEDED", headers=_RETRY),
+    TooManyUploads: Answer(429, "RATE_LIMIT_EXCEEDED"),
     Overloaded: Answer(503, "SERVICE_UNAVAILABLE", headers=_RETRY),
     QueueUnavailable: Answer(503, "SERVICE_UNAVAILABLE", UNAVAILABLE_MESSAGE, _RETRY),
     Unavailable: _UNAVAILABLE,
@@ -66,7 +68,7 @@ ERRORS: Final[Mapping[type[Exception] | int, Answer]] = {
     404: _NOTHING_HERE,
     405: Answer(405, "METHOD_NOT_ALLOWED", "This path does not know this method"),
     413: Answer(413, "PAYLOAD_TOO_LARGE", "The body is too large"),
-    415: Answer(415, "UNSUPPORTED_MEDIA_TYPE", "The Content-Type must be application/json"),
+    415: Answer(415, "UNSUPPORTED_MEDIA_TYPE"),
     Exception: Answer(500, "INTERNAL_ERROR", "This is our fault; we have taken note of it"),
 }
 """By the type of the error or, for the framework's own, by its HTTP status."""
@@ -107,9 +109,14 @@ def respond(_: Request[Any, Any, Any], error: Exception) -> Response[ErrorEnvelo
     if answer.status == 500:
         log.error("unexpected_error", exc_info=error)
     message = answer.message or _own_words(error)[:MAX_MESSAGE_LENGTH]
-    theirs = error.headers if isinstance(error, HTTPException) else None
     return Response(
         ErrorEnvelope(data=None, error=ErrorBody(code=answer.code, message=message)),
         status_code=answer.status,
-        headers={**answer.headers, **(theirs or {})},
+        headers={**answer.headers, **_own_headers(error)},
     )
+
+
+def _own_headers(error: Exception) -> Mapping[str, str]:
+    if isinstance(error, TooManyUploads):
+        return {"Retry-After": str(error.retry_after_seconds)}
+    return (error.headers if isinstance(error, HTTPException) else None) or {}

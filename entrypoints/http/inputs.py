@@ -3,7 +3,8 @@
 import base64
 import binascii
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeAlias, TypeVar
+import re
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeAlias, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -15,7 +16,7 @@ from litestar.params import HeaderParameter, PathParameter, QueryParameter, Skip
 
 from domain.credits import Owner
 from domain.errors import InvalidInput
-from entrypoints.http.schemas import NewGeneration
+from entrypoints.http.schemas import NewGeneration, NewUpload
 
 if TYPE_CHECKING:
     from litestar._openapi.schema_generation import SchemaCreator
@@ -46,22 +47,25 @@ IdempotencyKey = Annotated[
     ),
 ]
 
-_NEW_GENERATION = msgspec.json.Decoder(NewGeneration)
+TIMESTAMP = re.compile(r"[0-9]{1,12}")
+"""What a signed link's ``expires`` may be."""
 
 
-class NewGenerationBody(AbstractDTO[NewGeneration]):
+class StrictBody(AbstractDTO[T]):
     """Decodes the body from its bytes in one go, strictly, and only if it says that it is JSON.
 
     Left alone, Litestar decodes twice, coerces types and takes any Content-Type.
     """
 
-    def decode_bytes(self, value: bytes) -> NewGeneration:
+    decoder: ClassVar[msgspec.json.Decoder[Any]]
+
+    def decode_bytes(self, value: bytes) -> T:
         """Raises InvalidInput, which names the field."""
         content_type, _, _ = self.asgi_connection.headers.get("content-type", "").partition(";")
         if content_type.strip().lower() != "application/json":
-            raise HTTPException(status_code=415)
+            raise HTTPException("The Content-Type must be application/json", status_code=415)
         try:
-            request = _NEW_GENERATION.decode(value)
+            request: T = self.decoder.decode(value)
         except msgspec.ValidationError as error:
             raise _misfit(str(error)) from error
         except UnicodeDecodeError as error:
@@ -84,6 +88,14 @@ class NewGenerationBody(AbstractDTO[NewGeneration]):
         schema_creator: "SchemaCreator",
     ) -> "Reference | Schema":
         return schema_creator.for_field_definition(field_definition)
+
+
+class NewGenerationBody(StrictBody[NewGeneration]):
+    decoder = msgspec.json.Decoder(NewGeneration)
+
+
+class NewUploadBody(StrictBody[NewUpload]):
+    decoder = msgspec.json.Decoder(NewUpload)
 
 
 def _refuse_repeated(fields: list[tuple[str, object]]) -> None:

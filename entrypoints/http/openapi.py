@@ -61,9 +61,10 @@ _EXPLANATIONS = {
     404: "There is no such thing, or it is somebody else's.",
     409: "It is not in a state that allows this.",
     413: "The body is too large.",
-    415: "The body is not `application/json`.",
+    415: "The Content-Type is not the one that this takes.",
     422: "The idempotency key belongs to another request; nothing was charged.",
-    429: "Too many of your sessions are unfinished; nothing was charged.",
+    429: "Too many of your sessions are unfinished, or too many uploads are of today; nothing was "
+    "charged.",
     500: "Our mistake.",
     503: "Something that the service needs does not answer; try again.",
 }
@@ -74,6 +75,7 @@ _WORDS = {
     "INVALID_API_KEY": "The API key is not known",
     "INSUFFICIENT_CREDITS": "This costs 1 credit(s), which the balance does not cover",
     "CONFLICT": "Only a queued session can be cancelled",
+    "UNSUPPORTED_MEDIA_TYPE": "The Content-Type must be application/json",
     "IDEMPOTENCY_KEY_REUSED": "This Idempotency-Key belongs to another request",
     "RATE_LIMIT_EXCEEDED": "Too many sessions are unfinished; wait for some to end",
     "SERVICE_UNAVAILABLE": "Too many requests are waiting already; try again later",
@@ -134,6 +136,7 @@ def openapi_config() -> OpenAPIConfig:
         ),
         tags=[
             Tag(name="Generations", description="Ask for pictures and follow what becomes of them"),
+            Tag(name="Uploads", description="Bring pictures of your own"),
             Tag(name="Credits", description="What is left, and where the rest went"),
             Tag(name="Files", description="The pictures themselves"),
             Tag(name="Health", description="For whoever keeps the service running"),
@@ -201,7 +204,7 @@ _HEADERS_BY_STATUS = {
 def describe_headers(document: OpenAPI) -> None:
     """Add the headers that come with every response of a kind; Litestar describes none of them."""
     for path in (document.paths or {}).values():
-        for operation in filter(None, (path.get, path.post)):
+        for operation in filter(None, (path.get, path.post, path.put)):
             for status, response in (operation.responses or {}).items():
                 if isinstance(response, OpenAPIResponse):
                     response.headers = {

@@ -1,7 +1,6 @@
 """What needs no key: probes, pictures behind signed links, sample pictures."""
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ from litestar.params import FromPath, PathParameter, QueryParameter
 from adapters.storage.signing import SignedReads
 from domain.errors import NotFound, Unavailable
 from entrypoints.http.errors import ERRORS
-from entrypoints.http.inputs import Injected
+from entrypoints.http.inputs import TIMESTAMP, Injected
 from entrypoints.http.openapi import failures, not_ready
 from entrypoints.http.schemas import (
     Alive,
@@ -27,8 +26,6 @@ CHECK_TIMEOUT_SECONDS = 2.0
 
 Check = Callable[[], Awaitable[None]]
 """Raises Unavailable if something that we need does not answer."""
-
-_TIMESTAMP = re.compile(r"[0-9]{1,12}")
 
 
 @get(
@@ -100,7 +97,7 @@ async def get_file(
 ) -> Response[bytes]:
     """The links in `generated_image_url` lead here; whoever has one may follow it until it
     expires. Do not make them up: the signature is part of them."""
-    if not _TIMESTAMP.fullmatch(expires):
+    if not TIMESTAMP.fullmatch(expires):
         raise NotFound(key)
     picture = await files.read_signed(
         key.removeprefix("/"), expires=int(expires), signature=signature

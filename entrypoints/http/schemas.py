@@ -12,6 +12,7 @@ from domain.ports import Receipt, SessionStats
 from domain.reading import SessionView
 from domain.sessions import MAX_ACCESSORIES, MAX_PROMPT_LENGTH, Accessory, SessionStatus
 from domain.submission import MAX_URL_LENGTH
+from domain.uploads import UploadOffer
 
 GENERATIONS_PATH = "/api/v1/generations"
 
@@ -83,6 +84,18 @@ class NewGeneration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ) = None
 
 
+PictureType = Annotated[
+    Literal["image/jpeg", "image/png", "image/webp"],
+    Meta(description="The picture's format."),
+]
+
+
+class NewUpload(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A picture that you want to bring along."""
+
+    content_type: PictureType
+
+
 class ErrorBody(Struct, frozen=True):
     """What went wrong: a code for programs, a message for people."""
 
@@ -128,6 +141,57 @@ class SubmittedEnvelope(Struct, frozen=True, kw_only=True):
     """The answer to a request for a picture."""
 
     data: Submitted
+    error: None
+
+
+class Upload(Struct, frozen=True, kw_only=True):
+    """Where to send your picture, and where it will be."""
+
+    upload_url: Annotated[str, Meta(description="Send the picture's bytes here, once.")]
+    method: Annotated[Literal["PUT"], Meta(description="How to send them.")]
+    headers: Annotated[
+        dict[str, str],
+        Meta(
+            description="What to send along, as it is; no token.",
+            examples=[{"Content-Type": "image/jpeg"}],
+        ),
+    ]
+    image_url: Annotated[
+        str, Meta(description="The picture's link, once it is sent: use it in a request.")
+    ]
+    expires_at: Annotated[datetime, Meta(description="Until when the picture can be sent, UTC.")]
+    max_bytes: Annotated[int, Meta(description="How large the picture may be.")]
+
+    @classmethod
+    def of(cls, offer: UploadOffer, content_type: str) -> Self:
+        return cls(
+            upload_url=offer.links.upload_url,
+            method="PUT",
+            headers={"Content-Type": content_type},
+            image_url=offer.links.image_url,
+            expires_at=offer.expires_at,
+            max_bytes=offer.max_bytes,
+        )
+
+
+class UploadEnvelope(Struct, frozen=True, kw_only=True):
+    """The answer to who wants to bring a picture along."""
+
+    data: Upload
+    error: None
+
+
+class Uploaded(Struct, frozen=True, kw_only=True):
+    """What arrived."""
+
+    content_type: Annotated[str, Meta(description="The picture's format, as its bytes show it.")]
+    bytes: int
+
+
+class UploadedEnvelope(Struct, frozen=True, kw_only=True):
+    """The answer to a picture that was sent."""
+
+    data: Uploaded
     error: None
 
 

@@ -24,8 +24,9 @@ TEND_SECONDS = 1.0
 ``push_again_seconds`` that is too short for it."""
 
 STOP_SECONDS = 20
-"""How long a worker may take to finish its requests: more than a request may last. Without it
-granian waits for ever for a worker that was still starting when it was told to stop."""
+"""How long a worker may take to finish its requests: more than one may last, except a slow upload,
+of which nothing is kept then and which can be sent again. Without it granian waits for ever for a
+worker that was still starting when it was told to stop."""
 
 log = structlog.get_logger(__name__)
 
@@ -82,6 +83,7 @@ def application(container: Container, *lifespan: Lifespan) -> Litestar:
         services_of(container),
         lifespan=[connected, *lifespan],
         max_body_bytes=settings.max_body_bytes,
+        max_upload_bytes=settings.fetch_max_bytes,
     )
 
 
@@ -94,7 +96,9 @@ def services_of(container: Container) -> Services:
         credits=container.accounts(),
         authenticate=container.authenticate(),
         readiness=container.readiness(),
+        uploads=container.uploads(),
         files=container.files(),
+        receiver=container.receiver(),
         samples=container.samples(),
         clock=container.clock(),
     )

@@ -1,6 +1,6 @@
 """What only storage on a disk can get wrong."""
 
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -25,6 +25,10 @@ def storage_at(root: Path) -> LocalImageStorage:
         clock=FakeClock().now,
     )
     return LocalImageStorage(root, signer=signer)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 async def test_pictures_outlive_the_process(tmp_path: Path) -> None:
@@ -72,7 +76,27 @@ async def test_a_broken_disk_means_try_again(tmp_path: Path) -> None:
     with pytest.raises(TryAgain):
         await storage.delete("stores/1")
     with pytest.raises(TryAgain):
+        await storage.keep_upload("uploads/2026-11-24/b2b/s/1.jpg", b"a jpeg")
+    with pytest.raises(TryAgain):
+        await storage.read_upload("uploads/2026-11-24/b2b/s/1.jpg", max_bytes=10)
+    with pytest.raises(TryAgain):
+        await storage.count_uploads("uploads/2026-11-24/b2b/s", limit=10)
+    with pytest.raises(TryAgain):
+        await storage.delete_uploads_before(date(2026, 11, 25), limit=10)
+    with pytest.raises(TryAgain):
         await storage.read_signed("stores/1.jpg", expires=expires, signature=signature)
+
+
+async def test_deleted_uploads_leave_no_folders(tmp_path: Path) -> None:
+    """Else a folder for each owner and day would stay for ever; what is no day's folder stays."""
+    storage = storage_at(tmp_path)
+    await storage.keep_upload("uploads/2026-11-24/b2b/s/1.jpg", b"a jpeg")
+    await storage.keep_upload("uploads/notes/b2b/s/1.jpg", b"a jpeg")
+
+    assert await storage.delete_uploads_before(date(2026, 11, 25), limit=10) == 1
+
+    assert names_in(tmp_path / "uploads") == ["notes"]
+    assert await storage.count_uploads("uploads/notes/b2b/s", limit=10) == 1
 
 
 async def test_the_signature_is_checked_before_the_disk(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import timedelta
+from datetime import date, timedelta
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
 from adapters.storage.s3 import S3Bucket, S3ImageStorage, s3_store
-from domain.errors import TryAgain
+from domain.errors import Refused, TryAgain
 from domain.ports import Picture
 from domain.sessions import Artefact
 from tests.support.servers import bucket_at, new_bucket
@@ -23,6 +23,7 @@ KEY = "stores/store:1/generated/1"
 JPEG = Picture(data=b"a jpeg", media_type="image/jpeg")
 LIFETIME = timedelta(hours=6)
 FOUND = {"Last-Modified": "Wed, 21 Oct 2026 07:28:00 GMT", "ETag": "e"}
+LAST_MODIFIED = "Tue, 24 Nov 2026 12:00:00 GMT"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -40,7 +41,19 @@ async def delete(storage: S3ImageStorage) -> object:
     return None
 
 
-CALLS = [find, save, delete]
+async def read_upload(storage: S3ImageStorage) -> object:
+    return await storage.read_upload(KEY + ".jpg", max_bytes=1_000)
+
+
+async def count_uploads(storage: S3ImageStorage) -> object:
+    return await storage.count_uploads("uploads/2026-11-24/b2b/s", limit=10)
+
+
+async def delete_uploads(storage: S3ImageStorage) -> object:
+    return await storage.delete_uploads_before(date(2026, 11, 24), limit=10)
+
+
+CALLS = [find, save, delete, read_upload, count_uploads, delete_uploads]
 
 
 def storage_in(bucket: S3Bucket, *, conditional_put: bool = True) -> S3ImageStorage:
@@ -263,6 +276,30 @@ async def test_a_silent_service_is_not_waited_for(
     async with asyncio.timeout(10):
         with pytest.raises(TryAgain):
             await call(service.storage())
+
+
+async def test_a_huge_upload_is_not_loaded(new_service: NewService) -> None:
+    """A signed upload cannot bound its size. What is too large is told by its header, and stays
+    where it is."""
+    size, sent = 5_000_000_000, 0
+
+    async def pour(request: web.Request) -> web.StreamResponse:
+        nonlocal sent
+        headers = {"Content-Length": str(size), "ETag": "e", "Last-Modified": LAST_MODIFIED}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        while sent < size:
+            await response.write(bytes(1_000_000))
+            sent += 1_000_000
+        return response
+
+    service = await new_service(pour)
+
+    with pytest.raises(Refused, match="larger than 10 MB"):
+        await service.storage().read_upload(KEY + ".jpg", max_bytes=10_000_000)
+
+    assert [request.method for request in service.requests] == ["GET"]
+    assert sent < 50_000_000
 
 
 async def test_a_passing_fault_is_got_over(new_service: NewService) -> None:

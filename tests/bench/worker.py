@@ -14,6 +14,7 @@ from dependency_injector import providers
 from config.container import Container, close
 from config.logging import configure_logging
 from config.settings import load_settings
+from domain.credits import Owner
 from domain.ports import (
     Generated,
     ImageFetcherPort,
@@ -29,7 +30,7 @@ _PICTURE = Picture(data=b"", media_type="image/jpeg")
 
 
 class _NoFetcher(ImageFetcherPort):
-    async def fetch(self, url: str) -> Picture:  # noqa: ARG002
+    async def fetch(self, url: str, owner: Owner) -> Picture:  # noqa: ARG002
         return _PICTURE
 
 

@@ -44,6 +44,7 @@ from domain.ports import (
     SessionRepoPort,
     StartLimitPort,
     TaskQueuePort,
+    UploadStoragePort,
 )
 from domain.sessions import SessionStatus
 from domain.tasks import GenerationTask
@@ -174,6 +175,8 @@ def test_files_have_a_route_where_we_serve_them(storage: Storage, served: bool) 
     routes = {route.path for route in application(container).routes}
 
     assert any(path.startswith("/files") for path in routes) is served
+    assert any(path.startswith("/uploads") for path in routes) is served
+    assert "/api/v1/uploads" in routes
     assert "/health/live" in routes
 
 
@@ -194,6 +197,7 @@ def test_what_serves_its_own_pictures_is_the_storage(storage: Storage) -> None:
         ("api_keys", Store),
         ("storage", Storage),
         ("files", Storage),
+        ("receiver", Storage),
         ("generator", Generator),
         ("provider_limit", Queue),
         ("start_limit", Generator),
@@ -217,8 +221,8 @@ def test_every_selector_is_in_the_list_above() -> None:
     }
 
     assert selectors == {
-        "queue", "sessions", "accounts", "api_keys", "storage", "files", "generator", "samples",
-        "provider_limit", "start_limit",
+        "queue", "sessions", "accounts", "api_keys", "storage", "files", "receiver", "generator",
+        "samples", "provider_limit", "start_limit",
     }  # fmt: skip
 
 
@@ -229,7 +233,7 @@ def test_every_selector_is_in_the_list_above() -> None:
         ("sessions", [SessionRepoPort, SessionReadPort, RecoveryRepoPort]),
         ("accounts", [CreditRepoPort]),
         ("api_keys", [ApiKeyRepoPort]),
-        ("storage", [ImageStoragePort]),
+        ("storage", [ImageStoragePort, UploadStoragePort]),
         ("generator", [ImageGeneratorPort]),
         ("provider_limit", [StartLimitPort]),
     ],
@@ -324,18 +328,23 @@ def test_settings_reach_what_they_set() -> None:
     container = in_memory(
         fetch_seconds=7, fetch_max_bytes=4_096, lease_seconds=9, max_attempts=5, queued_seconds=11,
         picture_processes=3, picture_memory_mb=400, picture_seconds=6, picture_days=4,
+        max_uploads=12, upload_days=13,
     )  # fmt: skip
 
-    limits = container.fetcher()._limits
+    limits = container.downloads()._limits
     pictures = container.picture_pool()._limits
     work = container.generation()._policy
     recovery = container.recovery()._policy
+    uploads = container.uploads()._policy
 
     assert (limits.total_timeout_seconds, limits.max_bytes) == (7, 4_096)
     assert (pictures.processes, pictures.memory_bytes, pictures.seconds) == (3, 400_000_000, 6)
     assert (work.lease.total_seconds(), work.max_attempts) == (9, 5)
     assert (recovery.time_to_live.total_seconds(), recovery.max_attempts) == (11, 5)
     assert recovery.picture_lifetime.days == 4
+    assert recovery.keep_uploads.days == 13
+    assert container.fetcher()._max_bytes == 4_096
+    assert (uploads.max_per_day, uploads.max_bytes) == (12, 4_096)
 
 
 def test_settings_reach_the_provider() -> None:
@@ -421,7 +430,7 @@ async def test_only_what_was_made_is_closed(monkeypatch: pytest.MonkeyPatch) -> 
             openai_api_key="sk-1",
         )
     )
-    made = [container.database(), container.fetcher(), container.generator()]
+    made = [container.database(), container.downloads(), container.generator()]
 
     await close(container)
     await close(container)

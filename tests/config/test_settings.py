@@ -179,6 +179,16 @@ def test_a_url_s_port_has_to_be_one(port: str) -> None:
     ]
 
 
+def test_an_upload_outlives_what_may_use_it() -> None:
+    """Its link, and then a session that waits as long as one may."""
+    enough = {"WEARON_PICTURE_URL_SECONDS": "43200", "WEARON_QUEUED_SECONDS": "43200"}
+
+    (problem,) = problems_of(enough | {"WEARON_UPLOAD_DAYS": "1", "WEARON_QUEUED_SECONDS": "43201"})
+
+    assert problem.startswith("WEARON_UPLOAD_DAYS: ")
+    assert load_settings(enough | {"WEARON_UPLOAD_DAYS": "1"}).upload_days == 1
+
+
 def test_what_endangers_production_is_for_development_only() -> None:
     """Inputs from the own machine, and memory that is gone at exit, need WEARON_ENVIRONMENT to
     say `development`; it does not by default."""

@@ -3,7 +3,7 @@ twice or worked on without need."""
 
 import asyncio
 from dataclasses import replace
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -11,11 +11,19 @@ import pytest
 
 from adapters.queue.payload import decode
 from domain.credits import LedgerKind
-from domain.errors import QueueUnavailable, StorageUnavailable, StoreUnavailable
+from domain.errors import (
+    QueueUnavailable,
+    StorageUnavailable,
+    StoreUnavailable,
+    TryAgain,
+    Unavailable,
+)
 from domain.generation import WorkPolicy
 from domain.recovery import RecoveryPolicy, RecoveryReport
 from domain.sessions import GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
+from domain.uploads import upload_folder
+from tests.support.clock import START
 from tests.support.examples import ARTEFACT, FAILURE, LEASE, OTHER, USER
 from tests.support.images import A_PICTURE
 from tests.support.service import Service
@@ -704,13 +712,101 @@ async def test_the_bound_of_settling_is_kept_and_nearly_reached(service: Service
     assert bound - 4 * SECOND <= took <= bound
 
 
+async def upload(service: Service, count: int = 1) -> None:
+    """Somebody uploads ``count`` pictures now."""
+    folder = upload_folder(USER, service.clock.now().date())
+    for number in range(count):
+        await service.storage.keep_upload(f"{folder}/{number}.jpg", b"")
+
+
+async def uploads(service: Service) -> int:
+    """How many there are of somebody's on the day on which everything begins."""
+    return await service.storage.count_uploads(upload_folder(USER, START.date()), limit=10_000)
+
+
+async def test_uploads_are_deleted_after_their_days(service: Service) -> None:
+    """Not before they are over, counted from the end of the day, and by any worker."""
+    policy = RecoveryPolicy(keep_uploads=timedelta(days=3))
+    await upload(service)
+    service.clock.advance(timedelta(days=3, hours=12) - SECOND)
+
+    too_early = await service.recover(policy)
+    service.clock.advance(SECOND)
+    report = await service.recover(policy)
+
+    assert (too_early.uploads_deleted, report.uploads_deleted) == (0, 1)
+    assert await uploads(service) == 0
+
+
+async def test_uploads_are_looked_for_now_and_then(service: Service) -> None:
+    """Once an hour, however often recovery runs, for each look is paid for in a cloud."""
+    recovery = service.recovery()
+    await recovery.run_once()
+    await upload(service)
+    service.clock.advance(timedelta(minutes=59))
+    service.storage.delete_uploads_before = looked = Looks(service)  # type: ignore[method-assign]
+
+    await recovery.run_once()
+    assert looked.count == 0
+    service.clock.advance(timedelta(minutes=1))
+    await recovery.run_once()
+    await recovery.run_once()
+    assert looked.count == 1
+
+
+class Looks:
+    """Counts how often old uploads are looked for; finds none, or is ``away``."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.count = 0
+        self.away = False
+
+    async def __call__(self, day: date, *, limit: int) -> int:
+        assert day < self.service.clock.now().date()
+        assert limit > 0
+        self.count += 1
+        if self.away:
+            raise TryAgain("away")
+        return 0
+
+
+async def test_many_old_uploads_are_deleted_in_batches(service: Service) -> None:
+    """One in each run, one run after the other, until all are gone."""
+    await upload(service, 2_500)
+    service.clock.advance(timedelta(days=4))
+    recovery = service.recovery()
+
+    deleted = [(await recovery.run_once()).uploads_deleted for _ in range(4)]
+
+    assert deleted == [1_000, 1_000, 500, 0]
+
+
+async def test_a_storage_that_is_away_holds_no_session_up(service: Service) -> None:
+    """It is said, after everything else is done, and left alone for an hour."""
+    recovery = service.recovery()
+    (lost,) = await service.backlog(1)
+    service.queue.messages.clear()
+    service.clock.advance(timedelta(minutes=1))
+    service.storage.delete_uploads_before = looked = Looks(service)  # type: ignore[method-assign]
+    looked.away = True
+
+    with pytest.raises(Unavailable):
+        await recovery.run_once()
+
+    assert order(service) == [lost]
+    assert (await recovery.run_once()).uploads_deleted == 0
+    assert looked.count == 1
+
+
 async def test_a_report_adds_up() -> None:
     """The total counts every kind of move."""
     report = RecoveryReport(
-        refunded=1, expired=10, released=100, spent=1000, pushed_again=10_000, never_pushed=100_000
-    )
+        refunded=1, expired=10, released=100, spent=1000, pushed_again=10_000, never_pushed=100_000,
+        uploads_deleted=1_000_000,
+    )  # fmt: skip
 
-    assert report.total == 111_111
+    assert report.total == 1_111_111
 
 
 async def test_an_old_picture_is_deleted(service: Service) -> None:

@@ -8,10 +8,11 @@ from uuid import UUID
 import pytest
 
 from domain.credits import Owner
-from domain.errors import Unavailable
+from domain.errors import InvalidInput, Unavailable
 from domain.ports import Picture
 from domain.sessions import SessionStatus
-from tests.support.clock import START, VirtualTimeLoop
+from entrypoints.http.middleware import BODY_SECONDS, UPLOAD_SECONDS, RequestContext
+from tests.support.clock import START, VirtualTimeLoop, loop_time
 from tests.support.examples import (
     ARTEFACT,
     FAILURE,
@@ -412,6 +413,39 @@ async def test_a_picture(api: Api) -> None:
     assert answer.headers["content-type"] == "image/png"
     assert answer.headers["cache-control"] == "private, max-age=3000"
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    ("path", "seconds"),
+    [("/uploads/2026-11-24/x.jpg", UPLOAD_SECONDS), (GENERATIONS, BODY_SECONDS)],
+)
+async def test_a_body_has_its_time(path: str, seconds: float) -> None:
+    """A picture, which is large, has more of it; both have an end."""
+    waited: list[float] = []
+
+    async def read_body(_: Any, receive: Any, __: Any) -> None:
+        try:
+            while True:
+                await receive()
+        finally:
+            waited.append(loop_time())
+
+    async def drip() -> Any:
+        await asyncio.sleep(0.9)
+        return {"type": "http.request", "body": b".", "more_body": True}
+
+    async def ignore(_: Any) -> None:
+        """Nothing is sent."""
+
+    scope: Any = {
+        "type": "http", "method": "PUT", "path": path, "query_string": b"", "headers": [],
+        "state": {},
+    }  # fmt: skip
+
+    with pytest.raises(InvalidInput, match="did not arrive in time"):
+        await RequestContext(read_body)(scope, drip, ignore)
+
+    assert waited == [pytest.approx(seconds, abs=0.01)]
 
 
 async def test_a_link_that_is_not_good(api: Api) -> None:

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from domain.submission import SubmissionPolicy
 from entrypoints.http.errors import ERRORS
 from tests.support.examples import MODEL_URL, OTHER, STORE, USER
-from tests.support.http import GENERATIONS, Answer, Api
+from tests.support.http import GENERATIONS, UPLOADS, Answer, Api
 
 pytestmark = pytest.mark.anyio
 
@@ -224,6 +224,7 @@ async def test_a_refused_submission_costs_nothing(api: Api) -> None:
         ("GET", f"{GENERATIONS}/stats"),
         ("GET", f"{GENERATIONS}/{SOME_ID}"),
         ("POST", f"{GENERATIONS}/{SOME_ID}/cancel"),
+        ("POST", UPLOADS),
         ("GET", "/api/v1/credits"),
         ("GET", "/api/v1/credits/ledger"),
     ],

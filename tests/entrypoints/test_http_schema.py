@@ -11,7 +11,7 @@ from tests.support.http import Api
 
 pytestmark = pytest.mark.anyio
 
-PROBES_AND_FILES = {"/health/live", "/health/ready", "/files/{key}"}
+PROBES_AND_FILES = {"/health/live", "/health/ready", "/files/{key}", "/uploads/{key}"}
 ROUTES = {
     ("/api/v1/generations", "post"),
     ("/api/v1/generations", "get"),
@@ -20,6 +20,8 @@ ROUTES = {
     ("/api/v1/generations/{session_id}/cancel", "post"),
     ("/api/v1/credits", "get"),
     ("/api/v1/credits/ledger", "get"),
+    ("/api/v1/uploads", "post"),
+    ("/uploads/{key}", "put"),
     ("/health/live", "get"),
     ("/health/ready", "get"),
     ("/files/{key}", "get"),
@@ -100,6 +102,14 @@ def test_null_is_documented_where_it_can_come(api: Api) -> None:
 
     assert set(session["required"]) == set(session["properties"])
     assert {"type": "null"} in session["properties"]["queue_position"]["oneOf"]
+
+
+def test_what_an_upload_takes_is_described(api: Api) -> None:
+    """Bytes of a picture; Litestar itself says nothing of a body that it does not decode."""
+    body = operations(api)["/uploads/{key}", "put"]["requestBody"]
+
+    assert body["required"] is True
+    assert body["content"].keys() == {"image/*"}
 
 
 async def test_the_document_is_served(api: Api) -> None:

@@ -156,7 +156,7 @@ class MoodyGenerator(ImageGeneratorPort, ImageFetcherPort):
         self._random = random
         self._steady_seconds = steady_seconds
 
-    async def fetch(self, url: str) -> Picture:  # noqa: ARG002
+    async def fetch(self, url: str, owner: Owner) -> Picture:  # noqa: ARG002
         return A_PICTURE
 
     async def generate(self, request: PictureRequest) -> Generated:  # noqa: ARG002
@@ -206,8 +206,10 @@ class WorkerProcess(Actor):
                 lost=store,
                 queue=queue,
                 storage=storage,
+                uploads=self.world.storage,
                 policy=RECOVERY,
                 new_id=self.new_id,
+                clock=self.world.clock.now,
             ),
             limits=WorkerLimits(
                 concurrency=self._slots,

@@ -237,8 +237,10 @@ async def _backlog() -> None:
         lost=store,
         queue=queue,
         storage=world.storage,
+        uploads=world.storage,
         policy=RECOVERY,
         new_id=api.new_id,
+        clock=world.clock.now,
     )
     for _ in range(60):
         await recovery.run_once()

@@ -22,17 +22,22 @@ from adapters.auth.bearer import (
 from adapters.auth.memory import InMemoryApiKeyRepo
 from adapters.images.samples import draw_sample
 from adapters.storage.memory import InMemoryImageStorage
+from adapters.storage.receiving import UploadReceiver
 from adapters.storage.signing import UrlSigner
 from domain.credits import Channel, Owner
 from domain.errors import StoreUnavailable, TryAgain
 from domain.ports import ApiKey, Picture
 from domain.reading import Reading
+from domain.uploads import UploadPolicy, Uploads
 from entrypoints.http.app import Services, create_app
 from entrypoints.http.public import Check
 from tests.support.examples import USER
 from tests.support.service import Service
 
 GENERATIONS = "/api/v1/generations"
+UPLOADS = "/api/v1/uploads"
+MAX_UPLOADS = 3
+MAX_UPLOAD_BYTES = 100_000
 PUBLIC_URL = "http://127.0.0.1:8000"
 RULES = JwtRules(secret="a key for tests, long enough for HS256", issuer="us", audience="them")
 
@@ -78,7 +83,7 @@ class FlakyApiKeyRepo(InMemoryApiKeyRepo):
 
 
 class FlakyImageStorage(InMemoryImageStorage):
-    """Gives no picture out while ``away``."""
+    """Gives no picture out and counts none while ``away``."""
 
     away = False
 
@@ -86,6 +91,11 @@ class FlakyImageStorage(InMemoryImageStorage):
         if self.away:
             raise TryAgain("read_signed: refused")
         return await super().read_signed(object_key, expires=expires, signature=signature)
+
+    async def count_uploads(self, folder: str, *, limit: int) -> int:
+        if self.away:
+            raise TryAgain("count_uploads: refused")
+        return await super().count_uploads(folder, limit=limit)
 
 
 class Api:
@@ -101,6 +111,18 @@ class Api:
                 base_url=PUBLIC_URL, secret=b"secret", lifetime=timedelta(hours=1), clock=now
             )
         )
+        self.uploads = Uploads(
+            storage=self.storage,
+            policy=UploadPolicy(max_per_day=MAX_UPLOADS, max_bytes=MAX_UPLOAD_BYTES),
+            new_id=uuid4,
+            clock=now,
+        )
+        self.receiver = UploadReceiver(
+            storage=self.storage,
+            signer=self.storage._signer,
+            check_room=self.uploads.check_room,
+            max_at_once=2,
+        )
         self.readiness: dict[str, Check] = {"store": _answers, "queue": _answers}
         self.app = create_app(
             Services(
@@ -110,11 +132,14 @@ class Api:
                 credits=self.service.accounts,
                 authenticate=BearerAuthenticator(keys=self.keys, rules=RULES),
                 readiness=self.readiness,
+                uploads=self.uploads,
                 files=self.storage,
+                receiver=self.receiver,
                 samples=draw_sample,
                 clock=now,
             ),
             max_body_bytes=max_body_bytes,
+            max_upload_bytes=MAX_UPLOAD_BYTES,
         )
         self.document: dict[str, Any] = msgspec.to_builtins(self.app.openapi_schema.to_schema())
         self._tokens: dict[Owner, str] = {}

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from domain.credits import Owner
 from domain.errors import Refused
 from domain.ports import (
     Generated,
@@ -41,7 +42,7 @@ class FakeImageFetcher(ImageFetcherPort):
         self.pictures = dict(pictures)
         self.fetched: list[str] = []
 
-    async def fetch(self, url: str) -> Picture:
+    async def fetch(self, url: str, owner: Owner) -> Picture:  # noqa: ARG002
         self.fetched.append(url)
         if url not in self.pictures:
             raise Refused("A picture could not be downloaded", code=ErrorCode.IMAGE_UNREACHABLE)

@@ -122,8 +122,10 @@ class Service:
             lost=self.repo,
             queue=self.queue,
             storage=self.storage,
+            uploads=self.storage,
             policy=policy or RecoveryPolicy(),
             new_id=uuid4,
+            clock=self.clock.now,
         )
 
     def generation(

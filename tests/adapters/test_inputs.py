@@ -1,0 +1,249 @@
+"""Whose upload a link is, and that no spelling of a link leads to another's."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+from urllib.parse import quote
+from uuid import UUID
+
+import pytest
+
+from adapters.images.inputs import InputPictures
+from adapters.storage.memory import InMemoryImageStorage
+from adapters.storage.s3 import S3ImageStorage, s3_store
+from adapters.storage.signing import UrlSigner
+from domain.credits import Channel, Owner
+from domain.errors import Refused
+from domain.ports import Picture
+from domain.uploads import upload_folder
+from tests.support.clock import FakeClock
+from tests.support.servers import bucket_at
+
+pytestmark = pytest.mark.anyio
+
+OWNER = Owner(channel=Channel.B2B, id="a.store:1")
+NEIGHBOUR = Owner(channel=Channel.B2B, id="aXstore:1")
+NAMESAKE = Owner(channel=Channel.B2C, id="a.store:1")
+LIFETIME = timedelta(hours=1)
+NAME = f"{UUID(int=7)}.jpg"
+DAY = date(2026, 11, 24)
+KEY = f"{upload_folder(OWNER, DAY)}/{NAME}"
+BYTES = b"as it was uploaded"
+DOWNLOADED = Picture(data=b"from the network", media_type="image/jpeg")
+
+
+def in_memory() -> InMemoryImageStorage:
+    return InMemoryImageStorage(
+        signer=UrlSigner(
+            base_url="https://wearon.example",
+            secret=b"secret",
+            lifetime=LIFETIME,
+            clock=FakeClock().now,
+        )
+    )
+
+
+def in_s3(endpoint: str | None, *, path_style: bool) -> S3ImageStorage:
+    bucket = replace(bucket_at(""), endpoint=endpoint, path_style=path_style)
+    return S3ImageStorage(s3_store(bucket), url_lifetime=LIFETIME)
+
+
+@dataclass(slots=True)
+class Seen:
+    """Where pictures were looked for."""
+
+    read: list[str] = field(default_factory=list)
+    downloaded: list[str] = field(default_factory=list)
+
+
+class Uploads(InMemoryImageStorage):
+    """Has something everywhere, and takes note of what is asked for."""
+
+    def __init__(self, seen: Seen) -> None:
+        self._seen = seen
+
+    async def read_upload(self, object_key: str, *, max_bytes: int) -> bytes:
+        self._seen.read.append(object_key)
+        if max_bytes < len(BYTES):
+            raise Refused("too large")
+        return BYTES
+
+
+def inputs(
+    storage: InMemoryImageStorage | S3ImageStorage, *, max_bytes: int = 1_000
+) -> tuple[InputPictures, Seen]:
+    seen = Seen()
+
+    async def download(url: str) -> Picture:
+        seen.downloaded.append(url)
+        return DOWNLOADED
+
+    async def prepare(data: bytes) -> Picture:
+        return Picture(data=b"prepared: " + data, media_type="image/jpeg")
+
+    return InputPictures(
+        pictures=storage,
+        uploads=Uploads(seen),
+        download=download,
+        prepare=prepare,
+        max_bytes=max_bytes,
+    ), seen
+
+
+Make = Callable[[], InMemoryImageStorage | S3ImageStorage]
+
+STORAGES: dict[str, Make] = {
+    "ours": in_memory,
+    "s3, path style": lambda: in_s3(None, path_style=True),
+    "s3, virtual host": lambda: in_s3(None, path_style=False),
+    "s3, elsewhere": lambda: in_s3("https://a.supabase.co/storage/v1/s3", path_style=True),
+    "s3, elsewhere, virtual host": lambda: in_s3("https://pictures.r2.example", path_style=False),
+}
+
+
+@pytest.fixture(params=STORAGES)
+def storage(request: pytest.FixtureRequest) -> InMemoryImageStorage | S3ImageStorage:
+    return STORAGES[request.param]()
+
+
+async def test_an_own_upload_is_read_from_the_storage(
+    storage: InMemoryImageStorage | S3ImageStorage,
+) -> None:
+    """Without the network, and prepared like every other picture."""
+    pictures, seen = inputs(storage)
+    links = storage.upload_links(KEY.removesuffix(".jpg"), "image/jpeg", lifetime=LIFETIME)
+
+    picture = await pictures.fetch(links.image_url, OWNER)
+
+    assert picture.data == b"prepared: " + BYTES
+    assert (seen.read, seen.downloaded) == ([KEY], [])
+
+
+async def test_the_bound_of_a_picture_is_the_bound_of_an_upload() -> None:
+    """What is refused of a download is refused of an upload."""
+    storage = in_memory()
+    pictures, _ = inputs(storage, max_bytes=len(BYTES) - 1)
+
+    with pytest.raises(Refused):
+        await pictures.fetch(storage.url(KEY), OWNER)
+
+
+@pytest.mark.parametrize("query", ["", "?", "?expires=1&signature=0", "?a?b#c", "?x=/../../etc"])
+async def test_the_query_does_not_matter(
+    storage: InMemoryImageStorage | S3ImageStorage, query: str
+) -> None:
+    """A link that expired while its session waited is as good as a new one; only its owner has it
+    read like this."""
+    pictures, seen = inputs(storage)
+
+    await pictures.fetch(storage.url(KEY).partition("?")[0] + query, OWNER)
+
+    assert (seen.read, seen.downloaded) == ([KEY], [])
+
+
+@pytest.mark.parametrize("owner", [NEIGHBOUR, NAMESAKE], ids=str)
+async def test_anothers_upload_is_a_link_like_any_other(
+    storage: InMemoryImageStorage | S3ImageStorage, owner: Owner
+) -> None:
+    """Its signature decides then, where the network asks for it."""
+    pictures, seen = inputs(storage)
+    theirs = f"{upload_folder(owner, DAY)}/{NAME}"
+
+    assert await pictures.fetch(storage.url(KEY), owner) == DOWNLOADED
+    assert await pictures.fetch(storage.url(theirs), OWNER) == DOWNLOADED
+    assert seen.read == []
+
+
+OTHER_KEYS = [
+    f"stores/{OWNER.id}/generated/{NAME}",
+    f"generated/{OWNER.id}/{NAME}",
+    f"uploads/2026-11-24/{OWNER.channel}/{NEIGHBOUR.id}/{NAME}",
+    f"uploads/2026-11-24/{OWNER.channel}/{OWNER.id}/../{NEIGHBOUR.id}/{NAME}",
+    f"uploads/2026-11-24/{OWNER.channel}/{OWNER.id}/..",
+    f"uploads/2026-11-24/{OWNER.channel}/{OWNER.id}/a.jpg",
+    f"uploads/2026-11-24/{OWNER.channel}/{OWNER.id}/{NAME}/",
+    f"uploads/2026-11-24/{OWNER.channel}/{OWNER.id}/{NAME}#1",
+    f"uploads/2026-11-24/{OWNER.channel}/{OWNER.id}//{NAME}",
+    f"uploads/../{OWNER.channel}/{OWNER.id}/{NAME}",
+    f"uploads//{OWNER.channel}/{OWNER.id}/{NAME}",
+    f"./{KEY}",
+    f"/{KEY}",
+    f"uploads/{KEY}",
+    f"{KEY}\n",
+    f"{KEY}\0",
+    KEY.replace("2026", "\uff12\uff10\uff12\uff16"),
+    KEY.replace(OWNER.id, OWNER.id.upper()),
+    KEY.upper(),
+]
+
+
+@pytest.mark.parametrize("key", OTHER_KEYS, ids=ascii)
+@pytest.mark.parametrize("escaped", [False, True])
+async def test_other_keys_are_not_read(
+    storage: InMemoryImageStorage | S3ImageStorage, key: str, *, escaped: bool
+) -> None:
+    """Finished pictures, paths that lead elsewhere, and what only looks like a key."""
+    pictures, seen = inputs(storage)
+    begins, _, _ = storage.url(KEY).partition("uploads/")
+    spelled = quote(key, safe="").replace(".", "%2e") if escaped else key
+
+    await pictures.fetch(begins + spelled, OWNER)
+
+    assert seen.read == []
+    assert len(seen.downloaded) == 1
+
+
+@pytest.mark.parametrize("key", OTHER_KEYS, ids=ascii)
+async def test_a_link_that_we_gave_out_for_another_key(key: str) -> None:
+    """Written just as we write links, with a good signature, it is not taken for an upload."""
+    storage = in_memory()
+    pictures, seen = inputs(storage)
+
+    await pictures.fetch(storage.url(key), OWNER)
+
+    assert seen.read == []
+
+
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "another host": lambda url: url.replace("https://", "https://evil."),
+    "our host as a user": lambda url: url.replace("https://", "https://x@"),
+    "another host behind ours": lambda url: url.replace("/", "@evil.example/", 3).replace(
+        "@evil.example/", "/", 2
+    ),
+    "another port": lambda url: url.replace("/", ":8443/", 3).replace(":8443/", "/", 2),
+    "another scheme": lambda url: url.replace("https:", "http:"),
+    "no scheme": lambda url: url.removeprefix("https:"),
+    "a scheme in capitals": lambda url: url.replace("https", "HTTPS"),
+    "a file": lambda url: url.replace("https://", "file:///"),
+    "a host in capitals": lambda url: url.replace("example", "EXAMPLE").replace(".co", ".CO"),
+    "more slashes": lambda url: url.replace("uploads/", "/uploads/"),
+    "a way around": lambda url: url.replace("uploads/", "x/../uploads/"),
+    "an escaped way around": lambda url: url.replace("uploads/", "x/%2e%2e/uploads/"),
+    "escaped slashes": lambda url: url.replace("uploads/", "uploads%2F"),
+    "escaped twice": lambda url: url.replace("uploads", "%2575ploads"),
+    "escaped without need": lambda url: url.replace("uploads", "%75ploads"),
+    "backslashes": lambda url: url.replace("/uploads/", "\\uploads\\"),
+    "a fragment before the query": lambda url: url.replace("?", "#?"),
+    "a path parameter": lambda url: url.replace("?", ";x=1?"),
+    "in the query of another": lambda url: f"https://evil.example/?u={url}",
+    "in the path of another": lambda url: f"https://evil.example/{url}",
+    "a space before": lambda url: f" {url}",
+    "a line end inside": lambda url: url.replace("uploads", "up\nloads"),
+    "lone surrogates": lambda url: url.replace("?", "\udc80?"),
+    "nothing but the key": lambda url: url[url.index("uploads") :],
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+async def test_another_spelling_is_another_link(
+    storage: InMemoryImageStorage | S3ImageStorage, spelling: str
+) -> None:
+    """Where we would have to guess what a link means, the fetcher's checks decide."""
+    url = storage.url(KEY)
+    changed = SPELLINGS[spelling](url)
+    pictures, seen = inputs(storage)
+    assert changed != url
+
+    await pictures.fetch(changed, OWNER)
+
+    assert (seen.read, seen.downloaded) == ([], [changed])

@@ -1,0 +1,284 @@
+"""Pictures of a caller's own: asked for, sent, and used."""
+
+import asyncio
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from domain.uploads import upload_folder
+from tests.support.examples import STORE, USER
+from tests.support.http import MAX_UPLOAD_BYTES, MAX_UPLOADS, PUBLIC_URL, UPLOADS, Answer, Api
+from tests.support.images import encoded
+
+pytestmark = pytest.mark.anyio
+
+JPEG = encoded("JPEG")
+PNG = encoded("PNG")
+
+
+@pytest.fixture
+def api() -> Api:
+    return Api()
+
+
+async def offered(api: Api, content_type: str = "image/jpeg", **options: Any) -> Any:
+    """The data of a 201."""
+    answer = await api.call("POST", UPLOADS, body={"content_type": content_type}, **options)
+    assert answer.status == 201
+    return answer.data
+
+
+def target(url: str) -> str:
+    """Path and query of one of our links."""
+    parts = urlsplit(url)
+    assert f"{parts.scheme}://{parts.netloc}" == PUBLIC_URL
+    return f"{parts.path}?{parts.query}"
+
+
+async def put(
+    api: Api, url: str, body: object = JPEG, content_type: str | None = "image/jpeg", **options: Any
+) -> Answer:
+    """Send a picture to its ``upload_url``, without a token."""
+    return await api.call(
+        "PUT", target(url), owner=None, body=body, content_type=content_type, **options
+    )
+
+
+async def got(api: Api, url: str) -> Answer:
+    return await api.get(target(url), owner=None)
+
+
+@pytest.mark.parametrize("owner", [STORE, USER], ids=str)
+async def test_an_offer(api: Api, owner: Any) -> None:
+    """Says all that a client has to know to send the picture, whoever takes it."""
+    data = await offered(api, owner=owner)
+
+    now = api.service.clock.now()
+    folder = upload_folder(owner, now.date())
+    assert data.keys() == {
+        "upload_url", "method", "headers", "image_url", "expires_at", "max_bytes"
+    }  # fmt: skip
+    assert data["upload_url"].startswith(f"{PUBLIC_URL}/{folder}/")
+    assert data["image_url"].startswith(f"{PUBLIC_URL}/files/{folder}/")
+    assert (data["method"], data["headers"]) == ("PUT", {"Content-Type": "image/jpeg"})
+    assert data["expires_at"] > now.isoformat()
+    assert data["max_bytes"] == MAX_UPLOAD_BYTES
+
+
+@pytest.mark.parametrize(
+    ("content_type", "data"),
+    [("image/jpeg", JPEG), ("image/png", PNG), ("image/webp", encoded("WEBP"))],
+)
+async def test_a_picture_goes_all_the_way(api: Api, content_type: str, data: bytes) -> None:
+    """It is sent, anybody with its link gets it, and a request takes the link as it is."""
+    offer = await offered(api, content_type)
+    await api.service.accounts.grant(USER, 1, note="test")
+
+    sent = await put(api, offer["upload_url"], data, content_type)
+    found = await got(api, offer["image_url"])
+    submitted = await api.submit(body={"model_image_url": offer["image_url"]})
+
+    assert (sent.status, sent.data) == (200, {"content_type": content_type, "bytes": len(data)})
+    assert (found.body, found.headers["content-type"]) == (data, content_type)
+    assert submitted.status == 202
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "content_type: is required"),
+        ({"content_type": "image/gif"}, "content_type: invalid enum value 'image/gif'"),
+        ({"content_type": "image/jpeg", "name": "me"}, "name: is not a field of this request"),
+        ({"content_type": 1}, "content_type: expected str, got int"),
+        (b'{"content_type":"image/png","content_type":"image/jpeg"}', "is given more than once"),
+        (b"{", "body: is not valid JSON"),
+    ],
+    ids=repr,
+)
+async def test_what_cannot_be_offered(api: Api, body: object, message: str) -> None:
+    """A type that the service does not read, and what is no request for an upload."""
+    answer = await api.call("POST", UPLOADS, body=body)
+
+    assert answer.error == (400, "VALIDATION_ERROR")
+    assert message in answer.message
+
+
+async def test_an_offer_is_asked_for_in_json(api: Api) -> None:
+    """As everything else is."""
+    answer = await api.call("POST", UPLOADS, body=JPEG, content_type="image/jpeg")
+
+    assert answer.error == (415, "UNSUPPORTED_MEDIA_TYPE")
+    assert answer.message == "The Content-Type must be application/json"
+
+
+async def test_a_picture_stays_as_it_is(api: Api) -> None:
+    """Whoever has its upload link cannot replace it, neither later nor at the same moment."""
+    offer = await offered(api)
+    pictures = [encoded("JPEG", color=color) for color in ("red", "blue")]
+
+    answers = await asyncio.gather(*(put(api, offer["upload_url"], data) for data in pictures))
+    late = await put(api, offer["upload_url"])
+
+    assert sorted(answer.status for answer in answers) == [200, 409]
+    assert late.error == (409, "CONFLICT")
+    (kept,) = [data for data, answer in zip(pictures, answers, strict=True) if answer.status == 200]
+    assert (await got(api, offer["image_url"])).body == kept
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "A picture is not a JPEG, PNG or WebP file"),
+        (encoded("GIF"), "A picture is not a JPEG, PNG or WebP file"),
+        (JPEG[:10], "A picture is damaged"),
+        (encoded("JPEG", size=(8, 8)), "A picture is smaller than 16 x 16 pixels"),
+        (PNG, "is image/png, not image/jpeg as announced"),
+    ],
+    ids=["empty", "another type", "damaged", "small", "a png"],
+)
+async def test_what_is_no_such_picture(api: Api, body: bytes, message: str) -> None:
+    """Is told what it is, is not kept, and does not use the link up."""
+    offer = await offered(api)
+
+    answer = await put(api, offer["upload_url"], body)
+
+    assert answer.error == (400, "VALIDATION_ERROR")
+    assert answer.message == f"body: {message}"
+    assert (await got(api, offer["image_url"])).status == 404
+    assert (await put(api, offer["upload_url"])).status == 200
+
+
+@pytest.mark.parametrize("content_type", [None, "image/png", "application/octet-stream"])
+async def test_the_header_is_the_one_that_was_told(api: Api, content_type: str | None) -> None:
+    """A storage service would keep another one, and give the picture out with it."""
+    offer = await offered(api)
+
+    answer = await put(api, offer["upload_url"], content_type=content_type)
+
+    assert answer.error == (415, "UNSUPPORTED_MEDIA_TYPE")
+    assert answer.message == "The Content-Type must be image/jpeg"
+
+
+def padded(size: int) -> bytes:
+    """A JPEG of so many bytes; what follows its end is ignored."""
+    return JPEG + bytes(size - len(JPEG))
+
+
+async def test_a_picture_may_be_larger_than_a_request(api: Api) -> None:
+    """To the last byte of its own bound."""
+    offer = await offered(api)
+
+    assert (await put(api, offer["upload_url"], padded(MAX_UPLOAD_BYTES))).status == 200
+
+
+@pytest.mark.parametrize("how", ["announced", "in chunks", "announced as less"])
+async def test_what_is_too_large(api: Api, how: str) -> None:
+    """Is not taken, however it comes."""
+    offer = await offered(api)
+    data = padded(MAX_UPLOAD_BYTES + 1)
+    chunks = [data[:50_000], data[50_000:100_000], data[100_000:]]
+    headers = [("content-length", "100")] if how == "announced as less" else []
+
+    body = data if how == "announced" else chunks
+    answer = await put(api, offer["upload_url"], body, headers=headers)
+
+    assert answer.error == (413, "PAYLOAD_TOO_LARGE")
+    assert (await got(api, offer["image_url"])).status == 404
+
+
+async def test_links_that_are_not_good(api: Api) -> None:
+    """404 for whatever was changed, for another's signature, and for the link to read by; nothing
+    of a body is read for it."""
+    offer, other = await offered(api), await offered(api)
+    path, _, query = target(offer["upload_url"]).partition("?")
+    folder, _, name = path.rpartition("/")
+    changed = [
+        f"{path}?{target(other['upload_url']).partition('?')[2]}",
+        f"{path}?{target(offer['image_url']).partition('?')[2]}",
+        f"{folder}/00000000-0000-0000-0000-000000000000.jpg?{query}",
+        f"{folder}x/{name}?{query}",
+        f"{path.replace('/uploads/', '/uploads/uploads/')}?{query}",
+        f"{path}?{query.replace('expires=', 'expires=9')}",
+        f"{path}?{query.replace('expires=', 'expires=-')}",
+        f"{path}?{query.partition('&')[0]}",
+        path,
+        "/uploads/../stores/x.jpg?" + query,
+        "/uploads/x?" + query,
+    ]
+
+    for link in changed:
+        answer = await api.call(
+            "PUT", link, owner=USER, body=padded(MAX_UPLOAD_BYTES + 1), content_type="image/jpeg"
+        )
+        assert answer.error == (404, "NOT_FOUND"), link
+    assert (await api.call("PUT", "/uploads/", owner=None)).status in {404, 405}
+
+
+async def test_a_link_expires(api: Api) -> None:
+    """It is no use once it is too late to send the picture."""
+    offer = await offered(api)
+    api.service.clock.advance(api.uploads._policy.send_within)
+
+    assert (await put(api, offer["upload_url"])).error == (404, "NOT_FOUND")
+
+
+async def test_a_day_has_its_bound(api: Api) -> None:
+    """For those who ask, and for those who asked early and send late; each is told until when."""
+    early = await offered(api)
+    for _ in range(MAX_UPLOADS):
+        assert (await put(api, (await offered(api))["upload_url"])).status == 200
+
+    asked = await api.call("POST", UPLOADS, body={"content_type": "image/jpeg"})
+    sent = await put(api, early["upload_url"])
+
+    for answer in (asked, sent):
+        assert answer.error == (429, "RATE_LIMIT_EXCEEDED")
+        assert 0 < int(answer.headers["retry-after"]) <= 86_400
+    assert (await put(api, (await offered(api, owner=STORE))["upload_url"])).status == 200
+
+
+async def test_many_at_once_are_bounded(api: Api) -> None:
+    """What is under way is in memory; the one too many is told to come again, and can."""
+    offers = [await offered(api) for _ in range(3)]
+    arrive = asyncio.Event()
+
+    async def slow() -> bytes:
+        await arrive.wait()
+        return JPEG
+
+    under_way = [asyncio.create_task(received(api, offer, slow)) for offer in offers[:2]]
+    await asyncio.sleep(0)
+    refused = await put(api, offers[2]["upload_url"])
+    arrive.set()
+    await asyncio.gather(*under_way)
+
+    assert refused.error == (503, "SERVICE_UNAVAILABLE")
+    assert refused.headers["retry-after"] == "5"
+    assert (await put(api, offers[2]["upload_url"])).status == 200
+
+
+async def received(api: Api, offer: Any, body: Any) -> None:
+    parts = urlsplit(offer["upload_url"])
+    query = dict(pair.split("=") for pair in parts.query.split("&"))
+    await api.receiver.receive(
+        parts.path.removeprefix("/"),
+        expires=int(query["expires"]),
+        signature=query["signature"],
+        body=body,
+    )
+
+
+async def test_a_storage_that_is_away(api: Api) -> None:
+    """503 to both, and a good link stays good."""
+    offer = await offered(api)
+    api.storage.away = True
+
+    answers = [
+        await api.call("POST", UPLOADS, body={"content_type": "image/jpeg"}),
+        await put(api, offer["upload_url"]),
+    ]
+    api.storage.away = False
+
+    assert {answer.error for answer in answers} == {(503, "SERVICE_UNAVAILABLE")}
+    assert (await put(api, offer["upload_url"])).status == 200

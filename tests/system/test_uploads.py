@@ -1,0 +1,160 @@
+"""A picture of a caller's own, from its bytes to a try-on, where the worker may fetch nothing from
+this machine: only its storage can have given the picture out."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+
+from tests.support.images import encoded
+from tests.support.servers import new_bucket
+from tests.system.deployment import DEADLINE_SECONDS, Deployment, eventually, kill
+
+pytestmark = pytest.mark.xdist_group("system")
+
+PRODUCTION = {"WEARON_ENVIRONMENT": "production", "WEARON_FETCH_ALLOW_LOOPBACK": "false"}
+
+
+@pytest.fixture(scope="module")
+def deployed() -> Iterator[Deployment]:
+    folder = Path(tempfile.mkdtemp(prefix="wearon-test-"))
+    folder.chmod(0o755)
+    deployment = Deployment(folder)
+    try:
+        deployment.open(**PRODUCTION)
+        yield deployment
+    finally:
+        deployment.close()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def in_s3(deployed: Deployment, s3_url: str) -> Iterator[Deployment]:
+    """Another API beside the usual one, whose pictures are in S3."""
+    bucket = new_bucket(s3_url)
+    deployment = Deployment(deployed.folder)
+    deployment.environ = deployed.environ | {
+        "WEARON_STORAGE": "s3",
+        "WEARON_S3_BUCKET": bucket.name,
+        "WEARON_S3_ENDPOINT": s3_url,
+        "AWS_ACCESS_KEY_ID": bucket.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": bucket.secret_access_key,
+        "WEARON_PORT": str(deployment.port),
+        "WEARON_PUBLIC_URL": deployment.url,
+    }
+    deployment.tokens = deployed.tokens
+    api = deployment.start("serve")
+    eventually(lambda: deployment.get("/health/ready").status == 200)
+    yield deployment
+    for process in deployment.processes:
+        if process is not api:
+            kill(process)
+    kill(api)
+
+
+def offered(deployment: Deployment, channel: str) -> Any:
+    """Where to send a PNG."""
+    headers = {
+        "Authorization": f"Bearer {deployment.tokens[channel]}",
+        "Content-Type": "application/json",
+    }
+    body = json.dumps({"content_type": "image/png"}).encode()
+    request = Request(f"{deployment.url}/api/v1/uploads", body, headers)
+    with urlopen(request, timeout=DEADLINE_SECONDS) as answer:
+        assert answer.status == 201
+        return json.load(answer)["data"]
+
+
+def sent(offer: Any, data: bytes) -> int:
+    """Do as one was told; the status."""
+    request = Request(offer["upload_url"], data, offer["headers"], method=offer["method"])
+    try:
+        with urlopen(request, timeout=DEADLINE_SECONDS) as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        with error:
+            return error.code
+
+
+def read(url: str) -> bytes:
+    with urlopen(url, timeout=DEADLINE_SECONDS) as answer:
+        return bytes(answer.read())
+
+
+def uploaded(deployment: Deployment, channel: str, data: bytes) -> str:
+    """The link of a picture that was sent as the API said."""
+    offer = offered(deployment, channel)
+    assert sent(offer, data) == 200
+    return str(offer["image_url"])
+
+
+@pytest.mark.parametrize("channel", ["b2b", "b2c"])
+@pytest.mark.parametrize("storage", ["local", "s3"])
+def test_a_try_on_with_pictures_of_ones_own(
+    request: pytest.FixtureRequest, storage: str, channel: str
+) -> None:
+    """Larger than any other request may be, and done without the network."""
+    deployment: Deployment = request.getfixturevalue(
+        "deployment" if storage == "local" else "in_s3"
+    )
+    large = encoded(size=(200, 300)) + bytes(1_000_000)
+    model = uploaded(deployment, channel, large)
+    outfit = uploaded(deployment, channel, encoded(color="red"))
+    deployment.start("worker")
+
+    submitted = deployment.submit(channel, model_image_url=model, outfit_image_url=outfit)
+    session = deployment.wait_for(
+        submitted.data["session_id"], "completed", "failed", channel=channel
+    )
+
+    assert session["status"] == "completed", session["error_message"]
+    assert read(model) == large
+    assert read(session["generated_image_url"]).startswith(b"\xff\xd8")
+    assert deployment.entries(session["session_id"], channel) == ["debit"]
+    deployment.assert_books_are_right()
+
+
+def test_anothers_picture_is_not_read(deployment: Deployment) -> None:
+    """Its link leads through the network, as from anywhere: here to an address that is refused."""
+    picture = uploaded(deployment, "b2b", encoded())
+    deployment.start("worker")
+
+    submitted = deployment.submit("b2c", model_image_url=picture)
+    session = deployment.wait_for(submitted.data["session_id"], "completed", "failed")
+
+    assert (session["status"], session["error_code"]) == ("failed", "IMAGE_UNREACHABLE")
+    assert deployment.entries(session["session_id"]) == ["debit", "refund"]
+    deployment.assert_books_are_right()
+
+
+def test_a_picture_that_was_never_sent(deployment: Deployment) -> None:
+    """Fails the session that uses it, with its refund; a link is not a picture."""
+    offer = offered(deployment, "b2c")
+    deployment.start("worker")
+
+    submitted = deployment.submit("b2c", model_image_url=offer["image_url"])
+    session = deployment.wait_for(submitted.data["session_id"], "completed", "failed")
+
+    assert (session["status"], session["error_code"]) == ("failed", "IMAGE_UNREACHABLE")
+    assert session["error_message"] == "A picture was not uploaded"
+    assert deployment.entries(session["session_id"]) == ["debit", "refund"]
+
+
+def test_what_is_too_large_is_not_taken(deployment: Deployment) -> None:
+    """Over a real socket, and the server goes on. It may hang up while we still send."""
+    offer = offered(deployment, "b2c")
+
+    try:
+        status = sent(offer, encoded() + bytes(offer["max_bytes"]))
+    except OSError:
+        status = 413
+
+    assert status == 413
+    assert sent(offer, encoded()) == 200
+    assert sent(offer, encoded()) == 409

@@ -352,6 +352,7 @@ class Container(containers.DeclarativeContainer):
     generation = providers.Singleton(
         Generation,
         repo=sessions,
+        jobs=sessions,
         queue=queue,
         fetcher=fetcher,
         generator=generator,

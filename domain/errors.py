@@ -9,6 +9,7 @@
     │   StorageUnavailable                                                       ours, passing
     ├── WorkFailed: TryAgain, Refused, ProviderMisconfigured           one attempt at a picture
     ├── ClaimFailed                                                   ours, until somebody acts
+    ├── Superseded                                              an attempt that may not go on
     └── IllegalTransition, InvalidTask                                 a rule of the domain broken
 """
 
@@ -159,6 +160,10 @@ class ProviderMisconfigured(WorkFailed):
     def __init__(self, *, detail: str) -> None:
         super().__init__("Pictures cannot be made at the moment")
         self.detail = detail
+
+
+class Superseded(WearonError):
+    """The attempt is not the session's current one: whatever is done for it now is done in vain."""
 
 
 class IllegalTransition(WearonError):

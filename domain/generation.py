@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from functools import partial
 from random import Random
 from uuid import UUID
 
@@ -14,15 +15,18 @@ from domain.errors import (
     ProviderMisconfigured,
     Refused,
     StoreUnavailable,
+    Superseded,
     TryAgain,
     Unavailable,
     WorkFailed,
 )
 from domain.ports import (
+    Generated,
     ImageFetcherPort,
     ImageGeneratorPort,
     ImageStoragePort,
     PictureRequest,
+    ProviderJobPort,
     SessionRepoPort,
     TaskQueuePort,
 )
@@ -93,6 +97,7 @@ class Generation:
         self,
         *,
         repo: SessionRepoPort,
+        jobs: ProviderJobPort,
         queue: TaskQueuePort,
         fetcher: ImageFetcherPort,
         generator: ImageGeneratorPort,
@@ -102,6 +107,7 @@ class Generation:
         new_id: Callable[[], UUID],
     ) -> None:
         self._repo = repo
+        self._jobs = jobs
         self._queue = queue
         self._fetcher = fetcher
         self._generator = generator
@@ -157,7 +163,9 @@ class Generation:
             return await self._try_again(session, error)
         except Refused as error:
             return await self._fail(session, _failure(error))
-        except ProviderMisconfigured:
+        except Superseded:
+            return Outcome.OVERTAKEN
+        except (ProviderMisconfigured, StoreUnavailable):
             raise
         except Exception:
             with suppress(StoreUnavailable):
@@ -216,12 +224,30 @@ class Generation:
         kept = await self._storage.find(session.object_prefix)
         if kept is not None:
             return _Made(artefact=kept)
-        images = [await self._fetcher.fetch(url, session.owner) for url in session.image_urls]
-        generated = await self._generator.generate(
-            PictureRequest(session_id=session.id, prompt=session.prompt, images=tuple(images))
-        )
+        generated = await self._generated(session)
         artefact = await self._storage.save(session.object_prefix, generated.picture)
         return _Made(artefact=artefact, usage=generated.usage)
+
+    async def _generated(self, session: GenerationSession) -> Generated:
+        """By the job that an earlier attempt began, if that leads to a picture: it is paid for,
+        and needs no input pictures, whose links may be dead by now. Else by a new one."""
+        note = partial(self._note, session)
+        if session.provider_job is not None:
+            resumed = await self._generator.resume(session.provider_job, note)
+            if resumed is not None:
+                return resumed
+        images = [await self._fetcher.fetch(url, session.owner) for url in session.image_urls]
+        request = PictureRequest(
+            session_id=session.id,
+            prompt=session.prompt,
+            images=tuple(images),
+            instead_of=session.provider_job,
+        )
+        return await self._generator.generate(request, note)
+
+    async def _note(self, session: GenerationSession, job: str) -> None:
+        if not await self._jobs.note_job(session.id, attempt=session.attempt, job=job):
+            raise Superseded(f"Attempt {session.attempt} is over")
 
     async def _try_again(self, session: GenerationSession, error: TryAgain) -> Outcome:
         if session.attempt >= self._policy.max_attempts:

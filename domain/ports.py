@@ -4,7 +4,7 @@ Every method may raise the ``Unavailable`` error of its seam, and then its outco
 may have taken effect. ``tests/contracts`` holds each sentence here against every adapter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Protocol
@@ -113,6 +113,16 @@ class SessionRepoPort(Protocol):
     async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
         """``processing -> queued`` if this attempt is the current one, else False. Recovery
         pushes the session again once ``delay`` has passed, unless somebody did before."""
+
+
+class ProviderJobPort(Protocol):
+    """Which provider's job makes a session's picture, so that its id outlives the worker that
+    began it. Raises ``StoreUnavailable``."""
+
+    async def note_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
+        """Keep ``job``, of 1 to 200 characters, in the place of an earlier one, if the session is
+        ``processing`` and this attempt is the current one; else False. It stays with the session,
+        whoever works on it next and however it ends."""
 
 
 class RecoveryRepoPort(Protocol):
@@ -283,11 +293,16 @@ class ImageFetcherPort(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureRequest:
-    """What to draw: the input pictures in the contract's order, and the prompt."""
+    """What to draw: the input pictures in the contract's order, and the prompt.
+
+    ``instead_of`` is the job that was noted before and came to nothing, if there was one: with the
+    session it names this request for a picture, so that a provider can tell a repetition of it.
+    """
 
     session_id: UUID
     prompt: str
     images: tuple[Picture, ...]
+    instead_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,14 +313,34 @@ class Generated:
     usage: Usage | None = None
 
 
-class ImageGeneratorPort(Protocol):
-    """Makes the picture."""
+NoteJob = Callable[[str], Awaitable[None]]
+"""Keeps the name of a job with the session that it is for. May be called again with the same name,
+which shows that the attempt is still the current one. Raises ``Superseded`` if it is not, and
+``StoreUnavailable``: then the name may have been kept, and the job may go on."""
 
-    async def generate(self, request: PictureRequest) -> Generated:
+
+class ImageGeneratorPort(Protocol):
+    """Makes the picture, in one call or as a job that the provider goes on with by itself.
+
+    Who begins jobs tells ``note`` each one's name, at most 200 characters that begin with the
+    generator's own name, as soon as the provider has told it. Told to stop (cancelled), it ends
+    the job, unless ``note`` says that a newer attempt may wait for it already; it has a few
+    seconds for all that.
+    """
+
+    async def generate(self, request: PictureRequest, note: NoteJob) -> Generated:
         """Raises ``Refused`` (moderation, unusable input), ``TryAgain`` (busy, broken) or
         ``ProviderMisconfigured`` (a wrong key, no quota: no request can succeed). After the last
         the session goes back unharmed, and the worker's circuit opens: until it lets a probe
-        through, the worker takes no task off the queue."""
+        through, the worker takes no task off the queue. Lets through what ``note`` raises."""
+
+    async def resume(self, job: str, note: NoteJob) -> Generated | None:  # noqa: ARG002
+        """The picture of a job that was noted before, once it is made. None if it came to nothing
+        or is not this generator's. Begins no job; raises what ``generate`` raises.
+
+        By default None: the generator's work does not outlive a call.
+        """
+        return None
 
 
 class StartLimitPort(Protocol):

@@ -95,8 +95,10 @@ class GenerationSession:
     ``generated_image_url`` is only ever written by a consumer that is not ours; ours set
     ``artefact``. ``idempotency_key`` is the caller's; one session of an owner has it. ``usage`` is
     that of the attempt that completed the session; None where the provider tells none, and where
-    that attempt found a picture that an earlier one had kept. ``image_deleted_at`` is when all that
-    the image storage may have held of the session was deleted; ``artefact`` still says what it was.
+    that attempt found a picture that an earlier one had kept. ``provider_job`` is the latest job
+    that was begun at a provider for this session, by this or an earlier attempt, as its generator
+    names it; it may have come to nothing. ``image_deleted_at`` is when all that the image storage
+    may have held of the session was deleted; ``artefact`` still says what it was.
     """
 
     id: UUID
@@ -114,6 +116,7 @@ class GenerationSession:
     lease_expires_at: datetime | None = None
     artefact: Artefact | None = None
     usage: Usage | None = None
+    provider_job: str | None = None
     generated_image_url: str | None = None
     failure: Failure | None = None
     started_at: datetime | None = None

@@ -18,36 +18,37 @@ https://platform.openai.com/docs/guides/error-codes.
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from email.utils import parsedate_to_datetime
 from io import BytesIO
 from typing import Annotated, Any
 
 import msgspec
-from aiohttp import (
-    ClientError,
-    ClientResponse,
-    ClientSession,
-    ClientTimeout,
-    DummyCookieJar,
-    FormData,
-    TCPConnector,
-)
+from aiohttp import ClientError, ClientResponse, ClientSession, FormData
 from msgspec import Meta, Struct
 from yarl import URL
 
+from adapters.images.http import (
+    MAX_ERROR_BYTES,
+    PASSING,
+    api_root,
+    not_safe,
+    provider_session,
+    read,
+    retry_after_seconds,
+    try_again,
+    unusable_picture,
+)
 from adapters.images.inspection import inspect_picture
-from domain.errors import ProviderMisconfigured, Refused, TryAgain
-from domain.ports import Generated, ImageGeneratorPort, PictureRequest
-from domain.sessions import ErrorCode, Usage
+from domain.errors import ProviderMisconfigured, Refused
+from domain.ports import Generated, ImageGeneratorPort, NoteJob, PictureRequest
+from domain.sessions import Usage
 
 SIZE = "1024x1536"
 """Width and height in pixels: the portrait among the sizes that every model has."""
 
-_PASSING = frozenset({408, 409, 425, 429})
 _OPERATORS = frozenset({401, 402, 403, 404})
 _MODERATION = frozenset(
     {
@@ -82,10 +83,7 @@ _OPERATORS_CODES = frozenset(
     }
 )
 
-_MAX_ERROR_BYTES = 65_536
 _EXTENSIONS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
-_VERSION = re.compile(r"v[0-9]+[a-z0-9]*")
-_SECONDS = re.compile(r"[0-9]{1,9}")
 # What may go from an error into a log: a name, never a sentence and never a key.
 _NAME = re.compile(r"[a-z0-9_.\[\]]{1,64}")
 _MICRODOLLAR = Decimal("0.000001")
@@ -142,11 +140,8 @@ _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
 def edits_url(base_url: str) -> URL:
-    """Where to send edits. Base URLs come as ``https://host``, ``https://host/v1`` and
-    ``https://host/api/v4/openai``: one without any version gets ours."""
-    base = URL(base_url.rstrip("/"))
-    has_version = any(_VERSION.fullmatch(part) for part in base.parts)
-    return base / "images" / "edits" if has_version else base / "v1" / "images" / "edits"
+    """Where to send edits; a base URL without any version gets ours."""
+    return api_root(base_url) / "images" / "edits"
 
 
 class OpenAiImageGenerator(ImageGeneratorPort):
@@ -177,12 +172,12 @@ class OpenAiImageGenerator(ImageGeneratorPort):
         self._clock = clock
         self._session: ClientSession | None = None
 
-    async def generate(self, request: PictureRequest) -> Generated:
+    async def generate(self, request: PictureRequest, note: NoteJob) -> Generated:  # noqa: ARG002
         try:
             async with asyncio.timeout(self._limits.total_seconds):
                 body = await self._ask(request)
         except (ClientError, OSError) as error:
-            raise _try_again() from error
+            raise try_again() from error
         return await asyncio.to_thread(self._generated, body)
 
     async def close(self) -> None:
@@ -200,8 +195,8 @@ class OpenAiImageGenerator(ImageGeneratorPort):
             )
         async with response:
             if response.status >= 300:
-                raise self._fault(response, await _read(response, _MAX_ERROR_BYTES))
-            body = await _read(response, self._limits.max_bytes)
+                raise self._fault(response, await read(response, MAX_ERROR_BYTES))
+            body = await read(response, self._limits.max_bytes)
         if len(body) > self._limits.max_bytes:
             # Another one would be as large, and paid for as well.
             raise RuntimeError(f"The provider's answer exceeds {self._limits.max_bytes} bytes")
@@ -209,18 +204,8 @@ class OpenAiImageGenerator(ImageGeneratorPort):
 
     def _opened(self) -> ClientSession:
         if self._session is None:
-            self._session = ClientSession(
-                # As many as there are slots in the worker: whoever waits here wastes its time.
-                connector=TCPConnector(limit=0),
-                timeout=ClientTimeout(total=None, sock_connect=self._limits.connect_seconds),
-                cookie_jar=DummyCookieJar(),
-                headers={
-                    "Authorization": f"Bearer {self._api_key}",
-                    "User-Agent": "wearon",
-                    "Accept": "application/json",
-                    "Accept-Encoding": "identity",
-                },
-                trust_env=False,
+            self._session = provider_session(
+                self._api_key, connect_seconds=self._limits.connect_seconds
             )
         return self._session
 
@@ -242,7 +227,7 @@ class OpenAiImageGenerator(ImageGeneratorPort):
             answer = _decode_answer(body)
             picture = inspect_picture(answer.data[0].b64_json)
         except (msgspec.DecodeError, RecursionError, Refused) as error:
-            raise _try_again() from error
+            raise try_again() from error
         return Generated(picture=picture, usage=self._usage(answer.usage))
 
     def _usage(self, told: object) -> Usage | None:
@@ -259,31 +244,15 @@ class OpenAiImageGenerator(ImageGeneratorPort):
         names = {error.get("code"), error.get("type")}
         told = " ".join(f"{key}={name}" for key, name in error.items())
         detail = f"HTTP {status} {told}".rstrip()
-        if status >= 500 or (status in _PASSING and not names & _OPERATORS_CODES):
-            return _try_again(_retry_after_seconds(response.headers, self._clock()))
+        if status >= 500 or (status in PASSING and not names & _OPERATORS_CODES):
+            return try_again(retry_after_seconds(response.headers, self._clock()))
         if names & _MODERATION:
-            return Refused(
-                "The pictures or the prompt did not pass the safety check; the credit is back",
-                code=ErrorCode.MODERATION_BLOCKED,
-            )
+            return not_safe()
         if status < 400 or status in _OPERATORS or names & _OPERATORS_CODES:
             return ProviderMisconfigured(detail=detail)
         if status == 413 or names & _UNUSABLE_PICTURE:
-            return Refused(
-                "A picture could not be used to make a new one; the credit is back",
-                code=ErrorCode.INVALID_IMAGE,
-            )
+            return unusable_picture()
         return RuntimeError(f"The provider does not understand us: {detail}")
-
-
-async def _read(response: ClientResponse, limit: int) -> bytes:
-    """The body, or its beginning where it is longer than ``limit`` bytes."""
-    data = bytearray()
-    async for chunk in response.content.iter_any():
-        data += chunk
-        if len(data) > limit:
-            break
-    return bytes(data)
 
 
 def _error_of(body: bytes) -> dict[str, str]:
@@ -296,21 +265,3 @@ def _error_of(body: bytes) -> dict[str, str]:
     return {
         key: name for key, name in told.items() if isinstance(name, str) and _NAME.fullmatch(name)
     }
-
-
-def _retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float:
-    """How long we are asked to wait, in seconds or until a date; 0 where nothing is asked."""
-    asked = headers.get("Retry-After", "").strip()
-    if _SECONDS.fullmatch(asked):
-        return float(asked)
-    try:
-        return max(0.0, (parsedate_to_datetime(asked) - now).total_seconds())
-    except (ValueError, TypeError):  # not a date, or one without its zone
-        return 0.0
-
-
-def _try_again(retry_after_seconds: float = 0.0) -> TryAgain:
-    return TryAgain(
-        "The picture could not be made this time; the credit is back",
-        retry_after_seconds=retry_after_seconds,
-    )

@@ -15,6 +15,7 @@ from domain.credits import GENERATION_COST, Owner
 from domain.errors import IllegalTransition, NotFound, TooManyActive
 from domain.ports import (
     Position,
+    ProviderJobPort,
     Receipt,
     RecoveryRepoPort,
     SessionReadPort,
@@ -35,7 +36,7 @@ class _Row:
     refunded: bool = False
 
 
-class InMemorySessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
+class InMemorySessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, SessionReadPort):
     """Gone at exit. ``clock`` is the store's clock, on which leases are measured."""
 
     def __init__(self, *, accounts: InMemoryCreditRepo, clock: Callable[[], datetime]) -> None:
@@ -97,6 +98,12 @@ class InMemorySessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
         row = self._current(session_id, attempt)
         if row is not None:
             self._release(row, delay)
+        return row is not None
+
+    async def note_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
+        row = self._current(session_id, attempt)
+        if row is not None:
+            row.session = replace(row.session, provider_job=job)
         return row is not None
 
     async def overdue(

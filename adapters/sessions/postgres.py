@@ -21,6 +21,7 @@ from domain.credits import GENERATION_COST, Channel, Owner
 from domain.errors import InsufficientCredits, NotFound, StoreUnavailable, TooManyActive
 from domain.ports import (
     Position,
+    ProviderJobPort,
     Receipt,
     RecoveryRepoPort,
     SessionReadPort,
@@ -42,7 +43,7 @@ CREATE_TRIES = 5
 _COLUMNS = """
     s.id, s.channel, s.owner_id, s.idempotency_key, s.status, s.request_id, s.prompt,
     s.model_image_url, s.outfit_image_url, s.accessories, s.object_key, s.media_type,
-    s.input_tokens, s.output_tokens, s.estimated_cost_usd, s.generated_image_url,
+    s.input_tokens, s.output_tokens, s.estimated_cost_usd, s.provider_job, s.generated_image_url,
     s.error_code, s.error_message, s.confirmed, s.attempt, s.lease_expires_at, s.created_at,
     s.started_at, s.completed_at, s.processing_time_ms, s.image_deleted_at"""
 
@@ -105,6 +106,11 @@ _CLAIM = f"""
 
 _RENEW = """
     UPDATE generation_sessions SET lease_expires_at = now() + $3::interval
+    WHERE id = $1 AND status = 'processing' AND attempt = $2
+    RETURNING true"""
+
+_NOTE_JOB = """
+    UPDATE generation_sessions SET provider_job = $3
     WHERE id = $1 AND status = 'processing' AND attempt = $2
     RETURNING true"""
 
@@ -255,7 +261,7 @@ _encode_accessories = msgspec.json.Encoder().encode
 _decode_accessories = msgspec.json.Decoder(tuple[Accessory, ...]).decode
 
 
-class PostgresSessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
+class PostgresSessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, SessionReadPort):
     """The truth about sessions."""
 
     def __init__(self, database: Database) -> None:
@@ -332,6 +338,9 @@ class PostgresSessionRepo(SessionRepoPort, RecoveryRepoPort, SessionReadPort):
 
     async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
         return await self._written(_RELEASE, session_id, attempt, delay)
+
+    async def note_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
+        return await self._written(_NOTE_JOB, session_id, attempt, job)
 
     async def overdue(
         self, *, created_before: datetime | None, again_after: timedelta, limit: int
@@ -435,6 +444,7 @@ def _session(row: asyncpg.Record) -> GenerationSession:
         lease_expires_at=row["lease_expires_at"],
         artefact=_artefact(row),
         usage=_usage(row),
+        provider_job=row["provider_job"],
         generated_image_url=row["generated_image_url"],
         failure=_failure(row),
         started_at=row["started_at"],

@@ -219,6 +219,7 @@ def _fields(session: GenerationSession) -> list[tuple[str, object]]:
         ("started", session.started_at),
         ("completed", session.completed_at),
         ("took ms", session.processing_time_ms),
+        ("provider job", session.provider_job),
         ("input tokens", usage.input_tokens if usage else None),
         ("output tokens", usage.output_tokens if usage else None),
         ("estimated cost USD", usage.estimated_cost_usd if usage else None),

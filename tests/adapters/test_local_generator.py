@@ -13,7 +13,7 @@ from adapters.images.local import HEIGHT, WIDTH, LocalImageGenerator, draw_sheet
 from domain.errors import Refused
 from domain.ports import Picture, PictureRequest
 from domain.sessions import DEFAULT_PROMPT, ErrorCode
-from tests.support.images import encoded
+from tests.support.images import encoded, no_job
 
 Color = tuple[int, int, int]
 
@@ -82,7 +82,7 @@ async def test_the_same_request_gives_the_same_bytes() -> None:
     red, green = encoded(color=COLORS[0]), encoded(color=COLORS[1])
 
     first, second, other_prompt, other_picture = [
-        (await generator.generate(request)).picture
+        (await generator.generate(request, no_job)).picture
         for request in (
             a_request([red, green]),
             a_request([red, green]),

@@ -13,15 +13,14 @@ import pytest
 from aiohttp.test_utils import unused_port
 
 from adapters.images.openai import OpenAiImageGenerator, Prices, ProviderLimits, edits_url
-from domain.credits import LedgerKind
 from domain.errors import ProviderMisconfigured, TryAgain
-from domain.generation import Generation, Outcome, WorkPolicy
+from domain.generation import Outcome, WorkPolicy
 from domain.ports import Picture, PictureRequest
 from domain.recovery import RecoveryPolicy
 from domain.sessions import SessionStatus, Usage
 from tests.support.clock import START
-from tests.support.examples import LEASE, OUTFIT_URL
-from tests.support.images import encoded
+from tests.support.examples import LEASE
+from tests.support.images import encoded, no_job
 from tests.support.provider import (
     KEY,
     MODEL,
@@ -39,15 +38,13 @@ from tests.support.provider import (
     resets,
     says,
 )
-from tests.support.service import Service
+from tests.support.shop import CHARGED, REFUNDED, Shop
 
 pytestmark = pytest.mark.anyio
 
 PRICES = Prices(input_usd_per_million=Decimal(8), output_usd_per_million=Decimal(32))
 PATIENT = ProviderLimits(connect_seconds=5, answer_seconds=10, total_seconds=10, max_bytes=500_000)
 POLICY = WorkPolicy()
-CHARGED = [LedgerKind.DEBIT]
-REFUNDED = [LedgerKind.DEBIT, LedgerKind.REFUND]
 REQUEST = PictureRequest(
     session_id=UUID(int=1),
     prompt="In the rain, \N{UMBRELLA}",
@@ -94,46 +91,10 @@ async def adapter(fake: FakeProvider) -> AsyncIterator[Adapters]:
         await made.close()
 
 
-class Shop:
-    """A service in memory whose pictures come from the provider."""
-
-    def __init__(self, adapter: OpenAiImageGenerator) -> None:
-        self.service = Service()
-        self.generation: Generation = self.service.generation(generator=adapter)
-        self.session_id = UUID(int=0)
-
-    async def submit(self) -> None:
-        self.session_id = (await self.service.submitted(outfit_image_url=OUTFIT_URL)).session.id
-
-    async def work(self) -> Outcome:
-        return await self.service.work(self.generation)
-
-    async def later(self, delay: timedelta) -> None:
-        """Time passes, and recovery does its part."""
-        self.service.clock.advance(delay)
-        await self.service.recover()
-
-    async def state(self) -> tuple[SessionStatus, str | None]:
-        """Status and error code."""
-        session = await self.service.session(self.session_id)
-        assert await self.service.accounts.audit(limit=10) == []
-        return session.status, None if session.failure is None else session.failure.code
-
-    async def message(self) -> str:
-        """What the customer is told of a failure."""
-        failure = (await self.service.session(self.session_id)).failure
-        assert failure is not None
-        return failure.message
-
-    @property
-    def money(self) -> list[LedgerKind]:
-        return self.service.money_of(self.session_id)
-
-
 async def test_the_wire(fake: FakeProvider, adapter: Adapters) -> None:
     """One multipart request: the pictures in their order as ``image[]``, with the names and types
     that they truly have, and every option; the key as a bearer's, and the session for support."""
-    await adapter().generate(REQUEST)
+    await adapter().generate(REQUEST, no_job)
 
     (call,) = fake.calls
     assert call.path == "/v1/images/edits"
@@ -158,8 +119,9 @@ async def test_the_wire(fake: FakeProvider, adapter: Adapters) -> None:
 async def test_large_pictures_are_sent_whole(fake: FakeProvider, adapter: Adapters) -> None:
     """As many megabytes as the fetcher lets through."""
     large = Picture(data=b"\x89PNG" + bytes(8_000_000), media_type="image/png")
+    request = PictureRequest(session_id=UUID(int=1), prompt="p", images=(large,))
 
-    await adapter().generate(PictureRequest(session_id=UUID(int=1), prompt="p", images=(large,)))
+    await adapter().generate(request, no_job)
 
     assert fake.calls[0].uploads[0].data == large.data
 
@@ -208,7 +170,7 @@ async def test_the_type_is_looked_at(fake: FakeProvider, adapter: Adapters) -> N
     """An answer that calls its PNG a JPEG is not believed."""
     fake.replies = [says(200, edited("png") | {"output_format": "jpeg"})]
 
-    generated = await adapter(output_format="jpeg").generate(REQUEST)
+    generated = await adapter(output_format="jpeg").generate(REQUEST, no_job)
 
     assert generated.picture.media_type == "image/png"
 
@@ -231,7 +193,7 @@ async def test_a_usage_that_makes_no_sense_is_none(
     """The picture counts all the same."""
     fake.replies = [says(200, edited(usage=usage))]
 
-    generated = await adapter().generate(REQUEST)
+    generated = await adapter().generate(REQUEST, no_job)
 
     assert generated.usage is None
 
@@ -370,7 +332,7 @@ async def test_retry_after_is_read(
     fake.replies = [says(429, Retry_After=asked)]
 
     with pytest.raises(TryAgain) as fault:
-        await adapter().generate(REQUEST)
+        await adapter().generate(REQUEST, no_job)
 
     assert fault.value.retry_after_seconds == seconds
 
@@ -501,7 +463,7 @@ async def test_a_wrong_key_or_model(
 ) -> None:
     """The provider itself finds it, and the key is in no word of ours."""
     with pytest.raises(ProviderMisconfigured) as fault:
-        await adapter(**changes).generate(REQUEST)
+        await adapter(**changes).generate(REQUEST, no_job)
 
     assert fault.value.detail.startswith(detail)
     assert "sk-wrong" not in f"{fault.value!r} {fault.value.detail} {adapter.made[-1]!r}"

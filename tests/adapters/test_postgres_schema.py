@@ -145,6 +145,8 @@ ATTACKS: dict[str, tuple[tuple[str, ...], str, Refusal]] = {
         SET.format("input_tokens = 1, output_tokens = -1, estimated_cost_usd = 0"),
         CHECK,
     ),
+    "a job without a name": (ALL, SET.format("provider_job = ''"), CHECK),
+    "an endless job": (ALL, SET.format("provider_job = repeat('x', 201)"), CHECK),
     "a claim for ever": (
         ("queued",),
         SET.format("status = 'processing', attempt = attempt + 1, lease_expires_at = 'infinity'"),

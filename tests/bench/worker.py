@@ -20,6 +20,7 @@ from domain.ports import (
     ImageFetcherPort,
     ImageGeneratorPort,
     ImageStoragePort,
+    NoteJob,
     Picture,
     PictureRequest,
 )
@@ -40,7 +41,7 @@ class _NoGenerator(ImageGeneratorPort):
     def __init__(self, stamps: Path | None) -> None:
         self._file = None if stamps is None else stamps.open("a", buffering=1)
 
-    async def generate(self, request: PictureRequest) -> Generated:
+    async def generate(self, request: PictureRequest, note: NoteJob) -> Generated:  # noqa: ARG002
         if self._file is not None:
             self._file.write(f"{request.session_id} {clock_gettime(CLOCK_MONOTONIC):.9f}\n")
         return Generated(picture=_PICTURE)

@@ -39,6 +39,7 @@ from domain.ports import (
     ImageGeneratorPort,
     ImageStoragePort,
     Picture,
+    ProviderJobPort,
     RecoveryRepoPort,
     SessionReadPort,
     SessionRepoPort,
@@ -230,7 +231,7 @@ def test_every_selector_is_in_the_list_above() -> None:
     ("name", "ports"),
     [
         ("queue", [TaskQueuePort]),
-        ("sessions", [SessionRepoPort, SessionReadPort, RecoveryRepoPort]),
+        ("sessions", [SessionRepoPort, SessionReadPort, RecoveryRepoPort, ProviderJobPort]),
         ("accounts", [CreditRepoPort]),
         ("api_keys", [ApiKeyRepoPort]),
         ("storage", [ImageStoragePort, UploadStoragePort]),

@@ -30,6 +30,7 @@ from domain.ports import (
     ApiKeyRepoPort,
     CreditRepoPort,
     DeadLetterPort,
+    ProviderJobPort,
     Receipt,
     RecoveryRepoPort,
     SessionReadPort,
@@ -47,6 +48,7 @@ class Backend(ABC):
     """A store."""
 
     sessions: SessionRepoPort
+    jobs: ProviderJobPort
     recovery: RecoveryRepoPort
     reads: SessionReadPort
     credits: CreditRepoPort
@@ -133,7 +135,7 @@ class MemoryBackend(Backend):
         self._clock = FakeClock()
         self._accounts = InMemoryCreditRepo(clock=self._clock.now)
         self._repo = InMemorySessionRepo(accounts=self._accounts, clock=self._clock.now)
-        self.sessions = self.recovery = self.reads = self._repo
+        self.sessions = self.jobs = self.recovery = self.reads = self._repo
         self.credits = self._accounts
         self.api_keys = InMemoryApiKeyRepo(clock=self._clock.now)
 
@@ -205,7 +207,7 @@ class PostgresBackend(Backend):
     def __init__(self, database: Database) -> None:
         self._database = database
         repo = PostgresSessionRepo(database)
-        self.sessions = self.recovery = self.reads = repo
+        self.sessions = self.jobs = self.recovery = self.reads = repo
         self.credits = PostgresCreditRepo(database)
         self.api_keys = PostgresApiKeyRepo(database)
 

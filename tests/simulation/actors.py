@@ -3,10 +3,12 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
 from uuid import UUID
 
+from adapters.images.jobs import CameToNothing, JobImageGenerator, JobLimits, Jobs
 from domain.credits import Owner
 from domain.errors import (
     IdempotencyKeyReused,
@@ -22,7 +24,6 @@ from domain.generation import Generation, WorkPolicy
 from domain.ports import (
     Generated,
     ImageFetcherPort,
-    ImageGeneratorPort,
     Picture,
     PictureRequest,
     Receipt,
@@ -35,12 +36,14 @@ from entrypoints.worker import Worker, WorkerLimits
 from tests.simulation.world import (
     PICTURE_LIFETIME,
     Process,
+    ProviderJob,
     Told,
     World,
     queue_error,
     storage_error,
     store_error,
 )
+from tests.support.clock import loop_time
 from tests.support.examples import a_request
 from tests.support.images import A_PICTURE
 
@@ -53,6 +56,8 @@ WORK = WorkPolicy(
     backoff_base=timedelta(seconds=0.5),
     backoff_cap=timedelta(seconds=3),
 )
+PROVIDER = "simulated"
+JOBS = JobLimits(total_seconds=9.5, first_pause_seconds=0.2, longest_pause_seconds=0.5)
 RECOVERY = RecoveryPolicy(
     push_again_after=timedelta(seconds=5),
     without_lease=timedelta(seconds=15),
@@ -149,40 +154,77 @@ def _was_given_up(receipt: Receipt) -> bool:
     return receipt.replayed and failure is not None and failure.code == ErrorCode.QUEUE_UNAVAILABLE
 
 
-class MoodyGenerator(ImageGeneratorPort, ImageFetcherPort):
-    """Takes its time, and sometimes fails in each way that there is; or is ``steady``."""
-
-    def __init__(self, random: Random, *, steady_seconds: float | None = None) -> None:
-        self._random = random
-        self._steady_seconds = steady_seconds
+class StillFetcher(ImageFetcherPort):
+    """Has every picture."""
 
     async def fetch(self, url: str, owner: Owner) -> Picture:  # noqa: ARG002
         return A_PICTURE
 
-    async def generate(self, request: PictureRequest) -> Generated:  # noqa: ARG002
-        if self._steady_seconds is not None:
-            await asyncio.sleep(self._steady_seconds)
-            return Generated(picture=A_PICTURE)
-        await asyncio.sleep(self._random.choice((0.0, 0.1, 1.0, 4.0, 12.0)) * self._random.random())
-        match self._random.randrange(10):
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mood:
+    """What a provider is like: takes its time, and sometimes fails in each way that there is; or
+    is ``steady``."""
+
+    random: Random
+    steady_seconds: float | None = None
+
+    def begun(self) -> ProviderJob:
+        """A new job. Raises where there is none."""
+        if self.steady_seconds is not None:
+            return ProviderJob(loop_time() + self.steady_seconds, has_picture=True)
+        match self.random.randrange(10):
             case 0:
-                raise TryAgain("busy", retry_after_seconds=self._random.random())
+                raise TryAgain("busy", retry_after_seconds=self.random.random())
             case 1:
                 raise Refused("no")
             case 2:
                 raise RuntimeError("a bug of the provider's client")
-            case _:
-                return Generated(picture=A_PICTURE)
+        seconds = self.random.choice((0.0, 0.1, 1.0, 4.0, 12.0)) * self.random.random()
+        return ProviderJob(loop_time() + seconds, has_picture=self.random.random() < 0.9)
+
+    def look(self) -> None:
+        """Raises where a question fails."""
+        if self.steady_seconds is None and self.random.random() < 0.05:
+            raise TryAgain("busy", retry_after_seconds=self.random.random())
+
+
+class MoodyJobs(Jobs):
+    """A provider's jobs, as a process asks for them; they outlive it."""
+
+    def __init__(self, process: Process, mood: Mood) -> None:
+        self._process = process
+        self._jobs = process.world.repo.jobs
+        self._mood = mood
+
+    async def begin(self, request: PictureRequest) -> str:  # noqa: ARG002
+        await self._process.proceed()
+        job_id = str(len(self._jobs))
+        self._jobs[f"{PROVIDER}:{job_id}"] = self._mood.begun()
+        await asyncio.sleep(self._process.world.fates.pause())
+        await self._process.proceed()
+        return job_id
+
+    async def look(self, job_id: str) -> Generated | None:
+        await self._process.proceed()
+        self._mood.look()
+        job = self._jobs[f"{PROVIDER}:{job_id}"]
+        if job.came_to_nothing:
+            raise CameToNothing
+        return Generated(picture=A_PICTURE) if job.has_ended else None
+
+    async def cancel(self, job_id: str) -> None:
+        await self._process.proceed()
+        job = self._jobs[f"{PROVIDER}:{job_id}"]
+        job.cancelled = not job.has_ended or job.cancelled
 
 
 class WorkerProcess(Actor):
     """A worker with recovery beside it."""
 
-    def __init__(
-        self, world: World, name: str, random: Random, generator: MoodyGenerator, slots: int = 2
-    ) -> None:
+    def __init__(self, world: World, name: str, random: Random, mood: Mood, slots: int = 2) -> None:
         super().__init__(world, name, random)
-        self._generator = generator
+        self._mood = mood
         self._slots = slots
 
     def boot(self) -> None:
@@ -193,9 +235,15 @@ class WorkerProcess(Actor):
             queue=queue,
             generation=Generation(
                 repo=store,
+                jobs=store,
                 queue=queue,
-                fetcher=self._generator,
-                generator=self._generator,
+                fetcher=StillFetcher(),
+                generator=JobImageGenerator(
+                    MoodyJobs(self.process, self._mood),
+                    name=PROVIDER,
+                    limits=JOBS,
+                    random=self.random,
+                ),
                 storage=storage,
                 policy=WORK,
                 random=self.random,

@@ -18,6 +18,7 @@ from uuid import UUID
 import structlog
 
 from adapters.credits.memory import InMemoryCreditRepo
+from adapters.images.jobs import JobImageGenerator
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
 from domain import submission
@@ -276,6 +277,25 @@ def leases_are_not_renewed() -> AbstractContextManager[None]:
     return _instead((Generation, "_keep_lease", keep_lease))
 
 
+def noted_jobs_are_not_resumed() -> AbstractContextManager[None]:
+    """A later attempt waits for the job that an earlier one began."""
+
+    async def resume(*_: Any) -> None:
+        return None
+
+    return _instead((JobImageGenerator, "resume", resume))
+
+
+def a_release_forgets_the_job() -> AbstractContextManager[None]:
+    """A job stays with its session, whoever works on that next."""
+    released = GenerationSession.released
+
+    def forgetful(self: GenerationSession) -> GenerationSession:
+        return replace(released(self), provider_job=None)
+
+    return _instead((GenerationSession, "released", forgetful))
+
+
 MUTANTS: Sequence[Mutant] = (
     any_status_may_be_failed,
     any_attempt_may_write,
@@ -299,6 +319,8 @@ MUTANTS: Sequence[Mutant] = (
     age_counts_as_death,
     leases_follow_the_workers_clock,
     leases_are_not_renewed,
+    noted_jobs_are_not_resumed,
+    a_release_forgets_the_job,
 )
 
 

@@ -19,7 +19,7 @@ from tests.simulation.actors import (
     Actor,
     Api,
     ForeignConsumer,
-    MoodyGenerator,
+    Mood,
     WorkerProcess,
     keep_alive,
 )
@@ -79,9 +79,9 @@ def _unexpected(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> Non
 async def _random_run(random: Random) -> Summary:
     fates = RandomFates(random, probability=random.choice((0.0, 0.02, 0.1, 0.3)))
     world = World(fates)
-    generator = MoodyGenerator(random)
+    mood = Mood(random=random)
     apis = [Api(world, f"api-{number}", random) for number in (1, 2)]
-    workers = [WorkerProcess(world, f"worker-{n}", random, generator) for n in (1, 2)]
+    workers = [WorkerProcess(world, f"worker-{n}", random, mood) for n in (1, 2)]
     others = [ForeignConsumer(world, "foreign", random)] if random.random() < 0.5 else []
     actors: list[Actor] = [*apis, *workers, *others]
     for owner, amount in ((HOT, 12), (USER, 3), (STORE, 3)):
@@ -174,9 +174,8 @@ async def _planned_run(plan: Mapping[int, Fate]) -> list[str]:
     world = World(fates)
     await world.accounts.grant(HOT, 1, note="simulated")
     api = Api(world, "api", random)
-    worker = WorkerProcess(
-        world, "worker", random, MoodyGenerator(random, steady_seconds=0.5), slots=1
-    )
+    mood = Mood(random=random, steady_seconds=0.5)
+    worker = WorkerProcess(world, "worker", random, mood, slots=1)
     api.start()
     worker.start()
     living = asyncio.create_task(keep_alive([api, worker]))
@@ -201,7 +200,7 @@ async def _long_work() -> None:
     world = World(PlannedFates({}))
     await world.accounts.grant(HOT, 1, note="simulated")
     api = Api(world, "api", random)
-    patient = MoodyGenerator(random, steady_seconds=3 * WORK.lease.total_seconds())
+    patient = Mood(random=random, steady_seconds=3 * WORK.lease.total_seconds())
     actors = [api, *(WorkerProcess(world, f"worker-{n}", random, patient) for n in (1, 2))]
     for actor in actors:
         actor.start()

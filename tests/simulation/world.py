@@ -45,12 +45,32 @@ class Told:
     session_id: UUID | None = None
 
 
+@dataclass(slots=True)
+class ProviderJob:
+    """What a provider makes, whoever still waits for it."""
+
+    ends_at: float
+    has_picture: bool
+    cancelled: bool = False
+
+    @property
+    def has_ended(self) -> bool:
+        return self.cancelled or loop_time() >= self.ends_at
+
+    @property
+    def came_to_nothing(self) -> bool:
+        return self.cancelled or (self.has_ended and not self.has_picture)
+
+
 class WatchedSessionRepo(InMemorySessionRepo):
     """Notes what a guard let through that it should have stopped."""
 
     def __init__(self, *, accounts: InMemoryCreditRepo, clock: Callable[[], datetime]) -> None:
         super().__init__(accounts=accounts, clock=clock)
         self.wrongs: list[str] = []
+        self.jobs: dict[str, ProviderJob] = {}
+        """What the provider makes, by the name under which it is noted."""
+        self._noted: dict[UUID, str] = {}
         self._worked_on: dict[UUID, int] = {}
         """The attempt of the worker of ours that has a session, unless another took it since."""
 
@@ -79,6 +99,15 @@ class WatchedSessionRepo(InMemorySessionRepo):
     async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
         done = await super().release(session_id, attempt=attempt, delay=delay)
         return self._watched(done, "released", session_id, attempt)
+
+    async def note_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
+        done = await super().note_job(session_id, attempt=attempt, job=job)
+        if done:
+            before = self._noted.get(session_id, job)
+            if before != job and not self.jobs[before].came_to_nothing:
+                self.wrongs.append(f"{session_id} has {job}, and {before} is paid for as well")
+            self._noted[session_id] = job
+        return self._watched(done, "noted a job of", session_id, attempt)
 
     async def release_dead_leases(
         self, *, max_attempts: int, without_lease: timedelta, limit: int
@@ -339,12 +368,12 @@ class Process:
     async def call(
         self, name: str, effect: Callable[[], Awaitable[T]], error: Callable[[str, bool], Exception]
     ) -> T:
-        await self._proceed()
+        await self.proceed()
         fate = self.world.fates.next(f"{self.name} {name}")
         if fate is not Fate.DONE:
             self.world.faults[fate] += 1
         await asyncio.sleep(self.world.fates.pause())
-        await self._proceed()
+        await self.proceed()
         await self._suffer(fate, name, effect, error)
         try:
             result = await effect()
@@ -356,7 +385,7 @@ class Process:
             await asyncio.sleep(TIMEOUT_SECONDS)
             raise error(name, False)
         await asyncio.sleep(self.world.fates.pause())
-        await self._proceed()
+        await self.proceed()
         return result
 
     async def _suffer(
@@ -383,13 +412,14 @@ class Process:
                 await effect()
             case Fate.FREEZE:
                 self.freeze()
-                await self._proceed()
+                await self.proceed()
 
     def _die(self) -> None:
         self.kill()
         raise Killed(self.name)
 
-    async def _proceed(self) -> None:
+    async def proceed(self) -> None:
+        """Wait while frozen. Raises Killed if dead."""
         await self._running.wait()
         if not self.alive:
             raise Killed(self.name)

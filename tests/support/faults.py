@@ -90,6 +90,10 @@ class FlakySessionRepo(InMemorySessionRepo):
         async with self.faults.around("release"):
             return await super().release(session_id, attempt=attempt, delay=delay)
 
+    async def note_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
+        async with self.faults.around("note_job"):
+            return await super().note_job(session_id, attempt=attempt, job=job)
+
     async def overdue(
         self, *, created_before: datetime | None, again_after: timedelta, limit: int
     ) -> list[GenerationSession]:

@@ -13,6 +13,7 @@ from domain.ports import (
     Generated,
     ImageFetcherPort,
     ImageGeneratorPort,
+    NoteJob,
     Picture,
     PictureRequest,
 )
@@ -35,6 +36,11 @@ def encoded(
     return file.getvalue()
 
 
+async def no_job(job: str) -> None:
+    """For generators whose work does not outlive a call: they have nothing to note."""
+    raise AssertionError(job)
+
+
 class FakeImageFetcher(ImageFetcherPort):
     """Knows what lies, or goes wrong, behind some URLs; the others lead nowhere."""
 
@@ -53,7 +59,8 @@ class FakeImageGenerator(ImageGeneratorPort):
     """Gives ``outcomes`` one after the other, and then A_PICTURE for ever; each after ``seconds``
     and with ``usage``.
 
-    A ``stubborn`` one takes as long again when it is told to stop.
+    A ``stubborn`` one takes as long again when it is told to stop. One with ``jobs`` notes the next
+    of them for each picture, and those of them that are ``finished`` can be resumed.
     """
 
     def __init__(self, outcomes: Sequence[Picture | BaseException] = ()) -> None:
@@ -62,9 +69,14 @@ class FakeImageGenerator(ImageGeneratorPort):
         self.stubborn = False
         self.usage: Usage | None = None
         self.requests: list[PictureRequest] = []
+        self.jobs: list[str] = []
+        self.finished: set[str] = set()
+        self.resumed: list[str] = []
 
-    async def generate(self, request: PictureRequest) -> Generated:
+    async def generate(self, request: PictureRequest, note: NoteJob) -> Generated:
         self.requests.append(request)
+        if self.jobs:
+            await note(self.jobs.pop(0))
         outcome = self.outcomes.pop(0) if self.outcomes else A_PICTURE
         try:
             await asyncio.sleep(self.seconds)
@@ -73,6 +85,10 @@ class FakeImageGenerator(ImageGeneratorPort):
                 raise
             await asyncio.sleep(self.seconds)
         return Generated(picture=_given(outcome), usage=self.usage)
+
+    async def resume(self, job: str, note: NoteJob) -> Generated | None:  # noqa: ARG002
+        self.resumed.append(job)
+        return Generated(picture=A_PICTURE) if job in self.finished else None
 
 
 def _given(outcome: Picture | BaseException) -> Picture:

@@ -137,6 +137,7 @@ class Service:
     ) -> Generation:
         return Generation(
             repo=self.repo,
+            jobs=self.repo,
             queue=self.queue,
             fetcher=self.fetcher,
             generator=generator or self.generator,

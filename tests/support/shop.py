@@ -1,0 +1,50 @@
+"""A shop whose pictures come from a generator under test."""
+
+from datetime import timedelta
+from uuid import UUID
+
+from domain.credits import LedgerKind
+from domain.generation import Generation, Outcome
+from domain.ports import ImageGeneratorPort
+from domain.sessions import SessionStatus
+from tests.support.examples import OUTFIT_URL
+from tests.support.service import Service
+
+CHARGED = [LedgerKind.DEBIT]
+REFUNDED = [LedgerKind.DEBIT, LedgerKind.REFUND]
+
+
+class Shop:
+    """A service in memory whose pictures come from the provider."""
+
+    def __init__(self, generator: ImageGeneratorPort) -> None:
+        self.service = Service()
+        self.generation: Generation = self.service.generation(generator=generator)
+        self.session_id = UUID(int=0)
+
+    async def submit(self) -> None:
+        self.session_id = (await self.service.submitted(outfit_image_url=OUTFIT_URL)).session.id
+
+    async def work(self) -> Outcome:
+        return await self.service.work(self.generation)
+
+    async def later(self, delay: timedelta) -> None:
+        """Time passes, and recovery does its part."""
+        self.service.clock.advance(delay)
+        await self.service.recover()
+
+    async def state(self) -> tuple[SessionStatus, str | None]:
+        """Status and error code."""
+        session = await self.service.session(self.session_id)
+        assert await self.service.accounts.audit(limit=10) == []
+        return session.status, None if session.failure is None else session.failure.code
+
+    async def message(self) -> str:
+        """What the customer is told of a failure."""
+        failure = (await self.service.session(self.session_id)).failure
+        assert failure is not None
+        return failure.message
+
+    @property
+    def money(self) -> list[LedgerKind]:
+        return self.service.money_of(self.session_id)

@@ -3,6 +3,7 @@
 Everything here is made without connecting to anything; connections open when they are used.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -26,9 +27,12 @@ from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.images.fetcher import FetchLimits, HttpImageFetcher
 from adapters.images.inputs import InputPictures
+from adapters.images.inspection import inspect_picture
+from adapters.images.jobs import JobImageGenerator, JobLimits
 from adapters.images.local import LocalImageGenerator
 from adapters.images.openai import OpenAiImageGenerator, Prices, ProviderLimits
 from adapters.images.pool import PicturePool, PoolLimits
+from adapters.images.replicate import CallLimits, ReplicateJobs, ReplicateModel
 from adapters.images.samples import draw_sample
 from adapters.limits.memory import InMemoryStartLimit, Pace
 from adapters.limits.redis import RedisStartLimit
@@ -46,7 +50,7 @@ from adapters.storage.signing import UrlSigner
 from config.settings import Settings
 from domain.credits import Channel, Owner
 from domain.generation import Generation, WorkPolicy
-from domain.ports import CreditRepoPort, TaskQueuePort
+from domain.ports import CreditRepoPort, Picture, TaskQueuePort
 from domain.reading import Reading
 from domain.recovery import Recovery, RecoveryPolicy
 from domain.submission import Submission, SubmissionPolicy
@@ -57,6 +61,12 @@ Check = Callable[[], Awaitable[None]]
 
 POP_SECONDS = 1.0
 """How long a worker's pop waits: the time in which a stopping worker comes to rest."""
+
+FIRST_LOOK_SECONDS = 0.5
+"""When a provider's job is looked at for the first time."""
+
+RESULT_LIMITS = FetchLimits(total_timeout_seconds=30, max_bytes=32_000_000)
+"""Bounds of the download of a finished picture."""
 
 
 def utc_now() -> datetime:
@@ -189,6 +199,38 @@ def _openai_generator(
     return generator
 
 
+def _replicate_generator(
+    settings: Settings, clock: Callable[[], datetime], random: Random, opened: AsyncExitStack
+) -> JobImageGenerator:
+    results = HttpImageFetcher(
+        limits=RESULT_LIMITS, prepare=_inspected, allow_loopback=settings.fetch_allow_loopback
+    )
+    jobs = ReplicateJobs(
+        base_url=settings.replicate_base_url,
+        token=settings.require("replicate_api_token"),
+        model=ReplicateModel(
+            name=settings.replicate_model, image_field=settings.replicate_image_field
+        ),
+        deadline_seconds=settings.replicate_total_seconds,
+        limits=CallLimits(),
+        download=results.fetch,
+        clock=clock,
+    )
+    opened.push_async_callback(results.close)
+    opened.push_async_callback(jobs.close)
+    limits = JobLimits(
+        total_seconds=settings.replicate_total_seconds,
+        first_pause_seconds=min(FIRST_LOOK_SECONDS, settings.replicate_poll_seconds),
+        longest_pause_seconds=settings.replicate_poll_seconds,
+    )
+    return JobImageGenerator(jobs, name="replicate", limits=limits, random=random)
+
+
+async def _inspected(data: bytes) -> Picture:
+    """A finished picture, kept as it is if it is one."""
+    return await asyncio.to_thread(inspect_picture, data)
+
+
 def _submission_policy(settings: Settings) -> SubmissionPolicy:
     return SubmissionPolicy(
         deadline=settings.duration("submit_seconds"),
@@ -316,6 +358,7 @@ class Container(containers.DeclarativeContainer):
             LocalImageGenerator, delay_seconds=settings.provided.local_generator_seconds
         ),
         openai=providers.Singleton(_openai_generator, settings, clock, opened),
+        replicate=providers.Singleton(_replicate_generator, settings, clock, random, opened),
     )
     provider_limit = providers.Selector(
         settings.provided.queue,
@@ -323,7 +366,10 @@ class Container(containers.DeclarativeContainer):
         memory=providers.Singleton(_in_memory_start_limit, settings),
     )
     start_limit = providers.Selector(
-        settings.provided.generator, local=providers.Object(None), openai=provider_limit
+        settings.provided.generator,
+        local=providers.Object(None),
+        openai=provider_limit,
+        replicate=provider_limit,
     )
 
     samples = providers.Selector(

@@ -52,6 +52,7 @@ class Storage(StrEnum):
 class Generator(StrEnum):
     LOCAL = "local"
     OPENAI = "openai"
+    REPLICATE = "replicate"
 
 
 class Quality(StrEnum):
@@ -327,6 +328,43 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _about("Price of a million output tokens, for the estimated costs", example="32"),
     ] = "32"
 
+    replicate_api_token: Annotated[
+        Annotated[str, Meta(pattern=r"^[!-~]+$")] | None,
+        _about(
+            "Token of Replicate; a worker needs it where WEARON_GENERATOR is `replicate`",
+            variable="REPLICATE_API_TOKEN",
+            example="r8_...",
+            secret=True,
+        ),
+    ] = None
+    replicate_base_url: Annotated[
+        str,
+        Meta(pattern=r"^https?://[^\s?#@/]+(/[^\s?#@]*)?$"),
+        _about(
+            "Where Replicate is, or a service that speaks like it; with or without `/v1`",
+            example="https://gateway.example/v1",
+        ),
+    ] = "https://api.replicate.com"
+    replicate_model: Annotated[
+        str,
+        Meta(pattern=r"^[A-Za-z0-9._-]{1,100}/[A-Za-z0-9._-]{1,100}(:[0-9a-f]{64})?$"),
+        _about(
+            "Model that makes the pictures, and its version where one is wanted",
+            example="google/nano-banana",
+        ),
+    ] = "google/nano-banana"
+    replicate_image_field: Annotated[
+        str,
+        Meta(pattern=r"^[a-z][a-z0-9_]{0,63}$"),
+        _about("The model's input that takes the list of pictures", example="image_input"),
+    ] = "image_input"
+    replicate_poll_seconds: Annotated[
+        Seconds, _about("Longest pause between two looks at a job of Replicate")
+    ] = 3
+    replicate_total_seconds: Annotated[
+        Seconds, _about("Longest wait for such a job; then it is cancelled, also if we are gone")
+    ] = 170
+
     log_level: Annotated[LogLevel, _about("What is too unimportant to be logged")] = LogLevel.INFO
     log_format: Annotated[
         LogFormat, _about("`json` is a line for each event, `console` is for people")
@@ -338,7 +376,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def _contradictions(self) -> Iterator[str]:
         """What is wrong although each value alone is right."""
-        for name in ("database_url", "redis_url", "openai_base_url"):
+        for name in ("database_url", "redis_url", "openai_base_url", "replicate_base_url"):
             if not _has_usable_port(getattr(self, name)):
                 yield f"{variable_of(name)}: its port must be a number up to 65535"
         if self.push_again_seconds <= self.submit_seconds + _CONFIRM_SECONDS:
@@ -407,6 +445,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 return ()
             case Generator.OPENAI:
                 return ("openai_api_key",)
+            case Generator.REPLICATE:
+                return ("replicate_api_token",)
             case _:
                 assert_never(self.generator)
 

@@ -18,7 +18,7 @@ import rich_click as click
 from domain.sessions import SessionStatus
 from entrypoints.dev import Stack, StackFailed, failing_clearly, made_folder, stack
 
-SETTLE_SECONDS = {"local": 60.0, "openai": 600.0}
+SETTLE_SECONDS = {"local": 60.0, "openai": 600.0, "replicate": 600.0}
 POLL_SECONDS = 0.1
 REQUEST_SECONDS = 10.0
 
@@ -54,11 +54,11 @@ def _environment(provider: str, base_url: str | None) -> dict[str, str]:
     environ = {
         name: value
         for name, value in os.environ.items()
-        if (provider == "openai" and name.startswith("WEARON_OPENAI_"))
+        if (provider != "local" and name.startswith(f"WEARON_{provider.upper()}_"))
         or not (name.startswith("WEARON_") or name in {"DATABASE_URL", "REDIS_URL"})
     }
     if base_url is not None:
-        environ["WEARON_OPENAI_BASE_URL"] = base_url
+        environ[f"WEARON_{provider.upper()}_BASE_URL"] = base_url
     return environ | {"WEARON_GENERATOR": provider}
 
 

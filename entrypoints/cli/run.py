@@ -151,20 +151,21 @@ def dev(port: int, data_dir: Path, *, in_memory: bool) -> None:
 )
 @click.option(
     "--provider",
-    type=click.Choice(["local", "openai"]),
+    type=click.Choice(["local", "openai", "replicate"]),
     default="local",
     show_default=True,
-    help="Who makes the pictures. `openai` is paid for by OPENAI_API_KEY.",
+    help="Who makes the pictures; others than `local` are paid for by OPENAI_API_KEY or"
+    " REPLICATE_API_TOKEN.",
 )
-@click.option("--base-url", metavar="URL", help="Where `openai` is, or a gateway like it.")
+@click.option("--base-url", metavar="URL", help="Where the provider is, or one like it.")
 def demo(data_dir: Path, provider: str, base_url: str | None) -> None:
     """Two try-ons, a user's and a store's, from the HTTP request to the picture.
 
     Brings its own servers, on free ports, and stops them: no settings are needed or heeded, but
-    those of the provider that is asked for (WEARON_OPENAI_...).
+    those of the provider that is asked for (WEARON_OPENAI_..., WEARON_REPLICATE_...).
     """
     from entrypoints.demo import run_demo  # noqa: PLC0415
 
-    if base_url is not None and provider != "openai":
-        raise click.UsageError("--base-url is for --provider openai.")
+    if base_url is not None and provider == "local":
+        raise click.UsageError("--base-url is for --provider openai or replicate.")
     run_demo(data_dir, provider, base_url)

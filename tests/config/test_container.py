@@ -14,7 +14,9 @@ import pytest
 from dependency_injector import providers
 
 from adapters.images.fetcher import HttpImageFetcher
+from adapters.images.jobs import JobImageGenerator, JobLimits
 from adapters.images.openai import OpenAiImageGenerator, Prices, ProviderLimits
+from adapters.images.replicate import ReplicateJobs, ReplicateModel
 from adapters.limits.memory import InMemoryStartLimit, Pace
 from adapters.limits.redis import RedisStartLimit
 from adapters.postgres.database import Database
@@ -64,6 +66,7 @@ NOWHERE = Settings(
     jwt_secret=SECRET,
     signing_secret=SECRET,
     openai_api_key=SECRET,
+    replicate_api_token=SECRET,
     data_dir=Path("/nonexistent/wearon"),
     s3_bucket="nothing",
     s3_endpoint="http://127.0.0.1:1",
@@ -292,6 +295,8 @@ async def test_servers_that_are_away_are_noticed_when_used() -> None:
 def test_what_is_not_set_is_missed_by_name() -> None:
     """Whoever needs a server or a secret that is not set is told which variable it is."""
     container = Container(settings=Settings(generator=Generator.OPENAI))
+    with pytest.raises(SettingsError, match=r"^REPLICATE_API_TOKEN: must be set"):
+        Container(settings=Settings(generator=Generator.REPLICATE)).generator()
 
     for name, variable in (
         ("database", "DATABASE_URL"),
@@ -410,6 +415,38 @@ def test_only_a_provider_has_a_limit() -> None:
     assert in_memory().start_limit() is None
     assert isinstance(limit, InMemoryStartLimit)
     assert limit._pace == Pace.of(40)
+
+
+def test_settings_reach_the_provider_of_jobs() -> None:
+    """Its address, model and bounds; and its token, which its words do not show. Pictures come
+    from this machine only where inputs may."""
+    container = in_memory(
+        generator=Generator.REPLICATE,
+        replicate_api_token="r8_1",
+        replicate_base_url="https://gateway.example",
+        replicate_model="google/nano-banana-2",
+        replicate_image_field="images",
+        replicate_poll_seconds=0.2,
+        replicate_total_seconds=33,
+        fetch_allow_loopback=True,
+    )
+
+    generator = container.generation()._generator
+
+    assert isinstance(generator, JobImageGenerator)
+    jobs = generator._jobs
+    assert isinstance(jobs, ReplicateJobs)
+    results = getattr(jobs._download, "__self__", None)
+    assert isinstance(results, HttpImageFetcher)
+    assert generator._limits == JobLimits(
+        total_seconds=33, first_pause_seconds=0.2, longest_pause_seconds=0.2
+    )
+    assert (str(jobs._root), jobs._token) == ("https://gateway.example/v1", "r8_1")
+    assert "r8_1" not in f"{generator!r} {jobs!r} {container.settings()!r}"
+    assert jobs._model == ReplicateModel(name="google/nano-banana-2", image_field="images")
+    assert jobs._deadline == 33
+    assert results._allow_loopback
+    assert results is not container.downloads()
 
 
 @pytest.mark.anyio

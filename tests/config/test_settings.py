@@ -79,7 +79,7 @@ def test_values_are_read_as_what_they_are() -> None:
         ("WEARON_QUEUE", "Redis", "one of `redis`, `memory`"),
         ("WEARON_STORAGE", "gcs", "one of `local`, `s3`, `memory`"),
         ("WEARON_S3_ENDPOINT", "minio:9000", "like `https://project.supabase.co/storage/v1/s3`"),
-        ("WEARON_GENERATOR", "dall-e", "one of `local`, `openai`"),
+        ("WEARON_GENERATOR", "dall-e", "one of `local`, `openai`, `replicate`"),
         ("OPENAI_API_KEY", "two words", "like `sk-...`"),
         ("WEARON_OPENAI_BASE_URL", "api.openai.com", "like `https://gateway.example/v1`"),
         ("WEARON_OPENAI_BASE_URL", "https://", "like `https://gateway.example/v1`"),
@@ -92,6 +92,14 @@ def test_values_are_read_as_what_they_are() -> None:
         ("WEARON_OPENAI_INPUT_USD_PER_MILLION", "NaN", "like `8`"),
         ("WEARON_OPENAI_OUTPUT_USD_PER_MILLION", "1e3", "like `32`"),
         ("WEARON_OPENAI_OUTPUT_USD_PER_MILLION", "10000", "like `32`"),
+        ("REPLICATE_API_TOKEN", "two words", "like `r8_...`"),
+        ("WEARON_REPLICATE_BASE_URL", "replicate.com", "like `https://gateway.example/v1`"),
+        ("WEARON_REPLICATE_BASE_URL", "https://key@host", "like `https://gateway.example/v1`"),
+        ("WEARON_REPLICATE_MODEL", "nano-banana", "like `google/nano-banana`"),
+        ("WEARON_REPLICATE_MODEL", "google/nano-banana:1", "like `google/nano-banana`"),
+        ("WEARON_REPLICATE_MODEL", "a/../b", "like `google/nano-banana`"),
+        ("WEARON_REPLICATE_IMAGE_FIELD", "image input", "like `image_input`"),
+        ("WEARON_REPLICATE_TOTAL_SECONDS", "0", "a number above 0 to 86400"),
         ("WEARON_LOG_LEVEL", "loud", "one of `debug`, `info`, `warning`, `error`"),
         ("WEARON_LOG_FORMAT", "xml", "one of `json`, `console`"),
         ("DATABASE_URL", "mysql://db/x", "like `postgresql://user:password@host:5432/wearon`"),
@@ -169,6 +177,7 @@ def test_a_url_s_port_has_to_be_one(port: str) -> None:
             "DATABASE_URL": f"postgresql://db:{port}/wearon",
             "REDIS_URL": f"redis://cache:{port}",
             "WEARON_OPENAI_BASE_URL": f"http://gateway:{port}/v1",
+            "WEARON_REPLICATE_BASE_URL": f"http://gateway:{port}",
         }
     )
 
@@ -176,6 +185,7 @@ def test_a_url_s_port_has_to_be_one(port: str) -> None:
         "DATABASE_URL: its port must be a number up to 65535",
         "REDIS_URL: its port must be a number up to 65535",
         "WEARON_OPENAI_BASE_URL: its port must be a number up to 65535",
+        "WEARON_REPLICATE_BASE_URL: its port must be a number up to 65535",
     ]
 
 
@@ -268,13 +278,14 @@ def test_secrets_are_not_shown() -> None:
             "AWS_ACCESS_KEY_ID": SECRET,
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "OPENAI_API_KEY": SECRET,
+            "REPLICATE_API_TOKEN": SECRET,
         }
     )
 
     shown = f"{settings} {settings!r} {pretty_repr(settings)}"
 
     assert SECRET not in shown
-    assert shown.count("***") == 7 * 3
+    assert shown.count("***") == 8 * 3
     assert "port=8000" in shown
 
 
@@ -289,10 +300,13 @@ def test_a_generator_says_what_it_needs() -> None:
     key. The key of a generator that was not chosen is nobody's need."""
     local = load_settings({})
     openai = load_settings({"WEARON_GENERATOR": "openai"})
+    replicate = load_settings({"WEARON_GENERATOR": "replicate"})
 
     assert local.for_generator == ()
     with pytest.raises(SettingsError, match=r"^OPENAI_API_KEY: must be set"):
         openai.require(*openai.for_generator)
+    with pytest.raises(SettingsError, match=r"^REPLICATE_API_TOKEN: must be set"):
+        replicate.require(*replicate.for_generator)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ IN_MEMORY = {
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is set where the tests run is not meant for them."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("REPLICATE_API_TOKEN", raising=False)
     for name in os.environ:
         if name.startswith("WEARON_") or name in NOWHERE:
             monkeypatch.delenv(name)
@@ -795,17 +796,25 @@ def test_the_demo_heeds_the_settings_of_its_provider(monkeypatch: pytest.MonkeyP
         "OPENAI_API_KEY": "sk-1",
         "WEARON_OPENAI_MODEL": "gpt-image-2",
         "WEARON_OPENAI_BASE_URL": "https://one.example",
+        "WEARON_REPLICATE_MODEL": "google/nano-banana-2",
         "WEARON_LEASE_SECONDS": "5",
     }.items():
         monkeypatch.setenv(name, value)
 
     settings = load_settings(demo._environment("openai", "https://other.example/v1"))
+    others = load_settings(demo._environment("replicate", "https://third.example"))
 
     assert settings == Settings(
         generator=Generator.OPENAI,
         openai_api_key="sk-1",
         openai_model="gpt-image-2",
         openai_base_url="https://other.example/v1",
+    )
+    assert others == Settings(
+        generator=Generator.REPLICATE,
+        openai_api_key="sk-1",
+        replicate_model="google/nano-banana-2",
+        replicate_base_url="https://third.example",
     )
 
 
@@ -814,7 +823,9 @@ def test_a_base_url_is_for_a_provider_that_has_one(tmp_path: Path) -> None:
     result = wearon("demo", "--data-dir", tmp_path, "--base-url", "http://127.0.0.1:1")
 
     assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1] == "Error: --base-url is for --provider openai."
+    assert result.stderr.splitlines()[-1] == (
+        "Error: --base-url is for --provider openai or replicate."
+    )
 
 
 def test_a_provider_without_its_key(tmp_path: Path) -> None:
@@ -830,6 +841,8 @@ def test_a_provider_without_its_key(tmp_path: Path) -> None:
     for result in results:
         assert result.exit_code == 1
         assert result.stderr.startswith("Error: OPENAI_API_KEY: must be set")
+    result = wearon("demo", "--data-dir", tmp_path, "--provider", "replicate")
+    assert result.stderr.startswith("Error: REPLICATE_API_TOKEN: must be set")
     assert not (tmp_path / "postgres").exists()
 
 

@@ -9,9 +9,9 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import BodyPartReader, web
 from aiohttp.test_utils import TestServer
@@ -31,6 +31,7 @@ _ALLOWED = {
 }
 _KNOWN = {"model", "prompt", *_ALLOWED}
 
+T = TypeVar("T", bound="FakeServer")
 Reply = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -55,14 +56,12 @@ class EditCall:
     uploads: list[Upload] = field(default_factory=list)
 
 
-class FakeProvider:
-    """Gives ``replies`` one after the other, and then a picture to whoever asks rightly."""
+class FakeServer:
+    """Listens on this machine, and answers as ``_answer`` says."""
 
     def __init__(self) -> None:
-        self.replies: list[Reply] = []
-        self.calls: list[EditCall] = []
         app = web.Application(client_max_size=100_000_000)
-        app.router.add_post("/{path:.*}", self._answer)
+        app.router.add_route("*", "/{path:.*}", self._answer)
         self._server = TestServer(app, host="127.0.0.1")
 
     @property
@@ -76,6 +75,18 @@ class FakeProvider:
         await self._server.close()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        raise NotImplementedError
+
+
+class FakeProvider(FakeServer):
+    """Gives ``replies`` one after the other, and then a picture to whoever asks rightly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replies: list[Reply] = []
+        self.calls: list[EditCall] = []
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         call = EditCall(request.path, dict(request.headers))
         self.calls.append(call)
         await _read_form(request, call)
@@ -87,7 +98,13 @@ class FakeProvider:
 @asynccontextmanager
 async def provider() -> AsyncIterator[FakeProvider]:
     """One that runs in this event loop."""
-    fake = FakeProvider()
+    async with running(FakeProvider()) as fake:
+        yield fake
+
+
+@asynccontextmanager
+async def running(fake: T) -> AsyncIterator[T]:
+    """The server, in this event loop."""
     await fake.start()
     try:
         yield fake
@@ -95,13 +112,17 @@ async def provider() -> AsyncIterator[FakeProvider]:
         await fake.stop()
 
 
-@contextmanager
-def provider_in_thread() -> Iterator[FakeProvider]:
+def provider_in_thread() -> AbstractContextManager[FakeProvider]:
     """One that other processes can ask while the test waits for them."""
+    return in_thread(FakeProvider())
+
+
+@contextmanager
+def in_thread(fake: T) -> Iterator[T]:
+    """The server, where other processes can ask it while the test waits for them."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    fake = FakeProvider()
     try:
         asyncio.run_coroutine_threadsafe(fake.start(), loop).result(10)
         yield fake

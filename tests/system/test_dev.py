@@ -19,7 +19,8 @@ from urllib.request import Request, urlopen
 import pytest
 from PIL import Image
 
-from tests.support.provider import KEY, provider_in_thread
+from tests.support.provider import KEY, in_thread, provider_in_thread
+from tests.support.replicate import TOKEN, FakeReplicate
 from tests.system.deployment import DEADLINE_SECONDS, eventually, free_port, kill
 
 pytestmark = pytest.mark.xdist_group("system")
@@ -72,7 +73,7 @@ class Started:
 
 
 def _is_ours(variable: str) -> bool:
-    named = {"DATABASE_URL", "REDIS_URL", "OPENAI_API_KEY"}
+    named = {"DATABASE_URL", "REDIS_URL", "OPENAI_API_KEY", "REPLICATE_API_TOKEN"}
     return variable.startswith("WEARON_") or variable in named
 
 
@@ -116,6 +117,31 @@ def test_the_demo_with_a_provider(folder: Path) -> None:
             assert (picture.format, picture.size) == ("JPEG", (1024, 1536))
     assert len(pictures) == 2
     assert KEY not in output + (folder / "demo" / "demo.log").read_text()
+
+
+def test_the_demo_with_a_provider_of_jobs(folder: Path) -> None:
+    """Both pictures are the provider's, one job each with all the inputs; the token is in no output
+    and no log."""
+    fake = FakeReplicate()
+    fake.seconds = 0.3
+    with in_thread(fake):
+        demo = Started(
+            *("demo", "--data-dir", str(folder / "demo")),
+            *("--provider", "replicate", "--base-url", fake.url),
+            REPLICATE_API_TOKEN=TOKEN,
+        )
+        output = demo.output_until(r"Done in|Error")
+        code = demo.process.wait(DEADLINE_SECONDS)
+        demo.end()
+    pictures = [Path(path) for path in re.findall(r"^  (/.+)$", output, re.MULTILINE)]
+
+    assert code == 0, output
+    assert [len(job.pictures) for job in fake.jobs.values()] == [3, 4]
+    assert fake.count("begin") == len(pictures) == 2
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert (picture.format, picture.size) == ("PNG", (768, 1024))
+    assert TOKEN not in output + (folder / "demo" / "demo.log").read_text()
 
 
 def test_dev_finds_its_data_again(folder: Path) -> None:

@@ -225,7 +225,7 @@ class Deployment:
             response = urlopen(request, timeout=DEADLINE_SECONDS)
         except HTTPError as error:
             response = error
-        except URLError:
+        except (URLError, ConnectionError):  # Refused, or reset by an API that is just starting.
             return Answer(0, {}, {})
         with closing(response):
             return Answer(response.status, dict(response.headers), json.load(response))

@@ -21,7 +21,10 @@ from PIL import Image
 
 from tests.support.provider import KEY, in_thread, provider_in_thread
 from tests.support.replicate import TOKEN, FakeReplicate
-from tests.system.deployment import DEADLINE_SECONDS, eventually, free_port, kill
+from tests.system.deployment import DEADLINE_SECONDS, eventually, free_port
+
+STOP_SECONDS = 60.0
+"""More than all parts of a stack may take to stop, one after the other."""
 
 pytestmark = pytest.mark.xdist_group("system")
 
@@ -61,7 +64,9 @@ class Started:
         return self._seen
 
     def end(self, signum: signal.Signals = signal.SIGTERM) -> int:
-        code = kill(self.process, signum)
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signum)
+        code = self.process.wait(STOP_SECONDS)
         self._reader.join(DEADLINE_SECONDS)
         if self.process.stdout:
             self.process.stdout.close()

@@ -23,6 +23,7 @@ from adapters.auth.bearer import (
 )
 from adapters.auth.memory import InMemoryApiKeyRepo
 from adapters.auth.postgres import PostgresApiKeyRepo
+from adapters.coalescing import BatchLimits
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.images.fetcher import FetchLimits, HttpImageFetcher
@@ -95,6 +96,7 @@ def _redis_queue(
         blocking_client=redis_client(url, timeout_seconds=seconds + POP_SECONDS),
         timeout_seconds=seconds,
         clock=clock,
+        batches=BatchLimits(calls=settings.batch_limit, in_flight=1),
     )
     opened.push_async_callback(queue.close)
     return queue
@@ -115,6 +117,10 @@ def _redis_start_limit(settings: Settings, opened: AsyncExitStack) -> RedisStart
 
 def _in_memory_start_limit(settings: Settings) -> InMemoryStartLimit:
     return InMemoryStartLimit(Pace.of(settings.provider_per_minute), clock=monotonic)
+
+
+def _batches(settings: Settings) -> BatchLimits:
+    return BatchLimits(calls=settings.batch_limit)
 
 
 def _jwt_rules(settings: Settings) -> JwtRules:
@@ -296,7 +302,9 @@ class Container(containers.DeclarativeContainer):
     )
     sessions = providers.Selector(
         settings.provided.store,
-        postgres=providers.Singleton(PostgresSessionRepo, database),
+        postgres=providers.Singleton(
+            PostgresSessionRepo, database, batches=providers.Callable(_batches, settings)
+        ),
         memory=providers.Singleton(InMemorySessionRepo, accounts=in_memory_credits, clock=clock),
     )
     accounts = providers.Selector(
@@ -382,7 +390,12 @@ class Container(containers.DeclarativeContainer):
     user_token = providers.Callable(mint_user_token, rules=jwt_rules)
     new_api_key = providers.Callable(new_api_key)
     key_sha256 = providers.Callable(key_sha256)
-    authenticate = providers.Singleton(BearerAuthenticator, keys=api_keys, rules=jwt_rules)
+    authenticate = providers.Singleton(
+        BearerAuthenticator,
+        keys=api_keys,
+        rules=jwt_rules,
+        memory_seconds=settings.provided.caller_seconds,
+    )
     readiness = providers.Singleton(_readiness, accounts, queue)
 
     submission = providers.Singleton(

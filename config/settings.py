@@ -179,6 +179,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     )
     jwt_issuer: Annotated[str, _about("`iss` that users' tokens must have")] = "wearon"
     jwt_audience: Annotated[str, _about("`aud` that users' tokens must have")] = "wearon"
+    caller_seconds: Annotated[
+        float,
+        Meta(ge=0, le=300),
+        _about("How long a caller is known by its token: a revoked key is let in so long at most"),
+    ] = 5
     signing_secret: Annotated[
         Secret | None, _about("Key of the pictures' signed URLs", secret=True)
     ] = None
@@ -194,6 +199,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Seconds, _about("Longest wait for PostgreSQL, connecting included")
     ] = 3
     redis_seconds: Annotated[Seconds, _about("Longest wait for Redis, connecting included")] = 2
+
+    batch_limit: Annotated[
+        int,
+        Meta(ge=1, le=1_000),
+        _about("Calls that go to PostgreSQL or Redis together, at most; 1: each one alone"),
+    ] = 128
 
     submit_seconds: Annotated[
         Seconds, _about("A request for a picture is answered within this time, and a second")

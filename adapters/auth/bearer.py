@@ -3,8 +3,10 @@
 import hashlib
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from time import monotonic
 from uuid import UUID
 
 import jwt
@@ -17,6 +19,7 @@ API_KEY_PREFIX = "wk_"
 _API_KEY = re.compile(r"wk_[0-9a-f]{32}")
 _ALGORITHM = "HS256"
 MAX_TOKEN_LENGTH = 8_192
+MAX_REMEMBERED = 10_000
 
 
 def new_api_key() -> str:
@@ -52,17 +55,44 @@ def mint_user_token(user_id: UUID, *, rules: JwtRules, now: datetime, lifetime: 
 
 
 class BearerAuthenticator:
-    """Knows a caller by its token."""
+    """Knows a caller by its token, and remembers it for ``memory_seconds`` on ``clock``: a key that
+    was revoked, or a token that expired, is let in for so long at most. Who was turned away is not
+    remembered."""
 
-    def __init__(self, *, keys: ApiKeyRepoPort, rules: JwtRules) -> None:
+    def __init__(
+        self,
+        *,
+        keys: ApiKeyRepoPort,
+        rules: JwtRules,
+        memory_seconds: float = 0.0,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self._keys = keys
         self._rules = rules
+        self._memory_seconds = memory_seconds
+        self._clock = clock
+        # By the hash of the token, in the order of their end.
+        self._known: dict[bytes, tuple[Owner, float]] = {}
 
     async def __call__(self, token: str) -> Owner:
         """Raises ``InvalidApiKey``, ``Unauthenticated`` and ``StoreUnavailable``."""
+        digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
+        owner, known_until = self._known.get(digest, (None, 0.0))
+        if owner is not None and self._clock() < known_until:
+            return owner
+        asked_at = self._clock()
         if token.startswith(API_KEY_PREFIX):
-            return await self._store(token)
-        return self._user(token)
+            owner = await self._store(token)
+        else:
+            owner = self._user(token)
+        self._remember(digest, owner, asked_at + self._memory_seconds)
+        return owner
+
+    def _remember(self, digest: bytes, owner: Owner, until: float) -> None:
+        self._known.pop(digest, None)
+        if len(self._known) >= MAX_REMEMBERED:
+            del self._known[next(iter(self._known))]
+        self._known[digest] = (owner, until)
 
     async def _store(self, api_key: str) -> Owner:
         owner = None

@@ -23,7 +23,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
+from adapters.coalescing import DEFAULT_LIMITS, BatchLimits, Coalescer
 from adapters.queue.payload import MAX_DEAD, MAX_REASON_LENGTH, decode, encode
+from adapters.queue.pops import SharedPops
 from domain.errors import QueueUnavailable
 from domain.ports import DeadLetterPort, TaskQueuePort
 from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
@@ -85,7 +87,10 @@ def _with_tls(url: str) -> str:
 
 class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
     """``client`` serves what must answer soon and has a short timeout; ``blocking_client`` serves
-    ``pop`` only, and its timeout is longer than any ``pop`` may wait."""
+    what waits for a message, and its timeout is longer than any ``pop`` may wait.
+
+    Pushes that arrive while one is under way go together into the next; ``batches`` has one in
+    flight, which keeps their order."""
 
     def __init__(
         self,
@@ -94,6 +99,7 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
         blocking_client: Redis,
         timeout_seconds: float,
         clock: Callable[[], datetime],
+        batches: BatchLimits = DEFAULT_LIMITS,
         max_dead: int = MAX_DEAD,
     ) -> None:
         self._client = client
@@ -101,26 +107,44 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
         self._timeout_seconds = timeout_seconds
         self._clock = clock
         self._max_dead = max_dead
+        self._push = Coalescer(self._run_push, limits=batches, too_many=_too_many)
+        self._pops = SharedPops(
+            take=self._take, await_next=self._await_next, put_back=self._put_back
+        )
 
     async def push(self, task: GenerationTask) -> None:
+        await self._push(encode(task))
+
+    async def _run_push(self, messages: Sequence[bytes]) -> Sequence[None]:
         async with self._bounded():
-            await self._client.lpush(TASKS_KEY, encode(task))
+            await self._client.lpush(TASKS_KEY, *messages)
+        return [None] * len(messages)
 
     async def push_next(self, tasks: Sequence[GenerationTask]) -> None:
-        if not tasks:
-            return
+        if tasks:
+            await self._put_back([encode(task) for task in tasks])
+
+    async def _put_back(self, messages: Sequence[bytes]) -> None:
         async with self._bounded():
-            await self._client.rpush(TASKS_KEY, *map(encode, tasks))
+            await self._client.rpush(TASKS_KEY, *messages)
 
     async def pop(self, *, timeout_seconds: float) -> GenerationTask | UnreadableTask | None:
-        raw: object
-        async with self._bounded(waiting_seconds=timeout_seconds):
-            if timeout_seconds > 0:
-                reply = await self._blocking_client.brpop([TASKS_KEY], timeout=timeout_seconds)
-                raw = reply[1] if reply else None
-            else:  # to BRPOP, zero seconds are for ever
-                raw = await self._client.rpop(TASKS_KEY)
-        return decode(raw) if isinstance(raw, bytes | str) else None
+        if timeout_seconds > 0:
+            raw = await self._pops.pop(timeout_seconds)
+        else:  # to BRPOP, zero seconds are for ever
+            raw = next(iter(await self._take(1)), None)
+        return None if raw is None else decode(raw)
+
+    async def _await_next(self, seconds: float) -> bytes | None:
+        async with self._bounded(waiting_seconds=seconds):
+            reply = await self._blocking_client.brpop([TASKS_KEY], timeout=seconds)
+        message = reply[1] if reply else None
+        return message if isinstance(message, bytes) else None
+
+    async def _take(self, count: int) -> Sequence[bytes]:
+        async with self._bounded():
+            reply = await self._client.rpop(TASKS_KEY, count)
+        return [message for message in reply or () if isinstance(message, bytes)]
 
     async def oldest(self) -> GenerationTask | UnreadableTask | None:
         async with self._bounded():
@@ -194,6 +218,10 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
         except (RedisError, OSError, TimeoutError) as error:
             refused = _had_no_effect(error)
             raise QueueUnavailable("Redis queue unavailable", refused=refused) from error
+
+
+def _too_many() -> QueueUnavailable:
+    return QueueUnavailable("Too many calls wait for the queue", refused=True)
 
 
 def _had_no_effect(error: BaseException) -> bool:

@@ -8,14 +8,27 @@ A batch is picked by ``ARRAY (SELECT ... LIMIT ... FOR UPDATE)``, which runs onc
 would be a join, which may run it again for each row and so exceed the limit.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import TypeAlias
 from uuid import UUID
 
 import asyncpg
 import msgspec
 
+from adapters.coalescing import (
+    APART,
+    DEFAULT_LIMITS,
+    Apart,
+    BatchLimits,
+    Call,
+    Coalescer,
+    Result,
+    Run,
+)
 from adapters.postgres.database import Database
 from domain.credits import GENERATION_COST, Channel, Owner
 from domain.errors import InsufficientCredits, NotFound, StoreUnavailable, TooManyActive
@@ -39,6 +52,8 @@ from domain.sessions import (
 )
 
 CREATE_TRIES = 5
+HELD_AT_ONCE = 4
+"""So many accounts that others hold are waited for at once, by a connection each."""
 
 _COLUMNS = """
     s.id, s.channel, s.owner_id, s.idempotency_key, s.status, s.request_id, s.prompt,
@@ -47,78 +62,144 @@ _COLUMNS = """
     s.error_code, s.error_message, s.confirmed, s.attempt, s.lease_expires_at, s.created_at,
     s.started_at, s.completed_at, s.processing_time_ms, s.image_deleted_at"""
 
-_ACTIVE = """
-    SELECT count(*) FROM (
-        SELECT FROM generation_sessions
-        WHERE channel = $1 AND owner_id = $2 AND status IN ('queued', 'processing') LIMIT $4
-    ) AS active"""
-
-# Whoever waited for the account looks at it, and for the key, once more: of all that send a key at
-# once one debits. The others never get as far as the unique index, where they would wait for
-# whoever undoes that one's session, which waits for the account.
-_CREATE = f"""
-    WITH debit AS (
-        UPDATE credit_accounts
-        SET balance = balance - $5::bigint, total_debited = total_debited + $5::bigint
-        WHERE channel = $1 AND owner_id = $2 AND balance >= $5::bigint
-            AND ({_ACTIVE}) < $4::bigint AND NOT key_is_taken($1, $2, $3)
-        RETURNING balance
+# Creates what a batch asks for, as far as each account allows, in the order of the batch. Whoever
+# holds an account is the only one to create sessions of its owner, so what is asked while it is
+# held stays true: the functions see what was committed until then. Nobody else gets as far as the
+# unique index of the keys, where it would wait for whoever undoes the session that has its key.
+_CREATE = """
+    WITH asked AS (
+        SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::uuid[],
+            $6::text[], $7::text[], $8::text[], $9::text[], $10::text[]) WITH ORDINALITY
+            AS asked (channel, owner_id, idempotency_key, max_active, id, request_id, prompt,
+                model_image_url, outfit_image_url, accessories, number)
+    ), account AS MATERIALIZED (
+        SELECT account.channel, account.owner_id, balance, unfinished_at_most, asked, least_active,
+            max_active
+        FROM (SELECT channel, owner_id, count(*) AS asked, min(max_active) AS least_active,
+                    max(max_active) AS max_active
+                FROM asked GROUP BY 1, 2) AS owner
+            JOIN credit_accounts AS account USING (channel, owner_id)
+        ORDER BY 1, 2 FOR NO KEY UPDATE OF account {skip}
+    ), held AS MATERIALIZED (
+        SELECT channel, owner_id, balance, CASE WHEN unfinished_at_most + asked <= least_active
+            THEN unfinished_at_most
+            ELSE least(unfinished_at_most, count_unfinished(channel, owner_id, max_active))
+            END AS unfinished
+        FROM account
+    ), looked_at AS MATERIALIZED (
+        SELECT asked.*, balance, unfinished, CASE
+            WHEN held.owner_id IS NULL THEN 'no_account'
+            WHEN idempotency_key IS NOT NULL AND (
+                row_number() OVER (PARTITION BY channel, owner_id, idempotency_key
+                    ORDER BY number) > 1
+                OR key_is_taken(held.channel, held.owner_id, idempotency_key)) THEN 'key_is_taken'
+            WHEN unfinished >= max_active THEN 'too_many_active' END AS refusal
+        FROM asked LEFT JOIN held USING (channel, owner_id)
+    ), placed AS MATERIALIZED (
+        SELECT *, row_number() OVER (PARTITION BY channel, owner_id, refusal IS NULL
+            ORDER BY number) AS place
+        FROM looked_at
+    ), decided AS MATERIALIZED (
+        SELECT *, CASE
+            WHEN refusal IS NOT NULL THEN refusal
+            WHEN unfinished + place > max_active THEN 'too_many_active'
+            WHEN place * $11::bigint > balance THEN 'too_little_balance'
+            ELSE 'created' END AS outcome
+        FROM placed
+    ), created AS (
+        SELECT * FROM decided WHERE outcome = 'created' ORDER BY number
+    ), debit AS (
+        UPDATE credit_accounts AS account
+        SET balance = account.balance - made.sessions * $11::bigint,
+            total_debited = total_debited + made.sessions * $11::bigint,
+            sessions_created = sessions_created + made.sessions,
+            unfinished_at_most = made.unfinished + made.sessions
+        FROM (SELECT channel, owner_id, unfinished, count(*) AS sessions
+                FROM created GROUP BY 1, 2, 3) AS made
+        WHERE account.channel = made.channel AND account.owner_id = made.owner_id
     ), entry AS (
         INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
-        SELECT $1, $2, 'debit', -$5::bigint, $6::uuid FROM debit
+        SELECT channel, owner_id, 'debit', -$11::bigint, id FROM created
     ), session AS (
         INSERT INTO generation_sessions (channel, store_id, user_id, idempotency_key, id,
             request_id, prompt, model_image_url, outfit_image_url, accessories)
-        SELECT $1, CASE $1 WHEN 'b2b' THEN $2 END, CASE $1 WHEN 'b2c' THEN $2 END, $3, $6::uuid,
-            $7, $8, $9, $10, $11::jsonb
-        FROM debit
-        RETURNING created_at
+        SELECT channel, CASE channel WHEN 'b2b' THEN owner_id END,
+            CASE channel WHEN 'b2c' THEN owner_id END, idempotency_key, id, request_id, prompt,
+            model_image_url, outfit_image_url, accessories::jsonb
+        FROM created
+        RETURNING id, created_at
     )
-    SELECT balance, created_at FROM debit, session"""
+    SELECT outcome, balance - place * $11::bigint AS balance, session.created_at
+    FROM decided LEFT JOIN session USING (id) ORDER BY number"""
+_CREATE_WHERE_FREE = _CREATE.format(skip="SKIP LOCKED")
+_CREATE_IN_TURN = _CREATE.format(skip="")
 
-# Why nothing was created, as things are now.
-_WHY_NOT = f"""
-    SELECT {_COLUMNS}, coalesce(account.balance, 0) AS balance,
-        ({_ACTIVE}) >= $4::bigint AS crowded
-    FROM (VALUES (1)) AS one
-        LEFT JOIN credit_accounts AS account ON account.channel = $1 AND account.owner_id = $2
-        LEFT JOIN generation_sessions AS s
-            ON s.channel = $1 AND s.owner_id = $2 AND s.idempotency_key = $3"""
+_WITH_KEY = f"""
+    SELECT {_COLUMNS}, balance
+    FROM generation_sessions AS s JOIN credit_accounts USING (channel, owner_id)
+    WHERE s.channel = $1 AND s.owner_id = $2 AND s.idempotency_key = $3"""
 
+# What is asked for by its id is found by its id, and its status looked at when it is locked: by the
+# index of a status it could be found as well, but there a backlog would be read from end to end.
 # A row that is locked is being claimed, ended or pushed again, or is another consumer's for long.
 _CONFIRM = """
-    WITH confirmed AS (
+    WITH free AS MATERIALIZED (
+        SELECT id, status, confirmed FROM generation_sessions
+        WHERE id = ANY ($1::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED
+    ), confirmed AS (
         UPDATE generation_sessions SET confirmed = true
-        WHERE id = ANY (ARRAY (
-            SELECT id FROM generation_sessions
-            WHERE id = ANY ($1::uuid[]) AND status = 'queued' AND NOT confirmed
-            ORDER BY id FOR UPDATE SKIP LOCKED))
+        WHERE id = ANY (ARRAY (SELECT id FROM free WHERE status = 'queued' AND NOT confirmed))
         RETURNING id
     )
     SELECT count(*) FROM confirmed"""
 
+# What writes several rows that others may want as well locks them in the order of their ids.
 _CLAIM = f"""
+    WITH locked AS MATERIALIZED (
+        SELECT id, status FROM generation_sessions
+        WHERE id = ANY ($1::uuid[]) ORDER BY id FOR NO KEY UPDATE
+    ), asked AS (
+        SELECT DISTINCT ON (id) * FROM unnest($1::uuid[], $2::interval[]) AS asked (id, lease)
+    )
     UPDATE generation_sessions AS s
     SET status = 'processing', attempt = attempt + 1, confirmed = true,
-        lease_expires_at = now() + $2::interval, started_at = now()
-    WHERE id = $1 AND status = 'queued'
+        lease_expires_at = now() + asked.lease, started_at = now()
+    FROM locked JOIN asked USING (id)
+    WHERE s.id = locked.id AND locked.status = 'queued'
     RETURNING {_COLUMNS}"""
 
-_RENEW = """
-    UPDATE generation_sessions SET lease_expires_at = now() + $3::interval
-    WHERE id = $1 AND status = 'processing' AND attempt = $2
-    RETURNING true"""
+
+def _of_attempts(columns: str, types: str, changes: str) -> str:
+    """The statement that changes, for each attempt in a batch, its session, if that attempt is the
+    current one. Its arguments are arrays: ids, attempts, and one for each of ``columns``."""
+    return f"""
+    WITH asked AS (
+        SELECT * FROM unnest($1::uuid[], $2::integer[], {types})
+            AS asked (id, attempt, {columns})
+    ), locked AS MATERIALIZED (
+        SELECT id, status, attempt FROM generation_sessions
+        WHERE id = ANY ($1::uuid[]) ORDER BY id FOR NO KEY UPDATE
+    )
+    UPDATE generation_sessions AS s SET {changes}
+    FROM locked JOIN asked USING (id, attempt)
+    WHERE s.id = locked.id AND locked.status = 'processing'
+    RETURNING s.id, s.attempt"""
+
+
+_RENEW = _of_attempts("lease", "$3::interval[]", "lease_expires_at = now() + asked.lease")
+
+_COMPLETE = _of_attempts(
+    "object_key, media_type, input_tokens, output_tokens, cost",
+    "$3::text[], $4::text[], $5::integer[], $6::integer[], $7::numeric[]",
+    """
+        status = 'completed', object_key = asked.object_key, media_type = asked.media_type,
+        input_tokens = asked.input_tokens, output_tokens = asked.output_tokens,
+        estimated_cost_usd = asked.cost, lease_expires_at = NULL, completed_at = now(),
+        processing_time_ms = round(extract(epoch FROM now() - s.started_at) * 1000)""",
+)
 
 _NOTE_JOB = """
     UPDATE generation_sessions SET provider_job = $3
-    WHERE id = $1 AND status = 'processing' AND attempt = $2
-    RETURNING true"""
-
-_COMPLETE = """
-    UPDATE generation_sessions
-    SET status = 'completed', object_key = $3, media_type = $4, input_tokens = $5,
-        output_tokens = $6, estimated_cost_usd = $7, lease_expires_at = NULL, completed_at = now(),
-        processing_time_ms = round(extract(epoch FROM now() - started_at) * 1000)
     WHERE id = $1 AND status = 'processing' AND attempt = $2
     RETURNING true"""
 
@@ -148,9 +229,10 @@ _REFUND_ENDED = """
         RETURNING channel, owner_id, amount
     ), credit AS (
         UPDATE credit_accounts AS account
-        SET balance = balance + due.amount, total_refunded = total_refunded + due.amount
-        FROM (SELECT channel, owner_id, sum(amount)::bigint AS amount FROM refund GROUP BY 1, 2)
-            AS due
+        SET balance = balance + due.amount, total_refunded = total_refunded + due.amount,
+            sessions_refunded = sessions_refunded + due.sessions
+        FROM (SELECT channel, owner_id, sum(amount)::bigint AS amount, count(*) AS sessions
+                FROM refund GROUP BY 1, 2) AS due
         WHERE account.channel = due.channel AND account.owner_id = due.owner_id
     )"""
 _COUNT_ENDED = "SELECT count(*) FROM ended"
@@ -248,9 +330,35 @@ _MARK_IMAGES_DELETED = """
     )
     SELECT count(*) FROM marked"""
 
+_GET = f"SELECT {_COLUMNS} FROM generation_sessions AS s WHERE s.id = $1"
+_GET_OWNED = f"{_GET} AND s.channel = $2 AND s.owner_id = $3"
+
+# Counts few: what is unfinished, and what failed and has no refund yet.
 _STATS = """
     SELECT status, count(*) FROM generation_sessions
-    WHERE channel = $1 AND owner_id = $2 GROUP BY status"""
+    WHERE channel = $1 AND owner_id = $2 AND status IN ('queued', 'processing') GROUP BY status
+    UNION ALL
+    SELECT 'owed', count(*) FROM generation_sessions
+    WHERE channel = $1 AND owner_id = $2 AND status = 'failed' AND NOT refunded
+    UNION ALL
+    SELECT unnest(ARRAY['created', 'refunded']), unnest(ARRAY[sessions_created, sessions_refunded])
+    FROM credit_accounts WHERE channel = $1 AND owner_id = $2"""
+
+# The newest of each status by the index, and of these the newest.
+_HISTORY = f"""
+    SELECT s.* FROM unnest($3::text[]) AS wanted (status) CROSS JOIN LATERAL (
+        SELECT {_COLUMNS} FROM generation_sessions AS s
+        WHERE s.channel = $1 AND s.owner_id = $2 AND s.status = wanted.status
+            AND (s.created_at, s.id) < ($4, $5)
+        ORDER BY s.created_at DESC, s.id DESC LIMIT $6) AS s
+    ORDER BY s.created_at DESC, s.id DESC LIMIT $6"""
+
+# By the primary key, for ids are made in the order of time (UUIDv7).
+_HISTORY_OF_ALL = f"""
+    SELECT {_COLUMNS} FROM generation_sessions AS s
+    WHERE s.status = ANY ($1::text[]) AND s.id < $2 ORDER BY s.id DESC LIMIT $3"""
+_END_OF_TIME = datetime.max.replace(tzinfo=UTC)
+_LAST_ID = UUID(int=2**128 - 1)
 
 _QUEUED_BEFORE = """
     SELECT count(*) FROM (
@@ -261,74 +369,127 @@ _encode_accessories = msgspec.json.Encoder().encode
 _decode_accessories = msgspec.json.Decoder(tuple[Accessory, ...]).decode
 
 
+_Creation: TypeAlias = tuple[GenerationSession, int]
+"""A session to be created, and how many unfinished ones its owner may have."""
+
+_Renewal: TypeAlias = tuple[UUID, int, timedelta]
+_Completion: TypeAlias = tuple[UUID, int, str, str, int | None, int | None, Decimal | None]
+
+
 class PostgresSessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, SessionReadPort):
     """The truth about sessions."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, batches: BatchLimits = DEFAULT_LIMITS) -> None:
         self._database = database
+        self._create = Coalescer(
+            self._run_create_where_free,
+            limits=batches,
+            key=_payer,
+            too_many=_too_many,
+            apart=Coalescer(
+                self._run_create_in_turn,
+                limits=replace(batches, in_flight=HELD_AT_ONCE, patience_seconds=0),
+                key=_payer,
+                one_key=True,
+                too_many=_too_many,
+            ),
+        )
+        self._claim = _coalescer(self._run_claim, batches)
+        self._renew = _coalescer(self._run_renew, batches)
+        self._complete = _coalescer(self._run_complete, batches)
 
     async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:
-        owner = session.owner
-        guards = (owner.channel, owner.id, session.idempotency_key, max_active)
         for _ in range(CREATE_TRIES):
-            row = await self._database.fetch_row(
-                _CREATE,
-                *guards,
-                GENERATION_COST,
-                session.id,
-                session.request_id,
-                session.prompt,
-                session.model_image_url,
-                session.outfit_image_url,
-                _encode_accessories(session.accessories).decode(),
-            )
-            if row is not None:
-                stored = replace(session, created_at=row["created_at"])
-                return Receipt(session=stored, credits_remaining=row["balance"])
-            earlier = await self._earlier(session, guards)
-            if earlier is not None:
-                return earlier
-        raise StoreUnavailable("The account or the idempotency key changed hands too often")
+            outcome = await self._create((session, max_active))
+            match outcome:
+                case Receipt(replayed=True, session=earlier):
+                    earlier.check_repeated_by(session)
+                    return outcome
+                case Receipt():
+                    return outcome
+                case "key_is_taken":
+                    earlier_receipt = await self._earlier(session)
+                    if earlier_receipt is not None:
+                        return earlier_receipt
+                case "too_little_balance" | "no_account" if max_active > 0:
+                    raise InsufficientCredits(required=GENERATION_COST)
+                case _:
+                    raise TooManyActive("Too many sessions are unfinished; wait for some to end")
+        raise StoreUnavailable("The idempotency key changed hands too often")
 
-    async def _earlier(
-        self, session: GenerationSession, guards: tuple[object, ...]
-    ) -> Receipt | None:
-        """The session that has this one's key. None if nothing is in the way any more; raises if
-        something else is."""
-        (row,) = await self._database.fetch(_WHY_NOT, *guards)
-        if row["id"] is not None:
-            earlier = _session(row)
-            earlier.check_repeated_by(session)
-            return Receipt(session=earlier, credits_remaining=row["balance"], replayed=True)
-        if row["crowded"]:
-            raise TooManyActive("Too many sessions are unfinished; wait for some to end")
-        if row["balance"] < GENERATION_COST:
-            raise InsufficientCredits(required=GENERATION_COST)
-        return None
+    async def _run_create_where_free(
+        self, creations: Sequence[_Creation]
+    ) -> Sequence[Receipt | str | Apart]:
+        """An account that somebody else holds is waited for apart from the others, which would
+        wait as well."""
+        outcomes = await self._run_create(_CREATE_WHERE_FREE, creations)
+        return [APART if outcome == "no_account" else outcome for outcome in outcomes]
+
+    async def _run_create_in_turn(self, creations: Sequence[_Creation]) -> Sequence[Receipt | str]:
+        return await self._run_create(_CREATE_IN_TURN, creations)
+
+    async def _run_create(
+        self, sql: str, creations: Sequence[_Creation]
+    ) -> Sequence[Receipt | str]:
+        return _outcomes(creations, await self._database.fetch(sql, *_columns_of(creations)))
+
+    async def _earlier(self, session: GenerationSession) -> Receipt | None:
+        """The session that has this one's key; None if none has it any more."""
+        owner = session.owner
+        row = await self._database.fetch_row(
+            _WITH_KEY, owner.channel, owner.id, session.idempotency_key
+        )
+        if row is None:
+            return None
+        earlier = _session(row)
+        earlier.check_repeated_by(session)
+        return Receipt(session=earlier, credits_remaining=row["balance"], replayed=True)
 
     async def confirm(self, session_ids: Sequence[UUID]) -> int:
         return await self._count(_CONFIRM, session_ids)
 
     async def claim(self, session_id: UUID, *, lease: timedelta) -> GenerationSession | None:
-        row = await self._database.fetch_row(_CLAIM, session_id, lease)
-        return None if row is None else _session(row)
+        return await self._claim((session_id, lease))
+
+    async def _run_claim(
+        self, claims: Sequence[tuple[UUID, timedelta]]
+    ) -> Sequence[GenerationSession | None]:
+        rows = await self._database.fetch(_CLAIM, *_arrays(claims))
+        claimed = {row["id"]: _session(row) for row in rows}
+        # Whoever asks twice for the same session gets it once.
+        return [claimed.pop(session_id, None) for session_id, _ in claims]
 
     async def renew(self, session_id: UUID, *, attempt: int, lease: timedelta) -> bool:
-        return await self._written(_RENEW, session_id, attempt, lease)
+        return await self._renew((session_id, attempt, lease))
+
+    async def _run_renew(self, renewals: Sequence[_Renewal]) -> Sequence[bool]:
+        return await self._written_of(_RENEW, renewals)
 
     async def complete(
         self, session_id: UUID, *, attempt: int, artefact: Artefact, usage: Usage | None = None
     ) -> bool:
-        return await self._written(
-            _COMPLETE,
-            session_id,
-            attempt,
-            artefact.object_key,
-            artefact.media_type,
-            usage and usage.input_tokens,
-            usage and usage.output_tokens,
-            usage and usage.estimated_cost_usd,
+        return await self._complete(
+            (
+                session_id,
+                attempt,
+                artefact.object_key,
+                artefact.media_type,
+                None if usage is None else usage.input_tokens,
+                None if usage is None else usage.output_tokens,
+                None if usage is None else usage.estimated_cost_usd,
+            )
         )
+
+    async def _run_complete(self, completions: Sequence[_Completion]) -> Sequence[bool]:
+        return await self._written_of(_COMPLETE, completions)
+
+    async def _written_of(
+        self, sql: str, attempts: Sequence[_Renewal | _Completion]
+    ) -> Sequence[bool]:
+        """For each attempt, whether it was the current one."""
+        rows = await self._database.fetch(sql, *_arrays(attempts))
+        written = {(row["id"], row["attempt"]) for row in rows}
+        return [(session_id, attempt) in written for session_id, attempt, *_ in attempts]
 
     async def fail(self, session_id: UUID, failure: Failure, *, attempt: int | None) -> bool:
         arguments = (failure.code, failure.message, session_id)
@@ -378,8 +539,10 @@ class PostgresSessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
         return await self._count(_MARK_IMAGES_DELETED, session_ids)
 
     async def get(self, session_id: UUID, owner: Owner | None) -> GenerationSession:
-        sql, arguments = _select(owner, id=session_id)
-        row = await self._database.fetch_row(sql, *arguments)
+        if owner is None:
+            row = await self._database.fetch_row(_GET, session_id)
+        else:
+            row = await self._database.fetch_row(_GET_OWNED, session_id, owner.channel, owner.id)
         if row is None:
             raise NotFound("No such generation")
         return _session(row)
@@ -392,17 +555,28 @@ class PostgresSessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
         limit: int,
         after: Position | None,
     ) -> list[GenerationSession]:
-        sql, arguments = _select(owner, status=status)
-        if after is not None:
-            arguments += (after.created_at, after.id)
-            sql += f" AND (created_at, id) < (${len(arguments) - 1}, ${len(arguments)})"
-        arguments += (limit,)
-        sql += f" ORDER BY created_at DESC, id DESC LIMIT ${len(arguments)}"
-        return [_session(row) for row in await self._database.fetch(sql, *arguments)]
+        statuses = list(SessionStatus) if status is None else [status]
+        if owner is None:
+            after_id = _LAST_ID if after is None else after.id
+            rows = await self._database.fetch(_HISTORY_OF_ALL, statuses, after_id, limit)
+        else:
+            place = (_END_OF_TIME, _LAST_ID) if after is None else (after.created_at, after.id)
+            rows = await self._database.fetch(
+                _HISTORY, owner.channel, owner.id, statuses, *place, limit
+            )
+        return [_session(row) for row in rows]
 
     async def stats(self, owner: Owner) -> SessionStats:
         rows = await self._database.fetch(_STATS, owner.channel, owner.id)
-        return SessionStats(**{row["status"]: row["count"] for row in rows})
+        counts = Counter({row["status"]: row["count"] for row in rows})
+        active = counts["queued"] + counts["processing"]
+        failed = counts["refunded"] + counts["owed"]
+        return SessionStats(
+            queued=counts["queued"],
+            processing=counts["processing"],
+            completed=counts["created"] - active - failed,
+            failed=failed,
+        )
 
     async def queued_before(self, session: GenerationSession, *, limit: int) -> int:
         return await self._count(_QUEUED_BEFORE, session.created_at, session.id, limit)
@@ -416,15 +590,63 @@ class PostgresSessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
         return await self._database.fetch_row(sql, *arguments) is not None
 
 
-def _select(owner: Owner | None, **equal: object) -> tuple[str, tuple[object, ...]]:
-    """A SELECT of sessions by columns, each used where it is not None; an owner of None is the
-    operator. One text per combination, so that each gets the plan that fits it."""
-    if owner is not None:
-        equal |= {"channel": owner.channel, "owner_id": owner.id}
-    used = {column: value for column, value in equal.items() if value is not None}
-    conditions = [f"s.{column} = ${index}" for index, column in enumerate(used, 1)] or ["true"]
-    sql = f"SELECT {_COLUMNS} FROM generation_sessions AS s WHERE {' AND '.join(conditions)}"
-    return sql, tuple(used.values())
+def _coalescer(run: Run[Call, Result], batches: BatchLimits) -> Coalescer[Call, Result]:
+    return Coalescer(run, limits=batches, too_many=_too_many)
+
+
+def _too_many() -> StoreUnavailable:
+    return StoreUnavailable("Too many calls wait for the store")
+
+
+def _payer(creation: _Creation) -> Owner:
+    return creation[0].owner
+
+
+def _columns_of(creations: Sequence[_Creation]) -> tuple[object, ...]:
+    """The arguments of ``_CREATE``."""
+    columns = _arrays(
+        (
+            session.owner.channel,
+            session.owner.id,
+            session.idempotency_key,
+            max_active,
+            session.id,
+            session.request_id,
+            session.prompt,
+            session.model_image_url,
+            session.outfit_image_url,
+            _encode_accessories(session.accessories).decode(),
+        )
+        for session, max_active in creations
+    )
+    return (*columns, GENERATION_COST)
+
+
+def _outcomes(
+    creations: Sequence[_Creation], rows: Sequence[asyncpg.Record]
+) -> Sequence[Receipt | str]:
+    """A receipt for what was created, and for its repetitions in the same batch; for all else the
+    word for what was in the way. What was in the way of the first of its key is in theirs."""
+    outcomes: list[Receipt | str] = []
+    of_key: dict[tuple[Owner, str | None], Receipt | str] = {}
+    for (session, _), row in zip(creations, rows, strict=True):
+        key = (session.owner, session.idempotency_key)
+        if row["outcome"] == "created":
+            stored = replace(session, created_at=row["created_at"])
+            receipt = Receipt(session=stored, credits_remaining=row["balance"])
+            of_key[key] = replace(receipt, replayed=True)
+            outcomes.append(receipt)
+        elif row["outcome"] == "key_is_taken":
+            outcomes.append(of_key.setdefault(key, row["outcome"]))
+        else:
+            of_key[key] = row["outcome"]
+            outcomes.append(row["outcome"])
+    return outcomes
+
+
+def _arrays(rows: Iterable[tuple[object, ...]]) -> Iterator[tuple[object, ...]]:
+    """An array for each column."""
+    return zip(*rows, strict=True)
 
 
 def _session(row: asyncpg.Record) -> GenerationSession:

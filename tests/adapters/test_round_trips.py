@@ -118,9 +118,11 @@ async def costs(
     await PostgresBackend(container.database()).empty()
     await redis.flushall()
     try:
-        await costs.submitted()
-        await costs.popped()
         # Each connection asks once for the types that it did not know.
+        for refusals in ([], [Refused("no", code=ErrorCode.MODERATION_BLOCKED)]):
+            generator.outcomes = [*refusals]
+            await costs.submitted()
+            await container.generation().run(await costs.popped())
         await container.submission().confirm_pushed()
         await costs.reset()
         yield costs

@@ -6,6 +6,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
+from uuid_utils.compat import uuid7
+
 from domain.credits import Channel, Owner
 from domain.sessions import (
     DEFAULT_PROMPT,
@@ -38,7 +40,7 @@ BAG = Accessory(type="bag", url="https://pictures.example/bag.jpg?size=large")
 
 def a_session(**changes: Any) -> GenerationSession:
     session = GenerationSession(
-        id=uuid4(),
+        id=uuid7(),
         owner=USER,
         request_id="req_1",
         prompt=DEFAULT_PROMPT,

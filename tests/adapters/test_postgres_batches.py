@@ -1,0 +1,546 @@
+"""What becomes of calls that share a statement: to each it looks as if it were alone."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from adapters.coalescing import BatchLimits
+from adapters.embedded.postgres import PORT, EmbeddedPostgres
+from adapters.postgres.database import Database, DatabaseLimits
+from adapters.queue.memory import InMemoryTaskQueue
+from adapters.sessions.postgres import PostgresSessionRepo
+from adapters.storage.memory import InMemoryImageStorage
+from adapters.storage.signing import UrlSigner
+from config.container import utc_now
+from domain.credits import Channel, Owner
+from domain.errors import (
+    InsufficientCredits,
+    StoreUnavailable,
+    TooManyActive,
+)
+from domain.ports import Receipt
+from domain.recovery import Recovery, RecoveryPolicy
+from domain.sessions import GenerationSession
+from tests.contracts.backends import PostgresBackend
+from tests.support.examples import ARTEFACT, FAILURE, LEASE, MANY, OTHER, STORE, USER, a_session
+from tests.support.proxy import HOST, Proxy
+
+pytestmark = pytest.mark.anyio
+
+DEADLINE_SECONDS = 20.0
+NO_STORAGE = InMemoryImageStorage(
+    signer=UrlSigner(base_url="", secret=b"", lifetime=LEASE, clock=utc_now)
+)
+NOBODY = Owner(channel=Channel.B2B, id="nobody")
+
+
+class Gated(Database):
+    """Counts the statements, and holds them back until the gate opens, so that what arrives
+    meanwhile has to share one."""
+
+    def __init__(self, url: str, *, command_seconds: float = 10.0) -> None:
+        super().__init__(url, limits=DatabaseLimits(command_seconds=command_seconds))
+        self.gate = asyncio.Event()
+        self.statements: list[tuple[str, int]] = []
+
+    async def fetch(
+        self, sql: str, *arguments: object, seconds: float | None = None
+    ) -> list[asyncpg.Record]:
+        await self.gate.wait()
+        first = arguments[0] if arguments else None
+        self.statements.append((sql, len(first) if isinstance(first, tuple) else 1))
+        return await super().fetch(sql, *arguments, seconds=seconds)
+
+    def sizes(self) -> list[int]:
+        """Of the batches, in their order."""
+        return [size for _, size in self.statements]
+
+
+@pytest.fixture
+async def database(postgres: EmbeddedPostgres) -> AsyncIterator[Gated]:
+    database = Gated(postgres.url())
+    database.gate.set()
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def backend(database: Gated) -> PostgresBackend:
+    backend = PostgresBackend(database)
+    await backend.empty()
+    return backend
+
+
+async def together(database: Gated, *calls: Any) -> list[Any]:
+    """What comes of calls that share a statement."""
+    database.gate.clear()
+    database.statements.clear()
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    await asyncio.sleep(0)
+    database.gate.set()
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def kinds(outcomes: Sequence[Any]) -> list[str]:
+    return [
+        ("replayed" if outcome.replayed else "created")
+        if isinstance(outcome, Receipt)
+        else type(outcome).__name__
+        for outcome in outcomes
+    ]
+
+
+async def books_are_right(backend: PostgresBackend, database: Database) -> None:
+    """The ledger, the balances, and what the accounts count."""
+    assert await backend.credits.audit(limit=10) == []
+    wrong = await database.fetch("""
+        SELECT account.owner_id, sessions_created, sessions_refunded, unfinished_at_most,
+            created, refunded, unfinished
+        FROM credit_accounts AS account CROSS JOIN LATERAL (
+            SELECT count(*) AS created, count(*) FILTER (WHERE refunded) AS refunded,
+                count(*) FILTER (WHERE status IN ('queued', 'processing')) AS unfinished
+            FROM generation_sessions AS s
+            WHERE (s.channel, s.owner_id) = (account.channel, account.owner_id)) AS truth
+        WHERE (sessions_created, sessions_refunded) <> (created, refunded)
+            OR unfinished_at_most < unfinished""")
+    assert wrong == []
+
+
+async def test_each_creation_of_a_batch_has_its_own_outcome(
+    database: Gated, backend: PostgresBackend
+) -> None:
+    """Whatever is wrong with its neighbours; and the credits go to those who came first."""
+    await backend.credits.grant(USER, 4, note="test")
+    await backend.credits.grant(STORE, 2, note="test")
+    earlier = a_session(idempotency_key="earlier")
+    await backend.sessions.create(earlier, max_active=MANY)
+    new = a_session(idempotency_key="new")
+
+    def create(session: GenerationSession, max_active: int = MANY) -> Any:
+        return backend.sessions.create(session, max_active=max_active)
+
+    outcomes = await together(
+        database,
+        create(a_session()),
+        create(a_session(owner=NOBODY)),
+        create(replace(earlier, id=uuid4())),
+        create(replace(earlier, id=uuid4(), prompt="something else")),
+        create(a_session(owner=OTHER)),
+        create(new),
+        create(replace(new, id=uuid4())),
+        create(replace(new, id=uuid4(), prompt="something else")),
+        create(a_session(owner=STORE), 1),
+        create(a_session(owner=STORE), 1),
+        create(a_session()),
+        create(a_session()),
+    )
+
+    assert kinds(outcomes) == [
+        "created",
+        "InsufficientCredits",
+        "replayed",
+        "IdempotencyKeyReused",
+        "InsufficientCredits",
+        "created",
+        "replayed",
+        "IdempotencyKeyReused",
+        "created",
+        "TooManyActive",
+        "created",
+        "InsufficientCredits",
+    ]
+    assert database.sizes() == [12, 1, 1]
+    assert [outcomes[place].credits_remaining for place in (0, 5, 10, 8)] == [2, 1, 0, 1]
+    assert outcomes[2].session.id == earlier.id
+    assert outcomes[6].session.id == new.id
+    assert [await backend.balance(owner) for owner in (USER, STORE)] == [0, 1]
+    await books_are_right(backend, database)
+
+
+@pytest.mark.parametrize(
+    ("more", "max_active", "error"),
+    [(0, MANY, InsufficientCredits), (5, 0, TooManyActive)],
+)
+async def test_copies_of_what_is_refused_are_refused_alike(
+    database: Gated, backend: PostgresBackend, more: int, max_active: int, error: type
+) -> None:
+    """However many of them come at once: none of them has the key."""
+    await backend.credits.grant(USER, 1 + more, note="test")
+    await backend.sessions.create(a_session(), max_active=MANY)
+    session = a_session(idempotency_key="k")
+    copies = [replace(session, id=uuid4()) for _ in range(9)]
+
+    outcomes = await together(
+        database, *(backend.sessions.create(copy, max_active=max_active) for copy in copies)
+    )
+
+    assert [type(outcome) for outcome in outcomes] == [error] * 9
+    assert database.sizes() == [9]
+
+
+async def test_each_has_its_own_bound(database: Gated, backend: PostgresBackend) -> None:
+    """How many may be unfinished is asked of what there is, not of what there may be, for each."""
+    await backend.credits.grant(USER, 9, note="test")
+    for _ in range(3):
+        done = (await backend.sessions.create(a_session(), max_active=MANY)).session
+        await backend.claim(done.id)
+        await backend.sessions.complete(done.id, attempt=1, artefact=ARTEFACT)
+
+    outcomes = await together(
+        database,
+        backend.sessions.create(a_session(), max_active=2),
+        backend.sessions.create(a_session(), max_active=MANY),
+    )
+
+    assert kinds(outcomes) == ["created", "created"]
+
+
+async def test_what_the_store_refuses_fails_its_caller_only(
+    database: Gated, backend: PostgresBackend
+) -> None:
+    """No text may hold a NUL, and whoever sent one must not cost others their pictures."""
+    await backend.credits.grant(USER, 5, note="test")
+
+    outcomes = await together(
+        database,
+        backend.sessions.create(a_session(), max_active=MANY),
+        backend.sessions.create(a_session(prompt="\x00"), max_active=MANY),
+        backend.sessions.create(a_session(), max_active=MANY),
+    )
+
+    assert [isinstance(outcome, Receipt) for outcome in outcomes] == [True, False, True]
+    assert isinstance(outcomes[1], asyncpg.PostgresError)
+    assert await backend.balance() == 3
+    await books_are_right(backend, database)
+
+
+async def test_many_at_once_over_few_accounts(
+    postgres: EmbeddedPostgres, backend: PostgresBackend, database: Gated
+) -> None:
+    """By three processes: no deadlock, no credit spent twice, and none left unspent."""
+    owners = [Owner(channel=Channel.B2B, id=f"store-{number}") for number in range(4)]
+    for owner in owners:
+        await backend.credits.grant(owner, 40, note="test")
+    async with AsyncExitStack() as stack:
+        repos = []
+        for _ in range(3):
+            other = Database(postgres.url(), limits=DatabaseLimits(command_seconds=20))
+            stack.push_async_callback(other.close)
+            limits = BatchLimits(calls=8, in_flight=2)
+            repos.append(PostgresSessionRepo(other, batches=limits))
+        chance = random.Random(1)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            outcomes = await asyncio.gather(
+                *(
+                    chance.choice(repos).create(
+                        a_session(owner=owners[number % 4]), max_active=MANY
+                    )
+                    for number in range(200)
+                ),
+                return_exceptions=True,
+            )
+
+    assert Counter(kinds(outcomes)) == {"created": 160, "InsufficientCredits": 40}
+    assert [await backend.balance(owner) for owner in owners] == [0] * 4
+    await books_are_right(backend, database)
+
+
+async def test_an_account_that_is_held_delays_its_owner_only(
+    postgres: EmbeddedPostgres, backend: PostgresBackend
+) -> None:
+    """Its neighbours in the batch are answered meanwhile, and so is whoever waited for an account
+    that was free sooner; then its own come in their order."""
+    for owner in (USER, OTHER, STORE):
+        await backend.credits.grant(owner, 3, note="test")
+    holder = Database(postgres.url(), limits=DatabaseLimits())
+    lock = "SELECT FROM credit_accounts WHERE owner_id = $1 FOR UPDATE"
+
+    def create(owner: Owner) -> asyncio.Task[Receipt]:
+        session = a_session(owner=owner)
+        return asyncio.create_task(backend.sessions.create(session, max_active=MANY))
+
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        async with holder.transaction() as long:
+            await long.execute(lock, USER.id)
+            async with holder.transaction() as short:
+                await short.execute(lock, OTHER.id)
+                held = [create(USER), create(OTHER), create(USER)]
+                free = create(STORE)
+                await free
+                held.append(create(USER))
+                assert not any(task.done() for task in held)
+            await held[1]
+            await create(STORE)
+            assert not any(held[place].done() for place in (0, 2, 3))
+        receipts = [await held[place] for place in (0, 2, 3)]
+    await holder.close()
+
+    assert [receipt.credits_remaining for receipt in receipts] == [2, 1, 0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_what_the_accounts_count_is_true(  # noqa: C901 - many things happen
+    database: Gated, backend: PostgresBackend, seed: int
+) -> None:
+    """After whatever happened to their sessions: what is unfinished is never more than noted, the
+    bound is kept, and the figures are those of the rows."""
+    chance = random.Random(seed)
+    owners = [USER, OTHER, STORE]
+    for owner in owners:
+        await backend.credits.grant(owner, 1_000, note="test")
+    ids: list[UUID] = []
+
+    async def create() -> None:
+        owner = chance.choice(owners)
+        session = a_session(owner=owner)
+        stats = await backend.reads.stats(owner)
+        try:
+            await backend.sessions.create(session, max_active=6)
+        except TooManyActive:
+            assert stats.queued + stats.processing == 6
+        else:
+            assert stats.queued + stats.processing < 6
+            ids.append(session.id)
+
+    async def claim() -> None:
+        await backend.sessions.claim(chance.choice(ids), lease=LEASE)
+
+    async def complete() -> None:
+        await backend.sessions.complete(chance.choice(ids), attempt=1, artefact=ARTEFACT)
+
+    async def fail() -> None:
+        await backend.sessions.fail(chance.choice(ids), FAILURE, attempt=chance.choice([None, 1]))
+
+    async def release() -> None:
+        await backend.sessions.release(chance.choice(ids), attempt=1, delay=timedelta(0))
+
+    async def fail_as_a_stranger() -> None:
+        queued = "SELECT id FROM generation_sessions WHERE status = 'queued' LIMIT 1"
+        session_id = await database.fetch_value(queued)
+        if session_id is not None:
+            await backend.foreign_write(session_id, status="failed")
+
+    async def recover() -> None:
+        await backend.recovery.refund_missing(limit=2)
+
+    steps = (
+        [create] * 6 + [claim] * 5 + [complete] * 2 + [fail, release, fail_as_a_stranger, recover]
+    )
+    await create()
+    for _ in range(120):
+        await chance.choice(steps)()
+
+    await backend.recovery.refund_missing(limit=1_000)
+    await books_are_right(backend, database)
+    for owner in owners:
+        rows = await database.fetch(
+            "SELECT status, count(*) FROM generation_sessions WHERE owner_id = $1 GROUP BY 1",
+            owner.id,
+        )
+        stats = await backend.reads.stats(owner)
+        counted = {row["status"]: row["count"] for row in rows}
+        assert {status: getattr(stats, status) for status in counted} == counted
+        assert sum(counted.values()) == (
+            stats.queued + stats.processing + stats.completed + stats.failed
+        )
+
+
+async def test_what_failed_and_is_owed_its_refund_counts_as_failed(
+    backend: PostgresBackend,
+) -> None:
+    """As soon as it has failed, and once only when it has been refunded."""
+    session_id = await backend.queued()
+    await backend.foreign_write(session_id, status="failed")
+
+    owed = await backend.reads.stats(USER)
+    await backend.recovery.refund_missing(limit=1)
+    refunded = await backend.reads.stats(USER)
+
+    assert owed == refunded
+    assert (owed.failed, owed.completed) == (1, 0)
+
+
+async def test_the_bound_counts_anew_what_has_ended(
+    database: Gated, backend: PostgresBackend
+) -> None:
+    """Nobody takes anything away when a session ends, until the figure reaches the bound."""
+    await backend.credits.grant(USER, 10, note="test")
+    noted = []
+    for _ in range(5):
+        session = (await backend.sessions.create(a_session(), max_active=3)).session
+        noted.append(await database.fetch_value("SELECT unfinished_at_most FROM credit_accounts"))
+        await backend.claim(session.id)
+        await backend.sessions.complete(session.id, attempt=1, artefact=ARTEFACT)
+
+    assert noted == [1, 2, 3, 1, 2]
+
+
+async def test_a_claim_of_a_batch_is_given_once(database: Gated, backend: PostgresBackend) -> None:
+    """Also where several ask for the same session; those who ask for others get theirs."""
+    first, second = await backend.queued(), await backend.queued()
+
+    claims = await together(
+        database,
+        *(
+            backend.sessions.claim(session_id, lease=LEASE)
+            for session_id in (first, first, second, uuid4())
+        ),
+    )
+
+    assert database.sizes() == [4]
+    assert [claim and claim.id for claim in claims] == [first, None, second, None]
+    assert [claim.attempt for claim in claims if claim] == [1, 1]
+
+
+async def test_leases_of_a_batch_are_each_ones_own(
+    database: Gated, backend: PostgresBackend
+) -> None:
+    ids = [await backend.queued() for _ in range(2)]
+
+    claims = await together(
+        database,
+        backend.sessions.claim(ids[0], lease=LEASE),
+        backend.sessions.claim(ids[1], lease=10 * LEASE),
+    )
+
+    short, long = (claim.lease_expires_at - claim.started_at for claim in claims)
+    assert (short, long) == (LEASE, 10 * LEASE)
+
+
+async def test_who_was_superseded_disturbs_nobody(
+    database: Gated, backend: PostgresBackend
+) -> None:
+    """In a batch of renewals or of pictures: it is told so, and the others are written."""
+    stale = await backend.claimed(attempt=2)
+    good = await backend.claimed()
+
+    renewals = await together(
+        database,
+        backend.sessions.renew(stale.id, attempt=1, lease=10 * LEASE),
+        backend.sessions.renew(good.id, attempt=1, lease=10 * LEASE),
+        backend.sessions.renew(stale.id, attempt=2, lease=10 * LEASE),
+    )
+    completions = await together(
+        database,
+        backend.sessions.complete(stale.id, attempt=1, artefact=ARTEFACT),
+        backend.sessions.complete(good.id, attempt=1, artefact=ARTEFACT),
+        backend.sessions.complete(uuid4(), attempt=1, artefact=ARTEFACT),
+    )
+
+    assert renewals == [False, True, True]
+    assert completions == [False, True, False]
+    assert (await backend.get(stale.id)).status == "processing"
+    assert (await backend.get(good.id)).status == "completed"
+
+
+async def test_processes_that_want_the_same_never_wait_in_a_circle(
+    postgres: EmbeddedPostgres, backend: PostgresBackend
+) -> None:
+    """They claim, renew and settle in opposite orders, and each session is claimed once."""
+    ids = [await backend.queued() for _ in range(40)]
+    async with AsyncExitStack() as stack:
+        repos = []
+        for _ in range(2):
+            other = Database(postgres.url(), limits=DatabaseLimits(command_seconds=20))
+            stack.push_async_callback(other.close)
+            repos.append(PostgresSessionRepo(other))
+
+        async def everywhere(call: Any) -> list[Any]:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                return await asyncio.gather(
+                    *(call(repos[0], session_id) for session_id in ids),
+                    *(call(repos[1], session_id) for session_id in reversed(ids)),
+                )
+
+        claims = await everywhere(lambda repo, id_: repo.claim(id_, lease=LEASE))
+        renewed = await everywhere(lambda repo, id_: repo.renew(id_, attempt=1, lease=LEASE))
+        done = await everywhere(lambda repo, id_: repo.complete(id_, attempt=1, artefact=ARTEFACT))
+
+    assert Counter(claim.id for claim in claims if claim) == Counter(ids)
+    assert renewed == [True] * 80
+    assert sum(done) == 40
+
+
+async def test_a_batch_of_unknown_outcome_is_not_tried_again(
+    postgres: EmbeddedPostgres, backend: PostgresBackend
+) -> None:
+    """Each of its callers hears that the store did not answer."""
+    await backend.credits.grant(USER, 5, note="test")
+    slow = Gated(postgres.url(), command_seconds=0.3)
+    repo = PostgresSessionRepo(slow)
+    async with backend._database.transaction() as blocker:
+        await blocker.execute("LOCK TABLE generation_sessions IN EXCLUSIVE MODE")
+
+        outcomes = await together(
+            slow, *(repo.create(a_session(), max_active=MANY) for _ in range(3))
+        )
+    await slow.close()
+
+    assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 3
+    assert slow.sizes() == [3]
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_batch_whose_connection_is_lost(
+    postgres: EmbeddedPostgres, backend: PostgresBackend, *, committed: bool
+) -> None:
+    """In its middle, or when it had committed and only the reply was on its way: each of its
+    callers hears that the store did not answer, nothing is tried again, and recovery gives every
+    credit back, for nobody was told that its session was created."""
+    await backend.credits.grant(USER, 3, note="test")
+    await backend.credits.grant(STORE, 3, note="test")
+    async with Proxy(postgres.sockets / f".s.PGSQL.{PORT}").running() as proxy:
+        database = Gated(f"postgresql://wearon@{HOST}:{proxy.port}/wearon")
+        repo = PostgresSessionRepo(database)
+        calls = [
+            repo.create(a_session(owner=owner), max_active=MANY) for owner in (USER, STORE) * 3
+        ]
+
+        if committed:
+            proxy.lose_replies(a_session().prompt.encode(), cut=True)
+            outcomes = await together(database, *calls)
+        else:
+            async with backend._database.transaction() as blocker:
+                await blocker.execute("LOCK TABLE generation_sessions IN EXCLUSIVE MODE")
+                batch = asyncio.create_task(together(database, *calls))
+                await waiting_for_a_lock(backend._database)
+                await proxy.cut()
+                outcomes = await batch
+        await database.close()
+    created = await backend._database.fetch_value("SELECT count(*) FROM generation_sessions")
+    await backend.advance(timedelta(hours=1))
+    recovery = Recovery(
+        sessions=backend.sessions,
+        lost=backend.recovery,
+        queue=InMemoryTaskQueue(clock=utc_now),
+        storage=NO_STORAGE,
+        uploads=NO_STORAGE,
+        policy=RecoveryPolicy(),
+        new_id=uuid4,
+        clock=utc_now,
+    )
+    await recovery.run_once()
+
+    assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 6
+    assert database.sizes() == [6]
+    assert created == (6 if committed else 0)
+    assert [await backend.balance(owner) for owner in (USER, STORE)] == [3, 3]
+    await books_are_right(backend, backend._database)
+
+
+async def waiting_for_a_lock(database: Database) -> None:
+    """Return once a connection waits for a lock."""
+    sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not await database.fetch_value(sql):
+            pass

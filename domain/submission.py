@@ -3,8 +3,7 @@
 import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from domain.credits import Channel, Owner
+from domain.deadlines import SharedTimeout
 from domain.errors import (
     Conflict,
     InvalidInput,
@@ -19,7 +19,6 @@ from domain.errors import (
     QueueUnavailable,
     StoreUnavailable,
     TooManyActive,
-    Unavailable,
 )
 from domain.ports import Receipt, SessionReadPort, SessionRepoPort, TaskQueuePort
 from domain.sessions import (
@@ -39,6 +38,8 @@ CONFIRM_BATCH = 500
 UNAVAILABLE_MESSAGE = "Generation service temporarily unavailable"
 
 _KEY = re.compile(r"[!-~]{1,255}")
+# Nothing is wrong with these, which are most, and nothing is to be taken apart to see that.
+_USUAL_URL = re.compile(r"https?://[A-Za-z0-9.-]+(?::[1-9][0-9]{0,3})?/[A-Za-z0-9._~/?&=%+,:-]*")
 _FULL = "Too many requests are waiting already; try again later"
 _NOT_PUSHED = Failure(code=ErrorCode.QUEUE_UNAVAILABLE, message=UNAVAILABLE_MESSAGE)
 _CANCELLED = Failure(code=ErrorCode.CANCELLED, message="Cancelled at the caller's request")
@@ -83,6 +84,8 @@ def _check_url(field: str, url: str) -> None:
     """Refuse what cannot be a link to a picture. The fetcher checks where it really leads."""
     if len(url) > MAX_URL_LENGTH:
         raise InvalidInput(field, f"is longer than {MAX_URL_LENGTH} characters")
+    if _USUAL_URL.fullmatch(url):
+        return
     if not url.isprintable() or any(character in url for character in ' \\"<>'):
         raise InvalidInput(field, "has a character that a URL cannot have")
     try:
@@ -130,6 +133,7 @@ class Submission:
         self._policy = policy
         self._new_id = new_id
         self._clock = clock
+        self._deadline = SharedTimeout(policy.deadline.total_seconds())
         self._waiting = 0
         # No bound of its own: it grows by one per charged session and empties every second.
         self._unconfirmed: deque[UUID] = deque()
@@ -145,20 +149,27 @@ class Submission:
         full = self._waiting >= self._policy.max_waiting
         if full and request.idempotency_key is None:
             raise Overloaded(_FULL)
-        deadline = asyncio.get_running_loop().time() + self._policy.deadline.total_seconds()
-        async with _until(deadline, StoreUnavailable("The store took too long")):
-            receipt = await self._create(request, full=full)
-        if receipt.replayed and not self._is_abandoned(receipt.session):
-            return receipt
+        receipt: Receipt | None = None
         try:
-            async with _until(deadline, QueueUnavailable("The queue took too long")):
+            with self._deadline.running():
+                receipt = await self._create(request, full=full)
+                if receipt.replayed and not self._is_abandoned(receipt.session):
+                    return receipt
                 await self._queue.push(GenerationTask.of(receipt.session, task_id=self._new_id()))
+        except TimeoutError as error:
+            if receipt is None:
+                raise StoreUnavailable("The store took too long") from error
+            await self._not_pushed(receipt, QueueUnavailable("The queue took too long"))
         except QueueUnavailable as error:
-            if not receipt.replayed:  # else recovery settles what another submitter began
-                await self._undo(receipt.session.id, error)
+            assert receipt is not None  # noqa: S101 - only a push raises it
+            await self._not_pushed(receipt, error)
         else:
             self._unconfirmed.append(receipt.session.id)
         return receipt
+
+    async def _not_pushed(self, receipt: Receipt, cause: QueueUnavailable) -> None:
+        if not receipt.replayed:  # else recovery settles what another submitter began
+            await self._undo(receipt.session.id, cause)
 
     async def _create(self, request: TryOnRequest, *, full: bool) -> Receipt:
         """While the queue is ``full`` only what repeats an earlier request has a receipt."""
@@ -191,11 +202,10 @@ class Submission:
         raise. Otherwise a worker may still complete it, so "unavailable" might turn out a lie;
         that the session will reach a final status is true in any case: return.
         """
-        deadline = asyncio.get_running_loop().time() + self._policy.undo_deadline.total_seconds()
         try:
-            async with _until(deadline, StoreUnavailable("The store took too long")):
+            async with asyncio.timeout(self._policy.undo_deadline.total_seconds()):
                 undone = await self._repo.fail(session_id, _NOT_PUSHED, attempt=None)
-        except StoreUnavailable:
+        except (StoreUnavailable, TimeoutError):
             undone = cause.refused
         if undone:
             raise QueueUnavailable(UNAVAILABLE_MESSAGE) from cause
@@ -247,13 +257,3 @@ class Submission:
             created_at=self._clock(),
             idempotency_key=request.idempotency_key,
         )
-
-
-@asynccontextmanager
-async def _until(deadline: float, error: Unavailable) -> AsyncIterator[None]:
-    """Raise ``error`` at ``deadline``, on the event loop's clock."""
-    try:
-        async with asyncio.timeout_at(deadline):
-            yield
-    except TimeoutError as timeout:
-        raise error from timeout

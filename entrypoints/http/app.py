@@ -20,6 +20,7 @@ from entrypoints.http import public
 from entrypoints.http.credits import CREDIT_HANDLERS
 from entrypoints.http.errors import respond
 from entrypoints.http.generations import GENERATION_HANDLERS
+from entrypoints.http.hot import HotSubmission
 from entrypoints.http.middleware import Authenticate, Authentication, RequestContext
 from entrypoints.http.openapi import (
     SECURITY_SCHEME,
@@ -83,7 +84,13 @@ def create_app(
     )
     describe_headers(app.openapi_schema)
     # Litestar's own middleware does not see requests that match no route.
-    app.asgi_handler = RequestContext(app.asgi_handler)
+    hot = HotSubmission(
+        app.asgi_handler,
+        authenticate=services.authenticate,
+        submission=services.submission,
+        max_body_bytes=max_body_bytes,
+    )
+    app.asgi_handler = RequestContext(hot)
     return app
 
 

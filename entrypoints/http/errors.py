@@ -104,16 +104,20 @@ def _own_words(error: Exception) -> str:
 
 
 def respond(_: Request[Any, Any, Any], error: Exception) -> Response[ErrorEnvelope]:
-    """The envelope for ``error``; what nobody expected is logged, and answered without detail."""
+    """The response to ``error``."""
+    status, headers, envelope = envelope_for(error)
+    return Response(envelope, status_code=status, headers=headers)
+
+
+def envelope_for(error: Exception) -> tuple[int, dict[str, str], ErrorEnvelope]:
+    """The status, the headers and the envelope for ``error``; what nobody expected is logged, and
+    answered without detail."""
     answer = answer_to(error)
     if answer.status == 500:
         log.error("unexpected_error", exc_info=error)
     message = answer.message or _own_words(error)[:MAX_MESSAGE_LENGTH]
-    return Response(
-        ErrorEnvelope(data=None, error=ErrorBody(code=answer.code, message=message)),
-        status_code=answer.status,
-        headers={**answer.headers, **_own_headers(error)},
-    )
+    envelope = ErrorEnvelope(data=None, error=ErrorBody(code=answer.code, message=message))
+    return answer.status, {**answer.headers, **_own_headers(error)}, envelope
 
 
 def _own_headers(error: Exception) -> Mapping[str, str]:

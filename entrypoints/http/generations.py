@@ -11,7 +11,8 @@ from litestar.params import BodyKwarg, QueryParameter
 from msgspec import Meta
 from structlog.contextvars import bind_contextvars
 
-from domain.ports import Position, SessionReadPort
+from domain.credits import Owner
+from domain.ports import Position, Receipt, SessionReadPort
 from domain.reading import Reading
 from domain.sessions import Accessory, GenerationSession, SessionStatus
 from domain.submission import Submission, TryOnRequest
@@ -82,20 +83,30 @@ async def submit_generation(
     With an `Idempotency-Key` you may repeat a request, whatever became of the first one: you are
     charged once and get the same session, as it is now, with `Idempotency-Replayed: true`."""
     check_given_once(request, "idempotency-key")
-    receipt = await submission.submit(_try_on(data, request, idempotency_key))
+    request_id = request.scope["state"]["request_id"]
+    receipt = await submission.submit(
+        try_on(data, owner=request.user, request_id=request_id, key=idempotency_key)
+    )
     bind_contextvars(session_id=str(receipt.session.id))
+    headers, envelope = accepted(receipt)
+    return Response(envelope, headers=headers)
+
+
+def accepted(receipt: Receipt) -> tuple[dict[str, str], SubmittedEnvelope]:
+    """The headers and the body of the answer to a request that was accepted."""
     submitted = Submitted.of(receipt)
     headers = {"Location": submitted.status_url}
     if receipt.replayed:
         headers["Idempotency-Replayed"] = "true"
-    return Response(SubmittedEnvelope(data=submitted, error=None), headers=headers)
+    return headers, SubmittedEnvelope(data=submitted, error=None)
 
 
-def _try_on(data: NewGeneration, request: OwnedRequest, key: str | None) -> TryOnRequest:
+def try_on(data: NewGeneration, *, owner: Owner, request_id: str, key: str | None) -> TryOnRequest:
+    """What the body and the headers of a request ask for. Raises InvalidInput."""
     return TryOnRequest(
         idempotency_key=key,
-        owner=request.user,
-        request_id=request.scope["state"]["request_id"],
+        owner=owner,
+        request_id=request_id,
         model_image_url=data.model_image_url,
         outfit_image_url=data.outfit_image_url,
         accessories=tuple(Accessory(type=item.type, url=item.url) for item in data.accessories),

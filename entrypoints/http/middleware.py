@@ -1,8 +1,8 @@
 """What happens around every request: its id, its line in the log, and who is asking."""
 
 import asyncio
+import random
 import re
-import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from time import perf_counter
 from typing import Any
@@ -13,6 +13,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from domain.credits import Owner
+from domain.deadlines import SharedTimeout
 from domain.errors import InvalidApiKey, InvalidInput, Unauthenticated
 
 Authenticate = Callable[[str], Awaitable[Owner]]
@@ -26,7 +27,7 @@ BODY_SECONDS = 10.0
 UPLOAD_SECONDS = 60.0
 """The same of a picture: 10 MB at a little more than a megabit per second."""
 
-log = structlog.get_logger()
+access_log = structlog.get_logger("access")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _BEARER = re.compile(rb"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
@@ -39,6 +40,8 @@ class RequestContext:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._bodies = SharedTimeout(BODY_SECONDS)
+        self._uploads = SharedTimeout(UPLOAD_SECONDS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -62,9 +65,9 @@ class RequestContext:
             await send(message)
 
         try:
-            await self._app(scope, _in_time(receive, _patience_seconds(path)), send_with_id)
+            await self._app(scope, self._bounded(receive, path), send_with_id)
         finally:
-            log.info(
+            access_log.info(
                 "request",
                 method=scope["method"],
                 path=path,
@@ -73,14 +76,16 @@ class RequestContext:
             )
             clear_contextvars()
 
+    def _bounded(self, receive: Receive, path: str) -> Receive:
+        if path.startswith("/uploads/"):
+            return _in_time(receive, UPLOAD_SECONDS, self._uploads)
+        return _in_time(receive, BODY_SECONDS, self._bodies)
 
-def _patience_seconds(path: str) -> float:
-    return UPLOAD_SECONDS if path.startswith("/uploads/") else BODY_SECONDS
 
-
-def _in_time(receive: Receive, seconds: float) -> Receive:
-    """``receive``, but it raises InvalidInput when the body is not there after ``seconds``. What
-    comes after the body, such as the caller hanging up, has no bound."""
+def _in_time(receive: Receive, seconds: float, first_in_time: SharedTimeout) -> Receive:
+    """``receive``, but it raises InvalidInput when the body is not there after ``seconds``, which
+    is also ``first_in_time``'s. What comes after the body, such as the caller hanging up, has no
+    bound."""
     deadline: float | None = None
     is_there = False
 
@@ -88,10 +93,14 @@ def _in_time(receive: Receive, seconds: float) -> Receive:
         nonlocal deadline, is_there
         if is_there:
             return await receive()
-        deadline = deadline or asyncio.get_running_loop().time() + seconds
         try:
-            async with asyncio.timeout_at(deadline):
-                message = await receive()
+            if deadline is None:
+                deadline = asyncio.get_running_loop().time() + seconds
+                with first_in_time.running():
+                    message = await receive()
+            else:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
         except TimeoutError as error:
             raise InvalidInput("body", "did not arrive in time") from error
         is_there = not message.get("more_body", False)
@@ -105,7 +114,7 @@ def _request_id(headers: RawHeaders) -> str:
     theirs = next((value for name, value in headers if name == b"x-request-id"), b"")
     if _REQUEST_ID.fullmatch(theirs):
         return theirs.decode()
-    return f"req_{secrets.token_hex(12)}"
+    return f"req_{random.getrandbits(96):024x}"
 
 
 class Authentication:
@@ -117,13 +126,13 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope.get("method") != "OPTIONS":
-            owner = await self._authenticate(_bearer_token(scope["headers"]))
+            owner = await self._authenticate(bearer_token(scope["headers"]))
             scope["user"] = owner
             bind_contextvars(owner=str(owner))
         await self._app(scope, receive, send)
 
 
-def _bearer_token(headers: RawHeaders) -> str:
+def bearer_token(headers: RawHeaders) -> str:
     """Raises Unauthenticated unless there is one well-formed Authorization header."""
     given = [value for name, value in headers if name == b"authorization"]
     match = _BEARER.fullmatch(given[0]) if len(given) == 1 else None

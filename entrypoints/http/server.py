@@ -1,6 +1,7 @@
 """The API process: granian in front, and in each of its workers the application."""
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -12,7 +13,12 @@ from granian.server import Server as Granian
 from litestar import Litestar
 
 from config.container import Container, close
-from config.logging import GRANIAN_LOGGING, configure_logging
+from config.logging import (
+    GRANIAN_LOGGING,
+    configure_logging,
+    gather_access_lines,
+    write_gathered_lines,
+)
 from config.servers import die_with_parent
 from config.settings import Settings, load_settings
 from domain.errors import Unavailable
@@ -27,6 +33,10 @@ STOP_SECONDS = 20
 """How long a worker may take to finish its requests: more than one may last, except a slow upload,
 of which nothing is kept then and which can be sent again. Without it granian waits for ever for a
 worker that was still starting when it was told to stop."""
+
+COLLECT_EVERY = 50_000
+"""Objects that may pile up before the garbage collector looks at them: those of some hundred
+requests."""
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +70,19 @@ def app() -> Litestar:
     die_with_parent(signal.SIGTERM, os.getppid())
     settings = load_settings(os.environ)
     configure_logging(settings)
-    return application(Container(settings=settings))
+    gather_access_lines()
+    made = application(Container(settings=settings))
+    leave_alone_what_stays()
+    return made
+
+
+def leave_alone_what_stays() -> None:
+    """Have the garbage collector look at what requests make, and seldom. What is there now stays to
+    the end; to look through all of it again and again would stop everybody for tens of
+    milliseconds."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_EVERY, 20, 100)
 
 
 def application(container: Container, *lifespan: Lifespan) -> Litestar:
@@ -77,6 +99,7 @@ def application(container: Container, *lifespan: Lifespan) -> Litestar:
             with suppress(Unavailable):  # Recovery treats what stays unconfirmed as never pushed.
                 await container.submission().confirm_pushed()
             await close(container)
+            write_gathered_lines()
 
     settings: Settings = container.settings()
     return create_app(
@@ -107,6 +130,7 @@ def services_of(container: Container) -> Services:
 async def _tend(submission: Submission) -> None:
     """What a submission leaves to be done for many at once."""
     while True:
+        write_gathered_lines()
         for duty in (submission.measure_queue, submission.confirm_pushed):
             try:
                 await duty()

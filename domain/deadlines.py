@@ -1,0 +1,81 @@
+"""A bound on waiting that many share: ``asyncio.timeout`` sets up a timer for each use, which is
+dear where thousands wait in a second and nearly none of them for long."""
+
+import asyncio
+from collections import deque
+from types import TracebackType
+
+
+class SharedTimeout:
+    """Each ``with timeout.running():`` raises ``TimeoutError`` where its block still waits after
+    ``seconds``, as ``asyncio.timeout`` does. All have the same length, so the first to begin is the
+    first to end, and one timer will do, for whichever is first."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._running: deque[_Wait] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def running(self) -> "_Wait":
+        """One wait, which begins where its ``with`` does."""
+        return _Wait(self)
+
+    def _begin(self, wait: "_Wait") -> None:
+        running = self._running
+        while running and running[0].task is None:
+            running.popleft()
+        loop = asyncio.get_running_loop()
+        wait.deadline = loop.time() + self._seconds
+        running.append(wait)
+        if self._timer is None:
+            self._timer = loop.call_at(wait.deadline, self._end_those_due, loop)
+
+    def _end_those_due(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        now = loop.time()
+        while self._running:
+            first = self._running[0]
+            if first.task is not None:
+                if first.deadline > now:
+                    self._timer = loop.call_at(first.deadline, self._end_those_due, loop)
+                    return
+                first.expire()
+            self._running.popleft()
+
+
+class _Wait:
+    __slots__ = ("_cancelling", "_expired", "_owner", "deadline", "task")
+
+    def __init__(self, owner: SharedTimeout) -> None:
+        self._owner = owner
+        self._expired = False
+        self._cancelling = 0
+        self.deadline = 0.0
+        self.task: asyncio.Task[object] | None = None
+        """Who waits; None before and after that."""
+
+    def expire(self) -> None:
+        if self.task is not None:
+            self._expired = True
+            self.task.cancel()
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("Only a task can wait")
+        self.task = task
+        self._cancelling = task.cancelling()
+        self._owner._begin(self)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        task, self.task = self.task, None
+        if not self._expired or task is None:
+            return
+        # Somebody else's cancellation is not ours to take back.
+        if task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from error

@@ -1,0 +1,132 @@
+"""The request that is sent most, answered without the framework, which would be most of its cost.
+
+A well-formed request for a picture takes this way; its answer is the framework's route's, byte for
+byte. Of any other request that route finds out what is wrong, from the request as it came: nothing
+has happened by then.
+"""
+
+import re
+
+import msgspec
+from litestar.types import ASGIApp, Receive, ReceiveMessage, Scope, Send
+from structlog.contextvars import bind_contextvars
+
+from domain.credits import Owner
+from domain.errors import InvalidInput
+from domain.submission import Submission, TryOnRequest
+from entrypoints.http.errors import envelope_for
+from entrypoints.http.generations import accepted, try_on
+from entrypoints.http.inputs import NewGenerationBody, decoded
+from entrypoints.http.middleware import Authenticate, bearer_token
+from entrypoints.http.schemas import GENERATIONS_PATH, ErrorEnvelope, SubmittedEnvelope
+
+_HEADERS = frozenset({b"host", b"content-type", b"content-length", b"idempotency-key"})
+_JSON = re.compile(rb"application/json *(;.*)?", re.IGNORECASE | re.DOTALL)
+_HOST = re.compile(rb"[A-Za-z0-9.-]+(:[0-9]+)?")
+_encode = msgspec.json.Encoder().encode
+
+
+class HotSubmission:
+    """Stands before ``app``, which gets all other requests."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        authenticate: Authenticate,
+        submission: Submission,
+        max_body_bytes: int,
+    ) -> None:
+        self._app = app
+        self._authenticate = authenticate
+        self._submission = submission
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != GENERATIONS_PATH or scope.get("method") != "POST":
+            await self._app(scope, receive, send)
+            return
+        messages: list[ReceiveMessage] = []
+        try:
+            request = await self._well_formed(scope, receive, messages)
+            receipt = None if request is None else await self._submission.submit(request)
+        except Exception as error:  # noqa: BLE001 - answered, and logged if nobody expected it
+            await _respond(send, *envelope_for(error))
+            return
+        if receipt is None:
+            await self._app(scope, _again(messages, receive), send)
+            return
+        bind_contextvars(session_id=str(receipt.session.id))
+        await _respond(send, 202, *accepted(receipt))
+
+    async def _well_formed(
+        self, scope: Scope, receive: Receive, messages: list[ReceiveMessage]
+    ) -> TryOnRequest | None:
+        """The request, or None if it is unusual or wrong; what was received is in ``messages``."""
+        messages.append(await receive())
+        body = self._whole_body(scope, messages[0])
+        if body is None:
+            return None
+        owner = await self._authenticate(bearer_token(scope["headers"]))
+        bind_contextvars(owner=str(owner))
+        return _request(scope, body, owner)
+
+    def _whole_body(self, scope: Scope, message: ReceiveMessage) -> bytes | None:
+        """The body, if it came in one piece and the headers that matter are as most are. Whether
+        it is whole tells its length: that it ends a server may say in a message of its own."""
+        if message["type"] != "http.request" or scope["query_string"]:
+            return None
+        body = message["body"]
+        headers = [item for item in scope["headers"] if item[0] in _HEADERS]
+        given = dict(headers)
+        usual = (
+            len(headers) == len(given)
+            and _JSON.fullmatch(given.get(b"content-type", b""))
+            and _HOST.fullmatch(given.get(b"host", b""))
+            and given.get(b"content-length") == b"%d" % len(body)
+            and len(body) <= self._max_body_bytes
+        )
+        return body if usual else None
+
+
+def _request(scope: Scope, body: bytes, owner: Owner) -> TryOnRequest | None:
+    """None for what is not right."""
+    key = next((value for name, value in scope["headers"] if name == b"idempotency-key"), None)
+    try:
+        return try_on(
+            decoded(body, NewGenerationBody.decoder),
+            owner=owner,
+            request_id=scope["state"]["request_id"],
+            key=None if key is None else key.decode("latin-1"),
+        )
+    except InvalidInput:
+        return None
+
+
+def _again(messages: list[ReceiveMessage], receive: Receive) -> Receive:
+    """``receive`` as if ``messages`` had not been received yet."""
+    left = iter(messages)
+
+    async def receive_again() -> ReceiveMessage:
+        message = next(left, None)
+        return await receive() if message is None else message
+
+    return receive_again
+
+
+async def _respond(
+    send: Send, status: int, headers: dict[str, str], answer: SubmittedEnvelope | ErrorEnvelope
+) -> None:
+    body = _encode(answer)
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [
+                (b"content-type", b"application/json"),
+                *((name.lower().encode(), value.encode()) for name, value in headers.items()),
+                (b"content-length", str(len(body)).encode()),
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -37,8 +37,9 @@ MAX_ACTIVE = 1_000
 LIMIT = at_most(1.25)
 
 # Guards are off while it is filled; CHECKs hold all the same. Ids grow with age, as ours do. One
-# in ten failed and has its refund. What waits is other owners', a hundred each, and came in over
-# the last minute; theirs is also the rest of the ledger, of sessions that are no longer kept.
+# in ten failed and has its refund, and old pictures are deleted. What waits is other owners', a
+# hundred each, and came in over the last minute; theirs is also the rest of the ledger, of sessions
+# that are no longer kept.
 FILL = (
     "SET session_replication_role = replica",
     "SET synchronous_commit = off",
@@ -46,7 +47,8 @@ FILL = (
     """
     INSERT INTO generation_sessions (id, channel, store_id, request_id, prompt, model_image_url,
         status, attempt, confirmed, refunded, object_key, media_type, error_code, error_message,
-        created_at, started_at, completed_at, processing_time_ms)
+        created_at, status_changed_at, started_at, completed_at, processing_time_ms,
+        image_deleted_at)
     SELECT lpad(to_hex(number), 32, '0')::uuid, 'b2b', 'old-shop', 'req_' || number, 'Dress them',
         'https://images.example.com/people/' || number || '.jpg',
         CASE WHEN number % 10 = 0 THEN 'failed' ELSE 'completed' END, 1, true, number % 10 = 0,
@@ -54,7 +56,8 @@ FILL = (
         CASE WHEN number % 10 > 0 THEN 'image/jpeg' END,
         CASE WHEN number % 10 = 0 THEN 'GENERATION_FAILED' END,
         CASE WHEN number % 10 = 0 THEN 'It could not be made' END,
-        began, began, began + interval '20 seconds', 20000
+        began, began + interval '20 seconds', began, began + interval '20 seconds', 20000,
+        CASE WHEN began < now() - interval '29 days' THEN began + interval '30 days' END
     FROM generate_series(1, $1::int) AS number,
         LATERAL (SELECT now() - interval '2 hours' - ($1 - number) * interval '30 seconds' AS began)
             AS at""",
@@ -80,10 +83,12 @@ FILL = (
     FROM generate_series(1, $1::int) AS number""",
     """
     INSERT INTO credit_accounts (channel, owner_id, balance, total_granted, total_debited,
-        total_refunded)
+        total_refunded, sessions_created, sessions_refunded, unfinished_at_most)
     SELECT channel, owner_id, 1000000000 + sum(amount), 1000000000,
         -sum(amount) FILTER (WHERE kind = 'debit'),
-        coalesce(sum(amount) FILTER (WHERE kind = 'refund'), 0)
+        coalesce(sum(amount) FILTER (WHERE kind = 'refund'), 0),
+        count(*) FILTER (WHERE kind = 'debit'), count(*) FILTER (WHERE kind = 'refund'),
+        count(*) FILTER (WHERE kind = 'debit')
     FROM credit_ledger GROUP BY 1, 2""",
     """
     INSERT INTO credit_ledger (channel, owner_id, kind, amount, note)

@@ -20,9 +20,12 @@ from entrypoints.http.inputs import NewGenerationBody, decoded
 from entrypoints.http.middleware import Authenticate, bearer_token
 from entrypoints.http.schemas import GENERATIONS_PATH, ErrorEnvelope, SubmittedEnvelope
 
-_HEADERS = frozenset({b"host", b"content-type", b"content-length", b"idempotency-key"})
+_HEADERS = frozenset(
+    {b"host", b"content-type", b"content-length", b"transfer-encoding", b"idempotency-key"}
+)
 _JSON = re.compile(rb"application/json *(;.*)?", re.IGNORECASE | re.DOTALL)
 _HOST = re.compile(rb"[A-Za-z0-9.-]+(:[0-9]+)?")
+_LENGTH = re.compile(rb"[1-9][0-9]{0,8}")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -43,58 +46,59 @@ class HotSubmission:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] != GENERATIONS_PATH or scope.get("method") != "POST":
+        length = self._usual_length(scope)
+        if length is None:
             await self._app(scope, receive, send)
             return
         messages: list[ReceiveMessage] = []
+        answer: tuple[int, dict[str, str], SubmittedEnvelope | ErrorEnvelope] | None = None
         try:
-            request = await self._well_formed(scope, receive, messages)
-            receipt = None if request is None else await self._submission.submit(request)
+            # First, as the framework does: a stranger is told so without waiting for the body.
+            owner = await self._authenticate(bearer_token(scope["headers"]))
+            bind_contextvars(owner=str(owner))
+            messages.append(await receive())
+            request = _request(scope, messages[0], length, owner)
+            if request is not None:
+                receipt = await self._submission.submit(request)
+                bind_contextvars(session_id=str(receipt.session.id))
+                answer = 202, *accepted(receipt)
         except Exception as error:  # noqa: BLE001 - answered, and logged if nobody expected it
-            await _respond(send, *envelope_for(error))
-            return
-        if receipt is None:
+            answer = envelope_for(error)
+        if answer is None:
             await self._app(scope, _again(messages, receive), send)
-            return
-        bind_contextvars(session_id=str(receipt.session.id))
-        await _respond(send, 202, *accepted(receipt))
+        else:
+            await _respond(send, *answer)
 
-    async def _well_formed(
-        self, scope: Scope, receive: Receive, messages: list[ReceiveMessage]
-    ) -> TryOnRequest | None:
-        """The request, or None if it is unusual or wrong; what was received is in ``messages``."""
-        messages.append(await receive())
-        body = self._whole_body(scope, messages[0])
-        if body is None:
+    def _usual_length(self, scope: Scope) -> int | None:
+        """The length of the body, if this asks for a picture and the headers that matter are as
+        most are."""
+        if scope["path"] != GENERATIONS_PATH or scope.get("method") != "POST":
             return None
-        owner = await self._authenticate(bearer_token(scope["headers"]))
-        bind_contextvars(owner=str(owner))
-        return _request(scope, body, owner)
-
-    def _whole_body(self, scope: Scope, message: ReceiveMessage) -> bytes | None:
-        """The body, if it came in one piece and the headers that matter are as most are. Whether
-        it is whole tells its length: that it ends a server may say in a message of its own."""
-        if message["type"] != "http.request" or scope["query_string"]:
-            return None
-        body = message["body"]
         headers = [item for item in scope["headers"] if item[0] in _HEADERS]
         given = dict(headers)
+        length = given.get(b"content-length", b"")
         usual = (
             len(headers) == len(given)
+            and b"transfer-encoding" not in given
             and _JSON.fullmatch(given.get(b"content-type", b""))
             and _HOST.fullmatch(given.get(b"host", b""))
-            and given.get(b"content-length") == b"%d" % len(body)
-            and len(body) <= self._max_body_bytes
+            and _LENGTH.fullmatch(length)
+            and int(length) <= self._max_body_bytes
         )
-        return body if usual else None
+        return int(length) if usual else None
 
 
-def _request(scope: Scope, body: bytes, owner: Owner) -> TryOnRequest | None:
-    """None for what is not right."""
+def _request(
+    scope: Scope, message: ReceiveMessage, length: int, owner: Owner
+) -> TryOnRequest | None:
+    """None for what is not right, and for a body in pieces. Whether it is whole tells its length:
+    that it ends a server may say in a message of its own."""
+    if message["type"] != "http.request" or len(message["body"]) != length:
+        return None
     key = next((value for name, value in scope["headers"] if name == b"idempotency-key"), None)
     try:
         return try_on(
-            decoded(body, NewGenerationBody.decoder),
+            decoded(message["body"], NewGenerationBody.decoder),
             owner=owner,
             request_id=scope["state"]["request_id"],
             key=None if key is None else key.decode("latin-1"),

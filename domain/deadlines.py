@@ -9,22 +9,29 @@ from types import TracebackType
 class SharedTimeout:
     """Each ``with timeout.running():`` raises ``TimeoutError`` where its block still waits after
     ``seconds``, as ``asyncio.timeout`` does. All have the same length, so the first to begin is the
-    first to end, and one timer will do, for whichever is first."""
+    first to end, and one timer will do, for whichever is first.
+
+    One event loop at a time may use it. It remembers no wait that began more than ``seconds`` ago.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._running: deque[_Wait] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def running(self) -> "_Wait":
         """One wait, which begins where its ``with`` does."""
         return _Wait(self)
 
     def _begin(self, wait: "_Wait") -> None:
+        loop = asyncio.get_running_loop()
         running = self._running
+        if loop is not self._loop:  # The timer of a loop that has ended will not go off.
+            self._loop, self._timer = loop, None
+            running.clear()
         while running and running[0].task is None:
             running.popleft()
-        loop = asyncio.get_running_loop()
         wait.deadline = loop.time() + self._seconds
         running.append(wait)
         if self._timer is None:

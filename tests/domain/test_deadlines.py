@@ -1,0 +1,242 @@
+"""Many waits on one timer: each is bounded as if it had a timer of its own."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domain.deadlines import SharedTimeout
+from tests.support.clock import VirtualTimeLoop, loop_time
+
+SECONDS = 4.0
+
+Bound = Callable[[], AbstractAsyncContextManager[object]]
+
+
+def one_of_its_own() -> AbstractAsyncContextManager[object]:
+    return asyncio.timeout(SECONDS)
+
+
+def shared() -> Bound:
+    timeout = SharedTimeout(SECONDS)
+
+    @asynccontextmanager
+    async def bound() -> Any:
+        with timeout.running():
+            yield
+
+    return bound
+
+
+def run(main: Coroutine[Any, Any, Any]) -> Any:
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(main)
+
+
+# Times by quarters: exact as floats, and what happens at the very same time is drawn often.
+moments = st.integers(min_value=0, max_value=40).map(lambda quarters: quarters / 4)
+waits = st.lists(
+    st.fixed_dictionaries(
+        {
+            "begins": moments,
+            "lasts": st.lists(moments, max_size=3),
+            "ends": st.sampled_from(["well", "TimeoutError", "ValueError", "swallows", "nested"]),
+            "cancelled": st.none() | moments,
+        }
+    ),
+    max_size=8,
+)
+
+
+async def fates(bound: Bound, plans: list[dict[str, Any]]) -> list[tuple[str, float, int]]:
+    """How each wait ended, when, and how many cancellations it was left with."""
+    tasks = [asyncio.create_task(_fate(bound, plan)) for plan in plans]
+    loop = asyncio.get_running_loop()
+    for task, plan in zip(tasks, plans, strict=True):
+        # Not at the time of anything else: which of two things at once is first is luck.
+        if plan["cancelled"] is not None:
+            loop.call_later(plan["cancelled"] + 0.125, task.cancel)
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    return [("broken off", 0.0, 0) if isinstance(end, BaseException) else end for end in ended]
+
+
+async def _fate(bound: Bound, plan: dict[str, Any]) -> tuple[str, float, int]:
+    await asyncio.sleep(plan["begins"])
+    task = asyncio.current_task()
+    assert task is not None
+    how = "well"
+    try:
+        async with bound():
+            if plan["ends"] == "nested":
+                await asyncio.sleep(0.5)
+                async with bound():
+                    await _wait("well", plan["lasts"])
+            else:
+                await _wait(plan["ends"], plan["lasts"])
+    except (TimeoutError, ValueError, asyncio.CancelledError) as error:
+        how = f"{type(error).__name__}{error.args}"
+    return how, loop_time(), task.cancelling()
+
+
+async def _wait(ends: str, lasts: list[float]) -> None:
+    try:
+        for seconds in lasts:
+            await asyncio.sleep(seconds)
+    except asyncio.CancelledError:
+        if ends != "swallows":
+            raise
+        await asyncio.sleep(1)
+    if ends == "TimeoutError":
+        raise TimeoutError("its own")
+    if ends == "ValueError":
+        raise ValueError
+
+
+@given(waits)
+def test_each_ends_as_if_it_had_a_timer_of_its_own(plans: list[dict[str, Any]]) -> None:
+    """Whatever begins, ends, fails, nests or is cancelled meanwhile: how, when, and with as many
+    cancellations left as with ``asyncio.timeout``."""
+    assert run(fates(shared(), plans)) == run(fates(one_of_its_own, plans))
+
+
+def test_what_still_waits_ends_at_its_deadline() -> None:
+    """And the shorter wait between does not."""
+
+    async def main() -> None:
+        timeout = SharedTimeout(SECONDS)
+        ends: dict[float, tuple[str, float]] = {}
+
+        async def wait(begins: float, lasts: float) -> None:
+            await asyncio.sleep(begins)
+            try:
+                with timeout.running():
+                    await asyncio.sleep(lasts)
+                ends[begins] = ("well", loop_time())
+            except TimeoutError:
+                ends[begins] = ("late", loop_time())
+
+        await asyncio.gather(wait(0, 3.5), wait(1, 100), wait(2, 1), wait(3, 100), wait(20, 100))
+
+        assert ends == {
+            0: ("well", 3.5),
+            1: ("late", 5.0),
+            2: ("well", 3.0),
+            3: ("late", 7.0),
+            20: ("late", 24.0),
+        }
+
+    run(main())
+
+
+def test_a_cancellation_from_outside_is_not_swallowed() -> None:
+    """Also where it comes at the same time as the deadline."""
+
+    async def main() -> None:
+        timeout = SharedTimeout(SECONDS)
+
+        async def wait() -> None:
+            with timeout.running():
+                await asyncio.sleep(100)
+
+        early, at_once = asyncio.create_task(wait()), asyncio.create_task(wait())
+        loop = asyncio.get_running_loop()
+        loop.call_later(1, early.cancel)
+        loop.call_at(loop.time() + SECONDS, at_once.cancel)
+        await asyncio.wait([early, at_once])
+
+        assert early.cancelled()
+        assert at_once.cancelled()
+
+    run(main())
+
+
+def test_a_cancellation_from_before_is_not_its_own() -> None:
+    """Who was cancelled once and went on is told of the deadline as anybody else."""
+
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.sleep(1)
+
+        with pytest.raises(TimeoutError), SharedTimeout(SECONDS).running():
+            await asyncio.sleep(100)
+        assert task.cancelling() == 1
+        task.uncancel()
+
+    run(main())
+
+
+def test_it_outlives_an_event_loop() -> None:
+    """A loop that was closed while something waited leaves nothing behind for the next."""
+    timeout = SharedTimeout(SECONDS)
+
+    async def left_waiting() -> None:
+        async def wait() -> None:
+            with timeout.running():
+                await asyncio.sleep(100)
+
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(1)
+        assert not task.done()
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError), timeout.running():
+            await asyncio.sleep(100)
+        assert loop_time() == SECONDS
+
+    run(left_waiting())
+    run(main())
+
+
+def test_what_has_ended_is_forgotten() -> None:
+    """While one wait takes long, only those are remembered that began since it did; and none once
+    all have ended."""
+
+    async def main() -> None:
+        timeout = SharedTimeout(SECONDS)
+
+        async def long() -> None:
+            with pytest.raises(TimeoutError), timeout.running():
+                await asyncio.sleep(100)
+
+        most = 0
+        for _ in range(3):
+            task = asyncio.create_task(long())
+            while not task.done():
+                with timeout.running():
+                    await asyncio.sleep(0.25)
+                most = max(most, len(timeout._running))
+        assert most <= SECONDS / 0.25 + 2
+
+        await asyncio.sleep(SECONDS)
+        assert not timeout._running
+        assert timeout._timer is None
+
+    run(main())
+
+
+def test_many_waits_take_one_timer() -> None:
+    """That is what it is for."""
+
+    async def main() -> None:
+        timeout = SharedTimeout(SECONDS)
+        loop: Any = asyncio.get_running_loop()
+        for _ in range(1_000):
+            with timeout.running():
+                pass
+        assert len(loop._scheduled) == 1
+        assert len(timeout._running) == 1
+
+    run(main())
+
+
+def test_only_a_task_can_wait() -> None:
+    """There is nothing else that could be told."""
+    with pytest.raises(RuntimeError):
+        SharedTimeout(SECONDS).running().__enter__()

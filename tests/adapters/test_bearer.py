@@ -4,7 +4,8 @@ import base64
 import hashlib
 import hmac
 import json
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -20,7 +21,8 @@ from adapters.auth.bearer import (
     new_api_key,
 )
 from adapters.auth.memory import InMemoryApiKeyRepo
-from domain.errors import InvalidApiKey, Unauthenticated
+from domain.credits import Channel, Owner
+from domain.errors import InvalidApiKey, StoreUnavailable, Unauthenticated
 from domain.ports import ApiKey
 from tests.support.examples import STORE, USER
 
@@ -204,12 +206,14 @@ async def test_a_public_key_is_not_a_secret(keys: InMemoryApiKeyRepo) -> None:
         await BearerAuthenticator(keys=keys, rules=rules)(token(claims(), secret=public))
 
 
-async def add(keys: InMemoryApiKeyRepo) -> tuple[ApiKey, str]:
+async def add(
+    keys: InMemoryApiKeyRepo, owner: Owner = STORE, *, text: str | None = None
+) -> tuple[ApiKey, str]:
     """A store's new key, and its text."""
-    text = new_api_key()
+    text = text or new_api_key()
     key = ApiKey(
         id=uuid4(),
-        owner=STORE,
+        owner=owner,
         key_sha256=key_sha256(text),
         label="test",
         created_at=datetime.now(UTC),
@@ -287,3 +291,191 @@ def test_minting_is_what_the_library_would_do() -> None:
         "iat": 1_767_225_600,
         "exp": 1_767_229_200,
     }
+
+
+SECONDS = 5.0
+
+
+class Memory:
+    """An authenticator with a memory, its keys and its clock."""
+
+    def __init__(self) -> None:
+        self.keys = CountingKeys(clock=lambda: datetime.now(UTC))
+        self.time = 100.0
+        self.authenticate = BearerAuthenticator(
+            keys=self.keys, rules=RULES, memory_seconds=SECONDS, clock=lambda: self.time
+        )
+
+    async def new_key(self, owner: Owner = STORE) -> tuple[ApiKey, str]:
+        return await add(self.keys, owner)
+
+
+class CountingKeys(InMemoryApiKeyRepo):
+    """Counts how often it is asked, and does not answer while ``away``."""
+
+    asked = 0
+    away = False
+    meanwhile: Callable[[], None] | None = None
+
+    async def owner_of(self, key_sha256: str) -> Owner | None:
+        self.asked += 1
+        if self.away:
+            raise StoreUnavailable("owner_of: refused")
+        owner = await super().owner_of(key_sha256)
+        if self.meanwhile is not None:
+            self.meanwhile()
+        return owner
+
+
+@pytest.fixture
+def memory() -> Memory:
+    return Memory()
+
+
+async def test_a_caller_is_remembered_for_so_long(memory: Memory) -> None:
+    """Until then the store is not asked, and from then on it is."""
+    _, text = await memory.new_key()
+
+    first = await memory.authenticate(text)
+    memory.time += SECONDS - 0.01
+    second = await memory.authenticate(text)
+    asked_before = memory.keys.asked
+    memory.time += 0.01
+    third = await memory.authenticate(text)
+
+    assert first == second == third == STORE
+    assert (asked_before, memory.keys.asked) == (1, 2)
+
+
+async def test_without_a_memory_the_store_is_asked_each_time() -> None:
+    """That is what 0 seconds mean, also where no time passes."""
+    counting = CountingKeys(clock=lambda: datetime.now(UTC))
+    authenticate = BearerAuthenticator(
+        keys=counting, rules=RULES, memory_seconds=0, clock=lambda: 1.0
+    )
+    _, text = await add(counting)
+
+    for _ in range(3):
+        await authenticate(text)
+
+    assert counting.asked == 3
+
+
+async def test_a_revoked_key_is_let_in_for_so_long_at_most(memory: Memory) -> None:
+    """Counted from when the store was asked, however slowly it answered, and not from the last
+    use: who calls again and again is out at the same time."""
+    key, text = await memory.new_key()
+
+    def slowly() -> None:
+        memory.time += 2
+
+    memory.keys.meanwhile = slowly
+    asked_at = memory.time
+    await memory.authenticate(text)
+    await memory.keys.revoke(key.id)
+    while memory.time < asked_at + SECONDS:
+        assert await memory.authenticate(text) == STORE
+        memory.time += 0.5
+
+    for _ in range(2):
+        with pytest.raises(InvalidApiKey):
+            await memory.authenticate(text)
+
+
+async def test_an_expired_token_is_let_in_for_so_long_at_most(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token's end is looked at when the memory of it ends."""
+    users = token(claims(exp=ago(hours=-1)))
+    await memory.authenticate(users)
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Later":
+            return super().now(tz) + timedelta(hours=2)
+
+    monkeypatch.setattr("jwt.api_jwt.datetime", Later)
+    remembered = await memory.authenticate(users)
+    memory.time += SECONDS
+
+    assert remembered == USER
+    with pytest.raises(Unauthenticated, match=r"^The token has expired$"):
+        await memory.authenticate(users)
+
+
+async def test_who_is_turned_away_is_not_remembered(memory: Memory) -> None:
+    """A key is good from the moment that it is there."""
+    text = new_api_key()
+    with pytest.raises(InvalidApiKey):
+        await memory.authenticate(text)
+    await add(memory.keys, text=text)
+
+    assert await memory.authenticate(text) == STORE
+
+
+async def test_a_store_that_is_away_is_not_remembered(memory: Memory) -> None:
+    """It keeps out nobody who is known, and only until it is back those who are not."""
+    _, known = await memory.new_key()
+    _, unknown = await memory.new_key()
+    await memory.authenticate(known)
+    memory.keys.away = True
+
+    remembered = await memory.authenticate(known)
+    with pytest.raises(StoreUnavailable):
+        await memory.authenticate(unknown)
+    memory.keys.away = False
+
+    assert remembered == STORE
+    assert await memory.authenticate(unknown) == STORE
+
+
+async def test_each_token_is_remembered_by_itself(memory: Memory) -> None:
+    """Two keys of one owner end each at its own time; what only resembles a known token, or is
+    its hash, is unknown."""
+    first, text = await memory.new_key()
+    _, other = await memory.new_key()
+    _, others = await memory.new_key(Owner(channel=Channel.B2B, id="store-2"))
+    await memory.authenticate(text)
+    memory.time += 3
+    owners = [await memory.authenticate(other), await memory.authenticate(others)]
+    await memory.keys.revoke(first.id)
+    memory.time += 2
+
+    assert [owner.id for owner in owners] == ["store-1", "store-2"]
+    assert await memory.authenticate(other) == STORE
+    for bad in (text, other[:-1], other + "0", other.upper(), key_sha256(other)):
+        with pytest.raises(Unauthenticated):
+            await memory.authenticate(bad)
+
+
+async def test_the_memory_is_bounded(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has been known longest is forgotten first; to be seen again before the end does not
+    count, to be asked for again does."""
+    monkeypatch.setattr("adapters.auth.bearer.MAX_REMEMBERED", 3)
+    texts = [(await memory.new_key())[1] for _ in range(5)]
+    for text in texts[:3]:
+        await memory.authenticate(text)
+    memory.time += SECONDS
+    await memory.authenticate(texts[1])  # the youngest now, and nobody else is forgotten for it
+    await memory.authenticate(texts[3])
+    await memory.authenticate(texts[4])
+    asked = memory.keys.asked
+
+    for text in (texts[1], texts[3], texts[4]):
+        await memory.authenticate(text)
+    assert (asked, memory.keys.asked, len(memory.authenticate._known)) == (6, 6, 3)
+    await memory.authenticate(texts[0])
+    assert (memory.keys.asked, len(memory.authenticate._known)) == (7, 3)
+
+
+async def test_no_token_is_kept(memory: Memory) -> None:
+    """What is in memory lets in nobody who reads it."""
+    _, text = await memory.new_key()
+    users = token(claims())
+    for secret in (text, users):
+        await memory.authenticate(secret)
+
+    kept = repr(memory.authenticate._known)
+
+    assert text not in kept
+    assert users not in kept

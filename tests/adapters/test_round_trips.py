@@ -174,7 +174,7 @@ async def test_confirming_many(costs: Costs) -> None:
 
 
 async def test_who_is_asking(costs: Costs) -> None:
-    """A store's key is looked up; a user's token speaks for itself."""
+    """A store's key is looked up, once in a while; a user's token speaks for itself."""
     key, user = new_api_key(), UUID(USER.id)
     await costs.container.api_keys().add(
         ApiKey(id=uuid4(), owner=STORE, key_sha256=key_sha256(key), label="test", created_at=START)
@@ -185,7 +185,8 @@ async def test_who_is_asking(costs: Costs) -> None:
 
     assert await costs.container.authenticate()(token) == USER
     assert await costs.spent() == (0, {})
-    assert await costs.container.authenticate()(key) == STORE
+    for _ in range(3):
+        assert await costs.container.authenticate()(key) == STORE
     assert await costs.spent() == (1, {})
 
 

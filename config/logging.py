@@ -1,9 +1,11 @@
 """Logs: events with fields, one a line on standard error."""
 
 import io
+import json
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -62,18 +64,28 @@ def gather_access_lines() -> None:
 
 def write_gathered_lines() -> None:
     """Call this about once a second, and at the end."""
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stderr.flush()
 
 
 def _logger(name: str | None = None) -> object:
-    return _AccessLogger() if name == ACCESS_LOG else structlog.WriteLogger(sys.stderr)
+    return _StandardError(at_once=name != ACCESS_LOG)
 
 
-class _AccessLogger:
-    """Leaves it to the stream when to write its lines."""
+class _StandardError:
+    """Writes lines ``at_once``, or leaves it to the stream when. A line that cannot be written,
+    because the disk is full or the reader gone, is lost: nothing else may fail for it."""
 
-    def info(self, line: str) -> None:
-        sys.stderr.write(line + "\n")
+    def __init__(self, *, at_once: bool) -> None:
+        self._at_once = at_once
+
+    def msg(self, line: str) -> None:
+        with suppress(OSError):
+            sys.stderr.write(line + "\n")
+            if self._at_once:
+                sys.stderr.flush()
+
+    debug = info = warning = error = critical = exception = msg
 
 
 def _renderers(log_format: LogFormat) -> list[structlog.typing.Processor]:
@@ -92,4 +104,9 @@ def _renderers(log_format: LogFormat) -> list[structlog.typing.Processor]:
 
 
 def _json(event: object, default: Callable[[Any], Any]) -> str:
-    return msgspec.json.encode(event, enc_hook=default).decode()
+    """In ASCII: among other characters are some that terminals obey."""
+    try:
+        line = msgspec.json.encode(event, enc_hook=default)
+    except UnicodeEncodeError:  # of half a surrogate pair, as names of files may have
+        line = b"\xff"
+    return line.decode() if line.isascii() else json.dumps(event, default=default)

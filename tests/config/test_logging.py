@@ -1,5 +1,7 @@
 """Logs: one JSON object a line, with what is needed to follow a request and without its secrets."""
 
+import errno
+import io
 import json
 import logging
 import sys
@@ -10,10 +12,10 @@ import pytest
 import structlog
 from structlog.contextvars import bound_contextvars
 
-from config.logging import configure_logging
+from config.logging import configure_logging, gather_access_lines, write_gathered_lines
 from config.settings import LogFormat, LogLevel, Settings
-from tests.support.examples import STORE
-from tests.support.http import Api
+from tests.support.examples import MODEL_URL, STORE
+from tests.support.http import GENERATIONS, Api
 
 SECRET = "correct-horse-battery-staple-0123456789"
 
@@ -182,3 +184,170 @@ async def test_a_request_s_line_has_neither_query_nor_token(events: Events) -> N
     assert picture["request_id"] != balance["request_id"]
     assert "5ec4e7" not in json.dumps(picture)
     assert key not in json.dumps(balance)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("hot", [True, False], ids=["hot", "framework"])
+async def test_all_of_a_request_is_in_its_line(events: Events, hot: bool) -> None:
+    """Who asked for what, what it was called, what came of it and how long that took."""
+    configure()
+    api = Api()
+    await api.service.accounts.grant(STORE, 1, note="test")
+    target = GENERATIONS if hot else GENERATIONS + "?a=b"
+
+    answer = await api.call(
+        "POST",
+        target,
+        owner=STORE,
+        body={"model_image_url": MODEL_URL},
+        headers=[("x-request-id", "mine-1")],
+    )
+
+    (line,) = events()
+    assert line.pop("timestamp").endswith("Z")
+    assert 0 <= line.pop("duration_ms") < 60_000
+    assert line == {
+        "event": "request",
+        "level": "info",
+        "request_id": "mine-1",
+        "owner": str(STORE),
+        "session_id": answer.data["session_id"],
+        "method": "POST",
+        "path": GENERATIONS,
+        "status": 202,
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["b\u00fc", "\x9b2J\u2028\u202e", "\udc80", "\U0001f600", "\x1b[2J"]
+)
+def test_lines_are_ascii(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """What terminals obey, and what cannot be encoded, is escaped, whoever chose the text."""
+    configure()
+    structlog.get_logger("access").info("request", path=text)
+    structlog.get_logger().warning(text, error=ValueError(text), key={"a": [text]})
+
+    err = capsys.readouterr().err
+    first, second = [json.loads(line) for line in err.splitlines()]
+    assert err.isascii()
+    assert "\x1b" not in err
+    assert (first["path"], second["event"], second["key"]) == (text, text, {"a": [text]})
+    assert second["error"] == repr(ValueError(text))
+
+
+class Stream(io.TextIOWrapper):
+    """Standard error as it is where that is a file: what reaches it is in ``written``."""
+
+    def __init__(self) -> None:
+        self.raw = Raw()
+        super().__init__(io.BufferedWriter(self.raw), encoding="utf-8", line_buffering=True)
+
+    def events(self) -> list[str]:
+        return [json.loads(line)["event"] for line in b"".join(self.raw.written).splitlines()]
+
+
+class Raw(io.RawIOBase):
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.is_full = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.written.append(bytes(data))
+        return len(data)
+
+
+def standard_error(monkeypatch: pytest.MonkeyPatch) -> Stream:
+    """For the test itself to call, as ``configure``."""
+    stream = Stream()
+    monkeypatch.setattr(sys, "stderr", stream)
+    return stream
+
+
+def test_access_lines_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where that was asked for, and until others are written, or it is time; the order is
+    that in which things happened."""
+    stream = standard_error(monkeypatch)
+    configure()
+    access, other = structlog.get_logger("access"), structlog.get_logger("other")
+
+    access.info("1")
+    at_once = stream.events()
+    gather_access_lines()
+    access.info("2")
+    access.info("3")
+    gathered = stream.events()
+    other.warning("4")
+    with_another = stream.events()
+    access.info("5")
+    logging.getLogger("library").warning("6")
+    with_a_library_s = stream.events()
+    access.info("7")
+    write_gathered_lines()
+
+    assert at_once == gathered == ["1"]
+    assert with_another == ["1", "2", "3", "4"]
+    assert with_a_library_s == ["1", "2", "3", "4", "5", "6"]
+    assert stream.events() == ["1", "2", "3", "4", "5", "6", "7"]
+
+
+def test_whole_lines_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many wait: other processes write to the same file."""
+    stream = standard_error(monkeypatch)
+    configure()
+    gather_access_lines()
+    access = structlog.get_logger("access")
+    for number in range(2_000):
+        access.info("request", path="/" + "x" * (number * 7 % 900))
+    write_gathered_lines()
+
+    assert sum(piece.count(b"\n") for piece in stream.raw.written) == 2_000
+    assert len(stream.raw.written) < 500
+    assert all(piece.endswith(b"\n") for piece in stream.raw.written)
+
+
+def test_no_request_fails_for_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where standard error takes no more, lines are lost, and later ones are not."""
+    stream = standard_error(monkeypatch)
+    configure()
+    gather_access_lines()
+    stream.raw.is_full = True
+
+    for _ in range(1_000):
+        structlog.get_logger("access").info("lost")
+    structlog.get_logger().warning("lost")
+    write_gathered_lines()
+    stream.raw.is_full = False
+    structlog.get_logger().warning("kept")
+
+    assert stream.events()[-1] == "kept"
+
+
+def test_gathering_in_the_console_s_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for machines."""
+    stream = standard_error(monkeypatch)
+    configure(log_format=LogFormat.CONSOLE)
+    gather_access_lines()
+
+    structlog.get_logger("access").info("request", path="/a")
+    before = list(stream.raw.written)
+    write_gathered_lines()
+
+    assert before == []
+    assert b"path=/a" in stream.raw.written[0]
+
+
+def test_gathering_where_standard_error_is_no_stream_of_bytes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As under another program's capture: then lines are written as that one likes."""
+    configure()
+    gather_access_lines()
+    structlog.get_logger("access").info("request")
+    write_gathered_lines()
+
+    assert json.loads(capsys.readouterr().err)["event"] == "request"

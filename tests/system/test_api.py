@@ -1,0 +1,53 @@
+"""The API process as operators see it: what keys do, and what its log says."""
+
+import json
+import signal
+import time
+from urllib.request import Request, urlopen
+
+import pytest
+
+from tests.system.deployment import STORE_ID, Deployment, eventually, free_port, kill
+
+pytestmark = pytest.mark.xdist_group("system")
+
+SECONDS = 1.0
+MARGIN_SECONDS = 1.0
+"""What a busy machine may add to a bound."""
+
+
+def test_a_revoked_key_stops_within_its_time(deployment: Deployment) -> None:
+    """``WEARON_CALLER_SECONDS`` after ``wearon keys revoke`` at most, while it is in use all the
+    time."""
+    port = free_port()
+    deployment.start("serve", WEARON_PORT=str(port), WEARON_CALLER_SECONDS=str(SECONDS))
+    made = deployment.wearon("keys", "create", "--store", STORE_ID, "--json").stdout
+    key = json.loads(made)
+    request = Request(
+        f"http://127.0.0.1:{port}/api/v1/credits", headers={"Authorization": f"Bearer {key['key']}"}
+    )
+    eventually(lambda: deployment._call(request).status == 200)
+
+    deployment.wearon("keys", "revoke", key["id"])
+    revoked_at = time.monotonic()
+    eventually(lambda: deployment._call(request).status == 401)
+
+    assert time.monotonic() - revoked_at < SECONDS + MARGIN_SECONDS
+
+
+def test_no_line_is_lost_when_the_api_stops(deployment: Deployment) -> None:
+    """A request that was answered just before SIGTERM is in the log as any other."""
+    port = free_port()
+    api = deployment.start("serve", WEARON_PORT=str(port), WEARON_LOG_FORMAT="json")
+    live = Request(f"http://127.0.0.1:{port}/health/live")
+    eventually(lambda: deployment._call(live).status == 200)
+    ids = [f"last-{number}" for number in range(50)]
+
+    for request_id in ids:
+        with urlopen(Request(live.full_url, headers={"X-Request-Id": request_id})):
+            pass
+    kill(api, signal.SIGTERM)
+
+    log = (deployment.folder / "serve.log").read_text()
+    lines = [json.loads(line) for line in log.splitlines() if '"last-' in line]
+    assert [line["request_id"] for line in lines] == ids

@@ -59,7 +59,7 @@ def gather_access_lines() -> None:
     write each one by itself costs a request as much as half of all else. Any other line is written
     at once, and those before it."""
     if isinstance(sys.stderr, io.TextIOWrapper):
-        sys.stderr.reconfigure(line_buffering=False)
+        sys.stderr.reconfigure(line_buffering=False, write_through=False)
 
 
 def write_gathered_lines() -> None:

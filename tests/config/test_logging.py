@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import structlog
@@ -240,7 +240,8 @@ class Stream(io.TextIOWrapper):
 
     def __init__(self) -> None:
         self.raw = Raw()
-        super().__init__(io.BufferedWriter(self.raw), encoding="utf-8", line_buffering=True)
+        # As PYTHONUNBUFFERED has it, which many images set.
+        super().__init__(cast("Any", self.raw), encoding="utf-8", write_through=True)
 
     def events(self) -> list[str]:
         return [json.loads(line)["event"] for line in b"".join(self.raw.written).splitlines()]

@@ -286,13 +286,15 @@ _RELEASE_DEAD_LEASES = f"""
     )
     SELECT count(*) FROM released"""
 
+# In the order of its index, or the planner expects to meet what it looks for soon in any order: of
+# sessions many have failed and few are owed a refund, and it does not know that these are the same.
 _REFUND_MISSING = f"""
     WITH ended AS (
         UPDATE generation_sessions SET refunded = true
         WHERE id = ANY (ARRAY (
             SELECT id FROM generation_sessions
             WHERE status = 'failed' AND NOT refunded
-            LIMIT $1 FOR UPDATE SKIP LOCKED))
+            ORDER BY channel, owner_id LIMIT $1 FOR UPDATE SKIP LOCKED))
         RETURNING id
     ), {_REFUND_ENDED}
     {_COUNT_ENDED}"""

@@ -12,6 +12,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
+from config.logging import ACCESS_LOG
 from domain.credits import Owner
 from domain.deadlines import SharedTimeout
 from domain.errors import InvalidApiKey, InvalidInput, Unauthenticated
@@ -27,7 +28,7 @@ BODY_SECONDS = 10.0
 UPLOAD_SECONDS = 60.0
 """The same of a picture: 10 MB at a little more than a megabit per second."""
 
-access_log = structlog.get_logger("access")
+access_log = structlog.get_logger(ACCESS_LOG)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _BEARER = re.compile(rb"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)

@@ -6,7 +6,10 @@ import logging
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, NotRequired, TypeAlias, TypedDict
+from uuid import UUID
 
 import msgspec
 import structlog
@@ -15,6 +18,24 @@ from config.settings import LogFormat, Settings
 
 ACCESS_LOG = "access"
 """The name of the logger of one line for each request."""
+
+
+class About(TypedDict):
+    """What is known of a request."""
+
+    request_id: str
+    owner: NotRequired[str]
+    session_id: NotRequired[UUID]
+    """Of the session that it made."""
+
+
+ABOUT: ContextVar[About | None] = ContextVar("about", default=None)
+"""Of the request that is being answered. Every line that is logged then says it; what is found out
+is put into the dictionary itself."""
+
+AccessLine: TypeAlias = Callable[[About, str, str, int | None, float], None]
+"""Logs an answered request: what is known of it, its method and path, the answer's status (None if
+there was none), and how many milliseconds it took."""
 
 GRANIAN_LOGGING: dict[str, Any] = {
     "version": 1,
@@ -30,6 +51,7 @@ def configure_logging(settings: Settings) -> None:
     """Send structlog's events and the standard library's records through one renderer."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        merge_about,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -52,6 +74,54 @@ def configure_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
+
+
+def merge_about(
+    _: object, __: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Adds what is known of the request that is being answered."""
+    about = ABOUT.get()
+    return {**{name: str(value) for name, value in about.items()}, **event} if about else event
+
+
+def access_line(settings: Settings) -> AccessLine:
+    """Lines as a logger of structlog's would write them, for a third of its cost where they are
+    JSON: it is a large part of what an answer costs."""
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    if settings.log_format is LogFormat.CONSOLE or level > logging.INFO:
+        return logged_access_line
+    write = _StandardError(at_once=False).msg
+
+    def write_line(
+        about: About, method: str, path: str, status: int | None, duration_ms: float
+    ) -> None:
+        line = {
+            "event": "request",
+            "level": "info",
+            "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+            **about,
+            "method": method,
+            "path": path,
+            "status": status,
+            "duration_ms": duration_ms,
+        }
+        write(_json(line, str))
+
+    return write_line
+
+
+def logged_access_line(
+    about: About,  # noqa: ARG001 - by merge_about
+    method: str,
+    path: str,
+    status: int | None,
+    duration_ms: float,
+) -> None:
+    """By structlog, as it is configured when the line is written."""
+    _access_log.info("request", method=method, path=path, status=status, duration_ms=duration_ms)
+
+
+_access_log = structlog.get_logger(ACCESS_LOG)
 
 
 def gather_access_lines() -> None:

@@ -4,6 +4,7 @@ dear where thousands wait in a second and nearly none of them for long."""
 import asyncio
 from collections import deque
 from types import TracebackType
+from typing import Self
 
 
 class SharedTimeout:
@@ -24,8 +25,7 @@ class SharedTimeout:
         """One wait, which begins where its ``with`` does."""
         return _Wait(self)
 
-    def _begin(self, wait: "_Wait") -> None:
-        loop = asyncio.get_running_loop()
+    def _begin(self, wait: "_Wait", loop: asyncio.AbstractEventLoop) -> None:
         running = self._running
         if loop is not self._loop:  # The timer of a loop that has ended will not go off.
             self._loop, self._timer = loop, None
@@ -66,13 +66,15 @@ class _Wait:
             self._expired = True
             self.task.cancel()
 
-    def __enter__(self) -> None:
-        task = asyncio.current_task()
+    def __enter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         if task is None:
             raise RuntimeError("Only a task can wait")
         self.task = task
         self._cancelling = task.cancelling()
-        self._owner._begin(self)
+        self._owner._begin(self, loop)
+        return self
 
     def __exit__(
         self,

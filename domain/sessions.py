@@ -147,6 +147,21 @@ class GenerationSession:
             case _:
                 assert_never(self.owner.channel)
 
+    def stored(self, *, created_at: datetime) -> Self:
+        """This new session as the store has it, which says when it was created. (``replace`` would
+        take longer than all that is checked of a request.)"""
+        return type(self)(
+            id=self.id,
+            owner=self.owner,
+            request_id=self.request_id,
+            prompt=self.prompt,
+            model_image_url=self.model_image_url,
+            outfit_image_url=self.outfit_image_url,
+            accessories=self.accessories,
+            created_at=created_at,
+            idempotency_key=self.idempotency_key,
+        )
+
     def check_repeated_by(self, other: Self) -> None:
         """Raise IdempotencyKeyReused unless ``other`` asks for the same as this session."""
         if self._asked_for != other._asked_for:

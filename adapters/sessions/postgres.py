@@ -630,19 +630,21 @@ def _outcomes(
     """A receipt for what was created, and for its repetitions in the same batch; for all else the
     word for what was in the way. What was in the way of the first of its key is in theirs."""
     outcomes: list[Receipt | str] = []
-    of_key: dict[tuple[Owner, str | None], Receipt | str] = {}
+    of_key: dict[tuple[Owner, str], Receipt | str] = {}
     for (session, _), row in zip(creations, rows, strict=True):
-        key = (session.owner, session.idempotency_key)
-        if row["outcome"] == "created":
-            stored = replace(session, created_at=row["created_at"])
-            receipt = Receipt(session=stored, credits_remaining=row["balance"])
-            of_key[key] = replace(receipt, replayed=True)
-            outcomes.append(receipt)
-        elif row["outcome"] == "key_is_taken":
-            outcomes.append(of_key.setdefault(key, row["outcome"]))
-        else:
-            of_key[key] = row["outcome"]
-            outcomes.append(row["outcome"])
+        outcome: Receipt | str = row["outcome"]
+        if outcome == "created":
+            stored = session.stored(created_at=row["created_at"])
+            outcome = Receipt(session=stored, credits_remaining=row["balance"])
+        if session.idempotency_key is not None:
+            key = (session.owner, session.idempotency_key)
+            if outcome == "key_is_taken":
+                outcome = of_key.setdefault(key, outcome)
+            elif isinstance(outcome, Receipt):
+                of_key[key] = replace(outcome, replayed=True)
+            else:
+                of_key[key] = outcome
+        outcomes.append(outcome)
     return outcomes
 
 

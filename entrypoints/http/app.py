@@ -12,6 +12,7 @@ from litestar.types import ASGIApp
 
 from adapters.storage.receiving import UploadReceiver
 from adapters.storage.signing import SignedReads
+from config.logging import AccessLine, logged_access_line
 from domain.ports import CreditRepoPort, SessionReadPort
 from domain.reading import Reading
 from domain.submission import Submission
@@ -58,6 +59,7 @@ def create_app(
     services: Services,
     *,
     lifespan: Sequence[Lifespan] = (),
+    access_line: AccessLine = logged_access_line,
     max_body_bytes: int = 64 * 1024,
     max_upload_bytes: int = 10_000_000,
 ) -> Litestar:
@@ -90,7 +92,7 @@ def create_app(
         submission=services.submission,
         max_body_bytes=max_body_bytes,
     )
-    app.asgi_handler = RequestContext(hot)
+    app.asgi_handler = RequestContext(hot, access_line=access_line)
     return app
 
 

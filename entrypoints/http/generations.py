@@ -9,7 +9,6 @@ from litestar import Response, get, post
 from litestar.openapi.spec import Example
 from litestar.params import BodyKwarg, QueryParameter
 from msgspec import Meta
-from structlog.contextvars import bind_contextvars
 
 from domain.credits import Owner
 from domain.ports import Position, Receipt, SessionReadPort
@@ -83,11 +82,11 @@ async def submit_generation(
     With an `Idempotency-Key` you may repeat a request, whatever became of the first one: you are
     charged once and get the same session, as it is now, with `Idempotency-Replayed: true`."""
     check_given_once(request, "idempotency-key")
-    request_id = request.scope["state"]["request_id"]
+    about = request.scope["state"]["about"]
     receipt = await submission.submit(
-        try_on(data, owner=request.user, request_id=request_id, key=idempotency_key)
+        try_on(data, owner=request.user, request_id=about["request_id"], key=idempotency_key)
     )
-    bind_contextvars(session_id=str(receipt.session.id))
+    about["session_id"] = receipt.session.id
     headers, envelope = accepted(receipt)
     return Response(envelope, headers=headers)
 

@@ -6,11 +6,12 @@ has happened by then.
 """
 
 import re
+from collections.abc import Mapping
 
 import msgspec
 from litestar.types import ASGIApp, Receive, ReceiveMessage, Scope, Send
-from structlog.contextvars import bind_contextvars
 
+from config.logging import About
 from domain.credits import Owner
 from domain.errors import InvalidInput
 from domain.submission import Submission, TryOnRequest
@@ -20,9 +21,6 @@ from entrypoints.http.inputs import NewGenerationBody, decoded
 from entrypoints.http.middleware import Authenticate, bearer_token
 from entrypoints.http.schemas import GENERATIONS_PATH, ErrorEnvelope, SubmittedEnvelope
 
-_HEADERS = frozenset(
-    {b"host", b"content-type", b"content-length", b"transfer-encoding", b"idempotency-key"}
-)
 _JSON = re.compile(rb"application/json *(;.*)?", re.IGNORECASE | re.DOTALL)
 _HOST = re.compile(rb"[A-Za-z0-9.-]+(:[0-9]+)?")
 _LENGTH = re.compile(rb"[1-9][0-9]{0,8}")
@@ -46,21 +44,22 @@ class HotSubmission:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        length = self._usual_length(scope)
-        if length is None:
+        headers = self._usual_headers(scope)
+        if headers is None:
             await self._app(scope, receive, send)
             return
+        about: About = scope["state"]["about"]
         messages: list[ReceiveMessage] = []
         answer: tuple[int, dict[str, str], SubmittedEnvelope | ErrorEnvelope] | None = None
         try:
             # First, as the framework does: a stranger is told so without waiting for the body.
             owner = await self._authenticate(bearer_token(scope["headers"]))
-            bind_contextvars(owner=str(owner))
+            about["owner"] = str(owner)
             messages.append(await receive())
-            request = _request(scope, messages[0], length, owner)
+            request = _request(messages[0], headers, owner, about)
             if request is not None:
                 receipt = await self._submission.submit(request)
-                bind_contextvars(session_id=str(receipt.session.id))
+                about["session_id"] = receipt.session.id
                 answer = 202, *accepted(receipt)
         except Exception as error:  # noqa: BLE001 - answered, and logged if nobody expected it
             answer = envelope_for(error)
@@ -69,38 +68,40 @@ class HotSubmission:
         else:
             await _respond(send, *answer)
 
-    def _usual_length(self, scope: Scope) -> int | None:
-        """The length of the body, if this asks for a picture and the headers that matter are as
-        most are."""
+    def _usual_headers(self, scope: Scope) -> dict[bytes, bytes] | None:
+        """The headers, if this asks for a picture and those that matter are as most are."""
         if scope["path"] != GENERATIONS_PATH or scope.get("method") != "POST":
             return None
-        headers = [item for item in scope["headers"] if item[0] in _HEADERS]
-        given = dict(headers)
-        length = given.get(b"content-length", b"")
+        headers = dict(scope["headers"])
+        content_type = headers.get(b"content-type", b"")
+        length = headers.get(b"content-length", b"")
         usual = (
-            len(headers) == len(given)
-            and b"transfer-encoding" not in given
-            and _JSON.fullmatch(given.get(b"content-type", b""))
-            and _HOST.fullmatch(given.get(b"host", b""))
+            len(headers) == len(scope["headers"])  # type: ignore[arg-type]
+            and b"transfer-encoding" not in headers
+            and (content_type == b"application/json" or _JSON.fullmatch(content_type))
+            and _HOST.fullmatch(headers.get(b"host", b""))
             and _LENGTH.fullmatch(length)
             and int(length) <= self._max_body_bytes
         )
-        return int(length) if usual else None
+        return headers if usual else None
 
 
 def _request(
-    scope: Scope, message: ReceiveMessage, length: int, owner: Owner
+    message: ReceiveMessage, headers: Mapping[bytes, bytes], owner: Owner, about: About
 ) -> TryOnRequest | None:
     """None for what is not right, and for a body in pieces. Whether it is whole tells its length:
     that it ends a server may say in a message of its own."""
-    if message["type"] != "http.request" or len(message["body"]) != length:
+    if message["type"] != "http.request":
         return None
-    key = next((value for name, value in scope["headers"] if name == b"idempotency-key"), None)
+    body = message["body"]
+    if len(body) != int(headers[b"content-length"]):
+        return None
+    key = headers.get(b"idempotency-key")
     try:
         return try_on(
-            decoded(message["body"], NewGenerationBody.decoder),
+            decoded(body, NewGenerationBody.decoder),
             owner=owner,
-            request_id=scope["state"]["request_id"],
+            request_id=about["request_id"],
             key=None if key is None else key.decode("latin-1"),
         )
     except InvalidInput:

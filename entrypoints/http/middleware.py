@@ -5,14 +5,11 @@ import random
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from time import perf_counter
-from typing import Any
 
-import structlog
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bind_contextvars, clear_contextvars
+from litestar.types import ASGIApp, Message, Receive, ReceiveMessage, Scope, Send
 
-from config.logging import ACCESS_LOG
+from config.logging import ABOUT, About, AccessLine, logged_access_line
 from domain.credits import Owner
 from domain.deadlines import SharedTimeout
 from domain.errors import InvalidApiKey, InvalidInput, Unauthenticated
@@ -28,8 +25,6 @@ BODY_SECONDS = 10.0
 UPLOAD_SECONDS = 60.0
 """The same of a picture: 10 MB at a little more than a megabit per second."""
 
-access_log = structlog.get_logger(ACCESS_LOG)
-
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _BEARER = re.compile(rb"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
 _LOOKS_LIKE_A_KEY = re.compile(rb"bearer +wk_", re.IGNORECASE)
@@ -39,8 +34,9 @@ class RequestContext:
     """Outermost: gives every request an id, every response its header, every body a bound, and the
     log one line."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, access_line: AccessLine = logged_access_line) -> None:
         self._app = app
+        self._access_line = access_line
         self._bodies = SharedTimeout(BODY_SECONDS)
         self._uploads = SharedTimeout(UPLOAD_SECONDS)
 
@@ -50,71 +46,76 @@ class RequestContext:
             return
         started = perf_counter()
         path = scope["path"]
-        status: int | None = None
+        if scope["query_string"]:
+            # Litestar fails on bytes that are not UTF-8; this makes them a value that nothing
+            # accepts.
+            scope["query_string"] = scope["query_string"].decode(errors="replace").encode()
         request_id = _request_id(scope["headers"])
-        scope["state"]["request_id"] = request_id
-        # Litestar fails on bytes that are not UTF-8; this makes them a value that nothing accepts.
-        scope["query_string"] = scope["query_string"].decode(errors="replace").encode()
-        bind_contextvars(request_id=request_id)
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                header = (b"x-request-id", request_id.encode())
-                message["headers"] = [*message["headers"], header]
-            await send(message)
-
+        about: About = {"request_id": request_id}
+        scope["state"]["about"] = about
+        ABOUT.set(about)
+        is_upload = path.startswith("/uploads/")
+        body = _Body(receive, self._uploads if is_upload else self._bodies)
+        answer = _Answer(send, request_id)
         try:
-            await self._app(scope, self._bounded(receive, path), send_with_id)
+            await self._app(scope, body.receive, answer.send)
         finally:
-            access_log.info(
-                "request",
-                method=scope["method"],
-                path=path,
-                status=status,
-                duration_ms=round((perf_counter() - started) * 1000, 1),
-            )
-            clear_contextvars()
-
-    def _bounded(self, receive: Receive, path: str) -> Receive:
-        if path.startswith("/uploads/"):
-            return _in_time(receive, UPLOAD_SECONDS, self._uploads)
-        return _in_time(receive, BODY_SECONDS, self._bodies)
+            duration_ms = round((perf_counter() - started) * 1000, 1)
+            self._access_line(about, scope["method"], path, answer.status, duration_ms)
 
 
-def _in_time(receive: Receive, seconds: float, first_in_time: SharedTimeout) -> Receive:
-    """``receive``, but it raises InvalidInput when the body is not there after ``seconds``, which
-    is also ``first_in_time``'s. What comes after the body, such as the caller hanging up, has no
-    bound."""
-    deadline: float | None = None
-    is_there = False
+class _Answer:
+    """Has the request's id in its headers."""
 
-    async def receive_in_time() -> Any:  # noqa: ANN401 - whatever message it is
-        nonlocal deadline, is_there
-        if is_there:
-            return await receive()
+    __slots__ = ("_request_id", "_send", "status")
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.status: int | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            header = (b"x-request-id", self._request_id.encode())
+            message["headers"] = [*message["headers"], header]
+        await self._send(message)
+
+
+class _Body:
+    """To receive it raises InvalidInput when it is not there in time. What comes after it, such as
+    the caller hanging up, has no bound."""
+
+    __slots__ = ("_deadline", "_first_in_time", "_is_there", "_receive")
+
+    def __init__(self, receive: Receive, first_in_time: SharedTimeout) -> None:
+        self._receive = receive
+        self._first_in_time = first_in_time
+        self._deadline: float | None = None
+        self._is_there = False
+
+    async def receive(self) -> ReceiveMessage:
+        if self._is_there:
+            return await self._receive()
         try:
-            if deadline is None:
-                deadline = asyncio.get_running_loop().time() + seconds
-                with first_in_time.running():
-                    message = await receive()
+            if self._deadline is None:
+                with self._first_in_time.running() as wait:
+                    self._deadline = wait.deadline
+                    message = await self._receive()
             else:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
+                async with asyncio.timeout_at(self._deadline):
+                    message = await self._receive()
         except TimeoutError as error:
             raise InvalidInput("body", "did not arrive in time") from error
-        is_there = not message.get("more_body", False)
+        self._is_there = not message.get("more_body", False)
         return message
-
-    return receive_in_time
 
 
 def _request_id(headers: RawHeaders) -> str:
     """The caller's, if it is well formed, else a new one."""
-    theirs = next((value for name, value in headers if name == b"x-request-id"), b"")
-    if _REQUEST_ID.fullmatch(theirs):
-        return theirs.decode()
+    for name, value in headers:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return value.decode()
     return f"req_{random.getrandbits(96):024x}"
 
 
@@ -129,7 +130,7 @@ class Authentication:
         if scope.get("method") != "OPTIONS":
             owner = await self._authenticate(bearer_token(scope["headers"]))
             scope["user"] = owner
-            bind_contextvars(owner=str(owner))
+            scope["state"]["about"]["owner"] = str(owner)
         await self._app(scope, receive, send)
 
 

@@ -60,7 +60,9 @@ class AccessoryItem(Struct, frozen=True, forbid_unknown_fields=True):
     url: Url
 
 
-class NewGeneration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NewGeneration(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """A try-on request: who, wearing what."""
 
     model_image_url: Url

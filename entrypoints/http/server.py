@@ -15,6 +15,7 @@ from litestar import Litestar
 from config.container import Container, close
 from config.logging import (
     GRANIAN_LOGGING,
+    access_line,
     configure_logging,
     gather_access_lines,
     write_gathered_lines,
@@ -105,6 +106,7 @@ def application(container: Container, *lifespan: Lifespan) -> Litestar:
     return create_app(
         services_of(container),
         lifespan=[connected, *lifespan],
+        access_line=access_line(settings),
         max_body_bytes=settings.max_body_bytes,
         max_upload_bytes=settings.fetch_max_bytes,
     )

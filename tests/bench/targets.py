@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -32,9 +31,7 @@ class _NoSessions:
     """Says that all was done."""
 
     async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:  # noqa: ARG002
-        return Receipt(
-            session=replace(session, created_at=utc_now()), credits_remaining=999_999_999
-        )
+        return Receipt(session=session, credits_remaining=999_999_999)
 
     async def confirm(self, session_ids: Sequence[UUID]) -> int:
         return len(session_ids)

@@ -6,13 +6,23 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 import structlog
 from structlog.contextvars import bound_contextvars
 
-from config.logging import configure_logging, gather_access_lines, write_gathered_lines
+from config.logging import (
+    ABOUT,
+    About,
+    access_line,
+    configure_logging,
+    gather_access_lines,
+    logged_access_line,
+    write_gathered_lines,
+)
 from config.settings import LogFormat, LogLevel, Settings
 from tests.support.examples import MODEL_URL, STORE
 from tests.support.http import GENERATIONS, Api
@@ -29,6 +39,7 @@ def as_before() -> Iterator[None]:
     handlers, level = root.handlers, root.level
     yield
     root.handlers, root.level = handlers, level
+    ABOUT.set(None)
     structlog.reset_defaults()
 
 
@@ -44,11 +55,13 @@ def events(capsys: pytest.CaptureFixture[str]) -> Events:
     return look
 
 
-def configure(**settings: Any) -> None:
+def configure(**changes: Any) -> Settings:
     """For the test itself to call: standard error is another one in every phase of a test."""
-    configure_logging(Settings(**settings))
+    settings = Settings(**changes)
+    configure_logging(settings)
     # Loggers of our modules would keep this configuration beyond the test.
     structlog.configure(cache_logger_on_first_use=False)
+    return settings
 
 
 def test_an_event_is_a_line_of_json(events: Events) -> None:
@@ -184,6 +197,41 @@ async def test_a_request_s_line_has_neither_query_nor_token(events: Events) -> N
     assert picture["request_id"] != balance["request_id"]
     assert "5ec4e7" not in json.dumps(picture)
     assert key not in json.dumps(balance)
+
+
+def test_a_request_s_line_is_as_any_other(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whichever way it is written: the quick one tells the same."""
+    settings = configure()
+    about: About = {"request_id": "req_1", "owner": str(STORE), "session_id": UUID(int=1)}
+    ABOUT.set(about)
+
+    for write in (access_line(settings), logged_access_line):
+        write(about, "POST", "/a/b\u00fc\udc80", None, 0.3)
+
+    lines = capsys.readouterr().err
+    quick, usual = map(json.loads, lines.splitlines())
+    assert lines.isascii()
+    assert quick["session_id"] == str(UUID(int=1))
+    times = [datetime.fromisoformat(line.pop("timestamp")) for line in (quick, usual)]
+    assert timedelta(0) <= times[1] - times[0] < timedelta(minutes=1)
+    assert quick == usual
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [({"log_level": LogLevel.WARNING}, 0), ({"log_format": LogFormat.CONSOLE}, 1)],
+)
+def test_the_settings_hold_for_a_request_s_line(
+    capsys: pytest.CaptureFixture[str], changes: dict[str, Any], lines: int
+) -> None:
+    """Where only warnings are wanted there is none, and where people read it is for people."""
+    settings = configure(**changes)
+
+    access_line(settings)({"request_id": "req_1"}, "GET", "/a", 200, 0.3)
+
+    logged = capsys.readouterr().err.splitlines()
+    assert len(logged) == lines
+    assert all("path=/a" in line for line in logged)
 
 
 @pytest.mark.anyio

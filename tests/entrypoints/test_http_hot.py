@@ -11,10 +11,10 @@ from typing import Any, cast
 from uuid import UUID
 
 import pytest
-import structlog
 from litestar.types import Receive, Scope, Send
 from structlog.testing import capture_logs
 
+from config.logging import merge_about
 from domain.credits import Owner
 from domain.submission import SubmissionPolicy
 from entrypoints.http.hot import HotSubmission
@@ -161,6 +161,9 @@ WELL_FORMED = {
     "store's": Call(owner=STORE),
     "store's, with a prompt": Call(owner=STORE, body=body(prompt="In the rain")),
     "shortest": Call(body=b'{"model_image_url":"https://a.example/"}'),
+    "defaults, spelt out": Call(
+        body=body(outfit_image_url=None, accessories=[], prompt=None),
+    ),
     "with escapes": Call(body=BODY.replace(b'"type"', b'"\\u0074ype"')),
     "type with parameters": Call(
         headers=(HOST, (b"content-type", b'Application/JSON ;charset="\xff", text/html'))
@@ -196,7 +199,6 @@ WELL_FORMED = {
     "no bearer": Call(owner=None, headers=(HOST, JSON, (b"authorization", b"Basic YTpi"))),
     "bad token": Call(owner=None, headers=(HOST, JSON, (b"authorization", b"Bearer abc"))),
     "bad key": Call(owner=None, headers=(HOST, JSON, (b"authorization", b"Bearer wk_abc"))),
-    "two tokens": Call(headers=(HOST, JSON, (b"authorization", b"Bearer abc"))),
     "keys away": Call(owner=STORE, prepare=keys_away),
 }
 """Asked for as it should be, whatever becomes of it."""
@@ -220,6 +222,10 @@ UNUSUAL = {
     "nested": Call(body=NESTED),
     "nested and true": Call(body=NESTED[:MAX_BODY_BYTES]),
     "name twice": Call(body=BODY[:-1] + b',"model_image_url":"https://b.example/"}'),
+    "name twice, with the same value": Call(body=b"{" + BODY[1:-1] + b"," + BODY[1:]),
+    "name twice, once null": Call(body=BODY[:-1] + b',"outfit_image_url":null}'),
+    "accessories twice": Call(body=BODY[:-1] + b',"accessories":[]}'),
+    "name twice in an accessory": Call(body=BODY.replace(b'{"type"', b'{"type": "a", "type"', 1)),
     "name twice, by an escape": Call(
         body=BODY.replace(b'{"type": ', b'{"\\u0074ype": "a", "type": ', 1)
     ),
@@ -227,6 +233,8 @@ UNUSUAL = {
     "media type that begins alike": Call(headers=(HOST, (b"content-type", b"application/jsonp"))),
     "no media type": Call(headers=(HOST,)),
     "two media types": Call(headers=(HOST, JSON, (b"content-type", b"text/plain"))),
+    "two tokens": Call(headers=(HOST, JSON, (b"authorization", b"Bearer abc"))),
+    "two of any header": Call(headers=(HOST, JSON, (b"cookie", b"a=b"), (b"cookie", b"c=d"))),
     "two keys": Call(headers=(HOST, JSON, KEY, (b"idempotency-key", b"k-2"))),
     "the same key twice": Call(headers=(HOST, JSON, KEY, KEY)),
     "empty key": Call(headers=(HOST, JSON, (b"idempotency-key", b""))),
@@ -362,7 +370,7 @@ def test_a_bug_is_logged_with_its_trace(
         api = await an_api(arrange)
         await fault(name, method, "broken")(api)
 
-        with capture_logs([structlog.contextvars.merge_contextvars]) as logged:
+        with capture_logs([merge_about]) as logged:
             (start, body), _ = await Call(owner=STORE).made(api)
 
         assert start["status"] == 500
@@ -390,7 +398,7 @@ def test_a_call_that_is_broken_off_breaks_nothing(
         api = await an_api(arrange)
         await slow(name, method)(api)
 
-        with capture_logs([structlog.contextvars.merge_contextvars]) as logged:
+        with capture_logs([merge_about]) as logged:
             call = asyncio.create_task(Call(owner=STORE).made(api))
             await asyncio.sleep(1)
             call.cancel()

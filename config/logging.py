@@ -85,7 +85,7 @@ def merge_about(
 
 
 def access_line(settings: Settings) -> AccessLine:
-    """Lines as a logger of structlog's would write them, for a third of its cost where they are
+    """Lines as a logger of structlog's would write them, for less than half its cost where they are
     JSON: it is a large part of what an answer costs."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     if settings.log_format is LogFormat.CONSOLE or level > logging.INFO:
@@ -150,10 +150,12 @@ class _StandardError:
         self._at_once = at_once
 
     def msg(self, line: str) -> None:
-        with suppress(OSError):
+        try:
             sys.stderr.write(line + "\n")
             if self._at_once:
                 sys.stderr.flush()
+        except OSError:
+            pass
 
     debug = info = warning = error = critical = exception = msg
 

@@ -212,6 +212,7 @@ def test_a_request_s_line_is_as_any_other(capsys: pytest.CaptureFixture[str]) ->
     quick, usual = map(json.loads, lines.splitlines())
     assert lines.isascii()
     assert quick["session_id"] == str(UUID(int=1))
+    assert quick["timestamp"][-1] == usual["timestamp"][-1] == "Z"
     times = [datetime.fromisoformat(line.pop("timestamp")) for line in (quick, usual)]
     assert timedelta(0) <= times[1] - times[0] < timedelta(minutes=1)
     assert quick == usual
@@ -241,14 +242,14 @@ async def test_all_of_a_request_is_in_its_line(events: Events, hot: bool) -> Non
     configure()
     api = Api()
     await api.service.accounts.grant(STORE, 1, note="test")
-    target = GENERATIONS if hot else GENERATIONS + "?a=b"
+    headers = [] if hot else [("cookie", "a=b"), ("cookie", "c=d")]
 
     answer = await api.call(
         "POST",
-        target,
+        GENERATIONS,
         owner=STORE,
         body={"model_image_url": MODEL_URL},
-        headers=[("x-request-id", "mine-1")],
+        headers=[("x-request-id", "mine-1"), *headers],
     )
 
     (line,) = events()

@@ -75,6 +75,7 @@ async def test_creating_debits_once_and_keeps_everything(backend: Backend) -> No
         outfit_image_url=OUTFIT_URL,
         accessories=(HAT, BAG),
         request_id="req_" + "x" * 124,
+        idempotency_key="k-1",
     )
 
     receipt = await backend.sessions.create(session, max_active=MANY)

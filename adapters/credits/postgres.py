@@ -3,7 +3,7 @@ and are made in the same statement: see ``adapters/sessions/postgres.py``."""
 
 import asyncpg
 
-from adapters.postgres.database import Database
+from adapters.postgres.database import READS_ALL, Database
 from domain.credits import Channel, CreditAccount, Discrepancy, LedgerEntry, LedgerKind, Owner
 from domain.ports import CreditRepoPort
 
@@ -93,7 +93,9 @@ class PostgresCreditRepo(CreditRepoPort):
         return CreditAccount(owner=owner, **row)
 
     async def audit(self, *, limit: int) -> list[Discrepancy]:
-        rows = await self._database.fetch(_AUDIT, limit, seconds=AUDIT_SECONDS)
+        async with self._database.transaction() as connection:
+            await connection.execute(READS_ALL)
+            rows = await connection.fetch(_AUDIT, limit, timeout=AUDIT_SECONDS)
         return [Discrepancy(subject=row["subject"], problem=row["problem"]) for row in rows]
 
 

@@ -33,9 +33,23 @@ _ENDED = (
 )
 """What a connection raises that does not exist any more."""
 
-_SERVER_SETTINGS = {"client_connection_check_interval": "1000"}
+_SERVER_SETTINGS = {
+    "client_connection_check_interval": "1000",
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+}
 """A statement whose caller gave up ends on the server too, within so many milliseconds (since
-PostgreSQL 14). A pooler's connections are not ours to set up."""
+PostgreSQL 14).
+
+A prepared statement is planned once. Left to itself the server plans many for every call, and more
+of them the fuller the store is, expecting a plan for these very arguments to be much cheaper. Ours
+need one plan each: by an index, whatever is asked and however little was there when it was made, or
+what came in since then would be read from end to end.
+
+A pooler's connections are not ours to set up."""
+
+READS_ALL = "SET LOCAL enable_seqscan = on"
+"""For the transaction of a statement that does read tables from end to end."""
 
 
 _FORGET_US = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
@@ -74,13 +88,10 @@ class Database:
         )
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
 
-    async def fetch(
-        self, sql: str, *arguments: object, seconds: float | None = None
-    ) -> list[asyncpg.Record]:
-        """All rows of one statement, which is its own transaction; ``seconds`` is for the few
-        that need a bound of their own."""
-        async with self._bounded(seconds) as connection:
-            return await connection.fetch(sql, *arguments, timeout=seconds)
+    async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+        """All rows of one statement, which is its own transaction."""
+        async with self._bounded() as connection:
+            return await connection.fetch(sql, *arguments)
 
     async def fetch_row(self, sql: str, *arguments: object) -> asyncpg.Record | None:
         """The first row of one statement, which is its own transaction."""
@@ -112,10 +123,10 @@ class Database:
             pool.terminate()
 
     @asynccontextmanager
-    async def _bounded(self, seconds: float | None = None) -> AsyncIterator[Connection]:
+    async def _bounded(self) -> AsyncIterator[Connection]:
         with _named_failures():
             async with (
-                asyncio.timeout(seconds or self._limits.command_seconds),
+                asyncio.timeout(self._limits.command_seconds),
                 self._connection() as connection,
             ):
                 if self._pooled:

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
 
-from adapters.postgres.database import Connection, Database
+from adapters.postgres.database import READS_ALL, Connection, Database
 from domain.errors import WearonError
 
 _LOCK = 0x7765_6172_6F6E  # "wearon": the key of the advisory lock
@@ -54,6 +54,7 @@ async def migrate(database: Database, migrations: list[Migration]) -> list[str]:
     """
     async with database.transaction() as connection:
         await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+        await connection.execute(READS_ALL)
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK, timeout=_RUN_SECONDS)
         await connection.execute(_TABLE)
         missing = _missing(await _applied(connection), migrations)

@@ -52,13 +52,11 @@ class Gated(Database):
         self.gate = asyncio.Event()
         self.statements: list[tuple[str, int]] = []
 
-    async def fetch(
-        self, sql: str, *arguments: object, seconds: float | None = None
-    ) -> list[asyncpg.Record]:
+    async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
         await self.gate.wait()
         first = arguments[0] if arguments else None
         self.statements.append((sql, len(first) if isinstance(first, tuple) else 1))
-        return await super().fetch(sql, *arguments, seconds=seconds)
+        return await super().fetch(sql, *arguments)
 
     def sizes(self) -> list[int]:
         """Of the batches, in their order."""

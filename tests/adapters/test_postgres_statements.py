@@ -257,11 +257,9 @@ class Undoing(Database):
         super().__init__(url, limits=DatabaseLimits())
         self.undo = undo
 
-    async def fetch(
-        self, sql: str, *arguments: object, seconds: float | None = None
-    ) -> list[asyncpg.Record]:
+    async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
         await self.undo()
-        return await super().fetch(sql, *arguments, seconds=seconds)
+        return await super().fetch(sql, *arguments)
 
 
 async def test_a_key_that_was_given_back_meanwhile_is_tried_again(
@@ -289,12 +287,10 @@ class Watched(Database):
         self.relations = relations
         self.scans: list[dict[str, int]] = []
 
-    async def fetch(
-        self, sql: str, *arguments: object, seconds: float | None = None
-    ) -> list[asyncpg.Record]:
+    async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
         async with self.transaction() as connection:
             before = await self._counted(connection)
-            rows = await connection.fetch(sql, *arguments, timeout=seconds)
+            rows = await connection.fetch(sql, *arguments)
             after = await self._counted(connection)
         self.scans.append({relation: after[relation] - before[relation] for relation in after})
         return rows

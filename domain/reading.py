@@ -7,7 +7,9 @@ from domain.credits import Owner
 from domain.ports import ImageStoragePort, SessionReadPort
 from domain.sessions import GenerationSession, SessionStatus
 
-MAX_QUEUE_POSITION = 1_000
+MAX_QUEUE_POSITION = 100
+"""Each place before a session's is counted when it is read, so that it is the exact one, and a
+thousand would cost more than all else about it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

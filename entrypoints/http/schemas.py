@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from domain.credits import Channel, CreditAccount, LedgerEntry, LedgerKind
 from domain.ports import Receipt, SessionStats
-from domain.reading import SessionView
+from domain.reading import MAX_QUEUE_POSITION, SessionView
 from domain.sessions import MAX_ACCESSORIES, MAX_PROMPT_LENGTH, Accessory, SessionStatus
 from domain.submission import MAX_URL_LENGTH
 from domain.uploads import UploadOffer
@@ -225,7 +225,10 @@ class Session(Struct, frozen=True, kw_only=True):
     attempt: Annotated[int, Meta(description="How often work on it has begun.")]
     queue_position: Annotated[
         int | None,
-        Meta(description="1 for the next; null unless queued, in listings, and beyond 1000."),
+        Meta(
+            description="1 for the next; null unless queued, in listings, and beyond"
+            f" {MAX_QUEUE_POSITION}."
+        ),
     ]
     request_id: Annotated[str, Meta(description="The X-Request-Id of the call that made it.")]
     created_at: CreatedAt

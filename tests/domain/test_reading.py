@@ -1,10 +1,12 @@
 """What an owner sees of its sessions beyond what is stored."""
 
+from datetime import timedelta
+
 import pytest
 
 from adapters.storage.memory import InMemoryImageStorage
 from adapters.storage.signing import UrlSigner
-from domain.reading import Reading
+from domain.reading import MAX_QUEUE_POSITION, Reading
 from domain.sessions import SessionStatus
 from tests.support.examples import ARTEFACT, LEASE, USER
 from tests.support.service import Service
@@ -45,3 +47,22 @@ async def test_only_what_was_paid_for_has_its_picture(
     view = await reading.one(session_id, USER)
 
     assert view.picture_url == link
+
+
+async def test_a_place_in_the_queue_is_exact_or_not_told(service: Service) -> None:
+    """Whoever is far back learns its place when it is near, and then it shrinks with each session
+    that is taken."""
+    reading = Reading(sessions=service.repo, storage=service.storage)
+    ids = []
+    for _ in range(MAX_QUEUE_POSITION + 1):
+        ids.append((await service.submitted()).session.id)
+        service.clock.advance(timedelta(milliseconds=1))
+
+    places = []
+    for taken in ids[:3]:
+        places.append((await reading.one(ids[-1], USER)).queue_position)
+        await service.repo.claim(taken, lease=LEASE)
+
+    assert places == [None, MAX_QUEUE_POSITION, MAX_QUEUE_POSITION - 1]
+    assert (await reading.one(ids[3], USER)).queue_position == 1
+    assert (await reading.one(ids[0], USER)).queue_position is None

@@ -118,7 +118,7 @@ def _measure(stage: Stage, options: argparse.Namespace) -> Found:
         size = growth.Size(
             sessions=options.sessions, ledger=options.ledger, waiting=options.waiting
         )
-        return growth.run(stage, size, rounds=options.rounds or 5, times=options.times)
+        return growth.run(stage, size, rounds=options.rounds or 15, times=options.times)
     rows = [row for row in ROWS if row.name in options.only]
     if any(row.name == "batches" for row in rows) and not knows_batches():
         sys.stdout.write(f"left out: batches, for this version knows no {BATCH_VARIABLE}\n\n")

@@ -140,9 +140,19 @@ ATTACKS: dict[str, tuple[tuple[str, ...], str, Refusal]] = {
         GUARD,
     ),
     "half a usage": (ALL, SET.format("input_tokens = 1, output_tokens = 1"), CHECK),
-    "a usage below nothing": (
+    "an input below nothing": (
+        ALL,
+        SET.format("input_tokens = -1, output_tokens = 1, estimated_cost_usd = 0"),
+        CHECK,
+    ),
+    "an output below nothing": (
         ALL,
         SET.format("input_tokens = 1, output_tokens = -1, estimated_cost_usd = 0"),
+        CHECK,
+    ),
+    "a cost below nothing": (
+        ALL,
+        SET.format("input_tokens = 1, output_tokens = 1, estimated_cost_usd = -0.000001"),
         CHECK,
     ),
     "a job without a name": (ALL, SET.format("provider_job = ''"), CHECK),
@@ -293,6 +303,16 @@ async def test_the_store_refuses(store: Console, attack: str, state: str) -> Non
         await store.run(sql, session_id)
 
     assert await store.everything() == before
+
+
+async def test_the_rules_of_a_row_are_one_check(store: Console) -> None:
+    """Every statement that writes sessions reads the text of each CHECK anew."""
+    checks = await store.database.fetch(
+        "SELECT conname FROM pg_constraint"
+        " WHERE conrelid = 'generation_sessions'::regclass AND contype = 'c'"
+    )
+
+    assert [check["conname"] for check in checks] == ["session_is_sound"]
 
 
 async def test_a_refund_to_somebody_else_is_refused(store: Console) -> None:

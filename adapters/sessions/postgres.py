@@ -134,6 +134,51 @@ _CREATE = """
 _CREATE_WHERE_FREE = _CREATE.format(skip="SKIP LOCKED")
 _CREATE_IN_TURN = _CREATE.format(skip="")
 
+# The same for a batch of one, without what only several need, which would be a fifth of the work.
+# There is no row where the account is not there, or is held by somebody else.
+_CREATE_ONE = """
+    WITH account AS MATERIALIZED (
+        SELECT channel, owner_id, balance, unfinished_at_most FROM credit_accounts
+        WHERE channel = $1 AND owner_id = $2 FOR NO KEY UPDATE {skip}
+    ), held AS MATERIALIZED (
+        SELECT channel, owner_id, balance, CASE WHEN unfinished_at_most < $4::bigint
+            THEN unfinished_at_most
+            ELSE least(unfinished_at_most, count_unfinished(channel, owner_id, $4::bigint))
+            END AS unfinished
+        FROM account
+    ), decided AS MATERIALIZED (
+        SELECT *, CASE
+            WHEN $3::text IS NOT NULL AND key_is_taken(channel, owner_id, $3::text)
+                THEN 'key_is_taken'
+            WHEN unfinished >= $4::bigint THEN 'too_many_active'
+            WHEN $11::bigint > balance THEN 'too_little_balance'
+            ELSE 'created' END AS outcome
+        FROM held
+    ), debit AS (
+        UPDATE credit_accounts AS account
+        SET balance = account.balance - $11::bigint, total_debited = total_debited + $11::bigint,
+            sessions_created = sessions_created + 1, unfinished_at_most = unfinished + 1
+        FROM decided
+        WHERE account.channel = decided.channel AND account.owner_id = decided.owner_id
+            AND outcome = 'created'
+    ), entry AS (
+        INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
+        SELECT channel, owner_id, 'debit', -$11::bigint, $5::uuid
+        FROM decided WHERE outcome = 'created'
+    ), session AS (
+        INSERT INTO generation_sessions (channel, store_id, user_id, idempotency_key, id,
+            request_id, prompt, model_image_url, outfit_image_url, accessories)
+        SELECT channel, CASE channel WHEN 'b2b' THEN owner_id END,
+            CASE channel WHEN 'b2c' THEN owner_id END, $3::text, $5::uuid, $6, $7, $8, $9,
+            $10::text::jsonb
+        FROM decided WHERE outcome = 'created'
+        RETURNING created_at
+    )
+    SELECT outcome, balance - $11::bigint AS balance, created_at
+    FROM decided LEFT JOIN session ON true"""
+_CREATE_ONE_WHERE_FREE = _CREATE_ONE.format(skip="SKIP LOCKED")
+_CREATE_ONE_IN_TURN = _CREATE_ONE.format(skip="")
+
 _WITH_KEY = f"""
     SELECT {_COLUMNS}, balance
     FROM generation_sessions AS s JOIN credit_accounts USING (channel, owner_id)
@@ -424,16 +469,23 @@ class PostgresSessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
     ) -> Sequence[Receipt | str | Apart]:
         """An account that somebody else holds is waited for apart from the others, which would
         wait as well."""
-        outcomes = await self._run_create(_CREATE_WHERE_FREE, creations)
+        outcomes = await self._run_create(_CREATE_WHERE_FREE, _CREATE_ONE_WHERE_FREE, creations)
         return [APART if outcome == "no_account" else outcome for outcome in outcomes]
 
     async def _run_create_in_turn(self, creations: Sequence[_Creation]) -> Sequence[Receipt | str]:
-        return await self._run_create(_CREATE_IN_TURN, creations)
+        return await self._run_create(_CREATE_IN_TURN, _CREATE_ONE_IN_TURN, creations)
 
     async def _run_create(
-        self, sql: str, creations: Sequence[_Creation]
+        self, sql: str, sql_of_one: str, creations: Sequence[_Creation]
     ) -> Sequence[Receipt | str]:
-        return _outcomes(creations, await self._database.fetch(sql, *_columns_of(creations)))
+        arguments = [_arguments(*creation) for creation in creations]
+        if len(arguments) > 1:
+            rows = await self._database.fetch(sql, *_arrays(arguments), GENERATION_COST)
+        else:
+            rows = await self._database.fetch(sql_of_one, *arguments[0], GENERATION_COST)
+            if not rows:
+                return ["no_account"]
+        return _outcomes(creations, rows)
 
     async def _earlier(self, session: GenerationSession) -> Receipt | None:
         """The session that has this one's key; None if none has it any more."""
@@ -604,24 +656,20 @@ def _payer(creation: _Creation) -> Owner:
     return creation[0].owner
 
 
-def _columns_of(creations: Sequence[_Creation]) -> tuple[object, ...]:
-    """The arguments of ``_CREATE``."""
-    columns = _arrays(
-        (
-            session.owner.channel,
-            session.owner.id,
-            session.idempotency_key,
-            max_active,
-            session.id,
-            session.request_id,
-            session.prompt,
-            session.model_image_url,
-            session.outfit_image_url,
-            _encode_accessories(session.accessories).decode(),
-        )
-        for session, max_active in creations
+def _arguments(session: GenerationSession, max_active: int) -> tuple[object, ...]:
+    """What ``_CREATE`` is told of a session."""
+    return (
+        session.owner.channel,
+        session.owner.id,
+        session.idempotency_key,
+        max_active,
+        session.id,
+        session.request_id,
+        session.prompt,
+        session.model_image_url,
+        session.outfit_image_url,
+        _encode_accessories(session.accessories).decode(),
     )
-    return (*columns, GENERATION_COST)
 
 
 def _outcomes(

@@ -203,6 +203,48 @@ async def test_each_has_its_own_bound(database: Gated, backend: PostgresBackend)
     assert kinds(outcomes) == ["created", "created"]
 
 
+@pytest.mark.parametrize("seed", range(10))
+async def test_one_is_decided_like_one_of_many(
+    database: Gated, backend: PostgresBackend, seed: int
+) -> None:
+    """It has a statement of its own, which answers the same and leaves the same: here each of two
+    owners asks for the same, one of them always beside somebody who has no account."""
+    chance = random.Random(seed)
+    await backend.credits.grant(USER, 6, note="test")
+    await backend.credits.grant(OTHER, 6, note="test")
+
+    def ask(owner: Owner, key: str | None, max_active: int) -> Any:
+        session = a_session(owner=owner, idempotency_key=key)
+        return backend.sessions.create(session, max_active=max_active)
+
+    for _ in range(20):
+        key, max_active = chance.choice([None, None, "a", "b"]), chance.randrange(6)
+        alone = await together(database, ask(USER, key, max_active))
+        beside = await together(database, ask(OTHER, key, max_active), ask(NOBODY, None, MANY))
+        assert kinds(alone) == kinds(beside[:1])
+        if isinstance(alone[0], Receipt):
+            assert alone[0].credits_remaining == beside[0].credits_remaining
+            assert alone[0].session.created_at < beside[0].session.created_at
+            end = chance.choice(["", "failed", "completed", "completed"])
+            for session_id in (alone[0].session.id, beside[0].session.id):
+                if end == "failed":
+                    await backend.sessions.fail(session_id, FAILURE, attempt=None)
+                if end == "completed":
+                    await backend.sessions.claim(session_id, lease=LEASE)
+                    await backend.sessions.complete(session_id, attempt=1, artefact=ARTEFACT)
+
+    mine, theirs = [
+        await database.fetch_row(
+            "SELECT balance, total_debited, sessions_created, unfinished_at_most"
+            " FROM credit_accounts WHERE owner_id = $1",
+            owner.id,
+        )
+        for owner in (USER, OTHER)
+    ]
+    assert mine == theirs
+    await books_are_right(backend, database)
+
+
 async def test_what_the_store_refuses_fails_its_caller_only(
     database: Gated, backend: PostgresBackend
 ) -> None:
@@ -222,10 +264,12 @@ async def test_what_the_store_refuses_fails_its_caller_only(
     await books_are_right(backend, database)
 
 
+@pytest.mark.parametrize("calls", [1, 8])
 async def test_many_at_once_over_few_accounts(
-    postgres: EmbeddedPostgres, backend: PostgresBackend, database: Gated
+    postgres: EmbeddedPostgres, backend: PostgresBackend, database: Gated, calls: int
 ) -> None:
-    """By three processes: no deadlock, no credit spent twice, and none left unspent."""
+    """By three processes, each one by one or several together: no deadlock, no credit spent twice,
+    and none left unspent."""
     owners = [Owner(channel=Channel.B2B, id=f"store-{number}") for number in range(4)]
     for owner in owners:
         await backend.credits.grant(owner, 40, note="test")
@@ -234,7 +278,7 @@ async def test_many_at_once_over_few_accounts(
         for _ in range(3):
             other = Database(postgres.url(), limits=DatabaseLimits(command_seconds=20))
             stack.push_async_callback(other.close)
-            limits = BatchLimits(calls=8, in_flight=2)
+            limits = BatchLimits(calls=calls, in_flight=2)
             repos.append(PostgresSessionRepo(other, batches=limits))
         chance = random.Random(1)
         async with asyncio.timeout(DEADLINE_SECONDS):
@@ -284,6 +328,30 @@ async def test_an_account_that_is_held_delays_its_owner_only(
     await holder.close()
 
     assert [receipt.credits_remaining for receipt in receipts] == [2, 1, 0]
+
+
+async def test_an_account_that_is_held_delays_no_other_owner(
+    postgres: EmbeddedPostgres, backend: PostgresBackend
+) -> None:
+    """Also where its owner's call came alone: it waits apart, and holds up no later batch."""
+    for owner in (USER, STORE):
+        await backend.credits.grant(owner, 1, note="test")
+    repo = PostgresSessionRepo(backend._database, batches=BatchLimits(in_flight=1))
+    holder = Database(postgres.url(), limits=DatabaseLimits())
+
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        async with holder.transaction() as transaction:
+            await transaction.execute(
+                "SELECT FROM credit_accounts WHERE owner_id = $1 FOR UPDATE", USER.id
+            )
+            held = asyncio.create_task(repo.create(a_session(), max_active=MANY))
+            await waiting_for_a_lock(holder)
+            await repo.create(a_session(owner=STORE), max_active=MANY)
+            assert not held.done()
+        receipt = await held
+    await holder.close()
+
+    assert receipt.credits_remaining == 0
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -184,39 +184,45 @@ class Generation:
         The bound of an attempt stands here, around the work, so that it holds also for work that
         ignores being stopped.
         """
+        lease_seconds = self._policy.lease.total_seconds()
+        attempt_seconds = self._policy.attempt_timeout.total_seconds()
+        first_seconds = min(lease_seconds / 3, attempt_seconds)
+        valid_until = asyncio.get_running_loop().time() + lease_seconds
         work = asyncio.create_task(self._make(session))
-        lease = asyncio.create_task(self._keep_lease(session))
+        lease: asyncio.Task[None] | None = None
         try:
-            await asyncio.wait(
-                {work, lease},
-                timeout=self._policy.attempt_timeout.total_seconds(),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            # Nobody needs to look after the lease of what is done before it must be renewed.
+            await asyncio.wait((work,), timeout=first_seconds)
+            if not work.done():
+                lease = asyncio.create_task(self._keep_lease(session, valid_until))
+                await asyncio.wait(
+                    (work, lease),
+                    timeout=attempt_seconds - first_seconds,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
             if work.cancelled():
                 raise RuntimeError("The work cancelled itself")
             if work.done():
                 return work.result()
-            if lease.done():
+            if lease is not None and lease.done():
                 return lease.result()
             raise TryAgain("Making the picture took too long")
         finally:
             await _stop(work, lease)
 
-    async def _keep_lease(self, session: GenerationSession) -> None:
-        """Renew the lease three times in its life; return once it is or may be lost."""
+    async def _keep_lease(self, session: GenerationSession, valid_until: float) -> None:
+        """Renew the lease now, and three times in its life; return once it is or may be lost."""
         lease = self._policy.lease
         loop = asyncio.get_running_loop()
-        valid_until = loop.time() + lease.total_seconds()
-        while loop.time() < valid_until:
-            await asyncio.sleep(lease.total_seconds() / 3)
+        while True:
             asked_at = loop.time()
-            try:
-                renewed = await self._repo.renew(session.id, attempt=session.attempt, lease=lease)
-            except StoreUnavailable:
-                continue
-            if not renewed:
+            with suppress(StoreUnavailable):
+                if not await self._repo.renew(session.id, attempt=session.attempt, lease=lease):
+                    return
+                valid_until = asked_at + lease.total_seconds()
+            if loop.time() >= valid_until:
                 return
-            valid_until = asked_at + lease.total_seconds()
+            await asyncio.sleep(lease.total_seconds() / 3)
 
     async def _make(self, session: GenerationSession) -> _Made:
         """Make and keep the picture, unless an earlier attempt got as far as keeping it. What
@@ -271,11 +277,13 @@ def _failure(error: WorkFailed) -> Failure:
     return Failure(code=error.reason, message=str(error))
 
 
-async def _stop(*tasks: asyncio.Task[object]) -> None:
-    for task in tasks:
+async def _stop(*tasks: asyncio.Task[object] | None) -> None:
+    begun = [task for task in tasks if task is not None]
+    for task in begun:
         task.cancel()
         task.add_done_callback(_take_note)
-    await asyncio.wait(tasks, timeout=_STOP_SECONDS)
+    if not all(task.done() for task in begun):
+        await asyncio.wait(begun, timeout=_STOP_SECONDS)
 
 
 def _take_note(task: asyncio.Task[object]) -> None:

@@ -375,6 +375,18 @@ async def test_an_attempt_takes_no_longer_than_it_may(service: Service) -> None:
     assert service.money_of(session_id) == REFUNDED
 
 
+async def test_an_attempt_may_be_shorter_than_a_lease(service: Service) -> None:
+    """Then it is stopped when its time is over, not when its lease has to be renewed."""
+    await service.submitted()
+    service.generator.seconds = 3600
+    generation = service.generation(WorkPolicy(attempt_timeout=LEASE / 10))
+    started_at = loop_time()
+
+    assert await service.work(generation) is Outcome.RELEASED
+
+    assert loop_time() - started_at == LEASE.total_seconds() / 10
+
+
 async def test_work_that_does_not_stop_is_left_behind(service: Service) -> None:
     """A generator that ignores cancellation holds neither the session nor the worker up, and an
     error of it that comes too late disturbs nobody."""

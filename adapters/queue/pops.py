@@ -17,6 +17,8 @@ Await = Callable[[float], Awaitable[bytes | None]]
 PutBack = Callable[[Sequence[bytes]], Awaitable[None]]
 """Puts messages back before all others; the last one of them is taken next."""
 
+TURNS_TO_BEGIN = 2
+
 
 class SharedPops:
     """Hands messages to those that wait for one, first come, first served. Never takes more than
@@ -28,6 +30,9 @@ class SharedPops:
         self._put_back = put_back
         self._waiting: deque[tuple[float, asyncio.Future[bytes | None]]] = deque()
         self._runner: asyncio.Task[None] | None = None
+        self._were_enough = False
+        """Whether the last take brought one for each: then there is no need to wait for one first,
+        which would part it from those that come with it."""
 
     async def pop(self, timeout_seconds: float) -> bytes | None:
         """The next message; None once ``timeout_seconds`` are over, or those of another that waits:
@@ -41,7 +46,7 @@ class SharedPops:
 
     async def _run(self) -> None:
         try:
-            more = False
+            more = self._were_enough
             while self._live():
                 more = await (self._take_more() if more else self._await_one())
         except Exception as error:  # noqa: BLE001 - whatever it is, they would wait for ever
@@ -57,6 +62,10 @@ class SharedPops:
         found = await self._await_next(seconds)
         if found is not None:
             await self._hand_out([found])
+            # Whoever has it begins with it before more is asked for: sending a command takes as
+            # long as all else until the claim is sent, which is what these turns of the loop do.
+            for _ in range(TURNS_TO_BEGIN):
+                await asyncio.sleep(0)
             return True
         for message in self._live():
             message.set_result(None)
@@ -66,8 +75,9 @@ class SharedPops:
         """Take a message for each that still waits; returns whether there may be more."""
         wanted = len(self._live())
         found = await self._take(wanted)
+        self._were_enough = len(found) == wanted
         await self._hand_out(found)
-        return len(found) == wanted
+        return self._were_enough
 
     async def _hand_out(self, found: Sequence[bytes]) -> None:
         live = self._live()

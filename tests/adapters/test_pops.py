@@ -103,6 +103,45 @@ async def test_first_come_first_served() -> None:
     assert queue.commands == ["await 100", "take 2"]
 
 
+async def test_where_there_is_plenty_no_single_one_is_waited_for() -> None:
+    """What a take brings one for each of is followed by another take: a message that comes by
+    itself is claimed by itself. One that brings less is not."""
+    queue = Queue()
+    pops = queue.pops()
+    for message in (b"1", b"2", b"3", b"4", b"5"):
+        queue.send(message)
+    await asyncio.gather(*popping(pops, 3))
+
+    assert await asyncio.gather(*popping(pops, 2)) == [b"4", b"5"]
+    assert queue.commands == ["await 100", "take 2", "take 2"]
+    for _ in range(2):
+        assert await pops.pop(1) is None
+    assert queue.commands[3:] == ["take 1", "await 1", "await 1"]
+
+
+async def test_whoever_has_a_message_begins_with_it_first() -> None:
+    """A worker's claim, which a task of its own sends, comes before the command that asks for more
+    for those that still wait."""
+    queue = Queue()
+    pops = queue.pops()
+
+    async def claim() -> None:
+        queue.commands.append("claim")
+
+    async def slot() -> None:
+        await pops.pop(100)
+        await asyncio.create_task(claim())
+
+    slots = [asyncio.create_task(slot()) for _ in range(2)]
+    await a_moment()
+    queue.send(b"1")
+    await a_moment()
+    queue.send(b"2")
+    await asyncio.gather(*slots)
+
+    assert queue.commands[:4] == ["await 100", "claim", "take 1", "await 99.99"]
+
+
 async def test_never_more_than_are_waited_for() -> None:
     """What nobody can work on stays for other processes."""
     queue = Queue()

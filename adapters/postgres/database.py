@@ -108,7 +108,10 @@ class Database:
         """A connection within one transaction, for what is more than one statement. Getting the
         connection and each statement have the bound of a call, the whole has none."""
         with _named_failures():
-            async with self._connection() as connection, _transaction(connection):
+            async with (
+                self._connection(seconds=self._limits.command_seconds) as connection,
+                _transaction(connection),
+            ):
                 yield connection
 
     async def close(self) -> None:
@@ -137,11 +140,14 @@ class Database:
                     yield connection
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
+    async def _connection(self, *, seconds: float | None = None) -> AsyncIterator[Connection]:
         """A connection of the pool, which gets it back only if it is known to be fit for use: left
-        to itself, asyncpg would have a call that was cut off wait for the server once more."""
+        to itself, asyncpg would have a call that was cut off wait for the server once more.
+
+        ``seconds`` bounds the wait for one. Where all has a bound that one is enough: asyncpg's
+        costs a task, and two turns of the loop before anything is sent."""
         pool = self._pool or await self._open()
-        connection = await pool.acquire(timeout=self._limits.command_seconds)
+        connection = await pool.acquire(timeout=seconds)
         try:
             yield connection
         except BaseException as error:
@@ -152,7 +158,7 @@ class Database:
                     connection.terminate()
             raise
         finally:
-            await pool.release(connection)
+            await pool.release(connection, timeout=self._limits.command_seconds)
 
     async def _open(self) -> "asyncpg.Pool[asyncpg.Record]":
         """An empty pool: its connections are made one by one, when they are needed."""

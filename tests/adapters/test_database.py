@@ -4,7 +4,7 @@ comes back by itself."""
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import (
     AbstractContextManager,
     ExitStack,
@@ -111,6 +111,15 @@ async def running(database: Database, count: int) -> None:
             pass
 
 
+async def one_statement(database: Database) -> None:
+    await database.fetch("SELECT 1")
+
+
+async def one_transaction(database: Database) -> None:
+    async with database.transaction():
+        pass
+
+
 async def create_and_fail(database: Database, table: str) -> None:
     async with database.transaction() as connection:
         await connection.execute(f"CREATE TABLE {table} ()")
@@ -146,14 +155,17 @@ async def test_connecting_has_a_bound() -> None:
                 await database.fetch("SELECT 1")
 
 
-async def test_waiting_for_a_connection_has_a_bound(postgres: EmbeddedPostgres) -> None:
+@pytest.mark.parametrize("call", [one_statement, one_transaction])
+async def test_waiting_for_a_connection_has_a_bound(
+    postgres: EmbeddedPostgres, call: Callable[[Database], Awaitable[object]]
+) -> None:
     """Where all are in use, a call is given up after ``command_seconds``; the pool is whole
     afterwards."""
     async with connected(postgres.url()) as database:
         async with database.transaction():
             with takes(0.5, 0.5), pytest.raises(StoreUnavailable):
                 async with asyncio.timeout(DEADLINE_SECONDS):
-                    await database.fetch("SELECT 1")
+                    await call(database)
 
         assert await database.fetch_value("SELECT 1") == 1
 

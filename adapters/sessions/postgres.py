@@ -55,6 +55,11 @@ CREATE_TRIES = 5
 HELD_AT_ONCE = 4
 """So many accounts that others hold are waited for at once, by a connection each."""
 
+STEP = 16
+"""So many sessions are claimed or completed at once. Were it all that wait, a busy worker's slots
+would go through their work in one step: the store would wait while it is done, and the worker
+while that is written."""
+
 _COLUMNS = """
     s.id, s.channel, s.owner_id, s.idempotency_key, s.status, s.request_id, s.prompt,
     s.model_image_url, s.outfit_image_url, s.accessories, s.object_key, s.media_type,
@@ -441,9 +446,10 @@ class PostgresSessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
                 too_many=_too_many,
             ),
         )
-        self._claim = _coalescer(self._run_claim, batches)
+        step = replace(batches, calls=min(batches.calls, STEP))
+        self._claim = _coalescer(self._run_claim, step)
         self._renew = _coalescer(self._run_renew, batches)
-        self._complete = _coalescer(self._run_complete, batches)
+        self._complete = _coalescer(self._run_complete, step)
 
     async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:
         for _ in range(CREATE_TRIES):

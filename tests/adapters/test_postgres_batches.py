@@ -13,11 +13,11 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from adapters.coalescing import BatchLimits
+from adapters.coalescing import DEFAULT_LIMITS, BatchLimits
 from adapters.embedded.postgres import PORT, EmbeddedPostgres
 from adapters.postgres.database import Database, DatabaseLimits
 from adapters.queue.memory import InMemoryTaskQueue
-from adapters.sessions.postgres import PostgresSessionRepo
+from adapters.sessions.postgres import STEP, PostgresSessionRepo
 from adapters.storage.memory import InMemoryImageStorage
 from adapters.storage.signing import UrlSigner
 from config.container import utc_now
@@ -466,6 +466,26 @@ async def test_a_claim_of_a_batch_is_given_once(database: Gated, backend: Postgr
     assert database.sizes() == [4]
     assert [claim and claim.id for claim in claims] == [first, None, second, None]
     assert [claim.attempt for claim in claims if claim] == [1, 1]
+
+
+@pytest.mark.parametrize(("limits", "step"), [(DEFAULT_LIMITS, STEP), (BatchLimits(calls=3), 3)])
+async def test_a_busy_worker_takes_one_step_after_the_other(
+    database: Gated, backend: PostgresBackend, limits: BatchLimits, step: int
+) -> None:
+    """The store writes what some of its slots ask for while others work: claims and completions
+    are never all those that wait, nor more than any batch may be."""
+    repo = PostgresSessionRepo(database, batches=limits)
+    ids = [await backend.queued() for _ in range(step + 2)]
+
+    claims = await together(database, *(repo.claim(session_id, lease=LEASE) for session_id in ids))
+    claimed_in = database.sizes()
+    completed = await together(
+        database, *(repo.complete(id_, attempt=1, artefact=ARTEFACT) for id_ in ids)
+    )
+
+    assert claimed_in == database.sizes() == [step, 2]
+    assert [claim.id for claim in claims] == ids
+    assert completed == [True] * len(ids)
 
 
 async def test_leases_of_a_batch_are_each_ones_own(

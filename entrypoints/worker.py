@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 import uvloop
+from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from config.container import POP_SECONDS, Container, close
 from config.logging import configure_logging
@@ -22,6 +23,7 @@ from domain.generation import Generation, Outcome
 from domain.ports import StartLimitPort, TaskQueuePort
 from domain.recovery import Recovery
 from domain.tasks import GenerationTask, UnreadableTask
+from entrypoints.garbage import leave_alone_what_stays
 
 log = structlog.get_logger(__name__)
 
@@ -243,26 +245,26 @@ class Worker:
 
     async def _work(self, task: GenerationTask, turn: Turn) -> _Found:
         """A picture counts as begun whatever became of it."""
-        with structlog.contextvars.bound_contextvars(
-            request_id=task.request_id, session_id=str(task.session_id)
-        ):
-            try:
-                with self._cut_off_after_grace():
-                    outcome = await self._generation.run(task)
-            except (Unavailable, ClaimFailed):
-                raise
-            except ProviderMisconfigured as error:
-                self._turned_away(turn, error)
-            except Exception:
-                log.exception("task_crashed")
-            else:
-                log.info("task_done", outcome=outcome)
-                self._left_work |= outcome is Outcome.UNSETTLED
-                if outcome is Outcome.COMPLETED and turn.succeeded():
-                    log.info("circuit_closed")
-                if outcome is Outcome.SKIPPED:
-                    return _Found.NO_PICTURE
-            return _Found.PICTURE
+        bind_contextvars(request_id=task.request_id, session_id=str(task.session_id))
+        try:
+            with self._cut_off_after_grace():
+                outcome = await self._generation.run(task)
+        except (Unavailable, ClaimFailed):
+            raise
+        except ProviderMisconfigured as error:
+            self._turned_away(turn, error)
+        except Exception:
+            log.exception("task_crashed")
+        else:
+            log.info("task_done", outcome=outcome)
+            self._left_work |= outcome is Outcome.UNSETTLED
+            if outcome is Outcome.COMPLETED and turn.succeeded():
+                log.info("circuit_closed")
+            if outcome is Outcome.SKIPPED:
+                return _Found.NO_PICTURE
+        finally:
+            unbind_contextvars("request_id", "session_id")
+        return _Found.PICTURE
 
     def _turned_away(self, turn: Turn, error: ProviderMisconfigured) -> None:
         """Say once for each opening why this worker takes no tasks."""
@@ -347,8 +349,16 @@ def run_worker(
             drain_seconds=settings.drain_seconds,
             attempt_seconds=settings.attempt_seconds,
         )
+    return run_on(container, concurrency=concurrency, recovery=recovery, once=once)
+
+
+def run_on(
+    container: Container, *, concurrency: int | None, recovery: bool, once: bool = False
+) -> bool:
+    """A worker with all the process to itself, on these adapters. Returns as ``run_worker``."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         worker = build_worker(container, concurrency=concurrency, recovery=recovery, once=once)
+        leave_alone_what_stays()
         return runner.run(run_until_signalled(worker, lambda: close(container)))
 
 

@@ -2,16 +2,14 @@
 ``python -m tests.bench.worker CONCURRENCY [FILE]`` notes in FILE when each began to be worked on.
 """
 
-import asyncio
 import os
 import sys
 from pathlib import Path
 from time import CLOCK_MONOTONIC, clock_gettime
 
-import uvloop
 from dependency_injector import providers
 
-from config.container import Container, close
+from config.container import Container
 from config.logging import configure_logging
 from config.settings import load_settings
 from domain.credits import Owner
@@ -25,7 +23,7 @@ from domain.ports import (
     PictureRequest,
 )
 from domain.sessions import Artefact
-from entrypoints.worker import build_worker, run_until_signalled
+from entrypoints.worker import run_on
 
 _PICTURE = Picture(data=b"", media_type="image/jpeg")
 
@@ -68,9 +66,7 @@ def _main(concurrency: int, stamps: Path | None) -> None:
     container.fetcher.override(providers.Object(_NoFetcher()))
     container.generator.override(providers.Object(_NoGenerator(stamps)))
     container.storage.override(providers.Object(_NoStorage()))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        worker = build_worker(container, concurrency=concurrency, recovery=True)
-        runner.run(run_until_signalled(worker, lambda: close(container)))
+    run_on(container, concurrency=concurrency, recovery=True)
 
 
 if __name__ == "__main__":

@@ -391,12 +391,15 @@ async def test_a_message_that_cannot_be_buried_does_not_hold_up_the_stop(
 
 
 async def test_a_task_that_crashes_does_not_end_its_slot(service: Service, logs: Logs) -> None:
-    """The error is logged with what it belongs to, and the slot takes the next task."""
+    """The error is logged with what it belongs to, and the slot takes the next task; what is logged
+    after that belongs to none."""
     crashed, done = await service.backlog(2)
     service.generator.outcomes = [RuntimeError("a bug")]
 
     async with running(a_worker(service, concurrency=1)):
         await completed(service, 1)
+        service.queue.faults.away.add("pop")
+        await asyncio.sleep(2 * POP_SECONDS)
 
     assert await in_status(service, SessionStatus.FAILED) == [crashed]
     assert await in_status(service, SessionStatus.COMPLETED) == [done]
@@ -404,6 +407,9 @@ async def test_a_task_that_crashes_does_not_end_its_slot(service: Service, logs:
     assert entry["log_level"] == "error"
     assert (entry["session_id"], entry["request_id"]) == (str(crashed), "req_1")
     assert [entry["session_id"] for entry in events(logs, "task_done")] == [str(done)]
+    waiting_lines = events(logs, "worker_waiting")
+    assert waiting_lines
+    assert not any("session_id" in entry or "request_id" in entry for entry in waiting_lines)
 
 
 async def test_a_generator_that_turns_all_away_is_left_alone(service: Service, logs: Logs) -> None:

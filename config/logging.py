@@ -37,6 +37,9 @@ AccessLine: TypeAlias = Callable[[About, str, str, int | None, float], None]
 """Logs an answered request: what is known of it, its method and path, the answer's status (None if
 there was none), and how many milliseconds it took."""
 
+TASK_LOG = "tasks"
+"""The name of the logger of one line for each task that was done."""
+
 GRANIAN_LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -125,9 +128,9 @@ _access_log = structlog.get_logger(ACCESS_LOG)
 
 
 def gather_access_lines() -> None:
-    """From now on lines of the access log wait for others, and for ``write_gathered_lines``: to
-    write each one by itself costs a request as much as half of all else. Any other line is written
-    at once, and those before it."""
+    """From now on lines of the access log, and of the log of tasks, wait for others, and for
+    ``write_gathered_lines``: to write each one by itself costs a request as much as half of all
+    else. Any other line is written at once, and those before it."""
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(line_buffering=False, write_through=False)
 
@@ -139,7 +142,7 @@ def write_gathered_lines() -> None:
 
 
 def _logger(name: str | None = None) -> object:
-    return _StandardError(at_once=name != ACCESS_LOG)
+    return _StandardError(at_once=name not in {ACCESS_LOG, TASK_LOG})
 
 
 class _StandardError:

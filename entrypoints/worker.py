@@ -15,7 +15,12 @@ import uvloop
 from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from config.container import POP_SECONDS, Container, close
-from config.logging import configure_logging
+from config.logging import (
+    TASK_LOG,
+    configure_logging,
+    gather_access_lines,
+    write_gathered_lines,
+)
 from config.settings import Settings
 from domain.circuit import Circuit, Turn
 from domain.errors import ClaimFailed, ProviderMisconfigured, Unavailable
@@ -26,6 +31,10 @@ from domain.tasks import GenerationTask, UnreadableTask
 from entrypoints.garbage import leave_alone_what_stays
 
 log = structlog.get_logger(__name__)
+task_log = structlog.get_logger(TASK_LOG)
+
+WRITE_SECONDS = 1.0
+"""How long the line of a task that was done may wait for others."""
 
 REFUSALS_ONCE = 5
 """How often a worker that waits for nothing tries to bury what nobody can read."""
@@ -256,7 +265,7 @@ class Worker:
         except Exception:
             log.exception("task_crashed")
         else:
-            log.info("task_done", outcome=outcome)
+            task_log.info("task_done", outcome=outcome)
             self._left_work |= outcome is Outcome.UNSETTLED
             if outcome is Outcome.COMPLETED and turn.succeeded():
                 log.info("circuit_closed")
@@ -356,10 +365,27 @@ def run_on(
     container: Container, *, concurrency: int | None, recovery: bool, once: bool = False
 ) -> bool:
     """A worker with all the process to itself, on these adapters. Returns as ``run_worker``."""
+    gather_access_lines()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         worker = build_worker(container, concurrency=concurrency, recovery=recovery, once=once)
         leave_alone_what_stays()
-        return runner.run(run_until_signalled(worker, lambda: close(container)))
+        return runner.run(_writing_lines(run_until_signalled(worker, lambda: close(container))))
+
+
+async def _writing_lines(work: Awaitable[bool]) -> bool:
+    """Do ``work``, and write the lines of the tasks that were done meanwhile. The last ones go out
+    with that of the worker's stop."""
+
+    async def write() -> None:
+        while True:
+            await asyncio.sleep(WRITE_SECONDS)
+            write_gathered_lines()
+
+    writing = asyncio.create_task(write())
+    try:
+        return await work
+    finally:
+        writing.cancel()
 
 
 def build_worker(

@@ -16,6 +16,8 @@ from structlog.contextvars import bound_contextvars
 
 from config.logging import (
     ABOUT,
+    ACCESS_LOG,
+    TASK_LOG,
     About,
     access_line,
     configure_logging,
@@ -318,12 +320,13 @@ def standard_error(monkeypatch: pytest.MonkeyPatch) -> Stream:
     return stream
 
 
-def test_access_lines_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", [ACCESS_LOG, TASK_LOG])
+def test_access_lines_wait_for_others(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Only where that was asked for, and until others are written, or it is time; the order is
     that in which things happened."""
     stream = standard_error(monkeypatch)
     configure()
-    access, other = structlog.get_logger("access"), structlog.get_logger("other")
+    access, other = structlog.get_logger(name), structlog.get_logger("other")
 
     access.info("1")
     at_once = stream.events()

@@ -19,6 +19,7 @@ from domain.credits import LedgerKind
 from domain.errors import ClaimFailed, ProviderMisconfigured, Refused, TryAgain
 from domain.sessions import SessionStatus
 from domain.tasks import GenerationTask, UnreadableTask
+from entrypoints import worker as worker_module
 from entrypoints.worker import Worker, WorkerLimits, run_until_signalled
 from tests.support.clock import VirtualTimeLoop, loop_time
 from tests.support.examples import LEASE, a_task
@@ -861,3 +862,21 @@ async def test_the_only_run_stops_when_told(service: Service, busy: str) -> None
     assert loop_time() == pytest.approx(1 + DRAIN_SECONDS)
     assert await in_status(service, SessionStatus.QUEUED) == ids
     assert set(waiting(service)) == set(ids)
+
+
+async def test_lines_of_tasks_wait_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the worker goes on; what it returns is returned."""
+    written: list[float] = []
+    began = loop_time()
+    monkeypatch.setattr(
+        worker_module, "write_gathered_lines", lambda: written.append(loop_time() - began)
+    )
+
+    async def work() -> bool:
+        await asyncio.sleep(3.5)
+        return False
+
+    assert await worker_module._writing_lines(work()) is False
+    await asyncio.sleep(5)
+
+    assert written == [1, 2, 3]

@@ -28,13 +28,16 @@ def logged(deployment: Deployment) -> str:
 
 
 def test_once(deployment: Deployment) -> None:
-    """More than it has slots are done, then it ends by itself; and so it does if none waits."""
+    """More than it has slots are done, then it ends by itself; and so it does if none waits. Each
+    has its line in the log."""
     sessions = [deployment.submit().data["session_id"] for _ in range(5)]
 
     exit_codes = [once(deployment, "--concurrency", "2"), once(deployment)]
 
     assert exit_codes == [0, 0]
     assert {deployment.session(id_)["status"] for id_ in sessions} == {"completed"}
+    done = [line for line in logged(deployment).splitlines() if "task_done" in line]
+    assert all(sum(id_ in line for line in done) == 1 for id_ in sessions)
     deployment.assert_books_are_right()
 
 

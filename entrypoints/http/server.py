@@ -1,7 +1,6 @@
 """The API process: granian in front, and in each of its workers the application."""
 
 import asyncio
-import gc
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -24,6 +23,7 @@ from config.servers import die_with_parent
 from config.settings import Settings, load_settings
 from domain.errors import Unavailable
 from domain.submission import Submission
+from entrypoints.garbage import leave_alone_what_stays
 from entrypoints.http.app import Lifespan, Services, create_app
 
 TEND_SECONDS = 1.0
@@ -34,10 +34,6 @@ STOP_SECONDS = 20
 """How long a worker may take to finish its requests: more than one may last, except a slow upload,
 of which nothing is kept then and which can be sent again. Without it granian waits for ever for a
 worker that was still starting when it was told to stop."""
-
-COLLECT_EVERY = 50_000
-"""Objects that may pile up before the garbage collector looks at them: those of some hundred
-requests."""
 
 log = structlog.get_logger(__name__)
 
@@ -75,15 +71,6 @@ def app() -> Litestar:
     made = application(Container(settings=settings))
     leave_alone_what_stays()
     return made
-
-
-def leave_alone_what_stays() -> None:
-    """Have the garbage collector look at what requests make, and seldom. What is there now stays to
-    the end; to look through all of it again and again would stop everybody for tens of
-    milliseconds."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(COLLECT_EVERY, 20, 100)
 
 
 def application(container: Container, *lifespan: Lifespan) -> Litestar:

@@ -127,8 +127,8 @@ def logged_access_line(
 _access_log = structlog.get_logger(ACCESS_LOG)
 
 
-def gather_access_lines() -> None:
-    """From now on lines of the access log, and of the log of tasks, wait for others, and for
+def gather_lines() -> None:
+    """From now on lines of requests and of tasks that were done wait for others, and for
     ``write_gathered_lines``: to write each one by itself costs a request as much as half of all
     else. Any other line is written at once, and those before it."""
     if isinstance(sys.stderr, io.TextIOWrapper):

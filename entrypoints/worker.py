@@ -18,7 +18,7 @@ from config.container import POP_SECONDS, Container, close
 from config.logging import (
     TASK_LOG,
     configure_logging,
-    gather_access_lines,
+    gather_lines,
     write_gathered_lines,
 )
 from config.settings import Settings
@@ -365,7 +365,7 @@ def run_on(
     container: Container, *, concurrency: int | None, recovery: bool, once: bool = False
 ) -> bool:
     """A worker with all the process to itself, on these adapters. Returns as ``run_worker``."""
-    gather_access_lines()
+    gather_lines()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         worker = build_worker(container, concurrency=concurrency, recovery=recovery, once=once)
         leave_alone_what_stays()

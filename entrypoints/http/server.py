@@ -16,7 +16,7 @@ from config.logging import (
     GRANIAN_LOGGING,
     access_line,
     configure_logging,
-    gather_access_lines,
+    gather_lines,
     write_gathered_lines,
 )
 from config.servers import die_with_parent
@@ -67,7 +67,7 @@ def app() -> Litestar:
     die_with_parent(signal.SIGTERM, os.getppid())
     settings = load_settings(os.environ)
     configure_logging(settings)
-    gather_access_lines()
+    gather_lines()
     made = application(Container(settings=settings))
     leave_alone_what_stays()
     return made

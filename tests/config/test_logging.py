@@ -21,7 +21,7 @@ from config.logging import (
     About,
     access_line,
     configure_logging,
-    gather_access_lines,
+    gather_lines,
     logged_access_line,
     write_gathered_lines,
 )
@@ -330,7 +330,7 @@ def test_access_lines_wait_for_others(monkeypatch: pytest.MonkeyPatch, name: str
 
     access.info("1")
     at_once = stream.events()
-    gather_access_lines()
+    gather_lines()
     access.info("2")
     access.info("3")
     gathered = stream.events()
@@ -352,7 +352,7 @@ def test_whole_lines_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many wait: other processes write to the same file."""
     stream = standard_error(monkeypatch)
     configure()
-    gather_access_lines()
+    gather_lines()
     access = structlog.get_logger("access")
     for number in range(2_000):
         access.info("request", path="/" + "x" * (number * 7 % 900))
@@ -367,7 +367,7 @@ def test_no_request_fails_for_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where standard error takes no more, lines are lost, and later ones are not."""
     stream = standard_error(monkeypatch)
     configure()
-    gather_access_lines()
+    gather_lines()
     stream.raw.is_full = True
 
     for _ in range(1_000):
@@ -384,7 +384,7 @@ def test_gathering_in_the_console_s_format(monkeypatch: pytest.MonkeyPatch) -> N
     """As for machines."""
     stream = standard_error(monkeypatch)
     configure(log_format=LogFormat.CONSOLE)
-    gather_access_lines()
+    gather_lines()
 
     structlog.get_logger("access").info("request", path="/a")
     before = list(stream.raw.written)
@@ -399,7 +399,7 @@ def test_gathering_where_standard_error_is_no_stream_of_bytes(
 ) -> None:
     """As under another program's capture: then lines are written as that one likes."""
     configure()
-    gather_access_lines()
+    gather_lines()
     structlog.get_logger("access").info("request")
     write_gathered_lines()
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from domain.deadlines import SharedTimeout
 from domain.errors import StoreUnavailable
 
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
@@ -83,6 +84,7 @@ class Database:
     ) -> None:
         self._url = url
         self._limits = limits
+        self._bound = SharedTimeout(limits.command_seconds)
         self._pooled = transaction_pooler or urlsplit(url).netloc.endswith(
             f":{TRANSACTION_POOLER_PORT}"
         )
@@ -127,11 +129,8 @@ class Database:
 
     @asynccontextmanager
     async def _bounded(self) -> AsyncIterator[Connection]:
-        with _named_failures():
-            async with (
-                asyncio.timeout(self._limits.command_seconds),
-                self._connection() as connection,
-            ):
+        with _named_failures(), self._bound.running():
+            async with self._connection() as connection:
                 if self._pooled:
                     async with _transaction(connection):
                         await connection.execute(_FORGET_US)
@@ -158,7 +157,7 @@ class Database:
                     connection.terminate()
             raise
         finally:
-            await pool.release(connection, timeout=self._limits.command_seconds)
+            await pool.release(connection)
 
     async def _open(self) -> "asyncpg.Pool[asyncpg.Record]":
         """An empty pool: its connections are made one by one, when they are needed."""

@@ -9,8 +9,8 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from socket import gaierror
 from urllib.parse import urlsplit, urlunsplit
@@ -26,6 +26,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from adapters.coalescing import DEFAULT_LIMITS, BatchLimits, Coalescer
 from adapters.queue.payload import MAX_DEAD, MAX_REASON_LENGTH, decode, encode
 from adapters.queue.pops import SharedPops
+from domain.deadlines import SharedTimeout
 from domain.errors import QueueUnavailable
 from domain.ports import DeadLetterPort, TaskQueuePort
 from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
@@ -105,6 +106,7 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
         self._client = client
         self._blocking_client = blocking_client
         self._timeout_seconds = timeout_seconds
+        self._timeout = SharedTimeout(timeout_seconds)
         self._clock = clock
         self._max_dead = max_dead
         self._push = Coalescer(self._run_push, limits=batches, too_many=_too_many)
@@ -116,7 +118,7 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
         await self._push(encode(task))
 
     async def _run_push(self, messages: Sequence[bytes]) -> Sequence[None]:
-        async with self._bounded():
+        with self._bounded():
             await self._client.lpush(TASKS_KEY, *messages)
         return [None] * len(messages)
 
@@ -125,7 +127,7 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
             await self._put_back([encode(task) for task in tasks])
 
     async def _put_back(self, messages: Sequence[bytes]) -> None:
-        async with self._bounded():
+        with self._bounded():
             await self._client.rpush(TASKS_KEY, *messages)
 
     async def pop(self, *, timeout_seconds: float) -> GenerationTask | UnreadableTask | None:
@@ -136,32 +138,34 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
         return None if raw is None else decode(raw)
 
     async def _await_next(self, seconds: float) -> bytes | None:
-        async with self._bounded(waiting_seconds=seconds):
-            reply = await self._blocking_client.brpop([TASKS_KEY], timeout=seconds)
+        with _named_failures():
+            async with asyncio.timeout(self._timeout_seconds + seconds):
+                reply = await self._blocking_client.brpop([TASKS_KEY], timeout=seconds)
         message = reply[1] if reply else None
         return message if isinstance(message, bytes) else None
 
     async def _take(self, count: int) -> Sequence[bytes]:
-        async with self._bounded():
+        with self._bounded():
             reply = await self._client.rpop(TASKS_KEY, count)
         return [message for message in reply or () if isinstance(message, bytes)]
 
     async def oldest(self) -> GenerationTask | UnreadableTask | None:
-        async with self._bounded():
+        with self._bounded():
             raw = await self._client.lindex(TASKS_KEY, -1)
         return None if raw is None else decode(raw)
 
     async def depth(self) -> int:
-        async with self._bounded():
+        with self._bounded():
             return await self._client.llen(TASKS_KEY)
 
     async def bury(self, message: GenerationTask | UnreadableTask, *, reason: str) -> None:
         raw = message.raw if isinstance(message, UnreadableTask) else encode(message)
         dead = _dead(raw, reason, message.session_id, self._clock())
-        async with self._bounded(), self._client.pipeline(transaction=True) as transaction:
-            transaction.lpush(DEAD_KEY, _encode_dead(dead))
-            transaction.ltrim(DEAD_KEY, 0, self._max_dead - 1)
-            await transaction.execute()
+        with self._bounded():
+            async with self._client.pipeline(transaction=True) as transaction:
+                transaction.lpush(DEAD_KEY, _encode_dead(dead))
+                transaction.ltrim(DEAD_KEY, 0, self._max_dead - 1)
+                await transaction.execute()
 
     async def dead(self, *, limit: int) -> list[DeadLetter]:
         return [_letter(entry) for entry in await self._dead_entries(0, limit)]
@@ -170,7 +174,7 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
         entry = await self._find_dead(letter_id)
         if entry is None:
             return False
-        async with self._bounded():
+        with self._bounded():
             moved = await self._client.eval(
                 _REQUEUE, 2, DEAD_KEY, TASKS_KEY, entry, _letter(entry).raw
             )
@@ -180,7 +184,7 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
         entry = await self._find_dead(letter_id)
         if entry is None:
             return False
-        async with self._bounded():
+        with self._bounded():
             return bool(await self._client.eval(_DISCARD, 1, DEAD_KEY, entry))
 
     async def _find_dead(self, letter_id: UUID) -> bytes | None:
@@ -194,7 +198,7 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
     async def _dead_entries(self, start: int, count: int) -> list[bytes]:
         if count < 1:
             return []  # To LRANGE, an end of -1 is the last one.
-        async with self._bounded():
+        with self._bounded():
             entries = await self._client.lrange(DEAD_KEY, start, start + count - 1)
         return [entry if isinstance(entry, bytes) else entry.encode() for entry in entries]
 
@@ -202,22 +206,25 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
         """Close the connections; a server that does not answer is not waited for, nor is it an
         error."""
         for client in (self._client, self._blocking_client):
-            with suppress(QueueUnavailable):
-                async with self._bounded():
-                    await client.aclose()
+            with suppress(QueueUnavailable), self._bounded():
+                await client.aclose()
 
-    @asynccontextmanager
-    async def _bounded(self, *, waiting_seconds: float = 0.0) -> AsyncIterator[None]:
-        """One deadline over connecting, sending and waiting; every failure becomes ours.
+    @contextmanager
+    def _bounded(self) -> Iterator[None]:
+        """One deadline over connecting, sending and waiting."""
+        with _named_failures(), self._timeout.running():
+            yield
 
-        READONLY, OOM, NOAUTH and their kin are no connection errors, but mean the same to us.
-        """
-        try:
-            async with asyncio.timeout(self._timeout_seconds + waiting_seconds):
-                yield
-        except (RedisError, OSError, TimeoutError) as error:
-            refused = _had_no_effect(error)
-            raise QueueUnavailable("Redis queue unavailable", refused=refused) from error
+
+@contextmanager
+def _named_failures() -> Iterator[None]:
+    """Every failure becomes ours: READONLY, OOM, NOAUTH and their kin are no connection errors, but
+    mean the same to us."""
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as error:
+        refused = _had_no_effect(error)
+        raise QueueUnavailable("Redis queue unavailable", refused=refused) from error
 
 
 def _too_many() -> QueueUnavailable:

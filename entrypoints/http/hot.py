@@ -69,7 +69,8 @@ class HotSubmission:
             await _respond(send, *answer)
 
     def _usual_headers(self, scope: Scope) -> dict[bytes, bytes] | None:
-        """The headers, if this asks for a picture and those that matter are as most are."""
+        """The headers, if this asks for a picture, none is there twice and those that matter are as
+        most are."""
         if scope["path"] != GENERATIONS_PATH or scope.get("method") != "POST":
             return None
         headers = dict(scope["headers"])

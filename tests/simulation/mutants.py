@@ -33,7 +33,7 @@ from tests.simulation.fates import FAULTS
 from tests.simulation.scenarios import run_backlog, run_long_work, run_plan, run_seed
 from tests.simulation.world import Violation
 
-SEEDS = 300
+SEEDS = 1_000
 SECONDS = 90.0
 
 Mutant = Callable[[], AbstractContextManager[None]]

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from random import Random
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from dependency_injector import containers, providers
 from uuid_utils.compat import uuid7
@@ -26,14 +27,10 @@ from adapters.auth.postgres import PostgresApiKeyRepo
 from adapters.coalescing import BatchLimits
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
-from adapters.images.fetcher import FetchLimits, HttpImageFetcher
 from adapters.images.inputs import InputPictures
 from adapters.images.inspection import inspect_picture
-from adapters.images.jobs import JobImageGenerator, JobLimits
 from adapters.images.local import LocalImageGenerator
-from adapters.images.openai import OpenAiImageGenerator, Prices, ProviderLimits
 from adapters.images.pool import PicturePool, PoolLimits
-from adapters.images.replicate import CallLimits, ReplicateJobs, ReplicateModel
 from adapters.images.samples import draw_sample
 from adapters.limits.memory import InMemoryStartLimit, Pace
 from adapters.limits.redis import RedisStartLimit
@@ -57,6 +54,11 @@ from domain.recovery import Recovery, RecoveryPolicy
 from domain.submission import Submission, SubmissionPolicy
 from domain.uploads import UploadPolicy, Uploads
 
+if TYPE_CHECKING:
+    from adapters.images.fetcher import HttpImageFetcher
+    from adapters.images.jobs import JobImageGenerator
+    from adapters.images.openai import OpenAiImageGenerator
+
 Check = Callable[[], Awaitable[None]]
 """Returns if a dependency answers; raises ``Unavailable`` otherwise."""
 
@@ -66,7 +68,8 @@ POP_SECONDS = 1.0
 FIRST_LOOK_SECONDS = 0.5
 """When a provider's job is looked at for the first time."""
 
-RESULT_LIMITS = FetchLimits(total_timeout_seconds=30, max_bytes=32_000_000)
+RESULT_SECONDS = 30
+RESULT_BYTES = 32_000_000
 """Bounds of the download of a finished picture."""
 
 
@@ -169,7 +172,9 @@ def _picture_pool(settings: Settings, opened: AsyncExitStack) -> PicturePool:
     return pool
 
 
-def _downloads(settings: Settings, pool: PicturePool, opened: AsyncExitStack) -> HttpImageFetcher:
+def _downloads(settings: Settings, pool: PicturePool, opened: AsyncExitStack) -> "HttpImageFetcher":
+    from adapters.images.fetcher import FetchLimits, HttpImageFetcher
+
     fetcher = HttpImageFetcher(
         limits=FetchLimits(
             total_timeout_seconds=settings.fetch_seconds, max_bytes=settings.fetch_max_bytes
@@ -183,7 +188,9 @@ def _downloads(settings: Settings, pool: PicturePool, opened: AsyncExitStack) ->
 
 def _openai_generator(
     settings: Settings, clock: Callable[[], datetime], opened: AsyncExitStack
-) -> OpenAiImageGenerator:
+) -> "OpenAiImageGenerator":
+    from adapters.images.openai import OpenAiImageGenerator, Prices, ProviderLimits
+
     generator = OpenAiImageGenerator(
         base_url=settings.openai_base_url,
         api_key=settings.require("openai_api_key"),
@@ -207,9 +214,15 @@ def _openai_generator(
 
 def _replicate_generator(
     settings: Settings, clock: Callable[[], datetime], random: Random, opened: AsyncExitStack
-) -> JobImageGenerator:
+) -> "JobImageGenerator":
+    from adapters.images.fetcher import FetchLimits, HttpImageFetcher
+    from adapters.images.jobs import JobImageGenerator, JobLimits
+    from adapters.images.replicate import CallLimits, ReplicateJobs, ReplicateModel
+
     results = HttpImageFetcher(
-        limits=RESULT_LIMITS, prepare=_inspected, allow_loopback=settings.fetch_allow_loopback
+        limits=FetchLimits(total_timeout_seconds=RESULT_SECONDS, max_bytes=RESULT_BYTES),
+        prepare=_inspected,
+        allow_loopback=settings.fetch_allow_loopback,
     )
     jobs = ReplicateJobs(
         base_url=settings.replicate_base_url,

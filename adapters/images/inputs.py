@@ -2,12 +2,15 @@
 the network; everything else from wherever the link leads."""
 
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from adapters.images.fetcher import Prepare
 from domain.credits import Owner
 from domain.ports import ImageFetcherPort, ImageStoragePort, Picture, UploadStoragePort
 from domain.uploads import is_upload_of
+
+if TYPE_CHECKING:
+    from adapters.images.fetcher import Prepare
 
 _PARTS_OF_A_KEY = 5
 
@@ -24,7 +27,7 @@ class InputPictures(ImageFetcherPort):
         pictures: ImageStoragePort,
         uploads: UploadStoragePort,
         download: Download,
-        prepare: Prepare,
+        prepare: "Prepare",
         max_bytes: int,
     ) -> None:
         self._pictures = pictures

@@ -55,7 +55,7 @@ class InMemorySessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
             raise TooManyActive("Too many sessions are unfinished; wait for some to end")
         account = self._accounts.debit(session.owner, GENERATION_COST, session.id)
         now = self._clock()
-        stored = replace(session, created_at=now)
+        stored = session.stored(created_at=now)
         self._rows[session.id] = _Row(session=stored, status_changed_at=now)
         return Receipt(session=stored, credits_remaining=account.balance)
 

@@ -440,10 +440,12 @@ async def test_a_runner_that_was_cancelled_takes_only_its_batch_along() -> None:
     """What carries a batch out may be cancelled from inside, by a connection that is closed: then
     its callers hear of it, and those that waited go on."""
     runs: list[list[int]] = []
+    begun, may_end = asyncio.Event(), asyncio.Event()
 
     async def run(calls: Sequence[Call]) -> Sequence[int]:
         runs.append([call.number for call in calls])
-        await asyncio.sleep(1)
+        begun.set()
+        await may_end.wait()
         if len(runs) == 1:
             raise asyncio.CancelledError
         return runs[-1]
@@ -452,8 +454,9 @@ async def test_a_runner_that_was_cancelled_takes_only_its_batch_along() -> None:
         run, limits=NO_LIMITS, key=lambda call: call.key, too_many=lambda: TooManyWait("too many")
     )
     waiting = [asyncio.create_task(answer_to(coalescer, Call(number=n))) for n in range(2)]
-    await asyncio.sleep(0.5)
+    await begun.wait()
     late = asyncio.create_task(answer_to(coalescer, Call(number=2)))
+    may_end.set()
 
     answers = await asyncio.gather(*waiting, late)
 
@@ -478,15 +481,29 @@ async def test_a_wrong_number_of_results_is_nobodys_answer() -> None:
 
 async def test_it_knows_whose_calls_it_has() -> None:
     """While they wait, and while they are under way; not a moment longer."""
-    server = Server(limits=BatchLimits(calls=1, in_flight=1))
-    coalescer = server.coalescer()
+    begun: asyncio.Queue[int] = asyncio.Queue()
+    may_end = [asyncio.Event(), asyncio.Event()]
+
+    async def run(calls: Sequence[Call]) -> Sequence[int]:
+        (call,) = calls
+        begun.put_nowait(call.number)
+        await may_end[call.number].wait()
+        return [call.number]
+
+    coalescer = Coalescer(
+        run,
+        limits=BatchLimits(calls=1, in_flight=1),
+        key=lambda call: call.key,
+        too_many=lambda: TooManyWait("too many"),
+    )
     tasks = [asyncio.create_task(coalescer(Call(number=n, key=str(n)))) for n in range(2)]
 
     had = []
-    for _ in range(3):
-        await asyncio.sleep(0.5)
+    for task in tasks:
+        number = await begun.get()
         had.append([coalescer.has(str(n)) for n in range(2)])
-        await asyncio.sleep(0.5)
-    await asyncio.gather(*tasks)
+        may_end[number].set()
+        await task
+    had.append([coalescer.has(str(n)) for n in range(2)])
 
     assert had == [[True, True], [False, True], [False, False]]

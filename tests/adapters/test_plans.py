@@ -5,7 +5,7 @@ pooler nothing is prepared, and what grows with the store is looked at there as 
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from types import ModuleType
@@ -18,6 +18,7 @@ from adapters.auth import postgres as auth
 from adapters.credits import postgres as credit_repo
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Connection, Database, DatabaseLimits
+from adapters.postgres.migrate import all_migrations, migrate
 from adapters.sessions import postgres as sessions
 from domain.credits import Channel, Owner
 from domain.errors import NotFound
@@ -197,6 +198,40 @@ async def test_a_statement_is_planned_once(database: Database) -> None:
         sessions._HISTORY,
     )
     assert (row["generic_plans"], row["custom_plans"]) == (10, 0)
+
+
+class Asking(Database):
+    """Asks at the end of each transaction whether it could read tables from end to end."""
+
+    seqscan = ""
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        async with super().transaction() as connection:
+            yield connection
+            self.seqscan = await connection.fetchval("SHOW enable_seqscan")
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda database: credit_repo.PostgresCreditRepo(database).audit(limit=1),
+        lambda database: migrate(database, all_migrations()),
+    ],
+    ids=["audit", "migrate"],
+)
+async def test_what_reads_everything_may(
+    postgres: EmbeddedPostgres, work: Callable[[Database], Awaitable[object]]
+) -> None:
+    """In the order of an index a large table takes a read of the disk for each of its rows. What
+    comes after on the same connection may not."""
+    database = Asking(postgres.url(), limits=DatabaseLimits(connections=1))
+
+    await work(database)
+    after = await database.fetch_value("SHOW enable_seqscan")
+    await database.close()
+
+    assert (database.seqscan, after) == ("on", "off")
 
 
 BY_ID = [name for name, sql in STATEMENTS.items() if "= ANY ($1::uuid[])" in sql]

@@ -321,7 +321,7 @@ def standard_error(monkeypatch: pytest.MonkeyPatch) -> Stream:
 
 
 @pytest.mark.parametrize("name", [ACCESS_LOG, TASK_LOG])
-def test_access_lines_wait_for_others(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_lines_wait_for_others(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Only where that was asked for, and until others are written, or it is time; the order is
     that in which things happened."""
     stream = standard_error(monkeypatch)

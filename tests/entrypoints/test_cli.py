@@ -952,7 +952,7 @@ def test_a_worker_s_exit_codes_are_explained() -> None:
 
 
 def test_an_api_starts_without_what_it_never_uses() -> None:
-    """What fetches pictures, and what makes examples up, take a third of the time to its start."""
+    """What fetches pictures, and what makes examples up, took a quarter of the time to start."""
     code = (
         "import os, sys\n"
         "from config.container import Container\n"

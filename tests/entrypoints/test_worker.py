@@ -4,6 +4,8 @@ something is away, and never goes on with less than it was started with."""
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator, MutableMapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -862,6 +864,27 @@ async def test_the_only_run_stops_when_told(service: Service, busy: str) -> None
     assert loop_time() == pytest.approx(1 + DRAIN_SECONDS)
     assert await in_status(service, SessionStatus.QUEUED) == ids
     assert set(waiting(service)) == set(ids)
+
+
+def test_a_worker_of_its_own_is_set_up_for_long() -> None:
+    """What stays is left alone by the garbage collector, and lines wait for others."""
+    code = (
+        "import gc, sys\n"
+        "from config.container import Container\n"
+        "from config.logging import configure_logging\n"
+        "from config.settings import load_settings\n"
+        "from entrypoints.worker import run_on\n"
+        "settings = load_settings({\n"
+        "    'WEARON_ENVIRONMENT': 'development', 'WEARON_SIGNING_SECRET': 'x' * 32,\n"
+        "    'WEARON_STORE': 'memory', 'WEARON_QUEUE': 'memory', 'WEARON_STORAGE': 'memory'})\n"
+        "configure_logging(settings)\n"
+        "run_on(Container(settings=settings), concurrency=1, recovery=False, once=True)\n"
+        "print(gc.get_freeze_count() > 10_000, sys.stderr.line_buffering)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == ["True", "False"]
 
 
 async def test_lines_of_tasks_wait_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

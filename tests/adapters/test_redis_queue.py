@@ -104,18 +104,23 @@ def black_hole() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def own_valkey() -> Iterator[EmbeddedValkey]:
-    """A server that may be killed."""
-    with servers.folder() as path, EmbeddedValkey(path / "valkey", durable=False) as server:
+def started_valkey() -> Iterator[EmbeddedValkey]:
+    with servers.valkey() as server:
         yield server
 
 
 @pytest.fixture
-async def proxy(own_valkey: EmbeddedValkey) -> AsyncIterator[Proxy]:
-    """A way to an empty Valkey."""
-    client = redis_client(own_valkey.url, timeout_seconds=2)
+async def own_valkey(started_valkey: EmbeddedValkey) -> EmbeddedValkey:
+    """An empty server that may be killed; it has to be started again."""
+    client = redis_client(started_valkey.url, timeout_seconds=2)
     await client.flushall()
     await client.aclose()
+    return started_valkey
+
+
+@pytest.fixture
+async def proxy(own_valkey: EmbeddedValkey) -> AsyncIterator[Proxy]:
+    """A way to it."""
     async with Proxy(own_valkey.sockets / SOCKET_NAME).running() as proxy:
         yield proxy
 

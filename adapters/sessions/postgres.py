@@ -2,17 +2,18 @@
 
 Every write is one statement, so it is one transaction and one round trip. Guards stand in the
 WHERE of the write itself. Nothing waits in a circle: what locks several rows locks sessions before
-accounts, and each kind in one order or, where any sessions will do, only those that are free.
+accounts, of sessions only those that are free, and accounts in one order.
 
 A batch is picked by ``ARRAY (SELECT ... LIMIT ... FOR UPDATE)``, which runs once. ``IN (SELECT``
 would be a join, which may run it again for each row and so exceed the limit.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import TypeAlias
 from uuid import UUID
 
@@ -27,7 +28,6 @@ from adapters.coalescing import (
     Call,
     Coalescer,
     Result,
-    Run,
 )
 from adapters.postgres.database import Database
 from domain.credits import GENERATION_COST, Channel, Owner
@@ -53,7 +53,8 @@ from domain.sessions import (
 
 CREATE_TRIES = 5
 HELD_AT_ONCE = 4
-"""So many accounts that others hold are waited for at once, by a connection each."""
+"""So many accounts, and so many sessions for each kind of call, that others hold are waited for at
+once, by a connection each."""
 
 STEP = 16
 """So many sessions are claimed or completed at once. Were it all that wait, a busy worker's slots
@@ -203,11 +204,12 @@ _CONFIRM = """
     )
     SELECT count(*) FROM confirmed"""
 
-# What writes several rows that others may want as well locks them in the order of their ids.
+# A batch passes over what somebody else holds, who may be a consumer that is not ours and hold it
+# for long. So what it did not write is asked for again, alone, and then waited for.
 _CLAIM = f"""
     WITH locked AS MATERIALIZED (
         SELECT id, status FROM generation_sessions
-        WHERE id = ANY ($1::uuid[]) ORDER BY id FOR NO KEY UPDATE
+        WHERE id = ANY ($1::uuid[]) FOR NO KEY UPDATE {{skip}}
     ), asked AS (
         SELECT DISTINCT ON (id) * FROM unnest($1::uuid[], $2::interval[]) AS asked (id, lease)
     )
@@ -217,6 +219,8 @@ _CLAIM = f"""
     FROM locked JOIN asked USING (id)
     WHERE s.id = locked.id AND locked.status = 'queued'
     RETURNING {_COLUMNS}"""
+_CLAIM_WHERE_FREE = _CLAIM.format(skip="SKIP LOCKED")
+_CLAIM_IN_TURN = _CLAIM.format(skip="")
 
 
 def _of_attempts(columns: str, types: str, changes: str) -> str:
@@ -228,7 +232,7 @@ def _of_attempts(columns: str, types: str, changes: str) -> str:
             AS asked (id, attempt, {columns})
     ), locked AS MATERIALIZED (
         SELECT id, status, attempt FROM generation_sessions
-        WHERE id = ANY ($1::uuid[]) ORDER BY id FOR NO KEY UPDATE
+        WHERE id = ANY ($1::uuid[]) FOR NO KEY UPDATE {{skip}}
     )
     UPDATE generation_sessions AS s SET {changes}
     FROM locked JOIN asked USING (id, attempt)
@@ -237,6 +241,8 @@ def _of_attempts(columns: str, types: str, changes: str) -> str:
 
 
 _RENEW = _of_attempts("lease", "$3::interval[]", "lease_expires_at = now() + asked.lease")
+_RENEW_WHERE_FREE = _RENEW.format(skip="SKIP LOCKED")
+_RENEW_IN_TURN = _RENEW.format(skip="")
 
 _COMPLETE = _of_attempts(
     "object_key, media_type, input_tokens, output_tokens, cost",
@@ -247,6 +253,8 @@ _COMPLETE = _of_attempts(
         estimated_cost_usd = asked.cost, lease_expires_at = NULL, completed_at = now(),
         processing_time_ms = round(extract(epoch FROM now() - s.started_at) * 1000)""",
 )
+_COMPLETE_WHERE_FREE = _COMPLETE.format(skip="SKIP LOCKED")
+_COMPLETE_IN_TURN = _COMPLETE.format(skip="")
 
 _NOTE_JOB = """
     UPDATE generation_sessions SET provider_job = $3
@@ -424,6 +432,7 @@ _decode_accessories = msgspec.json.Decoder(tuple[Accessory, ...]).decode
 _Creation: TypeAlias = tuple[GenerationSession, int]
 """A session to be created, and how many unfinished ones its owner may have."""
 
+_Claim: TypeAlias = tuple[UUID, timedelta]
 _Renewal: TypeAlias = tuple[UUID, int, timedelta]
 _Completion: TypeAlias = tuple[UUID, int, str, str, int | None, int | None, Decimal | None]
 
@@ -447,9 +456,13 @@ class PostgresSessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
             ),
         )
         step = replace(batches, calls=min(batches.calls, STEP))
-        self._claim = _coalescer(self._run_claim, step)
-        self._renew = _coalescer(self._run_renew, batches)
-        self._complete = _coalescer(self._run_complete, step)
+        alone = replace(batches, calls=1, in_flight=HELD_AT_ONCE, patience_seconds=0)
+        self._claim = _coalescer(self._run_claim, _CLAIM_WHERE_FREE, step)
+        self._claim_in_turn = _coalescer(self._run_claim, _CLAIM_IN_TURN, alone)
+        self._renew = _coalescer(self._run_write, _RENEW_WHERE_FREE, batches)
+        self._renew_in_turn = _coalescer(self._run_write, _RENEW_IN_TURN, alone)
+        self._complete = _coalescer(self._run_write, _COMPLETE_WHERE_FREE, step)
+        self._complete_in_turn = _coalescer(self._run_write, _COMPLETE_IN_TURN, alone)
 
     async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:
         for _ in range(CREATE_TRIES):
@@ -509,41 +522,36 @@ class PostgresSessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
         return await self._count(_CONFIRM, session_ids)
 
     async def claim(self, session_id: UUID, *, lease: timedelta) -> GenerationSession | None:
-        return await self._claim((session_id, lease))
+        claim = (session_id, lease)
+        return await self._claim(claim) or await self._claim_in_turn(claim)
 
     async def _run_claim(
-        self, claims: Sequence[tuple[UUID, timedelta]]
+        self, sql: str, claims: Sequence[_Claim]
     ) -> Sequence[GenerationSession | None]:
-        rows = await self._database.fetch(_CLAIM, *_arrays(claims))
+        rows = await self._database.fetch(sql, *_arrays(claims))
         claimed = {row["id"]: _session(row) for row in rows}
         # Whoever asks twice for the same session gets it once.
         return [claimed.pop(session_id, None) for session_id, _ in claims]
 
     async def renew(self, session_id: UUID, *, attempt: int, lease: timedelta) -> bool:
-        return await self._renew((session_id, attempt, lease))
-
-    async def _run_renew(self, renewals: Sequence[_Renewal]) -> Sequence[bool]:
-        return await self._written_of(_RENEW, renewals)
+        renewal = (session_id, attempt, lease)
+        return await self._renew(renewal) or await self._renew_in_turn(renewal)
 
     async def complete(
         self, session_id: UUID, *, attempt: int, artefact: Artefact, usage: Usage | None = None
     ) -> bool:
-        return await self._complete(
-            (
-                session_id,
-                attempt,
-                artefact.object_key,
-                artefact.media_type,
-                None if usage is None else usage.input_tokens,
-                None if usage is None else usage.output_tokens,
-                None if usage is None else usage.estimated_cost_usd,
-            )
+        completion = (
+            session_id,
+            attempt,
+            artefact.object_key,
+            artefact.media_type,
+            None if usage is None else usage.input_tokens,
+            None if usage is None else usage.output_tokens,
+            None if usage is None else usage.estimated_cost_usd,
         )
+        return await self._complete(completion) or await self._complete_in_turn(completion)
 
-    async def _run_complete(self, completions: Sequence[_Completion]) -> Sequence[bool]:
-        return await self._written_of(_COMPLETE, completions)
-
-    async def _written_of(
+    async def _run_write(
         self, sql: str, attempts: Sequence[_Renewal | _Completion]
     ) -> Sequence[bool]:
         """For each attempt, whether it was the current one."""
@@ -650,8 +658,12 @@ class PostgresSessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
         return await self._database.fetch_row(sql, *arguments) is not None
 
 
-def _coalescer(run: Run[Call, Result], batches: BatchLimits) -> Coalescer[Call, Result]:
-    return Coalescer(run, limits=batches, too_many=_too_many)
+def _coalescer(
+    run: Callable[[str, Sequence[Call]], Awaitable[Sequence[Result | Apart]]],
+    sql: str,
+    batches: BatchLimits,
+) -> Coalescer[Call, Result]:
+    return Coalescer(partial(run, sql), limits=batches, too_many=_too_many)
 
 
 def _too_many() -> StoreUnavailable:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -452,7 +452,8 @@ async def test_the_bound_counts_anew_what_has_ended(
 
 
 async def test_a_claim_of_a_batch_is_given_once(database: Gated, backend: PostgresBackend) -> None:
-    """Also where several ask for the same session; those who ask for others get theirs."""
+    """Also where several ask for the same session; those who ask for others get theirs. What was
+    not to be had is looked at once more, alone."""
     first, second = await backend.queued(), await backend.queued()
 
     claims = await together(
@@ -463,7 +464,7 @@ async def test_a_claim_of_a_batch_is_given_once(database: Gated, backend: Postgr
         ),
     )
 
-    assert database.sizes() == [4]
+    assert database.sizes() == [4, 1, 1]
     assert [claim and claim.id for claim in claims] == [first, None, second, None]
     assert [claim.attempt for claim in claims if claim] == [1, 1]
 
@@ -486,6 +487,56 @@ async def test_a_busy_worker_takes_one_step_after_the_other(
     assert claimed_in == database.sizes() == [step, 2]
     assert [claim.id for claim in claims] == ids
     assert completed == [True] * len(ids)
+
+
+def claim(repo: PostgresSessionRepo, session_id: UUID) -> Awaitable[object]:
+    return repo.claim(session_id, lease=LEASE)
+
+
+def renew(repo: PostgresSessionRepo, session_id: UUID) -> Awaitable[object]:
+    return repo.renew(session_id, attempt=1, lease=LEASE)
+
+
+def complete(repo: PostgresSessionRepo, session_id: UUID) -> Awaitable[object]:
+    return repo.complete(session_id, attempt=1, artefact=ARTEFACT)
+
+
+@pytest.mark.parametrize("call", [claim, renew, complete])
+async def test_a_session_that_is_held_delays_its_own_call_only(
+    postgres: EmbeddedPostgres,
+    database: Gated,
+    backend: PostgresBackend,
+    call: Callable[[PostgresSessionRepo, UUID], Awaitable[object]],
+) -> None:
+    """By a consumer that is not ours, for long: were the others to wait, a worker would lose all
+    its leases. Neither does a later batch wait, nor what somebody else holds for less long."""
+    ids = [await backend.queued() for _ in range(4)]
+    if call is not claim:
+        for session_id in ids:
+            await backend.claim(session_id)
+    repo = PostgresSessionRepo(database, batches=BatchLimits(in_flight=1))
+    holder = Database(postgres.url(), limits=DatabaseLimits())
+    lock = "SELECT FROM generation_sessions WHERE id = $1 FOR UPDATE"
+
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        async with holder.transaction() as long:
+            await long.execute(lock, ids[0])
+            async with holder.transaction() as short:
+                await short.execute(lock, ids[1])
+                database.gate.clear()
+                held, held_shortly, free = [asyncio.ensure_future(call(repo, i)) for i in ids[:3]]
+                await asyncio.sleep(0)
+                database.gate.set()
+                assert await free
+                await waiting_for_a_lock(holder)
+                assert await call(repo, ids[3])
+                assert not held_shortly.done()
+            assert await held_shortly
+            assert not held.done()
+        assert await held
+    await holder.close()
+
+    assert sorted(database.sizes()[-4:]) == [1, 1, 1, 3]
 
 
 async def test_leases_of_a_batch_are_each_ones_own(

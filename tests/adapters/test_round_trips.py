@@ -241,7 +241,7 @@ async def test_a_task(costs: Costs, made: Refused | None, outcome: Outcome) -> N
 
 
 async def test_a_task_of_what_was_settled(costs: Costs) -> None:
-    """A copy costs the claim that finds it out."""
+    """A copy costs the claim that finds it out, and one that waits for whoever might hold it."""
     await costs.submitted()
     task = await costs.popped()
     await costs.container.generation().run(task)
@@ -251,7 +251,7 @@ async def test_a_task_of_what_was_settled(costs: Costs) -> None:
     ended = await costs.container.generation().run(await costs.popped())
 
     assert ended is Outcome.SKIPPED
-    assert await costs.spent() == (1, {"brpop": 1})
+    assert await costs.spent() == (2, {"brpop": 1})
 
 
 async def test_cancelling(costs: Costs) -> None:

@@ -188,7 +188,7 @@ class Generation:
         attempt_seconds = self._policy.attempt_timeout.total_seconds()
         first_seconds = min(lease_seconds / 3, attempt_seconds)
         valid_until = asyncio.get_running_loop().time() + lease_seconds
-        work = asyncio.create_task(self._make(session))
+        work = asyncio.create_task(self._make_or_fail(session))
         lease: asyncio.Task[None] | None = None
         try:
             # Nobody needs to look after the lease of what is done before it must be renewed.
@@ -203,12 +203,13 @@ class Generation:
             if work.cancelled():
                 raise RuntimeError("The work cancelled itself")
             if work.done():
-                return work.result()
+                return _made_by(work.result())
             if lease is not None and lease.done():
                 return lease.result()
             raise TryAgain("Making the picture took too long")
         finally:
             await _stop(work, lease)
+            del work, lease  # An error's trace leads here, and from here would lead to the error.
 
     async def _keep_lease(self, session: GenerationSession, valid_until: float) -> None:
         """Renew the lease now, and three times in its life; return once it is or may be lost."""
@@ -223,6 +224,16 @@ class Generation:
             if loop.time() >= valid_until:
                 return
             await asyncio.sleep(lease.total_seconds() / 3)
+
+    async def _make_or_fail(self, session: GenerationSession) -> _Made | WorkFailed:
+        """An expected failure has no trace, for the pictures in its frames would outlive it: it
+        leads from the failure to timers, from these to this task and from the task to the failure,
+        and the garbage collector, which alone ends such a circle, seldom comes."""
+        try:
+            return await self._make(session)
+        except WorkFailed as failure:
+            failure.__cause__ = failure.__context__ = None
+            return failure.with_traceback(None)
 
     async def _make(self, session: GenerationSession) -> _Made:
         """Make and keep the picture, unless an earlier attempt got as far as keeping it. What
@@ -271,6 +282,15 @@ class Generation:
         with suppress(Unavailable):
             if await self._repo.release(session.id, attempt=session.attempt, delay=_NO_DELAY):
                 await self._queue.push_next([GenerationTask.of(session, task_id=self._new_id())])
+
+
+def _made_by(result: _Made | WorkFailed) -> _Made:
+    try:
+        if isinstance(result, WorkFailed):
+            raise result
+        return result
+    finally:
+        del result  # As above.
 
 
 def _failure(error: WorkFailed) -> Failure:

@@ -2,24 +2,34 @@
 nobody is left waiting."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
 from random import Random
 from uuid import UUID, uuid4
+from weakref import ref
 
 import pytest
 
-from domain.credits import LedgerKind
+from domain.credits import LedgerKind, Owner
 from domain.errors import (
     ClaimFailed,
     ProviderMisconfigured,
     QueueUnavailable,
     Refused,
     StoreUnavailable,
+    Superseded,
     TryAgain,
 )
 from domain.generation import Outcome, WorkPolicy
+from domain.ports import (
+    Generated,
+    ImageGeneratorPort,
+    NoteJob,
+    Picture,
+    PictureRequest,
+)
 from domain.recovery import RecoveryPolicy
 from domain.sessions import ErrorCode, Failure, GenerationSession, SessionStatus
 from domain.tasks import UnreadableTask
@@ -36,7 +46,7 @@ from tests.support.examples import (
     USAGE,
     a_task,
 )
-from tests.support.images import A_PICTURE
+from tests.support.images import A_PICTURE, FakeImageFetcher
 from tests.support.service import INPUTS, Service, seeded_random
 
 POLICY = WorkPolicy()
@@ -689,6 +699,102 @@ async def test_a_claim_that_is_cancelled_too_late_is_recovered(
     after = await brought_to_its_end(service, session_id)
     assert (after.status, after.attempt) == (SessionStatus.COMPLETED, 2)
     assert service.money_of(session_id) == CHARGED
+
+
+Fate = Callable[[PictureRequest], Awaitable[None]]
+
+
+class Bug(Exception):
+    pass
+
+
+class Traced(Picture):
+    """One of which can be told whether anybody still has it."""
+
+
+class HeldPictures(FakeImageFetcher, ImageGeneratorPort):
+    """Fetches pictures, and does what it is told with them in hand."""
+
+    def __init__(self, fate: Fate) -> None:
+        super().__init__({})
+        self._fate = fate
+        self.held: list[ref[Traced] | ref[Exception]] = []
+
+    async def fetch(self, url: str, owner: Owner) -> Picture:  # noqa: ARG002
+        picture = Traced(data=b"x", media_type="image/jpeg")
+        self.held.append(ref(picture))
+        return picture
+
+    async def generate(self, request: PictureRequest, note: NoteJob) -> Generated:  # noqa: ARG002
+        try:
+            await self._fate(request)
+        except Exception as error:
+            self.held.append(ref(error))
+            raise
+        return Generated(picture=request.images[0])
+
+
+def raises(make: Callable[[], Exception]) -> Fate:
+    async def fate(_: PictureRequest) -> None:
+        raise make()
+
+    return fate
+
+
+async def times_out(_: PictureRequest) -> None:
+    """As a provider's call does that has a bound of its own."""
+    try:
+        async with asyncio.timeout(1):
+            await asyncio.Event().wait()
+    except TimeoutError as error:
+        raise TryAgain("The provider is slow") from error
+
+
+async def fails_apart(_: PictureRequest) -> None:
+    """As a call does that must not be stopped together with its caller."""
+
+    async def fail() -> None:
+        raise TryAgain("The provider is busy")
+
+    call = asyncio.create_task(fail())
+    await asyncio.shield(call)
+
+
+async def never_ends(_: PictureRequest) -> None:
+    await asyncio.Event().wait()
+
+
+FATES: dict[str, Fate] = {
+    "busy": raises(lambda: TryAgain("busy")),
+    "unusable": raises(lambda: Refused("unusable")),
+    "turned away": raises(lambda: ProviderMisconfigured(detail="no key")),
+    "store away": raises(lambda: StoreUnavailable("away")),
+    "superseded": raises(lambda: Superseded("over")),
+    "a bug": raises(lambda: Bug("a bug")),
+    "times out": times_out,
+    "fails apart": fails_apart,
+    "never ends": never_ends,
+}
+
+
+@pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
+async def test_a_failure_leaves_nothing_behind(service: Service, fate: Fate) -> None:
+    """Neither itself nor the pictures in the frames that its trace knows. Nobody may need the
+    garbage collector to be rid of them: it counts objects, and these are few and large."""
+    service.fetcher = pictures = HeldPictures(fate)
+    generation = service.generation(generator=pictures)
+    gc.disable()
+    try:
+        for _ in range(2):
+            await queued(service)
+            with suppress(ProviderMisconfigured, Bug):
+                await service.work(generation)
+            await asyncio.sleep(0)
+
+        assert len(pictures.held) >= 2
+        assert [held() for held in pictures.held] == [None] * len(pictures.held)
+    finally:
+        gc.enable()
 
 
 def unreadable(session_id: UUID | None) -> UnreadableTask:

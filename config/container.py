@@ -93,11 +93,9 @@ def _database(settings: Settings, opened: AsyncExitStack) -> Database:
 def _redis_queue(
     settings: Settings, clock: Callable[[], datetime], opened: AsyncExitStack
 ) -> RedisTaskQueue:
-    url, seconds = settings.require("redis_url"), settings.redis_seconds
     queue = RedisTaskQueue(
-        client=redis_client(url, timeout_seconds=seconds),
-        blocking_client=redis_client(url, timeout_seconds=seconds + POP_SECONDS),
-        timeout_seconds=seconds,
+        client=redis_client(settings.require("redis_url")),
+        timeout_seconds=settings.redis_seconds,
         clock=clock,
         batches=BatchLimits(calls=settings.batch_limit, in_flight=1),
     )
@@ -106,13 +104,13 @@ def _redis_queue(
 
 
 def _redis_start_limit(settings: Settings, opened: AsyncExitStack) -> RedisStartLimit:
-    per_minute, seconds = settings.provider_per_minute, settings.redis_seconds
+    per_minute = settings.provider_per_minute
     share = min(per_minute, settings.provider_fallback_per_minute)
     limit = RedisStartLimit(
         Pace.of(per_minute),
-        client=redis_client(settings.require("redis_url"), timeout_seconds=seconds),
+        client=redis_client(settings.require("redis_url")),
         share=InMemoryStartLimit(Pace.of(share), clock=monotonic),
-        timeout_seconds=seconds,
+        timeout_seconds=settings.redis_seconds,
     )
     opened.push_async_callback(limit.close)
     return limit

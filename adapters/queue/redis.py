@@ -62,15 +62,17 @@ return 1"""
 _DISCARD = "return redis.call('LREM', KEYS[1], 1, ARGV[1])"
 
 
-def redis_client(url: str, *, timeout_seconds: float) -> Redis:
+def redis_client(url: str) -> Redis:
     """A client that connects when it is first used.
 
-    It never repeats a command by itself: a repeated LPUSH whose reply was lost leaves copies.
+    It never repeats a command by itself: a repeated LPUSH whose reply was lost leaves copies. Nor
+    does it end one: whoever uses it bounds all that a command takes, and the client's own bounds
+    would cost each one a task and two timers beside that.
     """
     return Redis.from_url(
         _with_tls(url),
-        socket_timeout=timeout_seconds,
-        socket_connect_timeout=timeout_seconds,
+        socket_timeout=None,
+        socket_connect_timeout=None,
         retry=Retry(NoBackoff(), 0),
         protocol=2,
         driver_info=None,
@@ -87,8 +89,7 @@ def _with_tls(url: str) -> str:
 
 
 class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
-    """``client`` serves what must answer soon and has a short timeout; ``blocking_client`` serves
-    what waits for a message, and its timeout is longer than any ``pop`` may wait.
+    """``timeout_seconds`` is for all that a command takes; a ``pop`` may wait besides.
 
     Pushes that arrive while one is under way go together into the next; ``batches`` has one in
     flight, which keeps their order."""
@@ -97,14 +98,12 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
         self,
         *,
         client: Redis,
-        blocking_client: Redis,
         timeout_seconds: float,
         clock: Callable[[], datetime],
         batches: BatchLimits = DEFAULT_LIMITS,
         max_dead: int = MAX_DEAD,
     ) -> None:
         self._client = client
-        self._blocking_client = blocking_client
         self._timeout_seconds = timeout_seconds
         self._timeout = SharedTimeout(timeout_seconds)
         self._clock = clock
@@ -140,7 +139,7 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
     async def _await_next(self, seconds: float) -> bytes | None:
         with _named_failures():
             async with asyncio.timeout(self._timeout_seconds + seconds):
-                reply = await self._blocking_client.brpop([TASKS_KEY], timeout=seconds)
+                reply = await self._client.brpop([TASKS_KEY], timeout=seconds)
         message = reply[1] if reply else None
         return message if isinstance(message, bytes) else None
 
@@ -205,9 +204,8 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
     async def close(self) -> None:
         """Close the connections; a server that does not answer is not waited for, nor is it an
         error."""
-        for client in (self._client, self._blocking_client):
-            with suppress(QueueUnavailable), self._bounded():
-                await client.aclose()
+        with suppress(QueueUnavailable), self._bounded():
+            await self._client.aclose()
 
     @contextmanager
     def _bounded(self) -> Iterator[None]:

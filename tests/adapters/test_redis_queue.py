@@ -49,8 +49,7 @@ METHODS: dict[str, Method] = {
 
 def a_queue(url: str, *, bound_seconds: float = BOUND_SECONDS) -> RedisTaskQueue:
     return RedisTaskQueue(
-        client=redis_client(url, timeout_seconds=bound_seconds),
-        blocking_client=redis_client(url, timeout_seconds=bound_seconds + 1),
+        client=redis_client(url),
         timeout_seconds=bound_seconds,
         clock=lambda: START,
     )
@@ -112,7 +111,7 @@ def started_valkey() -> Iterator[EmbeddedValkey]:
 @pytest.fixture
 async def own_valkey(started_valkey: EmbeddedValkey) -> EmbeddedValkey:
     """An empty server that may be killed; it has to be started again."""
-    client = redis_client(started_valkey.url, timeout_seconds=2)
+    client = redis_client(started_valkey.url)
     await client.flushall()
     await client.aclose()
     return started_valkey
@@ -157,14 +156,14 @@ async def answers(queue: RedisTaskQueue) -> int:
 )
 def test_who_gets_tls(url: str, tls: bool) -> None:
     """Who asks for it by ``rediss://``, and hosts of upstash.io, which want it in any case."""
-    pool = redis_client(url, timeout_seconds=1).connection_pool
+    pool = redis_client(url).connection_pool
 
     assert issubclass(pool.connection_class, SSLConnection) is tls
 
 
 def test_tls_for_upstash_keeps_the_rest_of_the_url() -> None:
     """User, password, port and database."""
-    client = redis_client("redis://me:secret@x.upstash.io:6380/3", timeout_seconds=1)
+    client = redis_client("redis://me:secret@x.upstash.io:6380/3")
 
     options = client.connection_pool.connection_kwargs
     named = {name: options[name] for name in ("host", "port", "username", "password", "db")}
@@ -334,7 +333,7 @@ async def test_another_type_at_our_keys_is_unavailable(
     own_valkey: EmbeddedValkey, proxy: Proxy
 ) -> None:
     """Somebody else uses the names; a real server says so."""
-    client = redis_client(own_valkey.url, timeout_seconds=2)
+    client = redis_client(own_valkey.url)
     await client.mset({TASKS_KEY: "not a list", DEAD_KEY: "neither"})
     await client.aclose()
 
@@ -361,7 +360,7 @@ STRANGERS = {
 async def test_a_dead_letter_of_the_first_version(own_valkey: EmbeddedValkey, proxy: Proxy) -> None:
     """It had no id, so it has one that is made of its bytes, always the same; all else is as
     ever."""
-    client = redis_client(own_valkey.url, timeout_seconds=2)
+    client = redis_client(own_valkey.url)
     await client.lpush(DEAD_KEY, FIRST_VERSION)
     async with connected(through(proxy)) as queue:
         letters = [await queue.dead(limit=10) for _ in range(2)]
@@ -385,7 +384,7 @@ async def test_a_stranger_in_the_dead_list(
 ) -> None:
     """What is no entry of ours hides none of those that are: it is a letter of its own, with a
     reason, that can be thrown away or sent to whoever can read it."""
-    client = redis_client(own_valkey.url, timeout_seconds=2)
+    client = redis_client(own_valkey.url)
     async with connected(through(proxy)) as queue:
         for raw in (b"1", b"2"):
             await queue.bury(UnreadableTask(raw=raw, reason="", session_id=None), reason="")
@@ -467,22 +466,34 @@ async def test_closing_does_not_wait_for_a_server_that_is_gone(
     own_valkey.start()
 
 
-async def test_closing_goes_on_after_an_error(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+async def test_a_close_that_hangs_has_a_bound(
+    valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that does not close keeps nobody from closing the others."""
-    queue = a_queue(through(proxy))
-    await queue.depth()
-    await queue.pop(timeout_seconds=0.01)
-    blocking = queue._blocking_client.connection_pool
+    """Whatever the client does: a process has to end."""
+    async with connected(valkey.url) as queue:
+        await queue.depth()
 
-    async def hang() -> None:
-        await asyncio.Event().wait()
+        async def hang() -> None:
+            await asyncio.Event().wait()
 
-    monkeypatch.setattr(queue._client, "aclose", hang)
-    with takes(BOUND_SECONDS):
-        await queue.close()
+        with monkeypatch.context() as patch, takes(BOUND_SECONDS):
+            patch.setattr(queue._client, "aclose", hang)
+            await queue.close()
 
-    assert not any(connection.is_connected for connection in blocking._available_connections)
-    monkeypatch.undo()
-    await queue.close()
+
+async def test_a_command_costs_no_timer_of_its_own(
+    valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All share the one that bounds the first: a client with a bound of its own sets two more for
+    each command, and begins a task."""
+    async with connected(valkey.url) as queue:
+        await queue.depth()
+        set_up: list[object] = []
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "call_at", lambda when, *_, **__: set_up.append(when))
+
+        for _ in range(3):
+            await queue.depth()
+
+        assert set_up == []
+        monkeypatch.undo()

@@ -34,7 +34,7 @@ def logs() -> Iterator[Logs]:
 @pytest.fixture
 async def admin(valkey: EmbeddedValkey) -> AsyncIterator[Redis]:
     """Somebody who may do anything to an empty Valkey; afterwards it is as it was."""
-    async with redis_client(valkey.url, timeout_seconds=2) as client:
+    async with redis_client(valkey.url) as client:
         await client.flushall()
         try:
             yield client
@@ -48,7 +48,7 @@ async def limited(url: str, *, burst: int = 4, share: int = 2) -> AsyncIterator[
     """Permits for ``burst`` starts, or for ``share`` of its own, and then none for long."""
     limit = RedisStartLimit(
         Pace(burst=burst, interval_us=LONG_US),
-        client=redis_client(url, timeout_seconds=1),
+        client=redis_client(url),
         share=InMemoryStartLimit(Pace(burst=share, interval_us=LONG_US), clock=lambda: 0.0),
         timeout_seconds=1,
     )

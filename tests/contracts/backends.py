@@ -287,12 +287,10 @@ class MemoryQueueBackend(QueueBackend):
 
 
 class RedisQueueBackend(QueueBackend):
-    def __init__(self, *, client: Redis, blocking_client: Redis, max_dead: int = MAX_DEAD) -> None:
+    def __init__(self, *, client: Redis, max_dead: int = MAX_DEAD) -> None:
         self._client = client
-        self._blocking_client = blocking_client
         self.queue = self.letters = RedisTaskQueue(
             client=client,
-            blocking_client=blocking_client,
             timeout_seconds=2,
             clock=lambda: datetime.now(UTC),
             max_dead=max_dead,
@@ -306,9 +304,7 @@ class RedisQueueBackend(QueueBackend):
         return [item for item in reversed(items) if isinstance(item, bytes)]
 
     def keeping(self, max_dead: int) -> QueueBackend:
-        return RedisQueueBackend(
-            client=self._client, blocking_client=self._blocking_client, max_dead=max_dead
-        )
+        return RedisQueueBackend(client=self._client, max_dead=max_dead)
 
 
 class LimitBackend(ABC):

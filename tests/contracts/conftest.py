@@ -61,13 +61,12 @@ async def queue_backend(queue_url: str) -> AsyncIterator[QueueBackend]:
     if queue_url == "memory":
         yield MemoryQueueBackend()
         return
-    client, blocking_client = _clients(queue_url)
+    client = _client(queue_url)
     try:
         await client.flushall()
-        yield RedisQueueBackend(client=client, blocking_client=blocking_client)
+        yield RedisQueueBackend(client=client)
     finally:
         await client.aclose()
-        await blocking_client.aclose()
 
 
 @pytest.fixture
@@ -75,7 +74,7 @@ async def limit_backend(queue_url: str) -> AsyncIterator[LimitBackend]:
     if queue_url == "memory":
         yield MemoryLimitBackend()
         return
-    client, _ = _clients(queue_url)
+    client = _client(queue_url)
     try:
         await client.flushall()
         yield RedisLimitBackend(client)
@@ -83,9 +82,5 @@ async def limit_backend(queue_url: str) -> AsyncIterator[LimitBackend]:
         await client.aclose()
 
 
-def _clients(url: str) -> tuple[Redis, Redis]:
-    """A client for short commands and one that may block."""
-    if url == "fakeredis":
-        server = FakeServer()
-        return FakeRedis(server=server), FakeRedis(server=server)
-    return redis_client(url, timeout_seconds=2), redis_client(url, timeout_seconds=10)
+def _client(url: str) -> Redis:
+    return FakeRedis(server=FakeServer()) if url == "fakeredis" else redis_client(url)

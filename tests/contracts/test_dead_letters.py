@@ -178,10 +178,8 @@ CALLS = {
 @pytest.mark.parametrize("method", CALLS)
 async def test_letters_that_are_away_are_unavailable(method: str, tmp_path: Path) -> None:
     """Every method says so by the same error."""
-    client = redis_client(f"unix://{tmp_path}/nobody.sock", timeout_seconds=1)
-    letters: DeadLetterPort = RedisTaskQueue(
-        client=client, blocking_client=client, timeout_seconds=1, clock=lambda: START
-    )
+    client = redis_client(f"unix://{tmp_path}/nobody.sock")
+    letters: DeadLetterPort = RedisTaskQueue(client=client, timeout_seconds=1, clock=lambda: START)
 
     with pytest.raises(QueueUnavailable):
         await CALLS[method](letters)

@@ -311,9 +311,9 @@ CALLS = {
 @pytest.mark.parametrize("method", CALLS)
 async def test_a_queue_that_is_away_is_unavailable(method: str, tmp_path: Path) -> None:
     """Every method says so by the same error."""
-    client = redis_client(f"unix://{tmp_path}/nobody.sock", timeout_seconds=1)
+    client = redis_client(f"unix://{tmp_path}/nobody.sock")
     queue: TaskQueuePort = RedisTaskQueue(
-        client=client, blocking_client=client, timeout_seconds=1, clock=lambda: TASK.created_at
+        client=client, timeout_seconds=1, clock=lambda: TASK.created_at
     )
 
     with pytest.raises(QueueUnavailable):

@@ -404,7 +404,7 @@ def queue(valkey: EmbeddedValkey) -> dict[str, str]:
     """The environment of an empty queue."""
 
     async def flush() -> None:
-        client = redis_client(valkey.url, timeout_seconds=5)
+        client = redis_client(valkey.url)
         await client.flushall()
         await client.aclose()
 
@@ -471,7 +471,7 @@ def tasks_in(env: dict[str, str]) -> list[bytes]:
     """What waits in the queue."""
 
     async def look() -> list[bytes]:
-        client = redis_client(env["REDIS_URL"], timeout_seconds=5)
+        client = redis_client(env["REDIS_URL"])
         raws = await client.lrange(TASKS_KEY, 0, -1)
         await client.aclose()
         return [raw for raw in raws if isinstance(raw, bytes)]

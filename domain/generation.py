@@ -33,7 +33,7 @@ from domain.ports import (
 from domain.sessions import Artefact, ErrorCode, Failure, GenerationSession, Usage
 from domain.tasks import GenerationTask, UnreadableTask
 
-_UNEXPECTED = Failure(
+NO_PICTURE = Failure(
     code=ErrorCode.GENERATION_FAILED, message="The picture could not be made; the credit is back"
 )
 _UNREADABLE = Failure(
@@ -169,7 +169,7 @@ class Generation:
             raise
         except Exception:
             with suppress(StoreUnavailable):
-                await self._fail(session, _UNEXPECTED)
+                await self._fail(session, NO_PICTURE)
             raise
         if made is None:
             return Outcome.OVERTAKEN

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from domain.errors import StorageUnavailable, TryAgain, Unavailable
-from domain.generation import WorkPolicy
+from domain.generation import NO_PICTURE, WorkPolicy
 from domain.ports import (
     ImageStoragePort,
     RecoveryRepoPort,
@@ -18,15 +18,10 @@ from domain.ports import (
     UploadStoragePort,
 )
 from domain.sessions import ErrorCode, Failure, GenerationSession
+from domain.submission import NOT_PUSHED
 from domain.tasks import GenerationTask, UnreadableTask
 
-_LOST = Failure(
-    code=ErrorCode.QUEUE_UNAVAILABLE, message="Generation service temporarily unavailable"
-)
 _EXPIRED = Failure(code=ErrorCode.EXPIRED, message="The request waited too long")
-_SPENT = Failure(
-    code=ErrorCode.GENERATION_FAILED, message="The picture could not be made; the credit is back"
-)
 _UPLOADS_AT_ONCE = 1_000
 _LOOK_FOR_UPLOADS_EVERY = timedelta(hours=1)
 
@@ -189,7 +184,7 @@ class Recovery:
     async def _fail_some_spent(self) -> int:
         policy = self._policy
         spent = await self._lost.fail_dead_leases(
-            _SPENT,
+            NO_PICTURE,
             max_attempts=policy.max_attempts,
             without_lease=policy.without_lease,
             limit=policy.batch,
@@ -236,7 +231,7 @@ class Recovery:
         failed = 0
         for session in sessions:
             if not session.confirmed:
-                failed += await self._sessions.fail(session.id, _LOST, attempt=None)
+                failed += await self._sessions.fail(session.id, NOT_PUSHED, attempt=None)
         return failed
 
     async def _delete_old_images(self, done: Counter[str]) -> None:

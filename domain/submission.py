@@ -36,12 +36,12 @@ from domain.tasks import GenerationTask
 MAX_URL_LENGTH = 2_048
 CONFIRM_BATCH = 500
 UNAVAILABLE_MESSAGE = "Generation service temporarily unavailable"
+NOT_PUSHED = Failure(code=ErrorCode.QUEUE_UNAVAILABLE, message=UNAVAILABLE_MESSAGE)
 
 _KEY = re.compile(r"[!-~]{1,255}")
 # Nothing is wrong with these, which are most, and nothing is to be taken apart to see that.
 _USUAL_URL = re.compile(r"https?://[A-Za-z0-9.-]+(?::[1-9][0-9]{0,3})?/[A-Za-z0-9._~/?&=%+,:-]*")
 _FULL = "Too many requests are waiting already; try again later"
-_NOT_PUSHED = Failure(code=ErrorCode.QUEUE_UNAVAILABLE, message=UNAVAILABLE_MESSAGE)
 _CANCELLED = Failure(code=ErrorCode.CANCELLED, message="Cancelled at the caller's request")
 
 
@@ -204,7 +204,7 @@ class Submission:
         """
         try:
             async with asyncio.timeout(self._policy.undo_deadline.total_seconds()):
-                undone = await self._repo.fail(session_id, _NOT_PUSHED, attempt=None)
+                undone = await self._repo.fail(session_id, NOT_PUSHED, attempt=None)
         except (StoreUnavailable, TimeoutError):
             undone = cause.refused
         if undone:

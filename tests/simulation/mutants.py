@@ -137,7 +137,7 @@ def the_undo_does_not_look_who_won() -> AbstractContextManager[None]:
 
     async def undo(self: Any, session_id: UUID, cause: QueueUnavailable) -> None:
         with suppress(StoreUnavailable):
-            await self._repo.fail(session_id, submission._NOT_PUSHED, attempt=None)
+            await self._repo.fail(session_id, submission.NOT_PUSHED, attempt=None)
         raise QueueUnavailable(submission.UNAVAILABLE_MESSAGE) from cause
 
     return _instead((Submission, "_undo", undo))
@@ -148,7 +148,7 @@ def a_doubt_is_told_as_a_refusal() -> AbstractContextManager[None]:
 
     async def undo(self: Any, session_id: UUID, cause: QueueUnavailable) -> None:
         try:
-            undone = await self._repo.fail(session_id, submission._NOT_PUSHED, attempt=None)
+            undone = await self._repo.fail(session_id, submission.NOT_PUSHED, attempt=None)
         except StoreUnavailable:
             undone = True
         if undone:

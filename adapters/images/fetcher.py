@@ -24,6 +24,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from adapters.images.addresses import is_public
+from adapters.images.inspection import too_large
 from domain.errors import Refused, TryAgain
 from domain.ports import Picture
 from domain.sessions import ErrorCode
@@ -168,7 +169,7 @@ class HttpImageFetcher:
     async def _read(self, response: ClientResponse, pace: asyncio.Timeout) -> bytes:
         """The body. Each byte that arrives puts ``pace`` off a little."""
         if (response.content_length or 0) > self._limits.max_bytes:
-            raise self._too_large()
+            raise too_large(self._limits.max_bytes)
         patience = asyncio.get_running_loop().time() + self._limits.grace_seconds
         pace.reschedule(patience)
         data = bytearray()
@@ -176,12 +177,8 @@ class HttpImageFetcher:
             data += chunk
             pace.reschedule(patience + len(data) / self._limits.min_bytes_per_second)
             if len(data) > self._limits.max_bytes:
-                raise self._too_large()
+                raise too_large(self._limits.max_bytes)
         return bytes(data)
-
-    def _too_large(self) -> Refused:
-        megabytes = self._limits.max_bytes / 1_000_000
-        return Refused(f"A picture is larger than {megabytes:g} MB", code=ErrorCode.INVALID_IMAGE)
 
 
 class _CheckingResolver(AbstractResolver):

@@ -24,6 +24,11 @@ def inspect_picture(data: bytes) -> Picture:
     return Picture(data=data, media_type=f"image/{image_format.lower()}")
 
 
+def too_large(max_bytes: int) -> Refused:
+    """What to raise for a picture of more than ``max_bytes``."""
+    return _refused(f"A picture is larger than {max_bytes / 1_000_000:g} MB")
+
+
 def _sniff(data: bytes) -> str | None:
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"

@@ -2,9 +2,10 @@
 
 from datetime import date, timedelta
 
+from adapters.images.inspection import too_large
 from adapters.storage.keys import artefact_of, media_type_of, possible_artefacts
 from adapters.storage.signing import KeepsUploads, SignedReads, UrlSigner
-from adapters.storage.uploads import day_of, not_there, too_large
+from adapters.storage.uploads import day_of, not_there
 from domain.errors import NotFound
 from domain.ports import ImageStoragePort, Picture, UploadLinks, UploadStoragePort
 from domain.sessions import Artefact

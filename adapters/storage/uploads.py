@@ -6,6 +6,7 @@ from datetime import date
 
 from obstore.store import ObjectStore
 
+from adapters.images.inspection import too_large
 from adapters.storage.faults import faults_translated
 from domain.errors import Refused
 from domain.ports import UploadStoragePort
@@ -49,12 +50,6 @@ class StoredUploads(UploadStoragePort):
                     break
             await _delete(store, keys)
         return len(keys)
-
-
-def too_large(max_bytes: int) -> Refused:
-    """What to raise for an upload of more than ``max_bytes``."""
-    megabytes = max_bytes / 1_000_000
-    return Refused(f"A picture is larger than {megabytes:g} MB", code=ErrorCode.INVALID_IMAGE)
 
 
 def not_there() -> Refused:

@@ -173,7 +173,8 @@ class Coalescer(Generic[Call, Result]):
         except Exception as error:  # noqa: BLE001 - whatever it is, its caller gets it
             if len(batch) == 1:
                 _fail(batch, error)
-            for waiting in batch if len(batch) > 1 else ():
+                return
+            for waiting in batch:
                 await self._carry_out_alone(waiting)
         else:
             self._answer(batch, results)

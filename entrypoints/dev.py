@@ -14,7 +14,6 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import IO
-from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 from uuid import UUID
@@ -349,7 +348,7 @@ def _wait_until_ready(
         try:
             with urlopen(f"{url}/health/ready", timeout=2):  # noqa: S310 - our own API
                 return
-        except (URLError, OSError):
+        except OSError:
             time.sleep(0.02)
     raise StackFailed(
         f"The API was not ready within {READY_SECONDS:.0f} s; its messages are {messages}."

@@ -16,7 +16,7 @@ from tests.bench.figures import Finding, Round, Row, Sample
 from tests.bench.load import Void, generator
 from tests.bench.slots import FULL, QUICK, ROWS, SLOTS, WARM_UP, Sizes, Slots
 from tests.bench.soak import soak
-from tests.bench.stage import BATCH_VARIABLE, Stage, knows_batches
+from tests.bench.stage import Stage
 
 SOAK, GROWTH = "soak", "growth"
 Found = tuple[list[Finding], Sequence[Round]]
@@ -120,9 +120,6 @@ def _measure(stage: Stage, options: argparse.Namespace) -> Found:
         )
         return growth.run(stage, size, rounds=options.rounds or 15, times=options.times)
     rows = [row for row in ROWS if row.name in options.only]
-    if any(row.name == "batches" for row in rows) and not knows_batches():
-        sys.stdout.write(f"left out: batches, for this version knows no {BATCH_VARIABLE}\n\n")
-        rows = [row for row in rows if row.name != "batches"]
     return _in_rounds(stage, rows, _sizes(options), tool=options.generator)
 
 

@@ -36,7 +36,6 @@ class Sizes:
     tasks: int
     waiting: int
     pick_ups: int
-    starts: int = STARTS
 
     @property
     def pick_ups_per_round(self) -> int:
@@ -44,7 +43,7 @@ class Sizes:
 
     @property
     def starts_per_round(self) -> int:
-        return ceil(self.starts / self.rounds)
+        return ceil(STARTS / self.rounds)
 
 
 FULL = Sizes(rounds=7, seconds=5, tasks=20_000, waiting=20_000, pick_ups=300)

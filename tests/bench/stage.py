@@ -30,7 +30,7 @@ from adapters.embedded.valkey import EmbeddedValkey
 from adapters.queue.payload import encode
 from adapters.queue.redis import TASKS_KEY
 from config.container import Container, close
-from config.settings import SETTINGS, Settings, load_settings, variable_of
+from config.settings import Settings, load_settings
 from domain.credits import Channel, Owner
 from domain.sessions import DEFAULT_PROMPT, Accessory, GenerationSession
 from domain.tasks import GenerationTask
@@ -43,7 +43,6 @@ ROOT = Path(__file__).parents[2]
 ACCOUNTS = 1_000
 """Over which load is spread; one more, number 0, is the hot one."""
 CREDITS = 1_000_000_000
-BATCH_VARIABLE = "WEARON_BATCH_LIMIT"
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _SAMPLES_OF_FSYNC = 50
 _PAGE = b"\0" * 8192
@@ -94,11 +93,6 @@ FILL_ACCOUNTS = """
     WHERE (account.channel, account.owner_id) = (debited.channel, debited.owner_id)"""
 
 
-def knows_batches() -> bool:
-    """Whether this version has a bound on batches that can be set."""
-    return any(variable_of(field.name) == BATCH_VARIABLE for field in SETTINGS)
-
-
 class Stage:
     """Everything that was started is stopped by ``close``, and the data is gone.
 
@@ -121,16 +115,16 @@ class Stage:
         """Servers with our tables, accounts with credits, and who may use them."""
         self.postgres.start()
         self.valkey.start()
-        self.environ = self.environ_for(self.postgres.url())
+        self.environ = self._environment()
         asyncio.run(migrated(self.settings))
         self._make_callers()
         self.reset()
 
-    def environ_for(self, database_url: str) -> dict[str, str]:
+    def _environment(self) -> dict[str, str]:
         """The environment of wearon's processes: production, but nothing is refused."""
         ours = {name: value for name, value in os.environ.items() if "WEARON_" not in name}
         return ours | {
-            "DATABASE_URL": database_url,
+            "DATABASE_URL": self.postgres.url(),
             "REDIS_URL": self.valkey.url,
             "WEARON_DATA_DIR": str(self.folder / "data"),
             "WEARON_JWT_SECRET": secrets.token_hex(32),
@@ -256,7 +250,7 @@ class Stage:
         return descendants(self._apis[api][0].pid)
 
     def _started_api(self, api: str) -> tuple[subprocess.Popen[bytes], int]:
-        extra = {"unbatched": {BATCH_VARIABLE: "1"}}.get(api, {})
+        extra = {"unbatched": {"WEARON_BATCH_LIMIT": "1"}}.get(api, {})
         if api == "bare":
             extra = {ANSWER_VARIABLE: self._answer_of("no_op")}
         port = free_port()

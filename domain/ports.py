@@ -1,7 +1,9 @@
 """What the domain needs from the outside, one protocol per consumer's need.
 
-Every method may raise the ``Unavailable`` error of its seam, and then its outcome is unknown: it
-may have taken effect. ``tests/contracts`` holds each sentence here against every adapter.
+A method may raise the ``Unavailable`` error that its port names, and then its outcome is unknown:
+it may have taken effect. ``tests/contracts`` holds each sentence here against every adapter, except
+for fetchers and generators: what can go wrong there differs with whom they ask, so each has tests
+of its own in ``tests/adapters``.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -83,8 +85,8 @@ class SessionRepoPort(Protocol):
         already, nothing changes and the receipt is that session's, ``replayed``; however many
         arrive at once, one of them creates it. Raises, and changes nothing:
         ``IdempotencyKeyReused`` if that session was asked for something else, ``TooManyActive``
-        if the owner has ``max_active`` sessions that are not final (those that arrive at once do
-        not count each other), ``InsufficientCredits``.
+        if the owner has ``max_active`` sessions that are not final, those that arrive at once
+        among them, ``InsufficientCredits``.
         """
 
     async def confirm(self, session_ids: Sequence[UUID]) -> int:

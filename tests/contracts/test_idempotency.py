@@ -268,6 +268,24 @@ async def test_an_owner_may_have_so_many_unfinished_sessions(backend: Backend) -
     assert not receipt.replayed
 
 
+@pytest.mark.parametrize("max_active", [1, 3])
+async def test_those_that_arrive_at_once_count_each_other(
+    backend: Backend, max_active: int
+) -> None:
+    """However many there are, no more than the limit are created."""
+    await backend.credits.grant(USER, 20, note="test")
+
+    outcomes = await asyncio.gather(
+        *(backend.sessions.create(a_session(), max_active=max_active) for _ in range(20)),
+        return_exceptions=True,
+    )
+
+    assert [type(outcome) for outcome in outcomes].count(Receipt) == max_active
+    assert (await backend.reads.stats(USER)).active == max_active
+    refusals = [outcome for outcome in outcomes if not isinstance(outcome, Receipt)]
+    assert {type(refusal) for refusal in refusals} == {TooManyActive}
+
+
 @pytest.mark.parametrize("fate", [complete, fail])
 async def test_what_is_finished_does_not_count(
     backend: Backend, fate: Callable[[Backend, GenerationSession], Awaitable[None]]

@@ -172,7 +172,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = "http://127.0.0.1:8000"
     max_body_bytes: Annotated[
-        int, Meta(ge=1_024, le=10_000_000), _about("Largest request body; more is a 413")
+        int,
+        Meta(ge=1_024, le=10_000_000),
+        _about("Largest request body, but for uploads; more is a 413"),
     ] = 65_536
     jwt_secret: Annotated[Secret | None, _about("HS256 key of the users' tokens", secret=True)] = (
         None
@@ -252,7 +254,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Seconds, _about("A session that waited longer fails as `EXPIRED` with a refund")
     ] = 3_600
     picture_days: Annotated[
-        int, Meta(ge=1, le=36_500), _about("A picture is deleted so many days after it was made")
+        int,
+        Meta(ge=1, le=36_500),
+        _about("A picture is deleted so many days after its session ended"),
     ] = 30
 
     fetch_seconds: Annotated[Seconds, _about("Longest download of an input picture")] = 15
@@ -376,7 +380,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Seconds, _about("Longest wait for such a job; then it is cancelled, also if we are gone")
     ] = 170
 
-    log_level: Annotated[LogLevel, _about("What is too unimportant to be logged")] = LogLevel.INFO
+    log_level: Annotated[LogLevel, _about("The least important events that are logged")] = (
+        LogLevel.INFO
+    )
     log_format: Annotated[
         LogFormat, _about("`json` is a line for each event, `console` is for people")
     ] = LogFormat.JSON

@@ -1,4 +1,4 @@
-"""The composition root: which adapter stands behind which port. The only file that names them.
+"""The composition root: which adapter stands behind which port. No other file chooses one.
 
 Everything here is made without connecting to anything; connections open when they are used.
 """

@@ -3,8 +3,8 @@
 ::
 
     WearonError
-    ├── InvalidInput, InsufficientCredits, NotFound, Conflict, Unauthenticated,
-    │   IdempotencyKeyReused, TooManyActive, TooManyUploads                      the caller's
+    ├── InvalidInput, InsufficientCredits, NotFound, Conflict, IdempotencyKeyReused,
+    │   TooManyActive, TooManyUploads, Unauthenticated: InvalidApiKey            the caller's
     ├── Overloaded, Unavailable: QueueUnavailable, StoreUnavailable,
     │   StorageUnavailable                                                       ours, passing
     ├── WorkFailed: TryAgain, Refused, ProviderMisconfigured           one attempt at a picture
@@ -167,7 +167,7 @@ class Superseded(WearonError):
 
 
 class IllegalTransition(WearonError):
-    """A session was asked for a change of status that section 2 of the contract does not have."""
+    """A session was asked for a change of status that ``SessionStatus`` does not have."""
 
 
 class InvalidTask(WearonError):

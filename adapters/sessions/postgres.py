@@ -1,4 +1,5 @@
-"""Sessions in PostgreSQL. All SQL on ``generation_sessions`` is here.
+"""Sessions in PostgreSQL. All SQL on ``generation_sessions`` is here, except for the audit of the
+books (``adapters/credits/postgres.py``).
 
 Every write is one statement, so it is one transaction and one round trip. Guards stand in the
 WHERE of the write itself. Nothing waits in a circle: what locks several rows locks sessions before

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from config.container import Container
 
 ALL_LETTERS = 10_000
-"""More than a queue keeps."""
+"""As many as a queue keeps."""
 
 letter_id_argument = click.argument("letter_id", type=click.UUID)
 

@@ -72,7 +72,7 @@ _EXPLANATIONS = {
 _WORDS = {
     "VALIDATION_ERROR": "accessories[0].url: expected str, got int",
     "INVALID_TOKEN": "The token has expired",
-    "INVALID_API_KEY": "The API key is not known",
+    "INVALID_API_KEY": "The API key is not valid",
     "INSUFFICIENT_CREDITS": "This costs 1 credit(s), which the balance does not cover",
     "CONFLICT": "Only a queued session can be cancelled",
     "UNSUPPORTED_MEDIA_TYPE": "The Content-Type must be application/json",

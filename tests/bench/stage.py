@@ -1,4 +1,4 @@
-"""Servers with full durability, and on them the processes that are measured."""
+"""Durable servers, and on them the processes that are measured."""
 
 import asyncio
 import json

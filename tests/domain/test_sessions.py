@@ -45,7 +45,7 @@ ILLEGAL = [pair for pair in product(SessionStatus, CHANGES) if pair not in LEGAL
 
 @pytest.mark.parametrize(("before", "change"), LEGAL)
 def test_a_legal_change_leads_to_its_status(before: SessionStatus, change: str) -> None:
-    """The five changes of the contract's section 2 exist."""
+    """The five changes that ``SessionStatus`` tells of exist."""
     session = a_session(status=before)
 
     assert CHANGES[change](session).status is LEGAL[before, change]

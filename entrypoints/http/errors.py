@@ -22,6 +22,7 @@ from domain.errors import (
     TryAgain,
     Unauthenticated,
     Unavailable,
+    WearonError,
 )
 from domain.submission import UNAVAILABLE_MESSAGE
 from entrypoints.http.inputs import in_our_words
@@ -34,7 +35,8 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How one kind of failure is answered; without a message, in the error's own words."""
+    """How one kind of failure is answered; without a message, in the error's own words. The code is
+    the domain's where the failure is."""
 
     status: int
     code: str
@@ -44,24 +46,24 @@ class Answer:
 
 _BEARER = {"WWW-Authenticate": "Bearer"}
 _RETRY = {"Retry-After": "5"}
-_INVALID = Answer(400, "VALIDATION_ERROR")
-_NOTHING_HERE = Answer(404, "NOT_FOUND", "There is nothing here that you may see")
+_INVALID = Answer(400, InvalidInput.code)
+_NOTHING_HERE = Answer(404, NotFound.code, "There is nothing here that you may see")
 _UNAVAILABLE = Answer(
-    503, "SERVICE_UNAVAILABLE", "Something that we need does not answer; try again", _RETRY
+    503, Unavailable.code, "Something that we need does not answer; try again", _RETRY
 )
 
 ERRORS: Final[Mapping[type[Exception] | int, Answer]] = {
     InvalidInput: _INVALID,
-    Unauthenticated: Answer(401, "INVALID_TOKEN", headers=_BEARER),
-    InvalidApiKey: Answer(401, "INVALID_API_KEY", headers=_BEARER),
-    InsufficientCredits: Answer(402, "INSUFFICIENT_CREDITS"),
+    Unauthenticated: Answer(401, Unauthenticated.code, headers=_BEARER),
+    InvalidApiKey: Answer(401, InvalidApiKey.code, headers=_BEARER),
+    InsufficientCredits: Answer(402, InsufficientCredits.code),
     NotFound: _NOTHING_HERE,
-    Conflict: Answer(409, "CONFLICT"),
-    IdempotencyKeyReused: Answer(422, "IDEMPOTENCY_KEY_REUSED"),
-    TooManyActive: Answer(429, "RATE_LIMIT_EXCEEDED", headers=_RETRY),
-    TooManyUploads: Answer(429, "RATE_LIMIT_EXCEEDED"),
-    Overloaded: Answer(503, "SERVICE_UNAVAILABLE", headers=_RETRY),
-    QueueUnavailable: Answer(503, "SERVICE_UNAVAILABLE", UNAVAILABLE_MESSAGE, _RETRY),
+    Conflict: Answer(409, Conflict.code),
+    IdempotencyKeyReused: Answer(422, IdempotencyKeyReused.code),
+    TooManyActive: Answer(429, TooManyActive.code, headers=_RETRY),
+    TooManyUploads: Answer(429, TooManyUploads.code),
+    Overloaded: Answer(503, Overloaded.code, headers=_RETRY),
+    QueueUnavailable: Answer(503, QueueUnavailable.code, UNAVAILABLE_MESSAGE, _RETRY),
     Unavailable: _UNAVAILABLE,
     TryAgain: _UNAVAILABLE,  # from the image storage
     400: _INVALID,
@@ -69,7 +71,7 @@ ERRORS: Final[Mapping[type[Exception] | int, Answer]] = {
     405: Answer(405, "METHOD_NOT_ALLOWED", "This path does not know this method"),
     413: Answer(413, "PAYLOAD_TOO_LARGE", "The body is too large"),
     415: Answer(415, "UNSUPPORTED_MEDIA_TYPE"),
-    Exception: Answer(500, "INTERNAL_ERROR", "This is our fault; we have taken note of it"),
+    Exception: Answer(500, WearonError.code, "This is our fault; we have taken note of it"),
 }
 """By the type of the error or, for the framework's own, by its HTTP status."""
 

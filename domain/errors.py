@@ -125,7 +125,8 @@ class StorageUnavailable(Unavailable):
 
 class ClaimFailed(WearonError):
     """The store answered a claim with an error that does not pass by itself, such as a missing
-    privilege; ``__cause__`` is that error. Nothing was begun, and its task is in the queue."""
+    privilege; ``__cause__`` is that error. Nothing was begun, and its task is back in the queue, or
+    recovery pushes it again."""
 
 
 class WorkFailed(WearonError):

@@ -247,7 +247,7 @@ NO_LIMITS = BatchLimits(calls=10, in_flight=1, waiting=100)
 
 
 async def test_a_lone_call_begins_at_once() -> None:
-    """There is no timer: what arrives alone is alone."""
+    """No timer holds it up: what arrives alone is alone."""
     server = Server(limits=NO_LIMITS, durations=(3,))
 
     answers = await answers_to(server, [Call(number=1), Call(number=2, arrives=10)])

@@ -418,7 +418,7 @@ class Container(containers.DeclarativeContainer):
         new_id=new_id,
         clock=clock,
     )
-    reading = providers.Singleton(Reading, sessions=sessions, storage=storage)
+    reading = providers.Singleton(Reading, reads=sessions, storage=storage)
     generation = providers.Singleton(
         Generation,
         repo=sessions,
@@ -433,7 +433,7 @@ class Container(containers.DeclarativeContainer):
     )
     recovery = providers.Singleton(
         Recovery,
-        sessions=sessions,
+        repo=sessions,
         lost=sessions,
         queue=queue,
         storage=storage,

@@ -28,13 +28,13 @@ class SessionView:
 class Reading:
     """Reads that add something to what the store holds."""
 
-    def __init__(self, *, sessions: SessionReadPort, storage: ImageStoragePort) -> None:
-        self._sessions = sessions
+    def __init__(self, *, reads: SessionReadPort, storage: ImageStoragePort) -> None:
+        self._reads = reads
         self._storage = storage
 
     async def one(self, session_id: UUID, owner: Owner) -> SessionView:
         """Raises ``NotFound``, also for what is another's."""
-        session = await self._sessions.get(session_id, owner)
+        session = await self._reads.get(session_id, owner)
         return SessionView(
             session=session,
             picture_url=self._picture_url(session),
@@ -57,5 +57,5 @@ class Reading:
     async def _queue_position(self, session: GenerationSession) -> int | None:
         if session.status is not SessionStatus.QUEUED:
             return None
-        before = await self._sessions.queued_before(session, limit=MAX_QUEUE_POSITION)
+        before = await self._reads.queued_before(session, limit=MAX_QUEUE_POSITION)
         return before + 1 if before < MAX_QUEUE_POSITION else None

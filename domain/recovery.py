@@ -96,7 +96,7 @@ class Recovery:
     def __init__(
         self,
         *,
-        sessions: SessionRepoPort,
+        repo: SessionRepoPort,
         lost: RecoveryRepoPort,
         queue: TaskQueuePort,
         storage: ImageStoragePort,
@@ -105,7 +105,7 @@ class Recovery:
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
     ) -> None:
-        self._sessions = sessions
+        self._repo = repo
         self._lost = lost
         self._queue = queue
         self._storage = storage
@@ -231,7 +231,7 @@ class Recovery:
         failed = 0
         for session in sessions:
             if not session.confirmed:
-                failed += await self._sessions.fail(session.id, NOT_PUSHED, attempt=None)
+                failed += await self._repo.fail(session.id, NOT_PUSHED, attempt=None)
         return failed
 
     async def _delete_old_images(self, done: Counter[str]) -> None:

@@ -657,7 +657,7 @@ async def test_a_batch_whose_connection_is_lost(
     created = await backend._database.fetch_value("SELECT count(*) FROM generation_sessions")
     await backend.advance(timedelta(hours=1))
     recovery = Recovery(
-        sessions=backend.sessions,
+        repo=backend.sessions,
         lost=backend.recovery,
         queue=InMemoryTaskQueue(clock=utc_now),
         storage=NO_STORAGE,

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_a_deleted_picture_has_no_link(service: Service) -> None:
     """Another consumer's picture is its own affair: its link stays."""
-    reading = Reading(sessions=service.repo, storage=service.storage)
+    reading = Reading(reads=service.repo, storage=service.storage)
     ours, theirs = [(await service.submitted()).session.id for _ in range(2)]
     await service.repo.claim(ours, lease=LEASE)
     await service.repo.complete(ours, attempt=1, artefact=ARTEFACT)
@@ -39,7 +39,7 @@ async def test_only_what_was_paid_for_has_its_picture(
 ) -> None:
     """A consumer that is not ours may have left its link with a session that was refunded."""
     signer = UrlSigner(base_url="", secret=b"", lifetime=LEASE, clock=service.clock.now)
-    reading = Reading(sessions=service.repo, storage=InMemoryImageStorage(signer=signer))
+    reading = Reading(reads=service.repo, storage=InMemoryImageStorage(signer=signer))
     session_id = (await service.submitted()).session.id
     service.repo.overwrite(session_id, generated_image_url="https://elsewhere.example/p.png")
     service.repo.overwrite(session_id, status=status)
@@ -52,7 +52,7 @@ async def test_only_what_was_paid_for_has_its_picture(
 async def test_a_place_in_the_queue_is_exact_or_not_told(service: Service) -> None:
     """Whoever is far back learns its place when it is near, and then it shrinks with each session
     that is taken."""
-    reading = Reading(sessions=service.repo, storage=service.storage)
+    reading = Reading(reads=service.repo, storage=service.storage)
     ids = []
     for _ in range(MAX_QUEUE_POSITION + 1):
         ids.append((await service.submitted()).session.id)

@@ -250,7 +250,7 @@ class WorkerProcess(Actor):
                 new_id=self.new_id,
             ),
             recovery=Recovery(
-                sessions=store,
+                repo=store,
                 lost=store,
                 queue=queue,
                 storage=storage,

@@ -232,7 +232,7 @@ async def _backlog() -> None:
         world.queue.messages.pop()
     store, queue = world.repo, world.queue
     recovery = Recovery(
-        sessions=store,
+        repo=store,
         lost=store,
         queue=queue,
         storage=world.storage,

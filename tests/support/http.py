@@ -127,7 +127,7 @@ class Api:
         self.app = create_app(
             Services(
                 submission=self.service.submission,
-                reading=Reading(sessions=self.service.repo, storage=self.storage),
+                reading=Reading(reads=self.service.repo, storage=self.storage),
                 sessions=self.service.repo,
                 credits=self.service.accounts,
                 authenticate=BearerAuthenticator(keys=self.keys, rules=RULES),

@@ -118,7 +118,7 @@ class Service:
 
     def recovery(self, policy: RecoveryPolicy | None = None) -> Recovery:
         return Recovery(
-            sessions=self.repo,
+            repo=self.repo,
             lost=self.repo,
             queue=self.queue,
             storage=self.storage,

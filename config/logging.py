@@ -8,7 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, NotRequired, TypeAlias, TypedDict
+from select import PIPE_BUF
+from typing import Any, ClassVar, NotRequired, TypeAlias, TypedDict
 from uuid import UUID
 
 import msgspec
@@ -146,16 +147,26 @@ def _logger(name: str | None = None) -> object:
 
 
 class _StandardError:
-    """Writes lines ``at_once``, or leaves it to the stream when. A line that cannot be written,
-    because the disk is full or the reader gone, is lost: nothing else may fail for it."""
+    """Writes lines ``at_once``, or leaves them to wait for others, as far as these may be written
+    together: a pipe takes so much in one piece, and more may have lines of other processes in its
+    middle. A line that cannot be written, because the disk is full or the reader gone, is lost:
+    nothing else may fail for it."""
+
+    _waiting: ClassVar[int] = 0
+    """Characters, which are bytes of a line in JSON; too many if somebody else wrote meanwhile."""
 
     def __init__(self, *, at_once: bool) -> None:
         self._at_once = at_once
 
     def msg(self, line: str) -> None:
         try:
+            if _StandardError._waiting + len(line) >= PIPE_BUF:
+                _StandardError._waiting = 0
+                sys.stderr.flush()
+            _StandardError._waiting += len(line) + 1
             sys.stderr.write(line + "\n")
             if self._at_once:
+                _StandardError._waiting = 0
                 sys.stderr.flush()
         except OSError:
             pass

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from select import PIPE_BUF
 from typing import Any, cast
 from uuid import UUID
 
@@ -289,10 +290,11 @@ def test_lines_are_ascii(capsys: pytest.CaptureFixture[str], text: str) -> None:
 class Stream(io.TextIOWrapper):
     """Standard error as it is where that is a file: what reaches it is in ``written``."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, buffered: bool = False) -> None:
         self.raw = Raw()
-        # As PYTHONUNBUFFERED has it, which many images set.
-        super().__init__(cast("Any", self.raw), encoding="utf-8", write_through=True)
+        # As PYTHONUNBUFFERED has it, which many images set; and as it is without.
+        buffer = io.BufferedWriter(self.raw) if buffered else cast("Any", self.raw)
+        super().__init__(buffer, encoding="utf-8", write_through=not buffered)
 
     def events(self) -> list[str]:
         return [json.loads(line)["event"] for line in b"".join(self.raw.written).splitlines()]
@@ -348,9 +350,12 @@ def test_lines_wait_for_others(monkeypatch: pytest.MonkeyPatch, name: str) -> No
     assert stream.events() == ["1", "2", "3", "4", "5", "6", "7"]
 
 
-def test_whole_lines_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many wait: other processes write to the same file."""
-    stream = standard_error(monkeypatch)
+@pytest.mark.parametrize("buffered", [True, False])
+def test_whole_lines_are_written(monkeypatch: pytest.MonkeyPatch, *, buffered: bool) -> None:
+    """However many wait, and no more at once than a pipe takes in one piece: other processes write
+    to it as well."""
+    stream = Stream(buffered=buffered)
+    monkeypatch.setattr(sys, "stderr", stream)
     configure()
     gather_lines()
     access = structlog.get_logger("access")
@@ -361,6 +366,7 @@ def test_whole_lines_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(piece.count(b"\n") for piece in stream.raw.written) == 2_000
     assert len(stream.raw.written) < 500
     assert all(piece.endswith(b"\n") for piece in stream.raw.written)
+    assert max(len(piece) for piece in stream.raw.written) <= PIPE_BUF
 
 
 def test_no_request_fails_for_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

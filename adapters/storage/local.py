@@ -21,8 +21,8 @@ from domain.sessions import Artefact
 class LocalImageStorage(StoredUploads, ImageStoragePort, SignedReads, KeepsUploads):
     """A file appears whole or not at all, and is never replaced.
 
-    A process that is killed while it saves may leave ``{key}#1`` behind, or ``#2`` where that is
-    taken. Nobody reads them, and they are deleted with the picture.
+    A process that is killed while it saves may leave ``{key}#1`` behind, or a higher number where
+    that is taken. Nobody reads them, and the first three are deleted with the picture.
     """
 
     def __init__(self, root: Path, *, signer: UrlSigner) -> None:

@@ -30,7 +30,7 @@ from entrypoints.http.schemas import ErrorBody, ErrorEnvelope
 
 MAX_MESSAGE_LENGTH = 300
 
-log = structlog.get_logger()
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

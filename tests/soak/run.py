@@ -26,6 +26,9 @@ PORTION = 100
 GRANTED = 100
 """Credits that the store has from the beginning."""
 WARM_UP = 500
+JUNK_SHARE = 0.1
+"""Of the submissions: their picture is none, so their sessions fail."""
+JUNK_BYTES = 1_000_000
 LOOK_SECONDS = 0.5
 SAY_SECONDS = 10.0
 STALL_SECONDS = 60.0
@@ -108,7 +111,7 @@ async def run(*, tasks: int) -> Report:
     """Submit ``tasks`` to the API, in portions, and wait until nothing more ends."""
     async with AsyncExitStack() as stack:
         fake = await _provider(stack, tasks)
-        picture_url = await stack.enter_async_context(_pictures())
+        pictures_url = await stack.enter_async_context(_pictures())
         deployment = Deployment(stack.enter_context(servers.folder()))
         stack.callback(deployment.close)
         # Not in a thread: what is started dies with the thread that starts it.
@@ -118,7 +121,7 @@ async def run(*, tasks: int) -> Report:
             deployment.wearon("credits", "grant", "--store", STORE_ID, str(tasks - GRANTED))
         deployment.start("serve")
         await asyncio.to_thread(eventually, lambda: deployment.get("/health/ready").status == 200)
-        return await _Soak(deployment, fake, picture_url, tasks).run()
+        return await _Soak(deployment, fake, pictures_url, tasks).run()
 
 
 async def _provider(stack: AsyncExitStack, tasks: int) -> FakeProvider:
@@ -131,14 +134,15 @@ async def _provider(stack: AsyncExitStack, tasks: int) -> FakeProvider:
 
 class _Soak:
     def __init__(
-        self, deployment: Deployment, fake: FakeProvider, picture_url: str, tasks: int
+        self, deployment: Deployment, fake: FakeProvider, pictures_url: str, tasks: int
     ) -> None:
         self._deployment = deployment
         self._fake = fake
-        self._picture_url = picture_url
+        self._pictures_url = pictures_url
         self._tasks = tasks
         self._samples: list[Sample] = []
         self._accepted = 0
+        self._junk = 0
         self._refused: Counter[int] = Counter()
         self._random = Random(1)
 
@@ -179,13 +183,16 @@ class _Soak:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _submit(self, client: ClientSession) -> None:
-        """A user's picture, now and then with an outfit."""
-        body = {"model_image_url": f"{self._picture_url}?{self._accepted}"}
+        """A user's picture, now and then with an outfit, or something that is no picture."""
+        is_junk = self._random.random() < JUNK_SHARE
+        name = "junk" if is_junk else "model"
+        body = {"model_image_url": f"{self._pictures_url}/{name}.png?{self._accepted}"}
         if self._random.random() < 0.2:
-            body["outfit_image_url"] = self._picture_url
+            body["outfit_image_url"] = f"{self._pictures_url}/model.png"
         async with client.post(GENERATIONS, json=body) as answer:
             if answer.status == 202:
                 self._accepted += 1
+                self._junk += is_junk
             else:
                 self._refused[answer.status] += 1
 
@@ -204,8 +211,8 @@ class _Soak:
             violations.append(f"submitted {self._accepted} of {self._tasks}")
         if lost:
             violations.append(f"{lost} tasks lost; sessions: {dict(sessions)}")
-        if sessions["failed"]:
-            violations.append(f"{sessions['failed']} sessions failed where nothing was wrong")
+        if sessions["failed"] != self._junk:
+            violations.append(f"{sessions['failed']} sessions failed, not {self._junk}")
         if waiting:
             violations.append(f"{waiting} tasks are still in the queue")
         if verified.returncode != 0:
@@ -245,19 +252,19 @@ def _resident_kb(pid: int) -> int:
 
 @asynccontextmanager
 async def _pictures() -> AsyncIterator[str]:
-    """The URL of a small picture."""
-    picture = encoded("PNG", size=(192, 256))
+    """The URL of a server of ``model.png``, a small picture, and ``junk.png``, which is none."""
+    files = {"model": encoded("PNG", size=(192, 256)), "junk": bytes(JUNK_BYTES)}
 
-    async def answer(_: web.Request) -> web.Response:
-        return web.Response(body=picture, content_type="image/png")
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=files[request.match_info["name"]], content_type="image/png")
 
     app = web.Application()
-    app.router.add_get("/model.png", answer)
+    app.router.add_get("/{name:model|junk}.png", answer)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
         port = free_port()
         await web.TCPSite(runner, "127.0.0.1", port).start()
-        yield f"http://127.0.0.1:{port}/model.png"
+        yield f"http://127.0.0.1:{port}"
     finally:
         await runner.cleanup()

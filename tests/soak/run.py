@@ -41,8 +41,10 @@ SETTINGS = {
     "WEARON_LEASE_SECONDS": "30",
     "WEARON_RECOVERY_SECONDS": "2",
     "WEARON_PUSH_AGAIN_SECONDS": "15",
+    "WEARON_PROVIDER_PER_MINUTE": "100000",
 }
-"""The deployment of the system tests is set up for haste; these are the defaults again."""
+"""The deployment of the system tests is set up for haste; these are the defaults again, but for a
+provider that takes all at once."""
 CRASHES = ("_crashed", "unexpected_error", "Traceback")
 
 

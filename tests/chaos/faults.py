@@ -25,6 +25,7 @@ LONGEST_SLOW_SECONDS = 0.5
 LONGEST_LATE_SECONDS = 8.0
 """Beyond the lease, so that somebody else may have the session when a worker's last word comes."""
 REPEATED = 20
+LOCKED_SESSIONS = 3
 PASSWORD = "not known to anybody else"
 
 CHARGING = PICTURE.encode()
@@ -115,6 +116,7 @@ class Faults:
             Fault("killed", "postgres", self._kill_postgres),
             Fault("sessions ended", "postgres", self._end_database_sessions),
             Fault("account locked", "postgres", self._lock_account),
+            Fault("sessions locked", "postgres", self._lock_sessions),
             Fault("table locked", "postgres", self._lock_table),
         ]
         for name in PARTS:
@@ -241,6 +243,13 @@ class Faults:
         await self._hold(
             "SELECT FROM credit_accounts"
             f" WHERE channel = '{HOT.channel}' AND owner_id = '{HOT.id}' FOR UPDATE"
+        )
+
+    async def _lock_sessions(self) -> None:
+        """As a consumer that is not ours may, for as long as it works on them."""
+        await self._hold(
+            "SELECT FROM generation_sessions WHERE status IN ('queued', 'processing')"
+            f" ORDER BY id LIMIT {LOCKED_SESSIONS} FOR UPDATE SKIP LOCKED"
         )
 
     async def _lock_table(self) -> None:

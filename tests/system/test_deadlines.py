@@ -231,10 +231,12 @@ def test_an_api_stops_in_time_without_its_store(deployment: Deployment) -> None:
     port = free_port()
     api = deployment.start("serve", WEARON_PORT=str(port))
     lock = "DO $$ BEGIN LOCK TABLE generation_sessions; PERFORM pg_sleep(2); END $$"
+    locked = "SELECT pid FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted"
     waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
     with ThreadPoolExecutor(2) as threads:
         eventually(lambda: listens(port))
         threads.submit(deployment.sql, lock)
+        eventually(lambda: deployment.sql(locked))
         in_flight = threads.submit(ask, deployment, LIST, port=port)
         eventually(lambda: deployment.sql(waiting))
         ask(deployment, CREDITS, port=port)  # leaves an idle connection

@@ -290,7 +290,7 @@ def _made_by(result: _Made | WorkFailed) -> _Made:
             raise result
         return result
     finally:
-        del result  # As above.
+        del result  # As in _within_lease.
 
 
 def _failure(error: WorkFailed) -> Failure:

@@ -443,6 +443,7 @@ class PostgresSessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
 
     def __init__(self, database: Database, *, batches: BatchLimits = DEFAULT_LIMITS) -> None:
         self._database = database
+        held = replace(batches, in_flight=HELD_AT_ONCE, patience_seconds=0)
         self._create = Coalescer(
             self._run_create_where_free,
             limits=batches,
@@ -450,14 +451,14 @@ class PostgresSessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
             too_many=_too_many,
             apart=Coalescer(
                 self._run_create_in_turn,
-                limits=replace(batches, in_flight=HELD_AT_ONCE, patience_seconds=0),
+                limits=held,
                 key=_payer,
                 one_key=True,
                 too_many=_too_many,
             ),
         )
         step = replace(batches, calls=min(batches.calls, STEP))
-        alone = replace(batches, calls=1, in_flight=HELD_AT_ONCE, patience_seconds=0)
+        alone = replace(held, calls=1)
         self._claim = _coalescer(self._run_claim, _CLAIM_WHERE_FREE, step)
         self._claim_in_turn = _coalescer(self._run_claim, _CLAIM_IN_TURN, alone)
         self._renew = _coalescer(self._run_write, _RENEW_WHERE_FREE, batches)

@@ -126,6 +126,13 @@ async def create_and_fail(database: Database, table: str) -> None:
         await connection.execute("SELECT 1 / 0")
 
 
+async def under_way(database: Database, calls: int) -> None:
+    """Return once so many calls have begun."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while len(database._bound._running) < calls:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0)
+
+
 async def answers(database: Database) -> None:
     """Return once the store answers again."""
     async with asyncio.timeout(DEADLINE_SECONDS):
@@ -369,7 +376,7 @@ async def test_a_cancelled_wait_takes_no_connection(postgres: EmbeddedPostgres) 
     async with connected(postgres.url(), DatabaseLimits(connections=1)) as database:
         async with database.transaction():
             waits = [asyncio.create_task(database.fetch("SELECT 1")) for _ in range(5)]
-            await asyncio.sleep(0)  # each begins to wait
+            await under_way(database, 5)
             for wait in waits:
                 wait.cancel()
             await asyncio.wait(waits)
@@ -543,7 +550,7 @@ async def test_closing_does_not_wait_for_a_server_that_fell_silent(
         await answers(database)
         proxy.requests.clear()
         call = asyncio.create_task(database.fetch("SELECT 1"))
-        await asyncio.sleep(0)  # the call begins
+        await under_way(database, 1)
 
         with takes(0, 1):
             await database.close()

@@ -478,7 +478,8 @@ async def test_a_close_that_hangs_has_a_bound(
 
         with monkeypatch.context() as patch, takes(BOUND_SECONDS):
             patch.setattr(queue._client, "aclose", hang)
-            await queue.close()
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                await queue.close()
 
 
 async def test_a_command_costs_no_timer_of_its_own(

@@ -789,7 +789,7 @@ async def test_a_failure_leaves_nothing_behind(service: Service, fate: Fate) -> 
             await queued(service)
             with suppress(ProviderMisconfigured, Bug):
                 await service.work(generation)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the turn in which what was stopped is looked at
 
         assert len(pictures.held) >= 2
         assert [held() for held in pictures.held] == [None] * len(pictures.held)

@@ -29,7 +29,7 @@ from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.images.inputs import InputPictures
 from adapters.images.inspection import inspect_picture
-from adapters.images.local import LocalImageGenerator
+from adapters.images.local import LocalPictureGenerator
 from adapters.images.pool import PicturePool, PoolLimits
 from adapters.images.samples import draw_sample
 from adapters.limits.memory import InMemoryStartLimit, Pace
@@ -40,24 +40,24 @@ from adapters.queue.memory import InMemoryTaskQueue
 from adapters.queue.redis import RedisTaskQueue, redis_client
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
-from adapters.storage.local import LocalImageStorage
-from adapters.storage.memory import InMemoryImageStorage
+from adapters.storage.local import LocalPictureStorage
+from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.receiving import UploadReceiver
-from adapters.storage.s3 import S3Bucket, S3ImageStorage, s3_store
+from adapters.storage.s3 import S3Bucket, S3PictureStorage, s3_store
 from adapters.storage.signing import UrlSigner
 from config.settings import Settings
 from domain.credits import Channel, Owner
 from domain.generation import Generation, WorkPolicy
 from domain.ports import CreditRepoPort, Picture, TaskQueuePort
-from domain.reading import Reading
 from domain.recovery import Recovery, RecoveryPolicy
 from domain.submission import Submission, SubmissionPolicy
 from domain.uploads import UploadPolicy, Uploads
+from domain.views import SessionViews
 
 if TYPE_CHECKING:
-    from adapters.images.fetcher import HttpImageFetcher
-    from adapters.images.jobs import JobImageGenerator
-    from adapters.images.openai import OpenAiImageGenerator
+    from adapters.images.fetcher import HttpPictureFetcher
+    from adapters.images.jobs import JobPictureGenerator
+    from adapters.images.openai import OpenAiPictureGenerator
 
 Check = Callable[[], Awaitable[None]]
 """Returns if a dependency answers; raises ``Unavailable`` otherwise."""
@@ -141,7 +141,7 @@ def _signer(settings: Settings, clock: Callable[[], datetime]) -> UrlSigner:
     )
 
 
-def _s3_storage(settings: Settings) -> S3ImageStorage:
+def _s3_storage(settings: Settings) -> S3PictureStorage:
     bucket = S3Bucket(
         name=settings.require("s3_bucket"),
         region=settings.s3_region,
@@ -151,7 +151,7 @@ def _s3_storage(settings: Settings) -> S3ImageStorage:
         secret_access_key=settings.require("s3_secret_access_key"),
         timeout_seconds=settings.s3_seconds,
     )
-    return S3ImageStorage(
+    return S3PictureStorage(
         s3_store(bucket),
         url_lifetime=settings.duration("picture_url_seconds"),
         conditional_put=settings.s3_conditional_put,
@@ -170,10 +170,12 @@ def _picture_pool(settings: Settings, opened: AsyncExitStack) -> PicturePool:
     return pool
 
 
-def _downloads(settings: Settings, pool: PicturePool, opened: AsyncExitStack) -> "HttpImageFetcher":
-    from adapters.images.fetcher import FetchLimits, HttpImageFetcher
+def _downloads(
+    settings: Settings, pool: PicturePool, opened: AsyncExitStack
+) -> "HttpPictureFetcher":
+    from adapters.images.fetcher import FetchLimits, HttpPictureFetcher
 
-    fetcher = HttpImageFetcher(
+    fetcher = HttpPictureFetcher(
         limits=FetchLimits(
             total_timeout_seconds=settings.fetch_seconds, max_bytes=settings.fetch_max_bytes
         ),
@@ -186,10 +188,10 @@ def _downloads(settings: Settings, pool: PicturePool, opened: AsyncExitStack) ->
 
 def _openai_generator(
     settings: Settings, clock: Callable[[], datetime], opened: AsyncExitStack
-) -> "OpenAiImageGenerator":
-    from adapters.images.openai import OpenAiImageGenerator, Prices, ProviderLimits
+) -> "OpenAiPictureGenerator":
+    from adapters.images.openai import OpenAiPictureGenerator, Prices, ProviderLimits
 
-    generator = OpenAiImageGenerator(
+    generator = OpenAiPictureGenerator(
         base_url=settings.openai_base_url,
         api_key=settings.require("openai_api_key"),
         model=settings.openai_model,
@@ -212,12 +214,12 @@ def _openai_generator(
 
 def _replicate_generator(
     settings: Settings, clock: Callable[[], datetime], random: Random, opened: AsyncExitStack
-) -> "JobImageGenerator":
-    from adapters.images.fetcher import FetchLimits, HttpImageFetcher
-    from adapters.images.jobs import JobImageGenerator, JobLimits
+) -> "JobPictureGenerator":
+    from adapters.images.fetcher import FetchLimits, HttpPictureFetcher
+    from adapters.images.jobs import JobLimits, JobPictureGenerator
     from adapters.images.replicate import CallLimits, ReplicateJobs, ReplicateModel
 
-    results = HttpImageFetcher(
+    results = HttpPictureFetcher(
         limits=FetchLimits(total_timeout_seconds=RESULT_SECONDS, max_bytes=RESULT_BYTES),
         prepare=_inspected,
         allow_loopback=settings.fetch_allow_loopback,
@@ -240,7 +242,7 @@ def _replicate_generator(
         first_pause_seconds=min(FIRST_LOOK_SECONDS, settings.replicate_poll_seconds),
         longest_pause_seconds=settings.replicate_poll_seconds,
     )
-    return JobImageGenerator(jobs, name="replicate", limits=limits, random=random)
+    return JobPictureGenerator(jobs, name="replicate", limits=limits, random=random)
 
 
 async def _inspected(data: bytes) -> Picture:
@@ -268,10 +270,10 @@ def _work_policy(settings: Settings) -> WorkPolicy:
 
 def _recovery_policy(settings: Settings) -> RecoveryPolicy:
     return RecoveryPolicy(
-        push_again_after=settings.duration("push_again_seconds"),
+        requeue_after=settings.duration("push_again_seconds"),
         max_attempts=settings.max_attempts,
-        without_lease=settings.duration("foreign_seconds"),
-        time_to_live=settings.duration("queued_seconds"),
+        external_timeout=settings.duration("foreign_seconds"),
+        queue_ttl=settings.duration("queued_seconds"),
         picture_lifetime=timedelta(days=settings.picture_days),
         keep_uploads=timedelta(days=settings.upload_days),
     )
@@ -330,9 +332,9 @@ class Container(containers.DeclarativeContainer):
     )
     signer = providers.Singleton(_signer, settings, clock)
     local_storage = providers.Singleton(
-        LocalImageStorage, settings.provided.pictures_dir, signer=signer
+        LocalPictureStorage, settings.provided.pictures_dir, signer=signer
     )
-    in_memory_storage = providers.Singleton(InMemoryImageStorage, signer=signer)
+    in_memory_storage = providers.Singleton(InMemoryPictureStorage, signer=signer)
     storage = providers.Selector(
         settings.provided.storage,
         local=local_storage,
@@ -363,7 +365,7 @@ class Container(containers.DeclarativeContainer):
         clock=clock,
     )
     own_receiver = providers.Singleton(
-        UploadReceiver, storage=storage, signer=signer, check_room=uploads.provided.check_room
+        UploadReceiver, storage=storage, signer=signer, check_quota=uploads.provided.check_quota
     )
     receiver = providers.Selector(
         settings.provided.storage,
@@ -374,7 +376,7 @@ class Container(containers.DeclarativeContainer):
     generator = providers.Selector(
         settings.provided.generator,
         local=providers.Singleton(
-            LocalImageGenerator, delay_seconds=settings.provided.local_generator_seconds
+            LocalPictureGenerator, delay_seconds=settings.provided.local_generator_seconds
         ),
         openai=providers.Singleton(_openai_generator, settings, clock, opened),
         replicate=providers.Singleton(_replicate_generator, settings, clock, random, opened),
@@ -411,18 +413,18 @@ class Container(containers.DeclarativeContainer):
 
     submission = providers.Singleton(
         Submission,
-        repo=sessions,
+        sessions=sessions,
         reads=sessions,
         queue=queue,
         policy=providers.Singleton(_submission_policy, settings),
         new_id=new_id,
         clock=clock,
     )
-    reading = providers.Singleton(Reading, reads=sessions, storage=storage)
+    views = providers.Singleton(SessionViews, reads=sessions, storage=storage)
     generation = providers.Singleton(
         Generation,
-        repo=sessions,
-        jobs=sessions,
+        sessions=sessions,
+        attempts=sessions,
         queue=queue,
         fetcher=fetcher,
         generator=generator,
@@ -433,8 +435,8 @@ class Container(containers.DeclarativeContainer):
     )
     recovery = providers.Singleton(
         Recovery,
-        repo=sessions,
-        lost=sessions,
+        sessions=sessions,
+        recovery_repo=sessions,
         queue=queue,
         storage=storage,
         uploads=storage,

@@ -21,7 +21,7 @@ ACCESS_LOG = "access"
 """The name of the logger of one line for each request."""
 
 
-class About(TypedDict):
+class RequestInfo(TypedDict):
     """What is known of a request."""
 
     request_id: str
@@ -30,11 +30,11 @@ class About(TypedDict):
     """Of the session that it made."""
 
 
-ABOUT: ContextVar[About | None] = ContextVar("about", default=None)
+REQUEST_INFO: ContextVar[RequestInfo | None] = ContextVar("request_info", default=None)
 """Of the request that is being answered. Every line that is logged then says it; what is found out
 is put into the dictionary itself."""
 
-AccessLine: TypeAlias = Callable[[About, str, str, int | None, float], None]
+AccessLine: TypeAlias = Callable[[RequestInfo, str, str, int | None, float], None]
 """Logs an answered request: what is known of it, its method and path, the answer's status (None if
 there was none), and how many milliseconds it took."""
 
@@ -55,7 +55,7 @@ def configure_logging(settings: Settings) -> None:
     """Send structlog's events and the standard library's records through one renderer."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
-        merge_about,
+        merge_request_info,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -80,12 +80,12 @@ def configure_logging(settings: Settings) -> None:
     root.setLevel(settings.log_level.upper())
 
 
-def merge_about(
+def merge_request_info(
     _: object, __: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
     """Adds what is known of the request that is being answered."""
-    about = ABOUT.get()
-    return {**{name: str(value) for name, value in about.items()}, **event} if about else event
+    info = REQUEST_INFO.get()
+    return {**{name: str(value) for name, value in info.items()}, **event} if info else event
 
 
 def access_line(settings: Settings) -> AccessLine:
@@ -97,13 +97,13 @@ def access_line(settings: Settings) -> AccessLine:
     write = _StandardError(at_once=False).msg
 
     def write_line(
-        about: About, method: str, path: str, status: int | None, duration_ms: float
+        info: RequestInfo, method: str, path: str, status: int | None, duration_ms: float
     ) -> None:
         line = {
             "event": "request",
             "level": "info",
             "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
-            **about,
+            **info,
             "method": method,
             "path": path,
             "status": status,
@@ -115,7 +115,7 @@ def access_line(settings: Settings) -> AccessLine:
 
 
 def logged_access_line(
-    about: About,  # noqa: ARG001 - by merge_about
+    info: RequestInfo,  # noqa: ARG001 - by merge_request_info
     method: str,
     path: str,
     status: int | None,
@@ -128,15 +128,15 @@ def logged_access_line(
 _access_log = structlog.get_logger(ACCESS_LOG)
 
 
-def gather_lines() -> None:
+def buffer_access_logs() -> None:
     """From now on lines of requests and of tasks that were done wait for others, and for
-    ``write_gathered_lines``: to write each one by itself costs a request as much as half of all
+    ``flush_logs``: to write each one by itself costs a request as much as half of all
     else. Any other line is written at once, and those before it."""
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(line_buffering=False, write_through=False)
 
 
-def write_gathered_lines() -> None:
+def flush_logs() -> None:
     """Call this about once a second, and at the end."""
     with suppress(OSError):
         sys.stderr.flush()

@@ -1,9 +1,9 @@
-"""A circuit breaker: whether work may be begun, while what it needs turns everybody away."""
+"""A circuit breaker: whether work may be begun, while what it needs permits everybody away."""
 
 from collections.abc import Callable
 
 
-class Turn:
+class Permit:
     """The permission to begin one piece of work. Tell it how that ended, and ``close`` it."""
 
     def __init__(self, circuit: "Circuit", *, is_probe: bool) -> None:
@@ -15,13 +15,13 @@ class Turn:
         """False once the circuit has opened since: then the work must not be begun."""
         return self._is_probe or self._circuit.is_closed
 
-    def succeeded(self) -> bool:
+    def record_success(self) -> bool:
         """The work was done. Returns whether that closed the circuit: a probe's success does."""
         if self._is_probe:
             self._circuit._close()
         return self._is_probe
 
-    def turned_away(self) -> float | None:
+    def record_rejection(self) -> float | None:
         """The work was turned away, as all other work would be. Returns for how many seconds that
         opened the circuit; None if others had opened it before."""
         if not self._is_probe and not self._circuit.is_closed:
@@ -29,7 +29,7 @@ class Turn:
         return self._circuit._open()
 
     def close(self) -> None:
-        """Nothing more is begun on this turn. A probe that proved nothing leaves its place to
+        """Nothing more is begun on this permit. A probe that proved nothing leaves its place to
         the next one."""
         if self._is_probe:
             self._circuit._probing = False
@@ -58,14 +58,14 @@ class Circuit:
     def is_closed(self) -> bool:
         return self._openings == 0
 
-    def turn(self) -> Turn | None:
+    def permit(self) -> Permit | None:
         """The permission to begin something now; None while there is none."""
         if self.is_closed:
-            return Turn(self, is_probe=False)
+            return Permit(self, is_probe=False)
         if self._probing or self._clock() < self._open_until:
             return None
         self._probing = True
-        return Turn(self, is_probe=True)
+        return Permit(self, is_probe=True)
 
     def _open(self) -> float:
         doubled = self._first_seconds * 2.0 ** min(self._openings, 32)

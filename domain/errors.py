@@ -5,7 +5,7 @@
     WearonError
     ├── InvalidInput, InsufficientCredits, NotFound, Conflict, IdempotencyKeyReused,
     │   TooManyActive, TooManyUploads, Unauthenticated: InvalidApiKey            the caller's
-    ├── Overloaded, Unavailable: QueueUnavailable, StoreUnavailable,
+    ├── Overloaded, Unavailable: QueueUnavailable, DatabaseUnavailable,
     │   StorageUnavailable                                                       ours, passing
     ├── WorkFailed: TryAgain, Refused, ProviderMisconfigured           one attempt at a picture
     ├── ClaimFailed                                                   ours, until somebody acts
@@ -115,7 +115,7 @@ class QueueUnavailable(Unavailable):
         self.refused = refused
 
 
-class StoreUnavailable(Unavailable):
+class DatabaseUnavailable(Unavailable):
     """The store failed or did not answer in time."""
 
 

@@ -12,25 +12,25 @@ from uuid import UUID
 
 from domain.errors import (
     ClaimFailed,
+    DatabaseUnavailable,
     ProviderMisconfigured,
     Refused,
-    StoreUnavailable,
     Superseded,
     TryAgain,
     Unavailable,
     WorkFailed,
 )
 from domain.ports import (
+    AttemptRepoPort,
     Generated,
-    ImageFetcherPort,
-    ImageGeneratorPort,
-    ImageStoragePort,
+    PictureFetcherPort,
+    PictureGeneratorPort,
     PictureRequest,
-    ProviderJobPort,
+    PictureStoragePort,
     SessionRepoPort,
     TaskQueuePort,
 )
-from domain.sessions import Artefact, ErrorCode, Failure, GenerationSession, Usage
+from domain.sessions import ErrorCode, Failure, GenerationSession, StoredPicture, Usage
 from domain.tasks import GenerationTask, UnreadableTask
 
 NO_PICTURE = Failure(
@@ -86,7 +86,7 @@ class WorkPolicy:
 class _Made:
     """The picture of a session, and what it took if this attempt made it."""
 
-    artefact: Artefact
+    picture: StoredPicture
     usage: Usage | None = None
 
 
@@ -96,18 +96,18 @@ class Generation:
     def __init__(
         self,
         *,
-        repo: SessionRepoPort,
-        jobs: ProviderJobPort,
+        sessions: SessionRepoPort,
+        attempts: AttemptRepoPort,
         queue: TaskQueuePort,
-        fetcher: ImageFetcherPort,
-        generator: ImageGeneratorPort,
-        storage: ImageStoragePort,
+        fetcher: PictureFetcherPort,
+        generator: PictureGeneratorPort,
+        storage: PictureStoragePort,
         policy: WorkPolicy,
         random: Random,
         new_id: Callable[[], UUID],
     ) -> None:
-        self._repo = repo
-        self._jobs = jobs
+        self._sessions = sessions
+        self._attempts = attempts
         self._queue = queue
         self._fetcher = fetcher
         self._generator = generator
@@ -120,25 +120,25 @@ class Generation:
         """Do what ``task`` invites to, if its session is still waiting.
 
         When the store does not answer the claim, the task goes back to the queue and
-        ``StoreUnavailable`` is raised; when it answers with another error, ``ClaimFailed`` is.
+        ``DatabaseUnavailable`` is raised; when it answers with another error, ``ClaimFailed`` is.
         When the generator turns everybody away, the session is given back, however often that
         happened to it, and ``ProviderMisconfigured`` is raised. Any other unexpected error fails
         the session with its refund and is raised. When cancelled, gives the session back and stops.
         """
         try:
-            session = await self._repo.claim(task.session_id, lease=self._policy.lease)
+            session = await self._attempts.claim(task.session_id, lease=self._policy.lease)
         except (Exception, asyncio.CancelledError) as error:
             # If the claim did take effect the task is a ghost now, and the lease runs out.
             with suppress(Unavailable):
                 await self._queue.push_next([task])
-            if isinstance(error, StoreUnavailable | asyncio.CancelledError):
+            if isinstance(error, DatabaseUnavailable | asyncio.CancelledError):
                 raise
             raise ClaimFailed("The store cannot give out sessions") from error
         if session is None:
             return Outcome.SKIPPED
         try:
             return await self._work_and_settle(session)
-        except StoreUnavailable:
+        except DatabaseUnavailable:
             return Outcome.UNSETTLED
         except (ProviderMisconfigured, asyncio.CancelledError):
             await self._give_back(session)
@@ -150,8 +150,8 @@ class Generation:
         Returns whether a session was failed. Raises when store or queue does not answer; to be
         called again then, for nobody else has the message any more.
         """
-        failed = message.session_id is not None and await self._repo.fail(
-            message.session_id, _UNREADABLE, attempt=None
+        failed = message.session_id is not None and await self._sessions.fail_queued(
+            message.session_id, _UNREADABLE
         )
         await self._queue.bury(message, reason=message.reason)
         return failed
@@ -165,16 +165,16 @@ class Generation:
             return await self._fail(session, _failure(error))
         except Superseded:
             return Outcome.OVERTAKEN
-        except (ProviderMisconfigured, StoreUnavailable):
+        except (ProviderMisconfigured, DatabaseUnavailable):
             raise
         except Exception:
-            with suppress(StoreUnavailable):
+            with suppress(DatabaseUnavailable):
                 await self._fail(session, NO_PICTURE)
             raise
         if made is None:
             return Outcome.OVERTAKEN
-        settled = await self._repo.complete(
-            session.id, attempt=session.attempt, artefact=made.artefact, usage=made.usage
+        settled = await self._attempts.complete(
+            session.id, attempt=session.attempt, picture=made.picture, usage=made.usage
         )
         return Outcome.COMPLETED if settled else Outcome.OVERTAKEN
 
@@ -217,8 +217,8 @@ class Generation:
         loop = asyncio.get_running_loop()
         while True:
             asked_at = loop.time()
-            with suppress(StoreUnavailable):
-                if not await self._repo.renew(session.id, attempt=session.attempt, lease=lease):
+            with suppress(DatabaseUnavailable):
+                if not await self._attempts.renew(session.id, attempt=session.attempt, lease=lease):
                     return
                 valid_until = asked_at + lease.total_seconds()
             if loop.time() >= valid_until:
@@ -240,10 +240,10 @@ class Generation:
         that one took was lost with it."""
         kept = await self._storage.find(session.object_prefix)
         if kept is not None:
-            return _Made(artefact=kept)
+            return _Made(picture=kept)
         generated = await self._generated(session)
-        artefact = await self._storage.save(session.object_prefix, generated.picture)
-        return _Made(artefact=artefact, usage=generated.usage)
+        picture = await self._storage.save(session.object_prefix, generated.picture)
+        return _Made(picture=picture, usage=generated.usage)
 
     async def _generated(self, session: GenerationSession) -> Generated:
         """By the job that an earlier attempt began, if that leads to a picture: it is paid for,
@@ -263,24 +263,24 @@ class Generation:
         return await self._generator.generate(request, note)
 
     async def _note(self, session: GenerationSession, job: str) -> None:
-        if not await self._jobs.note_job(session.id, attempt=session.attempt, job=job):
+        if not await self._attempts.record_job(session.id, attempt=session.attempt, job=job):
             raise Superseded(f"Attempt {session.attempt} is over")
 
     async def _try_again(self, session: GenerationSession, error: TryAgain) -> Outcome:
         if session.attempt >= self._policy.max_attempts:
             return await self._fail(session, _failure(error))
         delay = self._policy.backoff(session.attempt, error.retry_after_seconds, self._random)
-        released = await self._repo.release(session.id, attempt=session.attempt, delay=delay)
+        released = await self._attempts.release(session.id, attempt=session.attempt, delay=delay)
         return Outcome.RELEASED if released else Outcome.OVERTAKEN
 
     async def _fail(self, session: GenerationSession, failure: Failure) -> Outcome:
-        settled = await self._repo.fail(session.id, failure, attempt=session.attempt)
+        settled = await self._attempts.fail(session.id, failure, attempt=session.attempt)
         return Outcome.FAILED if settled else Outcome.OVERTAKEN
 
     async def _give_back(self, session: GenerationSession) -> None:
         """Let another worker have the session at once; if that fails, recovery does it later."""
         with suppress(Unavailable):
-            if await self._repo.release(session.id, attempt=session.attempt, delay=_NO_DELAY):
+            if await self._attempts.release(session.id, attempt=session.attempt, delay=_NO_DELAY):
                 await self._queue.push_next([GenerationTask.of(session, task_id=self._new_id())])
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from uuid import UUID
 
 from domain.credits import CreditAccount, Discrepancy, LedgerEntry, Owner
-from domain.sessions import Artefact, Failure, GenerationSession, SessionStatus, Usage
+from domain.sessions import Failure, GenerationSession, SessionStatus, StoredPicture, Usage
 from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
 
 
@@ -73,10 +73,8 @@ class Receipt:
 
 
 class SessionRepoPort(Protocol):
-    """The transitions of a session, each one atomic with its money and guarded in its write.
-
-    Leases are measured on the store's clock. Raises ``StoreUnavailable``.
-    """
+    """Creating sessions, and ending those that still wait: each transition is atomic with its
+    credit and guarded in its write. Raises ``DatabaseUnavailable``."""
 
     async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:
         """Nothing -> ``queued``: debit the owner, add the ledger entry and the session, or none.
@@ -93,6 +91,19 @@ class SessionRepoPort(Protocol):
         """Note that the tasks of these sessions reached the queue. Returns how many were noted;
         sessions that are no longer ``queued`` do not need it."""
 
+    async def fail_queued(self, session_id: UUID, failure: Failure) -> bool:
+        """``queued -> failed``, with the refund in the same transaction. False if the session is
+        not ``queued``."""
+
+
+class AttemptRepoPort(Protocol):
+    """Working on sessions: a claim hands out an attempt number, and every later write carries it
+    and changes nothing unless that attempt is the current one (fencing).
+
+    Each transition is atomic with its credit. Leases are measured on the database's clock.
+    Raises ``DatabaseUnavailable``.
+    """
+
     async def claim(self, session_id: UUID, *, lease: timedelta) -> GenerationSession | None:
         """``queued -> processing`` with the next attempt number and a lease.
 
@@ -103,35 +114,30 @@ class SessionRepoPort(Protocol):
         """Extend the lease of this attempt. False if the attempt is no longer the current one."""
 
     async def complete(
-        self, session_id: UUID, *, attempt: int, artefact: Artefact, usage: Usage | None = None
+        self, session_id: UUID, *, attempt: int, picture: StoredPicture, usage: Usage | None = None
     ) -> bool:
         """``processing -> completed`` if this attempt is the current one, else False. The session
         keeps what the picture took."""
 
-    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int | None) -> bool:
-        """``processing -> failed`` if ``attempt`` is the current one, or ``queued -> failed`` if
-        ``attempt`` is None; with the refund in the same transaction. Else False."""
+    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int) -> bool:
+        """``processing -> failed`` if this attempt is the current one, with the refund in the same
+        transaction. Else False."""
+
+    async def record_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
+        """Record the provider's ``job``, of 1 to 200 characters, in place of an earlier one, if
+        this attempt is the current one; else False. The session keeps it through every later
+        transition, so that the next attempt can resume the job."""
 
     async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
         """``processing -> queued`` if this attempt is the current one, else False. Recovery
         pushes the session again once ``delay`` has passed, unless somebody did before."""
 
 
-class ProviderJobPort(Protocol):
-    """Which provider's job makes a session's picture, so that its id outlives the worker that
-    began it. Raises ``StoreUnavailable``."""
-
-    async def note_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
-        """Keep ``job``, of 1 to 200 characters, in the place of an earlier one, if the session is
-        ``processing`` and this attempt is the current one; else False. It stays with the session,
-        whoever works on it next and however it ends."""
-
-
 class RecoveryRepoPort(Protocol):
     """What brings sessions that nobody works on to their end. Batches of at most ``limit``,
-    safe to run in many processes at once. Raises ``StoreUnavailable``."""
+    safe to run in many processes at once. Raises ``DatabaseUnavailable``."""
 
-    async def overdue(
+    async def claim_overdue(
         self, *, created_before: datetime | None, again_after: timedelta, limit: int
     ) -> list[GenerationSession]:
         """Sessions ``queued`` that are due to be pushed again, newest first.
@@ -142,16 +148,16 @@ class RecoveryRepoPort(Protocol):
         """
 
     async def release_dead_leases(
-        self, *, max_attempts: int, without_lease: timedelta, limit: int
+        self, *, max_attempts: int, external_timeout: timedelta, limit: int
     ) -> int:
         """``processing -> queued``, due at once, where the lease is over and attempts are left.
 
         A session set to ``processing`` by a consumer that is not ours has no lease: its lease
-        counts as over once ``without_lease`` has passed since, and that spends an attempt.
+        counts as over once ``external_timeout`` has passed since, and that spends an attempt.
         """
 
     async def fail_dead_leases(
-        self, failure: Failure, *, max_attempts: int, without_lease: timedelta, limit: int
+        self, failure: Failure, *, max_attempts: int, external_timeout: timedelta, limit: int
     ) -> list[GenerationSession]:
         """``processing -> failed`` with refund, where the lease is over and attempts are spent.
         Returns the sessions that it failed."""
@@ -162,13 +168,13 @@ class RecoveryRepoPort(Protocol):
     async def refund_missing(self, *, limit: int) -> int:
         """Refund ``failed`` sessions without a refund: a consumer that is not ours wrote them."""
 
-    async def past_lifetime(
+    async def claim_expired_images(
         self, *, older_than: timedelta, again_after: timedelta, limit: int
     ) -> list[GenerationSession]:
         """Final sessions whose pictures are to be deleted, in any order, the oldest taken first.
 
         Those that ended more than ``older_than`` ago and may have something in the image storage:
-        ``completed`` ones with an artefact, and ``failed`` ones that were ever attempted. Each one
+        ``completed`` ones with an picture, and ``failed`` ones that were ever attempted. Each one
         is returned to one caller only, until ``again_after`` has passed, and never after
         ``mark_images_deleted``.
         """
@@ -206,7 +212,7 @@ class Position:
 
 class SessionReadPort(Protocol):
     """Sessions as their owner sees them; an ``owner`` of None is the operator, who sees all.
-    Raises ``StoreUnavailable``."""
+    Raises ``DatabaseUnavailable``."""
 
     async def get(self, session_id: UUID, owner: Owner | None) -> GenerationSession:
         """Raises ``NotFound`` for an unknown id and for another owner's, without distinction."""
@@ -230,7 +236,7 @@ class SessionReadPort(Protocol):
 
 class CreditRepoPort(Protocol):
     """Accounts and their ledger. An owner without an account has a balance of 0.
-    Raises ``StoreUnavailable``."""
+    Raises ``DatabaseUnavailable``."""
 
     async def account(self, owner: Owner) -> CreditAccount:
         """Balance and totals."""
@@ -262,7 +268,7 @@ class ApiKey:
 
 
 class ApiKeyRepoPort(Protocol):
-    """API keys. Raises ``StoreUnavailable``."""
+    """API keys. Raises ``DatabaseUnavailable``."""
 
     async def owner_of(self, key_sha256: str) -> Owner | None:
         """The owner of a key that is not revoked; None if there is no such key."""
@@ -285,7 +291,7 @@ class Picture:
     media_type: str
 
 
-class ImageFetcherPort(Protocol):
+class PictureFetcherPort(Protocol):
     """Gets the pictures that callers link to, and trusts neither the link nor the bytes."""
 
     async def fetch(self, url: str, owner: Owner) -> Picture:
@@ -315,13 +321,13 @@ class Generated:
     usage: Usage | None = None
 
 
-NoteJob = Callable[[str], Awaitable[None]]
+RecordJob = Callable[[str], Awaitable[None]]
 """Keeps the name of a job with the session that it is for. May be called again with the same name,
 which shows that the attempt is still the current one. Raises ``Superseded`` if it is not, and
-``StoreUnavailable``: then the name may have been kept, and the job may go on."""
+``DatabaseUnavailable``: then the name may have been kept, and the job may go on."""
 
 
-class ImageGeneratorPort(Protocol):
+class PictureGeneratorPort(Protocol):
     """Makes the picture, in one call or as a job that the provider goes on with by itself.
 
     Who begins jobs tells ``note`` each one's name, at most 200 characters that begin with the
@@ -330,13 +336,13 @@ class ImageGeneratorPort(Protocol):
     seconds for all that.
     """
 
-    async def generate(self, request: PictureRequest, note: NoteJob) -> Generated:
+    async def generate(self, request: PictureRequest, note: RecordJob) -> Generated:
         """Raises ``Refused`` (moderation, unusable input), ``TryAgain`` (busy, broken) or
         ``ProviderMisconfigured`` (a wrong key, no quota: no request can succeed). After the last
         the session goes back unharmed, and the worker's circuit opens: until it lets a probe
         through, the worker takes no task off the queue. Lets through what ``note`` raises."""
 
-    async def resume(self, job: str, note: NoteJob) -> Generated | None:  # noqa: ARG002
+    async def resume(self, job: str, note: RecordJob) -> Generated | None:  # noqa: ARG002
         """The picture of a job that was noted before, once it is made. None if it came to nothing
         or is not this generator's. Begins no job; raises what ``generate`` raises.
 
@@ -362,16 +368,16 @@ class StartLimitPort(Protocol):
         """A permit that was taken will not be used: another start may have it, now."""
 
 
-class ImageStoragePort(Protocol):
+class PictureStoragePort(Protocol):
     """Keeps finished pictures. The first picture saved for a session stays its picture.
 
     Raises ``TryAgain`` when the storage does not answer.
     """
 
-    async def find(self, prefix: str) -> Artefact | None:
+    async def find(self, prefix: str) -> StoredPicture | None:
         """The picture whose key is ``prefix`` plus an extension, if there is one."""
 
-    async def save(self, prefix: str, picture: Picture) -> Artefact:
+    async def save(self, prefix: str, picture: Picture) -> StoredPicture:
         """Keep ``picture`` under ``prefix`` plus the extension of its type. Where a picture of
         that key exists already it is left alone and is the one that counts."""
 
@@ -400,7 +406,8 @@ class UploadStoragePort(Protocol):
 
     def upload_links(self, prefix: str, media_type: str, *, lifetime: timedelta) -> UploadLinks:
         """The links of the object whose key is ``prefix`` plus the extension of the type; the
-        ``upload_url`` is good for ``lifetime``. The ``image_url`` is ``ImageStoragePort.url``'s."""
+        ``upload_url`` is valid for ``lifetime``. The ``image_url`` is that of
+        ``PictureStoragePort.url``."""
 
     async def count_uploads(self, folder: str, *, limit: int) -> int:
         """How many uploads there are in ``folder``, counted to ``limit``."""

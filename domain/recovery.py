@@ -11,7 +11,7 @@ from uuid import UUID
 from domain.errors import StorageUnavailable, TryAgain, Unavailable
 from domain.generation import NO_PICTURE, WorkPolicy
 from domain.ports import (
-    ImageStoragePort,
+    PictureStoragePort,
     RecoveryRepoPort,
     SessionRepoPort,
     TaskQueuePort,
@@ -30,7 +30,7 @@ _LOOK_FOR_UPLOADS_EVERY = timedelta(hours=1)
 class RecoveryPolicy:
     """When a session counts as lost, dead or expired, and how much one run may do.
 
-    ``push_again_after`` must be longer than a submit may take and than the interval at which
+    ``requeue_after`` must be longer than a submit may take and than the interval at which
     ``Submission.confirm_pushed`` runs. ``picture_lifetime`` must be longer than an attempt: one
     that lost its lease may keep a picture after its session has ended, and what is kept after the
     deletion stays for ever. One run deletes up to ``deletions`` pictures, all at once, so that
@@ -39,10 +39,10 @@ class RecoveryPolicy:
     more.
     """
 
-    push_again_after: timedelta = timedelta(seconds=15)
+    requeue_after: timedelta = timedelta(seconds=15)
     max_attempts: int = 3
-    without_lease: timedelta = timedelta(minutes=15)
-    time_to_live: timedelta = timedelta(hours=1)
+    external_timeout: timedelta = timedelta(minutes=15)
+    queue_ttl: timedelta = timedelta(hours=1)
     keep_uploads: timedelta = timedelta(days=2)
     batch: int = 100
     max_batches: int = 10
@@ -63,8 +63,8 @@ class RecoveryPolicy:
         One run moves up to ``batch * max_batches`` sessions by each rule: for each further so many
         that are due at once, one ``interval`` more.
         """
-        attempt = max(work.attempt_timeout + work.lease, self.without_lease)
-        return self.time_to_live + interval + self.max_attempts * (attempt + interval)
+        attempt = max(work.attempt_timeout + work.lease, self.external_timeout)
+        return self.queue_ttl + interval + self.max_attempts * (attempt + interval)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,17 +96,17 @@ class Recovery:
     def __init__(
         self,
         *,
-        repo: SessionRepoPort,
-        lost: RecoveryRepoPort,
+        sessions: SessionRepoPort,
+        recovery_repo: RecoveryRepoPort,
         queue: TaskQueuePort,
-        storage: ImageStoragePort,
+        storage: PictureStoragePort,
         uploads: UploadStoragePort,
         policy: RecoveryPolicy,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
     ) -> None:
-        self._repo = repo
-        self._lost = lost
+        self._sessions = sessions
+        self._recovery = recovery_repo
         self._queue = queue
         self._storage = storage
         self._uploads = uploads
@@ -147,7 +147,7 @@ class Recovery:
 
     async def _refund_missing(self, done: Counter[str]) -> None:
         limit = self._policy.batch
-        done["refunded"] = await self._drain(lambda: self._lost.refund_missing(limit=limit))
+        done["refunded"] = await self._drain(lambda: self._recovery.refund_missing(limit=limit))
 
     async def _fail_spent(self, done: Counter[str]) -> None:
         """Fail what killed all its workers; its task is kept for whoever finds out why."""
@@ -156,9 +156,9 @@ class Recovery:
     async def _release_dead(self, done: Counter[str]) -> None:
         policy = self._policy
         done["released"] = await self._drain(
-            lambda: self._lost.release_dead_leases(
+            lambda: self._recovery.release_dead_leases(
                 max_attempts=policy.max_attempts,
-                without_lease=policy.without_lease,
+                external_timeout=policy.external_timeout,
                 limit=policy.batch,
             )
         )
@@ -166,8 +166,8 @@ class Recovery:
     async def _fail_expired(self, done: Counter[str]) -> None:
         policy = self._policy
         done["expired"] = await self._drain(
-            lambda: self._lost.fail_expired(
-                _EXPIRED, older_than=policy.time_to_live, limit=policy.batch
+            lambda: self._recovery.fail_expired(
+                _EXPIRED, older_than=policy.queue_ttl, limit=policy.batch
             )
         )
 
@@ -183,10 +183,10 @@ class Recovery:
 
     async def _fail_some_spent(self) -> int:
         policy = self._policy
-        spent = await self._lost.fail_dead_leases(
+        spent = await self._recovery.fail_dead_leases(
             NO_PICTURE,
             max_attempts=policy.max_attempts,
-            without_lease=policy.without_lease,
+            external_timeout=policy.external_timeout,
             limit=policy.batch,
         )
         self._unburied.extend(spent)
@@ -211,9 +211,9 @@ class Recovery:
             oldest = await self._queue.oldest()
             if isinstance(oldest, UnreadableTask):
                 break  # A consumer is about to bury it; it tells no age.
-            sessions = await self._lost.overdue(
+            sessions = await self._recovery.claim_overdue(
                 created_before=None if oldest is None else oldest.created_at,
-                again_after=self._policy.push_again_after,
+                again_after=self._policy.requeue_after,
                 limit=self._policy.batch,
             )
             lost = [session for session in sessions if session.confirmed]
@@ -231,12 +231,12 @@ class Recovery:
         failed = 0
         for session in sessions:
             if not session.confirmed:
-                failed += await self._repo.fail(session.id, NOT_PUSHED, attempt=None)
+                failed += await self._sessions.fail_queued(session.id, NOT_PUSHED)
         return failed
 
     async def _delete_old_images(self, done: Counter[str]) -> None:
         """Delete first, then note it: whoever dies in between leaves it to be done once more."""
-        old = await self._lost.past_lifetime(
+        old = await self._recovery.claim_expired_images(
             older_than=self._policy.picture_lifetime,
             again_after=self._policy.delete_again_after,
             limit=self._policy.deletions,
@@ -245,7 +245,7 @@ class Recovery:
             return
         deleted = await asyncio.gather(*(self._delete_image(session) for session in old))
         gone = [session.id for session, is_gone in zip(old, deleted, strict=True) if is_gone]
-        done["swept"] = await self._lost.mark_images_deleted(gone)
+        done["swept"] = await self._recovery.mark_images_deleted(gone)
         if len(gone) < len(old):
             raise StorageUnavailable(f"{len(old) - len(gone)} pictures could not be deleted")
 

@@ -66,7 +66,7 @@ class Accessory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Artefact:
+class StoredPicture:
     """A finished picture: its key in the image storage and the media type that it really has."""
 
     object_key: str
@@ -93,12 +93,12 @@ class GenerationSession:
     and also then for a consumer that is not ours. ``confirmed`` says that the task is known to
     have reached the queue, so that the session may be pushed again if the queue loses it.
     ``generated_image_url`` is only ever written by a consumer that is not ours; ours set
-    ``artefact``. ``idempotency_key`` is the caller's; one session of an owner has it. ``usage`` is
+    ``picture``. ``idempotency_key`` is the caller's; one session of an owner has it. ``usage`` is
     that of the attempt that completed the session; None where the provider tells none, and where
     that attempt found a picture that an earlier one had kept. ``provider_job`` is the latest job
     that was begun at a provider for this session, by this or an earlier attempt, as its generator
     names it; it may have come to nothing. ``image_deleted_at`` is when all that the image storage
-    may have held of the session was deleted; ``artefact`` still says what it was.
+    may have held of the session was deleted; ``picture`` still says what it was.
     """
 
     id: UUID
@@ -114,7 +114,7 @@ class GenerationSession:
     confirmed: bool = False
     attempt: int = 0
     lease_expires_at: datetime | None = None
-    artefact: Artefact | None = None
+    picture: StoredPicture | None = None
     usage: Usage | None = None
     provider_job: str | None = None
     generated_image_url: str | None = None
@@ -128,7 +128,7 @@ class GenerationSession:
     @property
     def image_expired(self) -> bool:
         """Whether there was a picture of ours that was deleted since."""
-        return self.artefact is not None and self.image_deleted_at is not None
+        return self.picture is not None and self.image_deleted_at is not None
 
     @property
     def image_urls(self) -> tuple[str, ...]:
@@ -188,14 +188,16 @@ class GenerationSession:
         self._require(SessionStatus.PROCESSING)
         return replace(self, status=SessionStatus.QUEUED, lease_expires_at=None)
 
-    def completed(self, artefact: Artefact, usage: Usage | None = None, *, now: datetime) -> Self:
+    def completed(
+        self, picture: StoredPicture, usage: Usage | None = None, *, now: datetime
+    ) -> Self:
         """``processing -> completed``."""
         self._require(SessionStatus.PROCESSING)
         started_at = self.started_at or now
         return replace(
             self,
             status=SessionStatus.COMPLETED,
-            artefact=artefact,
+            picture=picture,
             usage=usage,
             lease_expires_at=None,
             completed_at=now,

@@ -14,10 +14,10 @@ from domain.credits import Channel, Owner
 from domain.deadlines import SharedTimeout
 from domain.errors import (
     Conflict,
+    DatabaseUnavailable,
     InvalidInput,
     Overloaded,
     QueueUnavailable,
-    StoreUnavailable,
     TooManyActive,
 )
 from domain.ports import Receipt, SessionReadPort, SessionRepoPort, TaskQueuePort
@@ -120,14 +120,14 @@ class Submission:
     def __init__(
         self,
         *,
-        repo: SessionRepoPort,
+        sessions: SessionRepoPort,
         reads: SessionReadPort,
         queue: TaskQueuePort,
         policy: SubmissionPolicy,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
     ) -> None:
-        self._repo = repo
+        self._sessions = sessions
         self._reads = reads
         self._queue = queue
         self._policy = policy
@@ -142,9 +142,9 @@ class Submission:
         """Debit one credit, create the session as ``queued`` and push its task.
 
         Raises, before anything happened, ``Overloaded``, ``TooManyActive``,
-        ``InsufficientCredits`` and ``IdempotencyKeyReused``. Raises ``StoreUnavailable`` (nothing
-        happened, or recovery undoes it) and ``QueueUnavailable`` (it is undone, or recovery does
-        that). A receipt means that the session will reach a final status.
+        ``InsufficientCredits`` and ``IdempotencyKeyReused``. Raises ``DatabaseUnavailable``
+        (nothing happened, or recovery undoes it) and ``QueueUnavailable`` (it is undone, or
+        recovery does that). A receipt means that the session will reach a final status.
         """
         full = self._waiting >= self._policy.max_waiting
         if full and request.idempotency_key is None:
@@ -158,7 +158,7 @@ class Submission:
                 await self._queue.push(GenerationTask.of(receipt.session, task_id=self._new_id()))
         except TimeoutError as error:
             if receipt is None:
-                raise StoreUnavailable("The store took too long") from error
+                raise DatabaseUnavailable("The store took too long") from error
             await self._not_pushed(receipt, QueueUnavailable("The queue took too long"))
         except QueueUnavailable as error:
             assert receipt is not None  # noqa: S101 - only a push raises it
@@ -175,7 +175,7 @@ class Submission:
         """While the queue is ``full`` only what repeats an earlier request has a receipt."""
         max_active = 0 if full else self._policy.max_active
         try:
-            return await self._repo.create(self._session(request), max_active=max_active)
+            return await self._sessions.create(self._session(request), max_active=max_active)
         except TooManyActive as error:
             if full:
                 raise Overloaded(_FULL) from error
@@ -204,8 +204,8 @@ class Submission:
         """
         try:
             async with asyncio.timeout(self._policy.undo_deadline.total_seconds()):
-                undone = await self._repo.fail(session_id, NOT_PUSHED, attempt=None)
-        except (StoreUnavailable, TimeoutError):
+                undone = await self._sessions.fail_queued(session_id, NOT_PUSHED)
+        except (DatabaseUnavailable, TimeoutError):
             undone = cause.refused
         if undone:
             raise QueueUnavailable(UNAVAILABLE_MESSAGE) from cause
@@ -230,7 +230,7 @@ class Submission:
         """
         confirmed = 0
         while batch := list(islice(self._unconfirmed, CONFIRM_BATCH)):
-            confirmed += await self._repo.confirm(batch)
+            confirmed += await self._sessions.confirm(batch)
             for _ in batch:
                 self._unconfirmed.popleft()
         return confirmed
@@ -241,7 +241,7 @@ class Submission:
         Raises ``NotFound`` and, when it is no longer queued, ``Conflict``.
         """
         session = await self._reads.get(session_id, owner)
-        if not await self._repo.fail(session.id, _CANCELLED, attempt=None):
+        if not await self._sessions.fail_queued(session.id, _CANCELLED):
             raise Conflict("Only a queued session can be cancelled")
         return await self._reads.get(session_id, owner)
 

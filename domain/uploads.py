@@ -68,7 +68,7 @@ class Uploads:
         does not answer."""
         now = self._clock().replace(microsecond=0)  # Signed links know whole seconds only.
         folder = upload_folder(owner, now.date())
-        await self.check_room(folder)
+        await self.check_quota(folder)
         links = self._storage.upload_links(
             f"{folder}/{self._new_id()}", media_type, lifetime=self._policy.send_within
         )
@@ -78,7 +78,7 @@ class Uploads:
             max_bytes=self._policy.max_bytes,
         )
 
-    async def check_room(self, folder: str) -> None:
+    async def check_quota(self, folder: str) -> None:
         """Raises ``TooManyUploads`` if there are as many uploads in ``folder`` as there may be."""
         most = self._policy.max_per_day
         if await self._storage.count_uploads(folder, limit=most) >= most:

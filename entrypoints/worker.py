@@ -17,18 +17,18 @@ from structlog.contextvars import bind_contextvars, unbind_contextvars
 from config.container import POP_SECONDS, Container, close
 from config.logging import (
     TASK_LOG,
+    buffer_access_logs,
     configure_logging,
-    gather_lines,
-    write_gathered_lines,
+    flush_logs,
 )
 from config.settings import Settings
-from domain.circuit import Circuit, Turn
+from domain.circuit import Circuit, Permit
 from domain.errors import ClaimFailed, ProviderMisconfigured, Unavailable
 from domain.generation import Generation, Outcome
 from domain.ports import StartLimitPort, TaskQueuePort
 from domain.recovery import Recovery
 from domain.tasks import GenerationTask, UnreadableTask
-from entrypoints.garbage import leave_alone_what_stays
+from entrypoints.gc_tuning import freeze_startup_objects
 
 log = structlog.get_logger(__name__)
 task_log = structlog.get_logger(TASK_LOG)
@@ -200,18 +200,18 @@ class Worker:
 
     async def _next(self) -> bool:
         """Take a task and have it done. Returns whether there was one that could be taken."""
-        turn = self._circuit.turn()
-        if turn is None:
+        permit = self._circuit.permit()
+        if permit is None:
             self._left_work = True
             if not self._once:
                 await self._pause(self._limits.pop_seconds)
             return False
-        with closing(turn):
+        with closing(permit):
             if self._limit is None:
-                return await self._pop(turn) is not _Found.NOTHING
+                return await self._pop(permit) is not _Found.NOTHING
             if not await self._is_permitted(self._limit):
                 return True
-            return await self._pop_permitted(turn, self._limit) is not _Found.NOTHING
+            return await self._pop_permitted(permit, self._limit) is not _Found.NOTHING
 
     async def _is_permitted(self, limit: StartLimitPort) -> bool:
         """Take a permit, or wait until it makes sense to ask again. One slot at a time does that
@@ -224,11 +224,11 @@ class Worker:
                 await self._pause(min(wait_seconds, self._limits.pop_seconds))
             return wait_seconds == 0
 
-    async def _pop_permitted(self, turn: Turn, limit: StartLimitPort) -> _Found:
+    async def _pop_permitted(self, permit: Permit, limit: StartLimitPort) -> _Found:
         """Use the permit, or give it back if no picture was begun."""
         found = _Found.PICTURE  # Who is cancelled may have begun one; errors come from before that.
         try:
-            found = await self._pop(turn)
+            found = await self._pop(permit)
         except Exception:
             found = _Found.NO_PICTURE
             raise
@@ -237,7 +237,7 @@ class Worker:
                 await limit.give_back()
         return found
 
-    async def _pop(self, turn: Turn) -> _Found:
+    async def _pop(self, permit: Permit) -> _Found:
         """Take the next task and have it done."""
         message = await self._queue.pop(
             timeout_seconds=0.0 if self._once else self._limits.pop_seconds
@@ -246,13 +246,13 @@ class Worker:
             return _Found.NOTHING
         if isinstance(message, UnreadableTask):
             await self._refuse(message)
-        elif turn.is_valid and not self._grace_is_over.is_set():
-            return await self._work(message, turn)
+        elif permit.is_valid and not self._grace_is_over.is_set():
+            return await self._work(message, permit)
         else:
             await self._queue.push_next([message])
         return _Found.NO_PICTURE
 
-    async def _work(self, task: GenerationTask, turn: Turn) -> _Found:
+    async def _work(self, task: GenerationTask, permit: Permit) -> _Found:
         """A picture counts as begun whatever became of it."""
         bind_contextvars(request_id=task.request_id, session_id=str(task.session_id))
         try:
@@ -261,13 +261,13 @@ class Worker:
         except (Unavailable, ClaimFailed):
             raise
         except ProviderMisconfigured as error:
-            self._turned_away(turn, error)
+            self._record_rejection(permit, error)
         except Exception:
             log.exception("task_crashed")
         else:
             task_log.info("task_done", outcome=outcome)
             self._left_work |= outcome is Outcome.UNSETTLED
-            if outcome is Outcome.COMPLETED and turn.succeeded():
+            if outcome is Outcome.COMPLETED and permit.record_success():
                 log.info("circuit_closed")
             if outcome is Outcome.SKIPPED:
                 return _Found.NO_PICTURE
@@ -275,9 +275,9 @@ class Worker:
             unbind_contextvars("request_id", "session_id")
         return _Found.PICTURE
 
-    def _turned_away(self, turn: Turn, error: ProviderMisconfigured) -> None:
+    def _record_rejection(self, permit: Permit, error: ProviderMisconfigured) -> None:
         """Say once for each opening why this worker takes no tasks."""
-        seconds = turn.turned_away()
+        seconds = permit.record_rejection()
         if seconds is not None:
             log.error("circuit_opened", cause=error.detail, seconds=seconds)
 
@@ -365,10 +365,10 @@ def run_on(
     container: Container, *, concurrency: int | None, recovery: bool, once: bool = False
 ) -> bool:
     """A worker with all the process to itself, on these adapters. Returns as ``run_worker``."""
-    gather_lines()
+    buffer_access_logs()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         worker = build_worker(container, concurrency=concurrency, recovery=recovery, once=once)
-        leave_alone_what_stays()
+        freeze_startup_objects()
         return runner.run(_writing_lines(run_until_signalled(worker, lambda: close(container))))
 
 
@@ -379,7 +379,7 @@ async def _writing_lines(work: Awaitable[bool]) -> bool:
     async def write() -> None:
         while True:
             await asyncio.sleep(WRITE_SECONDS)
-            write_gathered_lines()
+            flush_logs()
 
     writing = asyncio.create_task(write())
     try:

@@ -75,7 +75,7 @@ class BearerAuthenticator:
         self._known: dict[bytes, tuple[Owner, float]] = {}
 
     async def __call__(self, token: str) -> Owner:
-        """Raises ``InvalidApiKey``, ``Unauthenticated`` and ``StoreUnavailable``."""
+        """Raises ``InvalidApiKey``, ``Unauthenticated`` and ``DatabaseUnavailable``."""
         digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
         owner, known_until = self._known.get(digest, (None, 0.0))
         if owner is not None and self._clock() < known_until:

@@ -118,4 +118,4 @@ def _is_right(session: GenerationSession, entries: list[LedgerEntry]) -> bool:
 
 def _picture(session: GenerationSession) -> str | None:
     """Where it is, or was until it was deleted."""
-    return session.artefact.object_key if session.artefact else session.generated_image_url
+    return session.picture.object_key if session.picture else session.generated_image_url

@@ -75,7 +75,7 @@ async def system_lookup(host: str) -> list[str]:
     return [str(sockaddr[0]) for *_, sockaddr in found]
 
 
-class HttpImageFetcher:
+class HttpPictureFetcher:
     """Over HTTP and HTTPS. ``allow_loopback`` is for development: it admits pictures that this
     machine serves, on any port, and nothing else that is not public."""
 
@@ -95,7 +95,7 @@ class HttpImageFetcher:
 
     async def fetch(self, url: str) -> Picture:
         """What is behind the link, prepared. Raises ``Refused`` or ``TryAgain``, as
-        ``ImageFetcherPort`` does."""
+        ``PictureFetcherPort`` does."""
         try:
             async with asyncio.timeout(self._limits.total_timeout_seconds):
                 data = await self._download(self._admitted(url))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from domain.credits import Owner
-from domain.ports import ImageFetcherPort, ImageStoragePort, Picture, UploadStoragePort
+from domain.ports import Picture, PictureFetcherPort, PictureStoragePort, UploadStoragePort
 from domain.uploads import is_upload_of
 
 if TYPE_CHECKING:
@@ -18,13 +18,13 @@ Download = Callable[[str], Awaitable[Picture]]
 """Gets and prepares what a stranger's link leads to. Raises ``Refused`` or ``TryAgain``."""
 
 
-class InputPictures(ImageFetcherPort):
+class InputPictures(PictureFetcherPort):
     """``pictures`` and ``uploads`` are the same storage."""
 
     def __init__(
         self,
         *,
-        pictures: ImageStoragePort,
+        pictures: PictureStoragePort,
         uploads: UploadStoragePort,
         download: Download,
         prepare: "Prepare",

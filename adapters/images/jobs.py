@@ -14,20 +14,20 @@ from typing import Protocol
 
 from adapters.images.http import try_again
 from domain.errors import (
+    DatabaseUnavailable,
     ProviderMisconfigured,
-    StoreUnavailable,
     Superseded,
     TryAgain,
     WorkFailed,
 )
-from domain.ports import Generated, ImageGeneratorPort, NoteJob, PictureRequest
+from domain.ports import Generated, PictureGeneratorPort, PictureRequest, RecordJob
 
 STOP_SECONDS = 4.0
 """How long an attempt that stops may take to cancel its job: less than it is waited for."""
 _GROWTH = 1.5
 
 
-class CameToNothing(Exception):
+class JobProducedNothing(Exception):
     """A job ended without a picture that can be used, or its provider does not know it."""
 
 
@@ -35,10 +35,10 @@ class Jobs(Protocol):
     """The calls of a provider. Each has its own bound, and none is repeated by itself."""
 
     async def begin(self, request: PictureRequest) -> str:
-        """The id of a new job. Raises what ``ImageGeneratorPort.generate`` raises."""
+        """The id of a new job. Raises what ``PictureGeneratorPort.generate`` raises."""
 
     async def look(self, job_id: str) -> Generated | None:
-        """The picture, or None while it is being made. Raises ``CameToNothing``; ``TryAgain``
+        """The picture, or None while it is being made. Raises ``JobProducedNothing``; ``TryAgain``
         where the question failed, which says nothing of the job; ``Refused`` and
         ``ProviderMisconfigured``."""
 
@@ -57,7 +57,7 @@ class JobLimits:
     longest_pause_seconds: float = 3.0
 
 
-class JobImageGenerator(ImageGeneratorPort):
+class JobPictureGenerator(PictureGeneratorPort):
     """Lives through one job for each picture. ``name`` begins the names of its jobs: after a change
     of generators nobody asks a provider for another one's."""
 
@@ -67,20 +67,20 @@ class JobImageGenerator(ImageGeneratorPort):
         self._limits = limits
         self._random = random
 
-    async def generate(self, request: PictureRequest, note: NoteJob) -> Generated:
+    async def generate(self, request: PictureRequest, note: RecordJob) -> Generated:
         job_id = await self._begun(request)
         try:
             return await self._waited_for(job_id, note, new=True)
-        except CameToNothing as error:
+        except JobProducedNothing as error:
             raise try_again() from error
 
-    async def resume(self, job: str, note: NoteJob) -> Generated | None:
+    async def resume(self, job: str, note: RecordJob) -> Generated | None:
         name, _, job_id = job.partition(":")
         if name != self._name:
             return None
         try:
             return await self._waited_for(job_id, note, new=False)
-        except CameToNothing:
+        except JobProducedNothing:
             return None
 
     async def _begun(self, request: PictureRequest) -> str:
@@ -95,7 +95,7 @@ class JobImageGenerator(ImageGeneratorPort):
                     await self._jobs.cancel(await beginning)
             raise
 
-    async def _waited_for(self, job_id: str, note: NoteJob, *, new: bool) -> Generated:
+    async def _waited_for(self, job_id: str, note: RecordJob, *, new: bool) -> Generated:
         try:
             async with asyncio.timeout(self._limits.total_seconds):
                 return await self._polled(job_id, note, new=new)
@@ -106,7 +106,7 @@ class JobImageGenerator(ImageGeneratorPort):
             await self._abandon(job_id, note)
             raise
 
-    async def _polled(self, job_id: str, note: NoteJob, *, new: bool) -> Generated:
+    async def _polled(self, job_id: str, note: RecordJob, *, new: bool) -> Generated:
         pauses = self._pauses()
         noted = not new or await self._first_noted(job_id, note)
         wait = next(pauses) if new else 0.0
@@ -129,7 +129,7 @@ class JobImageGenerator(ImageGeneratorPort):
             yield longest * self._random.uniform(0.5, 1.0)
             longest = min(longest * _GROWTH, self._limits.longest_pause_seconds)
 
-    async def _first_noted(self, job_id: str, note: NoteJob) -> bool:
+    async def _first_noted(self, job_id: str, note: RecordJob) -> bool:
         """Whether a new job's name is kept. One that the session cannot have is cancelled."""
         try:
             return await self._noted(job_id, note)
@@ -137,18 +137,18 @@ class JobImageGenerator(ImageGeneratorPort):
             await self._cancel(job_id)
             raise
 
-    async def _noted(self, job_id: str, note: NoteJob) -> bool:
+    async def _noted(self, job_id: str, note: RecordJob) -> bool:
         """False where the store does not answer: the job goes on, so it is asked again."""
         try:
             await note(self._named(job_id))
-        except StoreUnavailable:
+        except DatabaseUnavailable:
             return False
         return True
 
-    async def _abandon(self, job_id: str, note: NoteJob) -> None:
+    async def _abandon(self, job_id: str, note: RecordJob) -> None:
         """Cancel a job that is still this attempt's. Its name stays: where it could not be
         cancelled, or was made before that, the next attempt gets its picture."""
-        with suppress(TimeoutError, StoreUnavailable, Superseded):
+        with suppress(TimeoutError, DatabaseUnavailable, Superseded):
             async with asyncio.timeout(STOP_SECONDS):
                 await note(self._named(job_id))
                 await self._cancel(job_id)

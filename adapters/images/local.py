@@ -8,7 +8,7 @@ from math import ceil
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from domain.errors import Refused
-from domain.ports import Generated, ImageGeneratorPort, NoteJob, Picture, PictureRequest
+from domain.ports import Generated, Picture, PictureGeneratorPort, PictureRequest, RecordJob
 from domain.sessions import ErrorCode
 
 WIDTH, HEIGHT = 768, 1024
@@ -21,7 +21,7 @@ Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels."""
 
 
-class LocalImageGenerator(ImageGeneratorPort):
+class LocalPictureGenerator(PictureGeneratorPort):
     """Lays out every input picture on one portrait sheet (3:4, JPEG) with a caption.
 
     The same request gives the same bytes, so a picture proves which inputs arrived.
@@ -31,7 +31,7 @@ class LocalImageGenerator(ImageGeneratorPort):
     def __init__(self, *, delay_seconds: float = 0.0) -> None:
         self._delay_seconds = delay_seconds
 
-    async def generate(self, request: PictureRequest, note: NoteJob) -> Generated:  # noqa: ARG002
+    async def generate(self, request: PictureRequest, note: RecordJob) -> Generated:  # noqa: ARG002
         await asyncio.sleep(self._delay_seconds)
         data = await asyncio.to_thread(draw_sheet, request)
         return Generated(picture=Picture(data=data, media_type="image/jpeg"))

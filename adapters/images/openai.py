@@ -43,7 +43,7 @@ from adapters.images.http import (
 )
 from adapters.images.inspection import inspect_picture
 from domain.errors import ProviderMisconfigured, Refused
-from domain.ports import Generated, ImageGeneratorPort, NoteJob, PictureRequest
+from domain.ports import Generated, PictureGeneratorPort, PictureRequest, RecordJob
 from domain.sessions import Usage
 
 SIZE = "1024x1536"
@@ -144,7 +144,7 @@ def edits_url(base_url: str) -> URL:
     return api_root(base_url) / "images" / "edits"
 
 
-class OpenAiImageGenerator(ImageGeneratorPort):
+class OpenAiPictureGenerator(PictureGeneratorPort):
     """One request for each picture: no redirect is followed and nothing is sent twice."""
 
     def __init__(
@@ -172,7 +172,7 @@ class OpenAiImageGenerator(ImageGeneratorPort):
         self._clock = clock
         self._session: ClientSession | None = None
 
-    async def generate(self, request: PictureRequest, note: NoteJob) -> Generated:  # noqa: ARG002
+    async def generate(self, request: PictureRequest, note: RecordJob) -> Generated:  # noqa: ARG002
         try:
             async with asyncio.timeout(self._limits.total_seconds):
                 body = await self._ask(request)

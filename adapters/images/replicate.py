@@ -7,7 +7,7 @@ How answers are sorted, to the call that begins a job and to those that look at 
                                                         a job that was looked at goes on
 401, 402, 403, a redirect, no such model or version     ``ProviderMisconfigured``
 413 to the first call                                   ``Refused``, INVALID_IMAGE
-404 or 410 to a look; ``canceled``, ``aborted``,        ``CameToNothing``
+404 or 410 to a look; ``canceled``, ``aborted``,        ``JobProducedNothing``
 ``failed``; ``succeeded`` without a usable picture
 ``failed``, and it says that a safety check did it      ``Refused``, MODERATION_BLOCKED
 anything else                                           a bug of ours: ``RuntimeError``
@@ -46,7 +46,7 @@ from adapters.images.http import (
     unusable_picture,
 )
 from adapters.images.inspection import inspect_picture
-from adapters.images.jobs import CameToNothing, Jobs
+from adapters.images.jobs import JobProducedNothing, Jobs
 from domain.errors import ProviderMisconfigured, Refused
 from domain.ports import Generated, Picture, PictureRequest
 
@@ -147,7 +147,7 @@ class ReplicateJobs(Jobs):
     async def look(self, job_id: str) -> Generated | None:
         status, answer = await self._call("GET", self._url_of(job_id))
         if status in _UNKNOWN:
-            raise CameToNothing
+            raise JobProducedNothing
         if status >= 300:
             raise _misunderstood(status, answer)
         prediction = await asyncio.to_thread(_prediction, answer)
@@ -156,7 +156,7 @@ class ReplicateJobs(Jobs):
         if prediction.status == "failed" and _SAFETY.search(str(prediction.error)):
             raise not_safe()
         if prediction.status == "failed" or prediction.status in _NOTHING:
-            raise CameToNothing
+            raise JobProducedNothing
         return None
 
     async def cancel(self, job_id: str) -> None:
@@ -214,16 +214,16 @@ class ReplicateJobs(Jobs):
 
     async def _picture(self, output: object) -> Picture:
         """The first picture of an output. Raises ``TryAgain`` where its server does not deliver,
-        ``CameToNothing`` where there is none."""
+        ``JobProducedNothing`` where there is none."""
         first = output[0] if isinstance(output, list) and output else output
         if not isinstance(first, str):
-            raise CameToNothing
+            raise JobProducedNothing
         try:
             if first.startswith("data:"):
                 return await asyncio.to_thread(_decoded, first)
             return await self._download(first)
         except Refused as error:
-            raise CameToNothing from error
+            raise JobProducedNothing from error
 
 
 def _idempotency_key(request: PictureRequest) -> str:
@@ -240,7 +240,7 @@ def _decoded(data_uri: str) -> Picture:
     try:
         raw = base64.b64decode(data) if kind.endswith(";base64") else unquote_to_bytes(data)
     except ValueError as error:
-        raise CameToNothing from error
+        raise JobProducedNothing from error
     return inspect_picture(raw)
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from domain.deadlines import SharedTimeout
-from domain.errors import StoreUnavailable
+from domain.errors import DatabaseUnavailable
 
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
@@ -69,7 +69,7 @@ class DatabaseLimits:
 
 class Database:
     """Runs statements. Opens connections when they are needed, so the server may be away at the
-    start and come back at any time. Raises ``StoreUnavailable``, after which the outcome of a
+    start and come back at any time. Raises ``DatabaseUnavailable``, after which the outcome of a
     writing statement is unknown; so nothing is tried twice.
 
     A call ends with its bound, or with its caller's, whatever the server does: its connection is
@@ -199,13 +199,13 @@ def _named_failures() -> Iterator[None]:
     try:
         yield
     except asyncpg.UndefinedTableError as error:
-        raise StoreUnavailable("The store lacks a table: run `wearon migrate`") from error
+        raise DatabaseUnavailable("The store lacks a table: run `wearon migrate`") from error
     except asyncpg.PostgresError as error:
         if not (error.sqlstate or "").startswith(_PASSING_CLASSES):
             raise
-        raise StoreUnavailable("The store failed") from error
+        raise DatabaseUnavailable("The store failed") from error
     except _NO_ANSWER as error:
-        raise StoreUnavailable("The store does not answer") from error
+        raise DatabaseUnavailable("The store does not answer") from error
 
 
 async def _nothing_to_reset(_: object) -> None:

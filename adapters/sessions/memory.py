@@ -14,15 +14,22 @@ from adapters.credits.memory import InMemoryCreditRepo
 from domain.credits import GENERATION_COST, Owner
 from domain.errors import IllegalTransition, NotFound, TooManyActive
 from domain.ports import (
+    AttemptRepoPort,
     Position,
-    ProviderJobPort,
     Receipt,
     RecoveryRepoPort,
     SessionReadPort,
     SessionRepoPort,
     SessionStats,
 )
-from domain.sessions import Artefact, ErrorCode, Failure, GenerationSession, SessionStatus, Usage
+from domain.sessions import (
+    ErrorCode,
+    Failure,
+    GenerationSession,
+    SessionStatus,
+    StoredPicture,
+    Usage,
+)
 
 
 @dataclass(slots=True)
@@ -36,7 +43,7 @@ class _Row:
     refunded: bool = False
 
 
-class InMemorySessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, SessionReadPort):
+class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, SessionReadPort):
     """Gone at exit. ``clock`` is the store's clock, on which leases are measured."""
 
     def __init__(self, *, accounts: InMemoryCreditRepo, clock: Callable[[], datetime]) -> None:
@@ -81,15 +88,21 @@ class InMemorySessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
         return row is not None
 
     async def complete(
-        self, session_id: UUID, *, attempt: int, artefact: Artefact, usage: Usage | None = None
+        self, session_id: UUID, *, attempt: int, picture: StoredPicture, usage: Usage | None = None
     ) -> bool:
         row = self._current(session_id, attempt)
         if row is not None:
-            self._put(row, row.session.completed(artefact, usage, now=self._clock()))
+            self._put(row, row.session.completed(picture, usage, now=self._clock()))
         return row is not None
 
-    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int | None) -> bool:
-        row = self._queued(session_id) if attempt is None else self._current(session_id, attempt)
+    async def fail_queued(self, session_id: UUID, failure: Failure) -> bool:
+        row = self._queued(session_id)
+        if row is not None:
+            self._fail(row, failure)
+        return row is not None
+
+    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int) -> bool:
+        row = self._current(session_id, attempt)
         if row is not None:
             self._fail(row, failure)
         return row is not None
@@ -100,13 +113,13 @@ class InMemorySessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
             self._release(row, delay)
         return row is not None
 
-    async def note_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
+    async def record_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
         row = self._current(session_id, attempt)
         if row is not None:
             row.session = replace(row.session, provider_job=job)
         return row is not None
 
-    async def overdue(
+    async def claim_overdue(
         self, *, created_before: datetime | None, again_after: timedelta, limit: int
     ) -> list[GenerationSession]:
         now = self._clock()
@@ -122,18 +135,18 @@ class InMemorySessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
         return [row.session for row in due]
 
     async def release_dead_leases(
-        self, *, max_attempts: int, without_lease: timedelta, limit: int
+        self, *, max_attempts: int, external_timeout: timedelta, limit: int
     ) -> int:
-        dead = [row for row in self._dead(without_lease) if row.session.attempt < max_attempts]
+        dead = [row for row in self._dead(external_timeout) if row.session.attempt < max_attempts]
         dead = dead[:limit]
         for row in dead:
             self._release(row, timedelta(0))
         return len(dead)
 
     async def fail_dead_leases(
-        self, failure: Failure, *, max_attempts: int, without_lease: timedelta, limit: int
+        self, failure: Failure, *, max_attempts: int, external_timeout: timedelta, limit: int
     ) -> list[GenerationSession]:
-        dead = [row for row in self._dead(without_lease) if row.session.attempt >= max_attempts]
+        dead = [row for row in self._dead(external_timeout) if row.session.attempt >= max_attempts]
         dead = dead[:limit]
         for row in dead:
             self._fail(row, failure)
@@ -154,7 +167,7 @@ class InMemorySessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
             self._refund(row)
         return len(missing)
 
-    async def past_lifetime(
+    async def claim_expired_images(
         self, *, older_than: timedelta, again_after: timedelta, limit: int
     ) -> list[GenerationSession]:
         now = self._clock()
@@ -262,12 +275,12 @@ class InMemorySessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
     def _in_status(self, status: SessionStatus) -> list[_Row]:
         return [row for row in self._rows.values() if row.session.status is status]
 
-    def _dead(self, without_lease: timedelta) -> list[_Row]:
+    def _dead(self, external_timeout: timedelta) -> list[_Row]:
         now = self._clock()
         return [
             row
             for row in self._in_status(SessionStatus.PROCESSING)
-            if (row.session.lease_expires_at or row.status_changed_at + without_lease) < now
+            if (row.session.lease_expires_at or row.status_changed_at + external_timeout) < now
         ]
 
     def _put(self, row: _Row, session: GenerationSession) -> None:
@@ -293,7 +306,7 @@ def _may_have_image(session: GenerationSession) -> bool:
     if session.image_deleted_at is not None:
         return False
     attempted = session.status is SessionStatus.FAILED and session.attempt > 0
-    return session.artefact is not None or attempted
+    return session.picture is not None or attempted
 
 
 def _position(row: _Row) -> tuple[datetime, UUID]:

@@ -32,10 +32,10 @@ from adapters.coalescing import (
 )
 from adapters.postgres.database import Database
 from domain.credits import GENERATION_COST, Channel, Owner
-from domain.errors import InsufficientCredits, NotFound, StoreUnavailable, TooManyActive
+from domain.errors import DatabaseUnavailable, InsufficientCredits, NotFound, TooManyActive
 from domain.ports import (
+    AttemptRepoPort,
     Position,
-    ProviderJobPort,
     Receipt,
     RecoveryRepoPort,
     SessionReadPort,
@@ -44,11 +44,11 @@ from domain.ports import (
 )
 from domain.sessions import (
     Accessory,
-    Artefact,
     ErrorCode,
     Failure,
     GenerationSession,
     SessionStatus,
+    StoredPicture,
     Usage,
 )
 
@@ -315,7 +315,8 @@ def _fail_where(guard: str, *, result: str = _COUNT_ENDED) -> str:
 # A session set to 'processing' by a consumer that is not ours has no lease.
 _DEAD = """
     status = 'processing' AND (lease_expires_at < now()
-        OR (lease_expires_at IS NULL AND status_changed_at < now() - {without_lease}::interval))"""
+        OR (lease_expires_at IS NULL
+            AND status_changed_at < now() - {external_timeout}::interval))"""
 
 _FAIL_QUEUED = _fail_where("id = $3 AND status = 'queued'")
 _FAIL_ATTEMPT = _fail_where("id = $3 AND status = 'processing' AND attempt = $4")
@@ -328,7 +329,7 @@ _FAIL_DEAD_LEASES = _fail_where(
     f"""
     id = ANY (ARRAY (
         SELECT id FROM generation_sessions
-        WHERE {_DEAD.format(without_lease="$3")} AND attempt >= $4
+        WHERE {_DEAD.format(external_timeout="$3")} AND attempt >= $4
         LIMIT $5 FOR UPDATE SKIP LOCKED))""",
     result="SELECT * FROM ended",
 )
@@ -339,7 +340,7 @@ _RELEASE_DEAD_LEASES = f"""
         SET status = 'queued', lease_expires_at = NULL, push_again_at = now()
         WHERE id = ANY (ARRAY (
             SELECT id FROM generation_sessions
-            WHERE {_DEAD.format(without_lease="$1")} AND attempt < $2
+            WHERE {_DEAD.format(external_timeout="$1")} AND attempt < $2
             LIMIT $3 FOR UPDATE SKIP LOCKED))
         RETURNING id
     )
@@ -438,7 +439,7 @@ _Renewal: TypeAlias = tuple[UUID, int, timedelta]
 _Completion: TypeAlias = tuple[UUID, int, str, str, int | None, int | None, Decimal | None]
 
 
-class PostgresSessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, SessionReadPort):
+class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, SessionReadPort):
     """The truth about sessions."""
 
     def __init__(self, database: Database, *, batches: BatchLimits = DEFAULT_LIMITS) -> None:
@@ -483,7 +484,7 @@ class PostgresSessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
                     raise InsufficientCredits(required=GENERATION_COST)
                 case _:
                     raise TooManyActive("Too many sessions are unfinished; wait for some to end")
-        raise StoreUnavailable("The idempotency key changed hands too often")
+        raise DatabaseUnavailable("The idempotency key changed hands too often")
 
     async def _run_create_where_free(
         self, creations: Sequence[_Creation]
@@ -540,13 +541,13 @@ class PostgresSessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
         return await self._renew(renewal) or await self._renew_in_turn(renewal)
 
     async def complete(
-        self, session_id: UUID, *, attempt: int, artefact: Artefact, usage: Usage | None = None
+        self, session_id: UUID, *, attempt: int, picture: StoredPicture, usage: Usage | None = None
     ) -> bool:
         completion = (
             session_id,
             attempt,
-            artefact.object_key,
-            artefact.media_type,
+            picture.object_key,
+            picture.media_type,
             None if usage is None else usage.input_tokens,
             None if usage is None else usage.output_tokens,
             None if usage is None else usage.estimated_cost_usd,
@@ -561,19 +562,21 @@ class PostgresSessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
         written = {(row["id"], row["attempt"]) for row in rows}
         return [(session_id, attempt) in written for session_id, attempt, *_ in attempts]
 
-    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int | None) -> bool:
+    async def fail_queued(self, session_id: UUID, failure: Failure) -> bool:
         arguments = (failure.code, failure.message, session_id)
-        if attempt is None:
-            return await self._count(_FAIL_QUEUED, *arguments) == 1
-        return await self._count(_FAIL_ATTEMPT, *arguments, attempt) == 1
+        return await self._count(_FAIL_QUEUED, *arguments) == 1
+
+    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int) -> bool:
+        arguments = (failure.code, failure.message, session_id, attempt)
+        return await self._count(_FAIL_ATTEMPT, *arguments) == 1
 
     async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
         return await self._written(_RELEASE, session_id, attempt, delay)
 
-    async def note_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
+    async def record_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
         return await self._written(_NOTE_JOB, session_id, attempt, job)
 
-    async def overdue(
+    async def claim_overdue(
         self, *, created_before: datetime | None, again_after: timedelta, limit: int
     ) -> list[GenerationSession]:
         rows = await self._database.fetch(_OVERDUE, created_before, again_after, limit)
@@ -581,15 +584,15 @@ class PostgresSessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
         return sorted(sessions, key=lambda session: (session.created_at, session.id), reverse=True)
 
     async def release_dead_leases(
-        self, *, max_attempts: int, without_lease: timedelta, limit: int
+        self, *, max_attempts: int, external_timeout: timedelta, limit: int
     ) -> int:
-        return await self._count(_RELEASE_DEAD_LEASES, without_lease, max_attempts, limit)
+        return await self._count(_RELEASE_DEAD_LEASES, external_timeout, max_attempts, limit)
 
     async def fail_dead_leases(
-        self, failure: Failure, *, max_attempts: int, without_lease: timedelta, limit: int
+        self, failure: Failure, *, max_attempts: int, external_timeout: timedelta, limit: int
     ) -> list[GenerationSession]:
         rows = await self._database.fetch(
-            _FAIL_DEAD_LEASES, failure.code, failure.message, without_lease, max_attempts, limit
+            _FAIL_DEAD_LEASES, failure.code, failure.message, external_timeout, max_attempts, limit
         )
         return [_session(row) for row in rows]
 
@@ -599,7 +602,7 @@ class PostgresSessionRepo(SessionRepoPort, ProviderJobPort, RecoveryRepoPort, Se
     async def refund_missing(self, *, limit: int) -> int:
         return await self._count(_REFUND_MISSING, limit)
 
-    async def past_lifetime(
+    async def claim_expired_images(
         self, *, older_than: timedelta, again_after: timedelta, limit: int
     ) -> list[GenerationSession]:
         rows = await self._database.fetch(_PAST_LIFETIME, older_than, again_after, limit)
@@ -668,8 +671,8 @@ def _coalescer(
     return Coalescer(partial(run, sql), limits=batches, too_many=_too_many)
 
 
-def _too_many() -> StoreUnavailable:
-    return StoreUnavailable("Too many calls wait for the store")
+def _too_many() -> DatabaseUnavailable:
+    return DatabaseUnavailable("Too many calls wait for the store")
 
 
 def _payer(creation: _Creation) -> Owner:
@@ -736,7 +739,7 @@ def _session(row: asyncpg.Record) -> GenerationSession:
         confirmed=row["confirmed"],
         attempt=row["attempt"],
         lease_expires_at=row["lease_expires_at"],
-        artefact=_artefact(row),
+        picture=_artefact(row),
         usage=_usage(row),
         provider_job=row["provider_job"],
         generated_image_url=row["generated_image_url"],
@@ -748,10 +751,10 @@ def _session(row: asyncpg.Record) -> GenerationSession:
     )
 
 
-def _artefact(row: asyncpg.Record) -> Artefact | None:
+def _artefact(row: asyncpg.Record) -> StoredPicture | None:
     if row["object_key"] is None:
         return None
-    return Artefact(object_key=row["object_key"], media_type=row["media_type"])
+    return StoredPicture(object_key=row["object_key"], media_type=row["media_type"])
 
 
 def _usage(row: asyncpg.Record) -> Usage | None:

@@ -3,7 +3,7 @@
 import re
 
 from domain.errors import NotFound
-from domain.sessions import Artefact
+from domain.sessions import StoredPicture
 
 _EXTENSIONS = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
 
@@ -12,14 +12,14 @@ _SEGMENT = r"[A-Za-z0-9_:-][A-Za-z0-9._:-]*"
 _KEY = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")
 
 
-def artefact_of(prefix: str, media_type: str) -> Artefact:
-    """The artefact that a picture of this type is kept as."""
-    return Artefact(object_key=prefix + _EXTENSIONS[media_type], media_type=media_type)
+def stored_picture(prefix: str, media_type: str) -> StoredPicture:
+    """The stored that a picture of this type is kept as."""
+    return StoredPicture(object_key=prefix + _EXTENSIONS[media_type], media_type=media_type)
 
 
-def possible_artefacts(prefix: str) -> list[Artefact]:
+def possible_pictures(prefix: str) -> list[StoredPicture]:
     """Everything that may have been kept under ``prefix``."""
-    return [artefact_of(prefix, media_type) for media_type in _EXTENSIONS]
+    return [stored_picture(prefix, media_type) for media_type in _EXTENSIONS]
 
 
 def media_type_of(object_key: str) -> str:

@@ -10,15 +10,15 @@ from obstore.exceptions import AlreadyExistsError
 from obstore.store import LocalStore, ObjectStore
 
 from adapters.storage.faults import faults_translated
-from adapters.storage.keys import artefact_of, media_type_of, possible_artefacts
-from adapters.storage.signing import KeepsUploads, SignedReads, UrlSigner
+from adapters.storage.keys import media_type_of, possible_pictures, stored_picture
+from adapters.storage.signing import SignedReadPort, UploadSinkPort, UrlSigner
 from adapters.storage.uploads import StoredUploads
 from domain.errors import NotFound
-from domain.ports import ImageStoragePort, Picture, UploadLinks
-from domain.sessions import Artefact
+from domain.ports import Picture, PictureStoragePort, UploadLinks
+from domain.sessions import StoredPicture
 
 
-class LocalImageStorage(StoredUploads, ImageStoragePort, SignedReads, KeepsUploads):
+class LocalPictureStorage(StoredUploads, PictureStoragePort, SignedReadPort, UploadSinkPort):
     """A file appears whole or not at all, and is never replaced.
 
     A process that is killed while it saves may leave ``{key}#1`` behind, or a higher number where
@@ -39,30 +39,30 @@ class LocalImageStorage(StoredUploads, ImageStoragePort, SignedReads, KeepsUploa
         it only ever deletes below the folders of past days, where nobody writes."""
         return LocalStore(self._root, mkdir=True, automatic_cleanup=True)
 
-    async def find(self, prefix: str) -> Artefact | None:
+    async def find(self, prefix: str) -> StoredPicture | None:
         with faults_translated():
-            for artefact in possible_artefacts(prefix):
+            for stored in possible_pictures(prefix):
                 with suppress(FileNotFoundError):
-                    await self._store.head_async(artefact.object_key)
-                    return artefact
+                    await self._store.head_async(stored.object_key)
+                    return stored
         return None
 
-    async def save(self, prefix: str, picture: Picture) -> Artefact:
+    async def save(self, prefix: str, picture: Picture) -> StoredPicture:
         kept = await self.find(prefix)
         if kept is not None:
             return kept
-        artefact = artefact_of(prefix, picture.media_type)
+        stored = stored_picture(prefix, picture.media_type)
         with faults_translated(), suppress(AlreadyExistsError):
-            await self._store.put_async(artefact.object_key, picture.data, mode="create")
-        return artefact
+            await self._store.put_async(stored.object_key, picture.data, mode="create")
+        return stored
 
     async def delete(self, prefix: str) -> None:
         with faults_translated():
             await asyncio.to_thread(self._remove, prefix)
 
     def _remove(self, prefix: str) -> None:
-        for artefact in possible_artefacts(prefix):
-            path = self.path_of(artefact.object_key)
+        for stored in possible_pictures(prefix):
+            path = self.path_of(stored.object_key)
             for leftover in ("", "#1", "#2", "#3"):
                 path.with_name(path.name + leftover).unlink(missing_ok=True)
 
@@ -84,7 +84,7 @@ class LocalImageStorage(StoredUploads, ImageStoragePort, SignedReads, KeepsUploa
         return self._tidying_store
 
     def upload_links(self, prefix: str, media_type: str, *, lifetime: timedelta) -> UploadLinks:
-        object_key = artefact_of(prefix, media_type).object_key
+        object_key = stored_picture(prefix, media_type).object_key
         return UploadLinks(
             upload_url=self._signer.upload_url(object_key, lifetime=lifetime),
             image_url=self.url(object_key),

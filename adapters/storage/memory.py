@@ -3,38 +3,38 @@
 from datetime import date, timedelta
 
 from adapters.images.inspection import too_large
-from adapters.storage.keys import artefact_of, media_type_of, possible_artefacts
-from adapters.storage.signing import KeepsUploads, SignedReads, UrlSigner
+from adapters.storage.keys import media_type_of, possible_pictures, stored_picture
+from adapters.storage.signing import SignedReadPort, UploadSinkPort, UrlSigner
 from adapters.storage.uploads import day_of, not_there
 from domain.errors import NotFound
-from domain.ports import ImageStoragePort, Picture, UploadLinks, UploadStoragePort
-from domain.sessions import Artefact
+from domain.ports import Picture, PictureStoragePort, UploadLinks, UploadStoragePort
+from domain.sessions import StoredPicture
 
 
-class InMemoryImageStorage(UploadStoragePort, ImageStoragePort, SignedReads, KeepsUploads):
+class InMemoryPictureStorage(UploadStoragePort, PictureStoragePort, SignedReadPort, UploadSinkPort):
     """Gone at exit."""
 
     def __init__(self, *, signer: UrlSigner) -> None:
         self._pictures: dict[str, Picture] = {}
         self._signer = signer
 
-    async def find(self, prefix: str) -> Artefact | None:
-        for artefact in possible_artefacts(prefix):
-            if artefact.object_key in self._pictures:
-                return artefact
+    async def find(self, prefix: str) -> StoredPicture | None:
+        for stored in possible_pictures(prefix):
+            if stored.object_key in self._pictures:
+                return stored
         return None
 
-    async def save(self, prefix: str, picture: Picture) -> Artefact:
+    async def save(self, prefix: str, picture: Picture) -> StoredPicture:
         kept = await self.find(prefix)
         if kept is not None:
             return kept
-        artefact = artefact_of(prefix, picture.media_type)
-        self._pictures[artefact.object_key] = picture
-        return artefact
+        stored = stored_picture(prefix, picture.media_type)
+        self._pictures[stored.object_key] = picture
+        return stored
 
     async def delete(self, prefix: str) -> None:
-        for artefact in possible_artefacts(prefix):
-            self._pictures.pop(artefact.object_key, None)
+        for stored in possible_pictures(prefix):
+            self._pictures.pop(stored.object_key, None)
 
     def url(self, object_key: str) -> str:
         return self._signer.url(object_key)
@@ -46,7 +46,7 @@ class InMemoryImageStorage(UploadStoragePort, ImageStoragePort, SignedReads, Kee
         return self._pictures[object_key]
 
     def upload_links(self, prefix: str, media_type: str, *, lifetime: timedelta) -> UploadLinks:
-        object_key = artefact_of(prefix, media_type).object_key
+        object_key = stored_picture(prefix, media_type).object_key
         return UploadLinks(
             upload_url=self._signer.upload_url(object_key, lifetime=lifetime),
             image_url=self.url(object_key),

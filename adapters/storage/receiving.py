@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from adapters.images.inspection import inspect_picture
 from adapters.storage.keys import media_type_of
-from adapters.storage.signing import KeepsUploads, UrlSigner
+from adapters.storage.signing import UploadSinkPort, UrlSigner
 from domain.errors import Conflict, InvalidInput, Overloaded, Refused
 from domain.ports import Picture
 
@@ -19,14 +19,14 @@ class UploadReceiver:
     def __init__(
         self,
         *,
-        storage: KeepsUploads,
+        storage: UploadSinkPort,
         signer: UrlSigner,
-        check_room: Callable[[str], Awaitable[None]],
+        check_quota: Callable[[str], Awaitable[None]],
         max_at_once: int = 32,
     ) -> None:
         self._storage = storage
         self._signer = signer
-        self._check_room = check_room
+        self._check_quota = check_quota
         self._max_at_once = max_at_once
         self._under_way = 0
 
@@ -49,7 +49,7 @@ class UploadReceiver:
             raise Overloaded("Too many pictures are being uploaded; try again")
         self._under_way += 1
         try:
-            await self._check_room(object_key.rpartition("/")[0])
+            await self._check_quota(object_key.rpartition("/")[0])
             picture = await _looked_at(await body(), media_type_of(object_key))
             if not await self._storage.keep_upload(object_key, picture.data):
                 raise Conflict("A picture was uploaded here before; ask for another link")

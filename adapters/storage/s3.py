@@ -10,10 +10,10 @@ from obstore.exceptions import AlreadyExistsError
 from obstore.store import ObjectStore, S3Store
 
 from adapters.storage.faults import faults_translated
-from adapters.storage.keys import artefact_of, possible_artefacts
+from adapters.storage.keys import possible_pictures, stored_picture
 from adapters.storage.uploads import StoredUploads
-from domain.ports import ImageStoragePort, Picture, UploadLinks
-from domain.sessions import Artefact
+from domain.ports import Picture, PictureStoragePort, UploadLinks
+from domain.sessions import StoredPicture
 
 _MAX_RETRIES = 2
 
@@ -53,7 +53,7 @@ def s3_store(bucket: S3Bucket) -> S3Store:
     )
 
 
-class S3ImageStorage(StoredUploads, ImageStoragePort):
+class S3PictureStorage(StoredUploads, PictureStoragePort):
     """A picture appears whole or not at all, and with ``conditional_put`` it is never replaced.
 
     Where a service does not know ``If-None-Match: *`` (set ``conditional_put`` to False then, or
@@ -72,36 +72,34 @@ class S3ImageStorage(StoredUploads, ImageStoragePort):
         self._url_lifetime = url_lifetime
         self._conditional_put = conditional_put
 
-    async def find(self, prefix: str) -> Artefact | None:
-        artefacts = possible_artefacts(prefix)
-        there = await asyncio.gather(*(self._has(artefact) for artefact in artefacts))
+    async def find(self, prefix: str) -> StoredPicture | None:
+        candidates = possible_pictures(prefix)
+        there = await asyncio.gather(*(self._has(stored) for stored in candidates))
         return next(
-            (artefact for artefact, found in zip(artefacts, there, strict=True) if found), None
+            (stored for stored, found in zip(candidates, there, strict=True) if found), None
         )
 
-    async def save(self, prefix: str, picture: Picture) -> Artefact:
+    async def save(self, prefix: str, picture: Picture) -> StoredPicture:
         kept = await self.find(prefix)
         if kept is not None:
             return kept
-        artefact = artefact_of(prefix, picture.media_type)
+        stored = stored_picture(prefix, picture.media_type)
         # After a lost reply our own picture is in the way of the retry, and that is as good.
         with faults_translated(), suppress(AlreadyExistsError):
             await self._store.put_async(
-                artefact.object_key,
+                stored.object_key,
                 picture.data,
                 attributes={"Content-Type": picture.media_type},
                 mode="create" if self._conditional_put else "overwrite",
                 use_multipart=False,
             )
-        return artefact
+        return stored
 
     async def delete(self, prefix: str) -> None:
         """Only what is there is named: some services call the deletion of nothing an error."""
-        artefacts = possible_artefacts(prefix)
-        there = await asyncio.gather(*(self._has(artefact) for artefact in artefacts))
-        keys = [
-            artefact.object_key for artefact, found in zip(artefacts, there, strict=True) if found
-        ]
+        candidates = possible_pictures(prefix)
+        there = await asyncio.gather(*(self._has(stored) for stored in candidates))
+        keys = [stored.object_key for stored, found in zip(candidates, there, strict=True) if found]
         with faults_translated():
             if keys:
                 await self._store.delete_async(keys)
@@ -116,16 +114,16 @@ class S3ImageStorage(StoredUploads, ImageStoragePort):
         return self._store
 
     def upload_links(self, prefix: str, media_type: str, *, lifetime: timedelta) -> UploadLinks:
-        object_key = artefact_of(prefix, media_type).object_key
+        object_key = stored_picture(prefix, media_type).object_key
         return UploadLinks(
             upload_url=sign(self._store, "PUT", object_key, lifetime),
             image_url=self.url(object_key),
         )
 
-    async def _has(self, artefact: Artefact) -> bool:
+    async def _has(self, stored: StoredPicture) -> bool:
         with faults_translated():
             try:
-                await self._store.head_async(artefact.object_key)
+                await self._store.head_async(stored.object_key)
             except FileNotFoundError:
                 return False
         return True

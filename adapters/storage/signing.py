@@ -15,7 +15,7 @@ from domain.ports import Picture
 _UPLOAD = "PUT\n"
 
 
-class SignedReads(Protocol):
+class SignedReadPort(Protocol):
     """Image storage that hands out its own pictures. Cloud storage does not: it serves them."""
 
     async def read_signed(self, object_key: str, *, expires: int, signature: str) -> Picture:
@@ -26,7 +26,7 @@ class SignedReads(Protocol):
         """
 
 
-class KeepsUploads(Protocol):
+class UploadSinkPort(Protocol):
     """Image storage to which uploads come through us. Cloud storage takes them itself."""
 
     async def keep_upload(self, object_key: str, data: bytes) -> bool:

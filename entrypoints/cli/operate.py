@@ -202,7 +202,7 @@ def show_session(session_id: UUID, *, as_json: bool) -> None:
 
 
 def _fields(session: GenerationSession) -> list[tuple[str, object]]:
-    artefact, failure, usage = session.artefact, session.failure, session.usage
+    picture, failure, usage = session.picture, session.failure, session.usage
     return [
         ("id", session.id),
         ("owner", session.owner),
@@ -210,8 +210,8 @@ def _fields(session: GenerationSession) -> list[tuple[str, object]]:
         ("attempt", session.attempt),
         ("lease until", session.lease_expires_at),
         ("pushed", "confirmed" if session.confirmed else "not confirmed"),
-        ("picture", artefact.object_key if artefact else session.generated_image_url),
-        ("picture deleted", session.image_deleted_at if artefact else None),
+        ("picture", picture.object_key if picture else session.generated_image_url),
+        ("picture deleted", session.image_deleted_at if picture else None),
         ("failure", f"{failure.code}: {failure.message}" if failure else None),
         ("request id", session.request_id),
         *((f"image {index}", url) for index, url in enumerate(session.image_urls, 1)),

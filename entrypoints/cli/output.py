@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
 
-from domain.errors import QueueUnavailable, StoreUnavailable, WearonError
+from domain.errors import DatabaseUnavailable, QueueUnavailable, WearonError
 
 if TYPE_CHECKING:
     from config.container import Container
@@ -40,7 +40,7 @@ class CommandGroup(click.RichGroup):
 
         try:
             return super().invoke(ctx)
-        except StoreUnavailable as error:
+        except DatabaseUnavailable as error:
             raise click.ClickException(f"DATABASE_URL: {error}") from error
         except QueueUnavailable as error:
             raise click.ClickException(f"REDIS_URL: {error}") from error

@@ -11,12 +11,12 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp
 
 from adapters.storage.receiving import UploadReceiver
-from adapters.storage.signing import SignedReads
+from adapters.storage.signing import SignedReadPort
 from config.logging import AccessLine, logged_access_line
 from domain.ports import CreditRepoPort, SessionReadPort
-from domain.reading import Reading
 from domain.submission import Submission
 from domain.uploads import Uploads
+from domain.views import SessionViews
 from entrypoints.http import public
 from entrypoints.http.credits import CREDIT_HANDLERS
 from entrypoints.http.errors import respond
@@ -43,13 +43,13 @@ class Services:
     """
 
     submission: Submission
-    reading: Reading
+    views: SessionViews
     sessions: SessionReadPort
     credits: CreditRepoPort
     authenticate: Authenticate
     readiness: Mapping[str, public.Check]
     uploads: Uploads
-    files: SignedReads | None
+    files: SignedReadPort | None
     receiver: UploadReceiver | None
     samples: Callable[[str], bytes] | None
     clock: Callable[[], datetime]
@@ -68,7 +68,7 @@ def create_app(
         [_api(services), *_public(services, max_upload_bytes), get_asset],
         dependencies={
             "submission": _always(services.submission),
-            "reading": _always(services.reading),
+            "views": _always(services.views),
             "sessions": _always(services.sessions),
             "credit_repo": _always(services.credits),
             "readiness": _always(services.readiness),

@@ -25,7 +25,7 @@ from domain.errors import (
     WearonError,
 )
 from domain.submission import UNAVAILABLE_MESSAGE
-from entrypoints.http.inputs import in_our_words
+from entrypoints.http.inputs import humanize
 from entrypoints.http.schemas import ErrorBody, ErrorEnvelope
 
 MAX_MESSAGE_LENGTH = 300
@@ -101,7 +101,7 @@ def _own_words(error: Exception) -> str:
     if complaint.get("source") == "body":
         return "body: is required"
     if complaint:
-        return f"{complaint['key']}: {in_our_words(complaint['message'])}"
+        return f"{complaint['key']}: {humanize(complaint['message'])}"
     return error.detail if isinstance(error, HTTPException) else str(error)
 
 

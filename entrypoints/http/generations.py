@@ -12,9 +12,9 @@ from msgspec import Meta
 
 from domain.credits import Owner
 from domain.ports import Position, Receipt, SessionReadPort
-from domain.reading import Reading
 from domain.sessions import Accessory, GenerationSession, SessionStatus
 from domain.submission import Submission, TryOnRequest
+from domain.views import SessionViews
 from entrypoints.http.inputs import (
     Cursor,
     CursorText,
@@ -82,11 +82,11 @@ async def submit_generation(
     With an `Idempotency-Key` you may repeat a request, whatever became of the first one: you are
     charged once and get the same session, as it is now, with `Idempotency-Replayed: true`."""
     check_given_once(request, "idempotency-key")
-    about = request.scope["state"]["about"]
+    info = request.scope["state"]["request_info"]
     receipt = await submission.submit(
-        try_on(data, owner=request.user, request_id=about["request_id"], key=idempotency_key)
+        try_on(data, owner=request.user, request_id=info["request_id"], key=idempotency_key)
     )
-    about["session_id"] = receipt.session.id
+    info["session_id"] = receipt.session.id
     headers, envelope = accepted(receipt)
     return Response(envelope, headers=headers)
 
@@ -124,7 +124,7 @@ async def list_generations(
     *,
     request: OwnedRequest,
     sessions: Injected[SessionReadPort],
-    reading: Injected[Reading],
+    views: Injected[SessionViews],
     status: StatusFilter = None,
     limit: Limit = 20,
     cursor: CursorText = None,
@@ -133,7 +133,7 @@ async def list_generations(
     found = await sessions.history(
         request.user, status=status, limit=limit + 1, after=_position(cursor)
     )
-    items = [Session.of(reading.without_position(session)) for session in found[:limit]]
+    items = [Session.of(views.view_of(session)) for session in found[:limit]]
     next_cursor = _cursor(found[limit - 1]) if len(found) > limit else None
     return SessionPageEnvelope(data=SessionPage(items=items, next_cursor=next_cursor), error=None)
 
@@ -171,11 +171,11 @@ async def count_generations(
     responses=failures(401, 404, 503),
 )
 async def get_generation(
-    request: OwnedRequest, session_id: SessionIdInPath, reading: Injected[Reading]
+    request: OwnedRequest, session_id: SessionIdInPath, views: Injected[SessionViews]
 ) -> SessionEnvelope:
     """The session, with its picture once it is completed. Ask about once a second until `status`
     is `completed` or `failed`."""
-    return SessionEnvelope(data=Session.of(await reading.one(session_id, request.user)), error=None)
+    return SessionEnvelope(data=Session.of(await views.get(session_id, request.user)), error=None)
 
 
 @post(
@@ -190,11 +190,11 @@ async def cancel_generation(
     request: OwnedRequest,
     session_id: SessionIdInPath,
     submission: Injected[Submission],
-    reading: Injected[Reading],
+    views: Injected[SessionViews],
 ) -> SessionEnvelope:
     """Possible while the session is `queued`; afterwards the answer is 409."""
     session = await submission.cancel(session_id, request.user)
-    return SessionEnvelope(data=Session.of(reading.without_position(session)), error=None)
+    return SessionEnvelope(data=Session.of(views.view_of(session)), error=None)
 
 
 GENERATION_HANDLERS = (

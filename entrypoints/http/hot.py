@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import msgspec
 from litestar.types import ASGIApp, Receive, ReceiveMessage, Scope, Send
 
-from config.logging import About
+from config.logging import RequestInfo
 from domain.credits import Owner
 from domain.errors import InvalidInput
 from domain.submission import Submission, TryOnRequest
@@ -48,18 +48,18 @@ class HotSubmission:
         if headers is None:
             await self._app(scope, receive, send)
             return
-        about: About = scope["state"]["about"]
+        info: RequestInfo = scope["state"]["request_info"]
         messages: list[ReceiveMessage] = []
         answer: tuple[int, dict[str, str], SubmittedEnvelope | ErrorEnvelope] | None = None
         try:
             # First, as the framework does: a stranger is told so without waiting for the body.
             owner = await self._authenticate(bearer_token(scope["headers"]))
-            about["owner"] = str(owner)
+            info["owner"] = str(owner)
             messages.append(await receive())
-            request = _request(messages[0], headers, owner, about)
+            request = _request(messages[0], headers, owner, info)
             if request is not None:
                 receipt = await self._submission.submit(request)
-                about["session_id"] = receipt.session.id
+                info["session_id"] = receipt.session.id
                 answer = 202, *accepted(receipt)
         except Exception as error:  # noqa: BLE001 - answered, and logged if nobody expected it
             answer = envelope_for(error)
@@ -88,7 +88,7 @@ class HotSubmission:
 
 
 def _request(
-    message: ReceiveMessage, headers: Mapping[bytes, bytes], owner: Owner, about: About
+    message: ReceiveMessage, headers: Mapping[bytes, bytes], owner: Owner, info: RequestInfo
 ) -> TryOnRequest | None:
     """None for what is not right, and for a body in pieces. Whether it is whole tells its length:
     that it ends a server may say in a message of its own."""
@@ -102,7 +102,7 @@ def _request(
         return try_on(
             decoded(body, NewGenerationBody.decoder),
             owner=owner,
-            request_id=about["request_id"],
+            request_id=info["request_id"],
             key=None if key is None else key.decode("latin-1"),
         )
     except InvalidInput:

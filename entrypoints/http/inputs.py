@@ -98,7 +98,7 @@ def decoded(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     except UnicodeDecodeError as error:
         raise InvalidInput("body", "is not valid UTF-8") from error
     except msgspec.DecodeError as error:
-        problem = in_our_words(str(error).removeprefix("JSON is malformed: "))
+        problem = humanize(str(error).removeprefix("JSON is malformed: "))
         raise InvalidInput("body", f"is not valid JSON: {problem}") from error
     # A name that is there twice has quotes that the same request, as we would write it, has not.
     if b"\\" in body or body.count(b'"') != _encode(request).count(b'"'):
@@ -125,7 +125,7 @@ def _misfit(complaint: str) -> InvalidInput:
         if problem.startswith(beginning):
             name = problem.removeprefix(beginning).strip("`")
             return InvalidInput(f"{place}.{name}" if place else name, meaning)
-    return InvalidInput(place or "body", in_our_words(problem))
+    return InvalidInput(place or "body", humanize(problem))
 
 
 _ABOUT_A_NAMED_FIELD = {
@@ -134,7 +134,7 @@ _ABOUT_A_NAMED_FIELD = {
 }
 
 
-def in_our_words(problem: str) -> str:
+def humanize(problem: str) -> str:
     """What msgspec says about a value, in the style of our messages."""
     if "matching regex" in problem:
         return "has a character that is not allowed"

@@ -9,13 +9,13 @@ from time import perf_counter
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, ReceiveMessage, Scope, Send
 
-from config.logging import ABOUT, About, AccessLine, logged_access_line
+from config.logging import REQUEST_INFO, AccessLine, RequestInfo, logged_access_line
 from domain.credits import Owner
 from domain.deadlines import SharedTimeout
 from domain.errors import InvalidApiKey, InvalidInput, Unauthenticated
 
 Authenticate = Callable[[str], Awaitable[Owner]]
-"""From a bearer token to its owner. Raises Unauthenticated, InvalidApiKey or StoreUnavailable."""
+"""From a bearer token to its owner. Raises Unauthenticated, InvalidApiKey, DatabaseUnavailable."""
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
@@ -51,9 +51,9 @@ class RequestContext:
             # accepts.
             scope["query_string"] = scope["query_string"].decode(errors="replace").encode()
         request_id = _request_id(scope["headers"])
-        about: About = {"request_id": request_id}
-        scope["state"]["about"] = about
-        ABOUT.set(about)
+        info: RequestInfo = {"request_id": request_id}
+        scope["state"]["request_info"] = info
+        REQUEST_INFO.set(info)
         is_upload = path.startswith("/uploads/")
         body = _Body(receive, self._uploads if is_upload else self._bodies)
         answer = _Answer(send, request_id)
@@ -61,7 +61,7 @@ class RequestContext:
             await self._app(scope, body.receive, answer.send)
         finally:
             duration_ms = round((perf_counter() - started) * 1000, 1)
-            self._access_line(about, scope["method"], path, answer.status, duration_ms)
+            self._access_line(info, scope["method"], path, answer.status, duration_ms)
 
 
 class _Answer:
@@ -130,7 +130,7 @@ class Authentication:
         if scope.get("method") != "OPTIONS":
             owner = await self._authenticate(bearer_token(scope["headers"]))
             scope["user"] = owner
-            scope["state"]["about"]["owner"] = str(owner)
+            scope["state"]["request_info"]["owner"] = str(owner)
         await self._app(scope, receive, send)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from litestar import Response, get
 from litestar.params import FromPath, PathParameter, QueryParameter
 
-from adapters.storage.signing import SignedReads
+from adapters.storage.signing import SignedReadPort
 from domain.errors import NotFound, Unavailable
 from entrypoints.http.errors import ERRORS
 from entrypoints.http.inputs import TIMESTAMP, Injected
@@ -89,7 +89,7 @@ async def _state(check: Check) -> DependencyState:
     responses=failures(404, 503),
 )
 async def get_file(
-    files: Injected[SignedReads],
+    files: Injected[SignedReadPort],
     clock: Injected[Callable[[], datetime]],
     key: Annotated[str, PathParameter(description="The picture's key, as the link has it.")],
     expires: Annotated[str, QueryParameter(description="Until when the link is good.")] = "",

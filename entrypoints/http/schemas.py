@@ -9,10 +9,10 @@ from msgspec import Meta, Struct
 
 from domain.credits import Channel, CreditAccount, LedgerEntry, LedgerKind
 from domain.ports import Receipt, SessionStats
-from domain.reading import MAX_QUEUE_POSITION, SessionView
 from domain.sessions import MAX_ACCESSORIES, MAX_PROMPT_LENGTH, Accessory, SessionStatus
 from domain.submission import MAX_URL_LENGTH
 from domain.uploads import UploadOffer
+from domain.views import MAX_QUEUE_POSITION, SessionView
 
 GENERATIONS_PATH = "/api/v1/generations"
 
@@ -253,7 +253,7 @@ class Session(Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, view: SessionView) -> Self:
         session = view.session
-        artefact, failure, usage = session.artefact, session.failure, session.usage
+        picture, failure, usage = session.picture, session.failure, session.usage
         return cls(
             session_id=session.id,
             status=session.status,
@@ -264,7 +264,7 @@ class Session(Struct, frozen=True, kw_only=True):
             prompt=session.prompt if session.owner.channel is Channel.B2B else None,
             generated_image_url=view.picture_url,
             image_expired=session.image_expired,
-            media_type=None if artefact is None else artefact.media_type,
+            media_type=None if picture is None else picture.media_type,
             error_code=None if failure is None else failure.code,
             error_message=None if failure is None else failure.message,
             attempt=session.attempt,

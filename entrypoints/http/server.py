@@ -15,15 +15,15 @@ from config.container import Container, close
 from config.logging import (
     GRANIAN_LOGGING,
     access_line,
+    buffer_access_logs,
     configure_logging,
-    gather_lines,
-    write_gathered_lines,
+    flush_logs,
 )
 from config.servers import die_with_parent
 from config.settings import Settings, load_settings
 from domain.errors import Unavailable
 from domain.submission import Submission
-from entrypoints.garbage import leave_alone_what_stays
+from entrypoints.gc_tuning import freeze_startup_objects
 from entrypoints.http.app import Lifespan, Services, create_app
 
 TEND_SECONDS = 1.0
@@ -67,9 +67,9 @@ def app() -> Litestar:
     die_with_parent(signal.SIGTERM, os.getppid())
     settings = load_settings(os.environ)
     configure_logging(settings)
-    gather_lines()
+    buffer_access_logs()
     made = application(Container(settings=settings))
-    leave_alone_what_stays()
+    freeze_startup_objects()
     return made
 
 
@@ -87,7 +87,7 @@ def application(container: Container, *lifespan: Lifespan) -> Litestar:
             with suppress(Unavailable):  # Recovery treats what stays unconfirmed as never pushed.
                 await container.submission().confirm_pushed()
             await close(container)
-            write_gathered_lines()
+            flush_logs()
 
     settings: Settings = container.settings()
     return create_app(
@@ -103,7 +103,7 @@ def services_of(container: Container) -> Services:
     """Raises ``SettingsError`` where something that the API needs is not set."""
     return Services(
         submission=container.submission(),
-        reading=container.reading(),
+        views=container.views(),
         sessions=container.sessions(),
         credits=container.accounts(),
         authenticate=container.authenticate(),
@@ -119,7 +119,7 @@ def services_of(container: Container) -> Services:
 async def _tend(submission: Submission) -> None:
     """What a submission leaves to be done for many at once."""
     while True:
-        write_gathered_lines()
+        flush_logs()
         for duty in (submission.measure_queue, submission.confirm_pushed):
             try:
                 await duty()

@@ -22,7 +22,7 @@ from adapters.auth.bearer import (
 )
 from adapters.auth.memory import InMemoryApiKeyRepo
 from domain.credits import Channel, Owner
-from domain.errors import InvalidApiKey, StoreUnavailable, Unauthenticated
+from domain.errors import DatabaseUnavailable, InvalidApiKey, Unauthenticated
 from domain.ports import ApiKey
 from tests.support.examples import STORE, USER
 
@@ -320,7 +320,7 @@ class CountingKeys(InMemoryApiKeyRepo):
     async def owner_of(self, key_sha256: str) -> Owner | None:
         self.asked += 1
         if self.away:
-            raise StoreUnavailable("owner_of: refused")
+            raise DatabaseUnavailable("owner_of: refused")
         owner = await super().owner_of(key_sha256)
         if self.meanwhile is not None:
             self.meanwhile()
@@ -421,7 +421,7 @@ async def test_a_store_that_is_away_is_not_remembered(memory: Memory) -> None:
     memory.keys.away = True
 
     remembered = await memory.authenticate(known)
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(DatabaseUnavailable):
         await memory.authenticate(unknown)
     memory.keys.away = False
 

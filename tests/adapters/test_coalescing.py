@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.coalescing import APART, Apart, BatchLimits, Coalescer
-from domain.errors import StoreUnavailable, Unavailable
+from domain.errors import DatabaseUnavailable, Unavailable
 from tests.support.clock import VirtualTimeLoop, loop_time
 
 pytestmark = pytest.mark.anyio
@@ -25,7 +25,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {"loop_factory": VirtualTimeLoop}
 
 
-class TooManyWait(StoreUnavailable):
+class TooManyWait(DatabaseUnavailable):
     pass
 
 
@@ -103,7 +103,7 @@ class Server:
         await asyncio.sleep(self.durations[number % len(self.durations)])
         batch.ended = loop_time()
         if batch.down:
-            raise StoreUnavailable("down")
+            raise DatabaseUnavailable("down")
         for call in calls:
             if call.poisoned:
                 raise Poisoned(call.number)
@@ -232,7 +232,7 @@ def test_each_call_gets_its_own_answer(
             case TooManyWait():
                 assert limits.waiting == 2
                 assert not mine
-            case StoreUnavailable():
+            case DatabaseUnavailable():
                 assert mine[-1].down
             case asyncio.CancelledError():
                 assert call.goes_away is not None
@@ -342,7 +342,7 @@ async def test_a_batch_of_unknown_outcome_fails_whole() -> None:
 
     *failed, answer = await answers_to(server, calls)
 
-    assert [type(error) for error in failed] == [StoreUnavailable] * 3
+    assert [type(error) for error in failed] == [DatabaseUnavailable] * 3
     assert answer == 3
     assert server.times_run() == {0: 1, 1: 1, 2: 1, 3: 1}
 

@@ -1,5 +1,5 @@
-"""Every wait for PostgreSQL has a bound, every failure of it is ``StoreUnavailable``, and the pool
-comes back by itself."""
+"""Every wait for PostgreSQL has a bound, every failure is ``DatabaseUnavailable``, and the pool
+recovers by itself."""
 
 import asyncio
 import socket
@@ -21,7 +21,7 @@ import pytest
 
 from adapters.embedded.postgres import PORT, EmbeddedPostgres
 from adapters.postgres.database import Database, DatabaseLimits
-from domain.errors import StoreUnavailable
+from domain.errors import DatabaseUnavailable
 from tests.support import servers
 from tests.support.pause import paused
 from tests.support.proxy import HOST, Proxy
@@ -139,7 +139,7 @@ async def answers(database: Database) -> None:
         while True:
             try:
                 assert await database.fetch_value("SELECT 1") == 1
-            except StoreUnavailable:
+            except DatabaseUnavailable:
                 await asyncio.sleep(0.01)
             else:
                 return
@@ -149,7 +149,7 @@ async def fails(database: Database) -> None:
     """Return once the store is unavailable: what a killed server leaves behind may still answer
     for a moment."""
     async with asyncio.timeout(DEADLINE_SECONDS):
-        with suppress(StoreUnavailable):
+        with suppress(DatabaseUnavailable):
             while True:
                 await database.fetch("SELECT 1")
 
@@ -158,7 +158,7 @@ async def test_connecting_has_a_bound() -> None:
     """A server that never says anything is given up after ``command_seconds``."""
     with black_hole() as url:
         async with connected(url) as database:
-            with takes(0.5, 0.5), pytest.raises(StoreUnavailable):
+            with takes(0.5, 0.5), pytest.raises(DatabaseUnavailable):
                 await database.fetch("SELECT 1")
 
 
@@ -170,7 +170,7 @@ async def test_waiting_for_a_connection_has_a_bound(
     afterwards."""
     async with connected(postgres.url()) as database:
         async with database.transaction():
-            with takes(0.5, 0.5), pytest.raises(StoreUnavailable):
+            with takes(0.5, 0.5), pytest.raises(DatabaseUnavailable):
                 async with asyncio.timeout(DEADLINE_SECONDS):
                     await call(database)
 
@@ -180,7 +180,7 @@ async def test_waiting_for_a_connection_has_a_bound(
 async def test_a_statement_has_a_bound(postgres: EmbeddedPostgres) -> None:
     """It is given up after ``command_seconds`` and ends on the server as well."""
     async with connected(postgres.url()) as database:
-        with takes(0.5, 0.5), pytest.raises(StoreUnavailable):
+        with takes(0.5, 0.5), pytest.raises(DatabaseUnavailable):
             await database.fetch(SLEEP)
 
         await running(database, 0)
@@ -200,7 +200,7 @@ async def test_a_call_has_one_bound(own_postgres: EmbeddedPostgres, *, is_paused
                     calls = [database.fetch("SELECT 1") for _ in range(20)]
                     results = await asyncio.gather(*calls, return_exceptions=True)
 
-                assert {type(result) for result in results} == {StoreUnavailable}
+                assert {type(result) for result in results} == {DatabaseUnavailable}
 
         with takes(0, 0):
             await answers(database)
@@ -216,7 +216,7 @@ async def test_waiting_and_running_share_the_bound(postgres: EmbeddedPostgres) -
                 return_exceptions=True,
             )
 
-    assert [type(result) for result in results] == [list, StoreUnavailable]
+    assert [type(result) for result in results] == [list, DatabaseUnavailable]
 
 
 @pytest.mark.parametrize("is_paused", SILENCES.values(), ids=SILENCES)
@@ -242,7 +242,7 @@ async def test_a_transaction_that_is_cut_off_is_not_waited_for(
 ) -> None:
     """A statement has its bound within a transaction as well, and undoing it takes no time."""
     async with connected(own_postgres.url(), SLOW, transaction_pooler=pooled) as database:
-        with takes(1.2, 1.2), pytest.raises(StoreUnavailable):
+        with takes(1.2, 1.2), pytest.raises(DatabaseUnavailable):
             await create_and_pause(database, "half", own_postgres)
 
         assert await database.fetch_value("SELECT to_regclass('half')") is None
@@ -262,14 +262,14 @@ async def gives_up_after(seconds: float, database: Database) -> None:
 
 
 async def test_a_lost_commit_is_told_as_unknown(postgres: EmbeddedPostgres) -> None:
-    """The statement took effect, only its reply is lost: StoreUnavailable, which says no more."""
+    """The statement took effect, only its reply is lost: DatabaseUnavailable, and no more."""
     async with proxy_to(postgres).running() as proxy, connected(through(proxy)) as database:
         await answers(database)
         await database.fetch("CREATE TABLE lost (number integer)")
         await database.fetch("INSERT INTO lost VALUES ($1)", 1)
         proxy.replies.clear()
 
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(DatabaseUnavailable):
             await database.fetch("INSERT INTO lost VALUES ($1)", 2)
 
         proxy.replies.set()
@@ -312,7 +312,7 @@ async def test_connections_that_ended_unheard_cost_one_call(postgres: EmbeddedPo
             await use_all(database, 10)
             way.has_forgotten = True
 
-            with pytest.raises(StoreUnavailable):
+            with pytest.raises(DatabaseUnavailable):
                 await database.fetch("SELECT 1")
 
             await use_all(database, 10)
@@ -352,7 +352,7 @@ async def test_statements_under_way_fail_with_the_server(own_postgres: EmbeddedP
             results = await asyncio.gather(*under_way, return_exceptions=True)
         own_postgres.start()
 
-        assert [type(result) for result in results] == [StoreUnavailable] * 3
+        assert [type(result) for result in results] == [DatabaseUnavailable] * 3
         await answers(database)
 
 
@@ -420,7 +420,7 @@ async def test_what_is_not_the_statements_fault_is_unavailable(
     ):
         await connection.execute("LOCK TABLE schema_migrations IN ACCESS SHARE MODE")
 
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(DatabaseUnavailable):
             await database.fetch(sql)
 
 
@@ -556,7 +556,7 @@ async def test_closing_does_not_wait_for_a_server_that_fell_silent(
             await database.close()
             await asyncio.wait([call])
 
-        assert isinstance(call.exception(), StoreUnavailable)
+        assert isinstance(call.exception(), DatabaseUnavailable)
 
 
 async def test_closing_what_was_never_opened_is_nothing() -> None:

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
-from adapters.images.fetcher import FetchLimits, HttpImageFetcher, Lookup
+from adapters.images.fetcher import FetchLimits, HttpPictureFetcher, Lookup
 from adapters.images.inspection import inspect_picture
 from domain.errors import Refused, TryAgain
 from domain.ports import Picture
@@ -92,18 +92,18 @@ async def inspected(data: bytes) -> Picture:
     return inspect_picture(data)
 
 
-NewFetcher = Callable[..., HttpImageFetcher]
+NewFetcher = Callable[..., HttpPictureFetcher]
 
 
 @pytest.fixture
 async def new_fetcher() -> AsyncIterator[NewFetcher]:
     """Makes fetchers that ask no real name service, and closes them."""
-    made: list[HttpImageFetcher] = []
+    made: list[HttpPictureFetcher] = []
 
     def make(
         lookup: Lookup | None = None, *, limits: FetchLimits = SMALL, allow_loopback: bool = True
-    ) -> HttpImageFetcher:
-        fetcher = HttpImageFetcher(
+    ) -> HttpPictureFetcher:
+        fetcher = HttpPictureFetcher(
             limits,
             prepare=inspected,
             allow_loopback=allow_loopback,
@@ -130,7 +130,7 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return addresses
 
 
-async def refusal_of(fetcher: HttpImageFetcher, url: str) -> Refused:
+async def refusal_of(fetcher: HttpPictureFetcher, url: str) -> Refused:
     with pytest.raises(Refused) as refusal:
         await fetcher.fetch(url)
     return refusal.value
@@ -425,7 +425,7 @@ async def test_nothing_of_ours_is_sent(
 
 async def test_a_fetcher_may_be_closed_unused() -> None:
     """There is nothing to close before the first picture."""
-    await HttpImageFetcher(SMALL, prepare=inspected).close()
+    await HttpPictureFetcher(SMALL, prepare=inspected).close()
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from uuid import UUID
 import pytest
 
 from adapters.images.inputs import InputPictures
-from adapters.storage.memory import InMemoryImageStorage
-from adapters.storage.s3 import S3ImageStorage, s3_store
+from adapters.storage.memory import InMemoryPictureStorage
+from adapters.storage.s3 import S3PictureStorage, s3_store
 from adapters.storage.signing import UrlSigner
 from domain.credits import Channel, Owner
 from domain.errors import Refused
@@ -32,8 +32,8 @@ BYTES = b"as it was uploaded"
 DOWNLOADED = Picture(data=b"from the network", media_type="image/jpeg")
 
 
-def in_memory() -> InMemoryImageStorage:
-    return InMemoryImageStorage(
+def in_memory() -> InMemoryPictureStorage:
+    return InMemoryPictureStorage(
         signer=UrlSigner(
             base_url="https://wearon.example",
             secret=b"secret",
@@ -43,9 +43,9 @@ def in_memory() -> InMemoryImageStorage:
     )
 
 
-def in_s3(endpoint: str | None, *, path_style: bool) -> S3ImageStorage:
+def in_s3(endpoint: str | None, *, path_style: bool) -> S3PictureStorage:
     bucket = replace(bucket_at(""), endpoint=endpoint, path_style=path_style)
-    return S3ImageStorage(s3_store(bucket), url_lifetime=LIFETIME)
+    return S3PictureStorage(s3_store(bucket), url_lifetime=LIFETIME)
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class Seen:
     downloaded: list[str] = field(default_factory=list)
 
 
-class Uploads(InMemoryImageStorage):
+class Uploads(InMemoryPictureStorage):
     """Has something everywhere, and takes note of what is asked for."""
 
     def __init__(self, seen: Seen) -> None:
@@ -70,7 +70,7 @@ class Uploads(InMemoryImageStorage):
 
 
 def inputs(
-    storage: InMemoryImageStorage | S3ImageStorage, *, max_bytes: int = 1_000
+    storage: InMemoryPictureStorage | S3PictureStorage, *, max_bytes: int = 1_000
 ) -> tuple[InputPictures, Seen]:
     seen = Seen()
 
@@ -90,7 +90,7 @@ def inputs(
     ), seen
 
 
-Make = Callable[[], InMemoryImageStorage | S3ImageStorage]
+Make = Callable[[], InMemoryPictureStorage | S3PictureStorage]
 
 STORAGES: dict[str, Make] = {
     "ours": in_memory,
@@ -102,12 +102,12 @@ STORAGES: dict[str, Make] = {
 
 
 @pytest.fixture(params=STORAGES)
-def storage(request: pytest.FixtureRequest) -> InMemoryImageStorage | S3ImageStorage:
+def storage(request: pytest.FixtureRequest) -> InMemoryPictureStorage | S3PictureStorage:
     return STORAGES[request.param]()
 
 
 async def test_an_own_upload_is_read_from_the_storage(
-    storage: InMemoryImageStorage | S3ImageStorage,
+    storage: InMemoryPictureStorage | S3PictureStorage,
 ) -> None:
     """Without the network, and prepared like every other picture."""
     pictures, seen = inputs(storage)
@@ -130,7 +130,7 @@ async def test_the_bound_of_a_picture_is_the_bound_of_an_upload() -> None:
 
 @pytest.mark.parametrize("query", ["", "?", "?expires=1&signature=0", "?a?b#c", "?x=/../../etc"])
 async def test_the_query_does_not_matter(
-    storage: InMemoryImageStorage | S3ImageStorage, query: str
+    storage: InMemoryPictureStorage | S3PictureStorage, query: str
 ) -> None:
     """A link that expired while its session waited is as good as a new one; only its owner has it
     read like this."""
@@ -143,7 +143,7 @@ async def test_the_query_does_not_matter(
 
 @pytest.mark.parametrize("owner", [NEIGHBOUR, NAMESAKE], ids=str)
 async def test_anothers_upload_is_a_link_like_any_other(
-    storage: InMemoryImageStorage | S3ImageStorage, owner: Owner
+    storage: InMemoryPictureStorage | S3PictureStorage, owner: Owner
 ) -> None:
     """Its signature decides then, where the network asks for it."""
     pictures, seen = inputs(storage)
@@ -180,7 +180,7 @@ OTHER_KEYS = [
 @pytest.mark.parametrize("key", OTHER_KEYS, ids=ascii)
 @pytest.mark.parametrize("escaped", [False, True])
 async def test_other_keys_are_not_read(
-    storage: InMemoryImageStorage | S3ImageStorage, key: str, *, escaped: bool
+    storage: InMemoryPictureStorage | S3PictureStorage, key: str, *, escaped: bool
 ) -> None:
     """Finished pictures, paths that lead elsewhere, and what only looks like a key."""
     pictures, seen = inputs(storage)
@@ -236,7 +236,7 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 async def test_another_spelling_is_another_link(
-    storage: InMemoryImageStorage | S3ImageStorage, spelling: str
+    storage: InMemoryPictureStorage | S3PictureStorage, spelling: str
 ) -> None:
     """Where we would have to guess what a link means, the fetcher's checks decide."""
     url = storage.url(KEY)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from adapters.images.local import HEIGHT, WIDTH, LocalImageGenerator, draw_sheet
+from adapters.images.local import HEIGHT, WIDTH, LocalPictureGenerator, draw_sheet
 from domain.errors import Refused
 from domain.ports import Picture, PictureRequest
 from domain.sessions import DEFAULT_PROMPT, ErrorCode
@@ -78,7 +78,7 @@ def test_every_picture_is_on_the_sheet(count: int) -> None:
 @pytest.mark.anyio
 async def test_the_same_request_gives_the_same_bytes() -> None:
     """And says truly what they are; another prompt or picture gives others."""
-    generator = LocalImageGenerator()
+    generator = LocalPictureGenerator()
     red, green = encoded(color=COLORS[0]), encoded(color=COLORS[1])
 
     first, second, other_prompt, other_picture = [

@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from adapters.storage.local import LocalImageStorage
+from adapters.storage.local import LocalPictureStorage
 from adapters.storage.signing import UrlSigner
 from domain.errors import NotFound, TryAgain
 from domain.ports import Picture
@@ -17,14 +17,14 @@ pytestmark = pytest.mark.anyio
 JPEG = Picture(data=b"a jpeg", media_type="image/jpeg")
 
 
-def storage_at(root: Path) -> LocalImageStorage:
+def storage_at(root: Path) -> LocalPictureStorage:
     signer = UrlSigner(
         base_url="http://127.0.0.1:8000",
         secret=b"secret",
         lifetime=timedelta(minutes=15),
         clock=FakeClock().now,
     )
-    return LocalImageStorage(root, signer=signer)
+    return LocalPictureStorage(root, signer=signer)
 
 
 def names_in(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from aiohttp.test_utils import unused_port
 
-from adapters.images.openai import OpenAiImageGenerator, Prices, ProviderLimits, edits_url
+from adapters.images.openai import OpenAiPictureGenerator, Prices, ProviderLimits, edits_url
 from domain.errors import ProviderMisconfigured, TryAgain
 from domain.generation import Outcome, WorkPolicy
 from domain.ports import Picture, PictureRequest
@@ -66,9 +66,9 @@ class Adapters:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self.made: list[OpenAiImageGenerator] = []
+        self.made: list[OpenAiPictureGenerator] = []
 
-    def __call__(self, **changes: Any) -> OpenAiImageGenerator:
+    def __call__(self, **changes: Any) -> OpenAiPictureGenerator:
         options: dict[str, Any] = {
             "base_url": self._url,
             "api_key": KEY,
@@ -79,7 +79,7 @@ class Adapters:
             "limits": PATIENT,
             "clock": lambda: START,
         }
-        self.made.append(OpenAiImageGenerator(**options | changes))
+        self.made.append(OpenAiPictureGenerator(**options | changes))
         return self.made[-1]
 
 
@@ -155,9 +155,9 @@ async def test_a_picture_arrives(fake: FakeProvider, adapter: Adapters, output_f
     assert await shop.work() is Outcome.COMPLETED
 
     session = await shop.service.session(shop.session_id)
-    assert session.artefact is not None
-    assert session.artefact.media_type == f"image/{output_format}"
-    assert (await shop.service.picture(session.artefact.object_key)).data == encoded(
+    assert session.picture is not None
+    assert session.picture.media_type == f"image/{output_format}"
+    assert (await shop.service.picture(session.picture.object_key)).data == encoded(
         output_format.upper(), size=(1024, 1536)
     )
     assert session.usage == Usage(
@@ -482,12 +482,12 @@ async def test_a_crash_after_the_answer_costs_no_second_call(
     shop.service.repo.faults.away.clear()
 
     for _ in range(2):
-        await shop.later(LEASE + RecoveryPolicy().push_again_after)
+        await shop.later(LEASE + RecoveryPolicy().requeue_after)
 
     assert await shop.work() is Outcome.COMPLETED
     session = await shop.service.session(shop.session_id)
     assert (session.attempt, session.usage) == (2, None)
-    assert session.artefact is not None
+    assert session.picture is not None
     assert (shop.money, len(fake.calls)) == (CHARGED, 1)
 
 

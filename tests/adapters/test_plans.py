@@ -278,16 +278,18 @@ async def history_of_each_kind(repo: sessions.PostgresSessionRepo) -> None:
 
 
 CALLS: dict[str, Callable[[sessions.PostgresSessionRepo], Awaitable[object]]] = {
-    "overdue": lambda repo: repo.overdue(created_before=None, again_after=MINUTE, limit=BATCH),
+    "overdue": lambda repo: repo.claim_overdue(
+        created_before=None, again_after=MINUTE, limit=BATCH
+    ),
     "release_dead_leases": lambda repo: repo.release_dead_leases(
-        max_attempts=3, without_lease=MINUTE, limit=BATCH
+        max_attempts=3, external_timeout=MINUTE, limit=BATCH
     ),
     "fail_dead_leases": lambda repo: repo.fail_dead_leases(
-        FAILURE, max_attempts=3, without_lease=MINUTE, limit=BATCH
+        FAILURE, max_attempts=3, external_timeout=MINUTE, limit=BATCH
     ),
     "fail_expired": lambda repo: repo.fail_expired(FAILURE, older_than=MINUTE, limit=BATCH),
     "refund_missing": lambda repo: repo.refund_missing(limit=BATCH),
-    "past_lifetime": lambda repo: repo.past_lifetime(
+    "claim_expired_images": lambda repo: repo.claim_expired_images(
         older_than=MINUTE, again_after=MINUTE, limit=BATCH
     ),
     "mark_images_deleted": lambda repo: repo.mark_images_deleted([a_session().id] * BATCH),

@@ -18,26 +18,35 @@ from adapters.embedded.postgres import PORT, EmbeddedPostgres
 from adapters.postgres.database import Database, DatabaseLimits
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.postgres import STEP, PostgresSessionRepo
-from adapters.storage.memory import InMemoryImageStorage
+from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.signing import UrlSigner
 from config.container import utc_now
 from domain.credits import Channel, Owner
 from domain.errors import (
+    DatabaseUnavailable,
     InsufficientCredits,
-    StoreUnavailable,
     TooManyActive,
 )
 from domain.ports import Receipt
 from domain.recovery import Recovery, RecoveryPolicy
 from domain.sessions import GenerationSession
 from tests.contracts.backends import PostgresBackend
-from tests.support.examples import ARTEFACT, FAILURE, LEASE, MANY, OTHER, STORE, USER, a_session
+from tests.support.examples import (
+    FAILURE,
+    LEASE,
+    MANY,
+    OTHER,
+    STORE,
+    STORED_PICTURE,
+    USER,
+    a_session,
+)
 from tests.support.proxy import HOST, Proxy
 
 pytestmark = pytest.mark.anyio
 
 DEADLINE_SECONDS = 20.0
-NO_STORAGE = InMemoryImageStorage(
+NO_STORAGE = InMemoryPictureStorage(
     signer=UrlSigner(base_url="", secret=b"", lifetime=LEASE, clock=utc_now)
 )
 NOBODY = Owner(channel=Channel.B2B, id="nobody")
@@ -192,7 +201,7 @@ async def test_each_has_its_own_bound(database: Gated, backend: PostgresBackend)
     for _ in range(3):
         done = (await backend.sessions.create(a_session(), max_active=MANY)).session
         await backend.claim(done.id)
-        await backend.sessions.complete(done.id, attempt=1, artefact=ARTEFACT)
+        await backend.attempts.complete(done.id, attempt=1, picture=STORED_PICTURE)
 
     outcomes = await together(
         database,
@@ -228,10 +237,10 @@ async def test_one_is_decided_like_one_of_many(
             end = chance.choice(["", "failed", "completed", "completed"])
             for session_id in (alone[0].session.id, beside[0].session.id):
                 if end == "failed":
-                    await backend.sessions.fail(session_id, FAILURE, attempt=None)
+                    await backend.sessions.fail_queued(session_id, FAILURE)
                 if end == "completed":
-                    await backend.sessions.claim(session_id, lease=LEASE)
-                    await backend.sessions.complete(session_id, attempt=1, artefact=ARTEFACT)
+                    await backend.attempts.claim(session_id, lease=LEASE)
+                    await backend.attempts.complete(session_id, attempt=1, picture=STORED_PICTURE)
 
     mine, theirs = [
         await database.fetch_row(
@@ -379,16 +388,19 @@ async def test_what_the_accounts_count_is_true(  # noqa: C901 - many things happ
             ids.append(session.id)
 
     async def claim() -> None:
-        await backend.sessions.claim(chance.choice(ids), lease=LEASE)
+        await backend.attempts.claim(chance.choice(ids), lease=LEASE)
 
     async def complete() -> None:
-        await backend.sessions.complete(chance.choice(ids), attempt=1, artefact=ARTEFACT)
+        await backend.attempts.complete(chance.choice(ids), attempt=1, picture=STORED_PICTURE)
 
     async def fail() -> None:
-        await backend.sessions.fail(chance.choice(ids), FAILURE, attempt=chance.choice([None, 1]))
+        if chance.choice([True, False]):
+            await backend.sessions.fail_queued(chance.choice(ids), FAILURE)
+        else:
+            await backend.attempts.fail(chance.choice(ids), FAILURE, attempt=1)
 
     async def release() -> None:
-        await backend.sessions.release(chance.choice(ids), attempt=1, delay=timedelta(0))
+        await backend.attempts.release(chance.choice(ids), attempt=1, delay=timedelta(0))
 
     async def fail_as_a_stranger() -> None:
         queued = "SELECT id FROM generation_sessions WHERE status = 'queued' LIMIT 1"
@@ -446,7 +458,7 @@ async def test_the_bound_counts_anew_what_has_ended(
         session = (await backend.sessions.create(a_session(), max_active=3)).session
         noted.append(await database.fetch_value("SELECT unfinished_at_most FROM credit_accounts"))
         await backend.claim(session.id)
-        await backend.sessions.complete(session.id, attempt=1, artefact=ARTEFACT)
+        await backend.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
 
     assert noted == [1, 2, 3, 1, 2]
 
@@ -459,7 +471,7 @@ async def test_a_claim_of_a_batch_is_given_once(database: Gated, backend: Postgr
     claims = await together(
         database,
         *(
-            backend.sessions.claim(session_id, lease=LEASE)
+            backend.attempts.claim(session_id, lease=LEASE)
             for session_id in (first, first, second, uuid4())
         ),
     )
@@ -481,7 +493,7 @@ async def test_a_busy_worker_takes_one_step_after_the_other(
     claims = await together(database, *(repo.claim(session_id, lease=LEASE) for session_id in ids))
     claimed_in = database.sizes()
     completed = await together(
-        database, *(repo.complete(id_, attempt=1, artefact=ARTEFACT) for id_ in ids)
+        database, *(repo.complete(id_, attempt=1, picture=STORED_PICTURE) for id_ in ids)
     )
 
     assert claimed_in == database.sizes() == [step, 2]
@@ -498,7 +510,7 @@ def renew(repo: PostgresSessionRepo, session_id: UUID) -> Awaitable[object]:
 
 
 def complete(repo: PostgresSessionRepo, session_id: UUID) -> Awaitable[object]:
-    return repo.complete(session_id, attempt=1, artefact=ARTEFACT)
+    return repo.complete(session_id, attempt=1, picture=STORED_PICTURE)
 
 
 @pytest.mark.parametrize("call", [claim, renew, complete])
@@ -546,8 +558,8 @@ async def test_leases_of_a_batch_are_each_ones_own(
 
     claims = await together(
         database,
-        backend.sessions.claim(ids[0], lease=LEASE),
-        backend.sessions.claim(ids[1], lease=10 * LEASE),
+        backend.attempts.claim(ids[0], lease=LEASE),
+        backend.attempts.claim(ids[1], lease=10 * LEASE),
     )
 
     short, long = (claim.lease_expires_at - claim.started_at for claim in claims)
@@ -563,15 +575,15 @@ async def test_who_was_superseded_disturbs_nobody(
 
     renewals = await together(
         database,
-        backend.sessions.renew(stale.id, attempt=1, lease=10 * LEASE),
-        backend.sessions.renew(good.id, attempt=1, lease=10 * LEASE),
-        backend.sessions.renew(stale.id, attempt=2, lease=10 * LEASE),
+        backend.attempts.renew(stale.id, attempt=1, lease=10 * LEASE),
+        backend.attempts.renew(good.id, attempt=1, lease=10 * LEASE),
+        backend.attempts.renew(stale.id, attempt=2, lease=10 * LEASE),
     )
     completions = await together(
         database,
-        backend.sessions.complete(stale.id, attempt=1, artefact=ARTEFACT),
-        backend.sessions.complete(good.id, attempt=1, artefact=ARTEFACT),
-        backend.sessions.complete(uuid4(), attempt=1, artefact=ARTEFACT),
+        backend.attempts.complete(stale.id, attempt=1, picture=STORED_PICTURE),
+        backend.attempts.complete(good.id, attempt=1, picture=STORED_PICTURE),
+        backend.attempts.complete(uuid4(), attempt=1, picture=STORED_PICTURE),
     )
 
     assert renewals == [False, True, True]
@@ -601,7 +613,9 @@ async def test_processes_that_want_the_same_never_wait_in_a_circle(
 
         claims = await everywhere(lambda repo, id_: repo.claim(id_, lease=LEASE))
         renewed = await everywhere(lambda repo, id_: repo.renew(id_, attempt=1, lease=LEASE))
-        done = await everywhere(lambda repo, id_: repo.complete(id_, attempt=1, artefact=ARTEFACT))
+        done = await everywhere(
+            lambda repo, id_: repo.complete(id_, attempt=1, picture=STORED_PICTURE)
+        )
 
     assert Counter(claim.id for claim in claims if claim) == Counter(ids)
     assert renewed == [True] * 80
@@ -623,7 +637,7 @@ async def test_a_batch_of_unknown_outcome_is_not_tried_again(
         )
     await slow.close()
 
-    assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 3
+    assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailable] * 3
     assert slow.sizes() == [3]
 
 
@@ -657,8 +671,8 @@ async def test_a_batch_whose_connection_is_lost(
     created = await backend._database.fetch_value("SELECT count(*) FROM generation_sessions")
     await backend.advance(timedelta(hours=1))
     recovery = Recovery(
-        repo=backend.sessions,
-        lost=backend.recovery,
+        sessions=backend.sessions,
+        recovery_repo=backend.recovery,
         queue=InMemoryTaskQueue(clock=utc_now),
         storage=NO_STORAGE,
         uploads=NO_STORAGE,
@@ -668,7 +682,7 @@ async def test_a_batch_whose_connection_is_lost(
     )
     await recovery.run_once()
 
-    assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 6
+    assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailable] * 6
     assert database.sizes() == [6]
     assert created == (6 if committed else 0)
     assert [await backend.balance(owner) for owner in (USER, STORE)] == [3, 3]

@@ -12,7 +12,7 @@ from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Database, DatabaseLimits
 from domain.sessions import Failure, SessionStatus
 from tests.contracts.backends import PostgresBackend
-from tests.support.examples import ARTEFACT, FAILURE, LEASE, USER
+from tests.support.examples import FAILURE, LEASE, STORED_PICTURE, USER
 
 pytestmark = pytest.mark.anyio
 
@@ -39,9 +39,9 @@ class Console(PostgresBackend):
         if state != "queued":
             await self.claim(session_id)
         if state == "completed":
-            await self.sessions.complete(session_id, attempt=1, artefact=ARTEFACT)
+            await self.attempts.complete(session_id, attempt=1, picture=STORED_PICTURE)
         if state == "failed":
-            await self.sessions.fail(session_id, FAILURE, attempt=1)
+            await self.attempts.fail(session_id, FAILURE, attempt=1)
         return session_id
 
     async def everything(self) -> list[list[asyncpg.Record]]:
@@ -434,7 +434,7 @@ async def test_a_foreign_take_cannot_put_its_bound_off(store: Console) -> None:
     await store.advance(2 * LEASE)
 
     released = await store.recovery.release_dead_leases(
-        max_attempts=2, without_lease=LEASE, limit=10
+        max_attempts=2, external_timeout=LEASE, limit=10
     )
 
     assert released == 1
@@ -447,7 +447,7 @@ async def test_a_foreign_return_to_the_queue_ends_the_attempt(store: Console) ->
     await store.run(SET.format("status = 'queued'"), session_id)
 
     assert (await store.get(session_id)).lease_expires_at is None
-    assert not await store.sessions.complete(session_id, attempt=1, artefact=ARTEFACT)
+    assert not await store.attempts.complete(session_id, attempt=1, picture=STORED_PICTURE)
     assert (await store.claim(session_id)).attempt == 2
 
 

@@ -19,7 +19,7 @@ from domain.errors import TooManyActive
 from domain.ports import RecoveryRepoPort
 from domain.sessions import ErrorCode, Failure
 from tests.contracts.backends import PostgresBackend
-from tests.support.examples import ARTEFACT, FAILURE, LEASE, MANY, USER, a_session
+from tests.support.examples import FAILURE, LEASE, MANY, STORED_PICTURE, USER, a_session
 
 pytestmark = pytest.mark.anyio
 
@@ -74,12 +74,14 @@ async def foreign(backend: PostgresBackend, status: str) -> UUID:
 
 
 async def _fail_dead_leases(repo: RecoveryRepoPort, limit: int) -> int:
-    failed = await repo.fail_dead_leases(FAILURE, max_attempts=1, without_lease=LEASE, limit=limit)
+    failed = await repo.fail_dead_leases(
+        FAILURE, max_attempts=1, external_timeout=LEASE, limit=limit
+    )
     return len(failed)
 
 
 async def _past_lifetime(repo: RecoveryRepoPort, limit: int) -> int:
-    return len(await repo.past_lifetime(older_than=LEASE, again_after=LEASE, limit=limit))
+    return len(await repo.claim_expired_images(older_than=LEASE, again_after=LEASE, limit=limit))
 
 
 BATCHES: dict[str, tuple[str, Callable[[RecoveryRepoPort, int], Awaitable[int]]]] = {
@@ -94,11 +96,11 @@ BATCHES: dict[str, tuple[str, Callable[[RecoveryRepoPort, int], Awaitable[int]]]
     "release_dead_leases": (
         "processing",
         lambda repo, limit: repo.release_dead_leases(
-            max_attempts=2, without_lease=LEASE, limit=limit
+            max_attempts=2, external_timeout=LEASE, limit=limit
         ),
     ),
     "refund_missing": ("failed", lambda repo, limit: repo.refund_missing(limit=limit)),
-    "past_lifetime": ("attempted", _past_lifetime),
+    "claim_expired_images": ("attempted", _past_lifetime),
 }
 
 
@@ -111,7 +113,7 @@ async def test_a_batch_is_bounded_under_every_plan(
     for _ in range(7):
         if status == "attempted":
             session = await backend.claimed()
-            await backend.sessions.fail(session.id, FAILURE, attempt=1)
+            await backend.attempts.fail(session.id, FAILURE, attempt=1)
         else:
             await foreign(backend, status)
     await backend.advance(2 * LEASE)
@@ -130,7 +132,7 @@ async def test_what_is_overdue_is_bounded_under_every_plan(
 
     async with connected(postgres, NESTED_LOOPS) as nested:
         batches = [
-            await nested.recovery.overdue(created_before=None, again_after=LEASE, limit=3)
+            await nested.recovery.claim_overdue(created_before=None, again_after=LEASE, limit=3)
             for _ in range(3)
         ]
 
@@ -197,7 +199,7 @@ async def test_the_ledger_is_in_the_order_of_the_balances(
         await blocker.execute("SELECT FROM credit_accounts FOR UPDATE")
         create = asyncio.create_task(backend.sessions.create(charged, max_active=MANY))
         await waiting(database, 1)
-        fail = asyncio.create_task(backend.sessions.fail(refunded.id, FAILURE, attempt=None))
+        fail = asyncio.create_task(backend.sessions.fail_queued(refunded.id, FAILURE))
         await waiting(database, 2)
     await asyncio.gather(create, fail)
     await database.close()
@@ -267,9 +269,7 @@ async def test_a_key_that_was_given_back_meanwhile_is_tried_again(
 ) -> None:
     """The request is a new one then, though the first had the only credit and the only place."""
     first = (await backend.created(idempotency_key="k")).session
-    database = Undoing(
-        postgres.url(), lambda: backend.sessions.fail(first.id, NEVER_QUEUED, attempt=None)
-    )
+    database = Undoing(postgres.url(), lambda: backend.sessions.fail_queued(first.id, NEVER_QUEUED))
     repo = PostgresSessionRepo(database)
 
     receipt = await repo.create(a_session(idempotency_key="k"), max_active=1)
@@ -353,7 +353,7 @@ async def test_old_pictures_are_found_without_a_look_at_what_is_gone(
         await connection.execute(MANY_SESSIONS)
         await connection.execute(OLD_SESSIONS)
     old = await backend.claimed()
-    await backend.sessions.complete(old.id, attempt=1, artefact=ARTEFACT)
+    await backend.attempts.complete(old.id, attempt=1, picture=STORED_PICTURE)
     await backend.advance(timedelta(days=31))
     watched = PostgresBackend(database)
     lifetime = timedelta(days=30)
@@ -361,7 +361,9 @@ async def test_old_pictures_are_found_without_a_look_at_what_is_gone(
     found = [
         [session.id for session in batch]
         for batch in [
-            await watched.recovery.past_lifetime(older_than=lifetime, again_after=LEASE, limit=50)
+            await watched.recovery.claim_expired_images(
+                older_than=lifetime, again_after=LEASE, limit=50
+            )
             for _ in range(2)
         ]
     ]
@@ -380,13 +382,15 @@ async def test_what_another_process_sweeps_is_passed_over(
     ids = []
     for _ in range(3):
         ids.append((await backend.claimed()).id)
-        await backend.sessions.fail(ids[-1], FAILURE, attempt=1)
+        await backend.attempts.fail(ids[-1], FAILURE, attempt=1)
     await backend.advance(2 * LEASE)
     database = Database(postgres.url(), limits=DatabaseLimits())
 
     async with database.transaction() as blocker:
         await blocker.execute("SELECT FROM generation_sessions WHERE id = $1 FOR UPDATE", ids[0])
-        found = await backend.recovery.past_lifetime(older_than=LEASE, again_after=LEASE, limit=10)
+        found = await backend.recovery.claim_expired_images(
+            older_than=LEASE, again_after=LEASE, limit=10
+        )
         marked = await backend.recovery.mark_images_deleted(ids)
     await database.close()
 

@@ -13,9 +13,9 @@ from uuid import UUID
 import pytest
 from aiohttp.test_utils import unused_port
 
-from adapters.images.fetcher import FetchLimits, HttpImageFetcher
+from adapters.images.fetcher import FetchLimits, HttpPictureFetcher
 from adapters.images.inspection import inspect_picture
-from adapters.images.jobs import JobImageGenerator, JobLimits
+from adapters.images.jobs import JobLimits, JobPictureGenerator
 from adapters.images.replicate import CallLimits, ReplicateJobs, ReplicateModel
 from domain.errors import ProviderMisconfigured, TryAgain
 from domain.generation import Outcome, WorkPolicy
@@ -69,7 +69,7 @@ class Adapters:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._results = HttpImageFetcher(FETCH, prepare=inspected, allow_loopback=True)
+        self._results = HttpPictureFetcher(FETCH, prepare=inspected, allow_loopback=True)
         self.made: list[ReplicateJobs] = []
 
     def jobs(self, **changes: Any) -> ReplicateJobs:
@@ -85,8 +85,8 @@ class Adapters:
         self.made.append(ReplicateJobs(**options | changes))
         return self.made[-1]
 
-    def __call__(self, waiting: JobLimits = QUICK, **changes: Any) -> JobImageGenerator:
-        return JobImageGenerator(
+    def __call__(self, waiting: JobLimits = QUICK, **changes: Any) -> JobPictureGenerator:
+        return JobPictureGenerator(
             self.jobs(**changes), name="replicate", limits=waiting, random=seeded_random()
         )
 
@@ -182,9 +182,9 @@ async def test_a_picture_arrives(fake: FakeReplicate, adapter: Adapters) -> None
     assert await shop.work() is Outcome.COMPLETED
 
     session = await shop.service.session(shop.session_id)
-    assert session.artefact is not None
-    assert session.artefact.media_type == "image/webp"
-    assert (await shop.service.picture(session.artefact.object_key)).data == encoded(
+    assert session.picture is not None
+    assert session.picture.media_type == "image/webp"
+    assert (await shop.service.picture(session.picture.object_key)).data == encoded(
         "WEBP", size=(64, 64)
     )
     assert (session.provider_job, session.usage) == ("replicate:job1", None)
@@ -597,10 +597,10 @@ async def test_a_crash_while_the_job_is_made_costs_no_other(
     await shop.submit()
     job = fake.accept({"input": {}})
     claimed = await shop.service.claimed(shop.session_id)
-    assert await shop.service.repo.note_job(claimed.id, attempt=1, job=f"replicate:{job.id}")
+    assert await shop.service.repo.record_job(claimed.id, attempt=1, job=f"replicate:{job.id}")
     shop.service.fetcher.pictures.clear()
     for _ in range(2):
-        await shop.later(LEASE + RecoveryPolicy().push_again_after)
+        await shop.later(LEASE + RecoveryPolicy().requeue_after)
 
     assert await shop.work() is Outcome.COMPLETED
 
@@ -620,9 +620,9 @@ async def test_a_job_that_nobody_knows_is_begun_anew(
     shop = Shop(adapter())
     await shop.submit()
     claimed = await shop.service.claimed(shop.session_id)
-    assert await shop.service.repo.note_job(claimed.id, attempt=1, job=name)
+    assert await shop.service.repo.record_job(claimed.id, attempt=1, job=name)
     for _ in range(2):
-        await shop.later(LEASE + RecoveryPolicy().push_again_after)
+        await shop.later(LEASE + RecoveryPolicy().requeue_after)
 
     assert await shop.work() is Outcome.COMPLETED
 
@@ -638,13 +638,13 @@ async def test_a_provider_that_heeds_keys_makes_one_job(
     fake.heeds_keys = True
     shop = Shop(adapter())
     await shop.submit()
-    shop.service.repo.faults.away |= {"note_job", "complete", "fail", "release"}
+    shop.service.repo.faults.away |= {"record_job", "complete", "fail", "release"}
     fake.script.look = [floods]  # It is gone at its first look.
     with pytest.raises(RuntimeError):
         await shop.work()
     shop.service.repo.faults.away.clear()
     for _ in range(2):
-        await shop.later(LEASE + RecoveryPolicy().push_again_after)
+        await shop.later(LEASE + RecoveryPolicy().requeue_after)
 
     assert await shop.work() is Outcome.COMPLETED
 

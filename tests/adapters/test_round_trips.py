@@ -195,11 +195,11 @@ async def test_looking_at_a_session(costs: Costs) -> None:
     session = await costs.submitted()
     await costs.reset()
 
-    await costs.container.reading().one(session.id, USER)
+    await costs.container.views().get(session.id, USER)
     waiting = await costs.spent()
     await costs.container.generation().run(await costs.popped())
     await costs.reset()
-    await costs.container.reading().one(session.id, USER)
+    await costs.container.views().get(session.id, USER)
 
     assert waiting == (2, {})
     assert await costs.spent() == (1, {})

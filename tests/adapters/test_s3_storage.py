@@ -11,10 +11,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
-from adapters.storage.s3 import S3Bucket, S3ImageStorage, s3_store
+from adapters.storage.s3 import S3Bucket, S3PictureStorage, s3_store
 from domain.errors import Refused, TryAgain
 from domain.ports import Picture
-from domain.sessions import Artefact
+from domain.sessions import StoredPicture
 from tests.support.servers import bucket_at, new_bucket
 
 pytestmark = pytest.mark.anyio
@@ -28,42 +28,44 @@ LAST_MODIFIED = "Tue, 24 Nov 2026 12:00:00 GMT"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-async def find(storage: S3ImageStorage) -> object:
+async def find(storage: S3PictureStorage) -> object:
     return await storage.find(KEY)
 
 
-async def save(storage: S3ImageStorage) -> object:
+async def save(storage: S3PictureStorage) -> object:
     return await storage.save(KEY, JPEG)
 
 
-async def delete(storage: S3ImageStorage) -> object:
+async def delete(storage: S3PictureStorage) -> object:
     await storage.delete(KEY)
     return None
 
 
-async def read_upload(storage: S3ImageStorage) -> object:
+async def read_upload(storage: S3PictureStorage) -> object:
     return await storage.read_upload(KEY + ".jpg", max_bytes=1_000)
 
 
-async def count_uploads(storage: S3ImageStorage) -> object:
+async def count_uploads(storage: S3PictureStorage) -> object:
     return await storage.count_uploads("uploads/2026-11-24/b2b/s", limit=10)
 
 
-async def delete_uploads(storage: S3ImageStorage) -> object:
+async def delete_uploads(storage: S3PictureStorage) -> object:
     return await storage.delete_uploads_before(date(2026, 11, 24), limit=10)
 
 
 CALLS = [find, save, delete, read_upload, count_uploads, delete_uploads]
 
 
-def storage_in(bucket: S3Bucket, *, conditional_put: bool = True) -> S3ImageStorage:
-    return S3ImageStorage(s3_store(bucket), url_lifetime=LIFETIME, conditional_put=conditional_put)
+def storage_in(bucket: S3Bucket, *, conditional_put: bool = True) -> S3PictureStorage:
+    return S3PictureStorage(
+        s3_store(bucket), url_lifetime=LIFETIME, conditional_put=conditional_put
+    )
 
 
-class LookedTooEarly(S3ImageStorage):
+class LookedTooEarly(S3PictureStorage):
     """Finds nothing: another worker saved its picture just after this one had looked."""
 
-    async def find(self, _: str) -> Artefact | None:
+    async def find(self, _: str) -> StoredPicture | None:
         return None
 
 
@@ -81,7 +83,7 @@ class Service:
         self.requests.append(request)
         return await self._answer(request)
 
-    def storage(self, **options: bool) -> S3ImageStorage:
+    def storage(self, **options: bool) -> S3PictureStorage:
         return storage_in(bucket_at(str(self.server.make_url("")), timeout_seconds=0.3), **options)
 
 
@@ -330,4 +332,4 @@ async def test_our_own_upload_in_the_way_of_its_retry(new_service: NewService) -
 
     saved = await service.storage().save(KEY, JPEG)
 
-    assert saved == Artefact(object_key=KEY + ".jpg", media_type="image/jpeg")
+    assert saved == StoredPicture(object_key=KEY + ".jpg", media_type="image/jpeg")

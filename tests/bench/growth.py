@@ -160,13 +160,13 @@ class Store:
         session = a_session(owner=OWNER, id=uuid7())
         repo = self.container.sessions()
         await repo.create(session, max_active=MAX_ACTIVE)
-        self._undo = repo.fail(session.id, FAILURE, attempt=None)
+        self._undo = repo.fail_queued(session.id, FAILURE)
 
     async def get(self) -> None:
-        await self.container.reading().one(*self._random.choice(self._final))
+        await self.container.views().get(*self._random.choice(self._final))
 
     async def get_waiting(self) -> None:
-        await self.container.reading().one(*self._random.choice(self._waiting))
+        await self.container.views().get(*self._random.choice(self._waiting))
 
     async def history(self) -> None:
         await self._history(None)

@@ -15,42 +15,42 @@ from config.settings import load_settings
 from domain.credits import Owner
 from domain.ports import (
     Generated,
-    ImageFetcherPort,
-    ImageGeneratorPort,
-    ImageStoragePort,
-    NoteJob,
     Picture,
+    PictureFetcherPort,
+    PictureGeneratorPort,
     PictureRequest,
+    PictureStoragePort,
+    RecordJob,
 )
-from domain.sessions import Artefact
+from domain.sessions import StoredPicture
 from entrypoints.worker import run_on
 
 _PICTURE = Picture(data=b"", media_type="image/jpeg")
 
 
-class _NoFetcher(ImageFetcherPort):
+class _NoFetcher(PictureFetcherPort):
     async def fetch(self, url: str, owner: Owner) -> Picture:  # noqa: ARG002
         return _PICTURE
 
 
-class _NoGenerator(ImageGeneratorPort):
+class _NoGenerator(PictureGeneratorPort):
     """Notes ``session_id seconds``, on the clock that all processes share."""
 
     def __init__(self, stamps: Path | None) -> None:
         self._file = None if stamps is None else stamps.open("a", buffering=1)
 
-    async def generate(self, request: PictureRequest, note: NoteJob) -> Generated:  # noqa: ARG002
+    async def generate(self, request: PictureRequest, note: RecordJob) -> Generated:  # noqa: ARG002
         if self._file is not None:
             self._file.write(f"{request.session_id} {clock_gettime(CLOCK_MONOTONIC):.9f}\n")
         return Generated(picture=_PICTURE)
 
 
-class _NoStorage(ImageStoragePort):
-    async def find(self, prefix: str) -> Artefact | None:  # noqa: ARG002
+class _NoStorage(PictureStoragePort):
+    async def find(self, prefix: str) -> StoredPicture | None:  # noqa: ARG002
         return None
 
-    async def save(self, prefix: str, picture: Picture) -> Artefact:
-        return Artefact(object_key=f"{prefix}.jpg", media_type=picture.media_type)
+    async def save(self, prefix: str, picture: Picture) -> StoredPicture:
+        return StoredPicture(object_key=f"{prefix}.jpg", media_type=picture.media_type)
 
     async def delete(self, prefix: str) -> None:
         raise NotImplementedError(prefix)  # No picture of a bench is past its time.

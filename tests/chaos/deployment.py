@@ -155,8 +155,8 @@ class Stage:
         )
         recovery = RecoveryPolicy(
             max_attempts=settings.max_attempts,
-            without_lease=settings.duration("foreign_seconds"),
-            time_to_live=settings.duration("queued_seconds"),
+            external_timeout=settings.duration("foreign_seconds"),
+            queue_ttl=settings.duration("queued_seconds"),
         )
         interval = settings.duration("recovery_seconds")
         return recovery.settle_bound(work, interval=interval).total_seconds()

@@ -13,9 +13,9 @@ from uuid import UUID
 import pytest
 from dependency_injector import providers
 
-from adapters.images.fetcher import HttpImageFetcher
-from adapters.images.jobs import JobImageGenerator, JobLimits
-from adapters.images.openai import OpenAiImageGenerator, Prices, ProviderLimits
+from adapters.images.fetcher import HttpPictureFetcher
+from adapters.images.jobs import JobLimits, JobPictureGenerator
+from adapters.images.openai import OpenAiPictureGenerator, Prices, ProviderLimits
 from adapters.images.replicate import ReplicateJobs, ReplicateModel
 from adapters.limits.memory import InMemoryStartLimit, Pace
 from adapters.limits.redis import RedisStartLimit
@@ -33,15 +33,15 @@ from config.settings import (
     Store,
 )
 from domain.credits import LedgerKind
-from domain.errors import QueueUnavailable, StoreUnavailable
+from domain.errors import DatabaseUnavailable, QueueUnavailable
 from domain.generation import Outcome
 from domain.ports import (
     ApiKeyRepoPort,
+    AttemptRepoPort,
     CreditRepoPort,
-    ImageGeneratorPort,
-    ImageStoragePort,
     Picture,
-    ProviderJobPort,
+    PictureGeneratorPort,
+    PictureStoragePort,
     RecoveryRepoPort,
     SessionReadPort,
     SessionRepoPort,
@@ -114,12 +114,12 @@ async def test_the_service_works_in_one_process() -> None:
     outcome = await container.generation().run(task)
     report = await container.recovery().run_once()
 
-    view = await container.reading().one(receipt.session.id, STORE)
+    view = await container.views().get(receipt.session.id, STORE)
     (debit, _) = await container.accounts().ledger(STORE, limit=10, before_id=None)
     assert outcome is Outcome.COMPLETED
     assert view.session.status is SessionStatus.COMPLETED
-    assert view.session.artefact is not None
-    assert view.session.artefact.media_type == "image/jpeg"
+    assert view.session.picture is not None
+    assert view.session.picture.media_type == "image/jpeg"
     assert view.picture_url is not None
     assert view.picture_url.startswith(f"{container.settings().public_url}/files/stores/{STORE.id}")
     assert (debit.kind, debit.session_id) == (LedgerKind.DEBIT, receipt.session.id)
@@ -153,7 +153,7 @@ async def test_pictures_may_lie_in_s3(s3_url: str) -> None:
     assert isinstance(task, GenerationTask)
     outcome = await container.generation().run(task)
 
-    view = await container.reading().one(receipt.session.id, STORE)
+    view = await container.views().get(receipt.session.id, STORE)
     url = view.picture_url or ""
     assert outcome is Outcome.COMPLETED
     assert url.startswith(f"{s3_url}/{bucket.name}/stores/{STORE.id}/generated/{view.session.id}.")
@@ -234,11 +234,11 @@ def test_every_selector_is_in_the_list_above() -> None:
     ("name", "ports"),
     [
         ("queue", [TaskQueuePort]),
-        ("sessions", [SessionRepoPort, SessionReadPort, RecoveryRepoPort, ProviderJobPort]),
+        ("sessions", [SessionRepoPort, SessionReadPort, RecoveryRepoPort, AttemptRepoPort]),
         ("accounts", [CreditRepoPort]),
         ("api_keys", [ApiKeyRepoPort]),
-        ("storage", [ImageStoragePort, UploadStoragePort]),
-        ("generator", [ImageGeneratorPort]),
+        ("storage", [PictureStoragePort, UploadStoragePort]),
+        ("generator", [PictureGeneratorPort]),
         ("provider_limit", [StartLimitPort]),
     ],
 )
@@ -284,7 +284,7 @@ async def test_servers_that_are_away_are_noticed_when_used() -> None:
     container.submission(), container.generation(), container.recovery(), container.authenticate()
     readiness = container.readiness()
 
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(DatabaseUnavailable):
         await readiness["store"]()
     with pytest.raises(QueueUnavailable):
         await readiness["queue"]()
@@ -346,7 +346,7 @@ def test_settings_reach_what_they_set() -> None:
     assert (limits.total_timeout_seconds, limits.max_bytes) == (7, 4_096)
     assert (pictures.processes, pictures.memory_bytes, pictures.seconds) == (3, 400_000_000, 6)
     assert (work.lease.total_seconds(), work.max_attempts) == (9, 5)
-    assert (recovery.time_to_live.total_seconds(), recovery.max_attempts) == (11, 5)
+    assert (recovery.queue_ttl.total_seconds(), recovery.max_attempts) == (11, 5)
     assert recovery.picture_lifetime.days == 4
     assert recovery.keep_uploads.days == 13
     assert container.fetcher()._max_bytes == 4_096
@@ -371,7 +371,7 @@ def test_settings_reach_the_provider() -> None:
 
     generator = container.generation()._generator
 
-    assert isinstance(generator, OpenAiImageGenerator)
+    assert isinstance(generator, OpenAiPictureGenerator)
     assert str(generator._url) == "https://gateway.example/v1/images/edits"
     assert generator._api_key == "sk-1"
     assert "sk-1" not in f"{generator!r} {container.settings()!r}"
@@ -433,11 +433,11 @@ def test_settings_reach_the_provider_of_jobs() -> None:
 
     generator = container.generation()._generator
 
-    assert isinstance(generator, JobImageGenerator)
+    assert isinstance(generator, JobPictureGenerator)
     jobs = generator._jobs
     assert isinstance(jobs, ReplicateJobs)
     results = getattr(jobs._download, "__self__", None)
-    assert isinstance(results, HttpImageFetcher)
+    assert isinstance(results, HttpPictureFetcher)
     assert generator._limits == JobLimits(
         total_seconds=33, first_pause_seconds=0.2, longest_pause_seconds=0.2
     )
@@ -459,8 +459,8 @@ async def test_only_what_was_made_is_closed(monkeypatch: pytest.MonkeyPatch) -> 
         closed.append(adapter)
 
     monkeypatch.setattr(Database, "close", closing)
-    monkeypatch.setattr(HttpImageFetcher, "close", closing)
-    monkeypatch.setattr(OpenAiImageGenerator, "close", closing)
+    monkeypatch.setattr(HttpPictureFetcher, "close", closing)
+    monkeypatch.setattr(OpenAiPictureGenerator, "close", closing)
     container = Container(
         settings=Settings(
             database_url="postgresql://127.0.0.1:1/nothing",

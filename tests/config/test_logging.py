@@ -16,15 +16,15 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from config.logging import (
-    ABOUT,
     ACCESS_LOG,
+    REQUEST_INFO,
     TASK_LOG,
-    About,
+    RequestInfo,
     access_line,
+    buffer_access_logs,
     configure_logging,
-    gather_lines,
+    flush_logs,
     logged_access_line,
-    write_gathered_lines,
 )
 from config.settings import LogFormat, LogLevel, Settings
 from tests.support.examples import MODEL_URL, STORE
@@ -42,7 +42,7 @@ def as_before() -> Iterator[None]:
     handlers, level = root.handlers, root.level
     yield
     root.handlers, root.level = handlers, level
-    ABOUT.set(None)
+    REQUEST_INFO.set(None)
     structlog.reset_defaults()
 
 
@@ -205,11 +205,11 @@ async def test_a_request_s_line_has_neither_query_nor_token(events: Events) -> N
 def test_a_request_s_line_is_as_any_other(capsys: pytest.CaptureFixture[str]) -> None:
     """Whichever way it is written: the quick one tells the same."""
     settings = configure()
-    about: About = {"request_id": "req_1", "owner": str(STORE), "session_id": UUID(int=1)}
-    ABOUT.set(about)
+    info: RequestInfo = {"request_id": "req_1", "owner": str(STORE), "session_id": UUID(int=1)}
+    REQUEST_INFO.set(info)
 
     for write in (access_line(settings), logged_access_line):
-        write(about, "POST", "/a/b\u00fc\udc80", None, 0.3)
+        write(info, "POST", "/a/b\u00fc\udc80", None, 0.3)
 
     lines = capsys.readouterr().err
     quick, usual = map(json.loads, lines.splitlines())
@@ -332,7 +332,7 @@ def test_lines_wait_for_others(monkeypatch: pytest.MonkeyPatch, name: str) -> No
 
     access.info("1")
     at_once = stream.events()
-    gather_lines()
+    buffer_access_logs()
     access.info("2")
     access.info("3")
     gathered = stream.events()
@@ -342,7 +342,7 @@ def test_lines_wait_for_others(monkeypatch: pytest.MonkeyPatch, name: str) -> No
     logging.getLogger("library").warning("6")
     with_a_library_s = stream.events()
     access.info("7")
-    write_gathered_lines()
+    flush_logs()
 
     assert at_once == gathered == ["1"]
     assert with_another == ["1", "2", "3", "4"]
@@ -357,11 +357,11 @@ def test_whole_lines_are_written(monkeypatch: pytest.MonkeyPatch, *, buffered: b
     stream = Stream(buffered=buffered)
     monkeypatch.setattr(sys, "stderr", stream)
     configure()
-    gather_lines()
+    buffer_access_logs()
     access = structlog.get_logger("access")
     for number in range(2_000):
         access.info("request", path="/" + "x" * (number * 7 % 900))
-    write_gathered_lines()
+    flush_logs()
 
     assert sum(piece.count(b"\n") for piece in stream.raw.written) == 2_000
     assert len(stream.raw.written) < 500
@@ -373,13 +373,13 @@ def test_no_request_fails_for_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where standard error takes no more, lines are lost, and later ones are not."""
     stream = standard_error(monkeypatch)
     configure()
-    gather_lines()
+    buffer_access_logs()
     stream.raw.is_full = True
 
     for _ in range(1_000):
         structlog.get_logger("access").info("lost")
     structlog.get_logger().warning("lost")
-    write_gathered_lines()
+    flush_logs()
     stream.raw.is_full = False
     structlog.get_logger().warning("kept")
 
@@ -390,11 +390,11 @@ def test_gathering_in_the_console_s_format(monkeypatch: pytest.MonkeyPatch) -> N
     """As for machines."""
     stream = standard_error(monkeypatch)
     configure(log_format=LogFormat.CONSOLE)
-    gather_lines()
+    buffer_access_logs()
 
     structlog.get_logger("access").info("request", path="/a")
     before = list(stream.raw.written)
-    write_gathered_lines()
+    flush_logs()
 
     assert before == []
     assert b"path=/a" in stream.raw.written[0]
@@ -405,8 +405,8 @@ def test_gathering_where_standard_error_is_no_stream_of_bytes(
 ) -> None:
     """As under another program's capture: then lines are written as that one likes."""
     configure()
-    gather_lines()
+    buffer_access_logs()
     structlog.get_logger("access").info("request")
-    write_gathered_lines()
+    flush_logs()
 
     assert json.loads(capsys.readouterr().err)["event"] == "request"

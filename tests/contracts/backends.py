@@ -28,9 +28,9 @@ from domain.credits import LedgerEntry, LedgerKind, Owner
 from domain.errors import IllegalTransition
 from domain.ports import (
     ApiKeyRepoPort,
+    AttemptRepoPort,
     CreditRepoPort,
     DeadLetterPort,
-    ProviderJobPort,
     Receipt,
     RecoveryRepoPort,
     SessionReadPort,
@@ -48,7 +48,7 @@ class Backend(ABC):
     """A store."""
 
     sessions: SessionRepoPort
-    jobs: ProviderJobPort
+    attempts: AttemptRepoPort
     recovery: RecoveryRepoPort
     reads: SessionReadPort
     credits: CreditRepoPort
@@ -107,11 +107,11 @@ class Backend(ABC):
         session_id = await self.queued(owner)
         for number in range(1, attempt):
             await self.claim(session_id)
-            await self.sessions.release(session_id, attempt=number, delay=timedelta(0))
+            await self.attempts.release(session_id, attempt=number, delay=timedelta(0))
         return await self.claim(session_id, lease=lease)
 
     async def claim(self, session_id: UUID, *, lease: timedelta = LEASE) -> GenerationSession:
-        session = await self.sessions.claim(session_id, lease=lease)
+        session = await self.attempts.claim(session_id, lease=lease)
         assert session is not None
         return session
 
@@ -135,7 +135,7 @@ class MemoryBackend(Backend):
         self._clock = FakeClock()
         self._accounts = InMemoryCreditRepo(clock=self._clock.now)
         self._repo = InMemorySessionRepo(accounts=self._accounts, clock=self._clock.now)
-        self.sessions = self.jobs = self.recovery = self.reads = self._repo
+        self.sessions = self.attempts = self.recovery = self.reads = self._repo
         self.credits = self._accounts
         self.api_keys = InMemoryApiKeyRepo(clock=self._clock.now)
 
@@ -207,7 +207,7 @@ class PostgresBackend(Backend):
     def __init__(self, database: Database) -> None:
         self._database = database
         repo = PostgresSessionRepo(database)
-        self.sessions = self.jobs = self.recovery = self.reads = repo
+        self.sessions = self.attempts = self.recovery = self.reads = repo
         self.credits = PostgresCreditRepo(database)
         self.api_keys = PostgresApiKeyRepo(database)
 

@@ -14,7 +14,7 @@ import pytest
 from adapters.auth.postgres import PostgresApiKeyRepo
 from adapters.postgres.database import Database, DatabaseLimits
 from domain.credits import Channel, Owner
-from domain.errors import StoreUnavailable
+from domain.errors import DatabaseUnavailable
 from domain.ports import ApiKey, ApiKeyRepoPort
 from tests.contracts.backends import Backend
 from tests.support.clock import START
@@ -138,7 +138,7 @@ async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) 
     """Every method says so by the same error."""
     database = Database(f"postgresql://wearon@/wearon?host={tmp_path}", limits=DatabaseLimits())
 
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(DatabaseUnavailable):
         await CALLS[method](PostgresApiKeyRepo(database))
 
     await database.close()

@@ -13,7 +13,7 @@ from domain.credits import Channel, Owner
 from domain.errors import IllegalTransition, InsufficientCredits
 from domain.sessions import SessionStatus
 from tests.contracts.backends import Backend
-from tests.support.examples import ARTEFACT, FAILURE, LEASE, MANY, a_session
+from tests.support.examples import FAILURE, LEASE, MANY, STORED_PICTURE, a_session
 
 pytestmark = pytest.mark.anyio
 
@@ -60,22 +60,22 @@ class Crowd:
 
     async def work(self) -> None:
         lease = self.random.choice([NO_TIME, LEASE])
-        session = await self.backend.sessions.claim(self.some_id(), lease=lease)
+        session = await self.backend.attempts.claim(self.some_id(), lease=lease)
         if session is None:
             return
-        sessions, attempt = self.backend.sessions, session.attempt
+        attempts, attempt = self.backend.attempts, session.attempt
         match self.random.randrange(5):
             case 0:
-                await sessions.fail(session.id, FAILURE, attempt=attempt)
+                await attempts.fail(session.id, FAILURE, attempt=attempt)
             case 1:
-                await sessions.release(session.id, attempt=attempt, delay=NO_TIME)
+                await attempts.release(session.id, attempt=attempt, delay=NO_TIME)
             case 2:
-                await sessions.renew(session.id, attempt=attempt, lease=LEASE)
+                await attempts.renew(session.id, attempt=attempt, lease=LEASE)
             case _:
-                await sessions.complete(session.id, attempt=attempt, artefact=ARTEFACT)
+                await attempts.complete(session.id, attempt=attempt, picture=STORED_PICTURE)
 
     async def cancel(self) -> None:
-        await self.backend.sessions.fail(self.some_id(), FAILURE, attempt=None)
+        await self.backend.sessions.fail_queued(self.some_id(), FAILURE)
 
     async def confirm(self) -> None:
         await self.backend.sessions.confirm(self.random.sample(self.ids, min(len(self.ids), 20)))
@@ -90,16 +90,18 @@ class Crowd:
 
     async def recover(self) -> None:
         recovery = self.backend.recovery
-        await recovery.overdue(created_before=None, again_after=NO_TIME, limit=LIMIT)
+        await recovery.claim_overdue(created_before=None, again_after=NO_TIME, limit=LIMIT)
         await recovery.release_dead_leases(
-            max_attempts=MAX_ATTEMPTS, without_lease=NO_TIME, limit=LIMIT
+            max_attempts=MAX_ATTEMPTS, external_timeout=NO_TIME, limit=LIMIT
         )
         await recovery.fail_dead_leases(
-            FAILURE, max_attempts=MAX_ATTEMPTS, without_lease=NO_TIME, limit=LIMIT
+            FAILURE, max_attempts=MAX_ATTEMPTS, external_timeout=NO_TIME, limit=LIMIT
         )
         await recovery.fail_expired(FAILURE, older_than=NO_TIME, limit=self.random.randrange(4))
         await recovery.refund_missing(limit=LIMIT)
-        old = await recovery.past_lifetime(older_than=NO_TIME, again_after=NO_TIME, limit=LIMIT)
+        old = await recovery.claim_expired_images(
+            older_than=NO_TIME, again_after=NO_TIME, limit=LIMIT
+        )
         await recovery.mark_images_deleted([session.id for session in old])
 
 

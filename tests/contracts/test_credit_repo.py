@@ -10,10 +10,10 @@ import pytest
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.postgres.database import Database, DatabaseLimits
 from domain.credits import Channel, CreditAccount, LedgerEntry, LedgerKind, Owner
-from domain.errors import StoreUnavailable
+from domain.errors import DatabaseUnavailable
 from domain.ports import CreditRepoPort
 from tests.contracts.backends import Backend
-from tests.support.examples import ARTEFACT, FAILURE, OTHER, STORE, USER
+from tests.support.examples import FAILURE, OTHER, STORE, STORED_PICTURE, USER
 
 pytestmark = pytest.mark.anyio
 
@@ -23,13 +23,13 @@ NAMESAKE = Owner(channel=Channel.B2B, id=USER.id)
 
 async def failed(backend: Backend) -> UUID:
     session_id = await backend.queued()
-    assert await backend.sessions.fail(session_id, FAILURE, attempt=None)
+    assert await backend.sessions.fail_queued(session_id, FAILURE)
     return session_id
 
 
 async def completed(backend: Backend) -> UUID:
     session = await backend.claimed()
-    assert await backend.sessions.complete(session.id, attempt=1, artefact=ARTEFACT)
+    assert await backend.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
     return session.id
 
 
@@ -253,7 +253,7 @@ async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) 
     """Every method says so by the same error."""
     database = Database(f"postgresql://wearon@/wearon?host={tmp_path}", limits=DatabaseLimits())
 
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(DatabaseUnavailable):
         await CALLS[method](PostgresCreditRepo(database))
 
     await database.close()

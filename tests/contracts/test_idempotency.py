@@ -15,7 +15,6 @@ from domain.ports import Receipt
 from domain.sessions import ErrorCode, Failure, GenerationSession
 from tests.contracts.backends import Backend
 from tests.support.examples import (
-    ARTEFACT,
     BAG,
     FAILURE,
     HAT,
@@ -23,6 +22,7 @@ from tests.support.examples import (
     MODEL_URL,
     OTHER,
     OUTFIT_URL,
+    STORED_PICTURE,
     USER,
     a_session,
 )
@@ -63,12 +63,12 @@ async def claim(backend: Backend, session: GenerationSession) -> None:
 
 async def complete(backend: Backend, session: GenerationSession) -> None:
     await backend.claim(session.id)
-    assert await backend.sessions.complete(session.id, attempt=1, artefact=ARTEFACT)
+    assert await backend.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
 
 
 async def fail(backend: Backend, session: GenerationSession) -> None:
     await backend.claim(session.id)
-    assert await backend.sessions.fail(session.id, FAILURE, attempt=1)
+    assert await backend.attempts.fail(session.id, FAILURE, attempt=1)
 
 
 @pytest.mark.parametrize("fate", [nothing, claim, complete, fail])
@@ -117,7 +117,7 @@ async def test_copies_that_meet_the_undoing_of_the_first(backend: Backend, balan
     async def submit() -> Receipt:
         receipt = await backend.sessions.create(a_copy(), max_active=1)
         if not receipt.replayed:
-            assert await backend.sessions.fail(receipt.session.id, NEVER_QUEUED, attempt=None)
+            assert await backend.sessions.fail_queued(receipt.session.id, NEVER_QUEUED)
         return receipt
 
     receipts = await asyncio.gather(*(submit() for _ in range(100)))
@@ -215,7 +215,7 @@ async def test_what_was_never_queued_gives_its_key_back(backend: Backend) -> Non
     """Its caller was told 503 and has the credit back: the repetition is a new request, which may
     also be another one."""
     session = await first(backend)
-    assert await backend.sessions.fail(session.id, NEVER_QUEUED, attempt=None)
+    assert await backend.sessions.fail_queued(session.id, NEVER_QUEUED)
 
     receipt = await backend.sessions.create(a_copy(outfit_image_url=None), max_active=MANY)
 
@@ -231,7 +231,7 @@ async def test_what_failed_otherwise_keeps_its_key(backend: Backend, code: Error
     """The caller was told 202: a repetition is told how that ended, and is not charged."""
     session = await first(backend)
     failure = Failure(code=code, message="no")
-    assert await backend.sessions.fail(session.id, failure, attempt=None)
+    assert await backend.sessions.fail_queued(session.id, failure)
 
     receipt = await backend.sessions.create(a_copy(), max_active=MANY)
 

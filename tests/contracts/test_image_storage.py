@@ -1,5 +1,5 @@
-"""Every image storage keeps ImageStoragePort's promises, and those that serve their own pictures
-keep SignedReads'."""
+"""Every image storage keeps PictureStoragePort's promises, and those that serve their own pictures
+keep SignedReadPort'."""
 
 import asyncio
 import urllib.request
@@ -11,9 +11,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from adapters.storage.local import LocalImageStorage
-from adapters.storage.memory import InMemoryImageStorage
-from adapters.storage.s3 import S3ImageStorage, s3_store
+from adapters.storage.local import LocalPictureStorage
+from adapters.storage.memory import InMemoryPictureStorage
+from adapters.storage.s3 import S3PictureStorage, s3_store
 from adapters.storage.signing import UrlSigner
 from domain.errors import NotFound
 from domain.ports import Picture
@@ -28,9 +28,9 @@ JPEG = Picture(data=b"a jpeg", media_type="image/jpeg")
 PNG = Picture(data=b"a png", media_type="image/png")
 WEBP = Picture(data=b"a webp", media_type="image/webp")
 
-OwnStorage = LocalImageStorage | InMemoryImageStorage
+OwnStorage = LocalPictureStorage | InMemoryPictureStorage
 """Those that serve their pictures themselves."""
-Storage = OwnStorage | S3ImageStorage
+Storage = OwnStorage | S3PictureStorage
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def own(kind: str, folder: Path, clock: FakeClock) -> OwnStorage:
         base_url="http://127.0.0.1:8000", secret=b"secret", lifetime=LIFETIME, clock=clock.now
     )
     if kind == "local":
-        return LocalImageStorage(folder / "pictures", signer=signer)
-    return InMemoryImageStorage(signer=signer)
+        return LocalPictureStorage(folder / "pictures", signer=signer)
+    return InMemoryPictureStorage(signer=signer)
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -56,7 +56,7 @@ def own_storage(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock
 def storage(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Storage:
     if not request.param.startswith("s3"):
         return own(request.param, tmp_path, clock)
-    return S3ImageStorage(
+    return S3PictureStorage(
         s3_store(new_bucket(request.getfixturevalue("s3_url"))),
         url_lifetime=LIFETIME,
         conditional_put=request.param == "s3",

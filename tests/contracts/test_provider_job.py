@@ -1,4 +1,4 @@
-"""ProviderJobPort: the job that makes a session's picture is known to whoever works on it next."""
+"""AttemptRepoPort: the job that makes a session's picture is known to whoever works on it next."""
 
 import asyncio
 from dataclasses import replace
@@ -10,10 +10,10 @@ import pytest
 
 from adapters.postgres.database import Database, DatabaseLimits
 from adapters.sessions.postgres import PostgresSessionRepo
-from domain.errors import StoreUnavailable
+from domain.errors import DatabaseUnavailable
 from domain.sessions import GenerationSession, SessionStatus
 from tests.contracts.backends import Backend
-from tests.support.examples import ARTEFACT, FAILURE, LEASE
+from tests.support.examples import FAILURE, LEASE, STORED_PICTURE
 
 pytestmark = pytest.mark.anyio
 
@@ -24,7 +24,7 @@ JOB, OTHER_JOB = "provider:1", "provider:2"
 async def in_work(backend: Backend) -> GenerationSession:
     """A session whose second attempt has noted a job."""
     claimed = await backend.claimed(attempt=2)
-    assert await backend.jobs.note_job(claimed.id, attempt=2, job=JOB)
+    assert await backend.attempts.record_job(claimed.id, attempt=2, job=JOB)
     return await backend.get(claimed.id)
 
 
@@ -33,7 +33,7 @@ async def test_a_job_is_noted(backend: Backend, job: str) -> None:
     """The session has it from then on, and nothing else of the session changes."""
     claimed = await backend.claimed()
 
-    assert await backend.jobs.note_job(claimed.id, attempt=1, job=job)
+    assert await backend.attempts.record_job(claimed.id, attempt=1, job=job)
 
     assert claimed.provider_job is None
     assert await backend.get(claimed.id) == replace(claimed, provider_job=job)
@@ -44,7 +44,7 @@ async def test_a_later_job_takes_its_place(backend: Backend) -> None:
     session = await in_work(backend)
 
     for _ in range(2):
-        assert await backend.jobs.note_job(session.id, attempt=2, job=OTHER_JOB)
+        assert await backend.attempts.record_job(session.id, attempt=2, job=OTHER_JOB)
 
         assert await backend.get(session.id) == replace(session, provider_job=OTHER_JOB)
 
@@ -54,7 +54,7 @@ async def test_only_the_current_attempt_notes(backend: Backend, attempt: int) ->
     """A worker that another one took the session from cannot hide the other's job."""
     session = await in_work(backend)
 
-    assert not await backend.jobs.note_job(session.id, attempt=attempt, job=OTHER_JOB)
+    assert not await backend.attempts.record_job(session.id, attempt=attempt, job=OTHER_JOB)
 
     assert await backend.get(session.id) == session
 
@@ -65,15 +65,15 @@ async def test_nothing_is_noted_without_work(backend: Backend, end: str) -> None
     session = await in_work(backend)
     match end:
         case "release":
-            await backend.sessions.release(session.id, attempt=2, delay=NO_DELAY)
+            await backend.attempts.release(session.id, attempt=2, delay=NO_DELAY)
         case "complete":
-            await backend.sessions.complete(session.id, attempt=2, artefact=ARTEFACT)
+            await backend.attempts.complete(session.id, attempt=2, picture=STORED_PICTURE)
         case "fail":
-            await backend.sessions.fail(session.id, FAILURE, attempt=2)
+            await backend.attempts.fail(session.id, FAILURE, attempt=2)
         case "foreign":
             await backend.foreign_write(session.id, status="failed", error_message="no")
 
-    assert not await backend.jobs.note_job(session.id, attempt=2, job=OTHER_JOB)
+    assert not await backend.attempts.record_job(session.id, attempt=2, job=OTHER_JOB)
 
     after = await backend.get(session.id)
     assert after.provider_job == JOB
@@ -85,8 +85,8 @@ async def test_nothing_is_noted_before_a_claim(backend: Backend, attempt: int) -
     """A queued session is nobody's, and an unknown one is no error."""
     session_id = await backend.queued()
 
-    assert not await backend.jobs.note_job(session_id, attempt=attempt, job=JOB)
-    assert not await backend.jobs.note_job(uuid4(), attempt=attempt, job=JOB)
+    assert not await backend.attempts.record_job(session_id, attempt=attempt, job=JOB)
+    assert not await backend.attempts.record_job(uuid4(), attempt=attempt, job=JOB)
 
     assert (await backend.get(session_id)).provider_job is None
 
@@ -94,10 +94,10 @@ async def test_nothing_is_noted_before_a_claim(backend: Backend, attempt: int) -
 async def test_the_next_attempt_knows_the_job(backend: Backend) -> None:
     """Whether its worker gave the session back or died: the claim tells it."""
     given_back, died = await in_work(backend), await in_work(backend)
-    await backend.sessions.release(given_back.id, attempt=2, delay=NO_DELAY)
+    await backend.attempts.release(given_back.id, attempt=2, delay=NO_DELAY)
     await backend.advance(2 * LEASE)
     released = await backend.recovery.release_dead_leases(
-        max_attempts=3, without_lease=LEASE, limit=10
+        max_attempts=3, external_timeout=LEASE, limit=10
     )
 
     claims = [await backend.claim(session.id) for session in (given_back, died)]
@@ -112,7 +112,7 @@ async def test_another_consumer_leaves_the_job(backend: Backend) -> None:
     await backend.foreign_write(session.id, status="queued")
     await backend.foreign_write(session.id, status="processing")
 
-    assert not await backend.jobs.note_job(session.id, attempt=2, job=OTHER_JOB)
+    assert not await backend.attempts.record_job(session.id, attempt=2, job=OTHER_JOB)
 
     after = await backend.get(session.id)
     assert (after.attempt, after.provider_job) == (3, JOB)
@@ -123,13 +123,13 @@ async def test_of_two_attempts_at_once_the_newer_notes(backend: Backend) -> None
     sessions = [await backend.claimed() for _ in range(20)]
 
     async def change_hands(session: GenerationSession) -> bool:
-        await backend.sessions.release(session.id, attempt=1, delay=NO_DELAY)
+        await backend.attempts.release(session.id, attempt=1, delay=NO_DELAY)
         await backend.claim(session.id)
-        return await backend.jobs.note_job(session.id, attempt=2, job=OTHER_JOB)
+        return await backend.attempts.record_job(session.id, attempt=2, job=OTHER_JOB)
 
     results = await asyncio.gather(
         *(change_hands(session) for session in sessions),
-        *(backend.jobs.note_job(session.id, attempt=1, job=JOB) for session in sessions),
+        *(backend.attempts.record_job(session.id, attempt=1, job=JOB) for session in sessions),
     )
 
     assert results[:20] == [True] * 20
@@ -140,7 +140,7 @@ async def test_a_store_that_is_away_is_unavailable(tmp_path: Path) -> None:
     """Then it is not known whether the job was noted."""
     database = Database(f"postgresql://wearon@/wearon?host={tmp_path}", limits=DatabaseLimits())
 
-    with pytest.raises(StoreUnavailable):
-        await PostgresSessionRepo(database).note_job(uuid4(), attempt=1, job=JOB)
+    with pytest.raises(DatabaseUnavailable):
+        await PostgresSessionRepo(database).record_job(uuid4(), attempt=1, job=JOB)
 
     await database.close()

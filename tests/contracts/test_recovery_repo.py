@@ -12,11 +12,11 @@ import pytest
 from adapters.postgres.database import Database, DatabaseLimits
 from adapters.sessions.postgres import PostgresSessionRepo
 from domain.credits import Channel, Owner
-from domain.errors import StoreUnavailable
+from domain.errors import DatabaseUnavailable
 from domain.ports import RecoveryRepoPort
 from domain.sessions import Failure, GenerationSession, SessionStatus
 from tests.contracts.backends import Backend
-from tests.support.examples import ARTEFACT, FAILURE, LEASE, STORE, USER
+from tests.support.examples import FAILURE, LEASE, STORE, STORED_PICTURE, USER
 
 pytestmark = pytest.mark.anyio
 
@@ -36,7 +36,7 @@ OWNERS = [USER, STORE, *(Owner(channel=Channel.B2C, id=f"user-{number}") for num
 async def overdue(
     backend: Backend, *, created_before: datetime | None = None, limit: int = 100
 ) -> list[GenerationSession]:
-    return await backend.recovery.overdue(
+    return await backend.recovery.claim_overdue(
         created_before=created_before, again_after=AGAIN_AFTER, limit=limit
     )
 
@@ -47,13 +47,13 @@ async def overdue_ids(backend: Backend, *, limit: int = 100) -> list[UUID]:
 
 async def release(backend: Backend, *, limit: int = 100) -> int:
     return await backend.recovery.release_dead_leases(
-        max_attempts=MAX_ATTEMPTS, without_lease=WITHOUT_LEASE, limit=limit
+        max_attempts=MAX_ATTEMPTS, external_timeout=WITHOUT_LEASE, limit=limit
     )
 
 
 async def fail_dead(backend: Backend, *, limit: int = 100) -> int:
     failed = await backend.recovery.fail_dead_leases(
-        FAILURE, max_attempts=MAX_ATTEMPTS, without_lease=WITHOUT_LEASE, limit=limit
+        FAILURE, max_attempts=MAX_ATTEMPTS, external_timeout=WITHOUT_LEASE, limit=limit
     )
     assert failed == [await backend.get(session.id) for session in failed]
     return len(failed)
@@ -77,9 +77,9 @@ async def foreign(backend: Backend, status: str, owner: Owner = USER) -> UUID:
 async def in_every_status(backend: Backend) -> dict[str, UUID]:
     """A session in each state that nothing is to be done about for a while."""
     released, completed, failed = [await backend.claimed() for _ in range(3)]
-    await backend.sessions.release(released.id, attempt=1, delay=2 * TIME_TO_LIVE)
-    await backend.sessions.complete(completed.id, attempt=1, artefact=ARTEFACT)
-    await backend.sessions.fail(failed.id, FAILURE, attempt=1)
+    await backend.attempts.release(released.id, attempt=1, delay=2 * TIME_TO_LIVE)
+    await backend.attempts.complete(completed.id, attempt=1, picture=STORED_PICTURE)
+    await backend.attempts.fail(failed.id, FAILURE, attempt=1)
     return {
         "queued": await backend.queued(),
         "released": released.id,
@@ -263,7 +263,7 @@ async def test_a_released_session_is_due_by_its_delay(backend: Backend) -> None:
     await backend.advance(AGAIN_AFTER)
     assert await overdue_ids(backend) == [session_id]
     await backend.claim(session_id)
-    await backend.sessions.release(session_id, attempt=1, delay=AGAIN_AFTER / 2)
+    await backend.attempts.release(session_id, attempt=1, delay=AGAIN_AFTER / 2)
 
     too_early = await overdue_ids(backend)
     await backend.advance(AGAIN_AFTER / 2)
@@ -292,7 +292,7 @@ async def test_a_live_lease_is_left_alone(backend: Backend, attempt: int) -> Non
     claimed = await backend.claimed(attempt=attempt, lease=LEASE)
     for _ in range(4):
         await backend.advance(LEASE - timedelta(seconds=10))
-        assert await backend.sessions.renew(claimed.id, attempt=attempt, lease=LEASE)
+        assert await backend.attempts.renew(claimed.id, attempt=attempt, lease=LEASE)
         before = await backend.get(claimed.id)
 
         assert await release(backend) + await fail_dead(backend) == 0
@@ -343,8 +343,8 @@ async def test_after_a_dead_lease_its_worker_may_not_write(backend: Backend) -> 
     assert (await release(backend), await fail_dead(backend)) == (1, 1)
 
     for session in (released, failed):
-        assert not await backend.sessions.complete(
-            session.id, attempt=session.attempt, artefact=ARTEFACT
+        assert not await backend.attempts.complete(
+            session.id, attempt=session.attempt, picture=STORED_PICTURE
         )
 
 
@@ -389,10 +389,10 @@ async def test_another_consumers_work_ends_the_attempt_before_it(backend: Backen
     await backend.foreign_write(claimed.id, status="processing")
 
     stale = [
-        await backend.sessions.renew(claimed.id, attempt=1, lease=LEASE),
-        await backend.sessions.release(claimed.id, attempt=1, delay=LEASE),
-        await backend.sessions.complete(claimed.id, attempt=1, artefact=ARTEFACT),
-        await backend.sessions.fail(claimed.id, FAILURE, attempt=1),
+        await backend.attempts.renew(claimed.id, attempt=1, lease=LEASE),
+        await backend.attempts.release(claimed.id, attempt=1, delay=LEASE),
+        await backend.attempts.complete(claimed.id, attempt=1, picture=STORED_PICTURE),
+        await backend.attempts.fail(claimed.id, FAILURE, attempt=1),
     ]
 
     assert stale == [False] * 4
@@ -463,8 +463,8 @@ async def test_a_refund_goes_to_who_paid(backend: Backend) -> None:
     assert (await backend.balance(store), await backend.balance(user)) == (1, 0)
 
 
-async def past_lifetime(backend: Backend, *, limit: int = 100) -> list[UUID]:
-    sessions = await backend.recovery.past_lifetime(
+async def claim_expired_images(backend: Backend, *, limit: int = 100) -> list[UUID]:
+    sessions = await backend.recovery.claim_expired_images(
         older_than=LIFETIME, again_after=AGAIN_AFTER, limit=limit
     )
     assert sessions == [await backend.get(session.id) for session in sessions]
@@ -474,7 +474,7 @@ async def past_lifetime(backend: Backend, *, limit: int = 100) -> list[UUID]:
 async def pictured(backend: Backend, owner: Owner = USER) -> UUID:
     """A session with a picture of ours."""
     session = await backend.claimed(owner)
-    assert await backend.sessions.complete(session.id, attempt=1, artefact=ARTEFACT)
+    assert await backend.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
     return session.id
 
 
@@ -484,13 +484,13 @@ async def test_a_picture_is_past_its_lifetime_by_its_sessions_end(backend: Backe
     session_id = await backend.queued()
     await backend.advance(2 * LIFETIME)
     await backend.claim(session_id)
-    await backend.sessions.complete(session_id, attempt=1, artefact=ARTEFACT)
+    await backend.attempts.complete(session_id, attempt=1, picture=STORED_PICTURE)
     await backend.foreign_write(session_id, completed_at=datetime(1999, 12, 31, tzinfo=UTC))
     await backend.advance(LIFETIME - MOMENT)
-    too_early = await past_lifetime(backend)
+    too_early = await claim_expired_images(backend)
     await backend.advance(2 * MOMENT)
 
-    assert (too_early, await past_lifetime(backend)) == ([], [session_id])
+    assert (too_early, await claim_expired_images(backend)) == ([], [session_id])
 
 
 async def test_only_what_may_have_a_picture_of_ours_is_swept(backend: Backend) -> None:
@@ -499,13 +499,13 @@ async def test_only_what_may_have_a_picture_of_ours_is_swept(backend: Backend) -
     """
     ids = await in_every_status(backend)
     never_attempted = await backend.queued()
-    await backend.sessions.fail(never_attempted, FAILURE, attempt=None)
+    await backend.sessions.fail_queued(never_attempted, FAILURE)
     await backend.foreign_write(
         ids["completed elsewhere"], generated_image_url="https://x.example/"
     )
     await backend.advance(2 * LIFETIME)
 
-    assert set(await past_lifetime(backend)) == {ids["completed"], ids["failed"]}
+    assert set(await claim_expired_images(backend)) == {ids["completed"], ids["failed"]}
 
 
 async def test_the_oldest_pictures_are_taken_first_up_to_the_limit(backend: Backend) -> None:
@@ -516,7 +516,7 @@ async def test_the_oldest_pictures_are_taken_first_up_to_the_limit(backend: Back
         await backend.advance(timedelta(minutes=1))
     await backend.advance(LIFETIME)
 
-    batches = [set(await past_lifetime(backend, limit=2)) for _ in range(4)]
+    batches = [set(await claim_expired_images(backend, limit=2)) for _ in range(4)]
 
     assert batches == [set(ids[:2]), set(ids[2:4]), set(ids[4:]), set()]
 
@@ -528,14 +528,14 @@ async def test_a_picture_that_could_not_be_deleted_comes_up_again(backend: Backe
     returned = []
 
     for _ in range(2):
-        returned += [await past_lifetime(backend), await past_lifetime(backend)]
+        returned += [await claim_expired_images(backend), await claim_expired_images(backend)]
         await backend.advance(AGAIN_AFTER - MOMENT)
-        returned.append(await past_lifetime(backend))
+        returned.append(await claim_expired_images(backend))
         await backend.advance(MOMENT)
     await backend.recovery.mark_images_deleted([session_id])
 
     assert returned == [[session_id], [], []] * 2
-    assert await past_lifetime(backend) == []
+    assert await claim_expired_images(backend) == []
 
 
 async def test_of_many_callers_one_gets_each_picture(backend: Backend) -> None:
@@ -543,7 +543,7 @@ async def test_of_many_callers_one_gets_each_picture(backend: Backend) -> None:
     ids = [await pictured(backend, owner) for _ in range(6) for owner in OWNERS]
     await backend.advance(LIFETIME + MOMENT)
 
-    batches = await asyncio.gather(*(past_lifetime(backend, limit=7) for _ in range(20)))
+    batches = await asyncio.gather(*(claim_expired_images(backend, limit=7) for _ in range(20)))
     marks = await asyncio.gather(*(backend.recovery.mark_images_deleted(ids) for _ in range(20)))
 
     assert sorted(session_id for batch in batches for session_id in batch) == sorted(ids)
@@ -572,16 +572,18 @@ async def test_a_deletion_is_noted_on_what_has_ended(backend: Backend) -> None:
 
 
 CALLS: dict[str, Callable[[RecoveryRepoPort], Awaitable[object]]] = {
-    "overdue": lambda repo: repo.overdue(created_before=None, again_after=LEASE, limit=1),
+    "overdue": lambda repo: repo.claim_overdue(created_before=None, again_after=LEASE, limit=1),
     "release_dead_leases": lambda repo: repo.release_dead_leases(
-        max_attempts=1, without_lease=LEASE, limit=1
+        max_attempts=1, external_timeout=LEASE, limit=1
     ),
     "fail_dead_leases": lambda repo: repo.fail_dead_leases(
-        FAILURE, max_attempts=1, without_lease=LEASE, limit=1
+        FAILURE, max_attempts=1, external_timeout=LEASE, limit=1
     ),
     "fail_expired": lambda repo: repo.fail_expired(FAILURE, older_than=LEASE, limit=1),
     "refund_missing": lambda repo: repo.refund_missing(limit=1),
-    "past_lifetime": lambda repo: repo.past_lifetime(older_than=LEASE, again_after=LEASE, limit=1),
+    "claim_expired_images": lambda repo: repo.claim_expired_images(
+        older_than=LEASE, again_after=LEASE, limit=1
+    ),
     "mark_images_deleted": lambda repo: repo.mark_images_deleted([UUID(int=0)]),
 }
 
@@ -591,7 +593,7 @@ async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) 
     """Every method says so by the same error."""
     database = Database(f"postgresql://wearon@/wearon?host={tmp_path}", limits=DatabaseLimits())
 
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(DatabaseUnavailable):
         await CALLS[method](PostgresSessionRepo(database))
 
     await database.close()

@@ -10,11 +10,11 @@ import pytest
 from adapters.postgres.database import Database, DatabaseLimits
 from adapters.sessions.postgres import PostgresSessionRepo
 from domain.credits import Channel, Owner
-from domain.errors import NotFound, StoreUnavailable
+from domain.errors import DatabaseUnavailable, NotFound
 from domain.ports import Position, SessionReadPort, SessionStats
 from domain.sessions import GenerationSession, SessionStatus
 from tests.contracts.backends import Backend
-from tests.support.examples import ARTEFACT, FAILURE, OTHER, STORE, USER, a_session
+from tests.support.examples import FAILURE, OTHER, STORE, STORED_PICTURE, USER, a_session
 
 pytestmark = pytest.mark.anyio
 
@@ -54,8 +54,8 @@ def position(session: GenerationSession) -> Position:
 
 async def one_in_every_status(backend: Backend, owner: Owner = USER) -> dict[SessionStatus, UUID]:
     completed, failed = await backend.claimed(owner), await backend.claimed(owner)
-    await backend.sessions.complete(completed.id, attempt=1, artefact=ARTEFACT)
-    await backend.sessions.fail(failed.id, FAILURE, attempt=1)
+    await backend.attempts.complete(completed.id, attempt=1, picture=STORED_PICTURE)
+    await backend.attempts.fail(failed.id, FAILURE, attempt=1)
     return {
         SessionStatus.QUEUED: await backend.queued(owner),
         SessionStatus.PROCESSING: (await backend.claimed(owner)).id,
@@ -243,7 +243,7 @@ async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) 
     """Every method says so by the same error."""
     database = Database(f"postgresql://wearon@/wearon?host={tmp_path}", limits=DatabaseLimits())
 
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(DatabaseUnavailable):
         await CALLS[method](PostgresSessionRepo(database))
 
     await database.close()

@@ -14,12 +14,11 @@ import pytest
 from adapters.postgres.database import Database, DatabaseLimits
 from adapters.sessions.postgres import PostgresSessionRepo
 from domain.credits import Channel, Owner
-from domain.errors import IllegalTransition, InsufficientCredits, NotFound, StoreUnavailable
-from domain.ports import Receipt, SessionRepoPort
+from domain.errors import DatabaseUnavailable, IllegalTransition, InsufficientCredits, NotFound
+from domain.ports import AttemptRepoPort, Receipt, SessionRepoPort
 from domain.sessions import Failure, GenerationSession, SessionStatus
 from tests.contracts.backends import Backend
 from tests.support.examples import (
-    ARTEFACT,
     BAG,
     FAILURE,
     HAT,
@@ -28,6 +27,7 @@ from tests.support.examples import (
     OTHER,
     OUTFIT_URL,
     STORE,
+    STORED_PICTURE,
     USAGE,
     USER,
     a_session,
@@ -39,12 +39,15 @@ NO_DELAY = timedelta(0)
 CHARGED = ["debit"]
 REFUNDED = ["debit", "refund"]
 
-Write = Callable[[SessionRepoPort, UUID, int], Awaitable[bool]]
+Write = Callable[[AttemptRepoPort, UUID, int], Awaitable[bool]]
 WRITES: dict[str, Write] = {
     "renew": lambda repo, id_, attempt: repo.renew(id_, attempt=attempt, lease=LEASE),
-    "complete": lambda repo, id_, attempt: repo.complete(id_, attempt=attempt, artefact=ARTEFACT),
+    "complete": lambda repo, id_, attempt: repo.complete(
+        id_, attempt=attempt, picture=STORED_PICTURE
+    ),
     "fail": lambda repo, id_, attempt: repo.fail(id_, FAILURE, attempt=attempt),
     "release": lambda repo, id_, attempt: repo.release(id_, attempt=attempt, delay=NO_DELAY),
+    "record_job": lambda repo, id_, attempt: repo.record_job(id_, attempt=attempt, job="fake:1"),
 }
 
 
@@ -52,15 +55,15 @@ async def finished(backend: Backend, status: SessionStatus) -> GenerationSession
     """A session that came to its end in the regular way."""
     session = await backend.claimed()
     if status is SessionStatus.COMPLETED:
-        assert await backend.sessions.complete(session.id, attempt=1, artefact=ARTEFACT)
+        assert await backend.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
     else:
-        assert await backend.sessions.fail(session.id, FAILURE, attempt=1)
+        assert await backend.attempts.fail(session.id, FAILURE, attempt=1)
     return await backend.get(session.id)
 
 
 async def is_due(backend: Backend, session_id: UUID) -> bool:
     """Whether recovery would push the session again now."""
-    due = await backend.recovery.overdue(
+    due = await backend.recovery.claim_overdue(
         created_before=None, again_after=timedelta(days=1), limit=100
     )
     return session_id in {session.id for session in due}
@@ -183,7 +186,7 @@ async def test_a_claim_starts_an_attempt(backend: Backend) -> None:
 async def test_each_claim_has_the_next_number_and_its_own_start(backend: Backend) -> None:
     """So that an older attempt can be told from a newer one."""
     first = await backend.claimed()
-    await backend.sessions.release(first.id, attempt=1, delay=NO_DELAY)
+    await backend.attempts.release(first.id, attempt=1, delay=NO_DELAY)
     first = await backend.get(first.id)
     await backend.advance(timedelta(minutes=1))
 
@@ -201,7 +204,7 @@ async def test_there_is_nothing_to_claim(backend: Backend) -> None:
     ended = [await finished(backend, status) for status in SessionStatus if status.is_final]
 
     claims = [
-        await backend.sessions.claim(session_id, lease=LEASE)
+        await backend.attempts.claim(session_id, lease=LEASE)
         for session_id in (uuid4(), working.id, *(session.id for session in ended))
     ]
 
@@ -214,7 +217,7 @@ async def test_one_of_many_claims_wins(backend: Backend) -> None:
     ids = [await backend.queued() for _ in range(5)]
 
     claims = await asyncio.gather(
-        *(backend.sessions.claim(session_id, lease=LEASE) for session_id in ids * 8)
+        *(backend.attempts.claim(session_id, lease=LEASE) for session_id in ids * 8)
     )
 
     winners = [claim for claim in claims if claim is not None]
@@ -228,7 +231,7 @@ async def test_a_renewed_lease_lasts_from_now_on(backend: Backend) -> None:
     await backend.advance(LEASE / 2)
     before = await backend.get(claimed.id)
 
-    assert await backend.sessions.renew(claimed.id, attempt=1, lease=LEASE)
+    assert await backend.attempts.renew(claimed.id, attempt=1, lease=LEASE)
 
     after = await backend.get(claimed.id)
     assert before.lease_expires_at is not None
@@ -243,21 +246,21 @@ async def test_a_late_renewal_counts_while_nobody_took_over(backend: Backend) ->
     claimed = await backend.claimed()
     await backend.advance(2 * LEASE)
 
-    assert await backend.sessions.renew(claimed.id, attempt=1, lease=LEASE)
+    assert await backend.attempts.renew(claimed.id, attempt=1, lease=LEASE)
 
     released = await backend.recovery.release_dead_leases(
-        max_attempts=3, without_lease=LEASE, limit=10
+        max_attempts=3, external_timeout=LEASE, limit=10
     )
     assert released == 0
 
 
 async def test_a_completed_session_keeps_its_picture_and_its_price(backend: Backend) -> None:
-    """``processing -> completed`` with artefact, end and duration; no refund, no lease."""
+    """``processing -> completed`` with picture, end and duration; no refund, no lease."""
     claimed = await backend.claimed()
     await backend.advance(timedelta(seconds=2))
     before = await backend.get(claimed.id)
 
-    assert await backend.sessions.complete(claimed.id, attempt=1, artefact=ARTEFACT)
+    assert await backend.attempts.complete(claimed.id, attempt=1, picture=STORED_PICTURE)
 
     after = await backend.get(claimed.id)
     assert after.completed_at is not None
@@ -266,7 +269,7 @@ async def test_a_completed_session_keeps_its_picture_and_its_price(backend: Back
     assert after == replace(
         before,
         status=SessionStatus.COMPLETED,
-        artefact=ARTEFACT,
+        picture=STORED_PICTURE,
         lease_expires_at=None,
         completed_at=after.completed_at,
         processing_time_ms=after.processing_time_ms,
@@ -281,14 +284,16 @@ async def test_a_completed_session_keeps_what_its_picture_took(backend: Backend)
     """Tokens and money to the last digit; where nothing is known of them, nothing is made up."""
     known, unknown = await backend.claimed(), await backend.claimed()
 
-    assert await backend.sessions.complete(known.id, attempt=1, artefact=ARTEFACT, usage=USAGE)
-    assert await backend.sessions.complete(unknown.id, attempt=1, artefact=ARTEFACT, usage=None)
+    assert await backend.attempts.complete(known.id, attempt=1, picture=STORED_PICTURE, usage=USAGE)
+    assert await backend.attempts.complete(
+        unknown.id, attempt=1, picture=STORED_PICTURE, usage=None
+    )
 
     kept = (await backend.get(known.id)).usage
     assert kept == USAGE
     assert str(kept.estimated_cost_usd) == str(USAGE.estimated_cost_usd)
     assert (await backend.get(unknown.id)).usage is None
-    assert (await backend.get(known.id)).artefact == ARTEFACT
+    assert (await backend.get(known.id)).picture == STORED_PICTURE
 
 
 @pytest.mark.parametrize("claimed", [False, True])
@@ -296,7 +301,10 @@ async def test_a_failed_session_gets_its_credit_back(backend: Backend, *, claime
     """``queued | processing -> failed`` with the reason, the end and the refund."""
     session = await backend.claimed() if claimed else (await backend.created()).session
 
-    assert await backend.sessions.fail(session.id, FAILURE, attempt=1 if claimed else None)
+    if claimed:
+        assert await backend.attempts.fail(session.id, FAILURE, attempt=1)
+    else:
+        assert await backend.sessions.fail_queued(session.id, FAILURE)
 
     after = await backend.get(session.id)
     assert after.completed_at is not None
@@ -317,7 +325,7 @@ async def test_a_refund_goes_to_who_paid(backend: Backend) -> None:
     await backend.queued(user)
     session_id = await backend.queued(store)
 
-    await backend.sessions.fail(session_id, FAILURE, attempt=None)
+    await backend.sessions.fail_queued(session_id, FAILURE)
 
     assert (await backend.balance(store), await backend.balance(user)) == (1, 0)
 
@@ -326,7 +334,7 @@ async def test_a_released_session_waits_for_its_next_attempt(backend: Backend) -
     """``processing -> queued`` without a lease; the attempt stays counted, the price paid."""
     claimed = await backend.claimed()
 
-    assert await backend.sessions.release(claimed.id, attempt=1, delay=NO_DELAY)
+    assert await backend.attempts.release(claimed.id, attempt=1, delay=NO_DELAY)
 
     assert await backend.get(claimed.id) == replace(
         claimed, status=SessionStatus.QUEUED, lease_expires_at=None
@@ -338,7 +346,7 @@ async def test_a_release_with_a_delay_is_due_when_it_has_passed(backend: Backend
     """Recovery leaves it alone until then, although it was created long ago."""
     claimed = await backend.claimed()
     await backend.advance(timedelta(hours=1))
-    await backend.sessions.release(claimed.id, attempt=1, delay=timedelta(minutes=5))
+    await backend.attempts.release(claimed.id, attempt=1, delay=timedelta(minutes=5))
 
     await backend.advance(timedelta(minutes=4))
     too_early = await is_due(backend, claimed.id)
@@ -351,7 +359,7 @@ async def test_a_release_with_a_delay_is_due_when_it_has_passed(backend: Backend
 async def test_a_released_session_can_be_claimed_before_its_delay(backend: Backend) -> None:
     """The delay is recovery's; a task that is in the queue anyway counts."""
     claimed = await backend.claimed()
-    await backend.sessions.release(claimed.id, attempt=1, delay=timedelta(hours=1))
+    await backend.attempts.release(claimed.id, attempt=1, delay=timedelta(hours=1))
 
     assert (await backend.claim(claimed.id)).attempt == 2
 
@@ -366,7 +374,7 @@ async def test_only_the_current_attempt_may_write(
     current = await backend.claimed(attempt=2)
     ledger = await backend.ledger()
 
-    assert not await WRITES[write](backend.sessions, current.id, attempt)
+    assert not await WRITES[write](backend.attempts, current.id, attempt)
 
     assert await backend.get(current.id) == current
     assert await backend.ledger() == ledger
@@ -376,10 +384,10 @@ async def test_only_the_current_attempt_may_write(
 async def test_a_released_attempt_may_not_write(backend: Backend, write: str) -> None:
     """Who gave the session back has no say in it, also before anybody else claimed it."""
     claimed = await backend.claimed()
-    await backend.sessions.release(claimed.id, attempt=1, delay=NO_DELAY)
+    await backend.attempts.release(claimed.id, attempt=1, delay=NO_DELAY)
     before = await backend.get(claimed.id)
 
-    assert not await WRITES[write](backend.sessions, claimed.id, 1)
+    assert not await WRITES[write](backend.attempts, claimed.id, 1)
 
     assert await backend.get(claimed.id) == before
     assert await backend.money_of(claimed.id) == CHARGED
@@ -388,8 +396,8 @@ async def test_a_released_attempt_may_not_write(backend: Backend, write: str) ->
 @pytest.mark.parametrize("write", WRITES)
 async def test_nobody_writes_what_does_not_exist(backend: Backend, write: str) -> None:
     """An unknown session is False, not an error, and nobody is refunded for it."""
-    assert not await WRITES[write](backend.sessions, uuid4(), 1)
-    assert not await backend.sessions.fail(uuid4(), FAILURE, attempt=None)
+    assert not await WRITES[write](backend.attempts, uuid4(), 1)
+    assert not await backend.sessions.fail_queued(uuid4(), FAILURE)
 
     assert await backend.ledger() == []
 
@@ -398,7 +406,7 @@ async def test_failing_a_queued_session_needs_it_queued(backend: Backend) -> Non
     """Without an attempt number nobody can take a session from its worker."""
     claimed = await backend.claimed()
 
-    assert not await backend.sessions.fail(claimed.id, FAILURE, attempt=None)
+    assert not await backend.sessions.fail_queued(claimed.id, FAILURE)
 
     assert await backend.get(claimed.id) == claimed
     assert await backend.money_of(claimed.id) == CHARGED
@@ -408,7 +416,7 @@ async def test_failing_an_attempt_needs_it_working(backend: Backend) -> None:
     """A queued session has attempt 0, which is nobody's."""
     session_id = await backend.queued()
 
-    assert not await backend.sessions.fail(session_id, FAILURE, attempt=0)
+    assert not await backend.attempts.fail(session_id, FAILURE, attempt=0)
 
     assert await backend.money_of(session_id) == CHARGED
 
@@ -419,14 +427,12 @@ async def test_final_is_final(backend: Backend, status: SessionStatus) -> None:
     ended = await finished(backend, status)
     ledger = await backend.ledger()
 
-    written = [await write(backend.sessions, ended.id, 1) for write in WRITES.values()]
-    failed = await backend.sessions.fail(
-        ended.id, Failure(code="EXPIRED", message="again"), attempt=None
-    )
+    written = [await write(backend.attempts, ended.id, 1) for write in WRITES.values()]
+    failed = await backend.sessions.fail_queued(ended.id, Failure(code="EXPIRED", message="again"))
 
     assert written == [False] * len(WRITES)
     assert not failed
-    assert await backend.sessions.claim(ended.id, lease=LEASE) is None
+    assert await backend.attempts.claim(ended.id, lease=LEASE) is None
     assert await backend.sessions.confirm([ended.id]) == 0
     assert await backend.get(ended.id) == ended
     assert await backend.ledger() == ledger
@@ -451,9 +457,12 @@ async def test_many_failures_at_once_make_one_refund(backend: Backend, attempt: 
     """Of all that fail the same session one succeeds."""
     session_id = (await backend.claimed()).id if attempt else await backend.queued()
 
-    results = await asyncio.gather(
-        *(backend.sessions.fail(session_id, FAILURE, attempt=attempt) for _ in range(20))
-    )
+    def fail() -> Awaitable[bool]:
+        if attempt is None:
+            return backend.sessions.fail_queued(session_id, FAILURE)
+        return backend.attempts.fail(session_id, FAILURE, attempt=attempt)
+
+    results = await asyncio.gather(*(fail() for _ in range(20)))
 
     assert Counter(results) == {True: 1, False: 19}
     assert await backend.money_of(session_id) == REFUNDED
@@ -465,7 +474,7 @@ async def test_sessions_of_one_owner_that_fail_at_once_are_all_refunded(backend:
     ids = [await backend.queued() for _ in range(20)]
 
     await asyncio.gather(
-        *(backend.sessions.fail(session_id, FAILURE, attempt=None) for session_id in ids),
+        *(backend.sessions.fail_queued(session_id, FAILURE) for session_id in ids),
         *(backend.created() for _ in range(20)),
     )
 
@@ -490,15 +499,15 @@ async def test_of_two_transitions_at_once_one_happens(
     ids = [item.id if isinstance(item, GenerationSession) else item.session.id for item in sessions]
 
     async def cancel(session_id: UUID) -> bool:
-        return await backend.sessions.fail(session_id, FAILURE, attempt=None)
+        return await backend.sessions.fail_queued(session_id, FAILURE)
 
     async def claim(session_id: UUID) -> bool:
-        return await backend.sessions.claim(session_id, lease=LEASE) is not None
+        return await backend.attempts.claim(session_id, lease=LEASE) is not None
 
     calls: dict[str, Callable[[UUID], Awaitable[bool]]] = {
         "cancel": cancel,
         "claim": claim,
-        **{name: partial(_write, write, backend.sessions) for name, write in WRITES.items()},
+        **{name: partial(_write, write, backend.attempts) for name, write in WRITES.items()},
     }
     results = await asyncio.gather(
         *(calls[name](session_id) for session_id in ids for name in (one, other))
@@ -511,7 +520,7 @@ async def test_of_two_transitions_at_once_one_happens(
         assert await backend.money_of(session_id) == expected
 
 
-async def _write(write: Write, repo: SessionRepoPort, session_id: UUID) -> bool:
+async def _write(write: Write, repo: AttemptRepoPort, session_id: UUID) -> bool:
     return await write(repo, session_id, 1)
 
 
@@ -526,7 +535,7 @@ async def test_another_consumers_end_is_the_end(backend: Backend) -> None:
 
     for session in (completed, failed):
         for write in WRITES.values():
-            assert not await write(backend.sessions, session.id, 1)
+            assert not await write(backend.attempts, session.id, 1)
 
     done, refused = await backend.get(completed.id), await backend.get(failed.id)
     assert done.generated_image_url == "https://x.example/"
@@ -536,13 +545,14 @@ async def test_another_consumers_end_is_the_end(backend: Backend) -> None:
         assert session.lease_expires_at is None
 
 
-async def _write_unknown(write: Write, repo: SessionRepoPort) -> bool:
+async def _write_unknown(write: Write, repo: AttemptRepoPort) -> bool:
     return await write(repo, uuid4(), 1)
 
 
-CALLS: dict[str, Callable[[SessionRepoPort], Awaitable[object]]] = {
+CALLS: dict[str, Callable[[PostgresSessionRepo], Awaitable[object]]] = {
     "create": lambda repo: repo.create(a_session(), max_active=MANY),
     "confirm": lambda repo: repo.confirm([uuid4()]),
+    "fail_queued": lambda repo: repo.fail_queued(uuid4(), FAILURE),
     "claim": lambda repo: repo.claim(uuid4(), lease=LEASE),
     **{name: partial(_write_unknown, write) for name, write in WRITES.items()},
 }
@@ -553,7 +563,7 @@ async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) 
     """Every method says so by the same error."""
     database = Database(f"postgresql://wearon@/wearon?host={tmp_path}", limits=DatabaseLimits())
 
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(DatabaseUnavailable):
         await CALLS[method](PostgresSessionRepo(database))
 
     await database.close()
@@ -561,4 +571,5 @@ async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) 
 
 def test_every_method_of_the_port_is_tried_without_a_server() -> None:
     """So that a new method cannot be forgotten above."""
-    assert set(CALLS) == {name for name in vars(SessionRepoPort) if not name.startswith("_")}
+    methods = {*vars(SessionRepoPort), *vars(AttemptRepoPort)}
+    assert set(CALLS) == {name for name in methods if not name.startswith("_")}

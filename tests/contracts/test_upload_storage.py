@@ -1,5 +1,5 @@
 """Every image storage keeps UploadStoragePort's promises, and those that take uploads themselves
-keep KeepsUploads'."""
+keep UploadSinkPort'."""
 
 import asyncio
 import urllib.request
@@ -11,9 +11,9 @@ from uuid import uuid4
 
 import pytest
 
-from adapters.storage.local import LocalImageStorage
-from adapters.storage.memory import InMemoryImageStorage
-from adapters.storage.s3 import S3ImageStorage, s3_store
+from adapters.storage.local import LocalPictureStorage
+from adapters.storage.memory import InMemoryPictureStorage
+from adapters.storage.s3 import S3PictureStorage, s3_store
 from adapters.storage.signing import UrlSigner
 from domain.credits import Channel, Owner
 from domain.errors import NotFound, Refused
@@ -30,8 +30,8 @@ MONDAY, TUESDAY, WEDNESDAY = (date(2026, 11, day) for day in (23, 24, 25))
 FOLDER = upload_folder(STORE, TUESDAY)
 JPEG = Picture(data=b"a jpeg", media_type="image/jpeg")
 
-OwnStorage = LocalImageStorage | InMemoryImageStorage
-Storage = OwnStorage | S3ImageStorage
+OwnStorage = LocalPictureStorage | InMemoryPictureStorage
+Storage = OwnStorage | S3PictureStorage
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def signer() -> UrlSigner:
 @pytest.fixture
 def own_storages(tmp_path: Path, signer: UrlSigner) -> dict[str, OwnStorage]:
     return {
-        "local": LocalImageStorage(tmp_path / "pictures", signer=signer),
-        "memory": InMemoryImageStorage(signer=signer),
+        "local": LocalPictureStorage(tmp_path / "pictures", signer=signer),
+        "memory": InMemoryPictureStorage(signer=signer),
     }
 
 
@@ -58,7 +58,7 @@ def own_storage(request: pytest.FixtureRequest, own_storages: dict[str, OwnStora
 def storage(request: pytest.FixtureRequest, own_storages: dict[str, OwnStorage]) -> Storage:
     if request.param != "s3":
         return own_storages[request.param]
-    return S3ImageStorage(
+    return S3PictureStorage(
         s3_store(new_bucket(request.getfixturevalue("s3_url"))), url_lifetime=LIFETIME
     )
 
@@ -67,7 +67,7 @@ async def uploaded(storage: Storage, folder: str = FOLDER, data: bytes = b"a jpe
     """The key of a picture that was sent to its upload URL, or handed in where that is ours."""
     prefix = f"{folder}/{uuid4()}"
     links = storage.upload_links(prefix, "image/jpeg", lifetime=LIFETIME)
-    if isinstance(storage, S3ImageStorage):
+    if isinstance(storage, S3PictureStorage):
         await asyncio.to_thread(_put, links.upload_url, data)
     else:
         assert await storage.keep_upload(f"{prefix}.jpg", data)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from domain.circuit import Circuit, Turn
+from domain.circuit import Circuit, Permit
 
 
 class Time:
@@ -23,48 +23,48 @@ def circuit(time: Time) -> Circuit:
     return Circuit(first_seconds=5, cap_seconds=60, clock=time)
 
 
-def begun(circuit: Circuit) -> Turn:
-    turn = circuit.turn()
-    assert turn is not None
-    return turn
+def begun(circuit: Circuit) -> Permit:
+    permit = circuit.permit()
+    assert permit is not None
+    return permit
 
 
 def opened(circuit: Circuit, time: Time, *, times: int = 1) -> None:
-    """Turn away one probe after the other; what opened last stays open."""
+    """Permit away one probe after the other; what opened last stays open."""
     for _ in range(times):
         time.seconds += 1_000
-        turn = begun(circuit)
-        assert turn.turned_away() is not None
-        turn.close()
+        permit = begun(circuit)
+        assert permit.record_rejection() is not None
+        permit.close()
 
 
 def test_closed_lets_everything_begin(circuit: Circuit) -> None:
     """Any number at once; a success of any of them changes nothing."""
-    turns = [begun(circuit) for _ in range(10)]
+    permits = [begun(circuit) for _ in range(10)]
 
-    assert all(turn.is_valid for turn in turns)
-    assert not any(turn.succeeded() for turn in turns)
+    assert all(permit.is_valid for permit in permits)
+    assert not any(permit.record_success() for permit in permits)
 
 
 def test_one_that_is_turned_away_opens_it(circuit: Circuit, time: Time) -> None:
-    """Nothing begins for the time that it tells; what had its turn before may no longer begin."""
+    """Nothing begins for the time that it tells; what had its permit before may no longer begin."""
     refused, waiting = begun(circuit), begun(circuit)
 
-    assert refused.turned_away() == 5
+    assert refused.record_rejection() == 5
 
     time.seconds = 4.999
-    assert circuit.turn() is None
+    assert circuit.permit() is None
     assert not waiting.is_valid
 
 
 def test_many_that_are_turned_away_open_it_once(circuit: Circuit, time: Time) -> None:
     """What was under way ends as the first one did, and makes the wait no longer."""
-    turns = [begun(circuit) for _ in range(4)]
+    permits = [begun(circuit) for _ in range(4)]
 
-    assert [turn.turned_away() for turn in turns] == [5, None, None, None]
+    assert [permit.record_rejection() for permit in permits] == [5, None, None, None]
 
     time.seconds = 5.0
-    assert circuit.turn() is not None
+    assert circuit.permit() is not None
 
 
 def test_half_open_lets_one_probe_begin(circuit: Circuit, time: Time) -> None:
@@ -75,9 +75,9 @@ def test_half_open_lets_one_probe_begin(circuit: Circuit, time: Time) -> None:
     probe = begun(circuit)
 
     assert probe.is_valid
-    assert circuit.turn() is None
+    assert circuit.permit() is None
     time.seconds += 1_000
-    assert circuit.turn() is None
+    assert circuit.permit() is None
 
 
 def test_a_probe_that_succeeds_closes_it(circuit: Circuit, time: Time) -> None:
@@ -86,10 +86,10 @@ def test_a_probe_that_succeeds_closes_it(circuit: Circuit, time: Time) -> None:
     time.seconds += 1_000
     probe = begun(circuit)
 
-    assert probe.succeeded()
+    assert probe.record_success()
 
-    turns = [begun(circuit) for _ in range(10)]
-    assert turns[0].turned_away() == 5
+    permits = [begun(circuit) for _ in range(10)]
+    assert permits[0].record_rejection() == 5
 
 
 def test_a_probe_that_proves_nothing_leaves_its_place(circuit: Circuit, time: Time) -> None:
@@ -100,7 +100,7 @@ def test_a_probe_that_proves_nothing_leaves_its_place(circuit: Circuit, time: Ti
 
     begun(circuit)
 
-    assert circuit.turn() is None
+    assert circuit.permit() is None
 
 
 def test_waits_double_to_a_cap(circuit: Circuit, time: Time) -> None:
@@ -108,9 +108,9 @@ def test_waits_double_to_a_cap(circuit: Circuit, time: Time) -> None:
     waits = []
     for _ in range(100):
         time.seconds += 1_000
-        turn = begun(circuit)
-        waits.append(turn.turned_away())
-        turn.close()
+        permit = begun(circuit)
+        waits.append(permit.record_rejection())
+        permit.close()
 
     assert waits == [5, 10, 20, 40] + [60] * 96
 
@@ -120,7 +120,7 @@ def test_what_began_before_the_opening_does_not_close_it(circuit: Circuit, time:
     early = begun(circuit)
     opened(circuit, time)
 
-    assert not early.succeeded()
+    assert not early.record_success()
     early.close()
 
-    assert circuit.turn() is None
+    assert circuit.permit() is None

@@ -15,27 +15,26 @@ import pytest
 from domain.credits import LedgerKind, Owner
 from domain.errors import (
     ClaimFailed,
+    DatabaseUnavailable,
     ProviderMisconfigured,
     QueueUnavailable,
     Refused,
-    StoreUnavailable,
     Superseded,
     TryAgain,
 )
 from domain.generation import Outcome, WorkPolicy
 from domain.ports import (
     Generated,
-    ImageGeneratorPort,
-    NoteJob,
     Picture,
+    PictureGeneratorPort,
     PictureRequest,
+    RecordJob,
 )
 from domain.recovery import RecoveryPolicy
 from domain.sessions import ErrorCode, Failure, GenerationSession, SessionStatus
 from domain.tasks import UnreadableTask
 from tests.support.clock import loop_time
 from tests.support.examples import (
-    ARTEFACT,
     BAG,
     FAILURE,
     HAT,
@@ -43,6 +42,7 @@ from tests.support.examples import (
     MODEL_URL,
     OUTFIT_URL,
     STORE,
+    STORED_PICTURE,
     USAGE,
     a_task,
 )
@@ -50,7 +50,7 @@ from tests.support.images import A_PICTURE, FakeImageFetcher
 from tests.support.service import INPUTS, Service, seeded_random
 
 POLICY = WorkPolicy()
-PUSH_AGAIN = RecoveryPolicy().push_again_after
+PUSH_AGAIN = RecoveryPolicy().requeue_after
 SECOND = timedelta(seconds=1)
 CHARGED = [LedgerKind.DEBIT]
 REFUNDED = [LedgerKind.DEBIT, LedgerKind.REFUND]
@@ -135,9 +135,9 @@ async def test_a_task_becomes_a_picture(service: Service) -> None:
     assert request.images == tuple(INPUTS[url] for url in service.fetcher.fetched)
     assert (request.session_id, request.prompt) == (session.id, "In the rain")
     assert (after.status, after.attempt) == (SessionStatus.COMPLETED, 1)
-    assert after.artefact is not None
-    assert after.artefact.object_key == f"{session.object_prefix}.jpg"
-    assert await service.picture(after.artefact.object_key) == A_PICTURE
+    assert after.picture is not None
+    assert after.picture.object_key == f"{session.object_prefix}.jpg"
+    assert await service.picture(after.picture.object_key) == A_PICTURE
     assert service.money_of(session.id) == CHARGED
 
 
@@ -153,7 +153,7 @@ async def test_the_picture_is_kept_before_the_session_is_completed(service: Serv
     assert kept is not None
     assert (await service.session(session.id)).status is SessionStatus.PROCESSING
     after = await brought_to_its_end(service, session.id)
-    assert (after.status, after.attempt, after.artefact) == (SessionStatus.COMPLETED, 2, kept)
+    assert (after.status, after.attempt, after.picture) == (SessionStatus.COMPLETED, 2, kept)
     assert (len(service.fetcher.fetched), len(service.generator.requests)) == (1, 1)
 
 
@@ -187,7 +187,7 @@ async def test_a_duplicate_is_skipped(service: Service, state: str) -> None:
     """A task whose session is worked on or done changes nothing and starts nothing."""
     session = await service.claimed(await queued(service))
     if state == "completed":
-        await service.repo.complete(session.id, attempt=1, artefact=ARTEFACT)
+        await service.repo.complete(session.id, attempt=1, picture=STORED_PICTURE)
     elif state == "failed":
         await service.repo.fail(session.id, FAILURE, attempt=1)
     before = await service.session(session.id), service.balance()
@@ -297,8 +297,8 @@ async def test_a_generator_that_turns_all_away_harms_no_session(service: Service
     """The session goes back to the front of the queue, with its credit kept and however often
     that happens; the error is raised, for whoever decides what else to begin."""
     first, second = await service.backlog(2)
-    turned_away = ProviderMisconfigured(detail="401")
-    service.generator.outcomes = [turned_away] * (POLICY.max_attempts + 2)
+    record_rejection = ProviderMisconfigured(detail="401")
+    service.generator.outcomes = [record_rejection] * (POLICY.max_attempts + 2)
 
     for _ in range(POLICY.max_attempts + 2):
         with pytest.raises(ProviderMisconfigured):
@@ -317,7 +317,7 @@ async def test_a_session_that_is_turned_away_expires_as_usual(service: Service) 
     with pytest.raises(ProviderMisconfigured):
         await service.work()
 
-    service.clock.advance(RecoveryPolicy().time_to_live + SECOND)
+    service.clock.advance(RecoveryPolicy().queue_ttl + SECOND)
     await service.recover()
 
     failure = await failure_of(service, session_id)
@@ -515,7 +515,7 @@ async def test_a_store_that_is_away_at_the_claim_loses_no_task(
     if queue_away:
         service.queue.faults.away.add("push_next")
 
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(DatabaseUnavailable):
         await service.work()
 
     assert (service.waiting()[0].session_id == session_id) is not queue_away
@@ -542,7 +542,7 @@ async def test_a_claim_without_a_reply_is_recovered_after_its_lease(service: Ser
     """The session is taken although nobody knows: its task is a ghost until the lease ends."""
     session_id = await queued(service)
     service.repo.faults.deaf.add("claim")
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(DatabaseUnavailable):
         await service.work()
     service.repo.faults.deaf.clear()
 
@@ -712,7 +712,7 @@ class Traced(Picture):
     """One of which can be told whether anybody still has it."""
 
 
-class HeldPictures(FakeImageFetcher, ImageGeneratorPort):
+class HeldPictures(FakeImageFetcher, PictureGeneratorPort):
     """Fetches pictures, and does what it is told with them in hand."""
 
     def __init__(self, fate: Fate) -> None:
@@ -725,7 +725,7 @@ class HeldPictures(FakeImageFetcher, ImageGeneratorPort):
         self.held.append(ref(picture))
         return picture
 
-    async def generate(self, request: PictureRequest, note: NoteJob) -> Generated:  # noqa: ARG002
+    async def generate(self, request: PictureRequest, note: RecordJob) -> Generated:  # noqa: ARG002
         try:
             await self._fate(request)
         except Exception as error:
@@ -768,7 +768,7 @@ FATES: dict[str, Fate] = {
     "busy": raises(lambda: TryAgain("busy")),
     "unusable": raises(lambda: Refused("unusable")),
     "turned away": raises(lambda: ProviderMisconfigured(detail="no key")),
-    "store away": raises(lambda: StoreUnavailable("away")),
+    "store away": raises(lambda: DatabaseUnavailable("away")),
     "superseded": raises(lambda: Superseded("over")),
     "a bug": raises(lambda: Bug("a bug")),
     "times out": times_out,
@@ -834,7 +834,7 @@ async def test_an_unreadable_message_cannot_end_what_does_not_wait(
     """A session that is worked on or done is left alone, and not refunded again."""
     session = await service.claimed(await queued(service))
     if state == "completed":
-        await service.repo.complete(session.id, attempt=1, artefact=ARTEFACT)
+        await service.repo.complete(session.id, attempt=1, picture=STORED_PICTURE)
     elif state == "failed":
         await service.repo.fail(session.id, FAILURE, attempt=1)
     before = await service.session(session.id), service.balance()
@@ -846,7 +846,7 @@ async def test_an_unreadable_message_cannot_end_what_does_not_wait(
 
 
 @pytest.mark.parametrize(
-    ("method", "error"), [("bury", QueueUnavailable), ("fail", StoreUnavailable)]
+    ("method", "error"), [("bury", QueueUnavailable), ("fail_queued", DatabaseUnavailable)]
 )
 async def test_a_message_can_be_refused_again(
     service: Service, method: str, error: type[Exception]

@@ -9,11 +9,17 @@ from uuid import UUID
 
 import pytest
 
-from adapters.images.jobs import STOP_SECONDS, CameToNothing, JobImageGenerator, JobLimits, Jobs
+from adapters.images.jobs import (
+    STOP_SECONDS,
+    JobLimits,
+    JobPictureGenerator,
+    JobProducedNothing,
+    Jobs,
+)
 from domain.credits import LedgerKind
 from domain.errors import ProviderMisconfigured, Refused, TryAgain
 from domain.generation import Generation, Outcome, WorkPolicy
-from domain.ports import Generated, ImageGeneratorPort, PictureRequest
+from domain.ports import Generated, PictureGeneratorPort, PictureRequest
 from domain.recovery import RecoveryPolicy
 from domain.sessions import GenerationSession, SessionStatus
 from tests.support.clock import loop_time
@@ -54,7 +60,7 @@ class FakeJobs(Jobs):
         self.looks.append(loop_time())
         await self._called("look")
         if job_id in self.nothing or job_id in self.cancelled or job_id not in self._ready_at:
-            raise CameToNothing
+            raise JobProducedNothing
         return Generated(picture=A_PICTURE) if loop_time() >= self._ready_at[job_id] else None
 
     async def cancel(self, job_id: str) -> None:
@@ -86,7 +92,9 @@ class Shop:
 
     def generation(self) -> Generation:
         """That of a worker of its own."""
-        generator = JobImageGenerator(self.jobs, name="fake", limits=LIMITS, random=seeded_random())
+        generator = JobPictureGenerator(
+            self.jobs, name="fake", limits=LIMITS, random=seeded_random()
+        )
         return self.service.generation(generator=generator)
 
     async def work(self) -> Outcome:
@@ -97,7 +105,7 @@ class Shop:
         working = asyncio.create_task(self.work())
         await asyncio.sleep(seconds)
         faults = (self.service.repo.faults, self.service.queue.faults)
-        self.service.repo.faults.away |= {"note_job", "release", "fail", "complete", "renew"}
+        self.service.repo.faults.away |= {"record_job", "release", "fail", "complete", "renew"}
         self.jobs.faults["cancel"].append(TryAgain("the dead cancel nothing"))
         working.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -109,7 +117,7 @@ class Shop:
     async def recovered(self) -> None:
         """Its lease runs out, and its session is in the queue again."""
         for _ in range(2):
-            self.service.clock.advance(LEASE + RecoveryPolicy().push_again_after)
+            self.service.clock.advance(LEASE + RecoveryPolicy().requeue_after)
             await self.service.recover()
 
     async def session(self) -> GenerationSession:
@@ -201,7 +209,7 @@ async def test_a_job_that_comes_to_nothing_is_tried_again(shop: Shop) -> None:
 async def test_a_repetition_asks_for_the_same_picture(shop: Shop) -> None:
     """A worker died before it could note its job: the next one's request is told to be the same,
     for providers that know how to tell."""
-    shop.service.repo.faults.away.add("note_job")
+    shop.service.repo.faults.away.add("record_job")
     await shop.dies_after(1)
     await shop.recovered()
 
@@ -218,7 +226,7 @@ async def test_another_generators_job_is_not_asked_for(shop: Shop) -> None:
     await shop.recovered()
     other = FakeJobs()
     await other.begin(PictureRequest(session_id=UUID(int=1), prompt="", images=()))
-    generator = JobImageGenerator(other, name="other", limits=LIMITS, random=seeded_random())
+    generator = JobPictureGenerator(other, name="other", limits=LIMITS, random=seeded_random())
 
     outcome = await shop.service.work(shop.service.generation(generator=generator))
 
@@ -233,7 +241,7 @@ async def test_a_generator_without_jobs_resumes_none(shop: Shop) -> None:
     await shop.recovered()
 
     class OneCall(FakeImageGenerator):
-        resume = ImageGeneratorPort.resume
+        resume = PictureGeneratorPort.resume
 
     generator = OneCall()
 
@@ -362,7 +370,7 @@ async def test_a_job_that_the_session_cannot_have_is_cancelled(shop: Shop) -> No
     await asyncio.sleep(1)
     await shop.recovered()
     newer = await shop.service.claimed(shop.session_id)
-    assert await shop.service.repo.note_job(newer.id, attempt=2, job="fake:other")
+    assert await shop.service.repo.record_job(newer.id, attempt=2, job="fake:other")
 
     assert await slow is Outcome.OVERTAKEN
 
@@ -372,7 +380,7 @@ async def test_a_job_that_the_session_cannot_have_is_cancelled(shop: Shop) -> No
 
 async def test_a_store_that_is_away_for_a_moment_is_told_later(shop: Shop) -> None:
     """The job goes on meanwhile, and is noted as soon as that is possible."""
-    shop.service.repo.faults.away.add("note_job")
+    shop.service.repo.faults.away.add("record_job")
     working = asyncio.create_task(shop.work())
     await asyncio.sleep(3)
     unknown = (await shop.session()).provider_job
@@ -387,7 +395,7 @@ async def test_a_store_that_is_away_for_a_moment_is_told_later(shop: Shop) -> No
 
 async def test_a_picture_counts_although_its_job_was_never_noted(shop: Shop) -> None:
     """It is there: nobody has to find it again."""
-    shop.service.repo.faults.away.add("note_job")
+    shop.service.repo.faults.away.add("record_job")
 
     assert await shop.work() is Outcome.COMPLETED
 
@@ -398,7 +406,7 @@ async def test_a_reply_that_got_lost_keeps_the_job(shop: Shop) -> None:
     """The name was kept although nobody was told so, and a newer attempt waits for the job: the
     older one, which learns of that at its next try, leaves it alone."""
     shop.jobs.seconds = 60
-    shop.service.repo.faults.deaf.add("note_job")
+    shop.service.repo.faults.deaf.add("record_job")
     slow = asyncio.create_task(shop.work())
     await asyncio.sleep(0.1)
     await shop.recovered()
@@ -414,7 +422,7 @@ async def test_without_the_store_a_stopping_worker_leaves_its_job(shop: Shop) ->
     """It cannot know whose the job is; the next attempt resumes it."""
     working = asyncio.create_task(shop.work())
     await asyncio.sleep(5)
-    shop.service.repo.faults.away |= {"note_job", "release"}
+    shop.service.repo.faults.away |= {"record_job", "release"}
 
     working.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -429,7 +437,7 @@ async def test_without_the_store_a_stopping_worker_leaves_its_job(shop: Shop) ->
 async def test_a_store_that_is_away_for_a_lease_costs_no_job(shop: Shop) -> None:
     """The worker stops, since another may have the session; the job is there for that one."""
     shop.jobs.seconds = 100
-    shop.service.repo.faults.away |= {"renew", "note_job"}
+    shop.service.repo.faults.away |= {"renew", "record_job"}
     assert await shop.work() is Outcome.OVERTAKEN
     shop.service.repo.faults.away.clear()
 
@@ -501,7 +509,7 @@ async def test_a_generator_may_let_the_stores_fault_through(service: Service) ->
     begins where this one ended. The session has not failed."""
     session_id = (await service.submitted()).session.id
     service.generator.jobs = ["plain:1", "plain:2"]
-    service.repo.faults.away.add("note_job")
+    service.repo.faults.away.add("record_job")
 
     assert await service.work() is Outcome.UNSETTLED
 
@@ -516,7 +524,7 @@ async def test_a_generator_may_let_the_stores_fault_through(service: Service) ->
 async def test_a_finished_job_is_resumed_before_anything_is_fetched(service: Service) -> None:
     """What the session has noted is asked for first, by its whole name."""
     session = await service.claimed((await service.submitted()).session.id)
-    assert await service.repo.note_job(session.id, attempt=1, job="plain:1")
+    assert await service.repo.record_job(session.id, attempt=1, job="plain:1")
     await service.repo.release(session.id, attempt=1, delay=timedelta(0))
     await service.recover()
     service.generator.finished.add("plain:1")

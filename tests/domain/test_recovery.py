@@ -12,9 +12,9 @@ import pytest
 from adapters.queue.payload import decode
 from domain.credits import LedgerKind
 from domain.errors import (
+    DatabaseUnavailable,
     QueueUnavailable,
     StorageUnavailable,
-    StoreUnavailable,
     TryAgain,
     Unavailable,
 )
@@ -24,7 +24,7 @@ from domain.sessions import GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
 from domain.uploads import upload_folder
 from tests.support.clock import START
-from tests.support.examples import ARTEFACT, FAILURE, LEASE, OTHER, USER
+from tests.support.examples import FAILURE, LEASE, OTHER, STORED_PICTURE, USER
 from tests.support.images import A_PICTURE
 from tests.support.service import Service
 
@@ -60,8 +60,8 @@ async def claimed_again(service: Service, session_id: UUID, attempt: int) -> Gen
 async def kept(service: Service) -> GenerationSession:
     """A completed session with its picture in the image storage."""
     session = await service.claimed((await service.submitted()).session.id)
-    artefact = await service.storage.save(session.object_prefix, A_PICTURE)
-    await service.repo.complete(session.id, attempt=session.attempt, artefact=artefact)
+    picture = await service.storage.save(session.object_prefix, A_PICTURE)
+    await service.repo.complete(session.id, attempt=session.attempt, picture=picture)
     return await service.session(session.id)
 
 
@@ -78,9 +78,9 @@ async def test_a_quiet_system_is_left_alone(service: Service) -> None:
     await service.repo.claim(worked_on, lease=timedelta(days=1))
     attempt = await service.repo.claim(done, lease=LEASE)
     assert attempt is not None
-    await service.repo.complete(done, attempt=attempt.attempt, artefact=ARTEFACT)
+    await service.repo.complete(done, attempt=attempt.attempt, picture=STORED_PICTURE)
     before = await service.sessions(), list(service.queue.messages)
-    service.clock.advance(POLICY.time_to_live - 10 * SECOND)
+    service.clock.advance(POLICY.queue_ttl - 10 * SECOND)
 
     assert await service.recover() == NOTHING
 
@@ -92,7 +92,7 @@ async def test_a_flushed_queue_is_filled_again_in_its_old_order(service: Service
     the oldest is popped first."""
     ids = await service.backlog(10)
     service.queue.messages.clear()
-    service.clock.advance(POLICY.push_again_after)
+    service.clock.advance(POLICY.requeue_after)
 
     report = await service.recover(SMALL)
 
@@ -106,7 +106,7 @@ async def test_a_task_that_is_pushed_again_says_what_the_first_one_said(service:
     await service.backlog(1)
     (first,) = service.waiting()
     service.queue.messages.clear()
-    service.clock.advance(POLICY.push_again_after)
+    service.clock.advance(POLICY.requeue_after)
 
     await service.recover()
 
@@ -122,7 +122,7 @@ async def test_one_run_pushes_a_bounded_number(service: Service) -> None:
     the newest are pushed first, so what is left is older than all in the queue."""
     ids = await service.backlog(SMALL.batch * SMALL.max_batches + 5)
     service.queue.messages.clear()
-    service.clock.advance(POLICY.push_again_after)
+    service.clock.advance(POLICY.requeue_after)
 
     first = await service.recover(SMALL)
     left = order(service)
@@ -137,7 +137,7 @@ async def test_new_tasks_stay_behind_what_is_pushed_again(service: Service) -> N
     """Sessions submitted after the loss, and before recovery ran, wait for their turn."""
     lost = await service.backlog(6)
     service.queue.messages.clear()
-    service.clock.advance(POLICY.push_again_after)
+    service.clock.advance(POLICY.requeue_after)
     new = await service.backlog(2)
 
     await service.recover(SMALL)
@@ -151,7 +151,7 @@ async def test_nothing_is_pushed_twice_while_a_backlog_waits(service: Service) -
     ids = await service.backlog(5)
 
     for _ in range(10):
-        service.clock.advance(POLICY.push_again_after + SECOND)
+        service.clock.advance(POLICY.requeue_after + SECOND)
         assert await service.recover() == NOTHING
 
     assert order(service) == ids
@@ -163,7 +163,7 @@ async def test_a_recovered_backlog_is_not_pushed_twice_either(service: Service) 
     service.queue.messages.clear()
 
     for _ in range(10):
-        service.clock.advance(POLICY.push_again_after + SECOND)
+        service.clock.advance(POLICY.requeue_after + SECOND)
         await service.recover(SMALL)
 
     assert order(service) == ids
@@ -174,7 +174,7 @@ async def test_tasks_lost_at_the_front_are_pushed_before_the_rest(service: Servi
     ids = await service.backlog(6)
     for _ in range(3):
         await service.queue.pop(timeout_seconds=0)
-    service.clock.advance(POLICY.push_again_after)
+    service.clock.advance(POLICY.requeue_after)
 
     report = await service.recover()
 
@@ -186,7 +186,7 @@ async def test_a_task_lost_in_the_middle_is_pushed_when_its_turn_has_come(servic
     """Where older tasks wait it cannot be told from those that wait; later it can."""
     first, lost, last = await service.backlog(3)
     del service.queue.messages[1]
-    service.clock.advance(POLICY.push_again_after)
+    service.clock.advance(POLICY.requeue_after)
 
     assert await service.recover() == NOTHING
     await service.claimed(first)
@@ -201,12 +201,12 @@ async def test_a_session_is_not_pushed_again_too_early(service: Service) -> None
     (lost,) = await service.backlog(1, apart=timedelta(0))
     service.queue.messages.clear()
 
-    service.clock.advance(POLICY.push_again_after - SECOND)
+    service.clock.advance(POLICY.requeue_after - SECOND)
     assert await service.recover() == NOTHING
     service.clock.advance(SECOND)
     assert (await service.recover()).pushed_again == 1
     service.queue.messages.clear()
-    service.clock.advance(POLICY.push_again_after - SECOND)
+    service.clock.advance(POLICY.requeue_after - SECOND)
     assert await service.recover() == NOTHING
     service.clock.advance(SECOND)
     assert (await service.recover()).pushed_again == 1
@@ -219,7 +219,7 @@ async def test_an_unreadable_oldest_task_tells_no_age(service: Service) -> None:
     ids = await service.backlog(2)
     service.queue.messages.clear()
     service.queue.messages.append(b"not JSON")
-    service.clock.advance(POLICY.push_again_after)
+    service.clock.advance(POLICY.requeue_after)
 
     assert await service.recover() == NOTHING
     service.queue.messages.clear()
@@ -236,7 +236,7 @@ async def test_what_was_never_confirmed_is_failed_and_refunded(service: Service)
     sent = (await service.submitted(OTHER, confirmed=False)).session.id
     await service.repo.confirm([sent])
     service.queue.messages.clear()
-    service.clock.advance(POLICY.push_again_after)
+    service.clock.advance(POLICY.requeue_after)
 
     report = await service.recover()
 
@@ -250,7 +250,7 @@ async def test_what_was_never_confirmed_is_failed_and_refunded(service: Service)
 async def test_an_unconfirmed_session_in_the_queue_is_left_to_its_worker(service: Service) -> None:
     """The process that pushed it died before it could confirm, and the task waits: it counts."""
     await service.submitted(confirmed=False)
-    service.clock.advance(2 * POLICY.push_again_after)
+    service.clock.advance(2 * POLICY.requeue_after)
 
     assert await service.recover() == NOTHING
 
@@ -289,7 +289,7 @@ async def test_a_worker_whose_lease_was_taken_away_can_write_nothing(service: Se
     await service.recover()
 
     assert not await service.repo.renew(stale.id, attempt=stale.attempt, lease=LEASE)
-    assert not await service.repo.complete(stale.id, attempt=stale.attempt, artefact=ARTEFACT)
+    assert not await service.repo.complete(stale.id, attempt=stale.attempt, picture=STORED_PICTURE)
     assert (await service.session(stale.id)).status is SessionStatus.QUEUED
 
 
@@ -297,7 +297,7 @@ async def test_a_renewed_lease_is_alive_whatever_the_age(service: Service) -> No
     """Long work is no dead work, and the time to live is for those that wait."""
     session = await service.claimed((await service.submitted()).session.id)
     for _ in range(10):
-        service.clock.advance(POLICY.time_to_live)
+        service.clock.advance(POLICY.queue_ttl)
         await service.repo.renew(session.id, attempt=session.attempt, lease=LEASE)
 
         assert await service.recover() == NOTHING
@@ -312,14 +312,14 @@ async def test_another_consumers_work_has_a_bound_in_place_of_a_lease(service: S
     for attempt in range(1, POLICY.max_attempts):
         await service.queue.pop(timeout_seconds=0)
         service.repo.overwrite(session_id, status=SessionStatus.PROCESSING)
-        service.clock.advance(POLICY.without_lease)
+        service.clock.advance(POLICY.external_timeout)
         assert await service.recover() == NOTHING
         service.clock.advance(SECOND)
         assert (await service.recover()).released == 1
         assert (await service.session(session_id)).attempt == attempt
         assert order(service) == [session_id]
     service.repo.overwrite(session_id, status=SessionStatus.PROCESSING)
-    service.clock.advance(POLICY.without_lease + SECOND)
+    service.clock.advance(POLICY.external_timeout + SECOND)
 
     report = await service.recover()
 
@@ -333,7 +333,7 @@ async def test_work_of_another_consumer_proves_the_push(service: Service) -> Non
     session_id = (await service.submitted(confirmed=False)).session.id
     await service.queue.pop(timeout_seconds=0)
     service.repo.overwrite(session_id, status=SessionStatus.PROCESSING)
-    service.clock.advance(POLICY.without_lease + SECOND)
+    service.clock.advance(POLICY.external_timeout + SECOND)
 
     report = await service.recover()
 
@@ -361,7 +361,7 @@ async def test_another_consumers_picture_is_not_refunded(service: Service) -> No
     service.repo.overwrite(
         session_id, status=SessionStatus.COMPLETED, generated_image_url="https://elsewhere.example/"
     )
-    service.clock.advance(2 * POLICY.time_to_live)
+    service.clock.advance(2 * POLICY.queue_ttl)
 
     assert await service.recover() == NOTHING
 
@@ -371,7 +371,7 @@ async def test_another_consumers_picture_is_not_refunded(service: Service) -> No
 async def test_a_session_that_waited_too_long_expires(service: Service) -> None:
     """EXPIRED with its refund; its task is a ghost. A younger one goes on waiting."""
     old, young = await service.backlog(2, apart=2 * SECOND)
-    service.clock.advance(POLICY.time_to_live - 3 * SECOND)
+    service.clock.advance(POLICY.queue_ttl - 3 * SECOND)
 
     report = await service.recover()
 
@@ -385,7 +385,7 @@ async def test_a_session_that_waited_too_long_expires(service: Service) -> None:
 async def test_a_session_waits_out_its_backoff(service: Service) -> None:
     """A release with a delay keeps it out of the queue for just so long, however old it is."""
     session = await service.claimed((await service.submitted()).session.id)
-    service.clock.advance(POLICY.push_again_after)
+    service.clock.advance(POLICY.requeue_after)
     await service.repo.release(session.id, attempt=session.attempt, delay=20 * SECOND)
 
     service.clock.advance(19 * SECOND)
@@ -401,8 +401,8 @@ async def test_without_the_queue_the_rest_is_still_done(service: Service) -> Non
     refused, spent, expired = await service.backlog(3, apart=timedelta(0))
     service.repo.overwrite(refused, status=SessionStatus.FAILED)
     await claimed_again(service, spent, POLICY.max_attempts)
-    service.clock.advance(POLICY.time_to_live + SECOND)
-    young, released = await service.backlog(2, apart=POLICY.push_again_after)
+    service.clock.advance(POLICY.queue_ttl + SECOND)
+    young, released = await service.backlog(2, apart=POLICY.requeue_after)
     await service.claimed(released)
     service.clock.advance(LEASE + SECOND)
     service.queue.faults.away.add("oldest")
@@ -423,13 +423,13 @@ async def test_a_push_that_fails_is_made_up_for(service: Service, fault: str) ->
     arrive is seen in the queue."""
     ids = await service.backlog(3)
     service.queue.messages.clear()
-    service.clock.advance(POLICY.push_again_after)
+    service.clock.advance(POLICY.requeue_after)
     getattr(service.queue.faults, fault).add("push_next")
     with pytest.raises(QueueUnavailable):
         await service.recover()
     getattr(service.queue.faults, fault).clear()
 
-    service.clock.advance(POLICY.push_again_after)
+    service.clock.advance(POLICY.requeue_after)
     await service.recover()
 
     assert order(service) == ids
@@ -438,13 +438,13 @@ async def test_a_push_that_fails_is_made_up_for(service: Service, fault: str) ->
 @pytest.mark.parametrize(
     ("step", "error"),
     [
-        ("refund_missing", StoreUnavailable),
-        ("fail_dead_leases", StoreUnavailable),
-        ("release_dead_leases", StoreUnavailable),
-        ("fail_expired", StoreUnavailable),
+        ("refund_missing", DatabaseUnavailable),
+        ("fail_dead_leases", DatabaseUnavailable),
+        ("release_dead_leases", DatabaseUnavailable),
+        ("fail_expired", DatabaseUnavailable),
         ("bury", QueueUnavailable),
-        ("overdue", StoreUnavailable),
-        ("past_lifetime", StoreUnavailable),
+        ("claim_overdue", DatabaseUnavailable),
+        ("claim_expired_images", DatabaseUnavailable),
     ],
 )
 async def test_a_step_that_fails_keeps_no_other_from_being_done(
@@ -458,8 +458,8 @@ async def test_a_step_that_fails_keeps_no_other_from_being_done(
     refused, spent, expired = await service.backlog(3, apart=timedelta(0))
     service.repo.overwrite(refused, status=SessionStatus.FAILED)
     await claimed_again(service, spent, POLICY.max_attempts)
-    service.clock.advance(POLICY.time_to_live + SECOND)
-    lost, released = await service.backlog(2, apart=POLICY.push_again_after)
+    service.clock.advance(POLICY.queue_ttl + SECOND)
+    lost, released = await service.backlog(2, apart=POLICY.requeue_after)
     await service.repo.claim(released, lease=LEASE)
     service.queue.messages.clear()
     service.clock.advance(LEASE + SECOND)
@@ -473,8 +473,8 @@ async def test_a_step_that_fails_keeps_no_other_from_being_done(
             "release_dead_leases": (await service.session(released)).status is SessionStatus.QUEUED,
             "fail_expired": service.money_of(expired) == REFUNDED,
             "bury": len(await service.queue.dead(limit=10)) == 1,
-            "overdue": lost in order(service),
-            "past_lifetime": await service.storage.find(old.object_prefix) is None,
+            "claim_overdue": lost in order(service),
+            "claim_expired_images": await service.storage.find(old.object_prefix) is None,
         }
         return {name for name, is_done in done.items() if not is_done}
 
@@ -495,24 +495,24 @@ async def test_of_several_failures_the_first_is_raised(service: Service) -> None
     service.repo.faults.away.add("fail_expired")
     service.queue.faults.away.add("oldest")
 
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(DatabaseUnavailable):
         await service.recover()
 
     assert "oldest" in service.queue.faults.calls
 
 
-@pytest.mark.parametrize("step", ["refund_missing", "fail_expired", "overdue", "fail"])
+@pytest.mark.parametrize("step", ["refund_missing", "fail_expired", "claim_overdue", "fail_queued"])
 async def test_a_store_that_is_down_is_told(service: Service, step: str) -> None:
     """The error is raised, and the next run does what this one could not."""
     session_id = (await service.submitted(confirmed=False)).session.id
     service.queue.messages.clear()
-    service.clock.advance(POLICY.push_again_after)
+    service.clock.advance(POLICY.requeue_after)
     service.repo.faults.away.add(step)
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(DatabaseUnavailable):
         await service.recover()
     service.repo.faults.away.clear()
 
-    service.clock.advance(POLICY.push_again_after)
+    service.clock.advance(POLICY.requeue_after)
     await service.recover()
 
     assert service.money_of(session_id) == REFUNDED
@@ -541,7 +541,7 @@ async def test_many_recoveries_at_once_do_all_of_it_once(service: Service) -> No
         service.repo.overwrite(session_id, status=SessionStatus.FAILED)
     unsent = [(await service.submitted(confirmed=False)).session.id for _ in range(10)]
     service.queue.messages.clear()
-    service.clock.advance(POLICY.push_again_after)
+    service.clock.advance(POLICY.requeue_after)
 
     reports = await asyncio.gather(*(service.recover(SMALL) for _ in range(10)))
 
@@ -577,7 +577,7 @@ async def test_what_did_not_kill_all_its_workers_is_not_buried(service: Service)
     waiting, refused, expired = await service.backlog(3, apart=timedelta(0))
     await service.claimed(waiting)
     service.repo.overwrite(refused, status=SessionStatus.FAILED)
-    service.clock.advance(POLICY.time_to_live + SECOND)
+    service.clock.advance(POLICY.queue_ttl + SECOND)
 
     await service.recover()
 
@@ -640,7 +640,7 @@ async def test_what_waits_to_be_buried_has_a_bound(service: Service) -> None:
 async def test_an_old_session_whose_worker_died_is_not_tried_again(service: Service) -> None:
     """It is past its time to live: the run that takes it from its dead worker also fails it, and
     nobody can claim it in between."""
-    (old,) = await service.backlog(1, apart=POLICY.time_to_live)
+    (old,) = await service.backlog(1, apart=POLICY.queue_ttl)
     await service.claimed(old)
     service.clock.advance(LEASE + SECOND)
 
@@ -661,9 +661,9 @@ WORK = WorkPolicy(attempt_timeout=timedelta(minutes=3), lease=timedelta(seconds=
         # Foreign work is the longest: 1 h + 10 s, then 3 * (15 min + 10 s).
         ({}, 10, timedelta(hours=1, minutes=45, seconds=40)),
         # Our own work is: 1 h + 10 s, then 3 * (3 min + 30 s + 10 s).
-        ({"without_lease": 60 * SECOND}, 10, timedelta(hours=1, minutes=11, seconds=10)),
+        ({"external_timeout": 60 * SECOND}, 10, timedelta(hours=1, minutes=11, seconds=10)),
         # One attempt: 1 min + 1 s, then 15 min + 1 s.
-        ({"time_to_live": 60 * SECOND, "max_attempts": 1}, 1, timedelta(minutes=16, seconds=2)),
+        ({"queue_ttl": 60 * SECOND, "max_attempts": 1}, 1, timedelta(minutes=16, seconds=2)),
     ],
 )
 def test_the_bound_of_settling(changes: dict[str, Any], interval: int, bound: timedelta) -> None:
@@ -678,7 +678,7 @@ async def test_the_bound_of_settling_is_kept_and_nearly_reached(service: Service
     session, and is given up too late for the next run to see that."""
     interval, moment = 10 * SECOND, timedelta(milliseconds=1)
     policy = RecoveryPolicy(
-        time_to_live=60 * SECOND, without_lease=31 * SECOND, max_attempts=3, batch=1
+        queue_ttl=60 * SECOND, external_timeout=31 * SECOND, max_attempts=3, batch=1
     )
     work = WorkPolicy(attempt_timeout=10 * SECOND, lease=10 * SECOND)
     recovery = service.recovery(policy)
@@ -896,7 +896,7 @@ async def test_a_deletion_that_was_not_noted_is_repeated(service: Service, fault
     session = await kept(service)
     service.clock.advance(POLICY.picture_lifetime + SECOND)
     getattr(service.repo.faults, fault).add("mark_images_deleted")
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(DatabaseUnavailable):
         await service.recover()
     getattr(service.repo.faults, fault).clear()
 

@@ -13,7 +13,6 @@ from domain.errors import IdempotencyKeyReused, IllegalTransition
 from domain.sessions import Accessory, ErrorCode, Failure, GenerationSession, SessionStatus
 from tests.support.clock import START
 from tests.support.examples import (
-    ARTEFACT,
     BAG,
     FAILURE,
     HAT,
@@ -21,6 +20,7 @@ from tests.support.examples import (
     MODEL_URL,
     OUTFIT_URL,
     STORE,
+    STORED_PICTURE,
     USER,
     a_session,
 )
@@ -30,7 +30,7 @@ LATER = START + timedelta(seconds=2.5)
 CHANGES: dict[str, Callable[[GenerationSession], GenerationSession]] = {
     "claimed": lambda session: session.claimed(now=LATER, lease=LEASE),
     "released": lambda session: session.released(),
-    "completed": lambda session: session.completed(ARTEFACT, now=LATER),
+    "completed": lambda session: session.completed(STORED_PICTURE, now=LATER),
     "failed": lambda session: session.failed(FAILURE, now=LATER),
 }
 LEGAL = {
@@ -89,11 +89,13 @@ def test_a_released_session_waits_as_before() -> None:
 
 
 def test_a_completed_session_tells_what_came_out_and_when() -> None:
-    """Completion keeps the artefact, the time and how long the last attempt took."""
+    """Completion keeps the picture, the time and how long the last attempt took."""
     first = a_session().claimed(now=START - timedelta(minutes=5), lease=LEASE)
-    completed = first.released().claimed(now=START, lease=LEASE).completed(ARTEFACT, now=LATER)
+    completed = (
+        first.released().claimed(now=START, lease=LEASE).completed(STORED_PICTURE, now=LATER)
+    )
 
-    assert completed.artefact == ARTEFACT
+    assert completed.picture == STORED_PICTURE
     assert completed.completed_at == LATER
     assert completed.processing_time_ms == 2500
     assert completed.lease_expires_at is None
@@ -103,7 +105,7 @@ def test_a_session_without_a_start_took_no_time() -> None:
     """A consumer that is not ours may not note when it began."""
     session = a_session(status=SessionStatus.PROCESSING, started_at=None)
 
-    assert session.completed(ARTEFACT, now=LATER).processing_time_ms == 0
+    assert session.completed(STORED_PICTURE, now=LATER).processing_time_ms == 0
 
 
 @pytest.mark.parametrize("status", [SessionStatus.QUEUED, SessionStatus.PROCESSING])

@@ -11,13 +11,13 @@ import pytest
 from domain.credits import LedgerKind
 from domain.errors import (
     Conflict,
+    DatabaseUnavailable,
     IdempotencyKeyReused,
     InsufficientCredits,
     InvalidInput,
     NotFound,
     Overloaded,
     QueueUnavailable,
-    StoreUnavailable,
     TooManyActive,
 )
 from domain.recovery import RecoveryPolicy
@@ -26,7 +26,6 @@ from domain.submission import CONFIRM_BATCH, SubmissionPolicy
 from domain.tasks import GenerationTask
 from tests.support.clock import loop_time
 from tests.support.examples import (
-    ARTEFACT,
     BAG,
     HAT,
     LEASE,
@@ -34,6 +33,7 @@ from tests.support.examples import (
     OTHER,
     OUTFIT_URL,
     STORE,
+    STORED_PICTURE,
     USER,
     a_request,
 )
@@ -161,14 +161,14 @@ async def test_a_store_that_is_down_as_well_leaves_the_refund_to_recovery(
     for recovery never pushes what was never confirmed."""
     await service.accounts.grant(USER, 1, note="test")
     service.queue.faults.away.add("push")
-    service.repo.faults.away.add("fail")
+    service.repo.faults.away.add("fail_queued")
 
     with pytest.raises(QueueUnavailable, match=UNAVAILABLE):
         await service.submission.submit(a_request())
 
     service.repo.faults.away.clear()
     await service.submission.confirm_pushed()
-    service.clock.advance(RecoveryPolicy().push_again_after)
+    service.clock.advance(RecoveryPolicy().requeue_after)
     report = await service.recover()
     (session,) = await service.sessions()
     assert (report.never_pushed, report.pushed_again) == (1, 0)
@@ -187,17 +187,17 @@ async def test_where_nothing_is_known_the_session_is_promised(
     could turn out a lie, but that it will reach a final status is true."""
     await service.accounts.grant(USER, 1, note="test")
     service.queue.faults.deaf.add("push")
-    service.repo.faults.away.add("fail")
+    service.repo.faults.away.add("fail_queued")
 
     receipt = await service.submission.submit(a_request())
 
     service.repo.faults.away.clear()
     if claimed:
         session = await service.claimed(receipt.session.id)
-        assert await service.repo.complete(session.id, attempt=1, artefact=ARTEFACT)
+        assert await service.repo.complete(session.id, attempt=1, picture=STORED_PICTURE)
     else:
         service.queue.messages.clear()
-        service.clock.advance(RecoveryPolicy().push_again_after)
+        service.clock.advance(RecoveryPolicy().requeue_after)
         assert (await service.recover()).never_pushed == 1
     assert (await service.session(receipt.session.id)).status.is_final
     assert service.balance() == (0 if claimed else 1)
@@ -213,8 +213,8 @@ async def test_a_submission_has_a_deadline(service: Service, seam: str) -> None:
     else:
         service.queue.faults.slow["push"] = 60
     if seam == "undo":
-        service.repo.faults.slow["fail"] = 60
-    expected = {"store": StoreUnavailable, "queue": QueueUnavailable, "undo": None}[seam]
+        service.repo.faults.slow["fail_queued"] = 60
+    expected = {"store": DatabaseUnavailable, "queue": QueueUnavailable, "undo": None}[seam]
     began = loop_time()
 
     if expected is None:
@@ -226,7 +226,7 @@ async def test_a_submission_has_a_deadline(service: Service, seam: str) -> None:
     policy = SubmissionPolicy()
     assert loop_time() - began <= (policy.deadline + policy.undo_deadline).total_seconds()
     service.queue.messages.clear()
-    service.clock.advance(RecoveryPolicy().push_again_after)
+    service.clock.advance(RecoveryPolicy().requeue_after)
     await service.recover()
     assert service.balance() == 1
 
@@ -281,7 +281,7 @@ async def test_a_repetition_resumes_what_its_submitter_abandoned(
     deadline, the repetition pushes the task; before that it leaves it to the first one."""
     await service.accounts.grant(USER, 1, note="test")
     service.repo.faults.deaf.add("create")
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(DatabaseUnavailable):
         await service.submission.submit(a_request(idempotency_key="k"))
     service.repo.faults.deaf.clear()
     if abandoned:
@@ -388,7 +388,7 @@ async def test_a_store_that_is_down_says_so(service: Service) -> None:
     await service.accounts.grant(USER, 1, note="test")
     service.repo.faults.away.add("create")
 
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(DatabaseUnavailable):
         await service.submission.submit(a_request())
 
     assert service.waiting() == []
@@ -401,10 +401,10 @@ async def test_a_charge_without_a_reply_is_refunded_by_recovery(service: Service
     await service.accounts.grant(USER, 1, note="test")
     service.repo.faults.deaf.add("create")
 
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(DatabaseUnavailable):
         await service.submission.submit(a_request())
 
-    service.clock.advance(RecoveryPolicy().push_again_after)
+    service.clock.advance(RecoveryPolicy().requeue_after)
     assert (await service.recover()).never_pushed == 1
     assert service.balance() == 1
 
@@ -452,7 +452,7 @@ async def test_confirming_survives_a_store_that_is_down(service: Service, fault:
     first = await service.submitted(confirmed=False)
     getattr(service.repo.faults, fault).add("confirm")
 
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(DatabaseUnavailable):
         await service.submission.confirm_pushed()
 
     getattr(service.repo.faults, fault).clear()

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from adapters.storage.memory import InMemoryImageStorage
+from adapters.storage.memory import InMemoryPictureStorage
 from domain.credits import Owner
 from domain.errors import TooManyUploads
 from domain.uploads import UploadPolicy, Uploads, is_upload_of, upload_folder
@@ -19,12 +19,12 @@ NOON = datetime(2026, 11, 24, 12, 0, 30, tzinfo=UTC)
 
 
 @pytest.fixture
-def storage() -> InMemoryImageStorage:
+def storage() -> InMemoryPictureStorage:
     return Service().storage
 
 
 def uploads(
-    storage: InMemoryImageStorage, *, max_per_day: int = 2, now: datetime = NOON
+    storage: InMemoryPictureStorage, *, max_per_day: int = 2, now: datetime = NOON
 ) -> Uploads:
     policy = UploadPolicy(
         max_per_day=max_per_day, max_bytes=1_234, send_within=timedelta(minutes=5)
@@ -42,7 +42,7 @@ def test_a_folder_says_whose_and_when(owner: Owner) -> None:
     assert not is_upload_of(OTHER, f"{folder}/{ID}.jpg")
 
 
-async def test_an_offer(storage: InMemoryImageStorage) -> None:
+async def test_an_offer(storage: InMemoryPictureStorage) -> None:
     """Links of a new object in the owner's folder of today, with their bounds."""
     offer = await uploads(storage, now=NOON.replace(microsecond=999_999)).offer(STORE, "image/webp")
 
@@ -52,7 +52,7 @@ async def test_an_offer(storage: InMemoryImageStorage) -> None:
     assert (offer.expires_at, offer.max_bytes) == (NOON + timedelta(minutes=5), 1_234)
 
 
-async def test_an_owners_uploads_of_a_day_are_bounded(storage: InMemoryImageStorage) -> None:
+async def test_an_owners_uploads_of_a_day_are_bounded(storage: InMemoryPictureStorage) -> None:
     """Another day is another bound, and so is another owner's; until the next day, UTC, it is
     worth no other try."""
     for number in range(2):

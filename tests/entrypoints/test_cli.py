@@ -30,13 +30,13 @@ from entrypoints import demo, dev
 from entrypoints.cli import main
 from tests.contracts.backends import PostgresBackend
 from tests.support.examples import (
-    ARTEFACT,
     HAT,
     LEASE,
     MANY,
     MODEL_URL,
     OTHER,
     STORE,
+    STORED_PICTURE,
     USAGE,
     USER,
     a_session,
@@ -119,7 +119,7 @@ class Shop:
     def failed(self, **changes: Any) -> GenerationSession:
         session = self.session(**changes)
         failure = Failure(code="MODERATION_BLOCKED", message="This picture cannot be made")
-        self.do(lambda container: container.sessions().fail(session.id, failure, attempt=None))
+        self.do(lambda container: container.sessions().fail_queued(session.id, failure))
         return session
 
     def completed(self, **changes: Any) -> GenerationSession:
@@ -128,7 +128,7 @@ class Shop:
         async def work(container: Container) -> None:
             await container.sessions().claim(session.id, lease=LEASE)
             await container.sessions().complete(
-                session.id, attempt=1, artefact=ARTEFACT, usage=USAGE
+                session.id, attempt=1, picture=STORED_PICTURE, usage=USAGE
             )
 
         self.do(work)
@@ -303,12 +303,12 @@ def test_a_session_is_shown(shop: Shop) -> None:
     fields = dict(re.split(r"  +", line, maxsplit=1) for line in shown.splitlines())
     assert fields["id"] == str(session.id)
     assert (fields["status"], fields["attempt"]) == ("completed", "1")
-    assert fields["picture"] == ARTEFACT.object_key
+    assert fields["picture"] == STORED_PICTURE.object_key
     assert [fields[f"image {n}"] for n in (1, 2, 3)] == [MODEL_URL, long_url, HAT.url]
     assert fields["failure"] == "-"
     assert (fields["input tokens"], fields["output tokens"]) == ("1923", "6240")
     assert fields["estimated cost USD"] == "0.215064"
-    assert as_json["artefact"]["object_key"] == ARTEFACT.object_key
+    assert as_json["picture"]["object_key"] == STORED_PICTURE.object_key
     assert as_json["accessories"] == [{"type": "hat", "url": HAT.url}]
     assert UUID(as_json["id"]) == session.id
 

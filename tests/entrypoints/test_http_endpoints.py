@@ -14,13 +14,13 @@ from domain.sessions import SessionStatus
 from entrypoints.http.middleware import BODY_SECONDS, UPLOAD_SECONDS, RequestContext
 from tests.support.clock import START, VirtualTimeLoop, loop_time
 from tests.support.examples import (
-    ARTEFACT,
     FAILURE,
     HAT,
     MODEL_URL,
     OTHER,
     OUTFIT_URL,
     STORE,
+    STORED_PICTURE,
     USAGE,
     USER,
 )
@@ -158,13 +158,13 @@ async def test_a_completed_session(api: Api) -> None:
     api.service.clock.advance(timedelta(seconds=1))
     await api.service.claimed(session.id)
     api.service.clock.advance(timedelta(seconds=2))
-    artefact = await api.storage.save(session.object_prefix, PNG)
-    await api.service.repo.complete(session.id, attempt=1, artefact=artefact, usage=USAGE)
+    picture = await api.storage.save(session.object_prefix, PNG)
+    await api.service.repo.complete(session.id, attempt=1, picture=picture, usage=USAGE)
 
     data = (await api.get(f"{GENERATIONS}/{session.id}", owner=STORE)).data
 
     assert (data["status"], data["media_type"], data["attempt"]) == ("completed", "image/png", 1)
-    assert data["generated_image_url"] == api.storage.url(artefact.object_key)
+    assert data["generated_image_url"] == api.storage.url(picture.object_key)
     assert data["image_expired"] is False
     assert data["prompt"] == session.prompt
     assert data["queue_position"] is None
@@ -179,7 +179,7 @@ async def test_a_session_whose_picture_was_deleted(api: Api) -> None:
     """It says so and has no link; all else stays. The same in listings."""
     session = (await api.service.submitted()).session
     await api.service.claimed(session.id)
-    await api.service.repo.complete(session.id, attempt=1, artefact=ARTEFACT)
+    await api.service.repo.complete(session.id, attempt=1, picture=STORED_PICTURE)
     before = (await api.get(f"{GENERATIONS}/{session.id}")).data
 
     await api.service.repo.mark_images_deleted([session.id])
@@ -403,8 +403,8 @@ async def test_readiness_does_not_wait_for_ever(api: Api) -> None:
 async def test_a_picture(api: Api) -> None:
     """The signed link gives anybody the picture, with its type, to be kept by that client only
     and for as long as the link is good."""
-    artefact = await api.storage.save("generated/someone/1", PNG)
-    link = api.storage.url(artefact.object_key)
+    picture = await api.storage.save("generated/someone/1", PNG)
+    link = api.storage.url(picture.object_key)
     api.service.clock.advance(timedelta(minutes=10))
 
     answer = await api.get(link.removeprefix(PUBLIC_URL), owner=None)
@@ -450,8 +450,8 @@ async def test_a_body_has_its_time(path: str, seconds: float) -> None:
 
 async def test_a_link_that_is_not_good(api: Api) -> None:
     """Expired, forged, cut and missing are one and the same: not found."""
-    artefact = await api.storage.save("generated/someone/1", PNG)
-    link = api.storage.url(artefact.object_key).removeprefix(PUBLIC_URL)
+    picture = await api.storage.save("generated/someone/1", PNG)
+    link = api.storage.url(picture.object_key).removeprefix(PUBLIC_URL)
     path, _, query = link.partition("?")
     targets = [
         path,
@@ -462,7 +462,7 @@ async def test_a_link_that_is_not_good(api: Api) -> None:
         link.replace("expires=", "expires=%EF%BC%91"),
         link.replace("someone", "else"),
         f"/files/?{query}",
-        f"/files/../{artefact.object_key}?{query}",
+        f"/files/../{picture.object_key}?{query}",
         f"{path}%00?{query}",
         f"{path}?expires=99999999999&signature=%FF%00",
         f"{path}?expires=99999999999999999999&signature=a",

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from structlog.testing import capture_logs
 
-from config.logging import merge_about
+from config.logging import merge_request_info
 from domain.submission import SubmissionPolicy
 from entrypoints.http.errors import ERRORS
 from tests.support.examples import MODEL_URL, OTHER, STORE, USER
@@ -334,7 +334,7 @@ async def test_the_log_tells_whose_request_it_was(api: Api) -> None:
     """One line for each request, with what correlates it, and without the token."""
     await api.service.accounts.grant(USER, 1, note="test")
 
-    with capture_logs(processors=[merge_about]) as lines:
+    with capture_logs(processors=[merge_request_info]) as lines:
         await api.submit(body=TRY_ON, headers=[("x-request-id", "mine-1")])
         await api.get("/nowhere")
 
@@ -349,7 +349,7 @@ async def test_the_log_tells_whose_request_it_was(api: Api) -> None:
 
 async def test_a_bug_is_logged_once(api: Api) -> None:
     """The log has the error and the request's id; the caller has only the id."""
-    with capture_logs(processors=[merge_about]) as lines:
+    with capture_logs(processors=[merge_request_info]) as lines:
         answer = await bug(api)
 
     errors: list[Any] = [line for line in lines if line["log_level"] == "error"]

@@ -14,7 +14,7 @@ import pytest
 from litestar.types import Receive, Scope, Send
 from structlog.testing import capture_logs
 
-from config.logging import merge_about
+from config.logging import merge_request_info
 from domain.credits import Owner
 from domain.submission import SubmissionPolicy
 from entrypoints.http.hot import HotSubmission
@@ -370,7 +370,7 @@ def test_a_bug_is_logged_with_its_trace(
         api = await an_api(arrange)
         await fault(name, method, "broken")(api)
 
-        with capture_logs([merge_about]) as logged:
+        with capture_logs([merge_request_info]) as logged:
             (start, body), _ = await Call(owner=STORE).made(api)
 
         assert start["status"] == 500
@@ -398,7 +398,7 @@ def test_a_call_that_is_broken_off_breaks_nothing(
         api = await an_api(arrange)
         await slow(name, method)(api)
 
-        with capture_logs([merge_about]) as logged:
+        with capture_logs([merge_request_info]) as logged:
             call = asyncio.create_task(Call(owner=STORE).made(api))
             await asyncio.sleep(1)
             call.cancel()

@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from domain.sessions import SessionStatus
-from tests.support.examples import ARTEFACT, HAT, MODEL_URL, OTHER, STORE, USER
+from tests.support.examples import HAT, MODEL_URL, OTHER, STORE, STORED_PICTURE, USER
 from tests.support.http import GENERATIONS, Answer, Api
 
 pytestmark = pytest.mark.anyio
@@ -56,7 +56,7 @@ async def test_a_repeated_request_tells_how_its_session_is_now(api: Api) -> None
     await api.service.claimed(session_id)
 
     processing = await send(api, "order-1")
-    await api.service.repo.complete(session_id, attempt=1, artefact=ARTEFACT)
+    await api.service.repo.complete(session_id, attempt=1, picture=STORED_PICTURE)
     await send(api, "order-2")
     completed = await send(api, "order-1")
 

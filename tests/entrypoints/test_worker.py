@@ -366,7 +366,7 @@ async def test_a_message_that_cannot_be_buried_yet_is_kept_in_hand(
     if seam == "queue":
         service.queue.faults.away = {"bury", "push_next"}
     else:
-        service.repo.faults.away = {"fail"}
+        service.repo.faults.away = {"fail_queued"}
     async with running(a_worker(service)):
         await asyncio.sleep(60)
         assert service.queue.buried == []
@@ -892,9 +892,7 @@ async def test_lines_of_tasks_wait_for_a_second(monkeypatch: pytest.MonkeyPatch)
     """While the worker goes on; what it returns is returned."""
     written: list[float] = []
     began = loop_time()
-    monkeypatch.setattr(
-        worker_module, "write_gathered_lines", lambda: written.append(loop_time() - began)
-    )
+    monkeypatch.setattr(worker_module, "flush_logs", lambda: written.append(loop_time() - began))
 
     async def work() -> bool:
         await asyncio.sleep(3.5)

@@ -8,7 +8,7 @@ from datetime import timedelta
 from random import Random
 from uuid import UUID
 
-from adapters.images.jobs import CameToNothing, JobImageGenerator, JobLimits, Jobs
+from adapters.images.jobs import JobLimits, JobPictureGenerator, JobProducedNothing, Jobs
 from domain.credits import Owner
 from domain.errors import (
     IdempotencyKeyReused,
@@ -23,8 +23,8 @@ from domain.errors import (
 from domain.generation import Generation, WorkPolicy
 from domain.ports import (
     Generated,
-    ImageFetcherPort,
     Picture,
+    PictureFetcherPort,
     PictureRequest,
     Receipt,
 )
@@ -59,9 +59,9 @@ WORK = WorkPolicy(
 PROVIDER = "simulated"
 JOBS = JobLimits(total_seconds=9.5, first_pause_seconds=0.2, longest_pause_seconds=0.5)
 RECOVERY = RecoveryPolicy(
-    push_again_after=timedelta(seconds=5),
-    without_lease=timedelta(seconds=15),
-    time_to_live=timedelta(seconds=120),
+    requeue_after=timedelta(seconds=5),
+    external_timeout=timedelta(seconds=15),
+    queue_ttl=timedelta(seconds=120),
     batch=3,
     picture_lifetime=PICTURE_LIFETIME,
     deletions=3,
@@ -105,7 +105,7 @@ class Api(Actor):
     def boot(self) -> None:
         store = self.process.reaching(self.world.repo, store_error)
         self._submission = Submission(
-            repo=store,
+            sessions=store,
             reads=store,
             queue=self.process.reaching(self.world.queue, queue_error),
             policy=SUBMISSION,
@@ -154,7 +154,7 @@ def _was_given_up(receipt: Receipt) -> bool:
     return receipt.replayed and failure is not None and failure.code == ErrorCode.QUEUE_UNAVAILABLE
 
 
-class StillFetcher(ImageFetcherPort):
+class StillFetcher(PictureFetcherPort):
     """Has every picture."""
 
     async def fetch(self, url: str, owner: Owner) -> Picture:  # noqa: ARG002
@@ -210,7 +210,7 @@ class MoodyJobs(Jobs):
         self._mood.look()
         job = self._jobs[f"{PROVIDER}:{job_id}"]
         if job.came_to_nothing:
-            raise CameToNothing
+            raise JobProducedNothing
         return Generated(picture=A_PICTURE) if job.has_ended else None
 
     async def cancel(self, job_id: str) -> None:
@@ -234,11 +234,11 @@ class WorkerProcess(Actor):
         self.worker = Worker(
             queue=queue,
             generation=Generation(
-                repo=store,
-                jobs=store,
+                sessions=store,
+                attempts=store,
                 queue=queue,
                 fetcher=StillFetcher(),
-                generator=JobImageGenerator(
+                generator=JobPictureGenerator(
                     MoodyJobs(self.process, self._mood),
                     name=PROVIDER,
                     limits=JOBS,
@@ -250,8 +250,8 @@ class WorkerProcess(Actor):
                 new_id=self.new_id,
             ),
             recovery=Recovery(
-                repo=store,
-                lost=store,
+                sessions=store,
+                recovery_repo=store,
                 queue=queue,
                 storage=storage,
                 uploads=self.world.storage,

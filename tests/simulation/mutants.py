@@ -18,12 +18,12 @@ from uuid import UUID
 import structlog
 
 from adapters.credits.memory import InMemoryCreditRepo
-from adapters.images.jobs import JobImageGenerator
+from adapters.images.jobs import JobPictureGenerator
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
 from domain import submission
 from domain.credits import LedgerKind, Owner
-from domain.errors import QueueUnavailable, StoreUnavailable
+from domain.errors import DatabaseUnavailable, QueueUnavailable
 from domain.generation import Generation
 from domain.recovery import Recovery
 from domain.sessions import Failure, GenerationSession, SessionStatus
@@ -136,8 +136,8 @@ def the_undo_does_not_look_who_won() -> AbstractContextManager[None]:
     """503 only where the failing compare-and-set won."""
 
     async def undo(self: Any, session_id: UUID, cause: QueueUnavailable) -> None:
-        with suppress(StoreUnavailable):
-            await self._repo.fail(session_id, submission.NOT_PUSHED, attempt=None)
+        with suppress(DatabaseUnavailable):
+            await self._sessions.fail_queued(session_id, submission.NOT_PUSHED)
         raise QueueUnavailable(submission.UNAVAILABLE_MESSAGE) from cause
 
     return _instead((Submission, "_undo", undo))
@@ -148,8 +148,8 @@ def a_doubt_is_told_as_a_refusal() -> AbstractContextManager[None]:
 
     async def undo(self: Any, session_id: UUID, cause: QueueUnavailable) -> None:
         try:
-            undone = await self._repo.fail(session_id, submission.NOT_PUSHED, attempt=None)
-        except StoreUnavailable:
+            undone = await self._sessions.fail_queued(session_id, submission.NOT_PUSHED)
+        except DatabaseUnavailable:
             undone = True
         if undone:
             raise QueueUnavailable(submission.UNAVAILABLE_MESSAGE) from cause
@@ -188,13 +188,13 @@ def an_undone_key_stays_taken() -> AbstractContextManager[None]:
 
 def what_was_never_confirmed_is_pushed() -> AbstractContextManager[None]:
     """Recovery fails what its submitter never told anybody of."""
-    overdue = InMemorySessionRepo.overdue
+    overdue = InMemorySessionRepo.claim_overdue
 
     async def all_confirmed(self: Any, **options: Any) -> list[GenerationSession]:
         found = await overdue(self, **options)
         return [replace(session, confirmed=True) for session in found]
 
-    return _instead((InMemorySessionRepo, "overdue", all_confirmed))
+    return _instead((InMemorySessionRepo, "claim_overdue", all_confirmed))
 
 
 def lost_tasks_stay_lost() -> AbstractContextManager[None]:
@@ -227,12 +227,12 @@ def dead_leases_stay() -> AbstractContextManager[None]:
 
 def pictures_have_no_lifetime() -> AbstractContextManager[None]:
     """Only what is old is deleted."""
-    past_lifetime = InMemorySessionRepo.past_lifetime
+    claim_expired_images = InMemorySessionRepo.claim_expired_images
 
     async def all_ended(self: Any, **options: Any) -> list[GenerationSession]:
-        return await past_lifetime(self, **options | {"older_than": timedelta(0)})
+        return await claim_expired_images(self, **options | {"older_than": timedelta(0)})
 
-    return _instead((InMemorySessionRepo, "past_lifetime", all_ended))
+    return _instead((InMemorySessionRepo, "claim_expired_images", all_ended))
 
 
 def what_could_not_be_deleted_counts_as_deleted() -> AbstractContextManager[None]:
@@ -283,7 +283,7 @@ def noted_jobs_are_not_resumed() -> AbstractContextManager[None]:
     async def resume(*_: Any) -> None:
         return None
 
-    return _instead((JobImageGenerator, "resume", resume))
+    return _instead((JobPictureGenerator, "resume", resume))
 
 
 def a_release_forgets_the_job() -> AbstractContextManager[None]:

@@ -232,8 +232,8 @@ async def _backlog() -> None:
         world.queue.messages.pop()
     store, queue = world.repo, world.queue
     recovery = Recovery(
-        repo=store,
-        lost=store,
+        sessions=store,
+        recovery_repo=store,
         queue=queue,
         storage=world.storage,
         uploads=world.storage,

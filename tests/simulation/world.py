@@ -12,11 +12,18 @@ from uuid import UUID
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
-from adapters.storage.memory import InMemoryImageStorage
+from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.signing import UrlSigner
 from domain.credits import LedgerKind, Owner
-from domain.errors import QueueUnavailable, StoreUnavailable, TryAgain
-from domain.sessions import Artefact, ErrorCode, Failure, GenerationSession, SessionStatus, Usage
+from domain.errors import DatabaseUnavailable, QueueUnavailable, TryAgain
+from domain.sessions import (
+    ErrorCode,
+    Failure,
+    GenerationSession,
+    SessionStatus,
+    StoredPicture,
+    Usage,
+)
 from tests.simulation.fates import Fate, Fates
 from tests.support.clock import FakeClock, loop_time
 
@@ -87,12 +94,12 @@ class WatchedSessionRepo(InMemorySessionRepo):
             self._worked_on.pop(session_id, None)
 
     async def complete(
-        self, session_id: UUID, *, attempt: int, artefact: Artefact, usage: Usage | None = None
+        self, session_id: UUID, *, attempt: int, picture: StoredPicture, usage: Usage | None = None
     ) -> bool:
-        done = await super().complete(session_id, attempt=attempt, artefact=artefact, usage=usage)
+        done = await super().complete(session_id, attempt=attempt, picture=picture, usage=usage)
         return self._watched(done, "completed", session_id, attempt)
 
-    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int | None) -> bool:
+    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int) -> bool:
         done = await super().fail(session_id, failure, attempt=attempt)
         return self._watched(done, "failed", session_id, attempt)
 
@@ -100,8 +107,8 @@ class WatchedSessionRepo(InMemorySessionRepo):
         done = await super().release(session_id, attempt=attempt, delay=delay)
         return self._watched(done, "released", session_id, attempt)
 
-    async def note_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
-        done = await super().note_job(session_id, attempt=attempt, job=job)
+    async def record_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
+        done = await super().record_job(session_id, attempt=attempt, job=job)
         if done:
             before = self._noted.get(session_id, job)
             if before != job and not self.jobs[before].came_to_nothing:
@@ -110,21 +117,21 @@ class WatchedSessionRepo(InMemorySessionRepo):
         return self._watched(done, "noted a job of", session_id, attempt)
 
     async def release_dead_leases(
-        self, *, max_attempts: int, without_lease: timedelta, limit: int
+        self, *, max_attempts: int, external_timeout: timedelta, limit: int
     ) -> int:
         alive = self._alive()
         done = await super().release_dead_leases(
-            max_attempts=max_attempts, without_lease=without_lease, limit=limit
+            max_attempts=max_attempts, external_timeout=external_timeout, limit=limit
         )
         self._note_taken(alive)
         return done
 
     async def fail_dead_leases(
-        self, failure: Failure, *, max_attempts: int, without_lease: timedelta, limit: int
+        self, failure: Failure, *, max_attempts: int, external_timeout: timedelta, limit: int
     ) -> list[GenerationSession]:
         alive = self._alive()
         failed = await super().fail_dead_leases(
-            failure, max_attempts=max_attempts, without_lease=without_lease, limit=limit
+            failure, max_attempts=max_attempts, external_timeout=external_timeout, limit=limit
         )
         self._note_taken(alive)
         return failed
@@ -140,8 +147,8 @@ class WatchedSessionRepo(InMemorySessionRepo):
         """All sessions, in any order."""
         return (row.session for row in self._rows.values())
 
-    def _watched(self, done: bool, what: str, session_id: UUID, attempt: int | None) -> bool:
-        if done and attempt is not None and self._worked_on.get(session_id) != attempt:
+    def _watched(self, done: bool, what: str, session_id: UUID, attempt: int) -> bool:
+        if done and self._worked_on.get(session_id) != attempt:
             self.wrongs.append(f"attempt {attempt} {what} {session_id}, which another had")
         return done
 
@@ -160,7 +167,7 @@ class WatchedSessionRepo(InMemorySessionRepo):
             self.wrongs.append(f"{session_id} was taken from a live worker")
 
 
-class WatchedImageStorage(InMemoryImageStorage):
+class WatchedImageStorage(InMemoryPictureStorage):
     """Tells what is deleted."""
 
     def __init__(self, *, repo: WatchedSessionRepo, signer: UrlSigner) -> None:
@@ -194,7 +201,7 @@ class World:
         """Failed by a consumer that is not ours, which leaves the refund to recovery."""
         self.faults: Counter[Fate] = Counter()
         self.violations: list[Violation] = []
-        self._final: dict[UUID, tuple[SessionStatus, Artefact | None]] = {}
+        self._final: dict[UUID, tuple[SessionStatus, StoredPicture | None]] = {}
         self._seen: dict[UUID, GenerationSession] = {}
         self._entries_read = 0
         self._balances: Counter[Owner] = Counter()
@@ -258,7 +265,7 @@ class World:
 
     def _check_session(self, session: GenerationSession) -> None:
         if session.status.is_final:
-            now = (session.status, session.artefact)
+            now = (session.status, session.picture)
             before = self._final.setdefault(session.id, now)
             if before != now:
                 raise Violation(f"{session.id} was {before} and is {now}")
@@ -445,7 +452,7 @@ class _Remote:
 
 
 def store_error(call: str, _: bool) -> Exception:
-    return StoreUnavailable(call)
+    return DatabaseUnavailable(call)
 
 
 def queue_error(call: str, refused: bool) -> Exception:

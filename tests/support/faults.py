@@ -16,11 +16,11 @@ from uuid import UUID
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
-from adapters.storage.memory import InMemoryImageStorage
+from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.signing import UrlSigner
-from domain.errors import QueueUnavailable, StoreUnavailable, TryAgain, Unavailable
+from domain.errors import DatabaseUnavailable, QueueUnavailable, TryAgain, Unavailable
 from domain.ports import Receipt
-from domain.sessions import Artefact, Failure, GenerationSession, Usage
+from domain.sessions import Failure, GenerationSession, StoredPicture, Usage
 from domain.tasks import GenerationTask, UnreadableTask
 
 
@@ -56,7 +56,7 @@ class Faults:
 class FlakySessionRepo(InMemorySessionRepo):
     def __init__(self, *, accounts: InMemoryCreditRepo, clock: Callable[[], datetime]) -> None:
         super().__init__(accounts=accounts, clock=clock)
-        self.faults = Faults(StoreUnavailable, StoreUnavailable)
+        self.faults = Faults(DatabaseUnavailable, DatabaseUnavailable)
 
     async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:
         async with self.faults.around("create"):
@@ -75,14 +75,16 @@ class FlakySessionRepo(InMemorySessionRepo):
             return await super().renew(session_id, attempt=attempt, lease=lease)
 
     async def complete(
-        self, session_id: UUID, *, attempt: int, artefact: Artefact, usage: Usage | None = None
+        self, session_id: UUID, *, attempt: int, picture: StoredPicture, usage: Usage | None = None
     ) -> bool:
         async with self.faults.around("complete"):
-            return await super().complete(
-                session_id, attempt=attempt, artefact=artefact, usage=usage
-            )
+            return await super().complete(session_id, attempt=attempt, picture=picture, usage=usage)
 
-    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int | None) -> bool:
+    async def fail_queued(self, session_id: UUID, failure: Failure) -> bool:
+        async with self.faults.around("fail_queued"):
+            return await super().fail_queued(session_id, failure)
+
+    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int) -> bool:
         async with self.faults.around("fail"):
             return await super().fail(session_id, failure, attempt=attempt)
 
@@ -90,15 +92,15 @@ class FlakySessionRepo(InMemorySessionRepo):
         async with self.faults.around("release"):
             return await super().release(session_id, attempt=attempt, delay=delay)
 
-    async def note_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
-        async with self.faults.around("note_job"):
-            return await super().note_job(session_id, attempt=attempt, job=job)
+    async def record_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
+        async with self.faults.around("record_job"):
+            return await super().record_job(session_id, attempt=attempt, job=job)
 
-    async def overdue(
+    async def claim_overdue(
         self, *, created_before: datetime | None, again_after: timedelta, limit: int
     ) -> list[GenerationSession]:
-        async with self.faults.around("overdue"):
-            return await super().overdue(
+        async with self.faults.around("claim_overdue"):
+            return await super().claim_overdue(
                 created_before=created_before, again_after=again_after, limit=limit
             )
 
@@ -111,26 +113,26 @@ class FlakySessionRepo(InMemorySessionRepo):
             return await super().fail_expired(failure, older_than=older_than, limit=limit)
 
     async def release_dead_leases(
-        self, *, max_attempts: int, without_lease: timedelta, limit: int
+        self, *, max_attempts: int, external_timeout: timedelta, limit: int
     ) -> int:
         async with self.faults.around("release_dead_leases"):
             return await super().release_dead_leases(
-                max_attempts=max_attempts, without_lease=without_lease, limit=limit
+                max_attempts=max_attempts, external_timeout=external_timeout, limit=limit
             )
 
     async def fail_dead_leases(
-        self, failure: Failure, *, max_attempts: int, without_lease: timedelta, limit: int
+        self, failure: Failure, *, max_attempts: int, external_timeout: timedelta, limit: int
     ) -> list[GenerationSession]:
         async with self.faults.around("fail_dead_leases"):
             return await super().fail_dead_leases(
-                failure, max_attempts=max_attempts, without_lease=without_lease, limit=limit
+                failure, max_attempts=max_attempts, external_timeout=external_timeout, limit=limit
             )
 
-    async def past_lifetime(
+    async def claim_expired_images(
         self, *, older_than: timedelta, again_after: timedelta, limit: int
     ) -> list[GenerationSession]:
-        async with self.faults.around("past_lifetime"):
-            return await super().past_lifetime(
+        async with self.faults.around("claim_expired_images"):
+            return await super().claim_expired_images(
                 older_than=older_than, again_after=again_after, limit=limit
             )
 
@@ -139,7 +141,7 @@ class FlakySessionRepo(InMemorySessionRepo):
             return await super().mark_images_deleted(session_ids)
 
 
-class FlakyImageStorage(InMemoryImageStorage):
+class FlakyPictureStorage(InMemoryPictureStorage):
     """Refuses to delete what lies under the prefixes in ``refused``, and keeps everybody waiting
     ``seconds`` for it."""
 

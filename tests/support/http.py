@@ -21,14 +21,14 @@ from adapters.auth.bearer import (
 )
 from adapters.auth.memory import InMemoryApiKeyRepo
 from adapters.images.samples import draw_sample
-from adapters.storage.memory import InMemoryImageStorage
+from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.receiving import UploadReceiver
 from adapters.storage.signing import UrlSigner
 from domain.credits import Channel, Owner
-from domain.errors import StoreUnavailable, TryAgain
+from domain.errors import DatabaseUnavailable, TryAgain
 from domain.ports import ApiKey, Picture
-from domain.reading import Reading
 from domain.uploads import UploadPolicy, Uploads
+from domain.views import SessionViews
 from entrypoints.http.app import Services, create_app
 from entrypoints.http.public import Check
 from tests.support.examples import USER
@@ -78,11 +78,11 @@ class FlakyApiKeyRepo(InMemoryApiKeyRepo):
 
     async def owner_of(self, key_sha256: str) -> Owner | None:
         if self.away:
-            raise StoreUnavailable("owner_of: refused")
+            raise DatabaseUnavailable("owner_of: refused")
         return await super().owner_of(key_sha256)
 
 
-class FlakyImageStorage(InMemoryImageStorage):
+class FlakyPictureStorage(InMemoryPictureStorage):
     """Gives no picture out and counts none while ``away``."""
 
     away = False
@@ -106,7 +106,7 @@ class Api:
         self.service = Service()
         now = self.service.clock.now
         self.keys = FlakyApiKeyRepo(clock=now)
-        self.storage = FlakyImageStorage(
+        self.storage = FlakyPictureStorage(
             signer=UrlSigner(
                 base_url=PUBLIC_URL, secret=b"secret", lifetime=timedelta(hours=1), clock=now
             )
@@ -120,14 +120,14 @@ class Api:
         self.receiver = UploadReceiver(
             storage=self.storage,
             signer=self.storage._signer,
-            check_room=self.uploads.check_room,
+            check_quota=self.uploads.check_quota,
             max_at_once=2,
         )
         self.readiness: dict[str, Check] = {"store": _answers, "queue": _answers}
         self.app = create_app(
             Services(
                 submission=self.service.submission,
-                reading=Reading(reads=self.service.repo, storage=self.storage),
+                views=SessionViews(reads=self.service.repo, storage=self.storage),
                 sessions=self.service.repo,
                 credits=self.service.accounts,
                 authenticate=BearerAuthenticator(keys=self.keys, rules=RULES),

@@ -11,11 +11,11 @@ from domain.credits import Owner
 from domain.errors import Refused
 from domain.ports import (
     Generated,
-    ImageFetcherPort,
-    ImageGeneratorPort,
-    NoteJob,
     Picture,
+    PictureFetcherPort,
+    PictureGeneratorPort,
     PictureRequest,
+    RecordJob,
 )
 from domain.sessions import ErrorCode, Usage
 
@@ -41,7 +41,7 @@ async def no_job(job: str) -> None:
     raise AssertionError(job)
 
 
-class FakeImageFetcher(ImageFetcherPort):
+class FakeImageFetcher(PictureFetcherPort):
     """Knows what lies, or goes wrong, behind some URLs; the others lead nowhere."""
 
     def __init__(self, pictures: Mapping[str, Picture | Exception]) -> None:
@@ -55,7 +55,7 @@ class FakeImageFetcher(ImageFetcherPort):
         return _given(self.pictures[url])
 
 
-class FakeImageGenerator(ImageGeneratorPort):
+class FakeImageGenerator(PictureGeneratorPort):
     """Gives ``outcomes`` one after the other, and then A_PICTURE for ever; each after ``seconds``
     and with ``usage``.
 
@@ -73,7 +73,7 @@ class FakeImageGenerator(ImageGeneratorPort):
         self.finished: set[str] = set()
         self.resumed: list[str] = []
 
-    async def generate(self, request: PictureRequest, note: NoteJob) -> Generated:
+    async def generate(self, request: PictureRequest, note: RecordJob) -> Generated:
         self.requests.append(request)
         if self.jobs:
             await note(self.jobs.pop(0))
@@ -86,7 +86,7 @@ class FakeImageGenerator(ImageGeneratorPort):
             await asyncio.sleep(self.seconds)
         return Generated(picture=_given(outcome), usage=self.usage)
 
-    async def resume(self, job: str, note: NoteJob) -> Generated | None:  # noqa: ARG002
+    async def resume(self, job: str, note: RecordJob) -> Generated | None:  # noqa: ARG002
         self.resumed.append(job)
         return Generated(picture=A_PICTURE) if job in self.finished else None
 

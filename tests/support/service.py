@@ -12,14 +12,14 @@ from adapters.queue.payload import decode
 from adapters.storage.signing import UrlSigner
 from domain.credits import LedgerKind, Owner
 from domain.generation import Generation, Outcome, WorkPolicy
-from domain.ports import ImageGeneratorPort, Picture, Receipt
+from domain.ports import Picture, PictureGeneratorPort, Receipt
 from domain.recovery import Recovery, RecoveryPolicy, RecoveryReport
 from domain.sessions import GenerationSession
 from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
 from tests.support.clock import FakeClock, loop_time
 from tests.support.examples import BAG, HAT, LEASE, MANY, MODEL_URL, OUTFIT_URL, USER, a_request
-from tests.support.faults import FlakyImageStorage, FlakySessionRepo, FlakyTaskQueue
+from tests.support.faults import FlakyPictureStorage, FlakySessionRepo, FlakyTaskQueue
 from tests.support.images import FakeImageFetcher, FakeImageGenerator
 
 INPUTS = {
@@ -44,7 +44,7 @@ class Service:
         self.queue = FlakyTaskQueue(clock=self.clock.now)
         self.fetcher = FakeImageFetcher(INPUTS)
         self.generator = FakeImageGenerator()
-        self.storage = FlakyImageStorage(
+        self.storage = FlakyPictureStorage(
             signer=UrlSigner(
                 base_url="https://wearon.example",
                 secret=b"secret",
@@ -56,7 +56,7 @@ class Service:
 
     def submission_with(self, policy: SubmissionPolicy) -> Submission:
         return Submission(
-            repo=self.repo,
+            sessions=self.repo,
             reads=self.repo,
             queue=self.queue,
             policy=policy,
@@ -118,8 +118,8 @@ class Service:
 
     def recovery(self, policy: RecoveryPolicy | None = None) -> Recovery:
         return Recovery(
-            repo=self.repo,
-            lost=self.repo,
+            sessions=self.repo,
+            recovery_repo=self.repo,
             queue=self.queue,
             storage=self.storage,
             uploads=self.storage,
@@ -133,11 +133,11 @@ class Service:
         policy: WorkPolicy | None = None,
         random: Random | None = None,
         *,
-        generator: ImageGeneratorPort | None = None,
+        generator: PictureGeneratorPort | None = None,
     ) -> Generation:
         return Generation(
-            repo=self.repo,
-            jobs=self.repo,
+            sessions=self.repo,
+            attempts=self.repo,
             queue=self.queue,
             fetcher=self.fetcher,
             generator=generator or self.generator,

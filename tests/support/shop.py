@@ -5,7 +5,7 @@ from uuid import UUID
 
 from domain.credits import LedgerKind
 from domain.generation import Generation, Outcome
-from domain.ports import ImageGeneratorPort
+from domain.ports import PictureGeneratorPort
 from domain.sessions import SessionStatus
 from tests.support.examples import OUTFIT_URL
 from tests.support.service import Service
@@ -17,7 +17,7 @@ REFUNDED = [LedgerKind.DEBIT, LedgerKind.REFUND]
 class Shop:
     """A service in memory whose pictures come from the provider."""
 
-    def __init__(self, generator: ImageGeneratorPort) -> None:
+    def __init__(self, generator: PictureGeneratorPort) -> None:
         self.service = Service()
         self.generation: Generation = self.service.generation(generator=generator)
         self.session_id = UUID(int=0)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from domain.credits import Owner
-from domain.ports import ImageStoragePort, SessionReadPort
+from domain.ports import PictureStoragePort, SessionReadPort
 from domain.sessions import GenerationSession, SessionStatus
 
 MAX_QUEUE_POSITION = 100
@@ -25,14 +25,14 @@ class SessionView:
     queue_position: int | None = None
 
 
-class Reading:
+class SessionViews:
     """Reads that add something to what the store holds."""
 
-    def __init__(self, *, reads: SessionReadPort, storage: ImageStoragePort) -> None:
+    def __init__(self, *, reads: SessionReadPort, storage: PictureStoragePort) -> None:
         self._reads = reads
         self._storage = storage
 
-    async def one(self, session_id: UUID, owner: Owner) -> SessionView:
+    async def get(self, session_id: UUID, owner: Owner) -> SessionView:
         """Raises ``NotFound``, also for what is another's."""
         session = await self._reads.get(session_id, owner)
         return SessionView(
@@ -41,18 +41,18 @@ class Reading:
             queue_position=await self._queue_position(session),
         )
 
-    def without_position(self, session: GenerationSession) -> SessionView:
+    def view_of(self, session: GenerationSession) -> SessionView:
         """For listings: a position for each row would cost a query for each row."""
         return SessionView(session=session, picture_url=self._picture_url(session))
 
     def _picture_url(self, session: GenerationSession) -> str | None:
         if session.status is not SessionStatus.COMPLETED:
             return None  # A consumer that is not ours may have left a link to what was refunded.
-        if session.artefact is None:
+        if session.picture is None:
             return session.generated_image_url
         if session.image_expired:
             return None
-        return self._storage.url(session.artefact.object_key)
+        return self._storage.url(session.picture.object_key)
 
     async def _queue_position(self, session: GenerationSession) -> int | None:
         if session.status is not SessionStatus.QUEUED:

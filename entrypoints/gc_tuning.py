@@ -7,7 +7,7 @@ COLLECT_EVERY = 50_000
 requests or tasks."""
 
 
-def leave_alone_what_stays() -> None:
+def freeze_startup_objects() -> None:
     """Have the garbage collector look at what requests and tasks make, and seldom. What is there
     now stays to the end; to look through all of it again and again would stop everybody for tens of
     milliseconds."""

@@ -30,6 +30,12 @@ class Fate(StrEnum):
 
 
 FAULTS = [fate for fate in Fate if fate is not Fate.DONE]
+SAME_WITHOUT_EFFECT = {
+    Fate.TWICE: Fate.DONE,
+    Fate.NO_REPLY: Fate.UNREACHED,
+    Fate.DIE_AFTER: Fate.DIE_BEFORE,
+}
+"""If a call has no effect, the first makes exactly the same run as the second."""
 
 
 class Fates(Protocol):

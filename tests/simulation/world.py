@@ -25,6 +25,7 @@ from domain.sessions import (
     Usage,
 )
 from tests.simulation.fates import Fate, Fates
+from tests.simulation.state import state_of
 from tests.support.clock import FakeClock, loop_time
 
 TIMEOUT_SECONDS = 1.0
@@ -144,7 +145,7 @@ class WatchedSessionRepo(InMemorySessionRepo):
             self.wrongs.append(f"the picture of {session_id} was deleted too early")
 
     def stored(self) -> Iterator[GenerationSession]:
-        """All sessions, in any order."""
+        """All sessions, the oldest first; none is ever removed."""
         return (row.session for row in self._rows.values())
 
     def _watched(self, done: bool, what: str, session_id: UUID, attempt: int) -> bool:
@@ -201,8 +202,11 @@ class World:
         """Failed by a consumer that is not ours, which leaves the refund to recovery."""
         self.faults: Counter[Fate] = Counter()
         self.violations: list[Violation] = []
+        self.calls = 0
+        self.effects: set[int] | None = None
+        """The numbers of the calls that had an effect, if that is to be found out."""
         self._final: dict[UUID, tuple[SessionStatus, StoredPicture | None]] = {}
-        self._seen: dict[UUID, GenerationSession] = {}
+        self._seen: list[GenerationSession] = []
         self._entries_read = 0
         self._balances: Counter[Owner] = Counter()
         self._money: dict[UUID, Counter[LedgerKind]] = {}
@@ -224,6 +228,22 @@ class World:
         self._late.add(task)
         task.add_done_callback(self._late.discard)
 
+    async def suffer(self, number: int, effect: Callable[[], Awaitable[T]]) -> T:
+        """Let the call with that number have its effect."""
+        if self.effects is None:
+            return await effect()
+        self.effects.add(number)
+        turned: list[bool] = []
+        asyncio.get_running_loop().call_soon(turned.append, True)
+        before = self._state()
+        result = await effect()
+        if not turned and self._state() == before:
+            self.effects.remove(number)
+        return result
+
+    def _state(self) -> object:
+        return state_of([self.accounts, self.repo, self.queue, self.storage])
+
     def require(self, holds: bool, otherwise: str) -> None:
         """Remember a Violation if a rule does not hold for somebody who cannot raise it."""
         if not holds:
@@ -236,11 +256,14 @@ class World:
         """
         try:
             changed = self._read_ledger()
-            for session in self.repo.stored():
-                if session.id in changed or self._seen.get(session.id) is not session:
-                    self._seen[session.id] = session
-                    self._check_session(session)
-                    changed.discard(session.id)
+            for number, session in enumerate(self.repo.stored()):
+                if number == len(self._seen):
+                    self._seen.append(session)
+                elif self._seen[number] is session and not (changed and session.id in changed):
+                    continue
+                self._seen[number] = session
+                self._check_session(session)
+                changed.discard(session.id)
             if changed:
                 raise Violation(f"{changed} have money and no session")
             if self.repo.wrongs:
@@ -376,6 +399,8 @@ class Process:
         self, name: str, effect: Callable[[], Awaitable[T]], error: Callable[[str, bool], Exception]
     ) -> T:
         await self.proceed()
+        number = self.world.calls
+        self.world.calls += 1
         fate = self.world.fates.next(f"{self.name} {name}")
         if fate is not Fate.DONE:
             self.world.faults[fate] += 1
@@ -383,7 +408,7 @@ class Process:
         await self.proceed()
         await self._suffer(fate, name, effect, error)
         try:
-            result = await effect()
+            result = await self.world.suffer(number, effect)
         finally:
             await self.world.check()
         if fate is Fate.DIE_AFTER:

@@ -1,9 +1,12 @@
 """Time that tests control."""
 
 import asyncio
-import selectors
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+
+from tests.support.virtual_time import VirtualTimeLoop
+
+__all__ = ["START", "FakeClock", "VirtualTimeLoop", "loop_time"]
 
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -25,33 +28,3 @@ class FakeClock:
 def loop_time() -> float:
     """Ticks for a FakeClock that moves with the running event loop."""
     return asyncio.get_running_loop().time()
-
-
-class _JumpingSelector(selectors.DefaultSelector):
-    """Where others would wait for a timer, this one moves the time to it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.time = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
-        if not ready:
-            if timeout is None:
-                raise RuntimeError("everything waits for something that cannot happen")
-            self.time += max(timeout, 0)
-        return ready
-
-
-class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An event loop on which waiting takes no time, and waiting for nothing is an error.
-
-    For code without sockets or threads: ``("asyncio", {"loop_factory": VirtualTimeLoop})``.
-    """
-
-    def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
-
-    def time(self) -> float:
-        return self._jumping.time

@@ -248,9 +248,9 @@ class Generation:
     async def _generated(self, session: GenerationSession) -> Generated:
         """By the job that an earlier attempt began, if that leads to a picture: it is paid for,
         and needs no input pictures, whose links may be dead by now. Else by a new one."""
-        note = partial(self._note, session)
+        record = partial(self._record_job, session)
         if session.provider_job is not None:
-            resumed = await self._generator.resume(session.provider_job, note)
+            resumed = await self._generator.resume(session.provider_job, record)
             if resumed is not None:
                 return resumed
         images = [await self._fetcher.fetch(url, session.owner) for url in session.image_urls]
@@ -260,9 +260,9 @@ class Generation:
             images=tuple(images),
             instead_of=session.provider_job,
         )
-        return await self._generator.generate(request, note)
+        return await self._generator.generate(request, record)
 
-    async def _note(self, session: GenerationSession, job: str) -> None:
+    async def _record_job(self, session: GenerationSession, job: str) -> None:
         if not await self._attempts.record_job(session.id, attempt=session.attempt, job=job):
             raise Superseded(f"Attempt {session.attempt} is over")
 

@@ -39,7 +39,7 @@ class _NoGenerator(PictureGeneratorPort):
     def __init__(self, stamps: Path | None) -> None:
         self._file = None if stamps is None else stamps.open("a", buffering=1)
 
-    async def generate(self, request: PictureRequest, note: RecordJob) -> Generated:  # noqa: ARG002
+    async def generate(self, request: PictureRequest, record: RecordJob) -> Generated:  # noqa: ARG002
         if self._file is not None:
             self._file.write(f"{request.session_id} {clock_gettime(CLOCK_MONOTONIC):.9f}\n")
         return Generated(picture=_PICTURE)

@@ -373,7 +373,7 @@ def test_settings_reach_the_provider() -> None:
 
     assert isinstance(generator, OpenAiPictureGenerator)
     assert str(generator._url) == "https://gateway.example/v1/images/edits"
-    assert generator._api_key == "sk-1"
+    assert generator._client._api_key == "sk-1"
     assert "sk-1" not in f"{generator!r} {container.settings()!r}"
     assert generator._options == {
         "model": "gpt-image-2", "size": "1024x1536", "quality": "high", "output_format": "webp"
@@ -441,7 +441,7 @@ def test_settings_reach_the_provider_of_jobs() -> None:
     assert generator._limits == JobLimits(
         total_seconds=33, first_pause_seconds=0.2, longest_pause_seconds=0.2
     )
-    assert (str(jobs._root), jobs._token) == ("https://gateway.example/v1", "r8_1")
+    assert (str(jobs._root), jobs._client._api_key) == ("https://gateway.example/v1", "r8_1")
     assert "r8_1" not in f"{generator!r} {jobs!r} {container.settings()!r}"
     assert jobs._model == ReplicateModel(name="google/nano-banana-2", image_field="images")
     assert jobs._deadline == 33

@@ -725,7 +725,7 @@ class HeldPictures(FakeImageFetcher, PictureGeneratorPort):
         self.held.append(ref(picture))
         return picture
 
-    async def generate(self, request: PictureRequest, note: RecordJob) -> Generated:  # noqa: ARG002
+    async def generate(self, request: PictureRequest, record: RecordJob) -> Generated:  # noqa: ARG002
         try:
             await self._fate(request)
         except Exception as error:

@@ -44,7 +44,7 @@ class FakeJobs(Jobs):
         self.begun: list[PictureRequest] = []
         self.cancelled: list[str] = []
         self.looks: list[float] = []
-        self.faults: dict[str, list[Exception | None]] = {"begin": [], "look": [], "cancel": []}
+        self.faults: dict[str, list[Exception | None]] = {"begin": [], "poll": [], "cancel": []}
         self.slow: dict[str, float] = {}
         self.nothing: set[str] = set()
         self._ready_at: dict[str, float] = {}
@@ -56,9 +56,9 @@ class FakeJobs(Jobs):
         await self._called("begin")
         return job_id
 
-    async def look(self, job_id: str) -> Generated | None:
+    async def poll(self, job_id: str) -> Generated | None:
         self.looks.append(loop_time())
-        await self._called("look")
+        await self._called("poll")
         if job_id in self.nothing or job_id in self.cancelled or job_id not in self._ready_at:
             raise JobProducedNothing
         return Generated(picture=A_PICTURE) if loop_time() >= self._ready_at[job_id] else None
@@ -449,7 +449,7 @@ async def test_a_store_that_is_away_for_a_lease_costs_no_job(shop: Shop) -> None
 
 async def test_questions_that_fail_are_borne(shop: Shop) -> None:
     """They say nothing of the job, which goes on; as long a wait as was asked for is kept."""
-    shop.jobs.faults["look"] = [
+    shop.jobs.faults["poll"] = [
         TryAgain("busy"),
         None,
         TryAgain("slow down", retry_after_seconds=20),
@@ -464,7 +464,7 @@ async def test_questions_that_fail_are_borne(shop: Shop) -> None:
     assert (await shop.session()).attempt == 1
 
 
-@pytest.mark.parametrize("method", ["begin", "look"])
+@pytest.mark.parametrize("method", ["begin", "poll"])
 async def test_what_is_refused_fails_at_once(shop: Shop, method: str) -> None:
     """Before the job or after it: with the refund."""
     shop.jobs.faults[method] = [Refused("Not this one")]
@@ -474,7 +474,7 @@ async def test_what_is_refused_fails_at_once(shop: Shop, method: str) -> None:
     assert (len(shop.jobs.begun), shop.money) == (1, REFUNDED)
 
 
-@pytest.mark.parametrize(("method", "begun"), [("begin", 2), ("look", 1)])
+@pytest.mark.parametrize(("method", "begun"), [("begin", 2), ("poll", 1)])
 async def test_an_operators_fault_harms_no_session(shop: Shop, method: str, begun: int) -> None:
     """The session goes back with its credit kept, and a job that was begun is waited for once the
     fault is mended."""

@@ -205,7 +205,7 @@ class MoodyJobs(Jobs):
         await self._process.proceed()
         return job_id
 
-    async def look(self, job_id: str) -> Generated | None:
+    async def poll(self, job_id: str) -> Generated | None:
         await self._process.proceed()
         self._mood.look()
         job = self._jobs[f"{PROVIDER}:{job_id}"]

@@ -1,4 +1,4 @@
-"""Pictures, and a fetcher and a generator that do what a test tells them."""
+"""Pictures, and a scripted fetcher and generator."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -30,19 +30,19 @@ def encoded(
     color: Any = "teal",
     **options: Any,
 ) -> bytes:
-    """An image file of one colour; ``options`` are Pillow's for the format."""
+    """An image file of one colour; ``options`` are Pillow's options of the format."""
     file = BytesIO()
     Image.new(mode, size, color).save(file, image_format, **options)
     return file.getvalue()
 
 
 async def no_job(job: str) -> None:
-    """For generators whose work does not outlive a call: they have nothing to note."""
+    """For generators without jobs, which have nothing to record."""
     raise AssertionError(job)
 
 
 class FakeImageFetcher(PictureFetcherPort):
-    """Knows what lies, or goes wrong, behind some URLs; the others lead nowhere."""
+    """Returns or raises what ``pictures`` has for a URL; other URLs are unreachable."""
 
     def __init__(self, pictures: Mapping[str, Picture | Exception]) -> None:
         self.pictures = dict(pictures)
@@ -52,15 +52,15 @@ class FakeImageFetcher(PictureFetcherPort):
         self.fetched.append(url)
         if url not in self.pictures:
             raise Refused("A picture could not be downloaded", code=ErrorCode.IMAGE_UNREACHABLE)
-        return _given(self.pictures[url])
+        return _returned(self.pictures[url])
 
 
 class FakeImageGenerator(PictureGeneratorPort):
-    """Gives ``outcomes`` one after the other, and then A_PICTURE for ever; each after ``seconds``
-    and with ``usage``.
+    """Returns or raises the next of ``outcomes``, and A_PICTURE after the last; each after
+    ``seconds`` and with ``usage``.
 
-    A ``stubborn`` one takes as long again when it is told to stop. One with ``jobs`` notes the next
-    of them for each picture, and those of them that are ``finished`` can be resumed.
+    If ``stubborn``, it takes ``seconds`` to stop when cancelled. It records the next of ``jobs``
+    for each picture; jobs in ``finished`` can be resumed.
     """
 
     def __init__(self, outcomes: Sequence[Picture | BaseException] = ()) -> None:
@@ -84,14 +84,14 @@ class FakeImageGenerator(PictureGeneratorPort):
             if not self.stubborn:
                 raise
             await asyncio.sleep(self.seconds)
-        return Generated(picture=_given(outcome), usage=self.usage)
+        return Generated(picture=_returned(outcome), usage=self.usage)
 
     async def resume(self, job: str, record: RecordJob) -> Generated | None:  # noqa: ARG002
         self.resumed.append(job)
         return Generated(picture=A_PICTURE) if job in self.finished else None
 
 
-def _given(outcome: Picture | BaseException) -> Picture:
+def _returned(outcome: Picture | BaseException) -> Picture:
     if isinstance(outcome, BaseException):
         raise outcome
     return outcome

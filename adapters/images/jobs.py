@@ -90,8 +90,8 @@ class JobPictureGenerator(PictureGeneratorPort):
             return None
 
     async def _begin(self, request: PictureRequest) -> str:
-        """If cancelled before the provider answers, wait briefly for the id and cancel the job:
-        nobody would see its picture, but it would be paid for."""
+        """If cancelled before the provider answers, wait briefly for the id and cancel the job,
+        which would be paid for although its picture is never used."""
         beginning = asyncio.create_task(self._jobs.begin(request))
         try:
             return await asyncio.shield(beginning)

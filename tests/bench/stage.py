@@ -243,7 +243,7 @@ class Stage:
         return self._apis[api][1]
 
     def cpu_seconds(self, api: str) -> float:
-        """What the API's workers have computed so far; its main process only waits for them."""
+        """CPU time of the API's workers so far; its main process only waits for them."""
         return sum(_cpu_seconds(pid) for pid in descendants(self._apis[api][0].pid))
 
     def pids_of(self, api: str) -> list[int]:

@@ -165,11 +165,17 @@ class Coalescer(Generic[Call, Result]):
                 self._waiting[key] = waiting  # Now behind all other keys.
         return batch
 
-    async def _execute(self, batch: list[_Waiting[Call, Result]]) -> None:
+    async def _execute(
+        self,
+        batch: list[_Waiting[Call, Result]],
+        rest: deque[_Waiting[Call, Result]] | None = None,
+    ) -> None:
+        """Run a batch. ``rest`` is what follows it of a batch that is split."""
+        rest = deque() if rest is None else rest
         try:
             results = await self._run([call for call, _ in batch])
         except asyncio.CancelledError:
-            for _, answer in batch:
+            for _, answer in (*batch, *rest):
                 answer.cancel()
             raise
         except Unavailable as error:
@@ -178,16 +184,13 @@ class Coalescer(Generic[Call, Result]):
             if len(batch) == 1:
                 _fail(batch, error)
                 return
-            for waiting in batch:
-                await self._execute_alone(waiting)
+            rest.extend(batch)
+            while rest:
+                await self._execute([rest.popleft()], rest)
         else:
             self._deliver(batch, results)
-
-    async def _execute_alone(self, waiting: _Waiting[Call, Result]) -> None:
-        if self._blocked is not None and self._blocked.has(self._key(waiting[0])):
-            self._blocked._add(waiting)
-        else:
-            await self._execute([waiting])
+            if self._blocked is not None:
+                self._move_followers(rest, self._blocked)
 
     def _deliver(
         self, batch: list[_Waiting[Call, Result]], results: Sequence[Result | Blocked]
@@ -201,11 +204,18 @@ class Coalescer(Generic[Call, Result]):
                 answer.set_result(result)
             elif self._blocked is not None:
                 self._blocked._add((call, answer))
-        if self._blocked is not None:
-            self._move_followers(self._blocked)
 
-    def _move_followers(self, blocked: "Coalescer[Call, Result]") -> None:
-        """Keep the order: queued calls follow the calls of their key that moved to ``blocked``."""
+    def _move_followers(
+        self, rest: deque[_Waiting[Call, Result]], blocked: "Coalescer[Call, Result]"
+    ) -> None:
+        """Keep the order: calls follow those of their key that moved to ``blocked``, first the
+        rest of a split batch, then the queued ones. Later arrivals go there by themselves."""
+        for _ in range(len(rest)):
+            waiting = rest.popleft()
+            if blocked.has(self._key(waiting[0])):
+                blocked._add(waiting)
+            else:
+                rest.append(waiting)
         for key in [key for key in self._waiting if blocked.has(key)]:
             for waiting in self._waiting.pop(key):
                 self._waiting_count -= 1

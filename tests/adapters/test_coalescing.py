@@ -418,6 +418,17 @@ async def test_blocked_calls_keep_their_order_when_a_batch_is_split() -> None:
     assert server.batches[-1].blocked
 
 
+async def test_queued_calls_do_not_overtake_a_split_batch() -> None:
+    """The first call of a split batch is blocked: the rest of the batch follows it, and then the
+    calls of its key that are still queued."""
+    server = Server(limits=BatchLimits(calls=3, in_flight=1), locks=("a",))
+    calls = [Call(number=number, key="a", poisoned=number == 2) for number in range(4)]
+
+    await answers_to(server, calls)
+
+    assert server.executed() == [0, 1, 3]
+
+
 async def test_call_during_the_end_of_the_last_batch_gets_a_runner() -> None:
     """An answered caller calls again at once, just as the runner finds its queue empty."""
     server = Server(limits=NO_LIMITS, durations=(0,))

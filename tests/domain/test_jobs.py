@@ -490,14 +490,9 @@ async def test_an_operators_fault_harms_no_session(shop: Shop, method: str, begu
 
 async def test_a_picture_that_could_not_be_kept_is_not_paid_for_again(shop: Shop) -> None:
     """The storage is away when the picture is there: the next attempt has it from the job."""
-    save = shop.service.storage.save
-
-    async def away(*_: object) -> None:
-        raise TryAgain("the storage is away")
-
-    shop.service.storage.save = away  # type: ignore[method-assign,assignment]
+    shop.service.storage.faults.away.add("save")
     assert await shop.work() is Outcome.RELEASED
-    shop.service.storage.save = save  # type: ignore[method-assign]
+    shop.service.storage.faults.clear()
     await shop.recovered()
 
     assert await shop.work() is Outcome.COMPLETED

@@ -3,7 +3,7 @@ twice or worked on without need."""
 
 import asyncio
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -15,8 +15,6 @@ from domain.errors import (
     DatabaseUnavailable,
     QueueUnavailable,
     StorageUnavailable,
-    TryAgain,
-    Unavailable,
 )
 from domain.generation import WorkPolicy
 from domain.recovery import RecoveryPolicy, RecoveryReport
@@ -738,37 +736,24 @@ async def test_uploads_are_deleted_after_their_days(service: Service) -> None:
     assert await uploads(service) == 0
 
 
-async def test_uploads_are_looked_for_now_and_then(service: Service) -> None:
-    """Once an hour, however often recovery runs, for each look is paid for in a cloud."""
+async def test_old_uploads_are_searched_for_once_an_hour(service: Service) -> None:
+    """However often recovery runs: in a cloud each search is paid for."""
     recovery = service.recovery()
     await recovery.run_once()
     await upload(service)
     service.clock.advance(timedelta(minutes=59))
-    service.storage.delete_uploads_before = looked = Looks(service)  # type: ignore[method-assign]
 
     await recovery.run_once()
-    assert looked.count == 0
+    assert searches(service) == 1
     service.clock.advance(timedelta(minutes=1))
     await recovery.run_once()
     await recovery.run_once()
-    assert looked.count == 1
+    assert searches(service) == 2
 
 
-class Looks:
-    """Counts how often old uploads are looked for; finds none, or is ``away``."""
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-        self.count = 0
-        self.away = False
-
-    async def __call__(self, day: date, *, limit: int) -> int:
-        assert day < self.service.clock.now().date()
-        assert limit > 0
-        self.count += 1
-        if self.away:
-            raise TryAgain("away")
-        return 0
+def searches(service: Service) -> int:
+    """How often old uploads were searched for."""
+    return service.storage.faults.calls.count("delete_uploads_before")
 
 
 async def test_many_old_uploads_are_deleted_in_batches(service: Service) -> None:
@@ -782,21 +767,21 @@ async def test_many_old_uploads_are_deleted_in_batches(service: Service) -> None
     assert deleted == [1_000, 1_000, 500, 0]
 
 
-async def test_a_storage_that_is_away_holds_no_session_up(service: Service) -> None:
-    """It is said, after everything else is done, and left alone for an hour."""
+async def test_unavailable_upload_storage_delays_no_session(service: Service) -> None:
+    """The error is raised after everything else is done, and the search is repeated an hour
+    later."""
     recovery = service.recovery()
     (lost,) = await service.backlog(1)
     service.queue.messages.clear()
     service.clock.advance(timedelta(minutes=1))
-    service.storage.delete_uploads_before = looked = Looks(service)  # type: ignore[method-assign]
-    looked.away = True
+    service.storage.faults.away.add("delete_uploads_before")
 
-    with pytest.raises(Unavailable):
+    with pytest.raises(StorageUnavailable):
         await recovery.run_once()
 
     assert order(service) == [lost]
     assert (await recovery.run_once()).uploads_deleted == 0
-    assert looked.count == 1
+    assert searches(service) == 1
 
 
 async def test_a_report_adds_up() -> None:
@@ -860,7 +845,7 @@ async def test_another_consumers_picture_is_not_ours_to_delete(service: Service)
 async def test_a_picture_that_cannot_be_deleted_stops_no_other(service: Service) -> None:
     """It is told of, comes up again later, and is not taken for deleted before it is."""
     stubborn, other = await kept(service), await kept(service)
-    service.storage.refused.add(stubborn.object_prefix)
+    service.storage.faults.away.add(f"delete {stubborn.object_prefix}")
     service.clock.advance(POLICY.picture_lifetime + SECOND)
 
     with pytest.raises(StorageUnavailable):
@@ -868,7 +853,7 @@ async def test_a_picture_that_cannot_be_deleted_stops_no_other(service: Service)
     assert (await service.session(other.id)).image_expired
     assert not (await service.session(stubborn.id)).image_expired
     assert await service.recover() == NOTHING
-    service.storage.refused.clear()
+    service.storage.faults.clear()
     service.clock.advance(POLICY.delete_again_after)
 
     assert await service.recover() == RecoveryReport(swept=1)
@@ -879,7 +864,7 @@ async def test_a_storage_that_hangs_holds_a_run_up_for_a_moment(service: Service
     """All pictures of a run share one bound, for sessions may be waiting for the next run."""
     for _ in range(5):
         await kept(service)
-    service.storage.seconds = 3_600
+    service.storage.faults.slow["delete"] = 3_600
     service.clock.advance(POLICY.picture_lifetime + SECOND)
     began = service.clock.now()
 

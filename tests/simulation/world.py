@@ -26,6 +26,7 @@ from domain.sessions import (
 )
 from tests.simulation.fates import Fate, Fates
 from tests.support.clock import FakeClock, loop_time
+from tests.support.faults import over_network
 
 TIMEOUT_SECONDS = 1.0
 PICTURE_LIFETIME = timedelta(seconds=8)
@@ -347,12 +348,13 @@ class Process:
         self.alive = True
         self._running = asyncio.Event()
         self._running.set()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        """In the order in which they began: a seed replays exactly on every machine."""
 
     def run(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return task
 
     def has_died(self) -> bool:
@@ -368,9 +370,9 @@ class Process:
         self._running.clear()
         asyncio.get_running_loop().call_later(seconds, self._running.set)
 
-    def reaching(self, target: object, error: Callable[[str, bool], Exception]) -> Any:
-        """``target`` over a network that may fail with ``error(call, had no effect)``."""
-        return _Remote(self, target, error)
+    def reaching(self, adapter: T, error: Callable[[str, bool], Exception]) -> T:
+        """``adapter`` over a network that may fail with ``error(call, had no effect)``."""
+        return over_network(adapter, lambda name, effect: self.call(name, effect, error))
 
     async def call(
         self, name: str, effect: Callable[[], Awaitable[T]], error: Callable[[str, bool], Exception]
@@ -430,25 +432,6 @@ class Process:
         await self._running.wait()
         if not self.alive:
             raise Killed(self.name)
-
-
-class _Remote:
-    """A port's methods, each of them a call over the network."""
-
-    def __init__(
-        self, process: Process, target: object, error: Callable[[str, bool], Exception]
-    ) -> None:
-        self._process = process
-        self._target = target
-        self._error = error
-
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        method = getattr(self._target, name)
-
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            return await self._process.call(name, lambda: method(*args, **kwargs), self._error)
-
-        return call
 
 
 def store_error(call: str, _: bool) -> Exception:

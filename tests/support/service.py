@@ -19,7 +19,7 @@ from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
 from tests.support.clock import FakeClock, loop_time
 from tests.support.examples import BAG, HAT, LEASE, MANY, MODEL_URL, OUTFIT_URL, USER, a_request
-from tests.support.faults import FlakyPictureStorage, FlakySessionRepo, FlakyTaskQueue
+from tests.support.faults import FlakyPictureStorage, FlakySessionRepo, FlakyTaskQueue, flaky
 from tests.support.images import FakeImageFetcher, FakeImageGenerator
 
 INPUTS = {
@@ -40,18 +40,17 @@ class Service:
     def __init__(self) -> None:
         self.clock = FakeClock(ticks=loop_time)
         self.accounts = InMemoryCreditRepo(clock=self.clock.now)
-        self.repo = FlakySessionRepo(accounts=self.accounts, clock=self.clock.now)
-        self.queue = FlakyTaskQueue(clock=self.clock.now)
+        self.repo = flaky(FlakySessionRepo(accounts=self.accounts, clock=self.clock.now))
+        self.queue = flaky(FlakyTaskQueue(clock=self.clock.now))
         self.fetcher = FakeImageFetcher(INPUTS)
         self.generator = FakeImageGenerator()
-        self.storage = FlakyPictureStorage(
-            signer=UrlSigner(
-                base_url="https://wearon.example",
-                secret=b"secret",
-                lifetime=timedelta(hours=1),
-                clock=self.clock.now,
-            )
+        signer = UrlSigner(
+            base_url="https://wearon.example",
+            secret=b"secret",
+            lifetime=timedelta(hours=1),
+            clock=self.clock.now,
         )
+        self.storage = flaky(FlakyPictureStorage(signer=signer))
         self.submission = self.submission_with(SubmissionPolicy(max_active=MANY, max_waiting=MANY))
 
     def submission_with(self, policy: SubmissionPolicy) -> Submission:

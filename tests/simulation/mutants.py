@@ -21,10 +21,9 @@ from adapters.credits.memory import InMemoryCreditRepo
 from adapters.images.jobs import JobPictureGenerator
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
-from domain import submission
+from domain import leases, submission
 from domain.credits import LedgerKind, Owner
 from domain.errors import DatabaseUnavailable, QueueUnavailable
-from domain.generation import Generation
 from domain.recovery import Recovery
 from domain.sessions import Failure, GenerationSession, SessionStatus
 from domain.submission import Submission
@@ -274,7 +273,7 @@ def leases_are_not_renewed() -> AbstractContextManager[None]:
     async def keep_lease(*_: Any) -> None:
         await asyncio.sleep(3_600)
 
-    return _instead((Generation, "_keep_lease", keep_lease))
+    return _instead((leases, "_keep_lease", keep_lease))
 
 
 def noted_jobs_are_not_resumed() -> AbstractContextManager[None]:

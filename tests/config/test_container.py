@@ -402,7 +402,7 @@ def test_settings_reach_the_limit_of_the_provider(fallback: int, share: int) -> 
     assert isinstance(limit, RedisStartLimit)
     assert (limit._pace, limit._share._pace) == (Pace.of(120), Pace.of(share))
     assert limit._timeout_seconds == 3
-    assert build_worker(container, concurrency=1, recovery=False)._limit is limit
+    assert build_worker(container, concurrency=1, recovery=False).start_limit is limit
 
 
 def test_only_a_provider_has_a_limit() -> None:

@@ -21,8 +21,13 @@ from domain.credits import LedgerKind
 from domain.errors import ClaimFailed, ProviderMisconfigured, Refused, TryAgain
 from domain.sessions import SessionStatus
 from domain.tasks import GenerationTask, UnreadableTask
-from entrypoints import worker as worker_module
-from entrypoints.worker import Worker, WorkerLimits, run_until_signalled
+from entrypoints.worker import (
+    OneShotWorker,
+    Worker,
+    WorkerLimits,
+    process,
+    run_until_signalled,
+)
 from tests.support.clock import VirtualTimeLoop, loop_time
 from tests.support.examples import LEASE, a_task
 from tests.support.faults import FlakyTaskQueue
@@ -82,7 +87,8 @@ def a_worker(
     once: bool = False,
     limit: CountedLimit | None = None,
 ) -> Worker:
-    return Worker(
+    kind = OneShotWorker if once else Worker
+    return kind(
         queue=service.queue,
         generation=service.generation(),
         recovery=service.recovery() if recovery else None,
@@ -93,8 +99,7 @@ def a_worker(
             recovery_seconds=RECOVERY_SECONDS,
         ),
         random=seeded_random(),
-        once=once,
-        limit=limit,
+        start_limit=limit,
     )
 
 
@@ -892,13 +897,13 @@ async def test_lines_of_tasks_wait_for_a_second(monkeypatch: pytest.MonkeyPatch)
     """While the worker goes on; what it returns is returned."""
     written: list[float] = []
     began = loop_time()
-    monkeypatch.setattr(worker_module, "flush_logs", lambda: written.append(loop_time() - began))
+    monkeypatch.setattr(process, "flush_logs", lambda: written.append(loop_time() - began))
 
     async def work() -> bool:
         await asyncio.sleep(3.5)
         return False
 
-    assert await worker_module._writing_lines(work()) is False
+    assert await process.flushing_logs(work()) is False
     await asyncio.sleep(5)
 
     assert written == [1, 2, 3]

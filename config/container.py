@@ -275,7 +275,7 @@ def _recovery_policy(settings: Settings) -> RecoveryPolicy:
         external_timeout=settings.duration("foreign_seconds"),
         queue_ttl=settings.duration("queued_seconds"),
         picture_lifetime=timedelta(days=settings.picture_days),
-        keep_uploads=timedelta(days=settings.upload_days),
+        upload_lifetime=timedelta(days=settings.upload_days),
     )
 
 

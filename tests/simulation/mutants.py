@@ -236,13 +236,13 @@ def pictures_have_no_lifetime() -> AbstractContextManager[None]:
 
 def what_could_not_be_deleted_counts_as_deleted() -> AbstractContextManager[None]:
     """A deletion is noted when it has happened."""
-    delete_image = Recovery._delete_image
+    delete_picture = Recovery._delete_picture
 
     async def always(self: Any, session: GenerationSession) -> bool:
-        await delete_image(self, session)
+        await delete_picture(self, session)
         return True
 
-    return _instead((Recovery, "_delete_image", always))
+    return _instead((Recovery, "_delete_picture", always))
 
 
 def age_counts_as_death() -> AbstractContextManager[None]:

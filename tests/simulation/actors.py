@@ -112,9 +112,9 @@ class Api(Actor):
             new_id=self.new_id,
             clock=self.world.clock.now,
         )
-        self.process.run(self._keep_up(self._submission))
+        self.process.run(self._background(self._submission))
 
-    async def _keep_up(self, submission: Submission) -> None:
+    async def _background(self, submission: Submission) -> None:
         while True:
             for duty in (submission.confirm_pushed, submission.measure_queue):
                 try:

@@ -91,6 +91,6 @@ class _Wait:
         task, self.task = self.task, None
         if not self._expired or task is None:
             return
-        # If somebody else cancelled the task as well, CancelledError goes on.
+        # If another task cancelled this one as well, CancelledError goes on.
         if task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error

@@ -13,9 +13,8 @@ log = structlog.get_logger(__name__)
 class Stop:
     """``running -> draining -> grace over``: one for all loops of a worker.
 
-    Draining begins when somebody requests it, when a loop fails, or when all loops have ended.
-    The grace period ends after ``drain_seconds``, with a second request, or when all loops have
-    ended.
+    Draining begins with a request, when a loop fails, or when all loops have ended. The grace
+    period ends after ``drain_seconds``, with a second request, or when all loops have ended.
     """
 
     def __init__(self, *, drain_seconds: float) -> None:
@@ -32,7 +31,7 @@ class Stop:
 
     @property
     def is_requested(self) -> bool:
-        """Whether somebody asked for it."""
+        """Whether the stop was requested, rather than caused by the loops."""
         return self._requested
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 import uvloop
 
-from config.container import POP_SECONDS, Container, close
+from config.container import Container, close
 from config.logging import buffer_access_logs, configure_logging, flush_logs
 from config.settings import Settings
 from entrypoints.gc_tuning import freeze_startup_objects
@@ -16,6 +16,8 @@ from entrypoints.worker.tasks import WorkerLimits
 
 log = structlog.get_logger(__name__)
 
+POP_SECONDS = 1.0
+"""How long a pop waits for a task, and so how long an idle worker takes to stop."""
 FLUSH_SECONDS = 1.0
 """How long the log line of a finished task may wait in the buffer."""
 

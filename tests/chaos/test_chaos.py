@@ -13,8 +13,8 @@ SEED = 1
 
 
 def test_random_faults() -> None:
-    """Whatever is killed, frozen, lost or locked: the books are right all the time, everybody is
-    told the truth, and all settles within the bound once the faults end."""
+    """Whatever is killed, frozen, lost or locked: the books are correct at every look, every answer
+    is true, and everything settles within the bound after the last fault."""
     report = asyncio.run(run(seconds=SECONDS, seed=SEED))
 
     assert not report.violations, str(report)

@@ -1,4 +1,4 @@
-"""Money and work survive every fault that can be simulated. More: ``make simulate SEEDS=...``."""
+"""Money and work survive every simulated fault. More seeds: ``make simulate SEEDS=...``."""
 
 import pytest
 
@@ -11,16 +11,16 @@ BATCH = 25
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BATCH))
 def test_random_faults(first: int) -> None:
-    """Whatever fails, hangs, repeats or dies: no rule is broken at any step, and all settles
-    within the bound once the faults end."""
+    """Whatever fails, hangs, repeats or dies: no rule is broken at any step, and everything settles
+    within the bound after the last fault."""
     for seed in range(first, first + BATCH):
         run_seed(seed)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_one_or_two_faults_at_every_call(fault: Fate) -> None:
-    """Every call of a submission, its work and its recovery meets every fault; and after each such
-    fault, every later call until the end meets every fault again."""
+    """Every call of a submission, its work and its recovery has every fault; and after each of
+    these, every later call has every fault again."""
     for first in range(len(run_plan({}))):
         calls = run_plan({first: fault})
         for second in range(first + 1, len(calls)):
@@ -28,17 +28,17 @@ def test_one_or_two_faults_at_every_call(fault: Fate) -> None:
                 run_plan({first: fault, second: other})
 
 
-def test_a_seed_replays_exactly() -> None:
-    """The same seed gives the same run, so that a failure can be looked at again."""
+def test_seed_replays_exactly() -> None:
+    """The same seed gives the same run, so that a failure can be reproduced."""
     assert run_seed(7) == run_seed(7)
 
 
-def test_a_worker_that_lives_keeps_its_session() -> None:
-    """However long the work takes, its lease is renewed and nobody else begins."""
+def test_live_worker_keeps_its_session() -> None:
+    """However long the work takes, its lease is renewed and no other attempt begins."""
     run_long_work()
 
 
-def test_a_lost_backlog_is_restored_in_order() -> None:
-    """What the queue lost is pushed once, before all that is younger, so that the oldest task
-    tells what is not in the queue."""
+def test_lost_backlog_is_restored_in_order() -> None:
+    """Lost tasks are pushed once, before all younger ones, so that the oldest task in the queue
+    shows which sessions are not in it."""
     run_backlog()

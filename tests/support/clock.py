@@ -3,13 +3,17 @@
 import asyncio
 import selectors
 from collections.abc import Callable
+from contextvars import Context
 from datetime import UTC, datetime, timedelta
+from typing import TypeVarTuple, Unpack
+
+Ts = TypeVarTuple("Ts")
 
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 class FakeClock:
-    """The store's clock: stands still at START until it is advanced, or follows ``ticks``."""
+    """The database's clock: stands still at START until it is advanced, or follows ``ticks``."""
 
     def __init__(self, ticks: Callable[[], float] = lambda: 0.0) -> None:
         self._ticks = ticks
@@ -28,7 +32,7 @@ def loop_time() -> float:
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Where others would wait for a timer, this one moves the time to it."""
+    """Advances its time where another selector would wait for a timer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,13 +42,13 @@ class _JumpingSelector(selectors.DefaultSelector):
         ready = super().select(0)
         if not ready:
             if timeout is None:
-                raise RuntimeError("everything waits for something that cannot happen")
+                raise RuntimeError("every task waits, and no timer will wake one")
             self.time += max(timeout, 0)
         return ready
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An event loop on which waiting takes no time, and waiting for nothing is an error.
+    """An event loop on which waiting takes no time, and waiting without a timer is an error.
 
     For code without sockets or threads: ``("asyncio", {"loop_factory": VirtualTimeLoop})``.
     """
@@ -52,6 +56,18 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
         super().__init__(self._jumping)
+        self.timers_set = 0
+        """How many timers were set since the beginning."""
 
     def time(self) -> float:
         return self._jumping.time
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        self.timers_set += 1
+        return super().call_at(when, callback, *args, context=context)

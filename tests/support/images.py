@@ -30,14 +30,14 @@ def encoded(
     color: Any = "teal",
     **options: Any,
 ) -> bytes:
-    """An image file of one colour; ``options`` are Pillow's options of the format."""
+    """An image file of one colour; ``options`` are Pillow's for the format."""
     file = BytesIO()
     Image.new(mode, size, color).save(file, image_format, **options)
     return file.getvalue()
 
 
 async def no_job(job: str) -> None:
-    """For generators without jobs, which have nothing to record."""
+    """For generators whose work does not outlive a call: they record no job."""
     raise AssertionError(job)
 
 
@@ -52,15 +52,15 @@ class FakeImageFetcher(PictureFetcherPort):
         self.fetched.append(url)
         if url not in self.pictures:
             raise Refused("A picture could not be downloaded", code=ErrorCode.IMAGE_UNREACHABLE)
-        return _returned(self.pictures[url])
+        return _given(self.pictures[url])
 
 
 class FakeImageGenerator(PictureGeneratorPort):
-    """Returns or raises the next of ``outcomes``, and A_PICTURE after the last; each after
-    ``seconds`` and with ``usage``.
+    """Returns or raises the next of ``outcomes``, or returns A_PICTURE once there are none; each
+    after ``seconds`` and with ``usage``.
 
-    If ``stubborn``, it takes ``seconds`` to stop when cancelled. It records the next of ``jobs``
-    for each picture; jobs in ``finished`` can be resumed.
+    A ``stubborn`` generator ignores a cancellation and takes ``seconds`` again. Each call records
+    the next of ``jobs``, if there is one. Jobs in ``finished`` can be resumed.
     """
 
     def __init__(self, outcomes: Sequence[Picture | BaseException] = ()) -> None:
@@ -84,14 +84,14 @@ class FakeImageGenerator(PictureGeneratorPort):
             if not self.stubborn:
                 raise
             await asyncio.sleep(self.seconds)
-        return Generated(picture=_returned(outcome), usage=self.usage)
+        return Generated(picture=_given(outcome), usage=self.usage)
 
     async def resume(self, job: str, record: RecordJob) -> Generated | None:  # noqa: ARG002
         self.resumed.append(job)
         return Generated(picture=A_PICTURE) if job in self.finished else None
 
 
-def _returned(outcome: Picture | BaseException) -> Picture:
+def _given(outcome: Picture | BaseException) -> Picture:
     if isinstance(outcome, BaseException):
         raise outcome
     return outcome

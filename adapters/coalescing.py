@@ -1,8 +1,8 @@
-"""Calls that arrive while others are under way are carried out together.
+"""Batching of concurrent calls, the technique that databases call group commit.
 
-A call that comes alone begins at once: no timer holds it up, and it waits for nobody. The more
-calls arrive, the larger the batches get, so what a round trip and a commit cost is shared where it
-counts.
+While a batch is in flight, arriving calls queue up and form the next batch. There is no timer: a
+lone call starts at once, and the batches grow with the load. So the cost of a round trip and a
+commit is shared exactly when there is something to share it with.
 """
 
 import asyncio
@@ -20,25 +20,25 @@ Call = TypeVar("Call")
 Result = TypeVar("Result")
 
 
-class Apart(Enum):
-    """What a run answers for a call that it left alone, for it would have to wait for it."""
+class Blocked(Enum):
+    """Returned by a run for a call it skipped because its row is locked."""
 
-    APART = auto()
+    BLOCKED = auto()
 
 
-APART: Final = Apart.APART
+BLOCKED: Final = Blocked.BLOCKED
 
-Run = Callable[[Sequence[Call]], Awaitable[Sequence[Result | Apart]]]
-"""Carries out a batch; returns a result for each call, in their order. When it raises anything but
-``Unavailable``, nothing may have taken effect."""
+Run = Callable[[Sequence[Call]], Awaitable[Sequence[Result | Blocked]]]
+"""Executes a batch and returns one result per call, in the order of the calls. If it raises
+anything but ``Unavailable``, the batch must have had no effect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
-    """``calls`` in a batch, ``in_flight`` batches at once, ``waiting`` calls that are in none.
+    """At most ``calls`` in a batch, ``in_flight`` batches at once, and ``waiting`` queued calls.
 
-    A batch that takes longer than ``patience_seconds`` may be stuck: then those that wait begin
-    another one beside it. Until then they had better wait, and become one batch instead of two.
+    A batch that takes longer than ``patience_seconds`` may be stuck, so the queued calls start
+    another batch beside it. Until then they wait, because one batch is cheaper than two.
     """
 
     calls: int = 128
@@ -53,18 +53,21 @@ _Waiting: TypeAlias = tuple[Call, asyncio.Future[Result]]
 
 
 class Coalescer(Generic[Call, Result]):
-    """Gathers single calls into batches.
+    """Collects single calls into batches.
 
-    Calls of one ``key`` are carried out in the order of their arrival: they share a batch, or wait
-    until the batch of those before them is done; the keys take turns. ``Unavailable`` fails the
-    whole batch, for its outcome is unknown. After any other error each call is carried out alone,
-    so that what is wrong with one fails that one only. A caller that goes away while its call waits
-    takes it along; one whose call is under way leaves it, and its neighbours, to their end. Raises
-    ``too_many`` for a call that finds ``limits.waiting`` before it.
+    Order: calls with the same ``key`` run in the order of arrival. They share a batch, or wait for
+    the batch in flight that has their key. Keys take turns.
 
-    ``apart`` carries out what a run answers by ``APART``, and until it has none of that key left,
-    all other calls of the key. With ``one_key`` a batch holds calls of one key, so that nobody
-    waits for what another one's key has to wait for.
+    Errors: ``Unavailable`` fails the whole batch, because its outcome is unknown. After any other
+    error each call runs again in a batch of its own, so an invalid call fails alone. A call that
+    finds ``limits.waiting`` calls queued fails with ``too_many``.
+
+    Cancellation: a queued call is dropped when its caller is cancelled. A call in flight runs to
+    its end, so the other calls of its batch are not disturbed.
+
+    Locks: calls that a run returns as ``BLOCKED`` move to the coalescer ``blocked``. While that one
+    has calls of a key, it also takes all new calls of the key. With ``one_key`` a batch holds calls
+    of a single key, so that no call waits for another key's lock.
     """
 
     def __init__(
@@ -75,137 +78,148 @@ class Coalescer(Generic[Call, Result]):
         too_many: Callable[[], Unavailable],
         key: Callable[[Call], Hashable] | None = None,
         one_key: bool = False,
-        apart: "Coalescer[Call, Result] | None" = None,
+        blocked: "Coalescer[Call, Result] | None" = None,
     ) -> None:
         self._run = run
         self._limits = limits
         self._too_many = too_many
         self._key = key or _no_key
-        self._in_turn = key is not None
+        self._has_keys = key is not None
         self._one_key = one_key
-        self._apart = apart
+        self._blocked = blocked
         self._waiting: dict[Hashable, deque[_Waiting[Call, Result]]] = {}
-        self._count = 0
+        self._waiting_count = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._under_way: set[Hashable] = set()
+        self._in_flight_keys: set[Hashable] = set()
         self._runners: dict[asyncio.Task[None] | None, float] = {}
-        """With the time at which each began its batch."""
+        """Each runner with the loop time at which its current batch started."""
 
     async def __call__(self, call: Call) -> Result:
-        if self._apart is not None and self._apart.has(self._key(call)):
-            return await self._apart(call)
-        if self._count >= self._limits.waiting:
+        if self._blocked is not None and self._blocked.has(self._key(call)):
+            return await self._blocked(call)
+        if self._waiting_count >= self._limits.waiting:
             raise self._too_many()
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._add((call, answer))
         return await answer
 
     def has(self, key: Hashable) -> bool:
-        """Whether a call of this key waits or is under way."""
-        return key in self._waiting or key in self._under_way
+        """Whether a call with this key is queued or in flight."""
+        return key in self._waiting or key in self._in_flight_keys
 
     def _add(self, waiting: _Waiting[Call, Result]) -> None:
         self._waiting.setdefault(self._key(waiting[0]), deque()).append(waiting)
-        self._count += 1
-        self._see_to_runners()
+        self._waiting_count += 1
+        self._ensure_runner()
 
-    def _see_to_runners(self) -> None:
-        """Have what waits carried out, now or when those under way have taken too long."""
+    def _ensure_runner(self) -> None:
+        """Start a runner now, or after the patience of the latest batch in flight."""
         if len(self._runners) >= self._limits.in_flight:
             return
         loop = asyncio.get_running_loop()
         patient_until = max(self._runners.values(), default=-inf) + self._limits.patience_seconds
         if loop.time() >= patient_until:
-            # A runner belongs to no caller, so neither do the variables of its context.
+            # The runner serves many callers, so it must not inherit one caller's context variables.
             runner = asyncio.create_task(self._run_batches(), context=Context())
             self._runners[runner] = loop.time()
         elif self._timer is None:
-            self._timer = loop.call_at(patient_until, self._lose_patience)
+            self._timer = loop.call_at(patient_until, self._start_extra_runner)
 
-    def _lose_patience(self) -> None:
+    def _start_extra_runner(self) -> None:
         self._timer = None
         if self._waiting:
-            self._see_to_runners()
+            self._ensure_runner()
 
     async def _run_batches(self) -> None:
-        """One batch after the other, until nothing waits but calls whose key is under way; these
-        are left to the runner that has it."""
+        """Run batch after batch until no call is queued, except for keys that are in flight: those
+        belong to the runner that has the key."""
         runner = asyncio.current_task()
         try:
             while batch := self._next_batch():
                 self._runners[runner] = asyncio.get_running_loop().time()
-                keys = {self._key(call) for call, _ in batch} if self._in_turn else set()
-                self._under_way |= keys
+                keys = {self._key(call) for call, _ in batch} if self._has_keys else set()
+                self._in_flight_keys |= keys
                 try:
-                    await self._carry_out(batch)
+                    await self._execute(batch)
                 except asyncio.CancelledError:
                     if runner is None or runner.cancelling():
                         raise
-                self._under_way -= keys
+                self._in_flight_keys -= keys
         finally:
-            # Not in a callback of the task: a call that came before it would find nobody to run it.
+            # A done callback would be too late: a call that arrives before it would see a runner
+            # here and start none.
             del self._runners[runner]
 
     def _next_batch(self) -> list[_Waiting[Call, Result]]:
         batch: list[_Waiting[Call, Result]] = []
-        for key in [key for key in self._waiting if key not in self._under_way]:
+        for key in [key for key in self._waiting if key not in self._in_flight_keys]:
             if len(batch) == self._limits.calls or (batch and self._one_key):
                 break
             waiting = self._waiting.pop(key)
             while waiting and len(batch) < self._limits.calls:
                 call, answer = waiting.popleft()
-                self._count -= 1
-                if not answer.done():  # Else its caller went away.
+                self._waiting_count -= 1
+                if not answer.done():  # Done means that its caller was cancelled.
                     batch.append((call, answer))
             if waiting:
-                self._waiting[key] = waiting  # Behind all other keys.
+                self._waiting[key] = waiting  # Now behind all other keys.
         return batch
 
-    async def _carry_out(self, batch: list[_Waiting[Call, Result]]) -> None:
+    async def _execute(
+        self,
+        batch: list[_Waiting[Call, Result]],
+        rest: deque[_Waiting[Call, Result]] | None = None,
+    ) -> None:
+        """Run a batch. ``rest`` is what follows it of a batch that is split."""
+        rest = deque() if rest is None else rest
         try:
             results = await self._run([call for call, _ in batch])
         except asyncio.CancelledError:
-            for _, answer in batch:
+            for _, answer in (*batch, *rest):
                 answer.cancel()
             raise
         except Unavailable as error:
             _fail(batch, error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, its caller gets it
+        except Exception as error:  # noqa: BLE001 - any error goes to the callers
             if len(batch) == 1:
                 _fail(batch, error)
                 return
-            for waiting in batch:
-                await self._carry_out_alone(waiting)
+            rest.extend(batch)
+            while rest:
+                await self._execute([rest.popleft()], rest)
         else:
-            self._answer(batch, results)
+            self._deliver(batch, results)
+            if self._blocked is not None:
+                self._move_followers(rest, self._blocked)
 
-    async def _carry_out_alone(self, waiting: _Waiting[Call, Result]) -> None:
-        if self._apart is not None and self._apart.has(self._key(waiting[0])):
-            self._apart._add(waiting)
-        else:
-            await self._carry_out([waiting])
-
-    def _answer(
-        self, batch: list[_Waiting[Call, Result]], results: Sequence[Result | Apart]
+    def _deliver(
+        self, batch: list[_Waiting[Call, Result]], results: Sequence[Result | Blocked]
     ) -> None:
         if len(results) != len(batch):
             _fail(batch, RuntimeError(f"{len(results)} results for {len(batch)} calls"))
         for (call, answer), result in zip(batch, results, strict=False):
             if answer.done():
                 continue
-            if not isinstance(result, Apart):
+            if not isinstance(result, Blocked):
                 answer.set_result(result)
-            elif self._apart is not None:
-                self._apart._add((call, answer))
-        if self._apart is not None:
-            self._send_after(self._apart)
+            elif self._blocked is not None:
+                self._blocked._add((call, answer))
 
-    def _send_after(self, apart: "Coalescer[Call, Result]") -> None:
-        """Those that wait here behind one of their key that went there follow it."""
-        for key in [key for key in self._waiting if apart.has(key)]:
+    def _move_followers(
+        self, rest: deque[_Waiting[Call, Result]], blocked: "Coalescer[Call, Result]"
+    ) -> None:
+        """Keep the order: calls follow those of their key that moved to ``blocked``, first the
+        rest of a split batch, then the queued ones. Later arrivals go there by themselves."""
+        for _ in range(len(rest)):
+            waiting = rest.popleft()
+            if blocked.has(self._key(waiting[0])):
+                blocked._add(waiting)
+            else:
+                rest.append(waiting)
+        for key in [key for key in self._waiting if blocked.has(key)]:
             for waiting in self._waiting.pop(key):
-                self._count -= 1
-                apart._add(waiting)
+                self._waiting_count -= 1
+                blocked._add(waiting)
 
 
 def _no_key(_: object) -> None:

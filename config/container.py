@@ -62,9 +62,6 @@ if TYPE_CHECKING:
 Check = Callable[[], Awaitable[None]]
 """Returns if a dependency answers; raises ``Unavailable`` otherwise."""
 
-POP_SECONDS = 1.0
-"""How long a worker's pop waits: the time in which a stopping worker comes to rest."""
-
 FIRST_LOOK_SECONDS = 0.5
 """When a provider's job is looked at for the first time."""
 
@@ -275,7 +272,7 @@ def _recovery_policy(settings: Settings) -> RecoveryPolicy:
         external_timeout=settings.duration("foreign_seconds"),
         queue_ttl=settings.duration("queued_seconds"),
         picture_lifetime=timedelta(days=settings.picture_days),
-        keep_uploads=timedelta(days=settings.upload_days),
+        upload_lifetime=timedelta(days=settings.upload_days),
     )
 
 

@@ -1,10 +1,10 @@
-"""A circuit breaker: whether work may be begun, while what it needs permits everybody away."""
+"""A circuit breaker: stops work from beginning while a dependency rejects all of it."""
 
 from collections.abc import Callable
 
 
 class Permit:
-    """The permission to begin one piece of work. Tell it how that ended, and ``close`` it."""
+    """The permission to begin one piece of work. Record how the work ended, and ``close`` it."""
 
     def __init__(self, circuit: "Circuit", *, is_probe: bool) -> None:
         self._circuit = circuit
@@ -12,25 +12,25 @@ class Permit:
 
     @property
     def is_valid(self) -> bool:
-        """False once the circuit has opened since: then the work must not be begun."""
+        """False once the circuit has opened meanwhile: then the work must not begin."""
         return self._is_probe or self._circuit.is_closed
 
     def record_success(self) -> bool:
-        """The work was done. Returns whether that closed the circuit: a probe's success does."""
+        """The work succeeded. Returns whether that closed the circuit: a probe's success does."""
         if self._is_probe:
             self._circuit._close()
         return self._is_probe
 
     def record_rejection(self) -> float | None:
-        """The work was turned away, as all other work would be. Returns for how many seconds that
-        opened the circuit; None if others had opened it before."""
+        """The work was rejected, as any other would be. Returns for how many seconds that opened
+        the circuit; None if the circuit was open already."""
         if not self._is_probe and not self._circuit.is_closed:
             return None
         return self._circuit._open()
 
     def close(self) -> None:
-        """Nothing more is begun on this permit. A probe that proved nothing leaves its place to
-        the next one."""
+        """Nothing more begins with this permit. After a probe without a result, another probe may
+        begin."""
         if self._is_probe:
             self._circuit._probing = False
 
@@ -38,10 +38,10 @@ class Permit:
 class Circuit:
     """``closed -> open -> half-open -> closed | open``; one per process, in memory.
 
-    Closed, everything may begin. One that is turned away opens the circuit, and nothing may begin
-    for ``first_seconds``; then it is half-open, and one piece of work at a time may begin, as a
-    probe. One that succeeds closes the circuit; one that is turned away opens it for twice as long
-    as before, up to ``cap_seconds``. ``clock`` is in seconds and never goes back.
+    Closed: any work may begin. The first rejection opens the circuit, and no work may begin for
+    ``first_seconds``. Then it is half-open: one piece of work at a time may begin, as a probe. A
+    probe's success closes the circuit. A probe's rejection opens it for twice as long as before, up
+    to ``cap_seconds``. ``clock`` returns seconds and never goes back.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Circuit:
         return self._openings == 0
 
     def permit(self) -> Permit | None:
-        """The permission to begin something now; None while there is none."""
+        """A permit to begin something now; None if nothing may begin."""
         if self.is_closed:
             return Permit(self, is_probe=False)
         if self._probing or self._clock() < self._open_until:

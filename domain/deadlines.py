@@ -1,5 +1,5 @@
-"""A bound on waiting that many share: ``asyncio.timeout`` sets up a timer for each use, which is
-dear where thousands wait in a second and nearly none of them for long."""
+"""A timeout for many concurrent waits. ``asyncio.timeout`` sets a timer for each of them, which is
+expensive with thousands of short waits per second."""
 
 import asyncio
 from collections import deque
@@ -8,11 +8,11 @@ from typing import Self
 
 
 class SharedTimeout:
-    """Each ``with timeout.running():`` raises ``TimeoutError`` where its block still waits after
-    ``seconds``, as ``asyncio.timeout`` does. All have the same length, so the first to begin is the
-    first to end, and one timer will do, for whichever is first.
+    """Each ``with timeout.running():`` raises ``TimeoutError`` if its block still waits after
+    ``seconds``, as ``asyncio.timeout`` does.
 
-    One event loop at a time may use it. It remembers no wait that began more than ``seconds`` ago.
+    All waits have the same length, so they end in the order in which they began, and one timer is
+    enough. One event loop at a time may use it.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -21,13 +21,19 @@ class SharedTimeout:
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def waits_held(self) -> int:
+        """How many waits are held in memory: those that run, and those that began after the oldest
+        of them and have ended."""
+        return len(self._running)
+
     def running(self) -> "_Wait":
-        """One wait, which begins where its ``with`` does."""
+        """One wait, which begins with its ``with`` block."""
         return _Wait(self)
 
     def _begin(self, wait: "_Wait", loop: asyncio.AbstractEventLoop) -> None:
         running = self._running
-        if loop is not self._loop:  # The timer of a loop that has ended will not go off.
+        if loop is not self._loop:  # The timer of a closed loop never fires.
             self._loop, self._timer = loop, None
             running.clear()
         while running and running[0].task is None:
@@ -35,16 +41,16 @@ class SharedTimeout:
         wait.deadline = loop.time() + self._seconds
         running.append(wait)
         if self._timer is None:
-            self._timer = loop.call_at(wait.deadline, self._end_those_due, loop)
+            self._timer = loop.call_at(wait.deadline, self._expire_due, loop)
 
-    def _end_those_due(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _expire_due(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
         now = loop.time()
         while self._running:
             first = self._running[0]
             if first.task is not None:
                 if first.deadline > now:
-                    self._timer = loop.call_at(first.deadline, self._end_those_due, loop)
+                    self._timer = loop.call_at(first.deadline, self._expire_due, loop)
                     return
                 first.expire()
             self._running.popleft()
@@ -59,7 +65,7 @@ class _Wait:
         self._cancelling = 0
         self.deadline = 0.0
         self.task: asyncio.Task[object] | None = None
-        """Who waits; None before and after that."""
+        """The task that waits; None before and after that."""
 
     def expire(self) -> None:
         if self.task is not None:
@@ -85,6 +91,6 @@ class _Wait:
         task, self.task = self.task, None
         if not self._expired or task is None:
             return
-        # Somebody else's cancellation is not ours to take back.
+        # If another task cancelled this one as well, CancelledError goes on.
         if task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error

@@ -1,4 +1,4 @@
-"""Run one task: claim its session, make the picture, settle. A worker's whole duty."""
+"""Run one task: claim its session, generate the picture, settle the session."""
 
 import asyncio
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from domain.errors import (
     Unavailable,
     WorkFailed,
 )
+from domain.leases import run_under_lease
 from domain.ports import (
     AttemptRepoPort,
     Generated,
@@ -39,10 +40,7 @@ NO_PICTURE = Failure(
 _UNREADABLE = Failure(
     code=ErrorCode.INVALID_TASK, message="The request could not be read; the credit is back"
 )
-_NO_DELAY = timedelta(0)
-_LONGEST_ASKED_SECONDS = 3_600.0
-_STOP_SECONDS = 5.0
-"""How long we wait for work that was told to stop before we leave it behind."""
+_MAX_RETRY_AFTER_SECONDS = 3_600.0
 
 
 class Outcome(StrEnum):
@@ -53,11 +51,11 @@ class Outcome(StrEnum):
     RELEASED = "released"
     """Back to ``queued`` for another attempt."""
     SKIPPED = "skipped"
-    """The session is not there, not queued, or another attempt's: nothing was begun."""
+    """The session does not exist or is not ``queued``: nothing was begun."""
     OVERTAKEN = "overtaken"
-    """The lease was lost, or the session ended otherwise meanwhile: what was done is void."""
+    """The lease was lost, or the session ended otherwise meanwhile: this attempt wrote nothing."""
     UNSETTLED = "unsettled"
-    """The store did not answer at the end; the lease runs out and recovery takes over."""
+    """The database did not answer at the end: the lease runs out and recovery takes over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +64,7 @@ class WorkPolicy:
 
     ``attempt_timeout`` bounds one attempt. The wait before attempt n+1 is random between 0 and
     ``min(backoff_cap, backoff_base * 2**(n-1))`` (backoff with full jitter), and never shorter
-    than the other side asked for, up to an hour.
+    than the other side's Retry-After, up to an hour.
     """
 
     lease: timedelta = timedelta(seconds=30)
@@ -75,23 +73,23 @@ class WorkPolicy:
     backoff_base: timedelta = timedelta(seconds=1)
     backoff_cap: timedelta = timedelta(seconds=60)
 
-    def backoff(self, attempt: int, asked: float, random: Random) -> timedelta:
-        """The wait after attempt number ``attempt``; ``asked`` is in seconds."""
+    def backoff(self, attempt: int, retry_after_seconds: float, random: Random) -> timedelta:
+        """The wait after attempt number ``attempt``."""
         doubled = self.backoff_base.total_seconds() * 2.0 ** min(attempt - 1, 32)
         wait = random.random() * min(self.backoff_cap.total_seconds(), doubled)
-        return timedelta(seconds=max(wait, min(asked, _LONGEST_ASKED_SECONDS)))
+        return timedelta(seconds=max(wait, min(retry_after_seconds, _MAX_RETRY_AFTER_SECONDS)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Made:
-    """The picture of a session, and what it took if this attempt made it."""
+    """A session's picture, and what it took of the provider if this attempt made it."""
 
     picture: StoredPicture
     usage: Usage | None = None
 
 
 class Generation:
-    """Works on sessions, one per call, any number at once."""
+    """Works on sessions, one per call, any number of them concurrently."""
 
     def __init__(
         self,
@@ -117,27 +115,19 @@ class Generation:
         self._new_id = new_id
 
     async def run(self, task: GenerationTask) -> Outcome:
-        """Do what ``task`` invites to, if its session is still waiting.
+        """Work on the session of ``task``, if it is still ``queued``.
 
-        When the store does not answer the claim, the task goes back to the queue and
-        ``DatabaseUnavailable`` is raised; when it answers with another error, ``ClaimFailed`` is.
-        When the generator turns everybody away, the session is given back, however often that
-        happened to it, and ``ProviderMisconfigured`` is raised. Any other unexpected error fails
-        the session with its refund and is raised. When cancelled, gives the session back and stops.
+        Raises ``DatabaseUnavailable`` if the database does not answer the claim, and
+        ``ClaimFailed`` if it rejects the claim; the task is back in the queue then. Raises
+        ``ProviderMisconfigured`` if the generator rejects every request; the session is back in
+        the queue then, whatever its attempt. Any other unexpected error fails the session with its
+        refund and is raised. When cancelled, gives the session back and stops.
         """
-        try:
-            session = await self._attempts.claim(task.session_id, lease=self._policy.lease)
-        except (Exception, asyncio.CancelledError) as error:
-            # If the claim did take effect the task is a ghost now, and the lease runs out.
-            with suppress(Unavailable):
-                await self._queue.push_next([task])
-            if isinstance(error, DatabaseUnavailable | asyncio.CancelledError):
-                raise
-            raise ClaimFailed("The store cannot give out sessions") from error
+        session = await self._claim(task)
         if session is None:
             return Outcome.SKIPPED
         try:
-            return await self._work_and_settle(session)
+            return await self._work(session)
         except DatabaseUnavailable:
             return Outcome.UNSETTLED
         except (ProviderMisconfigured, asyncio.CancelledError):
@@ -145,10 +135,10 @@ class Generation:
             raise
 
     async def refuse(self, message: UnreadableTask) -> bool:
-        """Fail the session that a message names which breaks the contract, and bury the message.
+        """Fail the session that a malformed message names, if any, and bury the message.
 
-        Returns whether a session was failed. Raises when store or queue does not answer; to be
-        called again then, for nobody else has the message any more.
+        Returns whether a session was failed. Raises ``Unavailable``: then call this again, because
+        the message is no longer in the queue.
         """
         failed = message.session_id is not None and await self._sessions.fail_queued(
             message.session_id, _UNREADABLE
@@ -156,9 +146,22 @@ class Generation:
         await self._queue.bury(message, reason=message.reason)
         return failed
 
-    async def _work_and_settle(self, session: GenerationSession) -> Outcome:
+    async def _claim(self, task: GenerationTask) -> GenerationSession | None:
         try:
-            made = await self._within_lease(session)
+            return await self._attempts.claim(task.session_id, lease=self._policy.lease)
+        except (Exception, asyncio.CancelledError) as error:
+            # If the claim did take effect, the next claim finds the session taken, and recovery
+            # releases it once the lease has expired.
+            with suppress(Unavailable):
+                await self._queue.push_next([task])
+            if isinstance(error, DatabaseUnavailable | asyncio.CancelledError):
+                raise
+            raise ClaimFailed("The database rejected the claim") from error
+
+    async def _work(self, session: GenerationSession) -> Outcome:
+        """Make the picture, and settle the session whatever comes of that."""
+        try:
+            made = await self._make_under_lease(session)
         except TryAgain as error:
             return await self._try_again(session, error)
         except Refused as error:
@@ -173,84 +176,34 @@ class Generation:
             raise
         if made is None:
             return Outcome.OVERTAKEN
-        settled = await self._attempts.complete(
-            session.id, attempt=session.attempt, picture=made.picture, usage=made.usage
-        )
-        return Outcome.COMPLETED if settled else Outcome.OVERTAKEN
+        return await self._complete(session, made)
 
-    async def _within_lease(self, session: GenerationSession) -> _Made | None:
-        """The picture, or None if the lease was lost while it was being made.
-
-        The bound of an attempt stands here, around the work, so that it holds also for work that
-        ignores being stopped.
-        """
-        lease_seconds = self._policy.lease.total_seconds()
-        attempt_seconds = self._policy.attempt_timeout.total_seconds()
-        first_seconds = min(lease_seconds / 3, attempt_seconds)
-        valid_until = asyncio.get_running_loop().time() + lease_seconds
-        work = asyncio.create_task(self._make_or_fail(session))
-        lease: asyncio.Task[None] | None = None
-        try:
-            # Nobody needs to look after the lease of what is done before it must be renewed.
-            await asyncio.wait((work,), timeout=first_seconds)
-            if not work.done():
-                lease = asyncio.create_task(self._keep_lease(session, valid_until))
-                await asyncio.wait(
-                    (work, lease),
-                    timeout=attempt_seconds - first_seconds,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-            if work.cancelled():
-                raise RuntimeError("The work cancelled itself")
-            if work.done():
-                return _made_by(work.result())
-            if lease is not None and lease.done():
-                return lease.result()
-            raise TryAgain("Making the picture took too long")
-        finally:
-            await _stop(work, lease)
-            del work, lease  # An error's trace leads here, and from here would lead to the error.
-
-    async def _keep_lease(self, session: GenerationSession, valid_until: float) -> None:
-        """Renew the lease now, and three times in its life; return once it is or may be lost."""
+    async def _make_under_lease(self, session: GenerationSession) -> _Made | None:
+        """None if the lease was lost meanwhile."""
         lease = self._policy.lease
-        loop = asyncio.get_running_loop()
-        while True:
-            asked_at = loop.time()
-            with suppress(DatabaseUnavailable):
-                if not await self._attempts.renew(session.id, attempt=session.attempt, lease=lease):
-                    return
-                valid_until = asked_at + lease.total_seconds()
-            if loop.time() >= valid_until:
-                return
-            await asyncio.sleep(lease.total_seconds() / 3)
-
-    async def _make_or_fail(self, session: GenerationSession) -> _Made | WorkFailed:
-        """An expected failure has no trace, for the pictures in its frames would outlive it: it
-        leads from the failure to timers, from these to this task and from the task to the failure,
-        and the garbage collector, which alone ends such a circle, seldom comes."""
-        try:
-            return await self._make(session)
-        except WorkFailed as failure:
-            failure.__cause__ = failure.__context__ = None
-            return failure.with_traceback(None)
+        return await run_under_lease(
+            partial(self._make, session),
+            renew=partial(self._attempts.renew, session.id, attempt=session.attempt, lease=lease),
+            lease=lease,
+            attempt_timeout=self._policy.attempt_timeout,
+        )
 
     async def _make(self, session: GenerationSession) -> _Made:
-        """Make and keep the picture, unless an earlier attempt got as far as keeping it. What
-        that one took was lost with it."""
-        kept = await self._storage.find(session.object_prefix)
-        if kept is not None:
-            return _Made(picture=kept)
-        generated = await self._generated(session)
+        """Generate and save the picture, unless an earlier attempt saved one, whose usage was lost
+        with that attempt."""
+        saved = await self._storage.find(session.object_prefix)
+        if saved is not None:
+            return _Made(picture=saved)
+        generated = await self._generate(session)
         picture = await self._storage.save(session.object_prefix, generated.picture)
         return _Made(picture=picture, usage=generated.usage)
 
-    async def _generated(self, session: GenerationSession) -> Generated:
-        """By the job that an earlier attempt began, if that leads to a picture: it is paid for,
-        and needs no input pictures, whose links may be dead by now. Else by a new one."""
-        note = partial(self._note, session)
+    async def _generate(self, session: GenerationSession) -> Generated:
+        """Resume the job of an earlier attempt if that still leads to a picture: it is paid for,
+        and it needs no input pictures, whose links may have expired. Else begin a new one."""
+        record_job = partial(self._record_job, session)
         if session.provider_job is not None:
-            resumed = await self._generator.resume(session.provider_job, note)
+            resumed = await self._generator.resume(session.provider_job, record_job)
             if resumed is not None:
                 return resumed
         images = [await self._fetcher.fetch(url, session.owner) for url in session.image_urls]
@@ -260,53 +213,38 @@ class Generation:
             images=tuple(images),
             instead_of=session.provider_job,
         )
-        return await self._generator.generate(request, note)
+        return await self._generator.generate(request, record_job)
 
-    async def _note(self, session: GenerationSession, job: str) -> None:
+    async def _record_job(self, session: GenerationSession, job: str) -> None:
         if not await self._attempts.record_job(session.id, attempt=session.attempt, job=job):
             raise Superseded(f"Attempt {session.attempt} is over")
 
+    async def _complete(self, session: GenerationSession, made: _Made) -> Outcome:
+        completed = await self._attempts.complete(
+            session.id, attempt=session.attempt, picture=made.picture, usage=made.usage
+        )
+        return Outcome.COMPLETED if completed else Outcome.OVERTAKEN
+
+    async def _fail(self, session: GenerationSession, failure: Failure) -> Outcome:
+        failed = await self._attempts.fail(session.id, failure, attempt=session.attempt)
+        return Outcome.FAILED if failed else Outcome.OVERTAKEN
+
     async def _try_again(self, session: GenerationSession, error: TryAgain) -> Outcome:
+        """Release the session with a backoff, or fail it after its last attempt."""
         if session.attempt >= self._policy.max_attempts:
             return await self._fail(session, _failure(error))
         delay = self._policy.backoff(session.attempt, error.retry_after_seconds, self._random)
         released = await self._attempts.release(session.id, attempt=session.attempt, delay=delay)
         return Outcome.RELEASED if released else Outcome.OVERTAKEN
 
-    async def _fail(self, session: GenerationSession, failure: Failure) -> Outcome:
-        settled = await self._attempts.fail(session.id, failure, attempt=session.attempt)
-        return Outcome.FAILED if settled else Outcome.OVERTAKEN
-
     async def _give_back(self, session: GenerationSession) -> None:
-        """Let another worker have the session at once; if that fails, recovery does it later."""
+        """Let another worker have the session at once. If that fails, recovery does it later."""
         with suppress(Unavailable):
-            if await self._attempts.release(session.id, attempt=session.attempt, delay=_NO_DELAY):
+            if await self._attempts.release(
+                session.id, attempt=session.attempt, delay=timedelta(0)
+            ):
                 await self._queue.push_next([GenerationTask.of(session, task_id=self._new_id())])
-
-
-def _made_by(result: _Made | WorkFailed) -> _Made:
-    try:
-        if isinstance(result, WorkFailed):
-            raise result
-        return result
-    finally:
-        del result  # As in _within_lease.
 
 
 def _failure(error: WorkFailed) -> Failure:
     return Failure(code=error.reason, message=str(error))
-
-
-async def _stop(*tasks: asyncio.Task[object] | None) -> None:
-    begun = [task for task in tasks if task is not None]
-    for task in begun:
-        task.cancel()
-        task.add_done_callback(_take_note)
-    if not all(task.done() for task in begun):
-        await asyncio.wait(begun, timeout=_STOP_SECONDS)
-
-
-def _take_note(task: asyncio.Task[object]) -> None:
-    """Nobody else asks how a stopped task ended, and asyncio complains of errors unasked for."""
-    if not task.cancelled():
-        task.exception()

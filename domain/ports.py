@@ -330,19 +330,19 @@ which shows that the attempt is still the current one. Raises ``Superseded`` if 
 class PictureGeneratorPort(Protocol):
     """Makes the picture, in one call or as a job that the provider goes on with by itself.
 
-    Who begins jobs tells ``note`` each one's name, at most 200 characters that begin with the
-    generator's own name, as soon as the provider has told it. Told to stop (cancelled), it ends
-    the job, unless ``note`` says that a newer attempt may wait for it already; it has a few
-    seconds for all that.
+    A generator of jobs calls ``record`` with the name of each job, at most 200 characters that
+    begin with the generator's own name, as soon as the provider has named the job. When cancelled,
+    it cancels the job, unless ``record`` says that a newer attempt may be waiting for it; it has a
+    few seconds for both.
     """
 
-    async def generate(self, request: PictureRequest, note: RecordJob) -> Generated:
+    async def generate(self, request: PictureRequest, record: RecordJob) -> Generated:
         """Raises ``Refused`` (moderation, unusable input), ``TryAgain`` (busy, broken) or
         ``ProviderMisconfigured`` (a wrong key, no quota: no request can succeed). After the last
         the session goes back unharmed, and the worker's circuit opens: until it lets a probe
-        through, the worker takes no task off the queue. Lets through what ``note`` raises."""
+        through, the worker takes no task off the queue. Lets through what ``record`` raises."""
 
-    async def resume(self, job: str, note: RecordJob) -> Generated | None:  # noqa: ARG002
+    async def resume(self, job: str, record: RecordJob) -> Generated | None:  # noqa: ARG002
         """The picture of a job that was noted before, once it is made. None if it came to nothing
         or is not this generator's. Begins no job; raises what ``generate`` raises.
 

@@ -1,5 +1,5 @@
-"""Bring every session to its end, whatever was lost or killed, and delete its picture when that is
-old. Run it every few seconds, in as many processes as you like."""
+"""The reconciler: brings every session to a final status, whatever was lost or killed, and deletes
+old pictures and uploads. Run it every few seconds, in any number of processes."""
 
 import asyncio
 from collections import Counter, deque
@@ -22,28 +22,28 @@ from domain.submission import NOT_PUSHED
 from domain.tasks import GenerationTask, UnreadableTask
 
 _EXPIRED = Failure(code=ErrorCode.EXPIRED, message="The request waited too long")
-_UPLOADS_AT_ONCE = 1_000
-_LOOK_FOR_UPLOADS_EVERY = timedelta(hours=1)
+_UPLOAD_BATCH = 1_000
+_UPLOAD_SEARCH_INTERVAL = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryPolicy:
     """When a session counts as lost, dead or expired, and how much one run may do.
 
-    ``requeue_after`` must be longer than a submit may take and than the interval at which
-    ``Submission.confirm_pushed`` runs. ``picture_lifetime`` must be longer than an attempt: one
-    that lost its lease may keep a picture after its session has ended, and what is kept after the
-    deletion stays for ever. One run deletes up to ``deletions`` pictures, all at once, so that
-    lost sessions wait for that no longer than ``deletion_timeout``; what was not deleted then is
-    tried again after ``delete_again_after``. Uploads are kept for ``keep_uploads``, and up to a day
-    more.
+    ``requeue_after`` must be longer than a submission may take and than the interval of
+    ``Submission.confirm_pushed``. ``picture_lifetime`` must be longer than an attempt: an attempt
+    that lost its lease may save a picture after its session has ended, and a picture saved after
+    the deletion is never deleted. One run deletes up to ``deletions`` pictures concurrently and
+    waits for them up to ``deletion_timeout``, so that lost sessions wait no longer; failed
+    deletions are repeated after ``delete_again_after``. Uploads are kept for ``upload_lifetime``,
+    and up to a day more.
     """
 
     requeue_after: timedelta = timedelta(seconds=15)
     max_attempts: int = 3
     external_timeout: timedelta = timedelta(minutes=15)
     queue_ttl: timedelta = timedelta(hours=1)
-    keep_uploads: timedelta = timedelta(days=2)
+    upload_lifetime: timedelta = timedelta(days=2)
     batch: int = 100
     max_batches: int = 10
     picture_lifetime: timedelta = timedelta(days=30)
@@ -53,15 +53,16 @@ class RecoveryPolicy:
 
     def settle_bound(self, work: WorkPolicy, *, interval: timedelta) -> timedelta:
         """The longest time from a session's creation, or from the end of the last fault if that
-        is later, to its final status, where a run of recovery begins every ``interval``.
+        is later, to its final status, if a run of recovery begins every ``interval``.
 
-        A session is failed by the first run after its time to live, unless it is worked on then.
-        An attempt may begin just before that run, and ends by itself or by the first run after its
-        lease, or what stands in for a lease, is over. Where attempts are left and their worker gave
-        the session back, the next one may again begin just before the run that would fail it.
+        The first run after ``queue_ttl`` fails a session that is ``queued`` then. An attempt may
+        begin just before that run. It ends by itself, or with the first run after its lease, or an
+        external consumer's ``external_timeout``, has expired. If the attempt was given back and
+        attempts are left, the next one may again begin just before the run that would fail the
+        session.
 
-        One run moves up to ``batch * max_batches`` sessions by each rule: for each further so many
-        that are due at once, one ``interval`` more.
+        One run moves up to ``batch * max_batches`` sessions by each rule. Each further
+        ``batch * max_batches`` sessions that are due at the same time take one more ``interval``.
         """
         attempt = max(work.attempt_timeout + work.lease, self.external_timeout)
         return self.queue_ttl + interval + self.max_attempts * (attempt + interval)
@@ -69,16 +70,19 @@ class RecoveryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryReport:
-    """How many sessions one run moved, by what was done to them. ``swept`` counts those of which
-    the image storage holds nothing any more, ``uploads_deleted`` the uploads that it deleted."""
+    """What one run did: how many sessions it moved, by rule, and what it deleted.
+
+    ``exhausted`` sessions failed because their last attempt died. ``pictures_deleted`` counts the
+    sessions of which the picture storage holds nothing any more.
+    """
 
     refunded: int = 0
-    expired: int = 0
+    exhausted: int = 0
     released: int = 0
-    spent: int = 0
+    expired: int = 0
     pushed_again: int = 0
     never_pushed: int = 0
-    swept: int = 0
+    pictures_deleted: int = 0
     uploads_deleted: int = 0
 
     @property
@@ -106,36 +110,38 @@ class Recovery:
         clock: Callable[[], datetime],
     ) -> None:
         self._sessions = sessions
-        self._recovery = recovery_repo
+        self._recovery_repo = recovery_repo
         self._queue = queue
         self._storage = storage
         self._uploads = uploads
         self._policy = policy
         self._new_id = new_id
         self._clock = clock
-        self._uploads_due = datetime.min.replace(tzinfo=UTC)
-        # Waits for the queue only; what a killed process leaves in it can be read off the sessions.
-        self._unburied: deque[GenerationSession] = deque(maxlen=policy.batch * policy.max_batches)
+        self._next_upload_search = datetime.min.replace(tzinfo=UTC)
+        # Waits only while the queue is unavailable. A killed process loses it, but the sessions'
+        # rows tell the same.
+        self._to_bury: deque[GenerationSession] = deque(maxlen=policy.batch * policy.max_batches)
 
     async def run_once(self) -> RecoveryReport:
-        """Do all that is to be done now, in bounded batches. What needs no queue comes first, and
-        pictures, which nobody waits for, come last. What is too old for another attempt expires in
-        the run that took it from its dead worker.
+        """Do everything that is due now, in bounded batches.
 
-        A step that fails keeps none of the others from being done; at the end the error of the
-        first one that did is raised.
+        The steps that need only the database come first, so that they run without the queue, and
+        the deletions, for which no customer waits, come last. Expired leases are released before
+        old sessions expire, so that one run does both to a session.
+
+        The failure of a step does not stop the others. Raises the first one at the end.
         """
         done: Counter[str] = Counter()
         failures: list[Unavailable] = []
         for step in (
             self._refund_missing,
-            self._fail_spent,
+            self._fail_exhausted,
             self._release_dead,
             self._fail_expired,
-            self._bury_spent,
+            self._bury_exhausted,
             self._push_lost,
-            self._delete_old_images,
-            self._delete_old_uploads,
+            self._delete_pictures,
+            self._delete_uploads,
         ):
             try:
                 await step(done)
@@ -147,16 +153,27 @@ class Recovery:
 
     async def _refund_missing(self, done: Counter[str]) -> None:
         limit = self._policy.batch
-        done["refunded"] = await self._drain(lambda: self._recovery.refund_missing(limit=limit))
+        done["refunded"] = await self._in_batches(
+            lambda: self._recovery_repo.refund_missing(limit=limit)
+        )
 
-    async def _fail_spent(self, done: Counter[str]) -> None:
-        """Fail what killed all its workers; its task is kept for whoever finds out why."""
-        done["spent"] = await self._drain(self._fail_some_spent)
+    async def _fail_exhausted(self, done: Counter[str]) -> None:
+        done["exhausted"] = await self._in_batches(self._fail_exhausted_batch)
+
+    async def _fail_exhausted_batch(self) -> int:
+        failed = await self._recovery_repo.fail_dead_leases(
+            NO_PICTURE,
+            max_attempts=self._policy.max_attempts,
+            external_timeout=self._policy.external_timeout,
+            limit=self._policy.batch,
+        )
+        self._to_bury.extend(failed)
+        return len(failed)
 
     async def _release_dead(self, done: Counter[str]) -> None:
         policy = self._policy
-        done["released"] = await self._drain(
-            lambda: self._recovery.release_dead_leases(
+        done["released"] = await self._in_batches(
+            lambda: self._recovery_repo.release_dead_leases(
                 max_attempts=policy.max_attempts,
                 external_timeout=policy.external_timeout,
                 limit=policy.batch,
@@ -165,53 +182,44 @@ class Recovery:
 
     async def _fail_expired(self, done: Counter[str]) -> None:
         policy = self._policy
-        done["expired"] = await self._drain(
-            lambda: self._recovery.fail_expired(
+        done["expired"] = await self._in_batches(
+            lambda: self._recovery_repo.fail_expired(
                 _EXPIRED, older_than=policy.queue_ttl, limit=policy.batch
             )
         )
 
-    async def _drain(self, step: Callable[[], Awaitable[int]]) -> int:
-        """Repeat ``step`` until it does less than a whole batch."""
-        done = 0
+    async def _in_batches(self, move_batch: Callable[[], Awaitable[int]]) -> int:
+        """Repeat ``move_batch`` until it moves less than a whole batch. Returns the total."""
+        total = 0
         for _ in range(self._policy.max_batches):
-            count = await step()
-            done += count
+            count = await move_batch()
+            total += count
             if count < self._policy.batch:
                 break
-        return done
+        return total
 
-    async def _fail_some_spent(self) -> int:
-        policy = self._policy
-        spent = await self._recovery.fail_dead_leases(
-            NO_PICTURE,
-            max_attempts=policy.max_attempts,
-            external_timeout=policy.external_timeout,
-            limit=policy.batch,
-        )
-        self._unburied.extend(spent)
-        return len(spent)
-
-    async def _bury_spent(self, _: Counter[str]) -> None:
-        while self._unburied:
-            session = self._unburied[0]
+    async def _bury_exhausted(self, _: Counter[str]) -> None:
+        """Keep the tasks that killed their workers in the dead-letter list, for an operator."""
+        while self._to_bury:
+            session = self._to_bury[0]
             await self._queue.bury(
                 GenerationTask.of(session, task_id=self._new_id()),
                 reason=f"{session.attempt} attempts ended without a sign of life",
             )
-            self._unburied.popleft()
+            self._to_bury.popleft()
 
     async def _push_lost(self, done: Counter[str]) -> None:
-        """Push what the queue lost, and fail what it never got.
+        """Push the tasks that the queue lost, and fail the sessions whose task it never got.
 
-        The queue is first in, first out, so a session older than its oldest task is not in it.
-        Newest first, each batch goes before all others, so the oldest task stays the next one.
+        The queue is first in, first out, so the task of a session older than the oldest task in
+        the queue is not in it. Each batch, newest sessions first, goes to the end that is popped
+        next: the oldest task stays the next one, and the rule stays true.
         """
         for _ in range(self._policy.max_batches):
             oldest = await self._queue.oldest()
             if isinstance(oldest, UnreadableTask):
-                break  # A consumer is about to bury it; it tells no age.
-            sessions = await self._recovery.claim_overdue(
+                break  # It tells no age. A worker will pop it and bury it.
+            sessions = await self._recovery_repo.claim_overdue(
                 created_before=None if oldest is None else oldest.created_at,
                 again_after=self._policy.requeue_after,
                 limit=self._policy.batch,
@@ -227,29 +235,29 @@ class Recovery:
                 break
 
     async def _fail_unconfirmed(self, sessions: list[GenerationSession]) -> int:
-        """Whoever submitted these was told 503, or was never answered: give the credit back."""
+        """Their callers were told 503 or got no answer, so the credits go back."""
         failed = 0
         for session in sessions:
             if not session.confirmed:
                 failed += await self._sessions.fail_queued(session.id, NOT_PUSHED)
         return failed
 
-    async def _delete_old_images(self, done: Counter[str]) -> None:
-        """Delete first, then note it: whoever dies in between leaves it to be done once more."""
-        old = await self._recovery.claim_expired_images(
+    async def _delete_pictures(self, done: Counter[str]) -> None:
+        """Delete first, then mark as deleted: after a crash in between, both are repeated."""
+        old = await self._recovery_repo.claim_expired_images(
             older_than=self._policy.picture_lifetime,
             again_after=self._policy.delete_again_after,
             limit=self._policy.deletions,
         )
         if not old:
             return
-        deleted = await asyncio.gather(*(self._delete_image(session) for session in old))
+        deleted = await asyncio.gather(*(self._delete_picture(session) for session in old))
         gone = [session.id for session, is_gone in zip(old, deleted, strict=True) if is_gone]
-        done["swept"] = await self._recovery.mark_images_deleted(gone)
+        done["pictures_deleted"] = await self._recovery_repo.mark_images_deleted(gone)
         if len(gone) < len(old):
             raise StorageUnavailable(f"{len(old) - len(gone)} pictures could not be deleted")
 
-    async def _delete_image(self, session: GenerationSession) -> bool:
+    async def _delete_picture(self, session: GenerationSession) -> bool:
         try:
             async with asyncio.timeout(self._policy.deletion_timeout.total_seconds()):
                 await self._storage.delete(session.object_prefix)
@@ -257,19 +265,19 @@ class Recovery:
             return False
         return True
 
-    async def _delete_old_uploads(self, done: Counter[str]) -> None:
-        """A batch in each run while there is a whole one, then a look now and then: in a cloud each
-        look is paid for."""
+    async def _delete_uploads(self, done: Counter[str]) -> None:
+        """One batch per run. After an incomplete batch the next search is an hour later, because
+        a cloud charges for each."""
         now = self._clock()
-        if now < self._uploads_due:
+        if now < self._next_upload_search:
             return
-        self._uploads_due = now + _LOOK_FOR_UPLOADS_EVERY
+        self._next_upload_search = now + _UPLOAD_SEARCH_INTERVAL
         try:
             deleted = await self._uploads.delete_uploads_before(
-                (now - self._policy.keep_uploads).date(), limit=_UPLOADS_AT_ONCE
+                (now - self._policy.upload_lifetime).date(), limit=_UPLOAD_BATCH
             )
         except TryAgain as error:
-            raise StorageUnavailable("The storage of uploads does not answer") from error
-        if deleted >= _UPLOADS_AT_ONCE:
-            self._uploads_due = now
+            raise StorageUnavailable("The upload storage is unavailable") from error
+        if deleted >= _UPLOAD_BATCH:
+            self._next_upload_search = now
         done["uploads_deleted"] = deleted

@@ -1,8 +1,7 @@
-"""Download the pictures that strangers link to, without being led into our own network.
+"""Downloads pictures from untrusted links, without reaching our own network (SSRF).
 
-Three gates: the URL before any look-up, every address that its host resolves to before any
-connection, and the bytes before anybody uses them (``pool.py``). Each redirect passes the first
-two again.
+Three checks: the URL before any name lookup, every address of its host before any connection, and
+the bytes before any use (``pool.py``). Each redirect goes through the first two again.
 """
 
 import asyncio
@@ -24,6 +23,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from adapters.images.addresses import is_public
+from adapters.images.inputs import Prepare
 from adapters.images.inspection import too_large
 from domain.errors import Refused, TryAgain
 from domain.ports import Picture
@@ -31,33 +31,30 @@ from domain.sessions import ErrorCode
 
 MAX_RETRY_AFTER_SECONDS = 60
 
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_PASSING = frozenset({408, 425, 429})
+_REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
+_TRANSIENT_STATUSES = frozenset({408, 425, 429})
 _HEADERS = {
     "User-Agent": "wearon",
     "Accept": "image/jpeg, image/png, image/webp",
     "Accept-Encoding": "identity",
 }
 
-# A name's last label begins with a letter. So IP addresses in all their spellings (127.1,
-# 0x7f000001, 2130706433, [::1]) are no names.
-_NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z][a-z0-9_-]{0,62}\.?")
+# A host name's last label begins with a letter, so no spelling of an IP address (127.1,
+# 0x7f000001, 2130706433, [::1]) matches.
+_HOST_NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z][a-z0-9_-]{0,62}\.?")
 _SECONDS = re.compile(r"[0-9]{1,9}")
 
 Lookup = Callable[[str], Awaitable[Sequence[str]]]
-"""Gives all IP addresses of a host name. Raises ``OSError`` when the name has none."""
-
-Prepare = Callable[[bytes], Awaitable[Picture]]
-"""Makes of a download what is given out. Raises ``Refused`` or ``TryAgain``."""
+"""Returns all IP addresses of a host name. Raises ``OSError`` if there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchLimits:
-    """Bounds of one download; ``max_connections`` is for all that run at the same time.
+    """Bounds of one download; ``max_connections`` is for all downloads together.
 
-    An answer has to begin ``connect_timeout_seconds + grace_seconds`` after it was asked for. From
-    then on it has to be done after ``grace_seconds``, or arrive at ``min_bytes_per_second`` on
-    the average of the time since: who drips does not hold a worker for the total timeout.
+    A response must begin within ``connect_timeout_seconds + grace_seconds``. Its body must then be
+    complete after ``grace_seconds``, or keep up an average of ``min_bytes_per_second``: a slow-drip
+    server cannot tie up a worker for the full timeout.
     """
 
     total_timeout_seconds: float = 15.0
@@ -70,14 +67,14 @@ class FetchLimits:
 
 
 async def system_lookup(host: str) -> list[str]:
-    """Ask the system, in a thread."""
+    """The system's resolver, in a thread."""
     found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return [str(sockaddr[0]) for *_, sockaddr in found]
 
 
 class HttpPictureFetcher:
-    """Over HTTP and HTTPS. ``allow_loopback`` is for development: it admits pictures that this
-    machine serves, on any port, and nothing else that is not public."""
+    """Downloads over HTTP and HTTPS from public addresses. ``allow_loopback`` is for development:
+    it also allows this machine's loopback addresses, and then any port."""
 
     def __init__(
         self,
@@ -94,13 +91,12 @@ class HttpPictureFetcher:
         self._session: ClientSession | None = None
 
     async def fetch(self, url: str) -> Picture:
-        """What is behind the link, prepared. Raises ``Refused`` or ``TryAgain``, as
-        ``PictureFetcherPort`` does."""
+        """The picture at ``url``, prepared. Raises what ``PictureFetcherPort`` raises."""
         try:
             async with asyncio.timeout(self._limits.total_timeout_seconds):
-                data = await self._download(self._admitted(url))
+                data = await self._download(self._checked_url(url))
         except (ClientError, OSError) as error:
-            raise _try_again() from error
+            raise _transient_failure() from error
         return await self._prepare(data)
 
     async def close(self) -> None:
@@ -112,21 +108,21 @@ class HttpPictureFetcher:
         for _ in range(self._limits.max_redirects + 1):
             begin_seconds = self._limits.connect_timeout_seconds + self._limits.grace_seconds
             async with (
-                asyncio.timeout(begin_seconds) as pace,
-                self._opened().get(url, allow_redirects=False) as response,
+                asyncio.timeout(begin_seconds) as deadline,
+                self._client().get(url, allow_redirects=False) as response,
             ):
-                if response.status not in _REDIRECTS:
+                if response.status not in _REDIRECT_STATUSES:
                     _check_status(response)
-                    return await self._read(response, pace)
-                url = self._next_hop(response)
-        raise _unreachable("A picture's link is redirected too often")
+                    return await self._read_body(response, deadline)
+                url = self._redirect_target(response)
+        raise _unreachable("A picture's link redirects too often")
 
-    def _opened(self) -> ClientSession:
+    def _client(self) -> ClientSession:
         if self._session is None:
-            # Nothing of the environment (proxies, .netrc) and no state between requests.
+            # It takes no proxy or password from the environment, and keeps no cookies.
             self._session = ClientSession(
                 connector=TCPConnector(
-                    resolver=_CheckingResolver(self._lookup, self._is_allowed),
+                    resolver=_CheckingResolver(self._lookup, self._is_allowed_address),
                     use_dns_cache=False,
                     limit=self._limits.max_connections,
                 ),
@@ -139,51 +135,51 @@ class HttpPictureFetcher:
             )
         return self._session
 
-    def _next_hop(self, response: ClientResponse) -> URL:
-        following = self._admitted(response.headers.get("Location", ""), base=response.url)
-        if response.url.scheme == "https" and following.scheme != "https":
-            raise _forbidden()
-        return following
+    def _redirect_target(self, response: ClientResponse) -> URL:
+        target = self._checked_url(response.headers.get("Location", ""), base=response.url)
+        if response.url.scheme == "https" and target.scheme != "https":
+            raise _not_public()
+        return target
 
-    def _admitted(self, text: str, *, base: URL | None = None) -> URL:
-        """``text`` as the client will understand it, so that the check and the request agree."""
+    def _checked_url(self, text: str, *, base: URL | None = None) -> URL:
+        """``text`` as parsed by the client, so that the check and the request cannot differ."""
         try:
             url = URL(text) if base is None else base.join(URL(text))
         except ValueError as error:
-            raise _forbidden() from error
+            raise _not_public() from error
         if not text.isprintable() or url.user is not None or url.password is not None:
-            raise _forbidden()
-        if url.scheme not in {"http", "https"} or not self._may_ask(url):
-            raise _forbidden()
+            raise _not_public()
+        if url.scheme not in {"http", "https"} or not self._is_allowed_host(url):
+            raise _not_public()
         return url
 
-    def _may_ask(self, url: URL) -> bool:
+    def _is_allowed_host(self, url: URL) -> bool:
         host = url.raw_host or ""
         if self._allow_loopback:
-            return _NAME.fullmatch(host) is not None or _is_loopback(host)
-        return _NAME.fullmatch(host) is not None and url.port in {80, 443}
+            return _HOST_NAME.fullmatch(host) is not None or _is_loopback(host)
+        return _HOST_NAME.fullmatch(host) is not None and url.port in {80, 443}
 
-    def _is_allowed(self, address: IPv4Address | IPv6Address) -> bool:
+    def _is_allowed_address(self, address: IPv4Address | IPv6Address) -> bool:
         return is_public(address) or (self._allow_loopback and address.is_loopback)
 
-    async def _read(self, response: ClientResponse, pace: asyncio.Timeout) -> bytes:
-        """The body. Each byte that arrives puts ``pace`` off a little."""
+    async def _read_body(self, response: ClientResponse, deadline: asyncio.Timeout) -> bytes:
+        """Each received byte extends the ``deadline`` a little."""
         if (response.content_length or 0) > self._limits.max_bytes:
             raise too_large(self._limits.max_bytes)
-        patience = asyncio.get_running_loop().time() + self._limits.grace_seconds
-        pace.reschedule(patience)
+        grace_ends_at = asyncio.get_running_loop().time() + self._limits.grace_seconds
+        deadline.reschedule(grace_ends_at)
         data = bytearray()
         async for chunk in response.content.iter_any():
             data += chunk
-            pace.reschedule(patience + len(data) / self._limits.min_bytes_per_second)
+            deadline.reschedule(grace_ends_at + len(data) / self._limits.min_bytes_per_second)
             if len(data) > self._limits.max_bytes:
                 raise too_large(self._limits.max_bytes)
         return bytes(data)
 
 
 class _CheckingResolver(AbstractResolver):
-    """The only look-up of a connection: it goes to an address that was checked here, so a name
-    cannot mean one thing when it is checked and another when it is used."""
+    """The only lookup of a connection, which uses the addresses checked here: a name cannot resolve
+    to one address for the check and to another for the connection (DNS rebinding)."""
 
     def __init__(
         self, lookup: Lookup, is_allowed: Callable[[IPv4Address | IPv6Address], bool]
@@ -199,7 +195,7 @@ class _CheckingResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         addresses = [ip_address(address) for address in await self._lookup(host)]
         if not all(self._is_allowed(address) for address in addresses):
-            raise _forbidden()
+            raise _not_public()
         return [
             ResolveResult(
                 hostname=host,
@@ -213,7 +209,7 @@ class _CheckingResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to close; aiohttp requires the method."""
 
 
 def _is_loopback(host: str) -> bool:
@@ -224,18 +220,18 @@ def _is_loopback(host: str) -> bool:
 
 
 def _check_status(response: ClientResponse) -> None:
-    if response.status in _PASSING or response.status >= 500:
-        raise _try_again(_retry_after_seconds(response))
+    if response.status in _TRANSIENT_STATUSES or response.status >= 500:
+        raise _transient_failure(_retry_after_seconds(response))
     if response.status != 200:
         raise _unreachable("A picture could not be downloaded from its link")
 
 
 def _retry_after_seconds(response: ClientResponse) -> float:
-    asked = response.headers.get("Retry-After", "")
-    return min(float(asked), MAX_RETRY_AFTER_SECONDS) if _SECONDS.fullmatch(asked) else 0.0
+    value = response.headers.get("Retry-After", "")
+    return min(float(value), MAX_RETRY_AFTER_SECONDS) if _SECONDS.fullmatch(value) else 0.0
 
 
-def _try_again(retry_after_seconds: float = 0.0) -> TryAgain:
+def _transient_failure(retry_after_seconds: float = 0.0) -> TryAgain:
     return TryAgain(
         "A picture's server did not deliver it",
         code=ErrorCode.IMAGE_UNREACHABLE,
@@ -243,7 +239,7 @@ def _try_again(retry_after_seconds: float = 0.0) -> TryAgain:
     )
 
 
-def _forbidden() -> Refused:
+def _not_public() -> Refused:
     return _unreachable("A picture's link does not lead to a public web address")
 
 

@@ -1,4 +1,4 @@
-"""What generators that ask a provider over HTTP have in common."""
+"""Shared by the generators that call a provider over HTTP."""
 
 import re
 from collections.abc import Mapping
@@ -11,75 +11,105 @@ from yarl import URL
 from domain.errors import Refused, TryAgain
 from domain.sessions import ErrorCode
 
-MAX_ERROR_BYTES = 65_536
-PASSING = frozenset({408, 409, 425, 429})
-"""Statuses below 500 that another try may not meet."""
+TRANSIENT_STATUSES = frozenset({408, 409, 425, 429})
+"""Statuses below 500 that may not recur: another attempt makes sense."""
 
+_MAX_ERROR_BYTES = 65_536
 _VERSION = re.compile(r"v[0-9]+[a-z0-9]*")
 _SECONDS = re.compile(r"[0-9]{1,9}")
 
 
 def api_root(base_url: str) -> URL:
-    """Where an API's paths begin. Base URLs come as ``https://host``, ``https://host/v1`` and
-    ``https://host/api/v4/openai``: one without any version gets ``v1``."""
+    """The URL that an API's paths are relative to. Base URLs come as ``https://host``,
+    ``https://host/v1`` and ``https://host/api/v4/openai``: one without a version gets ``v1``."""
     base = URL(base_url.rstrip("/"))
     has_version = any(_VERSION.fullmatch(part) for part in base.parts)
     return base if has_version else base / "v1"
 
 
-def provider_session(api_key: str, *, connect_seconds: float) -> ClientSession:
-    """Connections that carry our key, and nothing of the environment or of earlier answers."""
-    return ClientSession(
-        # As many as there are slots in the worker: whoever waits here wastes its time.
-        connector=TCPConnector(limit=0),
-        timeout=ClientTimeout(total=None, sock_connect=connect_seconds),
-        cookie_jar=DummyCookieJar(),
-        headers={
-            "Authorization": f"Bearer {api_key}",
-            "User-Agent": "wearon",
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",
-        },
-        trust_env=False,
-    )
+class ProviderClient:
+    """The connections to one provider. They carry our key, and nothing from the environment (such
+    as proxies) or from earlier responses (such as cookies)."""
+
+    def __init__(self, api_key: str, *, connect_seconds: float) -> None:
+        self._api_key = api_key
+        self._connect_seconds = connect_seconds
+        self._session: ClientSession | None = None
+
+    @property
+    def session(self) -> ClientSession:
+        """Opened at its first use, because aiohttp needs a running event loop for that."""
+        if self._session is None:
+            self._session = ClientSession(
+                # No limit: the worker's slots limit the calls, and waiting here would waste one.
+                connector=TCPConnector(limit=0),
+                timeout=ClientTimeout(total=None, sock_connect=self._connect_seconds),
+                cookie_jar=DummyCookieJar(),
+                headers={
+                    "Authorization": f"Bearer {self._api_key}",
+                    "User-Agent": "wearon",
+                    "Accept": "application/json",
+                    "Accept-Encoding": "identity",
+                },
+                trust_env=False,
+            )
+        return self._session
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
 
 
-async def read(response: ClientResponse, limit: int) -> bytes:
-    """The body, or its beginning where it is longer than ``limit`` bytes."""
+async def read_body(response: ClientResponse, *, max_bytes: int) -> bytes:
+    """The body of a response; of an error only the beginning.
+
+    Raises ``RuntimeError`` for a successful response of more than ``max_bytes``: another attempt
+    would get one of the same size, and pay for it too.
+    """
+    is_error = response.status >= 300
+    limit = _MAX_ERROR_BYTES if is_error else max_bytes
     data = bytearray()
     async for chunk in response.content.iter_any():
         data += chunk
         if len(data) > limit:
-            break
+            if is_error:
+                break
+            raise RuntimeError(f"The provider's response exceeds {max_bytes} bytes")
     return bytes(data)
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float:
-    """How long we are asked to wait, in seconds or until a date; 0 where nothing is asked."""
-    asked = headers.get("Retry-After", "").strip()
-    if _SECONDS.fullmatch(asked):
-        return float(asked)
+    """The value of ``Retry-After``, given in seconds or as a date; 0 if absent or invalid."""
+    value = headers.get("Retry-After", "").strip()
+    if _SECONDS.fullmatch(value):
+        return float(value)
     try:
-        return max(0.0, (parsedate_to_datetime(asked) - now).total_seconds())
-    except (ValueError, TypeError):  # not a date, or one without its zone
+        return max(0.0, (parsedate_to_datetime(value) - now).total_seconds())
+    except (ValueError, TypeError):  # Not a date, or a date without a time zone.
         return 0.0
 
 
-def try_again(seconds: float = 0.0) -> TryAgain:
+def transient_failure(retry_after_seconds: float = 0.0) -> TryAgain:
     return TryAgain(
-        "The picture could not be made this time; the credit is back", retry_after_seconds=seconds
+        "The picture could not be made this time; the credit was refunded",
+        retry_after_seconds=retry_after_seconds,
     )
 
 
-def not_safe() -> Refused:
+def failed_safety_check() -> Refused:
     return Refused(
-        "The pictures or the prompt did not pass the safety check; the credit is back",
+        "The pictures or the prompt did not pass the safety check; the credit was refunded",
         code=ErrorCode.MODERATION_BLOCKED,
     )
 
 
 def unusable_picture() -> Refused:
     return Refused(
-        "A picture could not be used to make a new one; the credit is back",
+        "A picture cannot be used to make a new one; the credit was refunded",
         code=ErrorCode.INVALID_IMAGE,
     )
+
+
+def rejected_request(detail: str) -> RuntimeError:
+    """The provider says that our request is wrong: a bug in this code."""
+    return RuntimeError(f"The provider rejected the request as invalid: {detail}")

@@ -1,21 +1,20 @@
-"""Where the pictures of a request come from: a caller's own uploads out of our storage, without
-the network; everything else from wherever the link leads."""
+"""The source of a request's pictures: the owner's uploads are read from our storage, without the
+network; every other link is downloaded."""
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from domain.credits import Owner
 from domain.ports import Picture, PictureFetcherPort, PictureStoragePort, UploadStoragePort
 from domain.uploads import is_upload_of
 
-if TYPE_CHECKING:
-    from adapters.images.fetcher import Prepare
-
-_PARTS_OF_A_KEY = 5
+_KEY_PARTS = 5
 
 Download = Callable[[str], Awaitable[Picture]]
-"""Gets and prepares what a stranger's link leads to. Raises ``Refused`` or ``TryAgain``."""
+"""Downloads a picture from an untrusted link. Raises ``Refused`` or ``TryAgain``."""
+
+Prepare = Callable[[bytes], Awaitable[Picture]]
+"""Turns untrusted bytes into a picture. Raises ``Refused`` or ``TryAgain``."""
 
 
 class InputPictures(PictureFetcherPort):
@@ -27,7 +26,7 @@ class InputPictures(PictureFetcherPort):
         pictures: PictureStoragePort,
         uploads: UploadStoragePort,
         download: Download,
-        prepare: "Prepare",
+        prepare: Prepare,
         max_bytes: int,
     ) -> None:
         self._pictures = pictures
@@ -37,21 +36,22 @@ class InputPictures(PictureFetcherPort):
         self._max_bytes = max_bytes
 
     async def fetch(self, url: str, owner: Owner) -> Picture:
-        object_key = self._own_upload(url, owner)
+        object_key = self._upload_key(url, owner)
         if object_key is None:
             return await self._download(url)
         data = await self._uploads.read_upload(object_key, max_bytes=self._max_bytes)
         return await self._prepare(data)
 
-    def _own_upload(self, url: str, owner: Owner) -> str | None:
-        """The key, if ``url`` is a link that our storage gave out for an upload of ``owner``.
+    def _upload_key(self, url: str, owner: Owner) -> str | None:
+        """The object's key if ``url`` is our storage's link to an upload of ``owner``, else None.
 
-        Nothing is parsed: what stands before the query must be, letter for letter, what we would
-        write for a key in the owner's own folder. So no spelling leads anywhere else, and the
-        signature, which is for others, need not be checked, nor may it have expired meanwhile.
+        The URL is compared, not parsed: up to the query it must equal, letter for letter, the URL
+        that we would write for a key in the owner's folder. So no spelling can lead to another
+        object. The signature is not checked, because it protects the object from others; it may
+        have expired while the session waited.
         """
-        place, _, _ = url.partition("?")
-        object_key = "/".join(unquote(place).split("/")[-_PARTS_OF_A_KEY:])
+        location, _, _ = url.partition("?")
+        object_key = "/".join(unquote(location).split("/")[-_KEY_PARTS:])
         if not is_upload_of(owner, object_key):
             return None
-        return object_key if place == self._pictures.url(object_key).partition("?")[0] else None
+        return object_key if location == self._pictures.url(object_key).partition("?")[0] else None

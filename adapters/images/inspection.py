@@ -1,4 +1,4 @@
-"""Find out what a stranger's bytes really are, from their header and without decoding a pixel."""
+"""Recognise untrusted bytes as a picture by their header, without decoding a pixel."""
 
 from io import BytesIO
 
@@ -13,11 +13,11 @@ MIN_SIDE = 16
 
 
 def inspect_picture(data: bytes) -> Picture:
-    """``data`` as a picture of the type that its bytes show.
+    """``data`` with the media type found in its bytes.
 
-    Raises ``Refused`` unless it is one still JPEG, PNG or WebP picture of a usable size.
+    Raises ``Refused`` unless it is a still JPEG, PNG or WebP picture of a usable size.
     """
-    image_format = _sniff(data)
+    image_format = _signature(data)
     if image_format is None:
         raise _refused("A picture is not a JPEG, PNG or WebP file")
     _check_header(data, image_format)
@@ -25,11 +25,11 @@ def inspect_picture(data: bytes) -> Picture:
 
 
 def too_large(max_bytes: int) -> Refused:
-    """What to raise for a picture of more than ``max_bytes``."""
+    """The error for a picture of more than ``max_bytes``."""
     return _refused(f"A picture is larger than {max_bytes / 1_000_000:g} MB")
 
 
-def _sniff(data: bytes) -> str | None:
+def _signature(data: bytes) -> str | None:
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -52,9 +52,9 @@ def _check_header(data: bytes, image_format: str) -> None:
         raise _too_many_pixels()
     if min(width, height) < MIN_SIDE:
         raise _refused(f"A picture is smaller than {MIN_SIDE} x {MIN_SIDE} pixels")
-    # A phone's JPEG often has a second frame, its depth or brightness map; the first is the photo.
+    # Many phones add a depth or brightness map to a JPEG as a second frame; the photo is the first.
     if frames > 1 and image_format != "JPEG":
-        raise _refused("A picture is animated; only still ones can be used")
+        raise _refused("A picture is animated; only still pictures can be used")
 
 
 def _too_many_pixels() -> Refused:

@@ -1,8 +1,10 @@
-"""Pictures that a provider makes as jobs: begun by one call, asked for by others.
+"""Pictures that a provider makes as jobs: one call begins a job, later calls poll it.
 
-What a job is to its session is the same whoever the provider is, and stands here: its name is kept
-as soon as it has one, a later attempt waits for it instead of paying for another, and an attempt
-that stops cancels it, but never one that a newer attempt may wait for.
+The rules that tie a job to its session are the same for every provider:
+
+- The job's name is recorded with the session as soon as the provider has named the job.
+- A later attempt waits for the recorded job instead of paying for another one.
+- An attempt that stops cancels its job, unless a newer attempt may be waiting for that job.
 """
 
 import asyncio
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
-from adapters.images.http import try_again
+from adapters.images.http import transient_failure
 from domain.errors import (
     DatabaseUnavailable,
     ProviderMisconfigured,
@@ -23,34 +25,38 @@ from domain.errors import (
 from domain.ports import Generated, PictureGeneratorPort, PictureRequest, RecordJob
 
 STOP_SECONDS = 4.0
-"""How long an attempt that stops may take to cancel its job: less than it is waited for."""
+"""Time for a stopping attempt to cancel its job. The caller waits slightly longer than this."""
 _GROWTH = 1.5
 
 
 class JobProducedNothing(Exception):
-    """A job ended without a picture that can be used, or its provider does not know it."""
+    """A job ended without a usable picture, or the provider does not know it."""
 
 
 class Jobs(Protocol):
-    """The calls of a provider. Each has its own bound, and none is repeated by itself."""
+    """The calls of a provider. Each call has its own timeout and is never repeated by itself."""
 
     async def begin(self, request: PictureRequest) -> str:
         """The id of a new job. Raises what ``PictureGeneratorPort.generate`` raises."""
 
-    async def look(self, job_id: str) -> Generated | None:
-        """The picture, or None while it is being made. Raises ``JobProducedNothing``; ``TryAgain``
-        where the question failed, which says nothing of the job; ``Refused`` and
-        ``ProviderMisconfigured``."""
+    async def poll(self, job_id: str) -> Generated | None:
+        """The picture, or None while the job runs.
+
+        Raises ``JobProducedNothing``, ``Refused``, ``ProviderMisconfigured``, and ``TryAgain`` if
+        the call failed, which says nothing about the job.
+        """
 
     async def cancel(self, job_id: str) -> None:
-        """End a job, if it has not ended by itself. Raises ``TryAgain`` and
-        ``ProviderMisconfigured``."""
+        """End a job that still runs. Raises ``TryAgain`` and ``ProviderMisconfigured``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobLimits:
-    """How long to wait for a job, and between two looks at it: from ``first_pause_seconds`` on ever
-    longer, each time a random part of the pause between its half and its whole."""
+    """``total_seconds`` bounds the wait for a job.
+
+    The pauses between polls grow from ``first_pause_seconds`` to ``longest_pause_seconds``. Each is
+    shortened at random, to no less than half.
+    """
 
     total_seconds: float = 170.0
     first_pause_seconds: float = 0.5
@@ -58,8 +64,8 @@ class JobLimits:
 
 
 class JobPictureGenerator(PictureGeneratorPort):
-    """Lives through one job for each picture. ``name`` begins the names of its jobs: after a change
-    of generators nobody asks a provider for another one's."""
+    """Runs one provider job per picture. Job names are prefixed with ``name``, so after switching
+    providers no job is looked up at the wrong one."""
 
     def __init__(self, jobs: Jobs, *, name: str, limits: JobLimits, random: Random) -> None:
         self._jobs = jobs
@@ -67,61 +73,61 @@ class JobPictureGenerator(PictureGeneratorPort):
         self._limits = limits
         self._random = random
 
-    async def generate(self, request: PictureRequest, note: RecordJob) -> Generated:
-        job_id = await self._begun(request)
+    async def generate(self, request: PictureRequest, record: RecordJob) -> Generated:
+        job_id = await self._begin(request)
         try:
-            return await self._waited_for(job_id, note, new=True)
+            return await self._wait_for(job_id, record, is_new=True)
         except JobProducedNothing as error:
-            raise try_again() from error
+            raise transient_failure() from error
 
-    async def resume(self, job: str, note: RecordJob) -> Generated | None:
+    async def resume(self, job: str, record: RecordJob) -> Generated | None:
         name, _, job_id = job.partition(":")
         if name != self._name:
             return None
         try:
-            return await self._waited_for(job_id, note, new=False)
+            return await self._wait_for(job_id, record, is_new=False)
         except JobProducedNothing:
             return None
 
-    async def _begun(self, request: PictureRequest) -> str:
-        """Told to stop before the provider has answered, waits a little for the id, to cancel what
-        would be made and paid for unseen."""
+    async def _begin(self, request: PictureRequest) -> str:
+        """If cancelled before the provider answers, wait briefly for the id and cancel the job,
+        which would be paid for although its picture is never used."""
         beginning = asyncio.create_task(self._jobs.begin(request))
         try:
             return await asyncio.shield(beginning)
         except asyncio.CancelledError:
-            with suppress(TimeoutError, WorkFailed):  # No job, or none that we could name.
+            with suppress(TimeoutError, WorkFailed):  # There is no job, or its id is unknown.
                 async with asyncio.timeout(STOP_SECONDS):
                     await self._jobs.cancel(await beginning)
             raise
 
-    async def _waited_for(self, job_id: str, note: RecordJob, *, new: bool) -> Generated:
+    async def _wait_for(self, job_id: str, record: RecordJob, *, is_new: bool) -> Generated:
         try:
             async with asyncio.timeout(self._limits.total_seconds):
-                return await self._polled(job_id, note, new=new)
+                return await self._poll(job_id, record, is_new=is_new)
         except TimeoutError as error:
-            await self._abandon(job_id, note)
-            raise try_again() from error
+            await self._abandon(job_id, record)
+            raise transient_failure() from error
         except asyncio.CancelledError:
-            await self._abandon(job_id, note)
+            await self._abandon(job_id, record)
             raise
 
-    async def _polled(self, job_id: str, note: RecordJob, *, new: bool) -> Generated:
+    async def _poll(self, job_id: str, record: RecordJob, *, is_new: bool) -> Generated:
         pauses = self._pauses()
-        noted = not new or await self._first_noted(job_id, note)
-        wait = next(pauses) if new else 0.0
+        is_recorded = not is_new or await self._record_new(job_id, record)
+        pause = next(pauses) if is_new else 0.0
         while True:
-            await asyncio.sleep(wait)
-            noted = noted or await self._noted(job_id, note)
-            asked = 0.0
+            await asyncio.sleep(pause)
+            is_recorded = is_recorded or await self._record(job_id, record)
+            retry_after = 0.0
             try:
-                generated = await self._jobs.look(job_id)
+                generated = await self._jobs.poll(job_id)
             except TryAgain as error:
-                asked = error.retry_after_seconds
+                retry_after = error.retry_after_seconds
             else:
                 if generated is not None:
                     return generated
-            wait = max(asked, next(pauses))
+            pause = max(retry_after, next(pauses))
 
     def _pauses(self) -> Iterator[float]:
         longest = self._limits.first_pause_seconds
@@ -129,34 +135,39 @@ class JobPictureGenerator(PictureGeneratorPort):
             yield longest * self._random.uniform(0.5, 1.0)
             longest = min(longest * _GROWTH, self._limits.longest_pause_seconds)
 
-    async def _first_noted(self, job_id: str, note: RecordJob) -> bool:
-        """Whether a new job's name is kept. One that the session cannot have is cancelled."""
+    async def _record_new(self, job_id: str, record: RecordJob) -> bool:
+        """As ``_record``, but cancel the job if the session has a newer attempt, which does not
+        know of it."""
         try:
-            return await self._noted(job_id, note)
+            return await self._record(job_id, record)
         except Superseded:
             await self._cancel(job_id)
             raise
 
-    async def _noted(self, job_id: str, note: RecordJob) -> bool:
-        """False where the store does not answer: the job goes on, so it is asked again."""
+    async def _record(self, job_id: str, record: RecordJob) -> bool:
+        """Whether the job's name is recorded. False if the database does not answer: the job runs
+        on, and the next poll tries again."""
         try:
-            await note(self._named(job_id))
+            await record(self._job_name(job_id))
         except DatabaseUnavailable:
             return False
         return True
 
-    async def _abandon(self, job_id: str, note: RecordJob) -> None:
-        """Cancel a job that is still this attempt's. Its name stays: where it could not be
-        cancelled, or was made before that, the next attempt gets its picture."""
+    async def _abandon(self, job_id: str, record: RecordJob) -> None:
+        """Cancel the job if this attempt is still the current one.
+
+        The name stays recorded. If the job cannot be cancelled, or was finished before, the next
+        attempt gets its picture.
+        """
         with suppress(TimeoutError, DatabaseUnavailable, Superseded):
             async with asyncio.timeout(STOP_SECONDS):
-                await note(self._named(job_id))
+                await record(self._job_name(job_id))
                 await self._cancel(job_id)
 
     async def _cancel(self, job_id: str) -> None:
-        """What cannot be cancelled is only money; the attempt ends as it would have."""
+        """A failed cancellation only costs money, so it does not change how the attempt ends."""
         with suppress(TryAgain, ProviderMisconfigured):
             await self._jobs.cancel(job_id)
 
-    def _named(self, job_id: str) -> str:
+    def _job_name(self, job_id: str) -> str:
         return f"{self._name}:{job_id}"

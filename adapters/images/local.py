@@ -1,4 +1,4 @@
-"""A generator for development: no artificial intelligence, a sheet that shows what went in."""
+"""A generator for development, without artificial intelligence: a sheet of the input pictures."""
 
 import asyncio
 from collections.abc import Sequence
@@ -25,20 +25,20 @@ class LocalPictureGenerator(PictureGeneratorPort):
     """Lays out every input picture on one portrait sheet (3:4, JPEG) with a caption.
 
     The same request gives the same bytes, so a picture proves which inputs arrived.
-    ``delay_seconds`` stands for the time that a real provider takes.
+    ``delay_seconds`` simulates the time that a real provider takes.
     """
 
     def __init__(self, *, delay_seconds: float = 0.0) -> None:
         self._delay_seconds = delay_seconds
 
-    async def generate(self, request: PictureRequest, note: RecordJob) -> Generated:  # noqa: ARG002
+    async def generate(self, request: PictureRequest, record: RecordJob) -> Generated:  # noqa: ARG002
         await asyncio.sleep(self._delay_seconds)
         data = await asyncio.to_thread(draw_sheet, request)
         return Generated(picture=Picture(data=data, media_type="image/jpeg"))
 
 
 def draw_sheet(request: PictureRequest) -> bytes:
-    """The sheet as JPEG. Raises ``Refused`` for a picture that cannot be decoded."""
+    """The sheet as a JPEG. Raises ``Refused`` for a picture that cannot be decoded."""
     sheet = Image.new("RGB", (WIDTH, HEIGHT), _PAPER)
     pen = ImageDraw.Draw(sheet)
     for picture, box in zip(request.images, _boxes(len(request.images)), strict=True):
@@ -51,7 +51,7 @@ def draw_sheet(request: PictureRequest) -> bytes:
 
 
 def _boxes(count: int) -> Sequence[Box]:
-    """The model's place, large on the left, then one for each other picture on the right."""
+    """The place of each picture: the model's is large and on the left, the others on the right."""
     right, bottom = WIDTH - _MARGIN, HEIGHT - _CAPTION_HEIGHT - _MARGIN
     others = count - 1
     if others == 0:
@@ -90,7 +90,7 @@ def _place(sheet: Image.Image, picture: Picture, box: Box) -> None:
 
 
 def _in_color(image: Image.Image) -> Image.Image:
-    if image.mode == "I;16":  # Pillow would cut its greys off at 255 instead of scaling them.
+    if image.mode == "I;16":  # Pillow would clip its greys at 255 instead of scaling them.
         image = image.point(lambda grey: grey / 256)
     return image.convert("RGBA")
 

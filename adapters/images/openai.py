@@ -1,10 +1,10 @@
-"""OpenAI's image edits, and those of gateways that speak the same language.
+"""OpenAI's image edits, and those of gateways with the same API.
 
-How answers are sorted; a code counts wherever it stands, as ``error.code`` or ``error.type``:
+How responses are classified. An error code counts as ``error.code`` and as ``error.type``:
 
 ======================================================  ==========================================
-429, 408, 409, 425, 5xx, no or half an answer, no       ``TryAgain``, not before ``Retry-After``
-picture in it
+429, 408, 409, 425, 5xx, no or half a response,         ``TryAgain``, not before ``Retry-After``
+a response without a picture
 a code of moderation                                    ``Refused``, MODERATION_BLOCKED
 a code of an unusable picture, or 413                   ``Refused``, INVALID_IMAGE
 401, 402, 403, 404, a redirect; a code of billing,      ``ProviderMisconfigured``
@@ -26,19 +26,19 @@ from io import BytesIO
 from typing import Annotated, Any
 
 import msgspec
-from aiohttp import ClientError, ClientResponse, ClientSession, FormData
+from aiohttp import ClientError, ClientResponse, FormData
 from msgspec import Meta, Struct
 from yarl import URL
 
 from adapters.images.http import (
-    MAX_ERROR_BYTES,
-    PASSING,
+    TRANSIENT_STATUSES,
+    ProviderClient,
     api_root,
-    not_safe,
-    provider_session,
-    read,
+    failed_safety_check,
+    read_body,
+    rejected_request,
     retry_after_seconds,
-    try_again,
+    transient_failure,
     unusable_picture,
 )
 from adapters.images.inspection import inspect_picture
@@ -47,10 +47,10 @@ from domain.ports import Generated, PictureGeneratorPort, PictureRequest, Record
 from domain.sessions import Usage
 
 SIZE = "1024x1536"
-"""Width and height in pixels: the portrait among the sizes that every model has."""
+"""Width and height in pixels: the portrait format that every model supports."""
 
-_OPERATORS = frozenset({401, 402, 403, 404})
-_MODERATION = frozenset(
+_MISCONFIGURED_STATUSES = frozenset({401, 402, 403, 404})
+_MODERATION_CODES = frozenset(
     {
         "moderation_blocked",
         "content_policy_violation",
@@ -58,9 +58,9 @@ _MODERATION = frozenset(
         "content_safety_violation",
     }
 )
-_UNUSABLE_PICTURE = frozenset(
+_UNUSABLE_PICTURE_CODES = frozenset(
     {
-        "image_generation_user_error",  # a type, which moderation has too
+        "image_generation_user_error",  # an error.type that moderation uses too
         "invalid_image",
         "invalid_image_file",
         "invalid_image_format",
@@ -69,7 +69,7 @@ _UNUSABLE_PICTURE = frozenset(
         "unsupported_file_mimetype",
     }
 )
-_OPERATORS_CODES = frozenset(
+_MISCONFIGURED_CODES = frozenset(
     {
         "insufficient_quota",
         "credit_balance_exhausted",
@@ -84,15 +84,15 @@ _OPERATORS_CODES = frozenset(
 )
 
 _EXTENSIONS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
-# What may go from an error into a log: a name, never a sentence and never a key.
+# The part of an error that may be logged: a name, never a sentence and never a key.
 _NAME = re.compile(r"[a-z0-9_.\[\]]{1,64}")
 _MICRODOLLAR = Decimal("0.000001")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderLimits:
-    """Bounds of one call. Nothing of the answer comes before the picture is made, so
-    ``answer_seconds``, until its first byte, is nearly as long as ``total_seconds``."""
+    """Bounds of one call. ``answer_seconds`` is the time to the first byte of the response, which
+    comes once the picture is made: it is nearly as long as ``total_seconds``."""
 
     connect_seconds: float = 10.0
     answer_seconds: float = 150.0
@@ -102,13 +102,13 @@ class ProviderLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
-    """US dollars for a million tokens, each between 0 and 10,000."""
+    """US dollars per million tokens, each between 0 and 10,000."""
 
     input_usd_per_million: Decimal
     output_usd_per_million: Decimal
 
     def usage(self, input_tokens: int, output_tokens: int) -> Usage:
-        """The tokens with what they cost, rounded to a millionth of a dollar."""
+        """The tokens and their cost, rounded to a millionth of a dollar."""
         cost = (
             input_tokens * self.input_usd_per_million + output_tokens * self.output_usd_per_million
         )
@@ -140,12 +140,12 @@ _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
 def edits_url(base_url: str) -> URL:
-    """Where to send edits; a base URL without any version gets ours."""
+    """The endpoint for edits; a base URL without a version gets ``v1``."""
     return api_root(base_url) / "images" / "edits"
 
 
 class OpenAiPictureGenerator(PictureGeneratorPort):
-    """One request for each picture: no redirect is followed and nothing is sent twice."""
+    """One request per picture: no redirect is followed, and no request is repeated."""
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class OpenAiPictureGenerator(PictureGeneratorPort):
         clock: Callable[[], datetime],
     ) -> None:
         self._url = edits_url(base_url)
-        self._api_key = api_key
+        self._client = ProviderClient(api_key, connect_seconds=limits.connect_seconds)
         self._options = {
             "model": model,
             "size": SIZE,
@@ -170,44 +170,32 @@ class OpenAiPictureGenerator(PictureGeneratorPort):
         self._prices = prices
         self._limits = limits
         self._clock = clock
-        self._session: ClientSession | None = None
 
-    async def generate(self, request: PictureRequest, note: RecordJob) -> Generated:  # noqa: ARG002
+    async def generate(self, request: PictureRequest, record: RecordJob) -> Generated:  # noqa: ARG002
         try:
             async with asyncio.timeout(self._limits.total_seconds):
-                body = await self._ask(request)
+                body = await self._send(request)
         except (ClientError, OSError) as error:
-            raise try_again() from error
+            raise transient_failure() from error
         return await asyncio.to_thread(self._generated, body)
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+        await self._client.close()
 
-    async def _ask(self, request: PictureRequest) -> bytes:
+    async def _send(self, request: PictureRequest) -> bytes:
         async with asyncio.timeout(self._limits.answer_seconds):
-            response = await self._opened().post(
+            response = await self._client.session.post(
                 self._url,
                 data=self._form(request),
                 headers={"X-Client-Request-Id": str(request.session_id)},
                 allow_redirects=False,
             )
         async with response:
-            if response.status >= 300:
-                raise self._fault(response, await read(response, MAX_ERROR_BYTES))
-            body = await read(response, self._limits.max_bytes)
-        if len(body) > self._limits.max_bytes:
-            # Another one would be as large, and paid for as well.
-            raise RuntimeError(f"The provider's answer exceeds {self._limits.max_bytes} bytes")
+            body = await read_body(response, max_bytes=self._limits.max_bytes)
+        if response.status >= 300:
+            raise self._error(response, body)
         return body
-
-    def _opened(self) -> ClientSession:
-        if self._session is None:
-            self._session = provider_session(
-                self._api_key, connect_seconds=self._limits.connect_seconds
-            )
-        return self._session
 
     def _form(self, request: PictureRequest) -> FormData:
         form = FormData()
@@ -227,41 +215,41 @@ class OpenAiPictureGenerator(PictureGeneratorPort):
             answer = _decode_answer(body)
             picture = inspect_picture(answer.data[0].b64_json)
         except (msgspec.DecodeError, RecursionError, Refused) as error:
-            raise try_again() from error
+            raise transient_failure() from error
         return Generated(picture=picture, usage=self._usage(answer.usage))
 
-    def _usage(self, told: object) -> Usage | None:
-        """None where the answer tells it in no way that we know: the picture counts more."""
+    def _usage(self, reported: object) -> Usage | None:
+        """None if the format is unknown: the picture is worth more than its statistics."""
         try:
-            tokens = msgspec.convert(told, _Tokens)
+            tokens = msgspec.convert(reported, _Tokens)
         except msgspec.ValidationError:
             return None
         return self._prices.usage(tokens.input_tokens, tokens.output_tokens)
 
-    def _fault(self, response: ClientResponse, body: bytes) -> Exception:
-        """What an answer that is no picture means."""
-        status, error = response.status, _error_of(body)
-        names = {error.get("code"), error.get("type")}
-        told = " ".join(f"{key}={name}" for key, name in error.items())
-        detail = f"HTTP {status} {told}".rstrip()
-        if status >= 500 or (status in PASSING and not names & _OPERATORS_CODES):
-            return try_again(retry_after_seconds(response.headers, self._clock()))
-        if names & _MODERATION:
-            return not_safe()
-        if status < 400 or status in _OPERATORS or names & _OPERATORS_CODES:
+    def _error(self, response: ClientResponse, body: bytes) -> Exception:
+        """The error that a response without a picture stands for."""
+        status, names = response.status, _error_names(body)
+        codes = {names.get("code"), names.get("type")}
+        is_misconfigured = bool(codes & _MISCONFIGURED_CODES)
+        detail = " ".join([f"HTTP {status}", *(f"{key}={name}" for key, name in names.items())])
+        if status >= 500 or (status in TRANSIENT_STATUSES and not is_misconfigured):
+            return transient_failure(retry_after_seconds(response.headers, self._clock()))
+        if codes & _MODERATION_CODES:
+            return failed_safety_check()
+        if status < 400 or status in _MISCONFIGURED_STATUSES or is_misconfigured:
             return ProviderMisconfigured(detail=detail)
-        if status == 413 or names & _UNUSABLE_PICTURE:
+        if status == 413 or codes & _UNUSABLE_PICTURE_CODES:
             return unusable_picture()
-        return RuntimeError(f"The provider does not understand us: {detail}")
+        return rejected_request(detail)
 
 
-def _error_of(body: bytes) -> dict[str, str]:
-    """The names in an error, without its message; empty where the body is another one."""
+def _error_names(body: bytes) -> dict[str, str]:
+    """Code, type and parameter of an error, without its message; empty if the body is not one."""
     try:
         error = msgspec.json.decode(body)["error"]
-        told = {key: error[key] for key in ("code", "type", "param") if key in error}
+        found = {key: error[key] for key in ("code", "type", "param") if key in error}
     except (msgspec.DecodeError, RecursionError, KeyError, TypeError, IndexError):
         return {}
     return {
-        key: name for key, name in told.items() if isinstance(name, str) and _NAME.fullmatch(name)
+        key: name for key, name in found.items() if isinstance(name, str) and _NAME.fullmatch(name)
     }

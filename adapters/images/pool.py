@@ -1,8 +1,8 @@
-"""The processes that decode strangers' pictures, so that no picture can harm the worker.
+"""A pool of processes that decode untrusted pictures, so that no picture can harm the worker.
 
-Not those of ``concurrent.futures``: there one that dies takes everybody's work with it, one that
-hangs cannot be ended, what they answer is unpickled, and they know our environment with all its
-secrets. These get bytes, give bytes, and know nothing.
+Why not ``concurrent.futures``: there, one dead process breaks the whole pool, a hanging process
+cannot be killed, results are unpickled, and the processes inherit our environment with its secrets.
+Here a process receives bytes, returns bytes, and has an empty environment.
 """
 
 import asyncio
@@ -18,15 +18,15 @@ from domain.ports import Picture
 from domain.sessions import ErrorCode
 
 _PROGRAM = (sys.executable, "-I", "-m", "adapters.images.preparation")
-_START_TRIES = 3
+_MAX_START_ATTEMPTS = 3
 _START_SECONDS = 10.0
-_MAX_ANSWER_BYTES = 8_000_000
+_MAX_RESULT_BYTES = 8_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolLimits:
-    """``memory_bytes`` of address space for each process, and ``seconds`` for each picture, of
-    computing and by the clock; ``max_waiting`` pictures wait for a process."""
+    """Each process gets ``memory_bytes`` of address space, and each picture ``seconds`` of both CPU
+    and elapsed time. At most ``max_waiting`` pictures wait for a process."""
 
     processes: int = 2
     memory_bytes: int = 1_000_000_000
@@ -35,10 +35,11 @@ class PoolLimits:
 
 
 class PicturePool:
-    """Prepares pictures, one at a time in each process. Processes start when they are needed.
+    """Prepares pictures, one at a time per process. Processes start when they are needed.
 
-    One that dies, hangs or takes too much ends with its own picture, and the next picture gets a
-    new one. Where a process is short of something is the picture's fault, as far as we can know.
+    A process that dies, hangs or exceeds its limits fails only its own picture; the next picture
+    gets a new process. The pool cannot tell why a process ran out of a resource, so it blames the
+    picture.
     """
 
     def __init__(self, limits: PoolLimits, *, program: Sequence[str] = _PROGRAM) -> None:
@@ -49,12 +50,12 @@ class PicturePool:
         self._waiting = 0
 
     async def prepare(self, data: bytes) -> Picture:
-        """A still JPEG as ``prepare_picture`` makes it.
+        """The picture as a plain JPEG (see ``prepare_picture``).
 
-        Raises ``Refused`` for what cannot be used, ``TryAgain`` when there is no process.
+        Raises ``Refused`` for an unusable picture, and ``TryAgain`` if no process is available.
         """
         if self._waiting >= self._limits.max_waiting:
-            raise _try_again()
+            raise _no_process()
         self._waiting += 1
         try:
             await self._free.acquire()
@@ -66,42 +67,43 @@ class PicturePool:
             self._free.release()
 
     async def close(self) -> None:
-        """End the processes; to be called when no picture is being prepared."""
+        """Kill the processes. Call it when no picture is being prepared."""
         while self._idle:
-            await _end(self._idle.pop())
+            await _kill(self._idle.pop())
 
     async def _prepare(self, data: bytes) -> Picture:
-        process = self._rested() or await self._started()
+        process = self._idle_process() or await self._start_with_retries()
         try:
-            async with _ended_on_error(process), asyncio.timeout(self._limits.seconds):
-                kind, answer = await _ask(process, data)
-        except (OSError, EOFError) as error:  # A timeout is an OSError.
-            raise _refused("A picture cannot be decoded") from error
+            async with _killed_on_error(process), asyncio.timeout(self._limits.seconds):
+                kind, result = await _exchange(process, data)
+        except (OSError, EOFError) as error:  # TimeoutError is an OSError.
+            raise _invalid_image("A picture cannot be decoded") from error
         self._idle.append(process)
         if kind == REFUSED:
-            raise _refused(answer.decode())
-        return Picture(data=answer, media_type="image/jpeg")
+            raise _invalid_image(result.decode())
+        return Picture(data=result, media_type="image/jpeg")
 
-    def _rested(self) -> Process | None:
-        """A process that waits for work; those that died meanwhile are forgotten."""
+    def _idle_process(self) -> Process | None:
+        """Drops processes that died while idle."""
         while self._idle:
             process = self._idle.pop()
             if process.returncode is None:
                 return process
         return None
 
-    async def _started(self) -> Process:
-        """A signal to the worker's group, such as the one to stop, may end a process that has only
-        just been forked and cannot ignore it yet: the next one gets none."""
-        for tries_left in reversed(range(_START_TRIES)):
+    async def _start_with_retries(self) -> Process:
+        """A signal to the worker's process group, such as SIGTERM, can kill a process between its
+        fork and the moment at which it ignores signals. The next process does not get the signal.
+        """
+        for attempts_left in reversed(range(_MAX_START_ATTEMPTS)):
             try:
                 return await self._start()
             except EOFError as error:
-                if not tries_left:
-                    raise _try_again() from error
+                if not attempts_left:
+                    raise _no_process() from error
             except OSError as error:
-                raise _try_again() from error
-        raise _try_again()
+                raise _no_process() from error
+        raise _no_process()
 
     async def _start(self) -> Process:
         limits = (str(self._limits.memory_bytes), str(self._limits.seconds))
@@ -114,20 +116,21 @@ class PicturePool:
             env={},
             start_new_session=True,
         )
-        async with _ended_on_error(process), asyncio.timeout(_START_SECONDS):
+        async with _killed_on_error(process), asyncio.timeout(_START_SECONDS):
             await _pipes(process)[1].readexactly(len(READY))
         return process
 
 
-async def _ask(process: Process, data: bytes) -> tuple[bytes, bytes]:
-    """What sort of answer it is, and the answer. Raises ``OSError`` or ``EOFError`` without one."""
+async def _exchange(process: Process, data: bytes) -> tuple[bytes, bytes]:
+    """Send a picture; returns the kind of the result and the result. Raises ``OSError`` or
+    ``EOFError`` if there is no valid result."""
     writer, reader = _pipes(process)
     writer.writelines((LENGTH.pack(len(data)), data))
     await writer.drain()
     kind = await reader.readexactly(1)
     (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-    if kind not in {PREPARED, REFUSED} or length > _MAX_ANSWER_BYTES:
-        raise EOFError("not an answer")
+    if kind not in {PREPARED, REFUSED} or length > _MAX_RESULT_BYTES:
+        raise EOFError("not a result")
     return kind, await reader.readexactly(length)
 
 
@@ -138,25 +141,25 @@ def _pipes(process: Process) -> tuple[asyncio.StreamWriter, asyncio.StreamReader
 
 
 @asynccontextmanager
-async def _ended_on_error(process: Process) -> AsyncIterator[None]:
-    """Also when cancelled: nobody would take its answer, and the next picture would get it."""
+async def _killed_on_error(process: Process) -> AsyncIterator[None]:
+    """Also on cancellation: otherwise the next picture would get the unread result."""
     try:
         yield
     except BaseException:
-        await _end(process)
+        await _kill(process)
         raise
 
 
-async def _end(process: Process) -> None:
+async def _kill(process: Process) -> None:
     with suppress(ProcessLookupError):
         process.kill()
-    # Not ``wait``, which leaves a pipe open that is full of what nobody reads.
+    # Not ``wait``, which would leave a pipe with unread data open.
     await process.communicate()
 
 
-def _refused(message: str) -> Refused:
+def _invalid_image(message: str) -> Refused:
     return Refused(message, code=ErrorCode.INVALID_IMAGE)
 
 
-def _try_again() -> TryAgain:
+def _no_process() -> TryAgain:
     return TryAgain("Pictures cannot be prepared at the moment")

@@ -1,9 +1,9 @@
-"""Turn a stranger's picture into a plain one, in a process that may die of it.
+"""Turn an untrusted picture into a plain JPEG, in a process of its own that may crash.
 
-``python -m adapters.images.preparation MEMORY_BYTES CPU_SECONDS`` says READY once it can work.
-From then on each picture goes in as its length (LENGTH) and its bytes, and comes out as PREPARED
-or REFUSED, a length, and the JPEG or the reason. It ends when its input does; whatever is wrong
-with a picture and has no reason of its own ends it too. ``pool.py`` is the other side.
+``python -m adapters.images.preparation MEMORY_BYTES CPU_SECONDS`` writes READY once it can work. It
+then reads pictures, each as its length (LENGTH) and its bytes, and writes for each PREPARED or
+REFUSED, a length, and the JPEG or the reason. It exits at the end of its input, and crashes on an
+unexpected error in a picture. ``pool.py`` is the other side.
 """
 
 import math
@@ -33,29 +33,29 @@ _SRGB = ImageCms.createProfile("sRGB")
 
 
 def prepare_picture(data: bytes) -> bytes:
-    """A JPEG in sRGB, upright, at most MAX_SIDE on its longer side, on white, without metadata.
+    """An upright sRGB JPEG of at most MAX_SIDE on its longer side, on white, without metadata.
 
-    Raises ``Refused`` for what ``inspect_picture`` refuses, and for what cannot be decoded.
+    Raises ``Refused`` as ``inspect_picture`` does, and for a picture that cannot be decoded.
     """
     inspect_picture(data)
     try:
         with Image.open(BytesIO(data), formats=["JPEG", "PNG", "WEBP"]) as image:
-            image.draft(None, _BOX)  # A JPEG is decoded at the nearest size above, which is faster.
+            image.draft(None, _BOX)  # Decodes a JPEG at the next larger size, which is faster.
             upright = _upright(_small(image))
             plain = _in_srgb(_on_white(upright), image.info.get("icc_profile"))
     except (OSError, ValueError, SyntaxError) as error:
         raise Refused("A picture is damaged", code=ErrorCode.INVALID_IMAGE) from error
     if min(plain.size) < MIN_SIDE:
         raise Refused("A picture is too long and narrow", code=ErrorCode.INVALID_IMAGE)
-    plain.info.clear()  # Pillow would write some of it, a comment for one, into the new file.
+    plain.info.clear()  # Pillow would write parts of it, such as a comment, into the new file.
     file = BytesIO()
     plain.save(file, "JPEG", quality=JPEG_QUALITY)
     return file.getvalue()
 
 
 def _small(image: Image.Image) -> Image.Image:
-    """Scaled down to the box, in a mode whose pixels can be mixed."""
-    if image.mode in {"I", "I;16"}:  # Pillow would cut its greys off at 255, not scale them.
+    """Scaled down to the box, in a mode whose pixels can be averaged."""
+    if image.mode in {"I", "I;16"}:  # Pillow would clip its greys at 255 instead of scaling them.
         image = image.point(lambda grey: grey / 256).convert("L")
     grey, transparent = image.mode in {"1", "L", "LA"}, image.has_transparency_data
     if transparent:
@@ -67,7 +67,7 @@ def _small(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """A picture whose EXIF cannot be read is left as it lies, as viewers do."""
+    """A picture with unreadable EXIF is not rotated; viewers do the same."""
     with suppress(SyntaxError, ValueError, OSError, struct.error):
         return ImageOps.exif_transpose(image)
     return image
@@ -77,13 +77,13 @@ def _on_white(image: Image.Image) -> Image.Image:
     if image.mode not in {"LA", "RGBA"}:
         return image
     opaque = image.mode.removesuffix("A")
-    ground = Image.new(opaque, image.size, "white")
-    ground.paste(image.convert(opaque), mask=image.getchannel("A"))
-    return ground
+    background = Image.new(opaque, image.size, "white")
+    background.paste(image.convert(opaque), mask=image.getchannel("A"))
+    return background
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """A profile that cannot be used is ignored, as viewers do."""
+    """An unusable profile is ignored; viewers do the same."""
     if profile:
         with suppress(ImageCms.PyCMSError, OSError):
             source = ImageCms.ImageCmsProfile(BytesIO(profile))
@@ -94,35 +94,34 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def serve(prepare: Callable[[bytes], bytes]) -> None:
-    """Prepare what arrives, each picture with the command line's limits, until the input ends."""
+    """Prepare pictures until the input ends, each within the limits of the command line."""
     memory_bytes, cpu_seconds = int(sys.argv[1]), float(sys.argv[2])
-    # Whoever stops the worker may signal its processes too, but the worker finishes its tasks.
+    # A signal to the worker's process group arrives here too, but the worker drains its tasks.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
-    _limit(memory_bytes)
+    _set_limits(memory_bytes)
     incoming, outgoing = sys.stdin.buffer, sys.stdout.buffer
     outgoing.write(READY)
     outgoing.flush()
     while header := incoming.read(LENGTH.size):
-        _allow(cpu_seconds)
+        _extend_cpu_limit(cpu_seconds)
         try:
-            kind, answer = PREPARED, prepare(incoming.read(*LENGTH.unpack(header)))
+            kind, result = PREPARED, prepare(incoming.read(*LENGTH.unpack(header)))
         except Refused as refusal:
-            kind, answer = REFUSED, str(refusal).encode()
-        outgoing.write(kind + LENGTH.pack(len(answer)) + answer)
+            kind, result = REFUSED, str(refusal).encode()
+        outgoing.write(kind + LENGTH.pack(len(result)) + result)
         outgoing.flush()
 
 
-def _limit(memory_bytes: int) -> None:
-    """Memory as told; no core dump, which would hold a customer's picture, and nothing on disk."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def _set_limits(memory_bytes: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # A dump would hold a customer's picture.
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    if sys.platform != "darwin":  # macOS does not know this limit.
+    if sys.platform != "darwin":  # macOS does not support this limit.
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
 
 
-def _allow(cpu_seconds: float) -> None:
-    """The kernel ends this process after so much more computing."""
+def _extend_cpu_limit(cpu_seconds: float) -> None:
+    """The kernel kills this process once it has used ``cpu_seconds`` more of CPU time."""
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + cpu_seconds), hard))
 

@@ -1,28 +1,28 @@
-"""Jobs of Replicate ("predictions"), and of services that speak the same language.
+"""Replicate's jobs ("predictions"), and those of services with the same API.
 
-How answers are sorted, to the call that begins a job and to those that look at it:
+How responses are classified, to the call that begins a job and to the calls that poll it:
 
 ======================================================  ==========================================
-429, 408, 409, 425, 5xx, no or half an answer           ``TryAgain``, not before ``Retry-After``;
-                                                        a job that was looked at goes on
+429, 408, 409, 425, 5xx, no or half a response          ``TryAgain``, not before ``Retry-After``;
+                                                        a job that was polled goes on
 401, 402, 403, a redirect, no such model or version     ``ProviderMisconfigured``
 413 to the first call                                   ``Refused``, INVALID_IMAGE
-404 or 410 to a look; ``canceled``, ``aborted``,        ``JobProducedNothing``
+404 or 410 to a poll; ``canceled``, ``aborted``,        ``JobProducedNothing``
 ``failed``; ``succeeded`` without a usable picture
-``failed``, and it says that a safety check did it      ``Refused``, MODERATION_BLOCKED
+``failed`` because of a safety check                    ``Refused``, MODERATION_BLOCKED
 anything else                                           a bug of ours: ``RuntimeError``
 ======================================================  ==========================================
 
 Wire format: https://replicate.com/docs/reference/http. Statuses and deadlines:
 https://replicate.com/docs/topics/predictions/lifecycle. An error is a sentence without a code; the
-ends of a sentence that we know are those of safety checks.
+only sentences that we recognise are those of safety checks.
 """
 
 import asyncio
 import base64
 import math
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
@@ -30,43 +30,43 @@ from typing import Annotated, Any
 from urllib.parse import unquote_to_bytes
 
 import msgspec
-from aiohttp import ClientError, ClientResponse, ClientSession
+from aiohttp import ClientError, ClientResponse
 from msgspec import Meta, Struct
 from yarl import URL
 
 from adapters.images.http import (
-    MAX_ERROR_BYTES,
-    PASSING,
+    TRANSIENT_STATUSES,
+    ProviderClient,
     api_root,
-    not_safe,
-    provider_session,
-    read,
+    failed_safety_check,
+    read_body,
+    rejected_request,
     retry_after_seconds,
-    try_again,
+    transient_failure,
     unusable_picture,
 )
+from adapters.images.inputs import Download
 from adapters.images.inspection import inspect_picture
 from adapters.images.jobs import JobProducedNothing, Jobs
 from domain.errors import ProviderMisconfigured, Refused
 from domain.ports import Generated, Picture, PictureRequest
 
-_TURNED_AWAY = frozenset({401, 402, 403})
-_UNKNOWN = frozenset({404, 410})
-_NOTHING = frozenset({"canceled", "aborted"})
-_SAFETY = re.compile(
+_MISCONFIGURED_STATUSES = frozenset({401, 402, 403})
+_UNKNOWN_JOB_STATUSES = frozenset({404, 410})
+_SAFETY_ERROR = re.compile(
     r"\(E005\)|flagged as sensitive|\bnsfw\b|content (?:policy|filter|moderation)|safety"
     r"|moderat(?:ed|ion)|prohibited content",
     re.IGNORECASE,
 )
-# What may go from an error into a log: a title of a few words, never what we sent.
+# The part of an error that may be logged: a title of a few words, never a part of our request.
 _TITLE = re.compile(r"[A-Za-z ]{1,64}")
 _SHORTEST_DEADLINE_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallLimits:
-    """Bounds of one call, the sending of the pictures included. An answer holds what was sent,
-    so it may be large."""
+    """Bounds of one call, including the upload of the pictures. A response repeats the request, so
+    it may be large."""
 
     connect_seconds: float = 10.0
     total_seconds: float = 30.0
@@ -75,8 +75,8 @@ class CallLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicateModel:
-    """What to run: ``name`` is ``owner/name`` or ``owner/name:version``, and ``image_field`` the
-    input of it that takes a list of pictures. Its prompt is called ``prompt``."""
+    """``name`` is ``owner/name`` or ``owner/name:version``. ``image_field`` is the model's input
+    for the list of pictures; its input for the prompt must be called ``prompt``."""
 
     name: str
     image_field: str
@@ -96,16 +96,14 @@ class _Error(Struct):
 _decode_prediction = msgspec.json.Decoder(_Prediction).decode
 _decode_error = msgspec.json.Decoder(_Error).decode
 
-Download = Callable[[str], Awaitable[Picture]]
-"""Gets a picture behind a link that is not to be trusted. Raises ``Refused`` or ``TryAgain``."""
-
 
 class ReplicateJobs(Jobs):
-    """One request for each call: no redirect is followed and nothing is sent twice. The token goes
-    to the API alone, never to where a finished picture lies.
+    """One request per call: no redirect is followed, and no request is repeated. The token is sent
+    to the API only, never to the server of a finished picture.
 
-    A job that nobody cancels ends by itself after ``deadline_seconds``. ``Idempotency-Key`` names
-    the picture that is asked for; Replicate does not document that it heeds it, others do.
+    A job ends by itself after ``deadline_seconds``, should its cancellation fail.
+    ``Idempotency-Key`` identifies the requested picture. Compatible services respect it; Replicate
+    does not document whether it does.
     """
 
     def __init__(
@@ -120,16 +118,15 @@ class ReplicateJobs(Jobs):
         clock: Callable[[], datetime],
     ) -> None:
         self._root = api_root(base_url)
-        self._token = token
+        self._client = ProviderClient(token, connect_seconds=limits.connect_seconds)
         self._model = model
         self._deadline = max(_SHORTEST_DEADLINE_SECONDS, math.ceil(deadline_seconds))
         self._limits = limits
         self._download = download
         self._clock = clock
-        self._session: ClientSession | None = None
 
     async def begin(self, request: PictureRequest) -> str:
-        url, body = await asyncio.to_thread(self._order, request)
+        url, body = await asyncio.to_thread(self._prediction_request, request)
         headers = {
             "Content-Type": "application/json",
             "Idempotency-Key": _idempotency_key(request),
@@ -140,94 +137,82 @@ class ReplicateJobs(Jobs):
             raise unusable_picture()
         if status == 404 or (status == 422 and "version" in _title(answer)):
             raise ProviderMisconfigured(detail=_detail(status, answer))
-        if status >= 300:
-            raise _misunderstood(status, answer)
-        return (await asyncio.to_thread(_prediction, answer)).id
+        return (await _parsed(status, answer)).id
 
-    async def look(self, job_id: str) -> Generated | None:
-        status, answer = await self._call("GET", self._url_of(job_id))
-        if status in _UNKNOWN:
+    async def poll(self, job_id: str) -> Generated | None:
+        status, answer = await self._call("GET", self._job_url(job_id))
+        if status in _UNKNOWN_JOB_STATUSES:
             raise JobProducedNothing
-        if status >= 300:
-            raise _misunderstood(status, answer)
-        prediction = await asyncio.to_thread(_prediction, answer)
-        if prediction.status == "succeeded":
-            return Generated(picture=await self._picture(prediction.output))
-        if prediction.status == "failed" and _SAFETY.search(str(prediction.error)):
-            raise not_safe()
-        if prediction.status == "failed" or prediction.status in _NOTHING:
-            raise JobProducedNothing
+        prediction = await _parsed(status, answer)
+        match prediction.status:
+            case "succeeded":
+                return Generated(picture=await self._picture(prediction.output))
+            case "failed" if _SAFETY_ERROR.search(str(prediction.error)):
+                raise failed_safety_check()
+            case "failed" | "canceled" | "aborted":
+                raise JobProducedNothing
         return None
 
     async def cancel(self, job_id: str) -> None:
-        await self._call("POST", self._url_of(job_id) / "cancel")
+        await self._call("POST", self._job_url(job_id) / "cancel")
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+        await self._client.close()
 
     async def _call(self, method: str, url: URL, **options: Any) -> tuple[int, bytes]:  # noqa: ANN401
-        """Status and body of an answer that tells something about a job. Raises ``TryAgain`` and
-        ``ProviderMisconfigured`` for those that do not."""
+        """Status and body of a response that says something about a job. Raises ``TryAgain`` and
+        ``ProviderMisconfigured`` for other responses."""
+        session = self._client.session
         try:
             async with (
                 asyncio.timeout(self._limits.total_seconds),
-                self._opened().request(method, url, allow_redirects=False, **options) as response,
+                session.request(method, url, allow_redirects=False, **options) as response,
             ):
-                limit = MAX_ERROR_BYTES if response.status >= 300 else self._limits.max_bytes
-                body = await read(response, limit)
+                body = await read_body(response, max_bytes=self._limits.max_bytes)
         except (ClientError, OSError) as error:
-            raise try_again() from error
-        self._check(response, body)
+            raise transient_failure() from error
+        self._check_status(response, body)
         return response.status, body
 
-    def _check(self, response: ClientResponse, body: bytes) -> None:
+    def _check_status(self, response: ClientResponse, body: bytes) -> None:
         status = response.status
-        if status >= 500 or status in PASSING:
-            raise try_again(retry_after_seconds(response.headers, self._clock()))
-        if 300 <= status < 400 or status in _TURNED_AWAY:
+        if status >= 500 or status in TRANSIENT_STATUSES:
+            raise transient_failure(retry_after_seconds(response.headers, self._clock()))
+        if 300 <= status < 400 or status in _MISCONFIGURED_STATUSES:
             raise ProviderMisconfigured(detail=_detail(status, body))
-        if status < 300 and len(body) > self._limits.max_bytes:
-            raise RuntimeError(f"The provider's answer exceeds {self._limits.max_bytes} bytes")
 
-    def _opened(self) -> ClientSession:
-        if self._session is None:
-            self._session = provider_session(
-                self._token, connect_seconds=self._limits.connect_seconds
-            )
-        return self._session
-
-    def _url_of(self, job_id: str) -> URL:
+    def _job_url(self, job_id: str) -> URL:
         return self._root / "predictions" / job_id
 
-    def _order(self, request: PictureRequest) -> tuple[URL, bytes]:
+    def _prediction_request(self, request: PictureRequest) -> tuple[URL, bytes]:
+        """URL and body of the call that begins a job."""
         name, _, version = self._model.name.partition(":")
         pictures = [_data_uri(picture) for picture in request.images]
-        order: dict[str, Any] = {
+        body: dict[str, Any] = {
             "input": {"prompt": request.prompt, self._model.image_field: pictures}
         }
         if version:
-            return self._root / "predictions", msgspec.json.encode(order | {"version": version})
+            return self._root / "predictions", msgspec.json.encode(body | {"version": version})
         url = self._root.joinpath("models", *name.split("/"), "predictions")
-        return url, msgspec.json.encode(order)
+        return url, msgspec.json.encode(body)
 
     async def _picture(self, output: object) -> Picture:
-        """The first picture of an output. Raises ``TryAgain`` where its server does not deliver,
-        ``JobProducedNothing`` where there is none."""
+        """The first picture of a job's output. Raises ``TryAgain`` if its server does not deliver
+        it, and ``JobProducedNothing`` if there is none."""
         first = output[0] if isinstance(output, list) and output else output
         if not isinstance(first, str):
             raise JobProducedNothing
         try:
             if first.startswith("data:"):
-                return await asyncio.to_thread(_decoded, first)
+                return await asyncio.to_thread(_decode_data_uri, first)
             return await self._download(first)
         except Refused as error:
             raise JobProducedNothing from error
 
 
 def _idempotency_key(request: PictureRequest) -> str:
-    """The same for whoever asks for this picture again, another one for a job after it."""
+    """The same for a repetition of this request; different once its job produced nothing."""
     return f"wearon-{request.session_id}-{request.instead_of or 'first'}"
 
 
@@ -235,7 +220,7 @@ def _data_uri(picture: Picture) -> str:
     return f"data:{picture.media_type};base64,{base64.b64encode(picture.data).decode()}"
 
 
-def _decoded(data_uri: str) -> Picture:
+def _decode_data_uri(data_uri: str) -> Picture:
     kind, _, data = data_uri.partition(",")
     try:
         raw = base64.b64decode(data) if kind.endswith(";base64") else unquote_to_bytes(data)
@@ -244,15 +229,17 @@ def _decoded(data_uri: str) -> Picture:
     return inspect_picture(raw)
 
 
-def _prediction(body: bytes) -> _Prediction:
+async def _parsed(status: int, body: bytes) -> _Prediction:
+    if status >= 300:
+        raise rejected_request(_detail(status, body))
     try:
-        return _decode_prediction(body)
+        return await asyncio.to_thread(_decode_prediction, body)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise try_again() from error
+        raise transient_failure() from error
 
 
 def _title(body: bytes) -> str:
-    """What kind of error an answer says it is; empty where it says none."""
+    """The kind of error; empty if the body names none that may be logged."""
     try:
         title = _decode_error(body).title
     except (msgspec.DecodeError, RecursionError):
@@ -263,7 +250,3 @@ def _title(body: bytes) -> str:
 def _detail(status: int, body: bytes) -> str:
     title = _title(body)
     return f"HTTP {status} title={title}" if title else f"HTTP {status}"
-
-
-def _misunderstood(status: int, body: bytes) -> RuntimeError:
-    return RuntimeError(f"The provider does not understand us: {_detail(status, body)}")

@@ -1,4 +1,4 @@
-"""Pictures to try the service with, drawn on the spot: a person, a dress, a hat and a bag."""
+"""Sample pictures for trying out the service: a person, a dress, a hat and a bag."""
 
 from collections.abc import Callable
 from functools import cache
@@ -16,13 +16,13 @@ _SKIN_SHADE = "#c68e6d"
 
 @cache
 def draw_sample(name: str) -> bytes:
-    """A PNG picture, the same bytes every time. Raises ``KeyError`` for an unknown name.
+    """A PNG picture, always the same bytes. Raises ``KeyError`` for an unknown name.
 
-    Drawing takes some 40 ms, in which the API would answer nobody, so each is drawn only once.
+    Cached, because drawing takes about 40 ms and blocks the API's event loop for that time.
     """
-    ground, draw = _DRAWINGS[name]
-    # Drawn at twice the size: scaling down makes smooth edges.
-    image = Image.new("RGB", (_SIZE[0] * 2, _SIZE[1] * 2), ground)
+    background, draw = _DRAWINGS[name]
+    # Drawn at twice the size, because scaling down smooths the edges.
+    image = Image.new("RGB", (_SIZE[0] * 2, _SIZE[1] * 2), background)
     draw(ImageDraw.Draw(image))
     file = BytesIO()
     image.resize(_SIZE, Image.Resampling.LANCZOS).save(file, "PNG")

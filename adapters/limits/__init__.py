@@ -1,1 +1,1 @@
-"""Adapters of the start limit."""
+"""Adapters of ``StartLimitPort``: the rate limit of the picture provider."""

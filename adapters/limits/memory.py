@@ -1,9 +1,9 @@
-"""The start limit in this process's memory, and the arithmetic that every adapter of it does.
+"""The start limit in this process's memory, and the arithmetic shared by all adapters.
 
-It is a token bucket, kept as GCRA keeps it: as the one time at which the bucket will be full
-again. Every start moves that time on by ``interval_us``; who would move it further ahead than a
-whole bucket has to wait. A permit that is given back moves it back, and never into the past, so
-what is permitted then is never more than if it had not been taken.
+A token bucket, stored as in GCRA: as the time at which the bucket will be full again. Each permit
+moves that time ``interval_us`` into the future; a permit that would move it further than a whole
+bucket has to wait. A returned permit moves the time back, but the next permit never counts from
+before now, so returning a permit allows no more starts than never taking it.
 """
 
 from collections.abc import Callable
@@ -18,23 +18,26 @@ _MINUTE_US = 60 * _SECOND_US
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """``burst`` starts at once, and then one every ``interval_us`` microseconds: within any time
-    ``t`` there are at most ``burst + t / interval_us`` of them."""
+    """``burst`` starts at once, then one every ``interval_us`` microseconds. So any time ``t`` has
+    at most ``burst + t / interval_us`` starts."""
 
     burst: int
     interval_us: int
 
     @classmethod
     def of(cls, per_minute: int) -> Self:
-        """A thirtieth may start at once. Twice that is kept back: what the provider counts is
-        calls, and they come later than starts, by a pop and by downloads that take unequal time."""
+        """The pace for a provider's limit. A thirtieth of it may start at once.
+
+        Two thirtieths are kept in reserve, because the provider counts calls, which follow the
+        starts after a pop and downloads of varying length.
+        """
         burst = max(1, per_minute // 30)
         refilled = max(1, per_minute + 1 - 3 * burst)
         return cls(burst=burst, interval_us=-(-_MINUTE_US // refilled))
 
 
 class InMemoryStartLimit(StartLimitPort):
-    """Holds for whoever shares this object. ``clock`` is in seconds and never goes back."""
+    """Shared by the users of this object. ``clock`` is monotonic, in seconds."""
 
     def __init__(self, pace: Pace, *, clock: Callable[[], float]) -> None:
         self._pace = pace

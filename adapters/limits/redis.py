@@ -1,9 +1,9 @@
-"""The start limit of a whole fleet, in Redis (or Valkey, or another server of its protocol).
+"""The start limit of all worker processes, in Redis, Valkey or a compatible server.
 
 | key                       | type   | holds                                                      |
 |---------------------------|--------|------------------------------------------------------------|
-| ``wearon:limits:provider``| string | when the bucket will be full again, in microseconds since  |
-|                           |        | 1970 on Redis' own clock; it expires then (see memory.py)  |
+| ``wearon:limits:provider``| string | when the bucket will be full again (see memory.py), in     |
+|                           |        | microseconds since 1970 on Redis' clock; expires then      |
 """
 
 import asyncio
@@ -18,9 +18,9 @@ from domain.ports import StartLimitPort
 
 LIMIT_KEY = "wearon:limits:provider"
 
-# KEYS: the limit. ARGV: 1 to take a permit, -1 to give one back; microseconds from one start to
-# the next; how many may start at once. Returns the microseconds to wait, 0 if that was done.
-# A time further ahead than a whole bucket was left by a clock that went back, or by a slower pace.
+# KEYS: the limit. ARGV: 1 to take a permit or -1 to give one back; the pace's interval in
+# microseconds; its burst. Returns the microseconds to wait, or 0 if the permit was moved.
+# A time further ahead than a whole bucket is cut: the clock went back, or the pace was slower.
 _MOVE = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -41,10 +41,10 @@ log = structlog.get_logger(__name__)
 
 
 class RedisStartLimit(StartLimitPort):
-    """Holds for all who use the same Redis. Where that does not answer, or refuses the script,
-    ``share`` stands in, each process's own: then the limit is that times the processes.
+    """Shared by all users of the same Redis. While Redis does not answer or rejects the script, the
+    process falls back to ``share``: the total limit is then ``share`` times the processes.
 
-    ``client`` repeats no command: a permit would be taken twice.
+    ``client`` must not retry commands, or a permit could be taken twice.
     """
 
     def __init__(
@@ -55,43 +55,43 @@ class RedisStartLimit(StartLimitPort):
         self._share = share
         self._timeout_seconds = timeout_seconds
         self._move = client.register_script(_MOVE)
-        self._is_away = False
+        self._is_fallback = False
 
     async def take(self) -> float:
         try:
-            wait_us = await self._moved(1)
+            wait_us = await self._move_permit(1)
         except (RedisError, OSError, TimeoutError) as error:
-            self._fall_back(error)
+            self._start_fallback(error)
             return await self._share.take()
-        self._come_back()
+        self._end_fallback()
         return wait_us / 1_000_000
 
     async def give_back(self) -> None:
-        # A permit that was taken before the last change goes to the other side: as many as there
-        # are slots, at each change. One that Redis does not take back comes back with time.
-        if self._is_away:
+        # A permit taken before the last switch is returned to the wrong limit: at most one per slot
+        # and switch. A permit that Redis does not take back is available again after its interval.
+        if self._is_fallback:
             await self._share.give_back()
             return
         with suppress(RedisError, OSError, TimeoutError):
-            await self._moved(-1)
+            await self._move_permit(-1)
 
     async def close(self) -> None:
-        """Close the connections; a server that does not answer is not waited for."""
+        """Close the connections, within ``timeout_seconds``."""
         with suppress(RedisError, OSError, TimeoutError):
             async with asyncio.timeout(self._timeout_seconds):
                 await self._client.aclose()
 
-    async def _moved(self, permits: int) -> int:
+    async def _move_permit(self, permits: int) -> int:
         arguments = [permits, self._pace.interval_us, self._pace.burst]
         async with asyncio.timeout(self._timeout_seconds):
             return int(await self._move(keys=[LIMIT_KEY], args=arguments))
 
-    def _fall_back(self, error: Exception) -> None:
-        if not self._is_away:
-            log.warning("start_limit_fell_back", cause=type(error).__name__)
-        self._is_away = True
+    def _start_fallback(self, error: Exception) -> None:
+        if not self._is_fallback:
+            log.warning("start_limit_fallback_started", cause=type(error).__name__)
+        self._is_fallback = True
 
-    def _come_back(self) -> None:
-        if self._is_away:
-            log.info("start_limit_is_shared_again")
-        self._is_away = False
+    def _end_fallback(self) -> None:
+        if self._is_fallback:
+            log.info("start_limit_fallback_ended")
+        self._is_fallback = False

@@ -1,4 +1,4 @@
-"""A pool of PostgreSQL connections with every wait bounded and every failure named."""
+"""A pool of PostgreSQL connections: every wait has a timeout, every failure is a domain error."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -17,66 +17,67 @@ Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 TRANSACTION_POOLER_PORT = 6543
 """Supabase's port for its transaction pooler."""
 
-_PASSING_CLASSES = ("08", "25006", "28", "3D", "40", "53", "55P03", "57", "58", "XX")
-"""SQLSTATE prefixes of failures that are not our statement's fault (PostgreSQL, appendix A):
+_TRANSIENT_SQLSTATES = ("08", "25006", "28", "3D", "40", "53", "55P03", "57", "58", "XX")
+"""SQLSTATE prefixes of failures that our statement did not cause (PostgreSQL, appendix A):
 connection, read-only server, authorization, missing database, rollback (deadlock), resources,
 lock not available, operator intervention (also statement timeout), system and internal errors."""
 
 _NO_ANSWER = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""The last one is what a connection raises that broke in the middle of a statement, until the
-event loop has heard of its end."""
+"""A connection that broke during a statement raises ``InternalClientError`` until the event loop
+has noticed its end."""
 
-_ENDED = (
+_CONNECTION_LOST = (
     ConnectionError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
 )
-"""What a connection raises that does not exist any more."""
+"""Raised by a connection that no longer exists."""
 
 _SERVER_SETTINGS = {
     "client_connection_check_interval": "1000",
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
 }
-"""A statement whose caller gave up ends on the server too, within so many milliseconds (since
-PostgreSQL 14).
+"""Settings of each connection; a pooler's connections are shared, so there they are not set.
 
-A prepared statement is planned once. Left to itself the server plans many for every call, and more
-of them the fuller the store is, expecting a plan for these very arguments to be much cheaper. Ours
-need one plan each: by an index, whatever is asked and however little was there when it was made, or
-what came in since then would be read from end to end.
+``client_connection_check_interval`` (milliseconds, since PostgreSQL 14): a statement whose caller
+gave up ends on the server too.
 
-A pooler's connections are not ours to set up."""
+``plan_cache_mode`` and ``enable_seqscan``: each statement needs one generic plan that uses an
+index, whatever the arguments and whatever the size of the table at planning time. By default the
+server replans many statements at every call, and more of them as the database grows, because it
+expects a plan for the actual arguments to be much cheaper. And a plan made on an empty table would
+be a sequential scan, which stays in use while the table grows."""
 
 READS_ALL = "SET LOCAL enable_seqscan = on"
-"""For the transaction of a statement that does read tables from end to end."""
+"""For the transaction of a statement that reads whole tables on purpose."""
 
-
-_FORGET_US = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
-"""For a machine that vanishes between a pooled statement and its COMMIT: its locks would stay
-until the network notices, and one locked account holds up recovery for all."""
+_LIMIT_IDLE_TRANSACTION = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
+"""For a machine that disappears between a pooled statement and its COMMIT: its locks would stay
+until the network notices, and one locked account delays recovery for all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseLimits:
-    """``command_seconds`` is for all that a statement takes: a free connection, connecting, the
-    statement itself and giving the connection back."""
+    """``command_seconds`` bounds a statement in all: waiting for a connection, connecting, running
+    the statement, and returning the connection."""
 
     connections: int = 10
     command_seconds: float = 3.0
 
 
 class Database:
-    """Runs statements. Opens connections when they are needed, so the server may be away at the
-    start and come back at any time. Raises ``DatabaseUnavailable``, after which the outcome of a
-    writing statement is unknown; so nothing is tried twice.
+    """Runs statements. Connections are opened on demand, so the server may be down at the start and
+    return at any time.
 
-    A call ends with its bound, or with its caller's, whatever the server does: its connection is
-    then thrown away, for it may be waiting for an answer that never comes.
+    Raises ``DatabaseUnavailable``. The outcome of a write is then unknown, so nothing is retried.
 
-    ``transaction_pooler``: behind PgBouncer and its like a connection belongs to us for one
-    transaction only, so nothing is prepared and every statement gets a transaction of its own.
+    A call ends at its own timeout or its caller's, whatever the server does. Its connection is then
+    discarded, because it may be waiting for an answer that never comes.
+
+    ``transaction_pooler``: behind PgBouncer and similar poolers a connection is ours for a single
+    transaction, so nothing is prepared and every statement runs in a transaction of its own.
     """
 
     def __init__(
@@ -84,32 +85,32 @@ class Database:
     ) -> None:
         self._url = url
         self._limits = limits
-        self._bound = SharedTimeout(limits.command_seconds)
-        self._pooled = transaction_pooler or urlsplit(url).netloc.endswith(
+        self._timeout = SharedTimeout(limits.command_seconds)
+        self._is_pooled = transaction_pooler or urlsplit(url).netloc.endswith(
             f":{TRANSACTION_POOLER_PORT}"
         )
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
 
     async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
-        """All rows of one statement, which is its own transaction."""
+        """All rows of one statement, in its own transaction."""
         async with self._bounded() as connection:
             return await connection.fetch(sql, *arguments)
 
     async def fetch_row(self, sql: str, *arguments: object) -> asyncpg.Record | None:
-        """The first row of one statement, which is its own transaction."""
+        """The first row of one statement, in its own transaction."""
         async with self._bounded() as connection:
             return await connection.fetchrow(sql, *arguments)
 
     async def fetch_value(self, sql: str, *arguments: object) -> Any:  # noqa: ANN401 - a column
-        """The first column of the first row; None without a row."""
+        """The first column of the first row; None if there is no row."""
         row = await self.fetch_row(sql, *arguments)
         return None if row is None else row[0]
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
-        """A connection within one transaction, for what is more than one statement. Getting the
-        connection and each statement have the bound of a call, the whole has none."""
-        with _named_failures():
+        """A connection within a transaction, for several statements. Acquiring the connection and
+        each statement have the timeout of a call; the transaction as a whole has none."""
+        with _domain_errors():
             async with (
                 self._connection(seconds=self._limits.command_seconds) as connection,
                 _transaction(connection),
@@ -117,7 +118,7 @@ class Database:
                 yield connection
 
     async def close(self) -> None:
-        """Close the pool, once the calls under way have ended or their bound is over."""
+        """Close the pool when the calls in flight have ended, or at their timeout."""
         pool, self._pool = self._pool, None
         if pool is None:
             return
@@ -129,46 +130,46 @@ class Database:
 
     @asynccontextmanager
     async def _bounded(self) -> AsyncIterator[Connection]:
-        with _named_failures(), self._bound.running():
+        with _domain_errors(), self._timeout.running():
             async with self._connection() as connection:
-                if self._pooled:
+                if self._is_pooled:
                     async with _transaction(connection):
-                        await connection.execute(_FORGET_US)
+                        await connection.execute(_LIMIT_IDLE_TRANSACTION)
                         yield connection
                 else:
                     yield connection
 
     @asynccontextmanager
     async def _connection(self, *, seconds: float | None = None) -> AsyncIterator[Connection]:
-        """A connection of the pool, which gets it back only if it is known to be fit for use: left
-        to itself, asyncpg would have a call that was cut off wait for the server once more.
+        """A connection of the pool, which is returned only if it is known to be usable. Otherwise
+        asyncpg would make an interrupted call wait for the server once more.
 
-        ``seconds`` bounds the wait for one. Where all has a bound that one is enough: asyncpg's
-        costs a task, and two turns of the loop before anything is sent."""
+        ``seconds`` bounds the wait for a connection. It is not needed inside a timeout for the
+        whole call: asyncpg's costs a task, and two loop iterations before anything is sent."""
         pool = self._pool or await self._open()
         connection = await pool.acquire(timeout=seconds)
         try:
             yield connection
         except BaseException as error:
-            if isinstance(error, _ENDED):  # The others may have ended with it, unheard.
+            if isinstance(error, _CONNECTION_LOST):  # The others may be lost too, unnoticed.
                 await pool.expire_connections()
-            if not isinstance(error, asyncpg.PostgresError):  # which is the server's answer
-                with suppress(asyncpg.InterfaceError):  # It may have ended by itself.
+            if not isinstance(error, asyncpg.PostgresError):  # That one is a complete answer.
+                with suppress(asyncpg.InterfaceError):  # It may be closed already.
                     connection.terminate()
             raise
         finally:
             await pool.release(connection)
 
     async def _open(self) -> "asyncpg.Pool[asyncpg.Record]":
-        """An empty pool: its connections are made one by one, when they are needed."""
+        """An empty pool, which opens connections one by one, on demand."""
         self._pool = asyncpg.create_pool(
             self._url,
             min_size=0,
             max_size=self._limits.connections,
             timeout=self._limits.command_seconds,
             command_timeout=self._limits.command_seconds,
-            statement_cache_size=0 if self._pooled else 100,
-            server_settings={} if self._pooled else _SERVER_SETTINGS,
+            statement_cache_size=0 if self._is_pooled else 100,
+            server_settings={} if self._is_pooled else _SERVER_SETTINGS,
             connection_class=_Connection,
             reset=_nothing_to_reset,
         )
@@ -177,13 +178,14 @@ class Database:
 
 class _Connection(asyncpg.Connection):
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ARG002 - asyncpg's
-        """Hang up: the server's answer to a goodbye might never come."""
+        """Closes without the goodbye to the server, whose answer might never come."""
         self.terminate()
 
 
 @asynccontextmanager
 async def _transaction(connection: Connection) -> AsyncIterator[None]:
-    """Undone by an error of the server here, by any other with the end of its connection."""
+    """Rolled back here after an error of the server; any other error ends the connection, and the
+    transaction with it."""
     transaction = connection.transaction()
     await transaction.start()
     try:
@@ -195,18 +197,18 @@ async def _transaction(connection: Connection) -> AsyncIterator[None]:
 
 
 @contextmanager
-def _named_failures() -> Iterator[None]:
+def _domain_errors() -> Iterator[None]:
     try:
         yield
     except asyncpg.UndefinedTableError as error:
-        raise DatabaseUnavailable("The store lacks a table: run `wearon migrate`") from error
+        raise DatabaseUnavailable("The database lacks a table: run `wearon migrate`") from error
     except asyncpg.PostgresError as error:
-        if not (error.sqlstate or "").startswith(_PASSING_CLASSES):
+        if not (error.sqlstate or "").startswith(_TRANSIENT_SQLSTATES):
             raise
-        raise DatabaseUnavailable("The store failed") from error
+        raise DatabaseUnavailable("The database failed") from error
     except _NO_ANSWER as error:
-        raise DatabaseUnavailable("The store does not answer") from error
+        raise DatabaseUnavailable("The database does not answer") from error
 
 
 async def _nothing_to_reset(_: object) -> None:
-    """Our statements leave no state in a connection, so giving it back costs no round trip."""
+    """Our statements leave no state in a connection, so returning it needs no round trip."""

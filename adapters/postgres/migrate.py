@@ -1,4 +1,4 @@
-"""Applies the migrations: once each, in order, in one transaction under an advisory lock."""
+"""Applies each migration once, in order, in one transaction under an advisory lock."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from domain.errors import WearonError
 _LOCK = 0x7765_6172_6F6E  # "wearon": the key of the advisory lock
 _LOCK_TIMEOUT = "60s"
 _RUN_SECONDS = 600.0
-"""How long a migration, or waiting for another process that migrates, may take; the bound of
-other statements is too short for both."""
+"""Timeout of a migration, and of the wait for another process that migrates. The timeout of other
+statements is too short for both."""
 
 _TABLE = """
     CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -20,7 +20,7 @@ _TABLE = """
 
 
 class MigrationError(WearonError):
-    """The database was migrated by other files than these."""
+    """The database was migrated with files that differ from ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class Migration:
 
 
 def all_migrations() -> list[Migration]:
-    """The migrations that this version brings, in order."""
+    """The migrations of this version, in order."""
     folder = files("adapters.postgres") / "migrations"
     return [
         Migration(name=file.name.removesuffix(".sql"), sql=file.read_text("utf-8"))
@@ -46,11 +46,11 @@ def all_migrations() -> list[Migration]:
 
 
 async def migrate(database: Database, migrations: list[Migration]) -> list[str]:
-    """Apply what is missing; returns the names of what was applied now.
+    """Apply the missing migrations; returns their names.
 
-    Safe to run twice and at once: the lock belongs to the transaction, so it also works behind a
-    transaction pooler and ends with a killed process. Raises ``MigrationError``, before anything
-    is changed, where an applied file differs from ours or is unknown to us.
+    Safe to run repeatedly and concurrently. The lock belongs to the transaction, so it also works
+    behind a transaction pooler, and a killed process releases it. Raises ``MigrationError``, before
+    any change, if an applied migration differs from ours or is unknown to this version.
     """
     async with database.transaction() as connection:
         await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")

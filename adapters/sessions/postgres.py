@@ -22,10 +22,10 @@ import asyncpg
 import msgspec
 
 from adapters.coalescing import (
-    APART,
+    BLOCKED,
     DEFAULT_LIMITS,
-    Apart,
     BatchLimits,
+    Blocked,
     Call,
     Coalescer,
     Result,
@@ -450,7 +450,7 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
             limits=batches,
             key=_payer,
             too_many=_too_many,
-            apart=Coalescer(
+            blocked=Coalescer(
                 self._run_create_in_turn,
                 limits=held,
                 key=_payer,
@@ -488,11 +488,11 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
 
     async def _run_create_where_free(
         self, creations: Sequence[_Creation]
-    ) -> Sequence[Receipt | str | Apart]:
+    ) -> Sequence[Receipt | str | Blocked]:
         """An account that somebody else holds is waited for apart from the others, which would
         wait as well."""
         outcomes = await self._run_create(_CREATE_WHERE_FREE, _CREATE_ONE_WHERE_FREE, creations)
-        return [APART if outcome == "no_account" else outcome for outcome in outcomes]
+        return [BLOCKED if outcome == "no_account" else outcome for outcome in outcomes]
 
     async def _run_create_in_turn(self, creations: Sequence[_Creation]) -> Sequence[Receipt | str]:
         return await self._run_create(_CREATE_IN_TURN, _CREATE_ONE_IN_TURN, creations)
@@ -664,7 +664,7 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
 
 
 def _coalescer(
-    run: Callable[[str, Sequence[Call]], Awaitable[Sequence[Result | Apart]]],
+    run: Callable[[str, Sequence[Call]], Awaitable[Sequence[Result | Blocked]]],
     sql: str,
     batches: BatchLimits,
 ) -> Coalescer[Call, Result]:

@@ -1,4 +1,4 @@
-"""``is_public`` admits hosts on the public internet and nothing else."""
+"""``is_public`` accepts hosts on the public internet only."""
 
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -12,7 +12,7 @@ from adapters.images.addresses import is_public
 @pytest.mark.parametrize(
     "address",
     [
-        "0.0.0.0",  # noqa: S104 - an address to refuse, nothing binds to it
+        "0.0.0.0",  # noqa: S104 - an address to reject, nothing binds to it
         "10.0.0.1",
         "100.64.0.1",
         "100.100.100.200",
@@ -69,8 +69,9 @@ from adapters.images.addresses import is_public
         "ff0e::1",
     ],
 )
-def test_special_addresses_are_refused(address: str) -> None:
-    """Private, reserved, multicast and metadata addresses are not public, however wrapped."""
+def test_special_addresses_are_rejected(address: str) -> None:
+    """Private, reserved, multicast and metadata addresses are not public, in IPv4 or embedded in
+    IPv6."""
     assert not is_public(ip_address(address))
 
 
@@ -101,14 +102,12 @@ def test_special_addresses_are_refused(address: str) -> None:
         "3ffd::1",
     ],
 )
-def test_public_addresses_are_admitted(address: str) -> None:
-    """What lies next to a special network is as public as any."""
+def test_public_addresses_are_accepted(address: str) -> None:
+    """Also the neighbours of special-purpose networks."""
     assert is_public(ip_address(address))
 
 
 @given(ip_addresses())
-def test_nothing_is_more_public_than_the_standard_library_says(
-    address: IPv4Address | IPv6Address,
-) -> None:
-    """``is_public`` only ever refuses more than ``is_global`` does."""
+def test_public_addresses_are_global(address: IPv4Address | IPv6Address) -> None:
+    """``is_public`` accepts no address that ``is_global`` rejects."""
     assert address.is_global or not is_public(address)

@@ -1,17 +1,17 @@
-"""Whatever arrives when, fails or is given up: each call gets its own answer, and what is shared is
-only the way there."""
+"""Batching of concurrent calls: each call gets its own answer, whenever the calls arrive, fail or
+are cancelled."""
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.coalescing import APART, Apart, BatchLimits, Coalescer
+from adapters.coalescing import BLOCKED, BatchLimits, Blocked, Coalescer
 from domain.errors import DatabaseUnavailable, Unavailable
 from tests.support.clock import VirtualTimeLoop, loop_time
 
@@ -29,19 +29,23 @@ class TooManyWait(DatabaseUnavailable):
     pass
 
 
+def too_many() -> TooManyWait:
+    return TooManyWait("too many")
+
+
 class Poisoned(Exception):
     pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """``arrives`` and ``goes_away`` are seconds; ``poisoned`` fails every batch that it is in."""
+    """``arrives`` and ``cancelled_after`` are seconds; ``poisoned`` fails every batch it is in."""
 
     number: int
     key: str = "k"
     arrives: int = 0
     poisoned: bool = False
-    goes_away: int | None = None
+    cancelled_after: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -49,9 +53,9 @@ class Batch:
     calls: Sequence[Call]
     began: float
     ended: float | None = None
-    apart: bool = False
+    blocked: bool = False
     down: bool = False
-    held: str = ""
+    locked: str = ""
 
     @property
     def failed(self) -> bool:
@@ -63,37 +67,37 @@ class Batch:
 
 @dataclass(kw_only=True)
 class Server:
-    """Carries out a batch in so many seconds, or is down, or finds the keys of some calls held, by
-    what comes next in ``durations``, ``downs`` and ``helds``; these begin anew at their end. Notes
-    what no run may be given: too much, or two that share a key, at once."""
+    """Batch n takes ``durations[n]`` seconds, fails if ``downs[n]``, and finds the keys in
+    ``locks[n]`` locked; each list repeats from its start. Records in ``violations`` too many calls
+    or batches, and keys that are in two batches at once."""
 
     limits: BatchLimits
     durations: Sequence[int] = (1,)
     downs: Sequence[bool] = (False,)
-    helds: Sequence[str] = ("",)
+    locks: Sequence[str] = ("",)
     batches: list[Batch] = field(default_factory=list)
     arrived: list[int] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
-    async def run(self, calls: Sequence[Call]) -> Sequence[int | Apart]:
-        return await self._run(calls, apart=False)
+    async def run(self, calls: Sequence[Call]) -> Sequence[int | Blocked]:
+        return await self._run(calls, blocked=False)
 
-    async def run_apart(self, calls: Sequence[Call]) -> Sequence[int | Apart]:
+    async def run_blocked(self, calls: Sequence[Call]) -> Sequence[int | Blocked]:
         if len({call.key for call in calls}) != 1:
-            self.violations.append("several keys in a batch of one")
-        return await self._run(calls, apart=True)
+            self.violations.append("several keys in a batch of one key")
+        return await self._run(calls, blocked=True)
 
-    async def _run(self, calls: Sequence[Call], *, apart: bool) -> Sequence[int | Apart]:
+    async def _run(self, calls: Sequence[Call], *, blocked: bool) -> Sequence[int | Blocked]:
         number = len(self.batches)
         batch = Batch(
             calls=calls,
             began=loop_time(),
-            apart=apart,
+            blocked=blocked,
             down=self.downs[number % len(self.downs)],
-            held="" if apart else self.helds[number % len(self.helds)],
+            locked="" if blocked else self.locks[number % len(self.locks)],
         )
         others = [other for other in self.batches if other.ended is None]
-        if sum(other.apart == apart for other in others) >= self.limits.in_flight:
+        if sum(other.blocked == blocked for other in others) >= self.limits.in_flight:
             self.violations.append("too many batches")
         if not 0 < len(calls) <= self.limits.calls:
             self.violations.append("too many calls")
@@ -107,43 +111,47 @@ class Server:
         for call in calls:
             if call.poisoned:
                 raise Poisoned(call.number)
-        return [APART if call.key in batch.held else call.number for call in calls]
+        return [BLOCKED if call.key in batch.locked else call.number for call in calls]
 
-    def times_run(self) -> Counter[int]:
-        """How often each call was in a batch."""
+    def batch_counts(self) -> Counter[int]:
+        """The number of batches that each call was in."""
         return Counter(call.number for batch in self.batches for call in batch.calls)
 
-    def carried_out(self) -> list[int]:
-        """The calls that took effect, in their order."""
+    def starts(self) -> list[tuple[float, int]]:
+        """When each batch started, with its number of calls."""
+        return [(batch.began, len(batch.calls)) for batch in self.batches]
+
+    def executed(self) -> list[int]:
+        """The calls that took effect, in order."""
         return [
             call.number
             for batch in self.batches
             for call in batch.calls
-            if not batch.failed and call.key not in batch.held
+            if not batch.failed and call.key not in batch.locked
         ]
 
     def coalescer(self) -> Coalescer[Call, int]:
-        apart = Coalescer(
-            self.run_apart,
+        blocked = Coalescer(
+            self.run_blocked,
             limits=self.limits,
             key=lambda call: call.key,
             one_key=True,
-            too_many=lambda: TooManyWait("too many"),
+            too_many=too_many,
         )
         return Coalescer(
             self.run,
             limits=self.limits,
             key=lambda call: call.key,
-            apart=apart,
-            too_many=lambda: TooManyWait("too many"),
+            blocked=blocked,
+            too_many=too_many,
         )
 
 
 async def answer_to(coalescer: Coalescer[Call, int], call: Call) -> int | BaseException:
-    """The result, or what was raised."""
+    """The result or the error."""
     task = asyncio.ensure_future(coalescer(call))
-    if call.goes_away is not None:
-        asyncio.get_running_loop().call_later(call.goes_away, task.cancel)
+    if call.cancelled_after is not None:
+        asyncio.get_running_loop().call_later(call.cancelled_after, task.cancel)
     try:
         return await task
     except (Unavailable, Poisoned, asyncio.CancelledError) as error:
@@ -151,7 +159,7 @@ async def answer_to(coalescer: Coalescer[Call, int], call: Call) -> int | BaseEx
 
 
 async def answers_to(server: Server, calls: Sequence[Call]) -> list[int | BaseException]:
-    """Of all calls, in their order. On this loop, waiting for ever is an error."""
+    """One answer per call, in order. On this loop, waiting for ever is an error."""
     coalescer = server.coalescer()
 
     async def in_time(call: Call) -> int | BaseException:
@@ -159,17 +167,14 @@ async def answers_to(server: Server, calls: Sequence[Call]) -> list[int | BaseEx
         server.arrived.append(call.number)
         return await answer_to(coalescer, call)
 
-    answers = await asyncio.gather(*(in_time(call) for call in calls))
+    answers = await asyncio.gather(*map(in_time, calls))
     assert server.violations == []
     return answers
 
 
-def on_virtual_time(run: Callable[[], Awaitable[T]]) -> T:
-    async def main() -> T:
-        return await run()
-
+def on_virtual_time(work: Coroutine[Any, Any, T]) -> T:
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        return runner.run(main())
+        return runner.run(work)
 
 
 @st.composite
@@ -182,8 +187,8 @@ def many_calls(draw: st.DrawFn) -> list[Call]:
         st.one_of(st.none(), st.none(), seconds),
     )
     return [
-        Call(number=number, key=key, arrives=arrives, poisoned=poisoned, goes_away=goes_away)
-        for number, (key, arrives, poisoned, goes_away) in enumerate(
+        Call(number=number, key=key, arrives=arrives, poisoned=poisoned, cancelled_after=after)
+        for number, (key, arrives, poisoned, after) in enumerate(
             draw(st.lists(one, min_size=1, max_size=16))
         )
     ]
@@ -203,7 +208,7 @@ some_limits = st.builds(
     limits=some_limits,
     durations=st.lists(st.integers(0, 3), min_size=1, max_size=5),
     downs=st.lists(st.sampled_from([False, False, False, True]), min_size=1, max_size=5),
-    helds=st.lists(st.sampled_from(["", "", "a", "ab"]), min_size=1, max_size=5),
+    locks=st.lists(st.sampled_from(["", "", "a", "ab"]), min_size=1, max_size=5),
 )
 @settings(max_examples=500)
 def test_each_call_gets_its_own_answer(
@@ -211,21 +216,22 @@ def test_each_call_gets_its_own_answer(
     limits: BatchLimits,
     durations: list[int],
     downs: list[bool],
-    helds: list[str],
+    locks: list[str],
 ) -> None:
-    """Whatever happens to the others, and at whatever moment."""
-    server = Server(limits=limits, durations=durations, downs=downs, helds=helds)
+    """No call takes effect twice or runs again after an unknown outcome, and the calls of a key
+    keep their order, whatever happens to other calls."""
+    server = Server(limits=limits, durations=durations, downs=downs, locks=locks)
 
-    answers = on_virtual_time(lambda: answers_to(server, calls))
+    answers = on_virtual_time(answers_to(server, calls))
 
-    carried_out = Counter(server.carried_out())
-    assert max(carried_out.values(), default=1) == 1
+    executed = Counter(server.executed())
+    assert max(executed.values(), default=1) == 1
     for call, answer in zip(calls, answers, strict=True):
         mine = [batch for batch in server.batches if call in batch.calls]
         match answer:
             case int():
                 assert answer == call.number
-                assert carried_out[call.number] == 1
+                assert executed[call.number] == 1
             case Poisoned():
                 assert call.poisoned
                 assert answer.args == (call.number,)
@@ -235,19 +241,19 @@ def test_each_call_gets_its_own_answer(
             case DatabaseUnavailable():
                 assert mine[-1].down
             case asyncio.CancelledError():
-                assert call.goes_away is not None
-        assert not any(batch.down for batch in mine[:-1]), "tried again though it may have worked"
+                assert call.cancelled_after is not None
+        assert not any(batch.down for batch in mine[:-1]), "run again after an unknown outcome"
     turns = {number: turn for turn, number in enumerate(server.arrived)}
     for key in "abc":
-        of_key = [turns[number] for number in server.carried_out() if calls[number].key == key]
+        of_key = [turns[number] for number in server.executed() if calls[number].key == key]
         assert of_key == sorted(of_key)
 
 
 NO_LIMITS = BatchLimits(calls=10, in_flight=1, waiting=100)
 
 
-async def test_a_lone_call_begins_at_once() -> None:
-    """No timer holds it up: what arrives alone is alone."""
+async def test_lone_call_starts_at_once() -> None:
+    """No timer delays a call that arrives alone."""
     server = Server(limits=NO_LIMITS, durations=(3,))
 
     answers = await answers_to(server, [Call(number=1), Call(number=2, arrives=10)])
@@ -256,36 +262,30 @@ async def test_a_lone_call_begins_at_once() -> None:
     assert [(batch.began, batch.ended) for batch in server.batches] == [(0, 3), (10, 13)]
 
 
-async def test_what_arrives_meanwhile_goes_together() -> None:
-    """Into one batch, as soon as the one under way is done."""
+async def test_calls_that_arrive_during_a_batch_form_the_next_one() -> None:
+    """It starts as soon as the batch in flight is done."""
     server = Server(limits=NO_LIMITS, durations=(3,))
     calls = [Call(number=number, arrives=number) for number in range(3)]
 
     answers = await answers_to(server, calls)
 
     assert answers == [0, 1, 2]
-    assert [(batch.began, len(batch.calls)) for batch in server.batches] == [(0, 1), (3, 2)]
+    assert server.starts() == [(0, 1), (3, 2)]
 
 
 async def test_batches_are_bounded() -> None:
-    """In what they hold, and in how many there are at once."""
+    """In their number of calls, and in the number of batches in flight."""
     server = Server(limits=BatchLimits(calls=4, in_flight=2, patience_seconds=0))
     calls = [Call(number=number, key=str(number)) for number in range(20)]
 
     assert await answers_to(server, calls) == list(range(20))
 
-    assert [(batch.began, len(batch.calls)) for batch in server.batches] == [
-        (0, 4),
-        (0, 4),
-        (1, 4),
-        (1, 4),
-        (2, 4),
-    ]
+    assert server.starts() == [(0, 4), (0, 4), (1, 4), (1, 4), (2, 4)]
 
 
-async def test_a_batch_that_is_stuck_holds_up_nobody_who_comes_later() -> None:
-    """What arrives within the patience waits for the batch under way, to go together; what arrives
-    after it does not."""
+async def test_stuck_batch_delays_no_later_call() -> None:
+    """Calls that arrive within ``patience_seconds`` wait and share the next batch. Later calls
+    start a batch beside the stuck one."""
     server = Server(
         limits=BatchLimits(calls=4, in_flight=2, patience_seconds=2), durations=(100, 1, 1)
     )
@@ -293,11 +293,11 @@ async def test_a_batch_that_is_stuck_holds_up_nobody_who_comes_later() -> None:
 
     assert await answers_to(server, calls) == [0, 1, 2, 3]
 
-    assert [(batch.began, len(batch.calls)) for batch in server.batches] == [(0, 1), (2, 2), (5, 1)]
+    assert server.starts() == [(0, 1), (2, 2), (5, 1)]
 
 
-async def test_who_waits_behind_a_stuck_batch_needs_nobody_to_come() -> None:
-    """The last call of a while does not wait for the next one to get going."""
+async def test_extra_runner_starts_without_a_further_call() -> None:
+    """A call behind a stuck batch runs after ``patience_seconds``, even if no other arrives."""
     limits = BatchLimits(calls=4, in_flight=2, patience_seconds=2)
     server = Server(limits=limits, durations=(100, 1))
 
@@ -306,8 +306,8 @@ async def test_who_waits_behind_a_stuck_batch_needs_nobody_to_come() -> None:
     assert [batch.began for batch in server.batches] == [0, 2]
 
 
-async def test_a_key_waits_for_its_own_batch_only() -> None:
-    """Calls of one key are never under way apart, and delay nobody else."""
+async def test_key_waits_only_for_its_own_batch() -> None:
+    """Two batches in flight never share a key, and a key delays no other key."""
     server = Server(limits=BatchLimits(calls=4, in_flight=2, patience_seconds=0), durations=(5, 1))
     calls = [
         Call(number=1, key="a"),
@@ -321,22 +321,21 @@ async def test_a_key_waits_for_its_own_batch_only() -> None:
     assert began == {1: 0, 3: 1, 2: 5}
 
 
-async def test_a_poisoned_batch_is_split() -> None:
-    """What is wrong with one call fails that one; the others are carried out, in their order."""
+async def test_poisoned_batch_is_split() -> None:
+    """An invalid call fails alone; the other calls of its batch take effect, in order."""
     server = Server(limits=NO_LIMITS)
-    first = Call(number=0)
-    calls = [Call(number=n, arrives=0, poisoned=n == 2) for n in (1, 2, 3)]
+    calls = [Call(number=n, poisoned=n == 2) for n in range(4)]
 
-    answers = await answers_to(server, [first, *calls])
+    answers = await answers_to(server, calls)
 
     assert isinstance(answers[2], Poisoned)
     assert answers[2].args == (2,)
-    assert server.carried_out() == [0, 1, 3]
+    assert server.executed() == [0, 1, 3]
     assert answers[0:2] + answers[3:] == [0, 1, 3]
 
 
-async def test_a_batch_of_unknown_outcome_fails_whole() -> None:
-    """It may have taken effect, so nothing is carried out again."""
+async def test_batch_with_unknown_outcome_fails_as_a_whole() -> None:
+    """It may have taken effect, so none of its calls runs again."""
     server = Server(limits=NO_LIMITS, downs=(True, False))
     calls = [Call(number=n) for n in range(3)] + [Call(number=3, arrives=1)]
 
@@ -344,45 +343,46 @@ async def test_a_batch_of_unknown_outcome_fails_whole() -> None:
 
     assert [type(error) for error in failed] == [DatabaseUnavailable] * 3
     assert answer == 3
-    assert server.times_run() == {0: 1, 1: 1, 2: 1, 3: 1}
+    assert server.batch_counts() == {0: 1, 1: 1, 2: 1, 3: 1}
 
 
-async def test_who_goes_away_while_it_waits_takes_its_call_along() -> None:
+async def test_cancelled_queued_call_is_dropped() -> None:
     server = Server(limits=NO_LIMITS, durations=(3,))
-    calls = [Call(number=0), Call(number=1, arrives=1, goes_away=1), Call(number=2, arrives=1)]
+    calls = [Call(number=n, arrives=min(n, 1)) for n in range(3)]
+    calls[1] = replace(calls[1], cancelled_after=1)
 
     answers = await answers_to(server, calls)
 
     assert isinstance(answers[1], asyncio.CancelledError)
-    assert server.carried_out() == [0, 2]
+    assert server.executed() == [0, 2]
 
 
-async def test_who_goes_away_under_way_disturbs_nobody() -> None:
+async def test_cancelled_call_in_flight_still_takes_effect() -> None:
     server = Server(limits=NO_LIMITS, durations=(3,))
-    calls = [Call(number=0), Call(number=1, goes_away=1), Call(number=2)]
+    calls = [Call(number=0), Call(number=1, cancelled_after=1), Call(number=2)]
 
     answers = await answers_to(server, calls)
 
     assert isinstance(answers[1], asyncio.CancelledError)
     assert [answers[0], answers[2]] == [0, 2]
-    assert server.carried_out() == [0, 1, 2]
+    assert server.executed() == [0, 1, 2]
 
 
-async def test_what_waits_is_bounded() -> None:
-    """Whoever finds so many before it is turned away at once, and has no effect."""
+async def test_queued_calls_are_bounded() -> None:
+    """A call that finds ``waiting`` calls queued is rejected at once, without an effect."""
     server = Server(limits=BatchLimits(calls=1, waiting=2), durations=(9,))
     calls = [Call(number=number, arrives=number) for number in range(5)]
 
     answers = await answers_to(server, calls)
 
     assert [type(answer) for answer in answers[3:]] == [TooManyWait] * 2
-    assert server.carried_out() == [0, 1, 2]
+    assert server.executed() == [0, 1, 2]
 
 
-async def test_what_is_held_waits_apart() -> None:
-    """With all that comes after it of its key, and in their order; its neighbours are answered."""
+async def test_blocked_calls_delay_no_other_key() -> None:
+    """They and all later calls of their key wait in order; calls of other keys are answered."""
     limits = BatchLimits(calls=2, waiting=3)
-    server = Server(limits=limits, durations=(1, 9, 1, 1, 1), helds=("a", "", "", "", ""))
+    server = Server(limits=limits, durations=(1, 9, 1, 1, 1), locks=("a", "", "", "", ""))
     calls = [
         Call(number=0, key="a"),
         Call(number=1, key="a"),
@@ -395,7 +395,7 @@ async def test_what_is_held_waits_apart() -> None:
 
     assert answers == list(range(7))
     assert [
-        (batch.apart, batch.began, sorted(call.number for call in batch.calls))
+        (batch.blocked, batch.began, sorted(call.number for call in batch.calls))
         for batch in server.batches
     ] == [
         (False, 0, [0, 1]),
@@ -407,26 +407,30 @@ async def test_what_is_held_waits_apart() -> None:
     ]
 
 
-async def test_what_is_held_waits_apart_also_when_a_batch_is_split() -> None:
-    """Or the second one of its key would overtake the first."""
-    server = Server(
-        limits=NO_LIMITS, durations=(1, 1, 1, 9, 1), helds=("", "", "a", "", ""), downs=(False,)
-    )
-    calls = [
-        Call(number=0, key="b", poisoned=True),
-        Call(number=1, key="a"),
-        Call(number=2, key="a"),
-    ]
+async def test_blocked_calls_keep_their_order_when_a_batch_is_split() -> None:
+    """The second call of a locked key does not overtake the first."""
+    server = Server(limits=NO_LIMITS, durations=(1, 1, 1, 9, 1), locks=("", "", "a", "", ""))
+    calls = [Call(number=n, key=key, poisoned=n == 0) for n, key in enumerate("baa")]
 
     await answers_to(server, calls)
 
-    assert server.carried_out() == [1, 2]
-    assert server.batches[-1].apart
+    assert server.executed() == [1, 2]
+    assert server.batches[-1].blocked
 
 
-async def test_a_call_is_never_left_behind() -> None:
-    """Also one that comes in the very moment in which the last batch has ended: whoever was
-    answered asks again at once."""
+async def test_queued_calls_do_not_overtake_a_split_batch() -> None:
+    """The first call of a split batch is blocked: the rest of the batch follows it, and then the
+    calls of its key that are still queued."""
+    server = Server(limits=BatchLimits(calls=3, in_flight=1), locks=("a",))
+    calls = [Call(number=number, key="a", poisoned=number == 2) for number in range(4)]
+
+    await answers_to(server, calls)
+
+    assert server.executed() == [0, 1, 3]
+
+
+async def test_call_during_the_end_of_the_last_batch_gets_a_runner() -> None:
+    """An answered caller calls again at once, just as the runner finds its queue empty."""
     server = Server(limits=NO_LIMITS, durations=(0,))
     coalescer = server.coalescer()
 
@@ -436,25 +440,23 @@ async def test_a_call_is_never_left_behind() -> None:
     assert await again_and_again(20) == list(range(20))
 
 
-async def test_a_runner_that_was_cancelled_takes_only_its_batch_along() -> None:
-    """What carries a batch out may be cancelled from inside, by a connection that is closed: then
-    its callers hear of it, and those that waited go on."""
+async def test_cancelled_run_cancels_only_its_own_batch() -> None:
+    """A closed connection may cancel a run from inside: then the callers of its batch are
+    cancelled, and the queued calls run next."""
     runs: list[list[int]] = []
-    begun, may_end = asyncio.Event(), asyncio.Event()
+    started, may_end = asyncio.Event(), asyncio.Event()
 
     async def run(calls: Sequence[Call]) -> Sequence[int]:
         runs.append([call.number for call in calls])
-        begun.set()
+        started.set()
         await may_end.wait()
         if len(runs) == 1:
             raise asyncio.CancelledError
         return runs[-1]
 
-    coalescer = Coalescer(
-        run, limits=NO_LIMITS, key=lambda call: call.key, too_many=lambda: TooManyWait("too many")
-    )
+    coalescer = Coalescer(run, limits=NO_LIMITS, key=lambda call: call.key, too_many=too_many)
     waiting = [asyncio.create_task(answer_to(coalescer, Call(number=n))) for n in range(2)]
-    await begun.wait()
+    await started.wait()
     late = asyncio.create_task(answer_to(coalescer, Call(number=2)))
     may_end.set()
 
@@ -464,13 +466,13 @@ async def test_a_runner_that_was_cancelled_takes_only_its_batch_along() -> None:
     assert runs == [[0, 1], [2]]
 
 
-async def test_a_wrong_number_of_results_is_nobodys_answer() -> None:
-    """Rather an error for all than another one's result for one."""
+async def test_wrong_number_of_results_fails_the_batch() -> None:
+    """Otherwise a call could get the result of another."""
 
     async def run(calls: Sequence[Call]) -> Sequence[int]:
         return [call.number for call in calls[1:]]
 
-    coalescer = Coalescer(run, limits=NO_LIMITS, too_many=lambda: TooManyWait("too many"))
+    coalescer = Coalescer(run, limits=NO_LIMITS, too_many=too_many)
 
     results = await asyncio.gather(
         *(coalescer(Call(number=number)) for number in range(3)), return_exceptions=True
@@ -479,14 +481,14 @@ async def test_a_wrong_number_of_results_is_nobodys_answer() -> None:
     assert [type(result) for result in results] == [RuntimeError] * 3
 
 
-async def test_it_knows_whose_calls_it_has() -> None:
-    """While they wait, and while they are under way; not a moment longer."""
-    begun: asyncio.Queue[int] = asyncio.Queue()
+async def test_has_reports_queued_and_in_flight_keys() -> None:
+    """A key is reported until its last call is answered, and no longer."""
+    started: asyncio.Queue[int] = asyncio.Queue()
     may_end = [asyncio.Event(), asyncio.Event()]
 
     async def run(calls: Sequence[Call]) -> Sequence[int]:
         (call,) = calls
-        begun.put_nowait(call.number)
+        started.put_nowait(call.number)
         await may_end[call.number].wait()
         return [call.number]
 
@@ -494,16 +496,16 @@ async def test_it_knows_whose_calls_it_has() -> None:
         run,
         limits=BatchLimits(calls=1, in_flight=1),
         key=lambda call: call.key,
-        too_many=lambda: TooManyWait("too many"),
+        too_many=too_many,
     )
     tasks = [asyncio.create_task(coalescer(Call(number=n, key=str(n)))) for n in range(2)]
 
-    had = []
+    reported = []
     for task in tasks:
-        number = await begun.get()
-        had.append([coalescer.has(str(n)) for n in range(2)])
+        number = await started.get()
+        reported.append([coalescer.has(str(n)) for n in range(2)])
         may_end[number].set()
         await task
-    had.append([coalescer.has(str(n)) for n in range(2)])
+    reported.append([coalescer.has(str(n)) for n in range(2)])
 
-    assert had == [[True, True], [False, True], [False, False]]
+    assert reported == [[True, True], [False, True], [False, False]]

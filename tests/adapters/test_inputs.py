@@ -1,4 +1,5 @@
-"""Whose upload a link is, and that no spelling of a link leads to another's."""
+"""An owner's uploads are read from the storage, and no spelling of a link leads to the upload of
+another owner."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -49,21 +50,21 @@ def in_s3(endpoint: str | None, *, path_style: bool) -> S3PictureStorage:
 
 
 @dataclass(slots=True)
-class Seen:
-    """Where pictures were looked for."""
+class Reads:
+    """Keys read from the storage, and URLs downloaded."""
 
-    read: list[str] = field(default_factory=list)
-    downloaded: list[str] = field(default_factory=list)
+    uploads: list[str] = field(default_factory=list)
+    downloads: list[str] = field(default_factory=list)
 
 
 class Uploads(InMemoryPictureStorage):
-    """Has something everywhere, and takes note of what is asked for."""
+    """Has an upload at every key."""
 
-    def __init__(self, seen: Seen) -> None:
-        self._seen = seen
+    def __init__(self, reads: Reads) -> None:
+        self._reads = reads
 
     async def read_upload(self, object_key: str, *, max_bytes: int) -> bytes:
-        self._seen.read.append(object_key)
+        self._reads.uploads.append(object_key)
         if max_bytes < len(BYTES):
             raise Refused("too large")
         return BYTES
@@ -71,11 +72,11 @@ class Uploads(InMemoryPictureStorage):
 
 def inputs(
     storage: InMemoryPictureStorage | S3PictureStorage, *, max_bytes: int = 1_000
-) -> tuple[InputPictures, Seen]:
-    seen = Seen()
+) -> tuple[InputPictures, Reads]:
+    reads = Reads()
 
     async def download(url: str) -> Picture:
-        seen.downloaded.append(url)
+        reads.downloads.append(url)
         return DOWNLOADED
 
     async def prepare(data: bytes) -> Picture:
@@ -83,11 +84,11 @@ def inputs(
 
     return InputPictures(
         pictures=storage,
-        uploads=Uploads(seen),
+        uploads=Uploads(reads),
         download=download,
         prepare=prepare,
         max_bytes=max_bytes,
-    ), seen
+    ), reads
 
 
 Make = Callable[[], InMemoryPictureStorage | S3PictureStorage]
@@ -106,21 +107,21 @@ def storage(request: pytest.FixtureRequest) -> InMemoryPictureStorage | S3Pictur
     return STORAGES[request.param]()
 
 
-async def test_an_own_upload_is_read_from_the_storage(
+async def test_own_upload_is_read_from_the_storage(
     storage: InMemoryPictureStorage | S3PictureStorage,
 ) -> None:
-    """Without the network, and prepared like every other picture."""
-    pictures, seen = inputs(storage)
+    """Without the network, and prepared like a downloaded picture."""
+    pictures, reads = inputs(storage)
     links = storage.upload_links(KEY.removesuffix(".jpg"), "image/jpeg", lifetime=LIFETIME)
 
     picture = await pictures.fetch(links.image_url, OWNER)
 
     assert picture.data == b"prepared: " + BYTES
-    assert (seen.read, seen.downloaded) == ([KEY], [])
+    assert (reads.uploads, reads.downloads) == ([KEY], [])
 
 
-async def test_the_bound_of_a_picture_is_the_bound_of_an_upload() -> None:
-    """What is refused of a download is refused of an upload."""
+async def test_upload_above_the_size_limit_is_refused() -> None:
+    """The limit is that of downloads."""
     storage = in_memory()
     pictures, _ = inputs(storage, max_bytes=len(BYTES) - 1)
 
@@ -129,29 +130,29 @@ async def test_the_bound_of_a_picture_is_the_bound_of_an_upload() -> None:
 
 
 @pytest.mark.parametrize("query", ["", "?", "?expires=1&signature=0", "?a?b#c", "?x=/../../etc"])
-async def test_the_query_does_not_matter(
+async def test_query_of_an_own_upload_is_ignored(
     storage: InMemoryPictureStorage | S3PictureStorage, query: str
 ) -> None:
-    """A link that expired while its session waited is as good as a new one; only its owner has it
-    read like this."""
-    pictures, seen = inputs(storage)
+    """A link may expire while its session waits. The owner needs no signature for its own
+    upload."""
+    pictures, reads = inputs(storage)
 
     await pictures.fetch(storage.url(KEY).partition("?")[0] + query, OWNER)
 
-    assert (seen.read, seen.downloaded) == ([KEY], [])
+    assert (reads.uploads, reads.downloads) == ([KEY], [])
 
 
 @pytest.mark.parametrize("owner", [NEIGHBOUR, NAMESAKE], ids=str)
-async def test_anothers_upload_is_a_link_like_any_other(
+async def test_upload_of_another_owner_is_downloaded(
     storage: InMemoryPictureStorage | S3PictureStorage, owner: Owner
 ) -> None:
-    """Its signature decides then, where the network asks for it."""
-    pictures, seen = inputs(storage)
+    """So the storage checks the link's signature."""
+    pictures, reads = inputs(storage)
     theirs = f"{upload_folder(owner, DAY)}/{NAME}"
 
     assert await pictures.fetch(storage.url(KEY), owner) == DOWNLOADED
     assert await pictures.fetch(storage.url(theirs), OWNER) == DOWNLOADED
-    assert seen.read == []
+    assert reads.uploads == []
 
 
 OTHER_KEYS = [
@@ -182,31 +183,31 @@ OTHER_KEYS = [
 async def test_other_keys_are_not_read(
     storage: InMemoryPictureStorage | S3PictureStorage, key: str, *, escaped: bool
 ) -> None:
-    """Finished pictures, paths that lead elsewhere, and what only looks like a key."""
-    pictures, seen = inputs(storage)
+    """Finished pictures, paths out of the owner's folder, and malformed keys."""
+    pictures, reads = inputs(storage)
     begins, _, _ = storage.url(KEY).partition("uploads/")
     spelled = quote(key, safe="").replace(".", "%2e") if escaped else key
 
     await pictures.fetch(begins + spelled, OWNER)
 
-    assert seen.read == []
-    assert len(seen.downloaded) == 1
+    assert reads.uploads == []
+    assert len(reads.downloads) == 1
 
 
 @pytest.mark.parametrize("key", OTHER_KEYS, ids=ascii)
-async def test_a_link_that_we_gave_out_for_another_key(key: str) -> None:
-    """Written just as we write links, with a good signature, it is not taken for an upload."""
+async def test_signed_link_to_another_key_is_not_read(key: str) -> None:
+    """Also if it is exactly the link that our storage would sign for that key."""
     storage = in_memory()
-    pictures, seen = inputs(storage)
+    pictures, reads = inputs(storage)
 
     await pictures.fetch(storage.url(key), OWNER)
 
-    assert seen.read == []
+    assert reads.uploads == []
 
 
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "another host": lambda url: url.replace("https://", "https://evil."),
-    "our host as a user": lambda url: url.replace("https://", "https://x@"),
+    "our host with a user": lambda url: url.replace("https://", "https://x@"),
     "another host behind ours": lambda url: url.replace("/", "@evil.example/", 3).replace(
         "@evil.example/", "/", 2
     ),
@@ -217,33 +218,33 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "a file": lambda url: url.replace("https://", "file:///"),
     "a host in capitals": lambda url: url.replace("example", "EXAMPLE").replace(".co", ".CO"),
     "more slashes": lambda url: url.replace("uploads/", "/uploads/"),
-    "a way around": lambda url: url.replace("uploads/", "x/../uploads/"),
-    "an escaped way around": lambda url: url.replace("uploads/", "x/%2e%2e/uploads/"),
+    "a detour": lambda url: url.replace("uploads/", "x/../uploads/"),
+    "an escaped detour": lambda url: url.replace("uploads/", "x/%2e%2e/uploads/"),
     "escaped slashes": lambda url: url.replace("uploads/", "uploads%2F"),
     "escaped twice": lambda url: url.replace("uploads", "%2575ploads"),
     "escaped without need": lambda url: url.replace("uploads", "%75ploads"),
     "backslashes": lambda url: url.replace("/uploads/", "\\uploads\\"),
     "a fragment before the query": lambda url: url.replace("?", "#?"),
     "a path parameter": lambda url: url.replace("?", ";x=1?"),
-    "in the query of another": lambda url: f"https://evil.example/?u={url}",
-    "in the path of another": lambda url: f"https://evil.example/{url}",
+    "in the query of another URL": lambda url: f"https://evil.example/?u={url}",
+    "in the path of another URL": lambda url: f"https://evil.example/{url}",
     "a space before": lambda url: f" {url}",
     "a line end inside": lambda url: url.replace("uploads", "up\nloads"),
     "lone surrogates": lambda url: url.replace("?", "\udc80?"),
-    "nothing but the key": lambda url: url[url.index("uploads") :],
+    "only the key": lambda url: url[url.index("uploads") :],
 }
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-async def test_another_spelling_is_another_link(
+async def test_other_spellings_of_a_link_are_downloaded(
     storage: InMemoryPictureStorage | S3PictureStorage, spelling: str
 ) -> None:
-    """Where we would have to guess what a link means, the fetcher's checks decide."""
+    """The fetcher's checks apply to every link that is not exactly ours."""
     url = storage.url(KEY)
     changed = SPELLINGS[spelling](url)
-    pictures, seen = inputs(storage)
+    pictures, reads = inputs(storage)
     assert changed != url
 
     await pictures.fetch(changed, OWNER)
 
-    assert (seen.read, seen.downloaded) == ([], [changed])
+    assert (reads.uploads, reads.downloads) == ([], [changed])

@@ -1,31 +1,12 @@
-"""``inspect_picture`` looks at bytes as strangers send them."""
-
-import struct
-import zlib
-from typing import Any
+"""``inspect_picture`` on untrusted bytes."""
 
 import pytest
-from PIL import Image
 
 from adapters.images.inspection import inspect_picture
 from domain.errors import Refused
 from domain.sessions import ErrorCode
+from tests.adapters.hostile import SECOND_FRAME, png_that_claims
 from tests.support.images import encoded
-
-SECOND_FRAME: dict[str, Any] = {
-    "save_all": True,
-    "append_images": [Image.new("RGB", (32, 48), "orange")],
-}
-
-
-def png_that_claims(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header names this size."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks
-    )
 
 
 @pytest.mark.parametrize(
@@ -42,8 +23,8 @@ def png_that_claims(width: int, height: int) -> bytes:
         (encoded("WEBP", lossless=True), "image/webp"),
     ],
 )
-def test_the_type_is_what_the_bytes_show(data: bytes, media_type: str) -> None:
-    """JPEG, PNG and WebP are accepted as they are; also a phone's JPEG with a second frame."""
+def test_media_type_comes_from_the_bytes(data: bytes, media_type: str) -> None:
+    """JPEG, PNG and WebP are accepted unchanged, including a phone's JPEG with a second frame."""
     picture = inspect_picture(data)
 
     assert picture.data == data
@@ -69,12 +50,12 @@ def test_the_type_is_what_the_bytes_show(data: bytes, media_type: str) -> None:
         pytest.param(encoded("PNG", size=(400, 15)), id="too low"),
         pytest.param(png_that_claims(8_000, 5_001), id="just over 40 megapixels"),
         pytest.param(png_that_claims(9_000, 9_000), id="81 megapixels"),
-        pytest.param(png_that_claims(9_500, 9_500), id="what Pillow warns of"),
-        pytest.param(png_that_claims(30_000, 30_000), id="what Pillow refuses"),
+        pytest.param(png_that_claims(9_500, 9_500), id="the size at which Pillow warns"),
+        pytest.param(png_that_claims(30_000, 30_000), id="the size at which Pillow raises"),
     ],
 )
-def test_what_cannot_be_used_is_refused(data: bytes) -> None:
-    """Other formats, damaged, animated, tiny and huge pictures fail with ``INVALID_IMAGE``."""
+def test_unusable_pictures_are_refused(data: bytes) -> None:
+    """Other formats and damaged, animated, tiny and huge pictures are an ``INVALID_IMAGE``."""
     with pytest.raises(Refused) as refusal:
         inspect_picture(data)
 

@@ -1,4 +1,4 @@
-"""The local generator shows what went in: every picture, upright, and nothing else of it."""
+"""The local generator's sheet shows every input picture upright, without its metadata."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -29,11 +29,11 @@ COLORS: list[Color] = [
     (110, 20, 120),
     (20, 90, 80),
 ]
-"""As many as a request can have pictures, and none like the sheet's own."""
+"""One per picture that a request can have; none is a colour of the sheet itself."""
 
 PAPER = (251, 250, 247)
 MIDDLE, MIDDLE_AREA = (300, 200, 400, 400), 20_000
-"""A part of the sheet that the only picture of a request covers."""
+"""A part of the sheet that is covered by the picture of a request with one picture."""
 
 
 def a_request(images: Sequence[bytes], prompt: str = DEFAULT_PROMPT) -> PictureRequest:
@@ -51,7 +51,7 @@ def drawn(*images: bytes) -> Image.Image:
 
 
 def area_of(sheet: Image.Image, color: Color) -> int:
-    """How many pixels have this colour, or one that JPEG made of it."""
+    """The number of pixels of this colour, give or take JPEG's error."""
     return sum(
         count
         for count, found in sheet.getcolors(WIDTH * HEIGHT) or []
@@ -62,7 +62,7 @@ def area_of(sheet: Image.Image, color: Color) -> int:
 
 @pytest.mark.parametrize("count", range(1, len(COLORS) + 1))
 def test_every_picture_is_on_the_sheet(count: int) -> None:
-    """On a portrait of 3:4; the model's picture is the largest, the others are alike."""
+    """A portrait of 3:4 on which the model's picture is the largest and the others are equal."""
     colors = COLORS[:count]
 
     sheet = drawn(*(encoded(color=color) for color in colors))
@@ -76,8 +76,8 @@ def test_every_picture_is_on_the_sheet(count: int) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_same_request_gives_the_same_bytes() -> None:
-    """And says truly what they are; another prompt or picture gives others."""
+async def test_same_request_gives_the_same_bytes() -> None:
+    """As a JPEG. Another prompt or another picture gives other bytes."""
     generator = LocalPictureGenerator()
     red, green = encoded(color=COLORS[0]), encoded(color=COLORS[1])
 
@@ -98,12 +98,12 @@ async def test_the_same_request_gives_the_same_bytes() -> None:
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 def test_pictures_are_turned_upright(image_format: str) -> None:
-    """A phone stores a portrait lying down and says so in its EXIF orientation."""
+    """A phone stores a portrait rotated, with the EXIF orientation that turns it back."""
     top, bottom = COLORS[0], COLORS[2]
     lying = Image.new("RGB", (640, 400), top)
     lying.paste(bottom, (320, 0, 640, 400))
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn it clockwise to see it upright
+    exif[0x0112] = 6  # Rotate clockwise for viewing.
     file = BytesIO()
     lying.save(file, image_format, exif=exif)
 
@@ -129,17 +129,17 @@ def test_pictures_are_turned_upright(image_format: str) -> None:
         pytest.param("JPEG", "CMYK", (0, 200, 200, 0), (255, 55, 55), id="cmyk"),
     ],
 )
-def test_all_kinds_of_pixels_show_their_colour(
+def test_every_pixel_format_is_drawn_in_its_colour(
     image_format: str, mode: str, color: Any, shown: Color
 ) -> None:
-    """What the fetcher lets through is drawn as a viewer would draw it."""
+    """As a picture viewer would draw it."""
     sheet = drawn(encoded(image_format, mode=mode, color=color))
 
     assert area_of(sheet.crop(MIDDLE), shown) == MIDDLE_AREA
 
 
-def test_a_palette_is_looked_up() -> None:
-    """A PNG of few colours holds numbers, not colours; one of them may be transparent."""
+def test_palette_is_resolved() -> None:
+    """A PNG of few colours holds palette indexes; one of the entries may be transparent."""
     picture = Image.new("P", (32, 48), 1)
     picture.putpalette([*COLORS[0], *COLORS[1]])
     picture.paste(0, (0, 0, 32, 24))
@@ -153,8 +153,8 @@ def test_a_palette_is_looked_up() -> None:
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
-def test_a_cut_off_picture_is_refused(image_format: str) -> None:
-    """Its header was right, so only decoding shows it; the caller learns that it is damaged."""
+def test_truncated_picture_is_refused(image_format: str) -> None:
+    """Its header is valid, so only decoding reveals it."""
     file = BytesIO()
     Image.effect_noise((200, 200), 60).convert("RGB").save(file, image_format)
     data = file.getvalue()
@@ -165,8 +165,8 @@ def test_a_cut_off_picture_is_refused(image_format: str) -> None:
     assert refusal.value.reason == ErrorCode.INVALID_IMAGE
 
 
-def test_nothing_but_pixels_reaches_the_sheet() -> None:
-    """Where and with what a picture was taken, and by whom, stays behind."""
+def test_metadata_does_not_reach_the_sheet() -> None:
+    """EXIF, XMP, comments and profiles of the input pictures."""
     secret = "51.5007 N, 0.1246 W"
     exif, text = Image.Exif(), PngInfo()
     exif[0x010E] = secret
@@ -187,5 +187,5 @@ def test_nothing_but_pixels_reaches_the_sheet() -> None:
 
 @pytest.mark.parametrize("prompt", ["", "👒 Hut\n\n\tim Regen \x00", "w" * 4_000, "雨" * 4_000])
 def test_any_prompt_can_be_written(prompt: str) -> None:
-    """A long one is cut, and what the font does not have does no harm."""
+    """Long prompts are cut; characters that the font lacks do no harm."""
     assert draw_sheet(a_request([encoded()], prompt))

@@ -1,4 +1,4 @@
-"""Migrations are applied once each, in order, as a whole or not at all."""
+"""Each migration is applied once, in order, and completely or not at all."""
 
 import asyncio
 import subprocess
@@ -24,7 +24,7 @@ SECOND = Migration(name="0002_second", sql="ALTER TABLE first ADD COLUMN number 
 
 @pytest.fixture
 async def database(postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
-    """A database of its own, in which there is nothing yet."""
+    """An empty database for one test."""
     name = f"migrations-{uuid4()}"
     await asyncio.to_thread(postgres.create_database, name)
     database = Database(postgres.url(name), limits=DatabaseLimits(command_seconds=1))
@@ -33,7 +33,7 @@ async def database(postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
 
 
 async def contents(database: Database) -> list[str]:
-    """Every table and column that somebody made, and every migration that was noted."""
+    """Every table and column, and every recorded migration."""
     rows = await database.fetch(
         "SELECT table_name || '.' || coalesce(column_name, '') FROM information_schema.tables"
         " LEFT JOIN information_schema.columns USING (table_schema, table_name)"
@@ -46,16 +46,15 @@ async def contents(database: Database) -> list[str]:
     return found
 
 
-async def test_our_migrations_make_our_tables(database: Database) -> None:
-    """All of them, on a database in which there is nothing."""
+async def test_all_migrations_apply_to_an_empty_database(database: Database) -> None:
     applied = await migrate(database, all_migrations())
 
     assert applied == [migration.name for migration in all_migrations()]
     assert await database.fetch("SELECT FROM generation_sessions") == []
 
 
-async def test_what_was_applied_is_not_applied_again(database: Database) -> None:
-    """The second run does nothing, and says so."""
+async def test_migration_is_applied_once(database: Database) -> None:
+    """A second run changes nothing and returns no names."""
     assert await migrate(database, [FIRST]) == ["0001_first"]
     before = await contents(database)
 
@@ -64,8 +63,8 @@ async def test_what_was_applied_is_not_applied_again(database: Database) -> None
     assert await contents(database) == before
 
 
-async def test_only_what_is_missing_is_applied(database: Database) -> None:
-    """A newer version brings its own migrations on top of what is there."""
+async def test_only_missing_migrations_are_applied(database: Database) -> None:
+    """As when a newer version is deployed."""
     await migrate(database, [FIRST])
 
     assert await migrate(database, [FIRST, SECOND]) == ["0002_second"]
@@ -73,9 +72,11 @@ async def test_only_what_is_missing_is_applied(database: Database) -> None:
     assert "first.number" in await contents(database)
 
 
-async def test_ten_at_once_apply_once(postgres: EmbeddedPostgres, database: Database) -> None:
-    """Every process of a deployment may migrate at its start: one does, the others wait for it,
-    also when it takes longer than a statement otherwise may."""
+async def test_concurrent_runs_apply_migrations_once(
+    postgres: EmbeddedPostgres, database: Database
+) -> None:
+    """Every process of a deployment may migrate when it starts. One does; the others wait for it,
+    longer than the timeout of other statements if needed."""
     slow = Migration(name="0003_slow", sql="SELECT pg_sleep(1.5); CREATE TABLE slow ();")
     name = await database.fetch_value("SELECT current_database()")
     limits = DatabaseLimits(command_seconds=1)
@@ -87,8 +88,8 @@ async def test_ten_at_once_apply_once(postgres: EmbeddedPostgres, database: Data
     await asyncio.gather(*(each.close() for each in processes))
 
 
-async def test_a_changed_migration_is_refused(database: Database) -> None:
-    """Before anything is changed, also what would have been new."""
+async def test_changed_migration_is_rejected(database: Database) -> None:
+    """Before any change, so no other missing migration is applied either."""
     await migrate(database, [FIRST])
     before = await contents(database)
     changed = Migration(name=FIRST.name, sql=FIRST.sql + " ")
@@ -99,8 +100,8 @@ async def test_a_changed_migration_is_refused(database: Database) -> None:
     assert await contents(database) == before
 
 
-async def test_a_newer_database_is_refused(database: Database) -> None:
-    """An older version of ours does not touch what it does not know."""
+async def test_newer_database_is_rejected(database: Database) -> None:
+    """An older version does not change a database with unknown migrations."""
     third = Migration(name="0003_third", sql="CREATE TABLE third ();")
     await migrate(database, [FIRST, third])
     before = await contents(database)
@@ -111,8 +112,9 @@ async def test_a_newer_database_is_refused(database: Database) -> None:
     assert await contents(database) == before
 
 
-async def test_a_failing_migration_leaves_nothing_behind(database: Database) -> None:
-    """Not its own first half, not the ones before it in the same run, not even our own table."""
+async def test_failed_migration_leaves_nothing_behind(database: Database) -> None:
+    """Neither its own first half, nor earlier migrations of the same run, nor the table of
+    migrations."""
     broken = Migration(name="0002_broken", sql="CREATE TABLE half (); SELECT 1 / 0;")
 
     with pytest.raises(asyncpg.DivisionByZeroError):
@@ -122,10 +124,10 @@ async def test_a_failing_migration_leaves_nothing_behind(database: Database) -> 
     assert await migrate(database, [FIRST, SECOND]) == ["0001_first", "0002_second"]
 
 
-async def test_migrating_works_behind_a_transaction_pooler(
+async def test_migrations_apply_behind_a_transaction_pooler(
     postgres: EmbeddedPostgres, database: Database
 ) -> None:
-    """Its lock belongs to the transaction."""
+    """The lock belongs to the transaction, so none remains."""
     name = await database.fetch_value("SELECT current_database()")
     pooled = Database(postgres.url(name), limits=DatabaseLimits(), transaction_pooler=True)
 
@@ -135,16 +137,16 @@ async def test_migrating_works_behind_a_transaction_pooler(
     await pooled.close()
 
 
-def test_migrations_are_in_the_order_of_their_names() -> None:
-    """The names begin with a number that says when."""
+def test_migrations_are_ordered_by_name() -> None:
+    """The names begin with a sequence number."""
     names = [migration.name for migration in all_migrations()]
 
     assert names == sorted(names)
     assert names[0] == "0001_initial"
 
 
-def test_the_wheel_ships_the_migrations(tmp_path: Path) -> None:
-    """An installed wearon brings the very files that it is tested with."""
+def test_wheel_contains_the_migrations(tmp_path: Path) -> None:
+    """Exactly the files that the tests use."""
     uv, options = REPOSITORY / ".uv/bin/uv", ["--wheel", "--offline", "--quiet"]
     build: list[str | Path] = [uv, "build", *options, "--out-dir", tmp_path, REPOSITORY]
     subprocess.run(build, check=True, timeout=60)

@@ -1,5 +1,5 @@
-"""OpenAI's image edits against a provider on this machine: whatever it answers, the session, the
-ledger and the number of calls that were paid for are right."""
+"""OpenAI's image edits against a fake on this machine: whatever it responds, the session, the
+ledger and the number of paid calls are right."""
 
 import asyncio
 import time
@@ -18,6 +18,13 @@ from domain.generation import Outcome, WorkPolicy
 from domain.ports import Picture, PictureRequest
 from domain.recovery import RecoveryPolicy
 from domain.sessions import SessionStatus, Usage
+from tests.adapters.generators import (
+    REQUEST,
+    SAFETY_MESSAGE,
+    TRANSIENT_MESSAGE,
+    UNUSABLE_MESSAGE,
+    submitted_to,
+)
 from tests.support.clock import START
 from tests.support.examples import LEASE
 from tests.support.images import encoded, no_job
@@ -38,21 +45,13 @@ from tests.support.provider import (
     resets,
     says,
 )
-from tests.support.shop import CHARGED, REFUNDED, Shop
+from tests.support.shop import CHARGED, REFUNDED
 
 pytestmark = pytest.mark.anyio
 
 PRICES = Prices(input_usd_per_million=Decimal(8), output_usd_per_million=Decimal(32))
-PATIENT = ProviderLimits(connect_seconds=5, answer_seconds=10, total_seconds=10, max_bytes=500_000)
+LIMITS = ProviderLimits(connect_seconds=5, answer_seconds=10, total_seconds=10, max_bytes=500_000)
 POLICY = WorkPolicy()
-REQUEST = PictureRequest(
-    session_id=UUID(int=1),
-    prompt="In the rain, \N{UMBRELLA}",
-    images=tuple(
-        Picture(data=encoded(kind), media_type=f"image/{kind.lower()}")
-        for kind in ("PNG", "JPEG", "WEBP")
-    ),
-)
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ async def fake() -> AsyncIterator[FakeProvider]:
 
 
 class Adapters:
-    """Makes adapters for the provider, and closes them."""
+    """Makes generators for a provider at ``url``."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -76,7 +75,7 @@ class Adapters:
             "quality": "medium",
             "output_format": "jpeg",
             "prices": PRICES,
-            "limits": PATIENT,
+            "limits": LIMITS,
             "clock": lambda: START,
         }
         self.made.append(OpenAiPictureGenerator(**options | changes))
@@ -91,9 +90,9 @@ async def adapter(fake: FakeProvider) -> AsyncIterator[Adapters]:
         await made.close()
 
 
-async def test_the_wire(fake: FakeProvider, adapter: Adapters) -> None:
-    """One multipart request: the pictures in their order as ``image[]``, with the names and types
-    that they truly have, and every option; the key as a bearer's, and the session for support."""
+async def test_wire_format(fake: FakeProvider, adapter: Adapters) -> None:
+    """One multipart request with the pictures in order as ``image[]``, with their real types, every
+    option, the bearer key, and the session's id, which the provider's support can look up."""
     await adapter().generate(REQUEST, no_job)
 
     (call,) = fake.calls
@@ -117,7 +116,6 @@ async def test_the_wire(fake: FakeProvider, adapter: Adapters) -> None:
 
 
 async def test_large_pictures_are_sent_whole(fake: FakeProvider, adapter: Adapters) -> None:
-    """As many megabytes as the fetcher lets through."""
     large = Picture(data=b"\x89PNG" + bytes(8_000_000), media_type="image/png")
     request = PictureRequest(session_id=UUID(int=1), prompt="p", images=(large,))
 
@@ -141,16 +139,16 @@ async def test_large_pictures_are_sent_whole(fake: FakeProvider, adapter: Adapte
     ],
 )  # fmt: skip
 def test_base_urls(base_url: str, url: str) -> None:
-    """With a version in its path or without, and with a slash at its end or without."""
+    """With and without a version in the path, with and without a trailing slash."""
     assert str(edits_url(base_url)) == url
 
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
-async def test_a_picture_arrives(fake: FakeProvider, adapter: Adapters, output_format: str) -> None:
-    """It is kept as what it is; the session is completed, paid once, with tokens and their cost:
-    1,923 at 8 dollars a million and 6,240 at 32."""
-    shop = Shop(adapter(output_format=output_format))
-    await shop.submit()
+async def test_picture_is_stored_and_charged_once(
+    fake: FakeProvider, adapter: Adapters, output_format: str
+) -> None:
+    """The session keeps the usage: 1,923 tokens at $8 per million and 6,240 at $32."""
+    shop = await submitted_to(adapter(output_format=output_format))
 
     assert await shop.work() is Outcome.COMPLETED
 
@@ -166,8 +164,8 @@ async def test_a_picture_arrives(fake: FakeProvider, adapter: Adapters, output_f
     assert (shop.money, len(fake.calls)) == (CHARGED, 1)
 
 
-async def test_the_type_is_looked_at(fake: FakeProvider, adapter: Adapters) -> None:
-    """An answer that calls its PNG a JPEG is not believed."""
+async def test_media_type_comes_from_the_bytes(fake: FakeProvider, adapter: Adapters) -> None:
+    """A response that calls its PNG a JPEG is not believed."""
     fake.replies = [says(200, edited("png") | {"output_format": "jpeg"})]
 
     generated = await adapter(output_format="jpeg").generate(REQUEST, no_job)
@@ -187,10 +185,10 @@ async def test_the_type_is_looked_at(fake: FakeProvider, adapter: Adapters) -> N
         {"input_tokens": 1, "output_tokens": 10**30},
     ],
 )
-async def test_a_usage_that_makes_no_sense_is_none(
+async def test_invalid_usage_is_ignored(
     fake: FakeProvider, adapter: Adapters, usage: object
 ) -> None:
-    """The picture counts all the same."""
+    """The picture is still used."""
     fake.replies = [says(200, edited(usage=usage))]
 
     generated = await adapter().generate(REQUEST, no_job)
@@ -212,7 +210,7 @@ async def test_a_usage_that_makes_no_sense_is_none(
 def test_costs_are_exact(
     input_price: str, output_price: str, tokens: tuple[int, int], cost: str
 ) -> None:
-    """Decimals to a millionth of a dollar, also where a float would be off."""
+    """Decimals, rounded to a millionth of a dollar, where a float would be inexact."""
     prices = Prices(
         input_usd_per_million=Decimal(input_price), output_usd_per_million=Decimal(output_price)
     )
@@ -220,7 +218,7 @@ def test_costs_are_exact(
     assert str(prices.usage(*tokens).estimated_cost_usd) == cost
 
 
-PASSING: dict[str, Reply] = {
+TRANSIENT: dict[str, Reply] = {
     "429": says(429, error("rate_limit_exceeded", type_="tokens")),
     "429 of a rising rate": says(429, error("slow_down", type_="rate_limit_error")),
     "408": says(408),
@@ -242,14 +240,13 @@ PASSING: dict[str, Reply] = {
 }
 
 
-@pytest.mark.parametrize("name", PASSING)
-async def test_a_passing_fault_is_tried_again(
+@pytest.mark.parametrize("name", TRANSIENT)
+async def test_transient_error_releases_the_session(
     fake: FakeProvider, adapter: Adapters, name: str
 ) -> None:
-    """The session is released, its credit kept, after one call; the next attempt completes it."""
-    shop = Shop(adapter())
-    await shop.submit()
-    fake.replies = [PASSING[name]]
+    """After one call, without a refund; the next attempt completes it."""
+    shop = await submitted_to(adapter())
+    fake.replies = [TRANSIENT[name]]
 
     assert await shop.work() is Outcome.RELEASED
 
@@ -260,14 +257,13 @@ async def test_a_passing_fault_is_tried_again(
     assert (shop.money, len(fake.calls)) == (CHARGED, 2)
 
 
-@pytest.mark.parametrize("name", PASSING)
-async def test_a_fault_that_does_not_pass_ends_with_a_refund(
+@pytest.mark.parametrize("name", TRANSIENT)
+async def test_persistent_transient_error_ends_with_a_refund(
     fake: FakeProvider, adapter: Adapters, name: str
 ) -> None:
-    """After as many calls as attempts; the customer hears nothing of the provider's words."""
-    shop = Shop(adapter())
-    await shop.submit()
-    fake.replies = [PASSING[name]] * POLICY.max_attempts
+    """One call per attempt. The customer's message does not quote the provider."""
+    shop = await submitted_to(adapter())
+    fake.replies = [TRANSIENT[name]] * POLICY.max_attempts
 
     outcomes = []
     for _ in range(POLICY.max_attempts):
@@ -276,7 +272,7 @@ async def test_a_fault_that_does_not_pass_ends_with_a_refund(
 
     assert outcomes == [Outcome.RELEASED, Outcome.RELEASED, Outcome.FAILED]
     assert await shop.state() == (SessionStatus.FAILED, "GENERATION_FAILED")
-    assert await shop.message() == "The picture could not be made this time; the credit is back"
+    assert await shop.message() == TRANSIENT_MESSAGE
     assert (shop.money, len(fake.calls)) == (REFUNDED, POLICY.max_attempts)
 
 
@@ -287,12 +283,11 @@ async def test_a_fault_that_does_not_pass_ends_with_a_refund(
         (drips, ProviderLimits(answer_seconds=60, total_seconds=0.3)),
     ],
 )
-async def test_slowness_has_a_bound_in_each_phase(
+async def test_each_phase_of_a_call_has_a_timeout(
     fake: FakeProvider, adapter: Adapters, reply: Reply, limits: ProviderLimits
 ) -> None:
-    """Until the answer begins, and until it ends; then it is a fault like others."""
-    shop = Shop(adapter(limits=limits))
-    await shop.submit()
+    """The time to the first byte and the total time. A timeout is a transient error."""
+    shop = await submitted_to(adapter(limits=limits))
     fake.replies = [reply]
     started_at = time.monotonic()
 
@@ -303,10 +298,9 @@ async def test_slowness_has_a_bound_in_each_phase(
     assert (shop.money, len(fake.calls)) == (CHARGED, 1)
 
 
-async def test_nobody_there_is_a_passing_fault(adapter: Adapters) -> None:
-    """No connection, no call, no harm."""
-    shop = Shop(adapter(base_url=f"http://127.0.0.1:{unused_port()}"))
-    await shop.submit()
+async def test_refused_connection_releases_the_session(adapter: Adapters) -> None:
+    """Without a refund: another attempt may succeed."""
+    shop = await submitted_to(adapter(base_url=f"http://127.0.0.1:{unused_port()}"))
 
     assert await shop.work() is Outcome.RELEASED
 
@@ -315,7 +309,7 @@ async def test_nobody_there_is_a_passing_fault(adapter: Adapters) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "seconds"),
+    ("header", "seconds"),
     [
         ("7", 7.0),
         ("Thu, 01 Jan 2026 12:00:40 GMT", 40.0),
@@ -325,22 +319,21 @@ async def test_nobody_there_is_a_passing_fault(adapter: Adapters) -> None:
         ("-5", 0.0),
     ],
 )
-async def test_retry_after_is_read(
-    fake: FakeProvider, adapter: Adapters, asked: str, seconds: float
+async def test_retry_after_is_respected(
+    fake: FakeProvider, adapter: Adapters, header: str, seconds: float
 ) -> None:
-    """In seconds, or as a date by our clock; what is neither asks for nothing."""
-    fake.replies = [says(429, Retry_After=asked)]
+    """Given in seconds or as a date, which is compared with our clock; other values are ignored."""
+    fake.replies = [says(429, Retry_After=header)]
 
-    with pytest.raises(TryAgain) as fault:
+    with pytest.raises(TryAgain) as failure:
         await adapter().generate(REQUEST, no_job)
 
-    assert fault.value.retry_after_seconds == seconds
+    assert failure.value.retry_after_seconds == seconds
 
 
-async def test_a_long_retry_after_holds_no_slot(fake: FakeProvider, adapter: Adapters) -> None:
-    """The work ends at once; the session waits in the store for half an hour, and not less."""
-    shop = Shop(adapter())
-    await shop.submit()
+async def test_long_retry_after_holds_no_slot(fake: FakeProvider, adapter: Adapters) -> None:
+    """The attempt ends at once, and the session waits in the database for the half hour."""
+    shop = await submitted_to(adapter())
     fake.replies = [says(429, Retry_After="1800")]
     started_at = time.monotonic()
 
@@ -353,31 +346,29 @@ async def test_a_long_retry_after_holds_no_slot(fake: FakeProvider, adapter: Ada
     assert await shop.work() is Outcome.COMPLETED
 
 
-MODERATION = "The pictures or the prompt did not pass the safety check; the credit is back"
-UNUSABLE = "A picture could not be used to make a new one; the credit is back"
+UNSAFE = ("MODERATION_BLOCKED", SAFETY_MESSAGE)
+UNUSABLE = ("INVALID_IMAGE", UNUSABLE_MESSAGE)
 USER_ERROR = "image_generation_user_error"
 
 
 @pytest.mark.parametrize(
     ("reply", "code", "message"),
     [
-        (in_pieces(400, error("moderation_blocked", type_=USER_ERROR)), "MODERATION_BLOCKED",
-         MODERATION),
-        (says(400, error("content_policy_violation")), "MODERATION_BLOCKED", MODERATION),
-        (says(400, error("content_filter")), "MODERATION_BLOCKED", MODERATION),
-        (says(403, error("content_policy_violation")), "MODERATION_BLOCKED", MODERATION),
-        (says(400, error("invalid_image_file", type_=USER_ERROR)), "INVALID_IMAGE", UNUSABLE),
-        (says(400, error(type_=USER_ERROR)), "INVALID_IMAGE", UNUSABLE),
-        (says(400, error("unsupported_file_mimetype")), "INVALID_IMAGE", UNUSABLE),
-        (says(413, "<html>Request Entity Too Large</html>"), "INVALID_IMAGE", UNUSABLE),
+        (in_pieces(400, error("moderation_blocked", type_=USER_ERROR)), *UNSAFE),
+        (says(400, error("content_policy_violation")), *UNSAFE),
+        (says(400, error("content_filter")), *UNSAFE),
+        (says(403, error("content_policy_violation")), *UNSAFE),
+        (says(400, error("invalid_image_file", type_=USER_ERROR)), *UNUSABLE),
+        (says(400, error(type_=USER_ERROR)), *UNUSABLE),
+        (says(400, error("unsupported_file_mimetype")), *UNUSABLE),
+        (says(413, "<html>Request Entity Too Large</html>"), *UNUSABLE),
     ],
-)  # fmt: skip
-async def test_what_is_refused_fails_at_once(
+)
+async def test_refused_input_fails_the_session_at_once(
     fake: FakeProvider, adapter: Adapters, reply: Reply, code: str, message: str
 ) -> None:
-    """One call, the credit back, and words of ours that an end user may read."""
-    shop = Shop(adapter())
-    await shop.submit()
+    """One call, a refund, and a message that is fit for the end user."""
+    shop = await submitted_to(adapter())
     fake.replies = [reply]
 
     assert await shop.work() is Outcome.FAILED
@@ -397,15 +388,14 @@ async def test_what_is_refused_fails_at_once(
         (says(400, [1]), "HTTP 400"),
         (says(400, error(code="A sentence, or a key: sk-1", type_="x" * 100)), "HTTP 400"),
         (says(422), "HTTP 422 type=invalid_request_error"),
-        (floods, "The provider's answer exceeds 500000 bytes"),
+        (floods, "The provider's response exceeds 500000 bytes"),
     ],
 )  # fmt: skip
-async def test_what_we_did_wrong_fails_and_is_raised(
+async def test_rejected_request_fails_the_session_and_is_raised(
     fake: FakeProvider, adapter: Adapters, reply: Reply, detail: str
 ) -> None:
-    """One call, the credit back, a message that tells nothing; the log gets names, no sentence."""
-    shop = Shop(adapter())
-    await shop.submit()
+    """One call, a refund and a generic message; the log gets the names of an error only."""
+    shop = await submitted_to(adapter())
     fake.replies = [reply]
 
     with pytest.raises(RuntimeError) as bug:
@@ -435,20 +425,19 @@ async def test_what_we_did_wrong_fails_and_is_raised(
         (says(429, error("project_spend_limit_exceeded")), "HTTP 429"),
     ],
 )
-async def test_an_operators_fault_harms_no_session(
+async def test_misconfigured_provider_fails_no_session(
     fake: FakeProvider, adapter: Adapters, reply: Reply, detail: str
 ) -> None:
-    """One call; the session waits at the front of the queue with its credit kept, and is
-    completed once the fault is mended."""
-    shop = Shop(adapter())
-    await shop.submit()
+    """One call; the session returns to the front of the queue without a refund, and is completed
+    once the configuration is fixed."""
+    shop = await submitted_to(adapter())
     fake.replies = [reply]
 
-    with pytest.raises(ProviderMisconfigured) as fault:
+    with pytest.raises(ProviderMisconfigured) as failure:
         await shop.work()
 
-    assert fault.value.detail.startswith(detail)
-    assert SECRET not in f"{fault.value} {fault.value.detail}"
+    assert failure.value.detail.startswith(detail)
+    assert SECRET not in f"{failure.value} {failure.value.detail}"
     assert await shop.state() == (SessionStatus.QUEUED, None)
     assert (shop.money, len(fake.calls)) == (CHARGED, 1)
     assert await shop.work() is Outcome.COMPLETED
@@ -458,25 +447,23 @@ async def test_an_operators_fault_harms_no_session(
     ("changes", "detail"),
     [({"api_key": "sk-wrong"}, "HTTP 401"), ({"model": "dall-e-1"}, "HTTP 404")],
 )
-async def test_a_wrong_key_or_model(
+async def test_wrong_key_or_model_is_reported(
     fake: FakeProvider, adapter: Adapters, changes: dict[str, str], detail: str
 ) -> None:
-    """The provider itself finds it, and the key is in no word of ours."""
-    with pytest.raises(ProviderMisconfigured) as fault:
+    """The fake rejects them as the provider does; no message contains the key."""
+    with pytest.raises(ProviderMisconfigured) as failure:
         await adapter(**changes).generate(REQUEST, no_job)
 
-    assert fault.value.detail.startswith(detail)
-    assert "sk-wrong" not in f"{fault.value!r} {fault.value.detail} {adapter.made[-1]!r}"
+    assert failure.value.detail.startswith(detail)
+    assert "sk-wrong" not in f"{failure.value!r} {failure.value.detail} {adapter.made[-1]!r}"
     assert len(fake.calls) == 1
 
 
-async def test_a_crash_after_the_answer_costs_no_second_call(
+async def test_crash_after_the_response_costs_no_second_call(
     fake: FakeProvider, adapter: Adapters
 ) -> None:
-    """The worker was gone before it could complete the session, and its lease runs out: the next
-    one finds the picture. What that took is not known any more."""
-    shop = Shop(adapter())
-    await shop.submit()
+    """The worker died after storing the picture: the next attempt finds it, without its usage."""
+    shop = await submitted_to(adapter())
     shop.service.repo.faults.away.add("complete")
     assert await shop.work() is Outcome.UNSETTLED
     shop.service.repo.faults.away.clear()
@@ -491,14 +478,13 @@ async def test_a_crash_after_the_answer_costs_no_second_call(
     assert (shop.money, len(fake.calls)) == (CHARGED, 1)
 
 
-async def test_a_stopped_worker_waits_for_no_answer(fake: FakeProvider, adapter: Adapters) -> None:
-    """Cancelling the work ends the call, and the session goes back."""
-    shop = Shop(adapter())
-    await shop.submit()
+async def test_stopping_worker_ends_the_call(fake: FakeProvider, adapter: Adapters) -> None:
+    """It does not wait for the response, and releases the session."""
+    shop = await submitted_to(adapter())
     fake.replies = [hangs]
     working = asyncio.create_task(shop.work())
     async with asyncio.timeout(5):
-        while not fake.calls:  # noqa: ASYNC110 - the server is in this very loop
+        while not fake.calls:  # noqa: ASYNC110 - the server runs in this event loop
             await asyncio.sleep(0.01)
 
     working.cancel()
@@ -509,6 +495,5 @@ async def test_a_stopped_worker_waits_for_no_answer(fake: FakeProvider, adapter:
     assert [task.session_id for task in shop.service.waiting()] == [shop.session_id]
 
 
-async def test_an_adapter_may_be_closed_unused(adapter: Adapters) -> None:
-    """Nothing was opened, so there is nothing to close."""
+async def test_unused_adapter_can_be_closed(adapter: Adapters) -> None:
     await adapter().close()

@@ -1,4 +1,4 @@
-"""The pool on real processes: a picture may ruin its own process and nothing else."""
+"""The pool with real processes: a picture can break its own process and nothing else."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 GOOD = encoded("PNG", color="teal")
 
-_BEHAVIOUR = """
+_PROGRAM = """
     import os, signal, time
     from adapters.images.preparation import serve
 
@@ -34,17 +34,17 @@ _BEHAVIOUR = """
             time.sleep(1_000)
         if data == b"stop":
             os.kill(os.getpid(), signal.SIGSTOP)
-        if data == b"eat":
-            eaten = []
+        if data == b"allocate":
+            blocks = []
             while True:
-                eaten.append(bytearray(1_000_000))
+                blocks.append(bytearray(1_000_000))
         if data == b"crash":
             raise KeyError
-        if data == b"ask":
+        if data == b"describe":
             return repr((os.getpid(), dict(os.environ))).encode()
         if data == b"write":
             os.write(os.memfd_create("file"), b"x")
-        if data == b"babble":
+        if data == b"flood":
             os.write(1, bytes(10_000_000))
         if data == b"lie":
             os.write(1, b"p" + bytes([255] * 4))
@@ -54,18 +54,18 @@ _BEHAVIOUR = """
     {begin}
     serve(prepare)
 """
-"""A process that does what the picture says, or gives it back turned round."""
+"""A process that does what the picture says, or returns it reversed."""
 
 NewPool = Callable[..., PicturePool]
 
 
 @pytest.fixture
 async def new_pool() -> AsyncIterator[NewPool]:
-    """Makes pools of processes that do as they are told, and closes them."""
+    """Makes pools of such processes; closes them."""
     made: list[PicturePool] = []
 
     def make(limits: PoolLimits, *, spin: str = "", begin: str = "") -> PicturePool:
-        code = textwrap.dedent(_BEHAVIOUR).format(spin=spin, begin=begin)
+        code = textwrap.dedent(_PROGRAM).format(spin=spin, begin=begin)
         made.append(PicturePool(limits, program=(sys.executable, "-I", "-c", code)))
         return made[-1]
 
@@ -88,21 +88,20 @@ async def refusal_of(pool: PicturePool, data: bytes) -> Refused:
 
 
 async def pid_of(pool: PicturePool) -> int:
-    """The process that the next picture goes to."""
-    return int(eval((await pool.prepare(b"ask")).data)[0])  # noqa: S307 - our own test's words
+    """The process that prepares the next picture."""
+    return int(eval((await pool.prepare(b"describe")).data)[0])  # noqa: S307 - written above
 
 
-async def test_a_picture_is_prepared(real_pool: PicturePool) -> None:
-    """What comes out is a JPEG, whatever went in."""
+async def test_picture_becomes_a_jpeg(real_pool: PicturePool) -> None:
     picture = await real_pool.prepare(GOOD)
 
     assert picture.media_type == "image/jpeg"
     assert Image.open(BytesIO(picture.data)).format == "JPEG"
 
 
-async def test_hostile_pictures_disturb_nobody(real_pool: PicturePool) -> None:
-    """All at once, among good ones: each is refused as an invalid image, and the good ones are
-    prepared."""
+async def test_hostile_pictures_do_not_disturb_others(real_pool: PicturePool) -> None:
+    """All at once, among valid pictures: each is refused as an ``INVALID_IMAGE``, and the valid
+    pictures are prepared."""
     hostile = [real_pool.prepare(data) for data in REFUSED.values()]
     good = [real_pool.prepare(data) for data in [*ACCEPTED.values(), GOOD]]
 
@@ -115,10 +114,10 @@ async def test_hostile_pictures_disturb_nobody(real_pool: PicturePool) -> None:
     assert all(picture.media_type == "image/jpeg" for picture in prepared)
 
 
-@pytest.mark.parametrize("deed", ["die", "hang", "stop", "eat", "crash", "write", "lie"])
-async def test_a_lost_process_takes_only_its_own_picture(new_pool: NewPool, deed: str) -> None:
-    """Killed, hanging, frozen, eating memory, failing or lying: its picture is an invalid image,
-    the one beside it is prepared, and a new process takes the place of the lost one."""
+@pytest.mark.parametrize("deed", ["die", "hang", "stop", "allocate", "crash", "write", "lie"])
+async def test_lost_process_fails_only_its_own_picture(new_pool: NewPool, deed: str) -> None:
+    """Its picture is an ``INVALID_IMAGE``, the picture beside it is prepared, and a new process
+    replaces it."""
     pool = new_pool(PoolLimits(processes=2, memory_bytes=300_000_000, seconds=1))
     before = await pid_of(pool)
 
@@ -133,9 +132,9 @@ async def test_a_lost_process_takes_only_its_own_picture(new_pool: NewPool, deed
     assert [picture.data for picture in after] == [b"eno", b"owt"]
 
 
-async def test_computing_is_limited_by_the_kernel(new_pool: NewPool) -> None:
-    """Each picture may compute for ``seconds``, those before it do not count; and then the
-    process ends of itself, also if nobody watches the clock."""
+async def test_cpu_time_is_limited_by_the_kernel(new_pool: NewPool) -> None:
+    """Each picture gets ``seconds`` of CPU time of its own, and is then killed by the kernel, even
+    before the pool's own timeout."""
     pool = new_pool(
         PoolLimits(processes=1, seconds=60),
         spin="end = time.process_time() + (0.7 if data == b'some' else 1_000 * (data == b'much'))\n"
@@ -170,17 +169,16 @@ async def test_memory_is_limited_by_the_kernel() -> None:
     assert prepared.media_type == small.media_type == "image/jpeg"
 
 
-async def test_the_next_answer_is_the_next_picture_s(new_pool: NewPool) -> None:
-    """What a process says too much is not taken for the answer of another picture."""
+async def test_excess_output_is_not_the_next_result(new_pool: NewPool) -> None:
+    """Output that a process writes without being asked is never the result of another picture."""
     pool = new_pool(PoolLimits(processes=1))
 
-    await refusal_of(pool, b"babble")
+    await refusal_of(pool, b"flood")
 
     assert (await pool.prepare(b"next")).data == b"txen"
 
 
-async def test_a_process_that_died_idle_costs_nothing(new_pool: NewPool) -> None:
-    """A process that was killed while it waited fails no picture."""
+async def test_process_that_died_idle_fails_no_picture(new_pool: NewPool) -> None:
     pool = new_pool(PoolLimits(processes=1))
     before = await pid_of(pool)
     os.kill(before, signal.SIGKILL)
@@ -190,8 +188,8 @@ async def test_a_process_that_died_idle_costs_nothing(new_pool: NewPool) -> None
     assert await pid_of(pool) != before
 
 
-async def test_processes_are_bounded_and_used_again(new_pool: NewPool) -> None:
-    """However many pictures come at once, ``processes`` work on them, and go on to the next."""
+async def test_processes_are_limited_and_reused(new_pool: NewPool) -> None:
+    """Any number of concurrent pictures is prepared by ``processes`` processes."""
     pool = new_pool(PoolLimits(processes=2), spin="time.sleep(0.05)")
 
     pids = await asyncio.gather(*(pid_of(pool) for _ in range(10)))
@@ -199,8 +197,8 @@ async def test_processes_are_bounded_and_used_again(new_pool: NewPool) -> None:
     assert len(set(pids)) == 2
 
 
-async def test_the_queue_is_bounded(new_pool: NewPool) -> None:
-    """Beyond ``max_waiting`` a picture is turned away as a passing fault, and keeps no place."""
+async def test_waiting_pictures_are_limited(new_pool: NewPool) -> None:
+    """A picture beyond ``max_waiting`` is rejected with a transient error, and takes no place."""
     pool = new_pool(PoolLimits(processes=1, max_waiting=1), spin="time.sleep(0.05)")
 
     first, second, third = await asyncio.gather(
@@ -213,34 +211,34 @@ async def test_the_queue_is_bounded(new_pool: NewPool) -> None:
     assert (await pool.prepare(b"4")).data == b"4"
 
 
-async def test_nothing_of_ours_is_within_reach(
+async def test_processes_do_not_inherit_the_environment(
     new_pool: NewPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that a picture takes over finds no secret in its environment."""
+    """A picture that takes over its process finds no secrets there."""
     monkeypatch.setenv("WEARON_JWT_SECRET", "secret")
     pool = new_pool(PoolLimits(processes=1))
 
-    assert b"secret" not in (await pool.prepare(b"ask")).data
+    assert b"secret" not in (await pool.prepare(b"describe")).data
 
 
-async def test_a_cancelled_picture_leaves_no_answer_behind(new_pool: NewPool) -> None:
-    """Work that was given up ends with its process; the place is free at once."""
+async def test_cancelled_picture_leaves_no_result_behind(new_pool: NewPool) -> None:
+    """Its process is killed, and its place is free at once."""
     pool = new_pool(PoolLimits(processes=1))
     before = await pid_of(pool)
-    given_up = asyncio.create_task(pool.prepare(b"hang"))
+    cancelled = asyncio.create_task(pool.prepare(b"hang"))
     await asyncio.sleep(0)
 
-    given_up.cancel()
-    await asyncio.gather(given_up, return_exceptions=True)
+    cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
 
-    assert given_up.cancelled()
+    assert cancelled.cancelled()
     assert not _is_alive(before)
     assert (await pool.prepare(b"next")).data == b"txen"
 
 
 @pytest.mark.parametrize("begin", ["raise SystemExit", "import os; os.kill(os.getpid(), 9)"])
-async def test_no_process_is_a_passing_fault(new_pool: NewPool, begin: str) -> None:
-    """Where processes do not start it is not the picture's fault."""
+async def test_failed_start_is_a_transient_error(new_pool: NewPool, begin: str) -> None:
+    """It is not the picture's fault."""
     pool = new_pool(PoolLimits(processes=1), begin=begin)
 
     for _ in range(2):
@@ -248,14 +246,13 @@ async def test_no_process_is_a_passing_fault(new_pool: NewPool, begin: str) -> N
             await pool.prepare(GOOD)
 
 
-async def test_no_program_is_a_passing_fault() -> None:
-    """Nor where there is nothing to start."""
+async def test_missing_program_is_a_transient_error() -> None:
     with pytest.raises(TryAgain):
         await PicturePool(PoolLimits(), program=("/nowhere",)).prepare(GOOD)
 
 
-async def test_a_signal_to_all_leaves_the_work_alone(new_pool: NewPool) -> None:
-    """SIGTERM and SIGINT to the whole group are the worker's to answer, which finishes first."""
+async def test_processes_ignore_sigterm_and_sigint(new_pool: NewPool) -> None:
+    """A signal to the process group is for the worker, which drains its tasks first."""
     pool = new_pool(PoolLimits(processes=1))
     before = await pid_of(pool)
 
@@ -265,8 +262,8 @@ async def test_a_signal_to_all_leaves_the_work_alone(new_pool: NewPool) -> None:
     assert await pid_of(pool) == before
 
 
-async def test_closing_ends_the_processes(new_pool: NewPool) -> None:
-    """Nothing is left behind, and closing twice does no harm."""
+async def test_close_kills_the_processes(new_pool: NewPool) -> None:
+    """Closing twice does no harm."""
     pool = new_pool(PoolLimits(processes=2))
     pids = [await pid_of(pool), await pid_of(pool)]
 
@@ -277,7 +274,7 @@ async def test_closing_ends_the_processes(new_pool: NewPool) -> None:
 
 
 async def test_processes_end_with_the_worker() -> None:
-    """A worker that is killed closes nothing; its processes notice the end of their input."""
+    """A killed worker cannot close its pool; the processes exit at the end of their input."""
     code = textwrap.dedent(f"""
         import asyncio
         from adapters.images.pool import PicturePool, PoolLimits
@@ -285,7 +282,7 @@ async def test_processes_end_with_the_worker() -> None:
         async def main():
             pool = PicturePool(PoolLimits(processes=1))
             await pool.prepare({black(32, 32)!r})
-            print(pool._idle[0].pid, flush=True)
+            print("prepared", flush=True)
             await asyncio.Event().wait()
 
         asyncio.run(main())
@@ -294,14 +291,19 @@ async def test_processes_end_with_the_worker() -> None:
         sys.executable, "-I", "-c", code, stdout=asyncio.subprocess.PIPE
     )
     assert worker.stdout is not None
-    pid = int(await worker.stdout.readline())
+    await worker.stdout.readline()
+    (pid,) = _children(worker.pid)
 
     worker.kill()
     await worker.communicate()
 
     async with asyncio.timeout(10):
-        while _is_alive(pid):  # noqa: ASYNC110 - nothing tells of the end of another's process
+        while _is_alive(pid):  # noqa: ASYNC110 - nothing reports the end of a grandchild
             await asyncio.sleep(0.01)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _is_alive(pid: int) -> bool:

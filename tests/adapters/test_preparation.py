@@ -1,4 +1,4 @@
-"""``prepare_picture`` makes a plain JPEG of whatever strangers send, or says why not."""
+"""``prepare_picture`` turns untrusted bytes into a plain JPEG, or refuses them with a reason."""
 
 import zlib
 from io import BytesIO
@@ -24,7 +24,7 @@ from tests.support.images import encoded
 Color = tuple[int, ...]
 
 _PLAIN_MARKERS = {0xE0, 0xDB, 0xC0, 0xC4}
-"""JFIF, tables and frame: what a JPEG cannot be without."""
+"""JFIF header, tables and frame: the segments that every JPEG has."""
 
 
 def prepared(data: bytes) -> Image.Image:
@@ -34,15 +34,15 @@ def prepared(data: bytes) -> Image.Image:
 
 
 def assert_shows(image: Image.Image, color: Color, at: tuple[int, int] = (5, 5)) -> None:
-    """The pixel has this colour, or one that JPEG made of it."""
+    """The pixel has this colour, give or take JPEG's error."""
     found = image.getpixel(at)
     assert isinstance(found, tuple)
     assert all(abs(a - b) <= 6 for a, b in zip(found, color, strict=True)), found
 
 
 @pytest.mark.parametrize("data", REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_used_is_refused(data: bytes) -> None:
-    """As an invalid image, in words that tell nothing of us."""
+def test_unusable_pictures_are_refused(data: bytes) -> None:
+    """As an ``INVALID_IMAGE``, with a printable reason."""
     with pytest.raises(Refused) as refusal:
         prepare_picture(data)
 
@@ -51,8 +51,8 @@ def test_what_cannot_be_used_is_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", ACCEPTED.values(), ids=ACCEPTED)
-def test_odd_pictures_come_out_plain(data: bytes) -> None:
-    """Nothing comes out but the pixels: no place, no owner, no comment, no passenger."""
+def test_unusual_pictures_become_plain_jpegs(data: bytes) -> None:
+    """Only the pixels remain: no location, owner, comment or appended data."""
     plain = prepare_picture(data)
 
     assert set(jpeg_segments(plain)) <= _PLAIN_MARKERS
@@ -65,7 +65,7 @@ def test_odd_pictures_come_out_plain(data: bytes) -> None:
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_are_turned_upright(image_format: str, orientation: int) -> None:
-    """All eight ways in which a camera may store a picture."""
+    """All eight EXIF orientations."""
     image = prepared(oriented(image_format, orientation))
 
     assert image.size == (40, 20)
@@ -86,10 +86,10 @@ def test_pictures_are_turned_upright(image_format: str, orientation: int) -> Non
     ],
 )
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
-def test_the_longer_side_is_bounded(
+def test_longer_side_is_limited(
     image_format: str, size: tuple[int, int], becomes: tuple[int, int]
 ) -> None:
-    """Large pictures keep their shape, small ones their size."""
+    """Large pictures keep their aspect ratio, small ones their size."""
     image = prepared(encoded(image_format, size=size))
 
     assert image.size == becomes
@@ -114,17 +114,17 @@ def test_the_longer_side_is_bounded(
         pytest.param("JPEG", "CMYK", (0, 200, 200, 0), (255, 55, 55), id="cmyk"),
     ],
 )
-def test_all_kinds_of_pixels_show_their_colour(
+def test_every_pixel_format_keeps_its_colour(
     image_format: str, mode: str, color: Any, shown: Color
 ) -> None:
-    """On white where they are transparent."""
+    """Transparent pixels are drawn on white."""
     image = prepared(encoded(image_format, mode=mode, color=color))
 
     assert_shows(image, shown)
 
 
-def test_sixteen_bits_of_colour_are_scaled() -> None:
-    """Not cut off."""
+def test_sixteen_bit_colours_are_scaled() -> None:
+    """They are not clipped at 255."""
     pixel = (220 * 257).to_bytes(2) + (30 * 257).to_bytes(2) * 2
     pixels = (b"\0" + pixel * 32) * 32
     image = prepared(png(header(32, 32, depth=16), chunk(b"IDAT", compressed(pixels))))
@@ -137,8 +137,8 @@ def compressed(data: bytes) -> bytes:
     return squeeze.compress(data) + squeeze.flush()
 
 
-def test_a_palette_is_looked_up() -> None:
-    """A PNG of few colours holds numbers, not colours; one of them may be transparent."""
+def test_palette_is_resolved() -> None:
+    """A PNG of few colours holds palette indexes; one of the entries may be transparent."""
     picture = Image.new("P", (32, 48), 1)
     picture.putpalette([220, 30, 30, 30, 160, 30])
     picture.paste(0, (0, 0, 32, 24))
@@ -151,8 +151,8 @@ def test_a_palette_is_looked_up() -> None:
     assert_shows(image, (30, 160, 30), at=(5, 40))
 
 
-def test_colours_become_srgb() -> None:
-    """The numbers change as their profile says: here one that has red and blue the other way."""
+def test_colours_are_converted_to_srgb() -> None:
+    """By the picture's ICC profile, here one that swaps red and blue."""
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     swapped = srgb.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
     color = (200, 100, 50)
@@ -166,8 +166,8 @@ def test_colours_become_srgb() -> None:
     )
 
 
-def test_camera_details_are_in_the_example() -> None:
-    """The picture whose secrets must not come out does hold them, a place among them."""
+def test_example_picture_contains_metadata() -> None:
+    """Otherwise the test that metadata is removed could not fail."""
     with Image.open(BytesIO(ACCEPTED["a phone's"])) as image:
         exif = image.getexif()
 

@@ -12,8 +12,8 @@ NAMES = ["model.png", "outfit.png", "hat.png", "bag.png"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_sample_can_be_used_as_an_input(name: str) -> None:
-    """It is a PNG that passes the inspection, and shows more than one colour."""
+def test_sample_is_a_valid_input(name: str) -> None:
+    """A PNG that passes the inspection and has more than a few colours."""
     picture = inspect_picture(draw_sample(name))
 
     with Image.open(BytesIO(picture.data)) as image:
@@ -23,8 +23,8 @@ def test_a_sample_can_be_used_as_an_input(name: str) -> None:
     assert len(colors) > 10
 
 
-def test_samples_differ_and_stay_the_same() -> None:
-    """Each is its own picture, drawn alike every time; a second call costs nothing."""
+def test_samples_are_distinct_and_reproducible() -> None:
+    """Each has the same bytes every time, and is drawn once."""
     drawn = [draw_sample(name) for name in NAMES]
     again = [draw_sample.__wrapped__(name) for name in NAMES]
 
@@ -34,7 +34,6 @@ def test_samples_differ_and_stay_the_same() -> None:
 
 
 @pytest.mark.parametrize("name", ["shoe.png", "model", "", "../model.png"])
-def test_an_unknown_sample_is_a_key_error(name: str) -> None:
-    """So that the caller can tell it from a fault."""
+def test_unknown_sample_raises_key_error(name: str) -> None:
     with pytest.raises(KeyError):
         draw_sample(name)

@@ -1,4 +1,4 @@
-"""What the limit of the settings comes to, and what stands in while Redis does not hold it."""
+"""The pace of a provider's limit, and the fallback while Redis is unavailable."""
 
 import asyncio
 import math
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 Logs = list[MutableMapping[str, Any]]
 LONG_US = 600_000_000
-FALLBACK_EVENTS = ["start_limit_fell_back", "start_limit_is_shared_again"]
+FALLBACK_EVENTS = ["start_limit_fallback_started", "start_limit_fallback_ended"]
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def logs() -> Iterator[Logs]:
 
 @pytest.fixture
 async def admin(valkey: EmbeddedValkey) -> AsyncIterator[Redis]:
-    """Somebody who may do anything to an empty Valkey; afterwards it is as it was."""
+    """An administrator of an empty Valkey, whose settings are restored afterwards."""
     async with redis_client(valkey.url) as client:
         await client.flushall()
         try:
@@ -45,7 +45,7 @@ async def admin(valkey: EmbeddedValkey) -> AsyncIterator[Redis]:
 
 @asynccontextmanager
 async def limited(url: str, *, burst: int = 4, share: int = 2) -> AsyncIterator[RedisStartLimit]:
-    """Permits for ``burst`` starts, or for ``share`` of its own, and then none for long."""
+    """A limit with ``burst`` permits in Redis and ``share`` in the fallback, and then none."""
     limit = RedisStartLimit(
         Pace(burst=burst, interval_us=LONG_US),
         client=redis_client(url),
@@ -59,7 +59,7 @@ async def limited(url: str, *, burst: int = 4, share: int = 2) -> AsyncIterator[
 
 
 async def taken(limit: RedisStartLimit, times: int) -> int:
-    """How many permits were taken of so many that were asked for."""
+    """The number of permits taken in this many attempts."""
     return [await limit.take() for _ in range(times)].count(0.0)
 
 
@@ -67,8 +67,8 @@ async def taken(limit: RedisStartLimit, times: int) -> int:
     ("per_minute", "burst", "refilled_per_minute"),
     [(1, 1, 1), (4, 1, 2), (59, 1, 57), (60, 2, 55), (300, 10, 271), (1_000_000, 33_333, 900_002)],
 )
-def test_the_pace_of_a_limit(per_minute: int, burst: int, refilled_per_minute: int) -> None:
-    """A thirtieth at once; all that may start in a minute leaves twice that free."""
+def test_pace_of_a_limit(per_minute: int, burst: int, refilled_per_minute: int) -> None:
+    """A thirtieth at once; the starts of a minute leave a reserve of two thirtieths."""
     pace = Pace.of(per_minute)
 
     assert pace.burst == burst
@@ -85,8 +85,8 @@ def test_the_pace_of_a_limit(per_minute: int, burst: int, refilled_per_minute: i
 def test_no_minute_has_more_starts_than_the_limit(
     per_minute: int, steps: list[tuple[float, bool, bool]]
 ) -> None:
-    """However takers wait, use permits, hold them or give them back: permits that are used stay
-    within the limit, in any 60 seconds."""
+    """However permits are used, held, given back or waited for: those that are used stay within
+    the limit, in any 60 seconds."""
     now = 0.0
     limit = InMemoryStartLimit(Pace.of(per_minute), clock=lambda: now)
     used: list[float] = []
@@ -110,21 +110,21 @@ def test_no_minute_has_more_starts_than_the_limit(
         assert sum(at < began + 60 for at in used[first:]) <= per_minute
 
 
-async def test_the_key_is_gone_when_it_says_nothing(admin: Redis, valkey: EmbeddedValkey) -> None:
-    """It lives until the bucket is full again, and not at all once all was given back."""
+async def test_key_expires_with_a_full_bucket(admin: Redis, valkey: EmbeddedValkey) -> None:
+    """It lives until the bucket is full again, and is deleted once all permits are given back."""
     async with limited(valkey.url) as limit:
         await taken(limit, 2)
-        lives_ms = await admin.pttl(LIMIT_KEY)
+        ttl_ms = await admin.pttl(LIMIT_KEY)
         await limit.give_back()
         await limit.give_back()
 
-        assert LONG_US * 2 / 1_000 - 60_000 < lives_ms <= LONG_US * 2 / 1_000
+        assert LONG_US * 2 / 1_000 - 60_000 < ttl_ms <= LONG_US * 2 / 1_000
         assert not await admin.exists(LIMIT_KEY)
 
 
-async def test_a_time_that_nobody_could_have_left(admin: Redis, valkey: EmbeddedValkey) -> None:
-    """Redis' clock went back, or the limit was lower before: one is not held up for longer than
-    an empty bucket would."""
+async def test_time_in_the_far_future_is_cut(admin: Redis, valkey: EmbeddedValkey) -> None:
+    """Redis' clock went back, or the limit was lower before: the wait is no longer than that of an
+    empty bucket."""
     seconds, _ = await admin.time()
     await admin.set(LIMIT_KEY, (seconds + 86_400) * 1_000_000)
 
@@ -134,8 +134,8 @@ async def test_a_time_that_nobody_could_have_left(admin: Redis, valkey: Embedded
     assert LONG_US / 1e6 - 1 < wait <= LONG_US / 1e6
 
 
-async def test_a_time_long_past(admin: Redis, valkey: EmbeddedValkey) -> None:
-    """It lost its expiry: a bucket that has been full for years holds no more than others."""
+async def test_time_in_the_past_is_a_full_bucket(admin: Redis, valkey: EmbeddedValkey) -> None:
+    """Also if the key lost its expiry years ago."""
     await admin.set(LIMIT_KEY, 1)
 
     async with limited(valkey.url) as limit:
@@ -143,7 +143,7 @@ async def test_a_time_long_past(admin: Redis, valkey: EmbeddedValkey) -> None:
 
 
 async def refuse_scripts(admin: Redis) -> str:
-    """The account of a worker that may do everything else."""
+    """Returns the credentials of a worker that may do anything except run scripts."""
     await admin.acl_setuser(
         "worker",
         enabled=True,
@@ -172,22 +172,22 @@ async def allow_memory(admin: Redis) -> None:
     [(refuse_scripts, allow_scripts), (refuse_memory, allow_memory)],
     ids=["may not run scripts", "out of memory"],
 )
-async def test_a_redis_that_refuses_the_script(
+async def test_rejected_script_starts_the_fallback(
     admin: Redis, valkey: EmbeddedValkey, logs: Logs, refuse: Any, allow: Any
 ) -> None:
-    """A share of one's own stands in until Redis does it again; each change is told once, and
-    what is given back goes to where permits come from."""
-    account = await refuse(admin)
-    async with limited(valkey.url.replace("unix://", f"unix://{account}")) as limit:
+    """The process uses its own share until Redis accepts the script again. Each switch is logged
+    once, and permits are given back to the limit in use."""
+    credentials = await refuse(admin)
+    async with limited(valkey.url.replace("unix://", f"unix://{credentials}")) as limit:
         at_first = await taken(limit, 6)
         await limit.give_back()
         given_back = await taken(limit, 6)
-        told = [entry["event"] for entry in logs]
+        logged = [entry["event"] for entry in logs]
         await allow(admin)
         afterwards = await taken(limit, 6)
         await limit.give_back()
 
-        assert (at_first, given_back, told) == (2, 1, FALLBACK_EVENTS[:1])
+        assert (at_first, given_back, logged) == (2, 1, FALLBACK_EVENTS[:1])
         assert (afterwards, await taken(limit, 6)) == (4, 1)
 
     assert [entry["event"] for entry in logs] == FALLBACK_EVENTS
@@ -197,9 +197,9 @@ async def test_a_redis_that_refuses_the_script(
     }
 
 
-async def test_a_redis_that_is_away(tmp_path: Path, logs: Logs) -> None:
-    """The same, and neither giving back nor closing is an error."""
-    async with limited(f"unix://{tmp_path}/nobody.sock") as limit:
+async def test_unreachable_redis_starts_the_fallback(tmp_path: Path, logs: Logs) -> None:
+    """Neither giving a permit back nor closing raises."""
+    async with limited(f"unix://{tmp_path}/missing.sock") as limit:
         permitted = await taken(limit, 6)
         await limit.give_back()
         again = await taken(limit, 6)
@@ -208,17 +208,17 @@ async def test_a_redis_that_is_away(tmp_path: Path, logs: Logs) -> None:
     assert [entry["event"] for entry in logs] == FALLBACK_EVENTS[:1]
 
 
-async def test_a_permit_that_redis_does_not_take_back(
+async def test_failed_return_of_a_permit_is_ignored(
     admin: Redis, valkey: EmbeddedValkey, logs: Logs
 ) -> None:
-    """It is lost until time brings it back: nobody fails for that, and no share grows by it."""
-    account = await refuse_scripts(admin)
+    """The permit is unavailable for its interval; the fallback's share does not grow by it."""
+    credentials = await refuse_scripts(admin)
     await allow_scripts(admin)
-    async with limited(valkey.url.replace("unix://", f"unix://{account}")) as limit:
+    async with limited(valkey.url.replace("unix://", f"unix://{credentials}")) as limit:
         permitted = await taken(limit, 4)
         await refuse_scripts(admin)
         await limit.give_back()
-        told = list(logs)
+        logged = list(logs)
 
-        assert (permitted, told) == (4, [])
+        assert (permitted, logged) == (4, [])
         assert await taken(limit, 6) == 2

@@ -13,7 +13,7 @@ from pathlib import Path
 from adapters.embedded.processes import EmbeddedUnavailable
 from tests.bench import growth, report
 from tests.bench.figures import Finding, Round, Row, Sample
-from tests.bench.load import Void, generator
+from tests.bench.load import Void, default_generator
 from tests.bench.slots import FULL, QUICK, ROWS, SLOTS, WARM_UP, Sizes, Slots
 from tests.bench.soak import soak
 from tests.bench.stage import Stage
@@ -26,57 +26,61 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     names = [row.name for row in ROWS]
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench",
-        description="Measure wearon against floors that are measured in the same run. Exits 1"
-        " where what was measured is void; an aim that was missed is only said.",
+        description="Measure wearon against baselines that are measured in the same run. Exits with"
+        " 1 if a measurement is void; a missed aim is only reported.",
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="smaller sizes, under two minutes")
+    add("--quick", action="store_true", help="smaller sizes: less than two minutes")
     add(
         "--only",
         nargs="+",
         metavar="NAME",
         choices=[*names, SOAK, GROWTH],
         default=names,
-        help=f"of {', '.join(names)}; {SOAK} and {GROWTH} run only when they are named, alone",
+        help=f"rows to measure: {', '.join(names)}; or, alone, {SOAK} or {GROWTH}",
     )
-    add("--rounds", type=int, metavar="N", help="turns of all measures")
-    add("--seconds", type=float, metavar="S", help="of each load; of the whole soak")
-    add("--tasks", type=int, metavar="N", help="tasks to drain")
+    add("--rounds", type=int, metavar="N", help="number of rounds; each round measures every row")
+    add("--seconds", type=float, metavar="S", help="duration of each load, or of the whole soak")
+    add("--tasks", type=int, metavar="N", help="number of tasks for the worker")
     add(
         "--generator",
         choices=["wrk", "own"],
-        default=generator(),
-        help="what puts the load on: %(default)s",
+        default=default_generator(),
+        help="load generator (default: %(default)s)",
     )
     add(
         "--callers",
         choices=["stores", "users", "both"],
         default="stores",
-        help="who submits: stores by API keys, which PostgreSQL is asked for, or users by JWT",
+        help="who submits: stores with API keys, which are looked up in PostgreSQL, or users with"
+        " JWTs (default: %(default)s)",
     )
     add(
         "--data-dir",
         type=Path,
         default=Path(".wearon/bench"),
         metavar="DIR",
-        help="where the servers keep their data while they run; a real disk",
+        help="folder for the servers' data during the run, on a real disk (default: %(default)s)",
     )
     add(
         "--json",
         type=Path,
         metavar="FILE",
-        help="where all rounds are written; DIR/bench.json by default",
+        help="file for the results of all rounds (default: DIR/bench.json)",
     )
     add(
         "--chart",
         type=Path,
         metavar="FILE",
-        help="where an SVG is written; DIR/bench.svg by default",
+        help="file for an SVG chart (default: DIR/bench.svg)",
     )
-    add("--sessions", type=int, default=1_000_000, metavar="N", help=f"{GROWTH}: of one owner")
-    add("--ledger", type=int, default=10_000_000, metavar="N", help=f"{GROWTH}: entries in all")
-    add("--waiting", type=int, default=100_000, metavar="N", help=f"{GROWTH}: tasks that wait")
-    add("--times", type=int, default=40, metavar="N", help=f"{GROWTH}: in each round")
+    for name, default, meaning in (
+        ("--sessions", 1_000_000, "sessions of one owner"),
+        ("--ledger", 10_000_000, "ledger entries in all"),
+        ("--waiting", 100_000, "queued sessions"),
+        ("--times", 40, "repetitions of each operation in a round"),
+    ):
+        add(name, type=int, default=default, metavar="N", help=f"{GROWTH}: {meaning}")
     options = parser.parse_args(arguments)
     if len(options.only) > 1 and {SOAK, GROWTH} & set(options.only):
         parser.error(f"{SOAK} and {GROWTH} run alone")
@@ -86,27 +90,27 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run, print, write. Returns the exit code."""
+    """Measure, print the results and write the files. Returns the exit code."""
     options = _options(arguments)
-    began = time.monotonic()
+    started_at = time.monotonic()
     stage = Stage(options.data_dir, callers=options.callers)
     try:
         with closing(stage):
             stage.open()
-            facts = report.machine() | stage.facts() | {"load by": options.generator}
+            facts = report.machine() | stage.facts() | {"load generator": options.generator}
             report.print_facts(facts)
             findings, rounds = _measure(stage, options)
     except (Void, EmbeddedUnavailable) as error:
         sys.stderr.write(f"void: {error}\n")
         return 1
-    facts["took, s"] = round(time.monotonic() - began)
+    facts["duration, s"] = round(time.monotonic() - started_at)
     report.print_slots(rounds)
     report.print_findings(findings)
     document = report.as_document(facts, findings, rounds)
     options.json.write_text(json.dumps(document, indent=1) + "\n")
     options.chart.write_text(report.chart(findings))
     sys.stdout.write(
-        f"took {facts['took, s']} s; all rounds: {options.json}, a chart: {options.chart}\n"
+        f"took {facts['duration, s']} s; all rounds: {options.json}, chart: {options.chart}\n"
     )
     return 0
 
@@ -130,32 +134,32 @@ def _sizes(options: argparse.Namespace) -> Sizes:
 
 
 def _in_rounds(stage: Stage, rows: Sequence[Row], sizes: Sizes, *, tool: str) -> Found:
-    """All slots of the rows by turns, after one turn that counts for nothing."""
+    """Measure all slots of the rows in each round, after a warm-up that does not count."""
     needed = {slot for row in rows for slot in row.slots}
     slots = Slots(stage, sizes, tool=tool)
     for slot in WARM_UP:
         if slot in needed:
-            _say(f"warming up: {slot}")
+            _show_progress(f"warming up: {slot}")
             slots.run(slot)
     rounds: list[dict[str, Sample]] = []
     for number in range(1, sizes.rounds + 1):
         round_: dict[str, Sample] = {}
         for slot in SLOTS:
             if slot in needed:
-                _say(f"round {number} of {sizes.rounds}: {slot}")
+                _show_progress(f"round {number} of {sizes.rounds}: {slot}")
                 round_[slot] = slots.run(slot)
         rounds.append(round_)
-    _say("")
+    _show_progress("")
     return [row.judge(rounds) for row in rows], rounds
 
 
-def _say(what: str) -> None:
-    """One line that is written over, for whoever watches."""
+def _show_progress(text: str) -> None:
+    """Overwrite one line of a terminal."""
     if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{what}")
+        sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing is left behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # So that all processes are stopped.
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The arithmetic: from the samples of all rounds to what was found, and whether that is the aim."""
+"""The arithmetic: from the samples of all rounds to findings, and whether these meet their aims."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,57 +7,57 @@ from statistics import linear_regression, median
 from typing import Any
 
 Sample = Mapping[str, Any]
-"""What one slot measured in one round, by name; a name ends in its unit."""
+"""The figures that one slot measured in one round, by name; a name ends in its unit."""
 
 Round = Mapping[str, Sample]
-"""One turn of all slots, by name."""
+"""One sample of each slot, by name."""
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that at least ``percent`` of all are not above (nearest rank)."""
+    """The smallest value that is not exceeded by ``percent`` of the values (nearest rank)."""
     ordered = sorted(values)
     return ordered[max(0, ceil(len(ordered) * percent / 100) - 1)]
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """By how much y grows as x grows by one, by least squares."""
+    """The growth of y per unit of x, by least squares."""
     return linear_regression(*zip(*points, strict=True)).slope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aim:
-    """A bound on a figure."""
+    """A lower or upper bound on a figure."""
 
     bound: float
-    is_least: bool
+    is_lower: bool
 
     def is_met_by(self, value: float) -> bool:
-        return value >= self.bound if self.is_least else value <= self.bound
+        return value >= self.bound if self.is_lower else value <= self.bound
 
-    def reached_by(self, value: float) -> float:
-        """How much of the aim that is: 1 or more where it is met."""
-        if self.is_least:
+    def fraction_reached_by(self, value: float) -> float:
+        """1 or more if the aim is met."""
+        if self.is_lower:
             return value / self.bound
         return self.bound / value if value > 0 else float("inf")
 
     def __str__(self) -> str:
-        return f"{'>=' if self.is_least else '<='} {self.bound:g}"
+        return f"{'>=' if self.is_lower else '<='} {self.bound:g}"
 
 
 def at_least(bound: float) -> Aim:
-    return Aim(bound=bound, is_least=True)
+    return Aim(bound=bound, is_lower=True)
 
 
 def at_most(bound: float) -> Aim:
-    return Aim(bound=bound, is_least=False)
+    return Aim(bound=bound, is_lower=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A figure of one round, and the slots that it is made of.
+    """A figure computed from the samples of some ``slots``.
 
-    ``pooled`` makes it of all rounds at once, where one round has too few values for it; without
-    it the median of the rounds counts.
+    ``of`` computes it for one round; its median over the rounds counts. If a round has too few
+    values, ``pooled`` computes it from all rounds at once.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What was found of a row; ``values`` are those of its rounds."""
+    """The result of a row; ``values`` has the figure of each round."""
 
     name: str
     title: str

@@ -1,8 +1,8 @@
-"""What there is to compare with: the plain ways to do the same on the same servers.
+"""The baselines: the plain way to do the same work on the same servers.
 
-PostgreSQL's own pgbench runs the transactions, as prepared statements; it comes with the server.
-The list of tasks is spoken to over a plain socket: ``python -m tests.bench.floors SOCKET KEY N``
-pops N times and prints when each message was there.
+PostgreSQL's pgbench, which comes with the server, runs the transactions as prepared statements.
+Redis is called over a plain socket: ``python -m tests.bench.floors SOCKET KEY N`` pops N messages
+and prints the time at which each arrived.
 """
 
 import json
@@ -26,7 +26,7 @@ _PROMPT = "'" + DEFAULT_PROMPT.replace("'", "''") + "'"
 
 
 def _submission(owner: str) -> str:
-    """What a submission writes, as one would by hand."""
+    """The writes of a submission, as a hand-written transaction."""
     return f"""
 \\set owner {owner}
 BEGIN;
@@ -60,8 +60,8 @@ WHERE id = {_ID} AND status = 'processing' AND attempt = 1;
 
 
 def pgbench(stage: Stage, script: str, *options: str, connections: int = 1) -> Sample:
-    """Run ``script`` on each of so many connections, over and over: how often per second, and how
-    long one takes. Raises Void if one fails."""
+    """Run ``script`` repeatedly on this many connections: transactions per second, and their
+    latencies. Raises ``Void`` if a transaction fails."""
     file, log = stage.folder / "script.sql", stage.folder / "transactions"
     file.write_text(script)
     for old in stage.folder.glob("transactions.*"):
@@ -76,28 +76,28 @@ def pgbench(stage: Stage, script: str, *options: str, connections: int = 1) -> S
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     rate = re.search(r"^tps = ([\d.]+)", done.stdout, re.MULTILINE)
     if done.returncode != 0 or rate is None or "failed transactions: 0 " not in done.stdout:
-        raise Void(f"pgbench says: {done.stdout}{done.stderr}")
-    taken_us = [
+        raise Void(f"pgbench failed: {done.stdout}{done.stderr}")
+    latencies_us = [
         float(line.split()[2])
         for part in stage.folder.glob("transactions.*")
         for line in part.read_text().splitlines()
     ]
     return {
         "rate": float(rate[1]),
-        "p50_us": percentile(taken_us, 50),
-        "p99_us": percentile(taken_us, 99),
+        "p50_us": percentile(latencies_us, 50),
+        "p99_us": percentile(latencies_us, 99),
     }
 
 
 class PlainRedis:
-    """One connection, one command after the other, nothing in between."""
+    """One connection for one command at a time, without a client library."""
 
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(path)
 
     def call(self, *words: bytes) -> bytes:
-        """The reply, as it came; enough for one that is a number or two short texts."""
+        """The raw reply. Reads only replies that end with their first line end: short ones."""
         parts = [b"$%d\r\n%b\r\n" % (len(word), word) for word in words]
         self._socket.sendall(b"*%d\r\n" % len(words) + b"".join(parts))
         reply = self._socket.recv(65_536)
@@ -110,41 +110,41 @@ class PlainRedis:
 
 
 def pushes(stage: Stage, *, seconds: float, task: bytes) -> Sample:
-    """LPUSH of a task, over and over."""
+    """Latencies of repeated LPUSHes of a task."""
     redis = PlainRedis(stage.redis_socket)
-    taken_us = []
+    latencies_us = []
     ends_at = time.perf_counter() + seconds
-    while (began := time.perf_counter()) < ends_at:
+    while (started_at := time.perf_counter()) < ends_at:
         redis.call(b"LPUSH", _LIST.encode(), task)
-        taken_us.append((time.perf_counter() - began) * 1e6)
+        latencies_us.append((time.perf_counter() - started_at) * 1e6)
     redis.call(b"DEL", _LIST.encode())
     redis.close()
-    return {"p50_us": median(taken_us), "p99_us": percentile(taken_us, 99)}
+    return {"p50_us": median(latencies_us), "p99_us": percentile(latencies_us, 99)}
 
 
 def wake_ups(stage: Stage, *, times: int, task: bytes) -> Sample:
-    """From the sending of an LPUSH until another process, which waited in BRPOP, has it."""
+    """Latencies from sending an LPUSH until another process receives the task from its BRPOP."""
     command = [sys.executable, "-m", "tests.bench.floors", stage.redis_socket, _LIST, str(times)]
     waiting = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert waiting.stdout is not None
     redis = PlainRedis(stage.redis_socket)
-    taken_us = []
+    latencies_us = []
     try:
         for _ in range(times):
-            waiting.stdout.readline()  # It is about to wait.
+            waiting.stdout.readline()  # The process is about to send its BRPOP.
             time.sleep(_SHORT_SECONDS)
             sent_at = time.clock_gettime(time.CLOCK_MONOTONIC)
             redis.call(b"LPUSH", _LIST.encode(), task)
-            taken_us.append((float(waiting.stdout.readline()) - sent_at) * 1e6)
+            latencies_us.append((float(waiting.stdout.readline()) - sent_at) * 1e6)
     finally:
         redis.close()
         waiting.kill()
         waiting.wait()
         waiting.stdout.close()
     return {
-        "p50_us": percentile(taken_us, 50),
-        "p99_us": percentile(taken_us, 99),
-        "all_us": taken_us,
+        "p50_us": percentile(latencies_us, 50),
+        "p99_us": percentile(latencies_us, 99),
+        "all_us": latencies_us,
     }
 
 

@@ -1,4 +1,4 @@
-"""Flat growth: each operation on a store that has been in use for years, and on a new one."""
+"""Growth: each operation must be as fast on a database with years of data as on a new one."""
 
 import asyncio
 import time
@@ -23,23 +23,23 @@ from domain.ports import Position
 from domain.sessions import SessionStatus
 from domain.tasks import GenerationTask
 from tests.bench.figures import Finding, Sample, at_most
-from tests.bench.stage import Stage, migrated
+from tests.bench.stage import Stage, migrate_database
 from tests.support.examples import FAILURE, a_session
 
 OWNER = Owner(channel=Channel.B2B, id="old-shop")
 PAGE = 20
 DEEP = 10_000
-"""The number of the page that is far down."""
+"""The number of a page far down in a listing."""
 WARM_UP_TIMES = 20
 LEASE = timedelta(seconds=30)
 MAX_ACTIVE = 1_000
-"""Of one owner, as by default."""
+"""Active sessions of one owner; the default."""
 LIMIT = at_most(1.25)
 
-# Guards are off while it is filled; CHECKs hold all the same. Ids grow with age, as ours do. One
-# in ten failed and has its refund, and old pictures are deleted. What waits is other owners', a
-# hundred each, and came in over the last minute; theirs is also the rest of the ledger, of sessions
-# that are no longer kept.
+# Triggers are off during the fill; CHECKs are not. Ids grow with time, as ours do. One session in
+# ten failed and was refunded, and old pictures are deleted. The queued sessions belong to other
+# owners, a hundred each, and were created in the last minute. The rest of the ledger belongs to
+# these owners too, for sessions that were deleted.
 FILL = (
     "SET session_replication_role = replica",
     "SET synchronous_commit = off",
@@ -100,23 +100,24 @@ FILL = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """Of a store: final ``sessions`` of one owner, ``waiting`` ones of others, and how many entries
-    the ledger has in all (at least those of the sessions)."""
+    """The size of a database: final ``sessions`` of one owner, ``waiting`` (queued) sessions of
+    others, and ledger entries in all, of which there are at least those of the sessions."""
 
     sessions: int
     ledger: int
     waiting: int
 
     @property
-    def of_others(self) -> int:
+    def other_entries(self) -> int:
+        """Ledger entries without a session."""
         return max(0, self.ledger - self.sessions - self.sessions // 10 - self.waiting)
 
 
 SMALL = Size(sessions=200, ledger=240, waiting=20)
 
 
-class Store:
-    """A store that was filled, its queue, and the operations on them."""
+class Subject:
+    """A filled database, its queue, and the operations that are measured on them."""
 
     def __init__(self, container: Container, connection: "asyncpg.Connection[Any]") -> None:
         self.container = container
@@ -128,10 +129,10 @@ class Store:
         self._waiting: list[tuple[UUID, Owner]] = []
         self._undo: Awaitable[object] | None = None
 
-    async def look(self) -> None:
-        """Find what the operations are about: some sessions, and places far down."""
-        self._final = await self._some("completed")
-        self._waiting = await self._some("queued")
+    async def prepare(self) -> None:
+        """Choose the sessions and the positions that the operations use."""
+        self._final = await self._random_sessions("completed")
+        self._waiting = await self._random_sessions("queued")
         size: int = await self._connection.fetchval("SELECT count(*) FROM generation_sessions")
         offset = min(DEEP * PAGE, size // 2)
         row = await self._connection.fetchrow(
@@ -148,7 +149,7 @@ class Store:
             offset,
         )
 
-    async def _some(self, status: str) -> list[tuple[UUID, Owner]]:
+    async def _random_sessions(self, status: str) -> list[tuple[UUID, Owner]]:
         rows = await self._connection.fetch(
             "SELECT id, owner_id FROM generation_sessions WHERE status = $1"
             " ORDER BY random() LIMIT 500",
@@ -202,8 +203,8 @@ class Store:
         report = await self.container.recovery().run_once()
         assert report.total == 0
 
-    async def tidy(self) -> None:
-        """After an operation that changed something: as much waits as before."""
+    async def undo(self) -> None:
+        """Undo the operation, so that the size of the queue stays the same."""
         if self._undo is not None:
             await self._undo
             self._undo = None
@@ -215,7 +216,7 @@ class Store:
         assert found
 
     async def waiting_tasks(self) -> list[bytes]:
-        """The tasks of all that wait, oldest first."""
+        """The encoded tasks of all queued sessions, oldest first."""
         sessions = await self.container.sessions().history(
             None, status=SessionStatus.QUEUED, limit=10_000_000, after=None
         )
@@ -224,49 +225,51 @@ class Store:
         ]
 
 
-OPERATIONS: dict[str, Callable[[Store], Awaitable[None]]] = {
-    "submit": Store.submit,
-    "get": Store.get,
-    "get a waiting one": Store.get_waiting,
-    "history": Store.history,
-    f"history, page {DEEP}": Store.history_deep,
-    "history of failed ones": Store.history_failed,
-    "stats": Store.stats,
-    "ledger": Store.ledger,
-    f"ledger, page {DEEP}": Store.ledger_deep,
-    "balance": Store.balance,
-    "claim": Store.claim,
-    "recover": Store.recover,
+OPERATIONS: dict[str, Callable[[Subject], Awaitable[None]]] = {
+    "submit": Subject.submit,
+    "get": Subject.get,
+    "get, queued": Subject.get_waiting,
+    "history": Subject.history,
+    f"history, page {DEEP}": Subject.history_deep,
+    "history, failed": Subject.history_failed,
+    "stats": Subject.stats,
+    "ledger": Subject.ledger,
+    f"ledger, page {DEEP}": Subject.ledger_deep,
+    "balance": Subject.balance,
+    "claim": Subject.claim,
+    "recover": Subject.recover,
 }
 
 
 async def grow(
     stage: Stage, size: Size, *, rounds: int, times: int
 ) -> tuple[list[Finding], list[dict[str, Sample]]]:
-    """Each operation so many times on the small store and on the large one, in turns."""
+    """Measure each operation on a small and a large database in turn, ``times`` per round."""
     async with AsyncExitStack() as stack:
-        stores = [
+        subjects = [
             await _filled(stage, stack, name, number, of)
             for number, (name, of) in enumerate((("small", SMALL), ("large", size)), 1)
         ]
-        await _measured(stores, WARM_UP_TIMES)
-        taken = [await _measured(stores, times) for _ in range(rounds)]
+        await _measure(subjects, WARM_UP_TIMES)
+        results = [await _measure(subjects, times) for _ in range(rounds)]
     findings = [
         Finding(
             name=name,
-            title=f"{name}: large store / small one, p50",
+            title=f"{name}: large database / small database, p50",
             aim=LIMIT,
             value=median(values),
             values=values,
         )
         for name in OPERATIONS
-        for values in [[round_[name]["ratio"] for round_ in taken]]
+        for values in [[round_[name]["ratio"] for round_ in results]]
     ]
-    return findings, taken
+    return findings, results
 
 
-async def _filled(stage: Stage, stack: AsyncExitStack, name: str, number: int, size: Size) -> Store:
-    """A store of that size in a database of its own, with its tasks in a Redis database."""
+async def _filled(
+    stage: Stage, stack: AsyncExitStack, name: str, number: int, size: Size
+) -> Subject:
+    """A database of this size, with its tasks in a Redis database of its own."""
     stage.postgres.create_database(name)
     environ = stage.environ | {
         "DATABASE_URL": stage.postgres.url(name),
@@ -274,39 +277,39 @@ async def _filled(stage: Stage, stack: AsyncExitStack, name: str, number: int, s
         "WEARON_DATABASE_SECONDS": "600",
     }
     settings = load_settings(environ)
-    await migrated(settings)
+    await migrate_database(settings)
     connection = await asyncpg.connect(stage.postgres.url(name))
     stack.push_async_callback(connection.close)
-    arguments = iter((size.sessions, size.waiting, size.of_others))
+    arguments = iter((size.sessions, size.waiting, size.other_entries))
     for statement in FILL:
         await connection.execute(statement, *([next(arguments)] if "$1" in statement else []))
     await connection.execute("RESET session_replication_role")
     await connection.execute("RESET synchronous_commit")
     container = Container(settings=settings)
     stack.push_async_callback(close, container)
-    store = Store(container, connection)
-    await store.look()
+    subject = Subject(container, connection)
+    await subject.prepare()
     with stage.redis(number) as redis:
-        tasks = await store.waiting_tasks()
+        tasks = await subject.waiting_tasks()
         for start in range(0, len(tasks), 1000):
             redis.lpush(TASKS_KEY, *tasks[start : start + 1000])
-    return store
+    return subject
 
 
-async def _measured(stores: Sequence[Store], times: int) -> dict[str, Sample]:
-    """Every operation, on the small store and on the large one by turns."""
-    found: dict[str, Sample] = {}
+async def _measure(subjects: Sequence[Subject], times: int) -> dict[str, Sample]:
+    """Every operation, on the small and on the large database in turn."""
+    samples: dict[str, Sample] = {}
     for name, operation in OPERATIONS.items():
-        taken: list[list[float]] = [[], []]
+        latencies: list[list[float]] = [[], []]
         for _ in range(times):
-            for store, seconds in zip(stores, taken, strict=True):
-                began = time.perf_counter()
-                await operation(store)
-                seconds.append(time.perf_counter() - began)
-                await store.tidy()
-        small, large = (median(seconds) * 1e6 for seconds in taken)
-        found[name] = {"small_us": small, "large_us": large, "ratio": large / small}
-    return found
+            for subject, seconds in zip(subjects, latencies, strict=True):
+                started_at = time.perf_counter()
+                await operation(subject)
+                seconds.append(time.perf_counter() - started_at)
+                await subject.undo()
+        small, large = (median(seconds) * 1e6 for seconds in latencies)
+        samples[name] = {"small_us": small, "large_us": large, "ratio": large / small}
+    return samples
 
 
 def run(

@@ -1,5 +1,5 @@
-"""Load on an API: wrk, where it is on the PATH, else a generator of our own, which is also a
-program: ``python -m tests.bench.load < plan.json``."""
+"""Load on an API: by wrk if it is on the PATH, else by our own generator, which is also a program:
+``python -m tests.bench.load < plan.json``."""
 
 import asyncio
 import json
@@ -61,12 +61,12 @@ wrk.headers["Content-Type"] = "application/json"
 
 
 class Void(Exception):
-    """What was measured is not what it should be: the run says nothing."""
+    """The run did not measure what it should, so its figures mean nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What came of a load; ``wrong`` counts all that was not answered with a 2xx."""
+    """The result of a load; ``wrong`` counts requests without a 2xx response."""
 
     answered: int
     wrong: int
@@ -77,24 +77,23 @@ class Load:
 
     @property
     def rate(self) -> float:
-        """Answers per second."""
+        """Responses per second."""
         return self.answered / self.seconds
 
 
-def generator() -> str:
-    """Which generator puts the load on."""
+def default_generator() -> str:
     return "wrk" if shutil.which("wrk") else "own"
 
 
 def put_load(
     port: int, tokens: Sequence[str], *, connections: int, seconds: float, folder: Path, tool: str
 ) -> Load:
-    """POST try-ons on ``connections``, each one after the other, by the tokens in turn. wrk takes
-    whole seconds. Raises Void unless every answer is a 2xx."""
-    run = _by_wrk if tool == "wrk" else _by_ourselves
+    """POST try-ons on this many connections, one at a time on each, with the tokens in turn. wrk
+    takes whole seconds. Raises ``Void`` unless every response is a 2xx."""
+    run = _by_wrk if tool == "wrk" else _by_own_generator
     load = run(port, tokens, connections, seconds, folder)
     if load.wrong or not load.answered:
-        raise Void(f"{load.wrong} wrong answers and {load.answered} right ones on port {port}")
+        raise Void(f"{load.answered} responses are 2xx, {load.wrong} are not, on port {port}")
     return load
 
 
@@ -112,13 +111,13 @@ def _by_wrk(
     )
     found = re.search(r"^JSON (.*)$", done.stdout, re.MULTILINE)
     if found is None:
-        raise Void(f"wrk says: {done.stdout}{done.stderr}")
+        raise Void(f"wrk failed: {done.stdout}{done.stderr}")
     counted = Load(**json.loads(found[1]))
-    # Its count of answers has the wrong ones in it.
+    # wrk's count of requests includes the wrong responses.
     return Load(**asdict(counted) | {"answered": counted.answered - counted.wrong})
 
 
-def _by_ourselves(
+def _by_own_generator(
     port: int, tokens: Sequence[str], connections: int, seconds: float, _: Path
 ) -> Load:
     plan = {"port": port, "tokens": tokens, "connections": connections, "seconds": seconds}
@@ -131,12 +130,12 @@ def _by_ourselves(
         timeout=seconds + 60,
     )
     if done.returncode != 0:
-        raise Void(f"the generator says: {done.stderr}")
+        raise Void(f"the generator failed: {done.stderr}")
     return Load(**json.loads(done.stdout))
 
 
-def request_of(token: str) -> bytes:
-    """One submission, as it goes over the wire."""
+def raw_request(token: str) -> bytes:
+    """The bytes of one submission."""
     return (
         f"POST {GENERATIONS_PATH} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {token}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}"
@@ -144,10 +143,10 @@ def request_of(token: str) -> bytes:
 
 
 class _Run:
-    """What all connections of a load share."""
+    """The state shared by all connections of a load."""
 
     def __init__(self, tokens: Sequence[str], seconds: float) -> None:
-        self.requests = cycle([request_of(token) for token in tokens])
+        self.requests = cycle([raw_request(token) for token in tokens])
         self.began = perf_counter()
         self.seconds = seconds
         self.latencies: list[float] = []
@@ -155,7 +154,7 @@ class _Run:
 
 
 class _Connection(asyncio.Protocol):
-    """One request after the other, until the time is over."""
+    """Sends one request after the other until the time is over."""
 
     def __init__(self, run: _Run) -> None:
         self._run = run
@@ -167,7 +166,7 @@ class _Connection(asyncio.Protocol):
         self._transport = cast("asyncio.WriteTransport", transport)
 
     def send(self) -> None:
-        """The next request, or the end."""
+        """Send the next request, or close the connection at the end."""
         self._began = perf_counter()
         if self._began >= self._run.began + self._run.seconds:
             self._began = 0.0
@@ -192,12 +191,12 @@ class _Connection(asyncio.Protocol):
         self.send()
 
     def connection_lost(self, _: Exception | None) -> None:
-        self._run.wrong += self._began > 0  # its answer never came
+        self._run.wrong += self._began > 0  # The response never came.
         self.closed.set_result(None)
 
 
 async def generate(port: int, tokens: Sequence[str], *, connections: int, seconds: float) -> Load:
-    """Put the load on from this process."""
+    """Generate the load in this process."""
     loop = asyncio.get_running_loop()
     run = _Run(tokens, seconds)
     made = [

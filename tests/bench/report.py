@@ -1,4 +1,4 @@
-"""What a run tells: tables for people, JSON for programs, a chart for a page."""
+"""The output of a run: tables for people, JSON for programs, and a chart."""
 
 import os
 import platform
@@ -14,12 +14,12 @@ from tests.bench.figures import Finding, Round
 
 _LEFT, _WIDTH, _LINE, _TOP = 440, 420, 26, 40
 _FULL = 1.5
-"""The chart ends at so many times an aim."""
+"""The fraction of an aim at which the chart ends."""
 _MET, _MISSED = "#2a7f4f", "#b3402a"
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on, besides the servers."""
+    """Facts about the machine that the figures depend on."""
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "processors": os.cpu_count(),
@@ -32,7 +32,7 @@ def machine() -> dict[str, Any]:
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
-    print_table(("WHAT", "IS"), list(facts.items()))
+    print_table(("FACT", "VALUE"), list(facts.items()))
     sys.stdout.write("\n")
 
 
@@ -48,12 +48,12 @@ def print_findings(findings: Sequence[Finding]) -> None:
         )
         for finding in findings
     ]
-    print_table(("ROW", "MEDIAN", "SPREAD", "AIM", "", "WHAT IT IS"), rows)
+    print_table(("ROW", "MEDIAN", "SPREAD", "AIM", "", "MEANING"), rows)
     sys.stdout.write("\n")
 
 
 def print_slots(rounds: Sequence[Round]) -> None:
-    """The medians behind the ratios, in units."""
+    """The medians that the ratios are computed from, in their units."""
     rows = [
         (slot, name, _short(median(round_[slot][name] for round_ in rounds)))
         for slot in rounds[0]
@@ -67,7 +67,7 @@ def print_slots(rounds: Sequence[Round]) -> None:
 def as_document(
     facts: Mapping[str, Any], findings: Sequence[Finding], rounds: Sequence[Round]
 ) -> dict[str, Any]:
-    """All of it, every round as it was measured."""
+    """All results as JSON, with every round as measured."""
     return {
         "facts": dict(facts),
         "findings": [
@@ -86,7 +86,8 @@ def as_document(
 
 
 def chart(findings: Sequence[Finding]) -> str:
-    """An SVG: one bar for each finding, as long as what it reached of its aim, which is a line."""
+    """An SVG with one bar per finding: its length is the fraction reached of the aim, which is a
+    vertical line."""
     height = _TOP + _LINE * len(findings) + 20
     aim_x = _x(1.0)
     parts = [
@@ -105,10 +106,10 @@ def chart(findings: Sequence[Finding]) -> str:
 
 
 def _bar(finding: Finding, top: int) -> list[str]:
-    reached = [finding.aim.reached_by(value) for value in finding.values]
+    reached = [finding.aim.fraction_reached_by(value) for value in finding.values]
     middle = top + 9
     colour = _MET if finding.is_met else _MISSED
-    length = round(_x(finding.aim.reached_by(finding.value)) - _LEFT, 1)
+    length = round(_x(finding.aim.fraction_reached_by(finding.value)) - _LEFT, 1)
     return [
         f'<text x="{_LEFT - 8}" y="{top + 13}" text-anchor="end">{escape(finding.title)}</text>',
         f'<rect x="{_LEFT}" y="{top}" width="{length}" height="18" fill="{colour}"/>',

@@ -1,4 +1,4 @@
-"""What is measured in every round, and the rows that come of it."""
+"""The slots that are measured in every round, and the rows computed from them."""
 
 import json
 import subprocess
@@ -28,8 +28,8 @@ DRAIN_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """How much of each: ``tasks`` are drained, ``waiting`` lie in Redis while they are weighed,
-    ``pick_ups`` are spread over all rounds."""
+    """The size of each measurement: ``tasks`` for the worker, ``waiting`` tasks whose memory in
+    Redis is measured, and ``pick_ups`` in all rounds together."""
 
     rounds: int
     seconds: float
@@ -51,7 +51,7 @@ QUICK = Sizes(rounds=3, seconds=1, tasks=2_000, waiting=20_000, pick_ups=60)
 
 
 class Slots:
-    """Each public method is a slot, which ``run`` begins on an empty store."""
+    """Each public method is a slot, which ``run`` measures on an empty database."""
 
     def __init__(self, stage: Stage, sizes: Sizes, *, tool: str) -> None:
         self._stage = stage
@@ -60,17 +60,17 @@ class Slots:
         self._random = Random(1)
 
     def run(self, slot: str) -> Sample:
-        """What the slot of that name measures this time."""
+
         self._stage.reset()
         measure: Callable[[], Sample] = getattr(self, slot)
         return measure()
 
     def bare(self) -> Sample:
-        """A function that reads the body and answers, behind the same server."""
+        """A minimal ASGI function behind the same HTTP server."""
         return self._loaded("bare", CONNECTIONS)
 
     def no_op(self) -> Sample:
-        """Our API without store and queue behind the submission."""
+        """Our API, without the database and the queue behind a submission."""
         return self._loaded("no_op", CONNECTIONS)
 
     def submit(self) -> Sample:
@@ -89,7 +89,7 @@ class Slots:
         return self._submitted("wearon", self._stage.spread, 1)
 
     def transaction_hot(self) -> Sample:
-        """On one row, on as many connections as an API has."""
+        """Plain transactions on one account, on as many connections as an API has."""
         return self._transaction(
             floors.ON_ONE_ROW, connections=self._stage.settings.database_connections
         )
@@ -101,7 +101,7 @@ class Slots:
         return floors.pushes(self._stage, seconds=self._sizes.seconds, task=tasks(1)[0])
 
     def drain(self) -> Sample:
-        """By the store's clock, from the first claim to the last settling."""
+        """From the first claim to the last completion, by the database's clock."""
         count, stage = self._sizes.tasks, self._stage
         stage.push(stage.fill(count))
         unfinished = "SELECT count(*) FROM generation_sessions WHERE status <> 'completed'"
@@ -114,7 +114,7 @@ class Slots:
         return {"rate": count / seconds}
 
     def claims(self) -> Sample:
-        """Claim and settle, plain, on one connection."""
+        """Plain transactions that claim and complete, on one connection."""
         count = self._sizes.tasks
         self._stage.fill(count)
         return floors.pgbench(self._stage, floors.CLAIM_AND_SETTLE, "-t", str(count))
@@ -124,7 +124,7 @@ class Slots:
         return floors.wake_ups(self._stage, times=times, task=tasks(1)[0])
 
     def pick_up(self) -> Sample:
-        """From the arrival of the 202 until the generator is called; nothing else is going on."""
+        """From the 202 to the call of the generator, on otherwise idle processes."""
         stage, stamps = self._stage, self._stage.folder / "stamps"
         stamps.write_text("")
         answered: dict[str, float] = {}
@@ -141,47 +141,54 @@ class Slots:
                 answered[session_id] = at
             eventually(lambda: stamps.read_text().count("\n") == len(answered) + 1)
         called = dict(line.split() for line in stamps.read_text().splitlines())
-        taken_us = [(float(called[session]) - at) * 1e6 for session, at in answered.items()]
+        latencies_us = [(float(called[session]) - at) * 1e6 for session, at in answered.items()]
         return {
-            "p50_us": percentile(taken_us, 50),
-            "p99_us": percentile(taken_us, 99),
-            "all_us": taken_us,
+            "p50_us": percentile(latencies_us, 50),
+            "p99_us": percentile(latencies_us, 99),
+            "all_us": latencies_us,
         }
 
     def ready(self) -> Sample:
-        """`wearon serve`, from its start until it says that it is ready."""
-        return {"seconds": median(self._start() for _ in range(self._sizes.starts_per_round))}
+        """`wearon serve`, from its start until it is ready."""
+        return {
+            "seconds": median(self._start_seconds() for _ in range(self._sizes.starts_per_round))
+        }
 
     def help(self) -> Sample:
-        """`wearon --help`, to its end."""
-        return {"seconds": median(self._help() for _ in range(self._sizes.starts_per_round))}
+        """`wearon --help`, from its start to its exit."""
+        return {
+            "seconds": median(self._help_seconds() for _ in range(self._sizes.starts_per_round))
+        }
 
     def memory(self) -> Sample:
-        """What waiting tasks take of Redis."""
+        """The memory of waiting tasks in Redis."""
         waiting = tasks(self._sizes.waiting)
         with closing(self._stage.redis()) as redis:
             before: Any = redis.info("memory")
             self._stage.push(waiting)
-            weight: Any = redis.memory_usage(TASKS_KEY, samples=0)
+            list_bytes: Any = redis.memory_usage(TASKS_KEY, samples=0)
             after: Any = redis.info("memory")
         return {
             "payload_bytes": sum(map(len, waiting)),
-            "list_bytes": weight,
+            "list_bytes": list_bytes,
             "used_memory_bytes": after["used_memory"] - before["used_memory"],
         }
 
     def _loaded(self, api: str, connections: int) -> Sample:
+        """Load on an API that stores nothing."""
         port, before = self._stage.port_of(api), self._stage.cpu_seconds(api)
         load = self._load(port, self._stage.spread, connections)
-        return _sample(load, self._stage.cpu_seconds(api) - before)
+        sample = _sample(load, self._stage.cpu_seconds(api) - before)
+        self._stage.check_nothing_stored()
+        return sample
 
     def _submitted(self, api: str, tokens: Sequence[str], connections: int) -> Sample:
-        """The confirmations that follow count as the API's work too."""
+        """Load on an API that stores sessions. Its CPU time includes their confirmation."""
         port, before = self._stage.port_of(api), self._stage.cpu_seconds(api)
         load = self._load(port, tokens, connections)
-        self._stage.settle()
+        self._stage.wait_until_confirmed()
         sample = _sample(load, self._stage.cpu_seconds(api) - before)
-        self._stage.check_kept(load.answered)
+        self._stage.check_stored(load.answered)
         return sample
 
     def _load(self, port: int, tokens: Sequence[str], connections: int) -> Load:
@@ -208,21 +215,21 @@ class Slots:
         at = time.clock_gettime(time.CLOCK_MONOTONIC)
         return json.load(answer)["data"]["session_id"], at
 
-    def _start(self) -> float:
+    def _start_seconds(self) -> float:
         port = free_port()
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         process = self._stage.spawn([*WEARON, "serve"], WEARON_PORT=str(port))
         try:
             while not is_ready(port):
                 time.sleep(0.005)
-            return time.perf_counter() - began
+            return time.perf_counter() - started_at
         finally:
             kill(process)
 
-    def _help(self) -> float:
-        began = time.perf_counter()
+    def _help_seconds(self) -> float:
+        started_at = time.perf_counter()
         subprocess.run([*WEARON, "--help"], stdout=subprocess.DEVNULL, check=True)
-        return time.perf_counter() - began
+        return time.perf_counter() - started_at
 
 
 def _sample(load: Load, cpu_seconds: float) -> Sample:
@@ -236,23 +243,23 @@ def _sample(load: Load, cpu_seconds: float) -> Sample:
     }
 
 
-def _of(figure: str, slot: str, other: str) -> Callable[[Round], float]:
-    """A figure of one slot by the same figure of another."""
+def _ratio(figure: str, slot: str, other: str) -> Callable[[Round], float]:
+    """The figure of one slot divided by that of another."""
     return lambda round_: round_[slot][figure] / round_[other][figure]
 
 
-def _pooled(percent: float, slot: str, other: str) -> Callable[[Sequence[Round]], float]:
-    """The same of all single values of all rounds."""
+def _pooled_ratio(percent: float, slot: str, other: str) -> Callable[[Sequence[Round]], float]:
+    """The same for a percentile of the latencies of all rounds together."""
 
-    def all_of(rounds: Sequence[Round], slot: str) -> list[float]:
-        return [taken_us for round_ in rounds for taken_us in round_[slot]["all_us"]]
+    def latencies(rounds: Sequence[Round], slot: str) -> list[float]:
+        return [latency_us for round_ in rounds for latency_us in round_[slot]["all_us"]]
 
     return lambda rounds: (
-        percentile(all_of(rounds, slot), percent) / percentile(all_of(rounds, other), percent)
+        percentile(latencies(rounds, slot), percent) / percentile(latencies(rounds, other), percent)
     )
 
 
-def _alone(round_: Round) -> float:
+def _alone_ratio(round_: Round) -> float:
     parts = ("no_op_alone", "transaction_alone", "push_alone")
     return float(round_["submit_alone"]["p50_us"] / sum(round_[part]["p50_us"] for part in parts))
 
@@ -263,76 +270,76 @@ ROWS = (
         title="no-op POST / bare ASGI function, rate",
         aim=at_least(0.5),
         slots=("bare", "no_op"),
-        of=_of("rate", "no_op", "bare"),
+        of=_ratio("rate", "no_op", "bare"),
     ),
     Row(
         name="submit",
         title="submit / no-op POST, rate",
         aim=at_least(0.9),
         slots=("no_op", "submit"),
-        of=_of("rate", "submit", "no_op"),
+        of=_ratio("rate", "submit", "no_op"),
     ),
     Row(
         name="batches",
-        title="submit / the same in batches of one, rate",
+        title="submit / submit in batches of one, rate",
         aim=at_least(2.5),
         slots=("submit", "submit_unbatched"),
-        of=_of("rate", "submit", "submit_unbatched"),
+        of=_ratio("rate", "submit", "submit_unbatched"),
     ),
     Row(
         name="hot",
         title="submit on one account / on 1,000, rate",
         aim=at_least(0.95),
         slots=("submit", "submit_hot"),
-        of=_of("rate", "submit_hot", "submit"),
+        of=_ratio("rate", "submit_hot", "submit"),
     ),
     Row(
         name="hot_plain",
         title="submit on one account / plain transaction on one row, rate",
         aim=at_least(3),
         slots=("submit_hot", "transaction_hot"),
-        of=_of("rate", "submit_hot", "transaction_hot"),
+        of=_ratio("rate", "submit_hot", "transaction_hot"),
     ),
     Row(
         name="alone",
-        title="submit alone / (no-op + transaction + LPUSH), p50",
+        title="one submit at a time / (no-op + transaction + LPUSH), p50",
         aim=at_most(1.25),
         slots=("no_op_alone", "submit_alone", "transaction_alone", "push_alone"),
-        of=_alone,
+        of=_alone_ratio,
     ),
     Row(
         name="cpu",
-        title="API's computing per submit / per no-op POST",
+        title="API's CPU time per submit / per no-op POST",
         aim=at_most(1.3),
         slots=("no_op", "submit"),
-        of=_of("cpu_us", "submit", "no_op"),
+        of=_ratio("cpu_us", "submit", "no_op"),
     ),
     Row(
         name="drain",
-        title="tasks of one worker / plain claim and settle, rate",
+        title="tasks of one worker / plain claim and complete, rate",
         aim=at_least(5),
         slots=("drain", "claims"),
-        of=_of("rate", "drain", "claims"),
+        of=_ratio("rate", "drain", "claims"),
     ),
     Row(
         name="pick_up_p50",
         title="202 to generator / BRPOP wake-up, p50",
         aim=at_most(5),
         slots=("wake_up", "pick_up"),
-        of=_of("p50_us", "pick_up", "wake_up"),
-        pooled=_pooled(50, "pick_up", "wake_up"),
+        of=_ratio("p50_us", "pick_up", "wake_up"),
+        pooled=_pooled_ratio(50, "pick_up", "wake_up"),
     ),
     Row(
         name="pick_up_p99",
         title="202 to generator / BRPOP wake-up, p99",
         aim=at_most(20),
         slots=("wake_up", "pick_up"),
-        of=_of("p99_us", "pick_up", "wake_up"),
-        pooled=_pooled(99, "pick_up", "wake_up"),
+        of=_ratio("p99_us", "pick_up", "wake_up"),
+        pooled=_pooled_ratio(99, "pick_up", "wake_up"),
     ),
     Row(
         name="ready",
-        title="`wearon serve` until it is ready, seconds",
+        title="`wearon serve` until ready, seconds",
         aim=at_most(1.5),
         slots=("ready",),
         of=lambda round_: float(round_["ready"]["seconds"]),
@@ -352,10 +359,10 @@ ROWS = (
         of=lambda round_: float(round_["memory"]["list_bytes"] / round_["memory"]["payload_bytes"]),
     ),
 )
-"""Rows of the bench that runs in rounds."""
+"""The rows that are measured in rounds."""
 
 SLOTS = tuple(dict.fromkeys(slot for row in ROWS for slot in row.slots))
-"""In the order in which they take turns."""
+"""In the order of a round."""
 
 WARM_UP = ("bare", "no_op", "submit", "submit_unbatched", "no_op_alone", "submit_alone")
-"""What has to get going, and runs once before the first round."""
+"""The slots that run once before the first round, so that their processes are warm."""

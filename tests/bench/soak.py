@@ -1,4 +1,4 @@
-"""Memory over hours: an API and a worker under steady use, whose memory must not grow."""
+"""Soak: the memory of an API and a worker must not grow under steady use."""
 
 import json
 import threading
@@ -17,39 +17,40 @@ SAMPLE_SECONDS = 1.0
 CLIENTS = 4
 PAUSE_SECONDS = 0.02
 FLAT = at_most(64)
-"""In kB per minute: 90 MB in a day would be noticed, and the allocator's own unrest is below."""
+"""In kB per minute, which is 90 MB per day; the noise of the allocator is below that."""
 
 
 def soak(stage: Stage, *, seconds: float) -> tuple[list[Finding], list[dict[str, Sample]]]:
-    """Clients that submit, look and list, a worker that completes; their memory by the second.
+    """Clients submit, poll and list, a worker completes, and the memory is sampled every second.
 
-    The first minute does not count, or the first third of a shorter run.
+    The first minute does not count; in a short run the first third.
     """
     port = stage.port_of("wearon")
-    over, failures = threading.Event(), list[str]()
+    stop, failures = threading.Event(), list[str]()
     clients = [
-        threading.Thread(target=_client, args=(stage, port, number, over, failures))
+        threading.Thread(target=_client, args=(stage, port, number, stop, failures))
         for number in range(CLIENTS)
     ]
-    taken: dict[str, list[tuple[float, float]]] = {"api": [], "worker": []}
+    minutes_and_kb: dict[str, list[tuple[float, float]]] = {"api": [], "worker": []}
     with stage.worker(concurrency=stage.settings.worker_concurrency) as worker:
         for client in clients:
             client.start()
-        began = time.monotonic()
+        started_at = time.monotonic()
         try:
-            while (now := time.monotonic() - began) < seconds and not failures:
-                taken["api"].append((now / 60, float(sum(map(rss_kb, stage.pids_of("wearon"))))))
-                taken["worker"].append((now / 60, float(rss_kb(worker))))
+            while (now := time.monotonic() - started_at) < seconds and not failures:
+                api_kb = sum(map(rss_kb, stage.pids_of("wearon")))
+                minutes_and_kb["api"].append((now / 60, float(api_kb)))
+                minutes_and_kb["worker"].append((now / 60, float(rss_kb(worker))))
                 time.sleep(SAMPLE_SECONDS)
         finally:
-            over.set()
+            stop.set()
             for client in clients:
                 client.join()
     if failures:
         raise Void(failures[0])
     warm_up = min(WARM_UP_SECONDS, seconds / 3) / 60
     findings = []
-    for name, points in taken.items():
+    for name, points in minutes_and_kb.items():
         kb_per_minute = slope([point for point in points if point[0] >= warm_up])
         findings.append(
             Finding(
@@ -63,19 +64,19 @@ def soak(stage: Stage, *, seconds: float) -> tuple[list[Finding], list[dict[str,
     return findings, [
         {
             name: {"first_kb": points[0][1], "last_kb": points[-1][1], "minutes_and_kb": points}
-            for name, points in taken.items()
+            for name, points in minutes_and_kb.items()
         }
     ]
 
 
 def _client(
-    stage: Stage, port: int, number: int, over: threading.Event, failures: list[str]
+    stage: Stage, port: int, number: int, stop: threading.Event, failures: list[str]
 ) -> None:
-    """Submit, look at it, list all, one after the other."""
+    """Submit a session, read it, and list all, one call at a time."""
     tokens = cycle(stage.spread[number::CLIENTS])
     try:
         with closing(HTTPConnection(HOST, port, timeout=10)) as http:
-            while not over.wait(PAUSE_SECONDS):
+            while not stop.wait(PAUSE_SECONDS):
                 token = next(tokens)
                 submitted = _call(http, "POST", GENERATIONS_PATH, token)
                 _call(http, "GET", submitted["status_url"], token)
@@ -89,6 +90,6 @@ def _call(http: HTTPConnection, method: str, path: str, token: str) -> dict[str,
     http.request(method, path, BODY if method == "POST" else None, headers)
     with http.getresponse() as answer:
         if answer.status >= 300:
-            raise Void(f"{method} {path} was answered {answer.status}")
+            raise Void(f"{method} {path} returned {answer.status}")
         data: dict[str, str] = json.load(answer)["data"]
     return data

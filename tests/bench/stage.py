@@ -1,4 +1,4 @@
-"""Durable servers, and on them the processes that are measured."""
+"""The stage of a benchmark: durable servers, and the processes that are measured on them."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ from tests.system.deployment import eventually, free_port, kill
 
 ROOT = Path(__file__).parents[2]
 ACCOUNTS = 1_000
-"""Over which load is spread; one more, number 0, is the hot one."""
+"""Accounts that share the load. The hot account, number 0, is an additional one."""
 CREDITS = 1_000_000_000
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _SAMPLES_OF_FSYNC = 50
@@ -55,7 +55,7 @@ COMMANDS = {
     "no_op": [*_TARGETS, "no_op"],
     "bare": [*_TARGETS, "bare"],
 }
-"""What runs behind an API's name."""
+"""The command of each API."""
 
 SETUP = f"""
     INSERT INTO credit_accounts (channel, owner_id, balance, total_granted)
@@ -69,7 +69,7 @@ KEYS = """
         SELECT gen_random_uuid(), 'b2b', owner_id, sha256, 'bench', now()
         FROM unnest($1::text[], $2::text[]) AS key (owner_id, sha256)"""
 
-# What a submission leaves behind, once for each number; ids that pgbench can work out.
+# Queued sessions as submissions leave them, with ids that pgbench can compute.
 SESSION_ID = "lpad(to_hex({number}::int), 32, '0')::uuid"
 FILL_SESSIONS = f"""
     INSERT INTO generation_sessions (id, channel, store_id, request_id, prompt, model_image_url,
@@ -83,7 +83,7 @@ FILL_LEDGER = """
     INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
         SELECT channel, owner_id, 'debit', -1, id FROM generation_sessions"""
 TIDY = "VACUUM ANALYZE generation_sessions, credit_ledger, credit_accounts, api_keys"
-# Without sessions: no server tidies up where there are none, and it would take note of that.
+# Not the empty table of sessions: VACUUM would record it as empty, which no real server does.
 TIDY_ACCOUNTS = "VACUUM ANALYZE credit_ledger, credit_accounts, api_keys"
 FILL_ACCOUNTS = """
     UPDATE credit_accounts AS account
@@ -94,10 +94,10 @@ FILL_ACCOUNTS = """
 
 
 class Stage:
-    """Everything that was started is stopped by ``close``, and the data is gone.
+    """``close`` stops all processes and deletes the data.
 
-    ``callers`` is who submits: ``stores`` by API keys, which the store is asked for, ``users`` by
-    tokens, or ``both`` in turn.
+    ``callers`` says who submits: ``stores`` with API keys, which are looked up in the database,
+    ``users`` with tokens, or ``both`` in turn.
     """
 
     def __init__(self, data_dir: Path, *, callers: str) -> None:
@@ -112,16 +112,16 @@ class Stage:
         self._apis: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
 
     def open(self) -> None:
-        """Servers with our tables, accounts with credits, and who may use them."""
+        """Start servers with our tables, accounts with credits, and credentials for them."""
         self.postgres.start()
         self.valkey.start()
         self.environ = self._environment()
-        asyncio.run(migrated(self.settings))
+        asyncio.run(migrate_database(self.settings))
         self._make_callers()
         self.reset()
 
     def _environment(self) -> dict[str, str]:
-        """The environment of wearon's processes: production, but nothing is refused."""
+        """The environment of wearon's processes: production, but without limits for callers."""
         ours = {name: value for name, value in os.environ.items() if "WEARON_" not in name}
         return ours | {
             "DATABASE_URL": self.postgres.url(),
@@ -146,8 +146,8 @@ class Stage:
             shutil.rmtree(folder, ignore_errors=True)
 
     def facts(self) -> dict[str, Any]:
-        """What the figures depend on, and what makes them honest. Raises Void where a commit is
-        not on the disk."""
+        """Facts about the servers that the figures depend on. Raises ``Void`` if commits are not
+        durable."""
         names = ("server_version", "fsync", "synchronous_commit", "full_page_writes")
         found = {f"PostgreSQL {name}": self.sql(f"SHOW {name}")[0][0] for name in names}
         if "off" in found.values():
@@ -196,7 +196,7 @@ class Stage:
         return self.tokens[:1]
 
     def reset(self) -> None:
-        """As it was at the start: what piled up is gone, and written out is what is there."""
+        """Restore the initial data, vacuumed and checkpointed."""
 
         async def run() -> None:
             connection = await asyncpg.connect(self.postgres.url())
@@ -218,7 +218,7 @@ class Stage:
             redis.flushall()
 
     def sql(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
-        """One statement, by the superuser."""
+        """Run one statement as the superuser."""
 
         async def run() -> list[asyncpg.Record]:
             connection = await asyncpg.connect(self.postgres.url())
@@ -237,51 +237,51 @@ class Stage:
         return self.valkey.url.removeprefix("unix://")
 
     def port_of(self, api: str) -> int:
-        """Where that API listens; it is started when it is first asked for."""
+        """The port of that API, which is started at the first call."""
         if api not in self._apis:
-            self._apis[api] = self._started_api(api)
+            self._apis[api] = self._start_api(api)
         return self._apis[api][1]
 
     def cpu_seconds(self, api: str) -> float:
-        """What the API's workers have computed so far; its main process only waits for them."""
+        """CPU time of the API's workers so far; its main process only waits for them."""
         return sum(_cpu_seconds(pid) for pid in descendants(self._apis[api][0].pid))
 
     def pids_of(self, api: str) -> list[int]:
         return descendants(self._apis[api][0].pid)
 
-    def _started_api(self, api: str) -> tuple[subprocess.Popen[bytes], int]:
+    def _start_api(self, api: str) -> tuple[subprocess.Popen[bytes], int]:
         extra = {"unbatched": {"WEARON_BATCH_LIMIT": "1"}}.get(api, {})
         if api == "bare":
-            extra = {ANSWER_VARIABLE: self._answer_of("no_op")}
+            extra = {ANSWER_VARIABLE: self._sample_response("no_op")}
         port = free_port()
         process = self.spawn(COMMANDS[api], WEARON_PORT=str(port), **extra)
-        eventually(lambda: self._answers(process, port))
+        eventually(lambda: self._is_ready(process, port))
         return process, port
 
-    def _answers(self, process: subprocess.Popen[bytes], port: int) -> bool:
+    def _is_ready(self, process: subprocess.Popen[bytes], port: int) -> bool:
         if process.poll() is not None:
             raise Void(f"{process.args!r} exited with {process.returncode}")
         return is_ready(port)
 
-    def _answer_of(self, api: str) -> str:
-        """An answer to a submission, as JSON, without what the server adds by itself."""
+    def _sample_response(self, api: str) -> str:
+        """The response to a submission as JSON, without the headers that the HTTP server adds."""
         with closing(HTTPConnection(HOST, self.port_of(api), timeout=10)) as connection:
             headers = {
                 "Authorization": f"Bearer {self.tokens[1]}",
                 "Content-Type": "application/json",
             }
             connection.request("POST", GENERATIONS_PATH, BODY, headers)
-            answer = connection.getresponse()
-            kept = [
+            response = connection.getresponse()
+            headers_of_api = [
                 (name, value)
-                for name, value in answer.getheaders()
+                for name, value in response.getheaders()
                 if name not in {"date", "server", "connection", "transfer-encoding"}
             ]
-            body = answer.read().decode()
-        return json.dumps({"status": answer.status, "headers": kept, "body": body})
+            body = response.read().decode()
+        return json.dumps({"status": response.status, "headers": headers_of_api, "body": body})
 
     def spawn(self, command: Sequence[str], **settings: str) -> subprocess.Popen[bytes]:
-        """A process in a group of its own that dies with this one."""
+        """Start a process in its own group, which dies with this process."""
         return subprocess.Popen(
             command,
             cwd=ROOT,
@@ -294,7 +294,7 @@ class Stage:
 
     @contextmanager
     def worker(self, *, concurrency: int, stamps: Path | None = None) -> Iterator[int]:
-        """A worker whose tasks are no work; gives its pid."""
+        """Run a worker whose tasks take no time; yields its pid."""
         command = [sys.executable, "-m", "tests.bench.worker", str(concurrency)]
         process = self.spawn(command if stamps is None else [*command, str(stamps)])
         try:
@@ -304,24 +304,34 @@ class Stage:
         finally:
             kill(process)
 
-    def settle(self) -> None:
-        """Wait until the APIs have confirmed what they pushed, for that is part of the work."""
+    def wait_until_confirmed(self) -> None:
+        """Wait until the APIs have confirmed their pushes, which is part of their work."""
         unconfirmed = """
             SELECT count(*) FROM generation_sessions WHERE status = 'queued' AND NOT confirmed"""
         eventually(lambda: self.sql(unconfirmed)[0][0] == 0)
 
-    def check_kept(self, answered: int) -> None:
-        """Raises Void unless each of so many 202s has its session, its debit and its task."""
+    def check_stored(self, answered: int) -> None:
+        """Raises ``Void`` unless each of this many 202s has its session, debit and task."""
+        sessions, debits, tasks = self._stored()
+        if not answered <= sessions == debits == tasks:
+            raise Void(f"{answered} answers, {sessions} sessions, {debits} debits, {tasks} tasks")
+
+    def check_nothing_stored(self) -> None:
+        """Raises ``Void`` if an API that should store nothing did."""
+        if any(stored := self._stored()):
+            raise Void("no answer, {} sessions, {} debits, {} tasks".format(*stored))
+
+    def _stored(self) -> tuple[int, int, int]:
+        """The numbers of sessions, debits and tasks."""
         sessions, debits = self.sql("""
             SELECT (SELECT count(*) FROM generation_sessions),
                 (SELECT count(*) FROM credit_ledger WHERE kind = 'debit')""")[0]
         with closing(self.redis()) as redis:
             tasks: Any = redis.llen(TASKS_KEY)
-        if not answered <= sessions == debits == tasks:
-            raise Void(f"{answered} answers, {sessions} sessions, {debits} debits, {tasks} tasks")
+        return sessions, debits, tasks
 
     def fill(self, count: int) -> list[bytes]:
-        """So many sessions that wait, paid for; gives the texts of their tasks."""
+        """Create this many queued and paid sessions; returns the encoded tasks."""
 
         async def run() -> list[asyncpg.Record]:
             connection = await asyncpg.connect(self.postgres.url())
@@ -339,14 +349,14 @@ class Stage:
         return [encode(_task(**row)) for row in asyncio.run(run())]
 
     def push(self, tasks: Sequence[bytes]) -> None:
-        """All of them, the first one to be popped first."""
+        """Push encoded tasks; the first is popped first."""
         with closing(self.redis()) as redis:
             for start in range(0, len(tasks), 1000):
                 redis.lpush(TASKS_KEY, *tasks[start : start + 1000])
 
 
 def tasks(count: int) -> list[bytes]:
-    """The texts of so many tasks like those that the API pushes, of sessions that do not exist."""
+    """Encoded tasks like those that the API pushes, for sessions that do not exist."""
     now = datetime.now(UTC)
     return [
         encode(
@@ -376,8 +386,7 @@ def _task(*, id: UUID, owner_id: str, request_id: str, created_at: datetime) -> 
     return GenerationTask.of(session, task_id=uuid7())
 
 
-async def migrated(settings: Settings) -> None:
-    """Give the database its tables."""
+async def migrate_database(settings: Settings) -> None:
     container = Container(settings=settings)
     try:
         await container.migrate()
@@ -386,7 +395,7 @@ async def migrated(settings: Settings) -> None:
 
 
 def is_ready(port: int) -> bool:
-    """Whether an API says so there."""
+    """Whether the API at this port is ready."""
     connection = HTTPConnection(HOST, port, timeout=5)
     with closing(connection), suppress(OSError):
         connection.request("GET", "/health/ready")
@@ -395,7 +404,7 @@ def is_ready(port: int) -> bool:
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that a process started, and those that they started."""
+    """The processes started by a process, directly or indirectly."""
     found: list[int] = []
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         found += [int(child), *descendants(int(child))]
@@ -403,32 +412,32 @@ def descendants(pid: int) -> list[int]:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Of all its threads, in user mode and in the kernel."""
+    """User and system time of all threads of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
 
 
 def rss_kb(pid: int) -> int:
-    """The memory that is in use."""
+    """The resident memory of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
 
 
 def _file_system(folder: Path) -> str:
-    """The kind of the one that holds the folder: on a tmpfs an fsync is nothing."""
+    """The type of the file system that contains the folder: on a tmpfs, fsync does nothing."""
     mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
     holding = [(point, kind) for point, kind in mounts if folder.resolve().is_relative_to(point)]
     return max(holding, key=lambda mount: len(mount[0]))[1]
 
 
 def _fsync_us(folder: Path) -> float:
-    """The median of some, each after a write to the same place."""
-    taken = []
+    """The median time of a write and its fsync, repeated at the same place."""
+    times = []
     file = os.open(folder / "fsync", os.O_RDWR | os.O_CREAT)
     for _ in range(_SAMPLES_OF_FSYNC):
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         os.pwrite(file, _PAGE, 0)
         os.fsync(file)
-        taken.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - started_at)
     os.close(file)
-    return sorted(taken)[len(taken) // 2] * 1e6
+    return sorted(times)[len(times) // 2] * 1e6

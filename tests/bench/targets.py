@@ -1,4 +1,4 @@
-"""APIs to compare with, run by the very server that runs the real one:
+"""APIs to compare with, run by the same HTTP server as the real one:
 ``python -m tests.bench.targets no_op``."""
 
 import json
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
+from dependency_injector import providers
 from litestar import Litestar
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
@@ -18,17 +19,17 @@ from config.container import Container, utc_now
 from config.logging import configure_logging
 from config.servers import die_with_parent
 from config.settings import load_settings
-from domain.ports import Receipt
-from domain.sessions import GenerationSession
+from domain.ports import Receipt, SessionRepoPort
+from domain.sessions import Failure, GenerationSession
 from domain.tasks import GenerationTask
 from entrypoints.http.server import application, serve_http
 
 ANSWER_VARIABLE = "BENCH_ANSWER"
-"""Status, headers and body that ``bare`` answers, as JSON."""
+"""The response of ``bare`` as JSON: status, headers and body."""
 
 
-class _NoSessions:
-    """Says that all was done."""
+class _NoSessions(SessionRepoPort):
+    """Stores nothing, and reports success."""
 
     async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:  # noqa: ARG002
         return Receipt(session=session, credits_remaining=999_999_999)
@@ -36,28 +37,30 @@ class _NoSessions:
     async def confirm(self, session_ids: Sequence[UUID]) -> int:
         return len(session_ids)
 
+    async def fail_queued(self, session_id: UUID, failure: Failure) -> bool:
+        raise NotImplementedError(session_id)  # No push fails.
+
 
 class _NoQueue(InMemoryTaskQueue):
-    """Keeps nothing."""
+    """Drops every task."""
 
-    async def push(self, task: GenerationTask) -> None:
-        """Nothing to do."""
+    async def push(self, task: GenerationTask) -> None: ...
 
 
 def no_op() -> Litestar:
-    """The whole API, but a submission reaches neither store nor queue. Who is asking is found out
-    as ever."""
+    """The whole API, but a submission reaches neither the database nor the queue. Callers are
+    authenticated as usual."""
     die_with_parent(signal.SIGTERM, os.getppid())
     settings = load_settings(os.environ)
     configure_logging(settings)
     container = Container(settings=settings)
-    submission: Any = container.submission()
-    submission._repo, submission._queue = _NoSessions(), _NoQueue(clock=utc_now)
+    container.sessions.override(providers.Object(_NoSessions()))
+    container.queue.override(providers.Object(_NoQueue(clock=utc_now)))
     return application(container)
 
 
 def bare() -> ASGIApp:
-    """Reads a body and answers; the least that this server can do."""
+    """Reads the request's body and responds: the least work that an API can do."""
     die_with_parent(signal.SIGTERM, os.getppid())
     answer = json.loads(os.environ[ANSWER_VARIABLE])
     headers = [(name.encode(), value.encode()) for name, value in answer["headers"]]

@@ -1,4 +1,4 @@
-"""The bench itself: its arithmetic, what it refuses to count, and one small run of it."""
+"""The benchmark itself: its arithmetic, its checks, and one small run."""
 
 import asyncio
 import json
@@ -37,13 +37,12 @@ def rounds_of(*rates: float) -> list[Round]:
 @pytest.mark.parametrize(
     ("percent", "expected"), [(1, 1), (50, 50), (50.5, 51), (99, 99), (100, 100), (0, 1)]
 )
-def test_a_percentile_is_one_of_the_values(percent: float, expected: float) -> None:
-    """The nearest rank: so many per cent are not above it."""
+def test_percentile_is_the_nearest_rank(percent: float, expected: float) -> None:
     assert percentile([float(value) for value in range(100, 0, -1)], percent) == expected
 
 
-def test_a_slope_is_that_of_the_line_through_all() -> None:
-    """Noise on both sides of a line leaves it where it is."""
+def test_slope_is_the_least_squares_fit() -> None:
+    """Noise on both sides of a line cancels out."""
     assert slope([(0, 1), (1, 2), (2, 5), (3, 6)]) == pytest.approx(1.8)
     assert slope([(0, 5), (1, 5), (2, 5)]) == 0
 
@@ -58,16 +57,18 @@ def test_a_slope_is_that_of_the_line_through_all() -> None:
         (at_most(64), -3, True, float("inf")),
     ],
 )
-def test_an_aim_is_met_or_not(aim: object, value: float, reached: float, *, is_met: bool) -> None:
-    """The bound itself meets it; what is missed reached less than one of it."""
+def test_aim_is_met_at_its_bound(
+    aim: object, value: float, reached: float, *, is_met: bool
+) -> None:
+    """A missed aim is reached by a fraction below one."""
     finding = a_row(aim=aim, of=lambda _: value).judge([ONE_ROUND])
 
     assert finding.is_met is is_met
-    assert finding.aim.reached_by(value) == pytest.approx(reached)
+    assert finding.aim.fraction_reached_by(value) == pytest.approx(reached)
 
 
-def test_the_median_of_the_ratios_of_rounds_counts() -> None:
-    """Each round is compared with its own floor, and one that went wrong changes nothing."""
+def test_finding_is_the_median_of_the_rounds() -> None:
+    """Each round is compared with its own baseline, and one outlier changes nothing."""
     finding = a_row().judge(rounds_of(91.0, 5.0, 93.0))
 
     assert finding.value == pytest.approx(0.91)
@@ -75,8 +76,8 @@ def test_the_median_of_the_ratios_of_rounds_counts() -> None:
     assert finding.is_met
 
 
-def test_what_one_round_has_too_little_of_is_pooled() -> None:
-    """The p99 of pick-ups is that of all of them, not the median of the rounds' worst."""
+def test_p99_of_pick_ups_is_pooled() -> None:
+    """It is that of all rounds together, not the median of the rounds' p99s."""
     row = next(row for row in ROWS if row.name == "pick_up_p99")
     rounds: list[Round] = [
         {
@@ -91,15 +92,15 @@ def test_what_one_round_has_too_little_of_is_pooled() -> None:
     assert row.judge(rounds).value == 500.0
 
 
-def test_every_row_is_made_of_slots_that_there_are() -> None:
-    """And a chart can be looked at."""
+def test_rows_use_existing_slots() -> None:
+    """And their names are unique."""
     assert set(WARM_UP) <= set(SLOTS)
     assert all(callable(getattr(Slots, slot)) for slot in SLOTS)
     assert len({row.name for row in ROWS}) == len(ROWS)
 
 
-def test_a_chart_shows_every_row() -> None:
-    """As an SVG that stands alone, with the words of a title as they are."""
+def test_chart_shows_every_row() -> None:
+    """It is a complete SVG, with escaped titles."""
     findings = [a_row().judge(rounds_of(*rates)) for rates in ((95.0, 99.0), (10.0,))]
 
     picture = ET.fromstring(chart(findings))  # noqa: S314 - our own
@@ -107,12 +108,12 @@ def test_a_chart_shows_every_row() -> None:
     texts = [element.text for element in picture.iter() if element.tag.endswith("text")]
     colours = [element.get("fill") for element in picture.iter() if element.tag.endswith("rect")]
     assert texts.count("ours / <floor>") == 2
-    assert len(set(colours)) == 3  # the ground, what is met and what is missed
+    assert len(set(colours)) == 3  # The background, a met aim and a missed aim.
 
 
 @asynccontextmanager
-async def answering(status: str) -> AsyncIterator[int]:
-    """A server that answers every request with that, in two pieces; gives its port."""
+async def server_with(status: str) -> AsyncIterator[int]:
+    """A server that answers every request with this status, in two pieces; yields its port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with closing(writer):
@@ -128,11 +129,11 @@ async def answering(status: str) -> AsyncIterator[int]:
 
 
 @pytest.mark.anyio
-async def test_answers_are_counted() -> None:
-    """By their status; what is no 2xx is wrong."""
-    async with answering("202 Accepted") as port:
+async def test_generator_counts_responses_by_status() -> None:
+    """A response without a 2xx status is wrong."""
+    async with server_with("202 Accepted") as port:
         good = await generate(port, ["one", "two"], connections=3, seconds=0.1)
-    async with answering("503 Service Unavailable") as port:
+    async with server_with("503 Service Unavailable") as port:
         bad = await generate(port, ["one", "two"], connections=3, seconds=0.1)
 
     assert good.answered > 10
@@ -143,29 +144,38 @@ async def test_answers_are_counted() -> None:
     assert bad.wrong > 10
 
 
-@pytest.mark.xdist_group("system")
-def test_what_is_refused_is_void() -> None:
-    """A rate of errors, or of sessions that nobody kept, is no figure."""
+@pytest.mark.postgres
+@pytest.mark.redis
+@pytest.mark.processes
+def test_wrong_responses_and_lost_sessions_are_void() -> None:
+    """A rate of errors, of sessions that were not stored, or of a no-op that stores sessions is not
+    a figure."""
     with servers.folder() as folder:
         stage = Stage(folder, callers="stores")
         with closing(stage):
             stage.open()
             port = stage.port_of("no_op")
-            with pytest.raises(Void, match="0 right ones"):
+            with pytest.raises(Void, match="0 responses are 2xx"):
                 put_load(port, ["wk_1"], connections=1, seconds=0.1, folder=folder, tool="own")
+            put_load(port, stage.hot, connections=1, seconds=0.1, folder=folder, tool="own")
+            stage.check_nothing_stored()
             stage.push(stage.fill(3))
 
-            stage.check_kept(3)
+            with pytest.raises(Void, match="3 sessions, 3 debits, 3 tasks"):
+                stage.check_nothing_stored()
+            stage.check_stored(3)
             with pytest.raises(Void, match="4 answers, 3 sessions"):
-                stage.check_kept(4)
+                stage.check_stored(4)
             stage.push([b"one task too many"])
             with pytest.raises(Void, match="3 debits, 4 tasks"):
-                stage.check_kept(3)
+                stage.check_stored(3)
 
 
-@pytest.mark.xdist_group("system")
-def test_a_small_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """It measures on durable servers, and leaves a table, JSON, a chart and nothing else."""
+@pytest.mark.postgres
+@pytest.mark.redis
+@pytest.mark.processes
+def test_small_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """It measures on durable servers, writes a table, JSON and a chart, and leaves no data."""
     with servers.folder() as folder:
         data, document, picture = folder / "data", folder / "bench.json", folder / "bench.svg"
         options = ["--only", "submit", "hot_plain", "--rounds", "1", "--seconds", "0.5"]

@@ -1,5 +1,5 @@
-"""A worker whose tasks are no work, so that what is left is ours:
-``python -m tests.bench.worker CONCURRENCY [FILE]`` notes in FILE when each began to be worked on.
+"""A worker whose tasks take no time, so that its own overhead remains:
+``python -m tests.bench.worker CONCURRENCY [FILE]`` writes to FILE when each generation starts.
 """
 
 import os
@@ -34,12 +34,12 @@ class _NoFetcher(PictureFetcherPort):
 
 
 class _NoGenerator(PictureGeneratorPort):
-    """Notes ``session_id seconds``, on the clock that all processes share."""
+    """Writes lines of ``session_id seconds``, on the clock that all processes share."""
 
     def __init__(self, stamps: Path | None) -> None:
         self._file = None if stamps is None else stamps.open("a", buffering=1)
 
-    async def generate(self, request: PictureRequest, note: RecordJob) -> Generated:  # noqa: ARG002
+    async def generate(self, request: PictureRequest, record: RecordJob) -> Generated:  # noqa: ARG002
         if self._file is not None:
             self._file.write(f"{request.session_id} {clock_gettime(CLOCK_MONOTONIC):.9f}\n")
         return Generated(picture=_PICTURE)
@@ -53,7 +53,7 @@ class _NoStorage(PictureStoragePort):
         return StoredPicture(object_key=f"{prefix}.jpg", media_type=picture.media_type)
 
     async def delete(self, prefix: str) -> None:
-        raise NotImplementedError(prefix)  # No picture of a bench is past its time.
+        raise NotImplementedError(prefix)  # No picture of a benchmark reaches its lifetime.
 
     def url(self, object_key: str) -> str:
         return object_key

@@ -1,5 +1,5 @@
-"""Money and work survive on real processes, whatever is done to them.
+"""Money and work survive on real processes, whatever fails.
 
-``deployment`` is what runs, ``load`` who uses it, ``faults`` what is done to it, ``checks`` what
-must hold nevertheless, ``run`` all of that for a while.
+``deployment`` is what runs, ``load`` are its users, ``faults`` what is done to it, ``checks`` the
+rules that hold nevertheless, and ``run`` puts them together.
 """

@@ -1,4 +1,4 @@
-"""``python -m tests.chaos 60 1``: faults for that many seconds, chosen by that seed."""
+"""``python -m tests.chaos SECONDS SEED``: faults for that many seconds, chosen by that seed."""
 
 import asyncio
 import signal
@@ -8,7 +8,7 @@ from tests.chaos.run import Report, run
 
 
 async def main(seconds: float, seed: int) -> Report:
-    """Run until the end, Ctrl-C or SIGTERM; nothing is left running."""
+    """Run until the end, Ctrl-C or SIGTERM; no process is left running."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

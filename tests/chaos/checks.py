@@ -1,4 +1,4 @@
-"""What must hold, read from the database and from what the clients were told."""
+"""The rules, checked against the database and the answers that clients got."""
 
 import asyncio
 from collections import Counter, defaultdict
@@ -12,8 +12,8 @@ from uuid import UUID
 import asyncpg
 
 from domain.credits import Channel, Owner
-from tests.chaos.deployment import ACCOUNTS, FOREIGN, NO_DATABASE, Stage
-from tests.chaos.load import NO_ANSWER, Journal, Told
+from tests.chaos.deployment import ACCOUNTS, EXTERNAL, NO_DATABASE, Stage
+from tests.chaos.load import NO_ANSWER, Answer, Journal
 
 LOOK_SECONDS = 0.5
 FINAL = {"completed", "failed"}
@@ -25,7 +25,7 @@ Row: TypeAlias = asyncpg.Record
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Violation:
-    """A rule that does not hold, and what it is about."""
+    """A broken rule, and the session or request that it is about."""
 
     rule: str
     session_id: UUID | None = None
@@ -40,7 +40,7 @@ class Books:
     sessions: dict[UUID, Row]
     ledger: list[Row]
     history: list[Row]
-    """Every change of a status, and who made it."""
+    """Every change of a status, and the program that made it."""
 
     @classmethod
     async def read(cls, stage: Stage) -> "Books":
@@ -76,8 +76,8 @@ def owner_of(row: Row) -> Owner:
 
 
 def always(books: Books) -> Iterator[Violation]:
-    """What holds at every instant: every balance is its ledger's sum, every session is paid for
-    once, and only what failed is refunded, once, to who paid."""
+    """The rules at every instant: every balance is its ledger's sum, every session is paid for
+    once, and only failed ones are refunded, once, to the account that paid."""
     sums: Counter[Owner] = Counter()
     for entry in books.ledger:
         sums[owner_of(entry)] += entry["amount"]
@@ -89,13 +89,13 @@ def always(books: Books) -> Iterator[Violation]:
         if problem := _money_problem(session, entries.pop(session_id, [])):
             yield Violation(rule=problem, session_id=session_id)
     for session_id in entries:
-        yield Violation(rule="money without a session", session_id=session_id)
+        yield Violation(rule="a ledger entry without a session", session_id=session_id)
     yield from _wrong_writers(books.history)
 
 
 def _wrong_writers(history: list[Row]) -> Iterator[Violation]:
-    """Who holds a session is the only one of us to complete it, and while its lease lives the only
-    one to do anything to it. Consumers that are not ours are not bound by this."""
+    """Only the worker that holds a session completes it, and until its lease expires no other
+    program of ours changes it. External consumers are not bound by this."""
     holders: dict[UUID, str] = {}
     for change in history:
         session_id, writer = change["session_id"], change["written_by"]
@@ -107,10 +107,10 @@ def _wrong_writers(history: list[Row]) -> Iterator[Violation]:
             yield Violation(
                 rule=f"{change['was']} became {change['is_now']}", session_id=session_id
             )
-        elif writer not in {holder, FOREIGN} and (
+        elif writer not in {holder, EXTERNAL} and (
             change["is_now"] == "completed" or change["lease_was_alive"]
         ):
-            rule = f"{writer} made {change['is_now']} what {holder} held"
+            rule = f"{writer} made it {change['is_now']} while {holder} held it"
             yield Violation(rule=rule, session_id=session_id)
 
 
@@ -121,16 +121,16 @@ def _money_problem(session: Row, entries: Iterable[Row]) -> str | None:
         return f"{len(debits)} debits and {len(refunds)} refunds"
     payer, sums = {owner_of(entry) for entry in entries}, sum(e["amount"] for e in entries)
     if payer != {owner_of(session)} or sums != -1 + len(refunds):
-        return "who paid, was refunded and owns the session differ, or the amounts do"
+        return "payer, refunded account and owner of the session differ, or the amounts do"
     if refunds and session["status"] != "failed":
         return f"{session['status']} and refunded"
     if len(refunds) != session["refunded"]:
-        return "the session does not know of its refund, or it knows of one that never was"
+        return "the session's refund mark and the ledger differ"
     return None
 
 
 class Watch:
-    """Looks again and again, whether what always holds does, and whether what is final stays."""
+    """Checks again and again that the rules hold and that final sessions stay as they are."""
 
     def __init__(self, stage: Stage, say: Callable[[str], None]) -> None:
         self._stage = stage
@@ -138,10 +138,10 @@ class Watch:
         self._finals: dict[UUID, tuple[Any, ...]] = {}
         self.looks = 0
         self.violations: dict[Violation, None] = {}
-        """In the order of their discovery, each once."""
+        """Each once, in the order of discovery."""
 
     async def run(self) -> None:
-        """Until cancelled. A database that does not answer is looked at later."""
+        """Look until cancelled. Waits for a database that does not answer."""
         while True:
             with suppress(*NO_DATABASE):
                 await self.look()
@@ -167,19 +167,19 @@ class Watch:
 
 
 def _final(session: Row | None) -> tuple[Any, ...]:
-    """What no longer changes once a session is final."""
+    """The columns that no longer change once a session is final."""
     if session is None:
         return ()
     return tuple(session[column] for column in ("status", "error_code", "object_key"))
 
 
 def at_the_end(books: Books, journal: Journal) -> Iterator[Violation]:
-    """What holds once everything came to rest: all is final, and everybody was told the truth."""
+    """The rules once everything has settled: every session is final, and every answer was true."""
     for session_id, session in books.sessions.items():
         if session["status"] not in FINAL:
             yield Violation(rule=f"stuck as {session['status']}", session_id=session_id)
         if session["error_code"] == "EXPIRED":
-            yield Violation(rule="waited in vain, with workers there", session_id=session_id)
+            yield Violation(rule="expired although there were workers", session_id=session_id)
         if session["status"] == "failed" and not session["refunded"]:
             yield Violation(rule="failed and not refunded", session_id=session_id)
         if session["status"] == "completed" and not (
@@ -193,7 +193,7 @@ def at_the_end(books: Books, journal: Journal) -> Iterator[Violation]:
 
 
 def _accounts(books: Books) -> Iterator[Violation]:
-    """What an account lost is what it got pictures for."""
+    """Every account paid for its pictures and for nothing else."""
     pictures = Counter(
         owner_of(row) for row in books.sessions.values() if row["status"] == "completed"
     )
@@ -201,7 +201,7 @@ def _accounts(books: Books) -> Iterator[Violation]:
         balance = books.accounts[owner]["balance"]
         if balance != granted - pictures[owner]:
             yield Violation(
-                rule=f"{owner} was given {granted}, got {pictures[owner]} pictures, has {balance}"
+                rule=f"{owner} was granted {granted}, got {pictures[owner]} pictures, has {balance}"
             )
 
 
@@ -209,58 +209,60 @@ def _answers(books: Books, journal: Journal) -> Iterator[Violation]:
     made: defaultdict[str, list[Row]] = defaultdict(list)
     for session in books.sessions.values():
         made[session["request_id"]].append(session)
-    for told in journal.told:
-        problem = _problem(told, books, made.pop(told.request_id, []), journal)
+    for answer in journal.answers:
+        problem = _problem(answer, books, made.pop(answer.request_id, []), journal)
         if problem is not None:
             yield Violation(
-                rule=f"told {told.status}: {problem}",
-                session_id=told.session_id,
-                request_id=told.request_id,
+                rule=f"answered {answer.status}: {problem}",
+                session_id=answer.session_id,
+                request_id=answer.request_id,
             )
     for request_id in made:
-        yield Violation(rule="a session that nobody asked for", request_id=request_id)
+        yield Violation(rule="a session that no client requested", request_id=request_id)
 
 
-def _problem(told: Told, books: Books, made: list[Row], journal: Journal) -> str | None:
-    """What is wrong about an answer; ``made`` are the sessions that its very request made."""
-    if told.status not in EXPECTED:
-        return f"{told.code} is no answer to expect"
+def _problem(answer: Answer, books: Books, made: list[Row], journal: Journal) -> str | None:
+    """What is wrong with an answer; ``made`` are the sessions that its request created."""
+    if answer.status not in EXPECTED:
+        return f"{answer.code} is unexpected"
     if len(made) > 1:
-        return f"the request made {len(made)} sessions"
-    if told.status == 202:
-        return _problem_of_accepted(told, books, made)
-    if told.status in CHARGES_NOTHING and made:
-        return f"but the request made {made[0]['id']}"
-    if told.status == 503 and made and made[0]["status"] != "failed":
-        taken_over = _taken_over(told, made[0]["id"], journal)
+        return f"the request created {len(made)} sessions"
+    if answer.status == 202:
+        return _problem_of_accepted(answer, books, made)
+    if answer.status in CHARGES_NOTHING and made:
+        return f"but the request created {made[0]['id']}"
+    if answer.status == 503 and made and made[0]["status"] != "failed":
+        taken_over = _taken_over(answer, made[0]["id"], journal)
         return None if taken_over else f"but {made[0]['id']} is {made[0]['status']}"
     return None
 
 
-def _problem_of_accepted(told: Told, books: Books, made: list[Row]) -> str | None:
-    session = books.sessions.get(told.session_id) if told.session_id else None
+def _problem_of_accepted(answer: Answer, books: Books, made: list[Row]) -> str | None:
+    session = books.sessions.get(answer.session_id) if answer.session_id else None
     if session is None:
         return "the session does not exist"
-    if owner_of(session) != told.owner:
-        return f"the session is {owner_of(session)}'s"
-    if bool(made) == told.replayed or (made and made[0]["id"] != told.session_id):
-        return "a replay made a session, or a first request none"
+    if owner_of(session) != answer.owner:
+        return f"the session belongs to {owner_of(session)}"
+    if bool(made) == answer.replayed or (made and made[0]["id"] != answer.session_id):
+        return "a replay created a session, or a first request none"
     return None
 
 
-def _taken_over(refused: Told, session_id: UUID, journal: Journal) -> bool:
-    """Whether a repetition with the same key was told of the session, or was told nothing."""
+def _taken_over(refused: Answer, session_id: UUID, journal: Journal) -> bool:
+    """Whether a repetition with the same key was answered with the session, or got no answer."""
     return refused.key is not None and any(
-        (told.owner, told.key) == (refused.owner, refused.key)
-        and told.request_id != refused.request_id
-        and (told.session_id == session_id or told.status == NO_ANSWER)
-        for told in journal.told
+        (answer.owner, answer.key) == (refused.owner, refused.key)
+        and answer.request_id != refused.request_id
+        and (answer.session_id == session_id or answer.status == NO_ANSWER)
+        for answer in journal.answers
     )
 
 
 def _keys(books: Books, journal: Journal) -> Iterator[Violation]:
-    """All that was made with one key was charged once at most, and one session at most has it."""
-    keys = {told.request_id: (told.owner, told.key) for told in journal.told if told.key}
+    """At most one of a key's sessions is charged, and at most one still has the key."""
+    keys = {
+        answer.request_id: (answer.owner, answer.key) for answer in journal.answers if answer.key
+    }
     of_key: defaultdict[tuple[Owner, str | None], list[Row]] = defaultdict(list)
     for session in books.sessions.values():
         if session["request_id"] in keys:
@@ -276,48 +278,51 @@ def _keys(books: Books, journal: Journal) -> Iterator[Violation]:
 
 
 def _sightings(books: Books, journal: Journal) -> Iterator[Violation]:
-    """Only the owner sees and cancels, and nobody was shown an end that was none."""
-    for seen in journal.seen:
-        now = books.sessions[seen.session_id]["status"]
-        allowed = {200, 409} if seen.cancel else {200}
-        if seen.status not in {503, NO_ANSWER, *(allowed if seen.asker == seen.owner else {404})}:
-            rule = f"{seen.asker} was answered {seen.status}"
-        elif seen.session_status in FINAL and seen.session_status != now:
-            rule = f"was shown as {seen.session_status} and is {now}"
-        elif seen.status == 200 and seen.cancel and now != "failed":
+    """Only the owner sees and cancels a session, and a final status that it saw stays."""
+    for sighting in journal.sightings:
+        now = books.sessions[sighting.session_id]["status"]
+        allowed = {200, 409} if sighting.cancel else {200}
+        if sighting.caller != sighting.owner:
+            allowed = {404}
+        if sighting.status not in {503, NO_ANSWER, *allowed}:
+            rule = f"{sighting.caller} was answered {sighting.status}"
+        elif sighting.session_status in FINAL and sighting.session_status != now:
+            rule = f"was shown as {sighting.session_status} and is {now}"
+        elif sighting.status == 200 and sighting.cancel and now != "failed":
             rule = f"was cancelled and is {now}"
         else:
             continue
-        yield Violation(rule=rule, session_id=seen.session_id)
+        yield Violation(rule=rule, session_id=sighting.session_id)
 
 
 def describe(violation: Violation, books: Books, journal: Journal, stage: Stage) -> str:
-    """All that is known about it."""
-    told = [item for item in journal.told if _concerns(item, violation)]
-    keys = {(item.owner, item.key) for item in told if item.key}
-    told += [i for i in journal.told if (i.owner, i.key) in keys and i not in told]
-    requests = {item.request_id for item in told}
+    """Everything that is known about it."""
+    answers = [answer for answer in journal.answers if _concerns(answer, violation)]
+    keys = {(answer.owner, answer.key) for answer in answers if answer.key}
+    answers += [a for a in journal.answers if (a.owner, a.key) in keys and a not in answers]
+    requests = {answer.request_id for answer in answers}
     sessions = {
         row["id"]: row
         for row in books.sessions.values()
         if row["id"] == violation.session_id or row["request_id"] in requests
     }
-    seen = [item for item in journal.seen if item.session_id in sessions]
+    sightings = [item for item in journal.sightings if item.session_id in sessions]
     entries = [entry for entry in books.ledger if entry["session_id"] in sessions]
     changes = [change for change in books.history if change["session_id"] in sessions]
-    rows = [_without_nothing(row) for row in [*sessions.values(), *changes, *entries]]
+    rows = [_telling(row) for row in [*sessions.values(), *changes, *entries]]
     words = [*map(str, sessions), *(f'"{request_id}"' for request_id in requests)]
     log = stage.log_of(*words) if words else []
-    return "\n    ".join([violation.rule, *map(str, [*told, *seen, *rows, *log])])
+    return "\n    ".join([violation.rule, *map(str, [*answers, *sightings, *rows, *log])])
 
 
-def _concerns(told: Told, violation: Violation) -> bool:
-    return told.request_id == violation.request_id or (
-        told.session_id is not None and told.session_id == violation.session_id
+def _concerns(answer: Answer, violation: Violation) -> bool:
+    return answer.request_id == violation.request_id or (
+        answer.session_id is not None and answer.session_id == violation.session_id
     )
 
 
-def _without_nothing(row: Row) -> dict[str, Any]:
+def _telling(row: Row) -> dict[str, Any]:
+    """The columns of a row that have a value and may explain something."""
     dull = {"prompt", "model_image_url", "accessories"}
     return {
         name: value.isoformat() if isinstance(value, datetime) else value

@@ -1,5 +1,5 @@
-"""Servers, an API of two processes and two workers, each of them to be killed at will, and all
-traffic between them through proxies."""
+"""Servers, an API of two processes and two workers. Each can be killed, and proxies carry all
+traffic between them."""
 
 import asyncio
 import json
@@ -38,14 +38,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 PARTS = {"api": "serve", "worker-1": "worker", "worker-2": "worker"}
-"""What runs, by name, and the command that starts it."""
+"""The programs by name, and the command that starts each."""
 ACCOUNTS = {
     Owner(channel=Channel.B2B, id="hot-shop"): 100_000,
     Owner(channel=Channel.B2B, id="quiet-shop"): 100_000,
     Owner(channel=Channel.B2C, id="0198c0de-0000-7000-8000-000000000011"): 100_000,
     Owner(channel=Channel.B2C, id="0198c0de-0000-7000-8000-000000000012"): 10,
 }
-"""Who uses it, and the credits of each."""
+"""The accounts, and the credits granted to each."""
 HOT = next(iter(ACCOUNTS))
 SETTINGS = {
     "WEARON_API_WORKERS": "2",
@@ -65,23 +65,23 @@ SETTINGS = {
     "WEARON_LOCAL_GENERATOR_SECONDS": "0.5",
 }
 START_SECONDS = 5.0
-"""A program that was started, or went on, this long ago knows what to do when told to stop."""
+"""After its start or its SIGCONT, a program takes this long to be ready for a SIGTERM."""
 STOP_SECONDS = 20.0
-"""A program that was told to stop has stopped by then."""
+"""A program stops within this time after a SIGTERM."""
 SQL_SECONDS = 5.0
 NO_DATABASE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""What comes of talking to a database that is being stopped or killed."""
+"""What asyncpg raises while a database is being stopped or killed."""
 PICTURE = "/model.png"
 MOODS = ("fine", "fine", "fine", "slow", "busy", "gone")
 """How the picture's server answers."""
-FOREIGN = "foreign"
-"""The name under which a consumer that is not ours writes."""
+EXTERNAL = "external"
+"""The application name of the external consumer's connection."""
 
 _HISTORY = """
     CREATE TABLE chaos_history (
         number bigint GENERATED ALWAYS AS IDENTITY, session_id uuid, was text, is_now text,
         attempt integer, lease_was_alive boolean, written_by text, written_at timestamptz);
-    CREATE FUNCTION chaos_note() RETURNS trigger LANGUAGE plpgsql AS $$
+    CREATE FUNCTION chaos_record() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         INSERT INTO chaos_history (
             session_id, was, is_now, attempt, lease_was_alive, written_by, written_at)
@@ -90,20 +90,20 @@ _HISTORY = """
             clock_timestamp());
         RETURN NULL;
     END $$;
-    CREATE TRIGGER chaos_notes AFTER UPDATE ON generation_sessions
-        FOR EACH ROW WHEN (OLD.status <> NEW.status) EXECUTE FUNCTION chaos_note();"""
-"""Every change of a status, and who made it: what a session's row no longer tells."""
+    CREATE TRIGGER chaos_records AFTER UPDATE ON generation_sessions
+        FOR EACH ROW WHEN (OLD.status <> NEW.status) EXECUTE FUNCTION chaos_record();"""
+"""Every change of a status, and the program that made it, which the session's row does not tell."""
 
 
 class Stage:
-    """What runs. Blocking calls go to one thread, with which all processes die."""
+    """What runs. All blocking calls share one thread, and the processes die with that thread."""
 
     def __init__(self, folder: Path, thread: ThreadPoolExecutor) -> None:
         self.deployment = Deployment(folder)
         self.tokens: dict[Owner, str] = {}
         self.picture_url = ""
         self.popped: list[bytes | str] = []
-        """Tasks that came out of the list, as they were."""
+        """The raw tasks that the external consumer popped."""
         self.postgres: Proxy
         self.redis: Proxy
         self._parts: dict[str, subprocess.Popen[bytes]] = {}
@@ -162,7 +162,7 @@ class Stage:
         return recovery.settle_bound(work, interval=interval).total_seconds()
 
     async def is_ready(self) -> None:
-        """Return once the API finds everything that it needs."""
+        """Wait until the API is ready."""
         await self.blocking(eventually, lambda: self.deployment.get("/health/ready").status == 200)
 
     async def start(self, name: str) -> None:
@@ -176,20 +176,20 @@ class Stage:
         self._awake_since[name] = time.monotonic()
 
     async def kill(self, name: str) -> None:
-        """End a program and all its processes at once."""
+        """Kill a program and all its processes."""
         self._expected_to_end.add(name)
         await self.blocking(kill, self._parts[name])
 
     async def kill_a_child(self, name: str) -> None:
-        """End one of a program's further processes at once; it may end itself because of that."""
+        """Kill one of a program's child processes; the program may end because of that."""
         self._expected_to_end.add(name)
         for pid in (await self.blocking(children, self._parts[name].pid))[-1:]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     async def terminate(self, name: str) -> int | None:
-        """Ask a program to stop, once it has started. Its exit code, or None if it did not end in
-        time and was killed."""
+        """Send SIGTERM to a program, once it is ready for it. Returns its exit code, or None if it
+        did not end in time and was killed."""
         await asyncio.sleep(self._awake_since[name] + START_SECONDS - time.monotonic())
         self._expected_to_end.add(name)
         process = self._parts[name]
@@ -201,23 +201,23 @@ class Stage:
             return None
 
     def signal(self, name: str, signum: signal.Signals) -> None:
-        """To all processes of a program, such as SIGSTOP and SIGCONT."""
+        """Send a signal, such as SIGSTOP or SIGCONT, to all processes of a program."""
         if self._parts[name].poll() is None:
             os.killpg(self._parts[name].pid, signum)
         self._awake_since[name] = time.monotonic()
 
     async def revive(self) -> list[str]:
-        """Start what does not run. Those that had no reason to end."""
+        """Restart the programs that have ended. Returns those that ended without a fault."""
         ended = [name for name, process in self._parts.items() if process.poll() is not None]
-        unasked = [name for name in ended if name not in self._expected_to_end]
+        unexpected = [name for name in ended if name not in self._expected_to_end]
         for name in ended:
             await self.kill(name)
             await self.start(name)
-        return unasked
+        return unexpected
 
     @asynccontextmanager
     async def sql(self, name: str = "chaos") -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-        """A connection that no proxy is in the way of."""
+        """A connection that bypasses the proxies."""
         connection = await asyncpg.connect(
             self.deployment.postgres.url(),
             timeout=SQL_SECONDS,
@@ -230,12 +230,12 @@ class Stage:
             connection.terminate()
 
     def valkey(self, password: str | None = None) -> Redis:
-        """A client that no proxy is in the way of."""
+        """A client that bypasses the proxies."""
         path = str(self.deployment.valkey.sockets / SOCKET_NAME)
         return Redis(unix_socket_path=path, password=password, socket_timeout=SQL_SECONDS)
 
     def log_of(self, *words: str) -> list[str]:
-        """What our programs said about ``words``."""
+        """The lines of our programs' logs that contain one of ``words``."""
         found = []
         for path in self.deployment.folder.glob("*.log"):
             with path.open(errors="replace") as lines:
@@ -243,12 +243,12 @@ class Stage:
         return found
 
     def _database_url(self, name: str) -> str:
-        """For one process, whose name goes into the history of what it changes."""
+        """The URL for one program, whose name the history records with its changes."""
         address = f"{USER}@{HOST}:{self.postgres.port}/{DATABASE}"
         return f"postgresql://{address}?application_name={quote(name)}"
 
     def _new_account(self, owner: Owner, amount: int) -> str:
-        """Its token."""
+        """Grant the credits. Returns a token of the owner."""
         kind = "--store" if owner.channel is Channel.B2B else "--user"
         self.deployment.wearon("credits", "grant", kind, owner.id, str(amount))
         if owner.channel is Channel.B2B:
@@ -267,14 +267,14 @@ class Stage:
 
 
 def children(pid: int) -> list[int]:
-    """What a process started; nothing where there is no /proc."""
+    """The children of a process; none where there is no /proc."""
     lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     return [int(child) for child in " ".join(lists).split()]
 
 
 @asynccontextmanager
 async def deployed() -> AsyncIterator[Stage]:
-    """Everything, running; nothing of it is left afterwards."""
+    """Everything, running; afterwards nothing of it is left."""
     with servers.folder() as folder, ThreadPoolExecutor(1) as thread:
         stage = Stage(folder, thread)
         try:
@@ -287,8 +287,7 @@ async def deployed() -> AsyncIterator[Stage]:
 
 @asynccontextmanager
 async def _pictures() -> AsyncIterator[str]:
-    """The URL of the picture that everybody wants to wear something on. Its query is one of
-    MOODS."""
+    """The URL of the model picture of all requests. Its query is one of MOODS."""
     picture, random = encoded("PNG", size=(64, 96)), Random(0)
 
     async def answer(request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""What is done to the deployment, at random by a seed. Each fault ends by itself."""
+"""The faults, chosen at random by a seed. Each fault ends by itself."""
 
 import asyncio
 import json
@@ -17,30 +17,30 @@ from tests.chaos.load import GARBAGE, TASKS_KEY
 from tests.support.proxy import Proxy, no_delay
 
 PAUSE_SECONDS = 2.0
-"""Longest pause between two faults of one troublemaker; there are two at work at a time."""
+"""Longest pause between two faults of one troublemaker."""
 TROUBLEMAKERS = 2
 BEYOND_THE_LEASE_SECONDS = (3.0, 7.0)
 A_WHILE_SECONDS = (1.0, 5.0)
 LONGEST_SLOW_SECONDS = 0.5
 LONGEST_LATE_SECONDS = 8.0
-"""Beyond the lease, so that somebody else may have the session when a worker's last word comes."""
+"""Longer than the lease: another worker may have the session when a late write arrives."""
 REPEATED = 20
 LOCKED_SESSIONS = 3
-PASSWORD = "not known to anybody else"
+PASSWORD = "known to the tests only"
 
 CHARGING = PICTURE.encode()
 SETTLING = (b"image/", ErrorCode.IMAGE_UNREACHABLE.encode())
-"""What is in a statement that completes a session, and in one that fails it."""
+"""Part of a statement that completes a session, and of one that fails it."""
 TELLTALES = {
     "redis link": (b"LPUSH", b"LPUSH", b"BRPOP"),
     "postgres link": (CHARGING, CHARGING, *SETTLING),
 }
-"""What the requests contain whose replies are lost."""
+"""Part of the requests whose replies are lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """``do`` to ``target``, to which nothing else is done meanwhile."""
+    """``do`` is done to ``target``, and no other fault hits that target meanwhile."""
 
     kind: str
     target: str
@@ -48,7 +48,7 @@ class Fault:
 
 
 class Faults:
-    """Two troublemakers, who leave each other's targets alone."""
+    """Two troublemakers, which never work on the same target."""
 
     def __init__(self, stage: Stage, random: Random, say: Callable[[str], None]) -> None:
         self._stage = stage
@@ -59,10 +59,10 @@ class Faults:
         self._to_come: list[Fault] = []
         self.counts: Counter[str] = Counter()
         self.problems: list[str] = []
-        """What a program did that had no cause in a fault."""
+        """What programs did without a fault as the cause."""
 
     async def run(self, until: float) -> None:
-        """Until that time of the event loop, and until the last fault is over."""
+        """Cause faults until that time of the event loop; return when the last fault has ended."""
         async with asyncio.TaskGroup() as group:
             for _ in range(TROUBLEMAKERS):
                 group.create_task(self._make_trouble(until))
@@ -81,10 +81,11 @@ class Faults:
             await fault.do()
             self._busy.remove(fault.target)
             self.counts[f"{fault.kind} {fault.target.partition('-')[0]}"] += 1
-            self.problems += [f"{name} ended by itself" for name in await self._unasked()]
+            self.problems += [f"{name} ended by itself" for name in await self._restart_ended()]
 
     def _next(self) -> Fault | None:
-        """Every fault has its turn before any comes again; None if all that are left must wait."""
+        """Every fault comes once before any is repeated. None if the targets of all that remain are
+        busy."""
         if not self._to_come:
             self._to_come = self._random.sample(self._faults, len(self._faults))
         free = [fault for fault in self._to_come if fault.target not in self._busy]
@@ -93,8 +94,9 @@ class Faults:
         self._to_come.remove(free[0])
         return free[0]
 
-    async def _unasked(self) -> list[str]:
-        """Who ended without a cause and was started again; while nothing is done to anybody."""
+    async def _restart_ended(self) -> list[str]:
+        """Restart programs that have ended, while no program has a fault. Returns those that ended
+        without one."""
         if self._busy & PARTS.keys():
             return []
         self._busy |= PARTS.keys()
@@ -123,7 +125,7 @@ class Faults:
             faults += [
                 Fault("killed", name, partial(self._kill, name)),
                 Fault("frozen", name, partial(self._freeze, name)),
-                Fault("told to stop", name, partial(self._terminate, name)),
+                Fault("SIGTERM", name, partial(self._terminate, name)),
             ]
         faults.append(Fault("one process killed", "api", self._kill_one_of_api))
         for name, proxy in (
@@ -168,7 +170,7 @@ class Faults:
     async def _terminate(self, name: str) -> None:
         exit_code = await self._stage.terminate(name)
         if exit_code != 0:
-            self.problems.append(f"{name} was told to stop; its exit code was {exit_code}")
+            self.problems.append(f"{name} got SIGTERM; its exit code was {exit_code}")
         await self._stage.start(name)
 
     async def _kill_one_of_api(self) -> None:
@@ -185,7 +187,7 @@ class Faults:
             await redis.lpush(TASKS_KEY, json.dumps(self._random.choice(GARBAGE)))
 
     async def _push_again(self) -> None:
-        """Tasks that were popped before, whatever became of them."""
+        """Push tasks that were popped before, whatever the status of their sessions."""
         popped = self._stage.popped
         again = self._random.sample(popped, min(len(popped), REPEATED))
         if again:
@@ -217,7 +219,7 @@ class Faults:
     async def _lock_redis(self) -> None:
         async with self._stage.valkey() as redis:
             await redis.config_set("requirepass", PASSWORD)
-        await self._stage.redis.cut()  # Who is connected need not say the password any more.
+        await self._stage.redis.cut()  # Open connections would not need the password.
         await self._a_while()
         async with self._stage.valkey(PASSWORD) as redis:
             await redis.config_set("requirepass", "")
@@ -246,7 +248,7 @@ class Faults:
         )
 
     async def _lock_sessions(self) -> None:
-        """As a consumer that is not ours may, for as long as it works on them."""
+        """As an external consumer may do while it works on them."""
         await self._hold(
             "SELECT FROM generation_sessions WHERE status IN ('queued', 'processing')"
             f" ORDER BY id LIMIT {LOCKED_SESSIONS} FOR UPDATE SKIP LOCKED"
@@ -263,10 +265,11 @@ class Faults:
                 await sql.execute(lock)
                 await self._a_while((1.0, 7.0))
         except asyncpg.LockNotAvailableError:
-            self._say("nothing was locked, for others held it too long")
+            self._say("nothing was locked: another transaction held it too long")
 
     async def _delay(self, proxy: Proxy, telltale: bytes, longest_seconds: float) -> None:
-        """What contains ``telltale`` is late, each time anew, and may meet what came after it."""
+        """Requests that contain ``telltale`` are late, each by a random time, so that later ones
+        may overtake them."""
 
         def delay(data: bytes) -> float:
             return self._random.uniform(0.0, longest_seconds) if telltale in data else 0.0
@@ -283,7 +286,7 @@ class Faults:
         await proxy.listen()
 
     async def _swallow(self, proxy: Proxy) -> None:
-        """Nothing arrives, or nothing comes back; afterwards it does so late, or never."""
+        """No requests arrive, or no replies; afterwards they arrive late, or never."""
         way = self._random.choice((proxy.requests, proxy.replies))
         way.clear()
         try:

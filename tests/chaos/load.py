@@ -1,5 +1,4 @@
-"""Who uses the deployment: clients that remember what they were told, and a consumer that is not
-ours."""
+"""The users of the deployment: clients that record their answers, and an external consumer."""
 
 import asyncio
 import json
@@ -15,11 +14,11 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from domain.credits import Owner
-from tests.chaos.deployment import ACCOUNTS, FOREIGN, HOT, MOODS, NO_DATABASE, Stage
+from tests.chaos.deployment import ACCOUNTS, EXTERNAL, HOT, MOODS, NO_DATABASE, Stage
 
 TASKS_KEY = "wearon:tasks:generation"
 GARBAGE: tuple[Any, ...] = ([], {"version": 9}, {"session_id": "somebody's"}, {"session_id": None})
-"""Messages that are no tasks."""
+"""Messages that are not tasks."""
 CLIENTS = 10
 MAX_REQUESTS = 50_000
 ANSWER_SECONDS = 10.0
@@ -28,8 +27,8 @@ GENERATIONS = "/api/v1/generations"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """What a client was answered to a request for a picture, or NO_ANSWER."""
+class Answer:
+    """The answer to a request for a picture, or NO_ANSWER."""
 
     request_id: str
     owner: Owner
@@ -41,11 +40,11 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What a client was answered about a session: to a look, or to a wish to cancel it."""
+class Sighting:
+    """The answer to a status request or a cancellation, which ``caller`` sent."""
 
     session_id: UUID
-    asker: Owner
+    caller: Owner
     owner: Owner
     cancel: bool
     status: int
@@ -54,14 +53,14 @@ class Seen:
 
 @dataclass(slots=True)
 class Journal:
-    """Everything that anybody was told."""
+    """All answers that clients got."""
 
-    told: list[Told] = field(default_factory=list)
-    seen: list[Seen] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    sightings: list[Sighting] = field(default_factory=list)
 
 
 class Client:
-    """Asks for pictures, repeats itself, changes its mind and looks what became of it."""
+    """Requests pictures, repeats requests, reads statuses and cancels."""
 
     def __init__(
         self, name: str, stage: Stage, http: ClientSession, journal: Journal, random: Random
@@ -74,73 +73,73 @@ class Client:
         self._requests = 0
 
     async def run(self, over: asyncio.Event) -> None:
-        while not over.is_set() and len(self._journal.told) < MAX_REQUESTS:
+        while not over.is_set() and len(self._journal.answers) < MAX_REQUESTS:
             await asyncio.sleep(self._random.uniform(0.1, 1.2))
-            await self._want_a_picture()
+            await self._request_picture()
 
-    async def _want_a_picture(self) -> None:
+    async def _request_picture(self) -> None:
         random = self._random
         owner = random.choice((HOT, HOT, HOT, *ACCOUNTS))
         key = f"{self._name}-{self._requests}" if random.random() < 0.5 else None
         mood = random.choice(MOODS)
         copies = random.choice((1, 1, 2, 3)) if key else 1
-        told = await self._submit_copies(owner, key, mood, copies)
+        answers = await self._submit_copies(owner, key, mood, copies)
         while key and random.random() < 0.5:
             await asyncio.sleep(random.choice((0.0, 0.3, 4.0)) * random.random())
             if random.random() < 0.1:
                 await self._submit(owner, key, "another")
-            told += await self._submit_copies(owner, key, mood, 1)
-        for session_id in {item.session_id for item in told if item.session_id}:
+            answers += await self._submit_copies(owner, key, mood, 1)
+        for session_id in {item.session_id for item in answers if item.session_id}:
             if random.random() < 0.2:
                 await self._see(session_id, owner, owner, cancel=True)
             if random.random() < 0.5:
                 await asyncio.sleep(random.random() * 2)
-                asker = random.choice((owner, owner, *ACCOUNTS))
-                await self._see(session_id, asker, owner, cancel=random.random() < 0.1)
+                caller = random.choice((owner, owner, *ACCOUNTS))
+                await self._see(session_id, caller, owner, cancel=random.random() < 0.1)
 
     async def _submit_copies(
         self, owner: Owner, key: str | None, mood: str, count: int
-    ) -> list[Told]:
-        """The same request ``count`` times at once."""
+    ) -> list[Answer]:
+        """The same request ``count`` times concurrently."""
         return await asyncio.gather(*(self._submit(owner, key, mood) for _ in range(count)))
 
-    async def _submit(self, owner: Owner, key: str | None, mood: str) -> Told:
+    async def _submit(self, owner: Owner, key: str | None, mood: str) -> Answer:
         self._requests += 1
         request_id = f"{self._name}-{self._requests}"
         headers = {"X-Request-Id": request_id} | ({"Idempotency-Key": key} if key else {})
-        wish = {"model_image_url": f"{self._stage.picture_url}?{mood}"}
-        status, answer, replayed = await self._call("POST", "", owner, headers, wish)
-        data = answer.get("data") or {}
-        told = Told(
+        request = {"model_image_url": f"{self._stage.picture_url}?{mood}"}
+        status, body, replayed = await self._call("POST", "", owner, headers, request)
+        data = body.get("data") or {}
+        answer = Answer(
             request_id=request_id,
             owner=owner,
             key=key,
             status=status,
-            code=(answer.get("error") or {}).get("code"),
+            code=(body.get("error") or {}).get("code"),
             session_id=UUID(data["session_id"]) if data else None,
             replayed=replayed,
         )
-        self._journal.told.append(told)
-        return told
+        self._journal.answers.append(answer)
+        return answer
 
-    async def _see(self, session_id: UUID, asker: Owner, owner: Owner, *, cancel: bool) -> None:
+    async def _see(self, session_id: UUID, caller: Owner, owner: Owner, *, cancel: bool) -> None:
         method, path = ("POST", f"/{session_id}/cancel") if cancel else ("GET", f"/{session_id}")
-        status, answer, _ = await self._call(method, path, asker, {}, None)
-        self._journal.seen.append(
-            Seen(
+        status, body, _ = await self._call(method, path, caller, {}, None)
+        self._journal.sightings.append(
+            Sighting(
                 session_id=session_id,
-                asker=asker,
+                caller=caller,
                 owner=owner,
                 cancel=cancel,
                 status=status,
-                session_status=(answer.get("data") or {}).get("status"),
+                session_status=(body.get("data") or {}).get("status"),
             )
         )
 
     async def _call(
         self, method: str, path: str, owner: Owner, headers: dict[str, str], body: Any
     ) -> tuple[int, dict[str, Any], bool]:
-        """Status, body, and whether it was said to be a replay."""
+        """Status, body, and whether the answer is a replay."""
         try:
             async with self._http.request(
                 method,
@@ -154,9 +153,9 @@ class Client:
             return NO_ANSWER, {}, False
 
 
-class ForeignConsumer:
-    """Pops with plain BRPOP and writes the session's row by SQL. Knows of no lease, no attempt and
-    no refund, tries nothing twice, and dies now and then."""
+class ExternalConsumer:
+    """Pops with plain BRPOP and writes the session's row with SQL. It knows no leases, attempts or
+    refunds, retries nothing, and dies now and then."""
 
     def __init__(self, stage: Stage, random: Random) -> None:
         self._stage = stage
@@ -167,7 +166,7 @@ class ForeignConsumer:
         while not over.is_set():
             redis = Redis.from_url(self._stage.redis_url, socket_timeout=5, protocol=2)
             try:
-                async with self._stage.sql(FOREIGN) as connection:
+                async with self._stage.sql(EXTERNAL) as connection:
                     while not over.is_set() and await self._work(redis, connection):
                         pass
             except (RedisError, *NO_DATABASE):
@@ -176,7 +175,7 @@ class ForeignConsumer:
                 await redis.aclose()
 
     async def _work(self, redis: Redis, sql: "asyncpg.Connection[asyncpg.Record]") -> bool:
-        """Whether it is alive afterwards."""
+        """Returns whether it is alive afterwards."""
         popped = await redis.brpop([TASKS_KEY], timeout=1)
         if popped is None:
             return True
@@ -210,14 +209,15 @@ class ForeignConsumer:
 
 
 async def put_load_on(stage: Stage, journal: Journal, over: asyncio.Event, *, seed: int) -> int:
-    """Until it is ``over``, and until the last answer. Returns how many rows others wrote."""
+    """Run all users until ``over`` is set and the last answer has arrived. Returns how many rows
+    the external consumer wrote."""
     timeout = ClientTimeout(total=ANSWER_SECONDS)
     async with ClientSession(timeout=timeout) as http, asyncio.TaskGroup() as users:
         for client in _clients(stage, http, journal, seed):
             users.create_task(client.run(over))
-        foreign = ForeignConsumer(stage, Random(f"foreign {seed}"))
-        users.create_task(foreign.run(over))
-    return foreign.written
+        external = ExternalConsumer(stage, Random(f"external {seed}"))
+        users.create_task(external.run(over))
+    return external.written
 
 
 def _clients(stage: Stage, http: ClientSession, journal: Journal, seed: int) -> Sequence[Client]:

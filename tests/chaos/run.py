@@ -1,4 +1,4 @@
-"""A run: load and faults for a while, then rest, then the checks."""
+"""A run: load and faults for a while, then time to settle, then the checks."""
 
 import asyncio
 from collections import Counter
@@ -11,9 +11,9 @@ from tests.chaos.faults import Faults
 from tests.chaos.load import Journal, put_load_on
 
 REST_SECONDS = 6.0
-"""What was on its way at the end, as a statement that waits for a lock, has arrived by then."""
+"""By then the last late effects have happened, such as statements that waited for a lock."""
 CRASHES = ("_crashed", "unexpected_error", "Traceback")
-"""In the log of a program: something that nobody expected."""
+"""Signs of an unexpected error in a program's log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class Report:
     sightings: Counter[str]
     faults: Counter[str]
     looks: int
-    written_by_others: int
+    written_externally: int
     settled_after_seconds: float
     slowest_session_seconds: float
     violations: list[str]
@@ -34,9 +34,10 @@ class Report:
         lines = [
             f"sessions: {_listed(self.sessions)}",
             f"answers: {_listed(self.answers)}",
-            f"looks and cancels: {_listed(self.sightings)}",
+            f"status requests and cancels: {_listed(self.sightings)}",
             f"faults: {_listed(self.faults)}",
-            f"books checked {self.looks} times; {self.written_by_others} rows written by others",
+            f"books checked {self.looks} times;"
+            f" {self.written_externally} rows written by the external consumer",
             f"settled {self.settled_after_seconds:.1f} s after the last fault;"
             f" the slowest session took {self.slowest_session_seconds:.1f} s",
             f"violations: {len(self.violations)}",
@@ -49,7 +50,7 @@ def _listed(counts: Counter[str]) -> str:
 
 
 async def run(*, seconds: float, seed: int) -> Report:
-    """Faults for ``seconds``, which ``seed`` chooses; when they meet what, is up to the machine."""
+    """Faults for ``seconds``, chosen by ``seed``. Their timing depends on the machine."""
     async with deployed() as stage:
         return await _run(stage, seconds, seed)
 
@@ -91,16 +92,16 @@ async def _run(stage: Stage, seconds: float, seed: int) -> Report:
             f"{row['status']} {row['error_code'] or ''}".strip() for row in books.sessions.values()
         ),
         answers=Counter(
-            f"{told.status or 'none'}{' replayed' if told.replayed else ''}"
-            for told in journal.told
+            f"{answer.status or 'none'}{' replayed' if answer.replayed else ''}"
+            for answer in journal.answers
         ),
         sightings=Counter(
-            f"{'cancel' if seen.cancel else 'look'} {seen.status or 'none'}"
-            for seen in journal.seen
+            f"{'cancel' if sighting.cancel else 'status'} {sighting.status or 'none'}"
+            for sighting in journal.sightings
         ),
         faults=faults.counts,
         looks=watch.looks,
-        written_by_others=written.result(),
+        written_externally=written.result(),
         settled_after_seconds=settled_after,
         slowest_session_seconds=max(
             (
@@ -115,7 +116,7 @@ async def _run(stage: Stage, seconds: float, seed: int) -> Report:
 
 
 async def _settle(watch: Watch, deadline: float) -> Books:
-    """The books as soon as all is settled, or as they are at the deadline."""
+    """The books once everything is settled, or at the deadline."""
     loop = asyncio.get_running_loop()
     while True:
         books = await watch.look()

@@ -348,7 +348,7 @@ def test_settings_reach_what_they_set() -> None:
     assert (work.lease.total_seconds(), work.max_attempts) == (9, 5)
     assert (recovery.queue_ttl.total_seconds(), recovery.max_attempts) == (11, 5)
     assert recovery.picture_lifetime.days == 4
-    assert recovery.keep_uploads.days == 13
+    assert recovery.upload_lifetime.days == 13
     assert container.fetcher()._max_bytes == 4_096
     assert (uploads.max_per_day, uploads.max_bytes) == (12, 4_096)
 
@@ -373,7 +373,7 @@ def test_settings_reach_the_provider() -> None:
 
     assert isinstance(generator, OpenAiPictureGenerator)
     assert str(generator._url) == "https://gateway.example/v1/images/edits"
-    assert generator._api_key == "sk-1"
+    assert generator._client._api_key == "sk-1"
     assert "sk-1" not in f"{generator!r} {container.settings()!r}"
     assert generator._options == {
         "model": "gpt-image-2", "size": "1024x1536", "quality": "high", "output_format": "webp"
@@ -402,7 +402,7 @@ def test_settings_reach_the_limit_of_the_provider(fallback: int, share: int) -> 
     assert isinstance(limit, RedisStartLimit)
     assert (limit._pace, limit._share._pace) == (Pace.of(120), Pace.of(share))
     assert limit._timeout_seconds == 3
-    assert build_worker(container, concurrency=1, recovery=False)._limit is limit
+    assert build_worker(container, concurrency=1, recovery=False).start_limit is limit
 
 
 def test_only_a_provider_has_a_limit() -> None:
@@ -441,7 +441,7 @@ def test_settings_reach_the_provider_of_jobs() -> None:
     assert generator._limits == JobLimits(
         total_seconds=33, first_pause_seconds=0.2, longest_pause_seconds=0.2
     )
-    assert (str(jobs._root), jobs._token) == ("https://gateway.example/v1", "r8_1")
+    assert (str(jobs._root), jobs._client._api_key) == ("https://gateway.example/v1", "r8_1")
     assert "r8_1" not in f"{generator!r} {jobs!r} {container.settings()!r}"
     assert jobs._model == ReplicateModel(name="google/nano-banana-2", image_field="images")
     assert jobs._deadline == 33

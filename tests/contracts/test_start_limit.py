@@ -1,5 +1,8 @@
-"""StartLimitPort. Redis' time is real, so what is asserted holds however slow the machine is: an
-interval is so long that none passes, or the time that passed is measured."""
+"""The contract of ``StartLimitPort``.
+
+Redis' clock is real, so the assertions hold on a machine of any speed: an interval is too long to
+pass during a test, or the elapsed time is measured.
+"""
 
 import asyncio
 from itertools import cycle, islice
@@ -16,12 +19,12 @@ FOUR_AND_NO_MORE = Pace(burst=4, interval_us=600_000_000)
 
 
 async def taken(limit: StartLimitPort, times: int) -> int:
-    """How many permits were taken of so many that were asked for."""
+    """The number of permits taken in this many attempts."""
     return [await limit.take() for _ in range(times)].count(0.0)
 
 
-async def test_a_permit_is_taken_or_there_is_a_wait(limit_backend: LimitBackend) -> None:
-    """As many as may start at once, and then the time until the next one."""
+async def test_take_returns_a_permit_or_a_wait(limit_backend: LimitBackend) -> None:
+    """The burst is permitted at once; then ``take`` returns the time until the next permit."""
     limit = limit_backend.sharer(FOUR_AND_NO_MORE)
 
     answers = [await limit.take() for _ in range(6)]
@@ -30,20 +33,19 @@ async def test_a_permit_is_taken_or_there_is_a_wait(limit_backend: LimitBackend)
     assert 500 < answers[5] <= answers[4] <= 600
 
 
-async def test_after_the_wait_there_is_a_permit(limit_backend: LimitBackend) -> None:
-    """For one start, and the next has its own wait, time after time."""
+async def test_permit_is_available_after_the_wait(limit_backend: LimitBackend) -> None:
+    """One permit per wait, time after time."""
     limit = limit_backend.sharer(Pace(burst=2, interval_us=30_000))
     await taken(limit, 2)
     for _ in range(5):
         while (wait := await limit.take()) == 0:
-            continue  # This machine is so busy that an interval has passed.
+            continue  # The machine is so busy that an interval has passed.
         await limit_backend.wait(wait)
 
         assert await limit.take() == 0
 
 
-async def test_time_shortens_the_wait(limit_backend: LimitBackend) -> None:
-    """What has passed already need not be waited for again."""
+async def test_elapsed_time_shortens_the_wait(limit_backend: LimitBackend) -> None:
     limit = limit_backend.sharer(Pace(burst=1, interval_us=500_000))
     await limit.take()
     await limit_backend.wait(0.2)
@@ -51,8 +53,8 @@ async def test_time_shortens_the_wait(limit_backend: LimitBackend) -> None:
     assert await limit.take() <= 0.3
 
 
-async def test_what_is_given_back_may_be_taken_again(limit_backend: LimitBackend) -> None:
-    """At once, by another, as often as it was given back."""
+async def test_returned_permits_can_be_taken_again(limit_backend: LimitBackend) -> None:
+    """At once, by another user of the limit, as many as were given back."""
     one, other = limit_backend.sharer(FOUR_AND_NO_MORE), limit_backend.sharer(FOUR_AND_NO_MORE)
     await taken(one, 4)
 
@@ -62,10 +64,8 @@ async def test_what_is_given_back_may_be_taken_again(limit_backend: LimitBackend
     assert await taken(other, 4) == 2
 
 
-async def test_giving_back_adds_nothing_to_what_may_start_at_once(
-    limit_backend: LimitBackend,
-) -> None:
-    """Also not where it is done more often than taking."""
+async def test_returned_permits_do_not_exceed_the_burst(limit_backend: LimitBackend) -> None:
+    """Even if more permits are given back than were taken."""
     limit = limit_backend.sharer(FOUR_AND_NO_MORE)
     await taken(limit, 1)
     for _ in range(3):
@@ -74,10 +74,8 @@ async def test_giving_back_adds_nothing_to_what_may_start_at_once(
     assert await taken(limit, 8) == 4
 
 
-async def test_idle_time_adds_nothing_to_what_may_start_at_once(
-    limit_backend: LimitBackend,
-) -> None:
-    """A limit that nobody used for many intervals is as full as a new one."""
+async def test_idle_time_does_not_exceed_the_burst(limit_backend: LimitBackend) -> None:
+    """After many idle intervals a limit permits as many starts at once as a new one."""
     limit = limit_backend.sharer(Pace(burst=4, interval_us=20_000))
     await taken(limit, 4)
     await limit_backend.wait(0.5)
@@ -88,8 +86,8 @@ async def test_idle_time_adds_nothing_to_what_may_start_at_once(
     assert 4 <= permitted <= 4 + (limit_backend.now() - began) / 0.02
 
 
-async def test_all_who_share_a_limit_have_it_together(limit_backend: LimitBackend) -> None:
-    """However many ask at the same instant, as many permits are taken as there are."""
+async def test_limit_is_shared(limit_backend: LimitBackend) -> None:
+    """Concurrent users of one limit take no more permits together than one alone."""
     sharers = [limit_backend.sharer(FOUR_AND_NO_MORE) for _ in range(5)]
 
     answers = await asyncio.gather(*(sharer.take() for sharer in sharers * 4))
@@ -97,9 +95,9 @@ async def test_all_who_share_a_limit_have_it_together(limit_backend: LimitBacken
     assert answers.count(0.0) == 4
 
 
-async def test_starts_keep_to_the_pace(limit_backend: LimitBackend) -> None:
-    """Whoever of those who share it takes them: within any time, the burst and one for each
-    interval. And no fewer, for those who wait as long as they are told."""
+async def test_starts_keep_the_pace(limit_backend: LimitBackend) -> None:
+    """Over all users, any time has at most the burst and one start per interval. Users who wait as
+    told get nearly as many."""
     pace = Pace(burst=5, interval_us=10_000)
     sharers = cycle([limit_backend.sharer(pace) for _ in range(3)])
     starts: list[tuple[float, float]] = []

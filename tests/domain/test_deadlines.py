@@ -1,4 +1,4 @@
-"""Many waits on one timer: each is bounded as if it had a timer of its own."""
+"""Many waits on one timer: each has the same bound as with a timer of its own."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -17,11 +17,11 @@ SECONDS = 4.0
 Bound = Callable[[], AbstractAsyncContextManager[object]]
 
 
-def one_of_its_own() -> AbstractAsyncContextManager[object]:
+def own_timer() -> AbstractAsyncContextManager[object]:
     return asyncio.timeout(SECONDS)
 
 
-def shared() -> Bound:
+def shared_timer() -> Bound:
     timeout = SharedTimeout(SECONDS)
 
     @asynccontextmanager
@@ -37,7 +37,7 @@ def run(main: Coroutine[Any, Any, Any]) -> Any:
         return runner.run(main)
 
 
-# Times by quarters: exact as floats, and what happens at the very same time is drawn often.
+# Times in quarters are exact as floats, and equal times are drawn often.
 moments = st.integers(min_value=0, max_value=40).map(lambda quarters: quarters / 4)
 waits = st.lists(
     st.fixed_dictionaries(
@@ -52,19 +52,19 @@ waits = st.lists(
 )
 
 
-async def fates(bound: Bound, plans: list[dict[str, Any]]) -> list[tuple[str, float, int]]:
-    """How each wait ended, when, and how many cancellations it was left with."""
-    tasks = [asyncio.create_task(_fate(bound, plan)) for plan in plans]
+async def ends(bound: Bound, plans: list[dict[str, Any]]) -> list[tuple[str, float, int]]:
+    """How each wait ended, when, and how many cancellations its task was left with."""
+    tasks = [asyncio.create_task(_end(bound, plan)) for plan in plans]
     loop = asyncio.get_running_loop()
     for task, plan in zip(tasks, plans, strict=True):
-        # Not at the time of anything else: which of two things at once is first is luck.
+        # At a time of its own: of two events at the same time, either may come first.
         if plan["cancelled"] is not None:
             loop.call_later(plan["cancelled"] + 0.125, task.cancel)
     ended = await asyncio.gather(*tasks, return_exceptions=True)
-    return [("broken off", 0.0, 0) if isinstance(end, BaseException) else end for end in ended]
+    return [("cancelled", 0.0, 0) if isinstance(end, BaseException) else end for end in ended]
 
 
-async def _fate(bound: Bound, plan: dict[str, Any]) -> tuple[str, float, int]:
+async def _end(bound: Bound, plan: dict[str, Any]) -> tuple[str, float, int]:
     await asyncio.sleep(plan["begins"])
     task = asyncio.current_task()
     assert task is not None
@@ -97,31 +97,31 @@ async def _wait(ends: str, lasts: list[float]) -> None:
 
 
 @given(waits)
-def test_each_ends_as_if_it_had_a_timer_of_its_own(plans: list[dict[str, Any]]) -> None:
-    """Whatever begins, ends, fails, nests or is cancelled meanwhile: how, when, and with as many
-    cancellations left as with ``asyncio.timeout``."""
-    assert run(fates(shared(), plans)) == run(fates(one_of_its_own, plans))
+def test_shared_timer_equals_own_timer(plans: list[dict[str, Any]]) -> None:
+    """Whatever begins, ends, fails, nests or is cancelled: each wait ends in the same way, at the
+    same time and with as many cancellations left as with ``asyncio.timeout``."""
+    assert run(ends(shared_timer(), plans)) == run(ends(own_timer, plans))
 
 
-def test_what_still_waits_ends_at_its_deadline() -> None:
-    """And the shorter wait between does not."""
+def test_wait_ends_at_its_deadline() -> None:
+    """Long waits end at their deadlines; a shorter wait between them ends well."""
 
     async def main() -> None:
         timeout = SharedTimeout(SECONDS)
-        ends: dict[float, tuple[str, float]] = {}
+        ended: dict[float, tuple[str, float]] = {}
 
         async def wait(begins: float, lasts: float) -> None:
             await asyncio.sleep(begins)
             try:
                 with timeout.running():
                     await asyncio.sleep(lasts)
-                ends[begins] = ("well", loop_time())
+                ended[begins] = ("well", loop_time())
             except TimeoutError:
-                ends[begins] = ("late", loop_time())
+                ended[begins] = ("late", loop_time())
 
         await asyncio.gather(wait(0, 3.5), wait(1, 100), wait(2, 1), wait(3, 100), wait(20, 100))
 
-        assert ends == {
+        assert ended == {
             0: ("well", 3.5),
             1: ("late", 5.0),
             2: ("well", 3.0),
@@ -132,8 +132,8 @@ def test_what_still_waits_ends_at_its_deadline() -> None:
     run(main())
 
 
-def test_a_cancellation_from_outside_is_not_swallowed() -> None:
-    """Also where it comes at the same time as the deadline."""
+def test_cancellation_from_outside_is_not_swallowed() -> None:
+    """Not even at the same time as the deadline."""
 
     async def main() -> None:
         timeout = SharedTimeout(SECONDS)
@@ -154,8 +154,8 @@ def test_a_cancellation_from_outside_is_not_swallowed() -> None:
     run(main())
 
 
-def test_a_cancellation_from_before_is_not_its_own() -> None:
-    """Who was cancelled once and went on is told of the deadline as anybody else."""
+def test_earlier_cancellation_does_not_hide_the_deadline() -> None:
+    """A task that survived a cancellation gets a TimeoutError at the deadline like any other."""
 
     async def main() -> None:
         task = asyncio.current_task()
@@ -172,8 +172,8 @@ def test_a_cancellation_from_before_is_not_its_own() -> None:
     run(main())
 
 
-def test_it_outlives_an_event_loop() -> None:
-    """A loop that was closed while something waited leaves nothing behind for the next."""
+def test_timeout_works_on_the_next_event_loop() -> None:
+    """A loop that was closed during a wait leaves nothing behind for the next loop."""
     timeout = SharedTimeout(SECONDS)
 
     async def left_waiting() -> None:
@@ -194,9 +194,9 @@ def test_it_outlives_an_event_loop() -> None:
     run(main())
 
 
-def test_what_has_ended_is_forgotten() -> None:
-    """While one wait takes long, only those are remembered that began since it did; and none once
-    all have ended."""
+def test_ended_waits_are_released() -> None:
+    """During one long wait, only the waits that began after it are held in memory; none is held
+    once all have ended, and no timer is set any more."""
 
     async def main() -> None:
         timeout = SharedTimeout(SECONDS)
@@ -211,32 +211,40 @@ def test_what_has_ended_is_forgotten() -> None:
             while not task.done():
                 with timeout.running():
                     await asyncio.sleep(0.25)
-                most = max(most, len(timeout._running))
+                most = max(most, timeout.waits_held)
         assert most <= SECONDS / 0.25 + 2
 
         await asyncio.sleep(SECONDS)
-        assert not timeout._running
-        assert timeout._timer is None
+        assert timeout.waits_held == 0
+        before = timers_set()
+        await asyncio.sleep(10 * SECONDS)
+        assert timers_set() == before + 1
 
     run(main())
 
 
-def test_many_waits_take_one_timer() -> None:
-    """That is what it is for."""
+def timers_set() -> int:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    return loop.timers_set
+
+
+def test_many_waits_share_one_timer() -> None:
+    """A thousand short waits set one timer, and only the last wait is held in memory."""
 
     async def main() -> None:
         timeout = SharedTimeout(SECONDS)
-        loop: Any = asyncio.get_running_loop()
+        before = timers_set()
         for _ in range(1_000):
             with timeout.running():
                 pass
-        assert len(loop._scheduled) == 1
-        assert len(timeout._running) == 1
+        assert timers_set() == before + 1
+        assert timeout.waits_held == 1
 
     run(main())
 
 
 def test_only_a_task_can_wait() -> None:
-    """There is nothing else that could be told."""
+    """Outside of a task nothing could be cancelled at the deadline."""
     with pytest.raises(RuntimeError):
         SharedTimeout(SECONDS).running().__enter__()

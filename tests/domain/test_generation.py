@@ -1,5 +1,5 @@
-"""Working on a session: however an attempt ends, the session and its credit are right, and
-nobody is left waiting."""
+"""Working on a session: however an attempt ends, the session and its credit are right, and the
+session can go on."""
 
 import asyncio
 import gc
@@ -50,7 +50,7 @@ from tests.support.images import A_PICTURE, FakeImageFetcher
 from tests.support.service import INPUTS, Service, seeded_random
 
 POLICY = WorkPolicy()
-PUSH_AGAIN = RecoveryPolicy().requeue_after
+REQUEUE_AFTER = RecoveryPolicy().requeue_after
 SECOND = timedelta(seconds=1)
 CHARGED = [LedgerKind.DEBIT]
 REFUNDED = [LedgerKind.DEBIT, LedgerKind.REFUND]
@@ -62,8 +62,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(autouse=True)
-async def _nothing_is_left_running(service: Service) -> AsyncIterator[None]:
-    """Whatever happened: no forgotten task, and books that are right."""
+async def _no_task_is_left_running(service: Service) -> AsyncIterator[None]:
+    """After every test: no forgotten asyncio task, and correct books."""
     before = len(asyncio.all_tasks())
     yield
     assert len(asyncio.all_tasks()) == before
@@ -71,7 +71,7 @@ async def _nothing_is_left_running(service: Service) -> AsyncIterator[None]:
 
 
 class LongestWait(Random):
-    """Draws the upper end of every range, or as good as."""
+    """Draws the upper end of every range, as nearly as possible."""
 
     def random(self) -> float:
         return 1.0 - 2.0**-53
@@ -82,7 +82,7 @@ async def queued(service: Service) -> UUID:
 
 
 async def failure_of(service: Service, session_id: UUID) -> Failure | None:
-    """Why the session failed, its credit being back; None if it has not failed."""
+    """Why the session failed, with its refund; None if it has not failed and is charged."""
     session = await service.session(session_id)
     assert (session.status is SessionStatus.FAILED) == (session.failure is not None)
     assert service.money_of(session_id) == (REFUNDED if session.failure else CHARGED)
@@ -98,13 +98,13 @@ async def is_pushed_again_at(service: Service, session_id: UUID, delay: timedelt
     return not early.total and [task.session_id for task in service.waiting()] == [session_id]
 
 
-async def brought_to_its_end(service: Service, session_id: UUID) -> GenerationSession:
-    """What recovery and a worker make of the session, all faults being over."""
+async def settled_after_faults(service: Service, session_id: UUID) -> GenerationSession:
+    """End all faults, and let recovery and a worker settle the session."""
     for faults in (service.repo.faults, service.queue.faults):
         faults.away.clear()
         faults.deaf.clear()
     for _ in range(POLICY.max_attempts + 1):
-        service.clock.advance(LEASE + PUSH_AGAIN)
+        service.clock.advance(LEASE + REQUEUE_AFTER)
         await service.recover()
         while service.waiting():
             await service.work()
@@ -112,15 +112,15 @@ async def brought_to_its_end(service: Service, session_id: UUID) -> GenerationSe
 
 
 async def cancelled(running: "asyncio.Task[Outcome]") -> None:
-    """Cancel what runs, and see that it says so."""
+    """Cancel it, and check that the cancellation is raised."""
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
 
 
-async def test_a_task_becomes_a_picture(service: Service) -> None:
-    """The inputs are fetched in the contract's order and given to the generator with the prompt;
-    what it makes is kept under the session's prefix, and the session is completed."""
+async def test_task_becomes_a_picture(service: Service) -> None:
+    """The inputs are fetched in the contract's order and passed to the generator with the prompt.
+    Its picture is saved under the session's prefix, and the session is completed."""
     session = (
         await service.submitted(
             STORE, outfit_image_url=OUTFIT_URL, accessories=(HAT, BAG), prompt="In the rain"
@@ -141,9 +141,9 @@ async def test_a_task_becomes_a_picture(service: Service) -> None:
     assert service.money_of(session.id) == CHARGED
 
 
-async def test_the_picture_is_kept_before_the_session_is_completed(service: Service) -> None:
-    """The store is away at the end: the picture is safe, and the next attempt completes the
-    session with it, without asking anybody for another one."""
+async def test_picture_is_saved_before_completion(service: Service) -> None:
+    """The database is unavailable at the end: the picture is saved, and the next attempt completes
+    the session with it, without calling the generator again."""
     session = (await service.submitted()).session
     service.repo.faults.away.add("complete")
 
@@ -152,29 +152,29 @@ async def test_the_picture_is_kept_before_the_session_is_completed(service: Serv
     kept = await service.storage.find(session.object_prefix)
     assert kept is not None
     assert (await service.session(session.id)).status is SessionStatus.PROCESSING
-    after = await brought_to_its_end(service, session.id)
+    after = await settled_after_faults(service, session.id)
     assert (after.status, after.attempt, after.picture) == (SessionStatus.COMPLETED, 2, kept)
     assert (len(service.fetcher.fetched), len(service.generator.requests)) == (1, 1)
 
 
-async def test_what_a_picture_took_is_kept_with_it(service: Service) -> None:
-    """The generator's tokens and their cost end in the session. Those of an attempt that was lost
-    after the picture was kept are lost with it: they are not known, so none are made up."""
+async def test_usage_is_stored_with_the_picture(service: Service) -> None:
+    """The session has the generator's tokens and their cost. The usage of an attempt that died
+    after saving its picture is unknown, and none is made up."""
     known, lost = await service.backlog(2)
     service.generator.usage = USAGE
     await service.work()
     service.repo.faults.away.add("complete")
     await service.work()
 
-    after = await brought_to_its_end(service, lost)
+    after = await settled_after_faults(service, lost)
 
     assert (await service.session(known)).usage == USAGE
     assert (after.status, after.usage) == (SessionStatus.COMPLETED, None)
     assert len(service.generator.requests) == 2
 
 
-async def test_a_ghost_is_skipped(service: Service) -> None:
-    """A task whose session nobody knows is no error and starts nothing."""
+async def test_task_of_unknown_session_is_skipped(service: Service) -> None:
+    """It is no error, and nothing begins."""
     await service.queue.push(a_task())
 
     assert await service.work() is Outcome.SKIPPED
@@ -183,8 +183,8 @@ async def test_a_ghost_is_skipped(service: Service) -> None:
 
 
 @pytest.mark.parametrize("state", ["processing", "completed", "failed"])
-async def test_a_duplicate_is_skipped(service: Service, state: str) -> None:
-    """A task whose session is worked on or done changes nothing and starts nothing."""
+async def test_duplicate_task_is_skipped(service: Service, state: str) -> None:
+    """A task whose session is processing or final changes nothing, and nothing begins."""
     session = await service.claimed(await queued(service))
     if state == "completed":
         await service.repo.complete(session.id, attempt=1, picture=STORED_PICTURE)
@@ -199,8 +199,8 @@ async def test_a_duplicate_is_skipped(service: Service, state: str) -> None:
     assert (await service.session(session.id), service.balance()) == before
 
 
-async def test_one_of_many_copies_of_a_task_is_worked_on(service: Service) -> None:
-    """The others find the session taken, also at the same instant."""
+async def test_one_of_concurrent_duplicates_is_worked_on(service: Service) -> None:
+    """The others find the session claimed."""
     session_id = await queued(service)
     (task,) = service.waiting()
 
@@ -212,8 +212,8 @@ async def test_one_of_many_copies_of_a_task_is_worked_on(service: Service) -> No
 
 
 @pytest.mark.parametrize("attempt", range(1, 6))
-async def test_a_passing_fault_is_tried_again_after_a_while(service: Service, attempt: int) -> None:
-    """The session is released; the longest possible wait doubles with each attempt, to a cap."""
+async def test_transient_failure_is_retried_after_a_backoff(service: Service, attempt: int) -> None:
+    """The session is released; the longest wait doubles with each attempt, up to a cap."""
     policy = WorkPolicy(max_attempts=9, backoff_base=3 * SECOND, backoff_cap=20 * SECOND)
     session_id = await queued(service)
     for number in range(1, attempt):
@@ -230,8 +230,8 @@ async def test_a_passing_fault_is_tried_again_after_a_while(service: Service, at
 
 
 @pytest.mark.parametrize("attempt", [1, 2, 5, 33, 1_000_000])
-async def test_waits_have_full_jitter(attempt: int) -> None:
-    """They are spread over all of the range, whatever the settings, and never leave it."""
+async def test_backoff_has_full_jitter(attempt: int) -> None:
+    """Waits are spread over the whole range and stay within it, whatever the settings."""
     policy = WorkPolicy(backoff_base=timedelta(days=1), backoff_cap=timedelta(days=20))
     ceiling = min(20, 2 ** min(attempt - 1, 10)) * timedelta(days=1)
     random = seeded_random()
@@ -243,8 +243,8 @@ async def test_waits_have_full_jitter(attempt: int) -> None:
     assert 0.45 * ceiling < sum(waits, timedelta(0)) / len(waits) < 0.55 * ceiling
 
 
-async def test_retry_after_is_honoured(service: Service) -> None:
-    """The wait is not shorter than the other side asked for."""
+async def test_retry_after_is_respected(service: Service) -> None:
+    """The wait is not shorter than the provider's Retry-After."""
     session_id = await queued(service)
     service.generator.outcomes = [TryAgain("Busy", retry_after_seconds=40.0)]
 
@@ -254,16 +254,16 @@ async def test_retry_after_is_honoured(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "wait"),
+    ("retry_after", "wait"),
     [(-1.0, SECOND), (0.5, SECOND), (2.0, 2 * SECOND), (float("inf"), timedelta(hours=1))],
 )
-async def test_what_the_other_side_asks_for_has_a_bound(asked: float, wait: timedelta) -> None:
-    """It can make a wait longer, up to an hour, and never shorter."""
-    assert POLICY.backoff(1, asked, LongestWait()) == wait
+async def test_retry_after_is_bounded(retry_after: float, wait: timedelta) -> None:
+    """It makes a wait longer, up to an hour, and never shorter."""
+    assert POLICY.backoff(1, retry_after, LongestWait()) == wait
 
 
 async def test_attempts_are_bounded(service: Service) -> None:
-    """The last one fails the session with its refund, and with the fault's code and message."""
+    """The last attempt fails the session with its refund and the error's code and message."""
     session_id = await queued(service)
     fault = TryAgain("A picture's server did not deliver it", code=ErrorCode.IMAGE_UNREACHABLE)
     service.fetcher.pictures[MODEL_URL] = fault
@@ -281,8 +281,8 @@ async def test_attempts_are_bounded(service: Service) -> None:
     )
 
 
-async def test_what_is_refused_fails_at_once(service: Service) -> None:
-    """No second attempt: failed with its refund, and with the refusal's code and message."""
+async def test_refused_request_fails_at_once(service: Service) -> None:
+    """No second attempt: it fails with its refund and the refusal's code and message."""
     session_id = await queued(service)
     service.generator.outcomes = [Refused("Not this one", code=ErrorCode.MODERATION_BLOCKED)]
 
@@ -293,12 +293,12 @@ async def test_what_is_refused_fails_at_once(service: Service) -> None:
     )
 
 
-async def test_a_generator_that_turns_all_away_harms_no_session(service: Service) -> None:
-    """The session goes back to the front of the queue, with its credit kept and however often
-    that happens; the error is raised, for whoever decides what else to begin."""
+async def test_misconfigured_provider_fails_no_session(service: Service) -> None:
+    """The session goes back to the front of the queue and stays charged, however often that
+    happens. The error is raised, so that the worker's circuit opens."""
     first, second = await service.backlog(2)
-    record_rejection = ProviderMisconfigured(detail="401")
-    service.generator.outcomes = [record_rejection] * (POLICY.max_attempts + 2)
+    rejection = ProviderMisconfigured(detail="401")
+    service.generator.outcomes = [rejection] * (POLICY.max_attempts + 2)
 
     for _ in range(POLICY.max_attempts + 2):
         with pytest.raises(ProviderMisconfigured):
@@ -310,8 +310,8 @@ async def test_a_generator_that_turns_all_away_harms_no_session(service: Service
     assert await service.work() is Outcome.COMPLETED
 
 
-async def test_a_session_that_is_turned_away_expires_as_usual(service: Service) -> None:
-    """Nobody mends the key: the session ends after its time to live, with its refund."""
+async def test_session_expires_while_the_provider_is_misconfigured(service: Service) -> None:
+    """The key is never fixed: the session fails after its time to live, with its refund."""
     session_id = await queued(service)
     service.generator.outcomes = [ProviderMisconfigured(detail="401")]
     with pytest.raises(ProviderMisconfigured):
@@ -329,12 +329,12 @@ async def test_a_session_that_is_turned_away_expires_as_usual(service: Service) 
     "error",
     [
         RuntimeError("secret of the upstream"),
-        TimeoutError("raised by something inside, not by our bound"),
-        asyncio.CancelledError("raised by something inside, not asked for by anybody"),
+        TimeoutError("raised by the generator, not by our bound"),
+        asyncio.CancelledError("raised by the generator, not by a caller"),
     ],
 )
-async def test_the_unexpected_fails_and_is_raised(service: Service, error: BaseException) -> None:
-    """Failed with its refund and a message that tells nothing; the error itself is for the log."""
+async def test_unexpected_error_fails_the_session(service: Service, error: BaseException) -> None:
+    """With its refund and a generic message. The error itself is raised, for the log."""
     session_id = await queued(service)
     service.generator.outcomes = [error]
 
@@ -344,8 +344,8 @@ async def test_the_unexpected_fails_and_is_raised(service: Service, error: BaseE
     assert await failure_of(service, session_id) == GENERIC
 
 
-async def test_the_unexpected_is_raised_also_without_the_store(service: Service) -> None:
-    """That the session could not be failed does not hide why; recovery takes over."""
+async def test_unexpected_error_is_raised_without_the_database(service: Service) -> None:
+    """The database's failure does not hide the error, and recovery takes over."""
     session_id = await queued(service)
     service.generator.outcomes = [RuntimeError("a bug")]
     service.repo.faults.away.add("fail")
@@ -353,11 +353,11 @@ async def test_the_unexpected_is_raised_also_without_the_store(service: Service)
     with pytest.raises(RuntimeError, match="a bug"):
         await service.work()
 
-    assert (await brought_to_its_end(service, session_id)).status is SessionStatus.COMPLETED
+    assert (await settled_after_faults(service, session_id)).status is SessionStatus.COMPLETED
 
 
-async def test_a_bug_in_renewing_fails_the_session(service: Service) -> None:
-    """Work that cannot be kept safe is stopped, and the error is raised."""
+async def test_bug_in_renewal_fails_the_session(service: Service) -> None:
+    """Work whose lease cannot be renewed is stopped, and the error is raised."""
     session_id = await queued(service)
     service.generator.seconds = 100
     service.repo.faults.broken.add("renew")
@@ -369,8 +369,8 @@ async def test_a_bug_in_renewing_fails_the_session(service: Service) -> None:
     assert await failure_of(service, session_id) == GENERIC
 
 
-async def test_an_attempt_takes_no_longer_than_it_may(service: Service) -> None:
-    """Then it is stopped and tried again, and the last one fails with a message."""
+async def test_attempt_has_a_timeout(service: Service) -> None:
+    """After that it is stopped and retried; the last attempt fails the session with a message."""
     session_id = await queued(service)
     service.generator.seconds = 3600
     started_at = loop_time()
@@ -378,15 +378,15 @@ async def test_an_attempt_takes_no_longer_than_it_may(service: Service) -> None:
     assert await service.work() is Outcome.RELEASED
 
     assert loop_time() - started_at == POLICY.attempt_timeout.total_seconds()
-    after = await brought_to_its_end(service, session_id)
+    after = await settled_after_faults(service, session_id)
     assert after.failure == Failure(
         code="GENERATION_FAILED", message="Making the picture took too long"
     )
     assert service.money_of(session_id) == REFUNDED
 
 
-async def test_an_attempt_may_be_shorter_than_a_lease(service: Service) -> None:
-    """Then it is stopped when its time is over, not when its lease has to be renewed."""
+async def test_attempt_timeout_may_be_shorter_than_a_lease(service: Service) -> None:
+    """The attempt is stopped at its timeout, not at the first renewal of the lease."""
     await service.submitted()
     service.generator.seconds = 3600
     generation = service.generation(WorkPolicy(attempt_timeout=LEASE / 10))
@@ -397,9 +397,8 @@ async def test_an_attempt_may_be_shorter_than_a_lease(service: Service) -> None:
     assert loop_time() - started_at == LEASE.total_seconds() / 10
 
 
-async def test_work_that_does_not_stop_is_left_behind(service: Service) -> None:
-    """A generator that ignores cancellation holds neither the session nor the worker up, and an
-    error of it that comes too late disturbs nobody."""
+async def test_work_that_ignores_cancellation_is_left_behind(service: Service) -> None:
+    """It delays neither the session nor the worker, and its later error is not logged."""
     session_id = await queued(service)
     service.generator.seconds, service.generator.stubborn = 3600, True
     service.generator.outcomes = [RuntimeError("too late")]
@@ -413,8 +412,8 @@ async def test_work_that_does_not_stop_is_left_behind(service: Service) -> None:
     await asyncio.sleep(3600)
 
 
-async def test_a_lease_is_renewed_while_the_work_goes_on(service: Service) -> None:
-    """Work may take many leases: recovery, which runs beside it, sees a living worker."""
+async def test_lease_is_renewed_during_the_work(service: Service) -> None:
+    """Work may take many leases: recovery beside it sees a live worker."""
     session_id = await queued(service)
     service.generator.seconds = 5 * LEASE.total_seconds()
 
@@ -429,7 +428,7 @@ async def test_a_lease_is_renewed_while_the_work_goes_on(service: Service) -> No
     assert after.attempt == 1
 
 
-async def test_a_store_that_is_away_for_a_moment_does_not_stop_the_work(service: Service) -> None:
+async def test_short_database_outage_does_not_stop_the_work(service: Service) -> None:
     """One renewal fails and the next one, within the same lease, succeeds."""
     await service.submitted()
     service.generator.seconds = 2 * LEASE.total_seconds()
@@ -442,9 +441,9 @@ async def test_a_store_that_is_away_for_a_moment_does_not_stop_the_work(service:
     assert await working is Outcome.COMPLETED
 
 
-async def test_work_without_a_lease_is_stopped(service: Service) -> None:
-    """The store was away for a whole lease, so another worker may have the session: this one
-    stops and writes nothing, and recovery goes on from there."""
+async def test_expired_lease_stops_the_work(service: Service) -> None:
+    """The database was unavailable for a whole lease, so another worker may have the session: this
+    one stops and writes nothing, and recovery takes over."""
     session_id = await queued(service)
     service.generator.seconds = 100
     service.repo.faults.away.add("renew")
@@ -455,12 +454,13 @@ async def test_work_without_a_lease_is_stopped(service: Service) -> None:
     assert loop_time() - started_at == LEASE.total_seconds()
     assert (await service.session(session_id)).status is SessionStatus.PROCESSING
     service.generator.seconds = 0
-    after = await brought_to_its_end(service, session_id)
+    after = await settled_after_faults(service, session_id)
     assert (after.status, after.attempt) == (SessionStatus.COMPLETED, 2)
 
 
-async def test_a_lost_lease_stops_the_work_and_the_newer_attempt_stands(service: Service) -> None:
-    """Taken for dead, a slow worker notices at its next renewal; the other's result stays."""
+async def test_lost_lease_stops_the_work_of_the_stale_attempt(service: Service) -> None:
+    """A slow worker that was taken for dead notices at its next renewal; the newer attempt's
+    result stays."""
     session_id = await queued(service)
     service.generator.seconds = 100
     slow = asyncio.create_task(service.work())
@@ -482,11 +482,9 @@ async def test_a_lost_lease_stops_the_work_and_the_newer_attempt_stands(service:
 @pytest.mark.parametrize(
     "outcome", [A_PICTURE, TryAgain("Busy"), Refused("Not this one"), RuntimeError("a bug")]
 )
-async def test_a_stale_attempt_changes_nothing_however_it_ends(
-    service: Service, outcome: Exception
-) -> None:
-    """Its work ends in the very instant in which it learns that its lease is lost, and the newer
-    attempt still works: neither status nor money moves."""
+async def test_stale_attempt_changes_nothing(service: Service, outcome: Exception) -> None:
+    """However its work ends, in the instant in which it learns of its lost lease and while the
+    newer attempt still works: neither the status nor the ledger changes."""
     session_id = await queued(service)
     service.generator.outcomes = [outcome]
     service.generator.seconds = LEASE.total_seconds() / 3
@@ -504,11 +502,11 @@ async def test_a_stale_attempt_changes_nothing_however_it_ends(
 
 
 @pytest.mark.parametrize("queue_away", [False, True])
-async def test_a_store_that_is_away_at_the_claim_loses_no_task(
+async def test_database_outage_at_the_claim_loses_no_task(
     service: Service, *, queue_away: bool
 ) -> None:
-    """The task is the next one in the queue again, and the worker learns of the outage. If the
-    queue is away too, recovery pushes the session once both are back."""
+    """The task is the next one in the queue again, and the outage is raised. If the queue is
+    unavailable too, recovery pushes the session once both are back."""
     session_id = await queued(service)
     await service.submitted()
     service.repo.faults.away.add("claim")
@@ -519,12 +517,12 @@ async def test_a_store_that_is_away_at_the_claim_loses_no_task(
         await service.work()
 
     assert (service.waiting()[0].session_id == session_id) is not queue_away
-    assert (await brought_to_its_end(service, session_id)).status is SessionStatus.COMPLETED
+    assert (await settled_after_faults(service, session_id)).status is SessionStatus.COMPLETED
 
 
-async def test_a_claim_that_fails_for_another_reason_loses_no_task(service: Service) -> None:
-    """A missing privilege, say, or a bug: the task is the next one in the queue again, and the
-    error tells the worker that the next task would fare no better."""
+async def test_rejected_claim_loses_no_task(service: Service) -> None:
+    """For example for a missing privilege: the task is the next one in the queue again, and the
+    error tells the worker that the next claim would fail too."""
     session_id = await queued(service)
     await service.submitted()
     service.repo.faults.broken.add("claim")
@@ -535,11 +533,11 @@ async def test_a_claim_that_fails_for_another_reason_loses_no_task(service: Serv
     assert isinstance(raised.value.__cause__, RuntimeError)
     assert service.waiting()[0].session_id == session_id
     service.repo.faults.broken.clear()
-    assert (await brought_to_its_end(service, session_id)).status is SessionStatus.COMPLETED
+    assert (await settled_after_faults(service, session_id)).status is SessionStatus.COMPLETED
 
 
-async def test_a_claim_without_a_reply_is_recovered_after_its_lease(service: Service) -> None:
-    """The session is taken although nobody knows: its task is a ghost until the lease ends."""
+async def test_claim_with_a_lost_reply_is_recovered_after_its_lease(service: Service) -> None:
+    """The session is claimed and no worker knows: its task is skipped until the lease expires."""
     session_id = await queued(service)
     service.repo.faults.deaf.add("claim")
     with pytest.raises(DatabaseUnavailable):
@@ -549,7 +547,7 @@ async def test_a_claim_without_a_reply_is_recovered_after_its_lease(service: Ser
     assert await service.work() is Outcome.SKIPPED
     assert (await service.recover()).total == 0
 
-    after = await brought_to_its_end(service, session_id)
+    after = await settled_after_faults(service, session_id)
     assert (after.status, after.attempt) == (SessionStatus.COMPLETED, 2)
     assert service.money_of(session_id) == CHARGED
 
@@ -562,11 +560,11 @@ async def test_a_claim_without_a_reply_is_recovered_after_its_lease(service: Ser
         ("release", TryAgain("Busy"), SessionStatus.COMPLETED),
     ],
 )
-async def test_a_lost_reply_changes_nothing(
+async def test_lost_reply_changes_nothing(
     service: Service, method: str, outcome: Exception, end: SessionStatus
 ) -> None:
     """The write counts: a final session stays as it is and is refunded once or never, a released
-    one is tried again."""
+    one is retried."""
     session_id = await queued(service)
     service.generator.outcomes = [outcome]
     service.repo.faults.deaf.add(method)
@@ -574,7 +572,7 @@ async def test_a_lost_reply_changes_nothing(
     assert await service.work() is Outcome.UNSETTLED
 
     written = await service.session(session_id)
-    after = await brought_to_its_end(service, session_id)
+    after = await settled_after_faults(service, session_id)
     assert after.status is end
     assert after == written or not written.status.is_final
     assert service.money_of(session_id) == (REFUNDED if end is SessionStatus.FAILED else CHARGED)
@@ -583,10 +581,11 @@ async def test_a_lost_reply_changes_nothing(
 @pytest.mark.parametrize(
     ("method", "outcome"), [("fail", Refused("Not this one")), ("release", TryAgain("Busy"))]
 )
-async def test_what_could_not_be_settled_is_tried_again(
+async def test_unsettled_session_is_retried(
     service: Service, method: str, outcome: Exception
 ) -> None:
-    """The store is away at the end: the session stays in this attempt until the lease is over."""
+    """The database is unavailable at the end: the session stays in this attempt until its lease
+    expires."""
     session_id = await queued(service)
     service.generator.outcomes = [outcome, outcome]
     service.repo.faults.away.add(method)
@@ -594,13 +593,13 @@ async def test_what_could_not_be_settled_is_tried_again(
     assert await service.work() is Outcome.UNSETTLED
 
     assert (await service.session(session_id)).status is SessionStatus.PROCESSING
-    after = await brought_to_its_end(service, session_id)
+    after = await settled_after_faults(service, session_id)
     assert after.status.is_final
     assert after.attempt > 1
 
 
 async def test_cancelled_work_is_given_back(service: Service) -> None:
-    """The session is the next one in the queue, before all others, and needs no recovery."""
+    """The session is the next one in the queue, without recovery."""
     session_id = await queued(service)
     await service.submitted()
     service.generator.seconds = 100
@@ -620,10 +619,9 @@ async def test_cancelled_work_is_given_back(service: Service) -> None:
 
 @pytest.mark.parametrize("fault", ["away", "deaf"])
 @pytest.mark.parametrize("method", ["release", "push_next"])
-async def test_what_cannot_be_given_back_is_recovered(
-    service: Service, method: str, fault: str
-) -> None:
-    """Store or queue do not answer a worker that stops: that takes longer, and loses nothing."""
+async def test_failed_give_back_is_recovered(service: Service, method: str, fault: str) -> None:
+    """The database or the queue does not answer a stopping worker: the session waits for recovery,
+    and nothing is lost."""
     session_id = await queued(service)
     service.generator.seconds = 100
     working = asyncio.create_task(service.work())
@@ -634,7 +632,7 @@ async def test_what_cannot_be_given_back_is_recovered(
     await cancelled(working)
 
     service.generator.seconds = 0
-    after = await brought_to_its_end(service, session_id)
+    after = await settled_after_faults(service, session_id)
     assert (after.status, after.attempt) == (SessionStatus.COMPLETED, 2)
     assert service.money_of(session_id) == CHARGED
 
@@ -643,10 +641,10 @@ async def test_what_cannot_be_given_back_is_recovered(
     ("method", "outcome"),
     [("complete", A_PICTURE), ("fail", Refused("Not this one")), ("release", TryAgain("Busy"))],
 )
-async def test_work_that_is_cancelled_while_it_settles(
+async def test_cancellation_while_settling_changes_nothing(
     service: Service, method: str, outcome: Exception
 ) -> None:
-    """What was written stands; giving back changes nothing, and nobody is refunded twice."""
+    """The write stands, giving back changes nothing, and there is no second refund."""
     session_id = await queued(service)
     service.generator.outcomes = [outcome]
     service.repo.faults.slow[method] = 5
@@ -659,11 +657,11 @@ async def test_work_that_is_cancelled_while_it_settles(
     assert await service.session(session_id) == written
     assert written.status is not SessionStatus.PROCESSING
     assert service.waiting() == []
-    assert (await brought_to_its_end(service, session_id)).status.is_final
+    assert (await settled_after_faults(service, session_id)).status.is_final
 
 
-async def test_a_claim_that_is_cancelled_too_early_gives_its_task_back(service: Service) -> None:
-    """It never reached the store: the session still waits, and its task does too."""
+async def test_claim_cancelled_before_its_effect_gives_its_task_back(service: Service) -> None:
+    """It never reached the database: the session is still queued, and so is its task."""
     session_id = await queued(service)
     (task,) = service.waiting()
     service.queue.messages.clear()
@@ -678,10 +676,10 @@ async def test_a_claim_that_is_cancelled_too_early_gives_its_task_back(service: 
 
 
 @pytest.mark.parametrize("queue_away", [False, True])
-async def test_a_claim_that_is_cancelled_too_late_is_recovered(
+async def test_claim_cancelled_after_its_effect_is_recovered(
     service: Service, *, queue_away: bool
 ) -> None:
-    """It did reach the store: the session is in nobody's hands for as long as its lease lasts,
+    """It did reach the database: the session is claimed without a worker until its lease expires,
     and then recovery gives it to another worker."""
     session_id = await queued(service)
     service.repo.faults.slow["claim"] = 5
@@ -696,7 +694,7 @@ async def test_a_claim_that_is_cancelled_too_late_is_recovered(
     assert (await service.session(session_id)).status is SessionStatus.PROCESSING
     service.clock.advance(LEASE - 2 * SECOND)
     assert (await service.recover()).released == 0
-    after = await brought_to_its_end(service, session_id)
+    after = await settled_after_faults(service, session_id)
     assert (after.status, after.attempt) == (SessionStatus.COMPLETED, 2)
     assert service.money_of(session_id) == CHARGED
 
@@ -709,11 +707,11 @@ class Bug(Exception):
 
 
 class Traced(Picture):
-    """One of which can be told whether anybody still has it."""
+    """Allows weak references, unlike its parent."""
 
 
 class HeldPictures(FakeImageFetcher, PictureGeneratorPort):
-    """Fetches pictures, and does what it is told with them in hand."""
+    """Fetches traced pictures, and meets its ``fate`` while it holds them."""
 
     def __init__(self, fate: Fate) -> None:
         super().__init__({})
@@ -725,7 +723,7 @@ class HeldPictures(FakeImageFetcher, PictureGeneratorPort):
         self.held.append(ref(picture))
         return picture
 
-    async def generate(self, request: PictureRequest, note: RecordJob) -> Generated:  # noqa: ARG002
+    async def generate(self, request: PictureRequest, record: RecordJob) -> Generated:  # noqa: ARG002
         try:
             await self._fate(request)
         except Exception as error:
@@ -742,7 +740,7 @@ def raises(make: Callable[[], Exception]) -> Fate:
 
 
 async def times_out(_: PictureRequest) -> None:
-    """As a provider's call does that has a bound of its own."""
+    """Like a provider's call with a timeout of its own."""
     try:
         async with asyncio.timeout(1):
             await asyncio.Event().wait()
@@ -750,8 +748,8 @@ async def times_out(_: PictureRequest) -> None:
         raise TryAgain("The provider is slow") from error
 
 
-async def fails_apart(_: PictureRequest) -> None:
-    """As a call does that must not be stopped together with its caller."""
+async def fails_in_a_task(_: PictureRequest) -> None:
+    """Like a call that is shielded from its caller's cancellation."""
 
     async def fail() -> None:
         raise TryAgain("The provider is busy")
@@ -767,20 +765,20 @@ async def never_ends(_: PictureRequest) -> None:
 FATES: dict[str, Fate] = {
     "busy": raises(lambda: TryAgain("busy")),
     "unusable": raises(lambda: Refused("unusable")),
-    "turned away": raises(lambda: ProviderMisconfigured(detail="no key")),
-    "store away": raises(lambda: DatabaseUnavailable("away")),
+    "misconfigured": raises(lambda: ProviderMisconfigured(detail="no key")),
+    "database away": raises(lambda: DatabaseUnavailable("away")),
     "superseded": raises(lambda: Superseded("over")),
     "a bug": raises(lambda: Bug("a bug")),
     "times out": times_out,
-    "fails apart": fails_apart,
+    "fails in a task": fails_in_a_task,
     "never ends": never_ends,
 }
 
 
 @pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
-async def test_a_failure_leaves_nothing_behind(service: Service, fate: Fate) -> None:
-    """Neither itself nor the pictures in the frames that its trace knows. Nobody may need the
-    garbage collector to be rid of them: it counts objects, and these are few and large."""
+async def test_failure_leaves_no_reference_cycle(service: Service, fate: Fate) -> None:
+    """Neither the error nor the pictures in its traceback's frames wait for the garbage collector:
+    it counts objects, and these are few and large."""
     service.fetcher = pictures = HeldPictures(fate)
     generation = service.generation(generator=pictures)
     gc.disable()
@@ -789,7 +787,7 @@ async def test_a_failure_leaves_nothing_behind(service: Service, fate: Fate) -> 
             await queued(service)
             with suppress(ProviderMisconfigured, Bug):
                 await service.work(generation)
-            await asyncio.sleep(0)  # the turn in which what was stopped is looked at
+            await asyncio.sleep(0)  # The callbacks of stopped tasks run now.
 
         assert len(pictures.held) >= 2
         assert [held() for held in pictures.held] == [None] * len(pictures.held)
@@ -801,8 +799,8 @@ def unreadable(session_id: UUID | None) -> UnreadableTask:
     return UnreadableTask(raw=b"{", reason="not JSON", session_id=session_id)
 
 
-async def test_an_unreadable_message_is_buried_and_its_session_refunded(service: Service) -> None:
-    """The text is kept with its reason, and the session that it names fails."""
+async def test_unreadable_message_is_buried_and_its_session_refunded(service: Service) -> None:
+    """The dead letter has its text and the reason, and the session that it names fails."""
     session_id = await queued(service)
     message = unreadable(session_id)
 
@@ -815,10 +813,10 @@ async def test_an_unreadable_message_is_buried_and_its_session_refunded(service:
 
 
 @pytest.mark.parametrize("session_id", [None, uuid4()])
-async def test_an_unreadable_message_of_nobody_is_buried(
+async def test_unreadable_message_without_a_session_is_buried(
     service: Service, session_id: UUID | None
 ) -> None:
-    """It names no session, or one that is not ours: there is nothing to fail."""
+    """It names no session, or an unknown one: there is nothing to fail."""
     message = unreadable(session_id)
 
     assert not await service.generation().refuse(message)
@@ -828,10 +826,8 @@ async def test_an_unreadable_message_of_nobody_is_buried(
 
 
 @pytest.mark.parametrize("state", ["processing", "completed", "failed"])
-async def test_an_unreadable_message_cannot_end_what_does_not_wait(
-    service: Service, state: str
-) -> None:
-    """A session that is worked on or done is left alone, and not refunded again."""
+async def test_unreadable_message_fails_queued_sessions_only(service: Service, state: str) -> None:
+    """A processing or final session stays as it is, and is not refunded again."""
     session = await service.claimed(await queued(service))
     if state == "completed":
         await service.repo.complete(session.id, attempt=1, picture=STORED_PICTURE)
@@ -848,11 +844,11 @@ async def test_an_unreadable_message_cannot_end_what_does_not_wait(
 @pytest.mark.parametrize(
     ("method", "error"), [("bury", QueueUnavailable), ("fail_queued", DatabaseUnavailable)]
 )
-async def test_a_message_can_be_refused_again(
+async def test_refusal_can_be_repeated(
     service: Service, method: str, error: type[Exception]
 ) -> None:
-    """Queue or store are away: that is raised, and after another try the session is refunded
-    once and the text is kept once."""
+    """The queue or the database is unavailable: that is raised, and after another call the session
+    is refunded once and the message buried once."""
     session_id = await queued(service)
     message = unreadable(session_id)
     faults = service.queue.faults if method == "bury" else service.repo.faults

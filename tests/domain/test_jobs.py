@@ -1,10 +1,10 @@
-"""Pictures made as jobs: whatever becomes of the worker, the store or the provider's answers, a job
-that may still lead to the picture is waited for and not paid for again, and none is left running
-that nobody waits for."""
+"""Pictures made as provider jobs: whatever fails, a job that may still lead to the picture is
+resumed instead of paid for twice, and a job that no attempt waits for is cancelled."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from itertools import pairwise
 from uuid import UUID
 
 import pytest
@@ -36,15 +36,15 @@ REFUNDED = [LedgerKind.DEBIT, LedgerKind.REFUND]
 
 
 class FakeJobs(Jobs):
-    """Each job takes ``seconds``. ``faults`` are what the next calls of a method raise, if not
-    None; a call takes as long as ``slow`` says."""
+    """Each job takes ``seconds``. The next calls of a method raise its ``faults``, unless None, and
+    take ``slow`` seconds. Jobs in ``nothing`` produce nothing."""
 
     def __init__(self) -> None:
         self.seconds = 10.0
         self.begun: list[PictureRequest] = []
         self.cancelled: list[str] = []
-        self.looks: list[float] = []
-        self.faults: dict[str, list[Exception | None]] = {"begin": [], "look": [], "cancel": []}
+        self.polled_at: list[float] = []
+        self.faults: dict[str, list[Exception | None]] = {"begin": [], "poll": [], "cancel": []}
         self.slow: dict[str, float] = {}
         self.nothing: set[str] = set()
         self._ready_at: dict[str, float] = {}
@@ -56,9 +56,9 @@ class FakeJobs(Jobs):
         await self._called("begin")
         return job_id
 
-    async def look(self, job_id: str) -> Generated | None:
-        self.looks.append(loop_time())
-        await self._called("look")
+    async def poll(self, job_id: str) -> Generated | None:
+        self.polled_at.append(loop_time())
+        await self._called("poll")
         if job_id in self.nothing or job_id in self.cancelled or job_id not in self._ready_at:
             raise JobProducedNothing
         return Generated(picture=A_PICTURE) if loop_time() >= self._ready_at[job_id] else None
@@ -80,7 +80,7 @@ def jobs() -> FakeJobs:
 
 
 class Shop:
-    """A service whose pictures are made as jobs."""
+    """A service whose pictures are made as jobs, and one session."""
 
     def __init__(self, service: Service, jobs: FakeJobs) -> None:
         self.service = service
@@ -91,7 +91,7 @@ class Shop:
         self.session_id = (await self.service.submitted()).session.id
 
     def generation(self) -> Generation:
-        """That of a worker of its own."""
+        """A new worker's."""
         generator = JobPictureGenerator(
             self.jobs, name="fake", limits=LIMITS, random=seeded_random()
         )
@@ -100,22 +100,21 @@ class Shop:
     async def work(self) -> Outcome:
         return await self.service.work(self.generation())
 
-    async def dies_after(self, seconds: float) -> None:
-        """A worker begins, and is gone: nothing that it does any more has an effect."""
+    async def worker_dies_after(self, seconds: float) -> None:
+        """A worker begins and is killed: nothing that it does afterwards has an effect."""
         working = asyncio.create_task(self.work())
         await asyncio.sleep(seconds)
-        faults = (self.service.repo.faults, self.service.queue.faults)
-        self.service.repo.faults.away |= {"record_job", "release", "fail", "complete", "renew"}
+        faults = self.service.repo.faults
+        faults.away |= {"record_job", "release", "fail", "complete", "renew"}
         self.jobs.faults["cancel"].append(TryAgain("the dead cancel nothing"))
         working.cancel()
         with pytest.raises(asyncio.CancelledError):
             await working
-        for fault in faults:
-            fault.away.clear()
+        faults.clear()
         self.jobs.faults["cancel"].clear()
 
     async def recovered(self) -> None:
-        """Its lease runs out, and its session is in the queue again."""
+        """Let the lease expire, and recovery push the session again."""
         for _ in range(2):
             self.service.clock.advance(LEASE + RecoveryPolicy().requeue_after)
             await self.service.recover()
@@ -139,8 +138,8 @@ async def shop(service: Service, jobs: FakeJobs) -> AsyncIterator[Shop]:
     assert await service.accounts.audit(limit=10) == []
 
 
-async def test_a_job_becomes_a_picture(shop: Shop) -> None:
-    """It is begun once, its name is kept with the session, and its picture completes that."""
+async def test_job_becomes_a_picture(shop: Shop) -> None:
+    """It is begun once, the session records its name, and its picture completes the session."""
     assert await shop.work() is Outcome.COMPLETED
 
     session = await shop.session()
@@ -149,15 +148,13 @@ async def test_a_job_becomes_a_picture(shop: Shop) -> None:
     assert (shop.jobs.cancelled, shop.money) == ([], CHARGED)
 
 
-async def test_looks_come_at_ever_longer_random_pauses(shop: Shop) -> None:
-    """From half a second to three, each between its half and its whole."""
+async def test_polls_have_growing_random_pauses(shop: Shop) -> None:
+    """From half a second to three seconds, each between half and all of that."""
     shop.jobs.seconds = 60
     await shop.work()
 
-    pauses = [
-        after - before
-        for before, after in zip([0.0, *shop.jobs.looks], shop.jobs.looks, strict=False)
-    ]
+    polled_at = shop.jobs.polled_at
+    pauses = [after - before for before, after in pairwise([0.0, *polled_at])]
     longest = [min(3.0, 0.5 * 1.5**number) for number in range(len(pauses))]
     assert all(whole / 2 <= pause <= whole for pause, whole in zip(pauses, longest, strict=True)), (
         pauses
@@ -165,10 +162,10 @@ async def test_looks_come_at_ever_longer_random_pauses(shop: Shop) -> None:
     assert len(set(pauses[-10:])) == 10
 
 
-async def test_a_dead_workers_job_is_waited_for(shop: Shop) -> None:
-    """The next attempt gets the picture of the job that is paid for, and asks for no input: a link
-    that is dead by now loses nothing."""
-    await shop.dies_after(1)
+async def test_job_of_a_dead_worker_is_resumed(shop: Shop) -> None:
+    """The next attempt gets the picture of the job that is paid for, and fetches no input, whose
+    link may have expired."""
+    await shop.worker_dies_after(1)
     shop.service.fetcher.pictures[MODEL_URL] = Refused("gone")
     await shop.recovered()
 
@@ -180,10 +177,10 @@ async def test_a_dead_workers_job_is_waited_for(shop: Shop) -> None:
     assert shop.service.fetcher.fetched == [MODEL_URL]
 
 
-async def test_a_job_that_came_to_nothing_is_begun_anew(shop: Shop) -> None:
-    """The provider lost it while nobody looked: the next attempt makes another one, and tells the
-    two apart from a repetition."""
-    await shop.dies_after(1)
+async def test_lost_job_is_replaced_by_the_next_attempt(shop: Shop) -> None:
+    """The provider lost it while no worker polled: the next attempt begins another one, whose
+    request names the first, so that it is no repetition of it."""
+    await shop.worker_dies_after(1)
     shop.jobs.nothing.add("1")
     await shop.recovered()
 
@@ -194,8 +191,8 @@ async def test_a_job_that_came_to_nothing_is_begun_anew(shop: Shop) -> None:
     assert shop.money == CHARGED
 
 
-async def test_a_job_that_comes_to_nothing_is_tried_again(shop: Shop) -> None:
-    """As any passing fault: after a backoff, by another attempt, with another job."""
+async def test_job_without_a_picture_is_retried(shop: Shop) -> None:
+    """Like any transient failure: after a backoff, by another attempt, with another job."""
     shop.jobs.nothing.add("1")
 
     assert await shop.work() is Outcome.RELEASED
@@ -206,11 +203,11 @@ async def test_a_job_that_comes_to_nothing_is_tried_again(shop: Shop) -> None:
     assert (shop.jobs.cancelled, shop.money) == ([], CHARGED)
 
 
-async def test_a_repetition_asks_for_the_same_picture(shop: Shop) -> None:
-    """A worker died before it could note its job: the next one's request is told to be the same,
-    for providers that know how to tell."""
+async def test_unrecorded_job_is_requested_again(shop: Shop) -> None:
+    """A worker died before it could record its job: the next request equals the first, so that a
+    provider with idempotency keys can tell."""
     shop.service.repo.faults.away.add("record_job")
-    await shop.dies_after(1)
+    await shop.worker_dies_after(1)
     await shop.recovered()
 
     assert await shop.work() is Outcome.COMPLETED
@@ -219,10 +216,10 @@ async def test_a_repetition_asks_for_the_same_picture(shop: Shop) -> None:
     assert (await shop.session()).provider_job == "fake:2"
 
 
-async def test_another_generators_job_is_not_asked_for(shop: Shop) -> None:
-    """After a change of generators the picture is made by the new one, also where that has a job of
-    the same id: it is somebody else's picture."""
-    await shop.dies_after(1)
+async def test_job_of_another_generator_is_not_resumed(shop: Shop) -> None:
+    """After a change of generators the new one makes the picture, even if it has a job with the
+    same id: that is another customer's picture."""
+    await shop.worker_dies_after(1)
     await shop.recovered()
     other = FakeJobs()
     await other.begin(PictureRequest(session_id=UUID(int=1), prompt="", images=()))
@@ -235,9 +232,9 @@ async def test_another_generators_job_is_not_asked_for(shop: Shop) -> None:
     assert [request.instead_of for request in other.begun] == [None, "fake:1"]
 
 
-async def test_a_generator_without_jobs_resumes_none(shop: Shop) -> None:
-    """One whose work does not outlive a call makes the picture as ever."""
-    await shop.dies_after(1)
+async def test_generator_without_jobs_resumes_none(shop: Shop) -> None:
+    """A generator whose work does not outlive a call makes the picture as usual."""
+    await shop.worker_dies_after(1)
     await shop.recovered()
 
     class OneCall(FakeImageGenerator):
@@ -250,8 +247,8 @@ async def test_a_generator_without_jobs_resumes_none(shop: Shop) -> None:
     assert (outcome, len(generator.requests)) == (Outcome.COMPLETED, 1)
 
 
-async def test_a_stopping_worker_cancels_its_job(shop: Shop) -> None:
-    """The session goes back at once, and whoever takes it begins another job."""
+async def test_stopping_worker_cancels_its_job(shop: Shop) -> None:
+    """The session goes back at once, and the next worker begins another job."""
     working = asyncio.create_task(shop.work())
     await asyncio.sleep(5)
 
@@ -265,9 +262,9 @@ async def test_a_stopping_worker_cancels_its_job(shop: Shop) -> None:
     assert (len(shop.jobs.begun), shop.jobs.cancelled, shop.money) == (2, ["1"], CHARGED)
 
 
-async def test_a_worker_that_resumed_a_job_cancels_it_too(shop: Shop) -> None:
+async def test_stopping_worker_cancels_a_resumed_job(shop: Shop) -> None:
     """It is this attempt's job now."""
-    await shop.dies_after(1)
+    await shop.worker_dies_after(1)
     await shop.recovered()
     working = asyncio.create_task(shop.work())
     await asyncio.sleep(1)
@@ -280,9 +277,9 @@ async def test_a_worker_that_resumed_a_job_cancels_it_too(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("slow", [0.0, 3600.0])
-async def test_a_job_that_could_not_be_cancelled_is_resumed(shop: Shop, slow: float) -> None:
-    """The provider refuses that, or does not answer: the worker stops in time, and the job, which
-    goes on, is not lost."""
+async def test_job_that_could_not_be_cancelled_is_resumed(shop: Shop, slow: float) -> None:
+    """The provider refuses to cancel it, or does not answer: the worker stops in time, and the
+    next one resumes the job."""
     working = asyncio.create_task(shop.work())
     await asyncio.sleep(5)
     shop.jobs.slow["cancel"] = slow
@@ -298,8 +295,8 @@ async def test_a_job_that_could_not_be_cancelled_is_resumed(shop: Shop, slow: fl
     assert (len(shop.jobs.begun), shop.jobs.cancelled, shop.money) == (1, [], CHARGED)
 
 
-async def test_an_attempt_that_takes_too_long_cancels_its_job(shop: Shop) -> None:
-    """A job that hangs is not waited for again; the last attempt fails with the refund."""
+async def test_attempt_timeout_cancels_the_job(shop: Shop) -> None:
+    """A hanging job is not resumed; the last attempt fails the session with its refund."""
     shop.jobs.seconds = 3600
 
     outcomes = []
@@ -312,8 +309,8 @@ async def test_an_attempt_that_takes_too_long_cancels_its_job(shop: Shop) -> Non
     assert shop.money == REFUNDED
 
 
-async def test_a_stop_before_the_id_is_known_cancels_as_well(shop: Shop) -> None:
-    """The provider has the job already: its answer is waited for a little."""
+async def test_stop_before_the_id_is_known_cancels_the_job(shop: Shop) -> None:
+    """The provider has the job already: the worker waits shortly for its id."""
     shop.jobs.slow["begin"] = 2
     working = asyncio.create_task(shop.work())
     await asyncio.sleep(1)
@@ -329,10 +326,10 @@ async def test_a_stop_before_the_id_is_known_cancels_as_well(shop: Shop) -> None
 @pytest.mark.parametrize(
     ("slow", "fault"), [(3600, None), (1, TryAgain("busy")), (1, Refused("no"))]
 )
-async def test_a_stop_waits_for_no_id_for_ever(
+async def test_stop_waits_for_an_id_with_a_bound(
     shop: Shop, slow: float, fault: Exception | None
 ) -> None:
-    """Where none comes there is nothing to cancel, and the session goes back all the same."""
+    """Without an id there is nothing to cancel, and the session goes back all the same."""
     shop.jobs.slow["begin"] = slow
     shop.jobs.faults["begin"] = [fault]
     working = asyncio.create_task(shop.work())
@@ -347,8 +344,9 @@ async def test_a_stop_waits_for_no_id_for_ever(
     assert (await shop.session()).status is SessionStatus.QUEUED
 
 
-async def test_a_lost_lease_robs_the_newer_attempt_of_nothing(shop: Shop) -> None:
-    """Taken for dead, a slow worker leaves the job alone: the other waits for it, and completes."""
+async def test_stale_attempt_leaves_its_job_to_the_newer_one(shop: Shop) -> None:
+    """A slow worker that was taken for dead does not cancel the job: the newer attempt waits for it
+    and completes the session."""
     shop.jobs.seconds = 40
     slow = asyncio.create_task(shop.work())
     await asyncio.sleep(1)
@@ -362,9 +360,9 @@ async def test_a_lost_lease_robs_the_newer_attempt_of_nothing(shop: Shop) -> Non
     assert (len(shop.jobs.begun), shop.jobs.cancelled, shop.money) == (1, [], CHARGED)
 
 
-async def test_a_job_that_the_session_cannot_have_is_cancelled(shop: Shop) -> None:
-    """Another attempt took over while the provider answered: nobody will wait for this job. What
-    the other one noted stays."""
+async def test_job_of_a_stale_attempt_is_cancelled(shop: Shop) -> None:
+    """Another attempt took over while the provider answered: no attempt will wait for this job.
+    The job that the newer attempt recorded stays."""
     shop.jobs.slow["begin"] = 3
     slow = asyncio.create_task(shop.work())
     await asyncio.sleep(1)
@@ -378,8 +376,8 @@ async def test_a_job_that_the_session_cannot_have_is_cancelled(shop: Shop) -> No
     assert (await shop.session()).provider_job == "fake:other"
 
 
-async def test_a_store_that_is_away_for_a_moment_is_told_later(shop: Shop) -> None:
-    """The job goes on meanwhile, and is noted as soon as that is possible."""
+async def test_job_is_recorded_after_a_database_outage(shop: Shop) -> None:
+    """The job goes on meanwhile, and is recorded as soon as the database answers."""
     shop.service.repo.faults.away.add("record_job")
     working = asyncio.create_task(shop.work())
     await asyncio.sleep(3)
@@ -393,8 +391,8 @@ async def test_a_store_that_is_away_for_a_moment_is_told_later(shop: Shop) -> No
     assert (len(shop.jobs.begun), shop.jobs.cancelled) == (1, [])
 
 
-async def test_a_picture_counts_although_its_job_was_never_noted(shop: Shop) -> None:
-    """It is there: nobody has to find it again."""
+async def test_picture_of_an_unrecorded_job_completes_the_session(shop: Shop) -> None:
+    """The picture is there: the job need not be found again."""
     shop.service.repo.faults.away.add("record_job")
 
     assert await shop.work() is Outcome.COMPLETED
@@ -402,9 +400,9 @@ async def test_a_picture_counts_although_its_job_was_never_noted(shop: Shop) -> 
     assert ((await shop.session()).provider_job, shop.money) == (None, CHARGED)
 
 
-async def test_a_reply_that_got_lost_keeps_the_job(shop: Shop) -> None:
-    """The name was kept although nobody was told so, and a newer attempt waits for the job: the
-    older one, which learns of that at its next try, leaves it alone."""
+async def test_job_recorded_with_a_lost_reply_is_not_cancelled(shop: Shop) -> None:
+    """The job was recorded without the worker's knowledge, and a newer attempt waits for it: the
+    older attempt learns of that at its next try and leaves the job alone."""
     shop.jobs.seconds = 60
     shop.service.repo.faults.deaf.add("record_job")
     slow = asyncio.create_task(shop.work())
@@ -418,8 +416,8 @@ async def test_a_reply_that_got_lost_keeps_the_job(shop: Shop) -> None:
     assert (len(shop.jobs.begun), shop.jobs.cancelled, shop.money) == (1, [], CHARGED)
 
 
-async def test_without_the_store_a_stopping_worker_leaves_its_job(shop: Shop) -> None:
-    """It cannot know whose the job is; the next attempt resumes it."""
+async def test_stopping_worker_without_the_database_leaves_its_job(shop: Shop) -> None:
+    """It cannot know whether a newer attempt waits for the job; the next attempt resumes it."""
     working = asyncio.create_task(shop.work())
     await asyncio.sleep(5)
     shop.service.repo.faults.away |= {"record_job", "release"}
@@ -434,8 +432,9 @@ async def test_without_the_store_a_stopping_worker_leaves_its_job(shop: Shop) ->
     assert (len(shop.jobs.begun), shop.jobs.cancelled, shop.money) == (1, [], CHARGED)
 
 
-async def test_a_store_that_is_away_for_a_lease_costs_no_job(shop: Shop) -> None:
-    """The worker stops, since another may have the session; the job is there for that one."""
+async def test_expired_lease_does_not_cancel_the_job(shop: Shop) -> None:
+    """The database was unavailable for a whole lease: the worker stops, since another may have the
+    session and resume the job."""
     shop.jobs.seconds = 100
     shop.service.repo.faults.away |= {"renew", "record_job"}
     assert await shop.work() is Outcome.OVERTAKEN
@@ -447,9 +446,9 @@ async def test_a_store_that_is_away_for_a_lease_costs_no_job(shop: Shop) -> None
     assert shop.jobs.cancelled == []
 
 
-async def test_questions_that_fail_are_borne(shop: Shop) -> None:
-    """They say nothing of the job, which goes on; as long a wait as was asked for is kept."""
-    shop.jobs.faults["look"] = [
+async def test_failed_polls_are_repeated(shop: Shop) -> None:
+    """They say nothing about the job, which goes on. Retry-After is respected."""
+    shop.jobs.faults["poll"] = [
         TryAgain("busy"),
         None,
         TryAgain("slow down", retry_after_seconds=20),
@@ -458,15 +457,15 @@ async def test_questions_that_fail_are_borne(shop: Shop) -> None:
 
     assert await shop.work() is Outcome.COMPLETED
 
-    looks = shop.jobs.looks
-    assert looks[3] - looks[2] == 20
-    assert (len(looks), len(shop.jobs.begun)) == (5, 1)
+    polled_at = shop.jobs.polled_at
+    assert polled_at[3] - polled_at[2] == 20
+    assert (len(polled_at), len(shop.jobs.begun)) == (5, 1)
     assert (await shop.session()).attempt == 1
 
 
-@pytest.mark.parametrize("method", ["begin", "look"])
-async def test_what_is_refused_fails_at_once(shop: Shop, method: str) -> None:
-    """Before the job or after it: with the refund."""
+@pytest.mark.parametrize("method", ["begin", "poll"])
+async def test_refused_job_fails_the_session(shop: Shop, method: str) -> None:
+    """With its refund, whether it is refused before it begins or afterwards."""
     shop.jobs.faults[method] = [Refused("Not this one")]
 
     assert await shop.work() is Outcome.FAILED
@@ -474,10 +473,10 @@ async def test_what_is_refused_fails_at_once(shop: Shop, method: str) -> None:
     assert (len(shop.jobs.begun), shop.money) == (1, REFUNDED)
 
 
-@pytest.mark.parametrize(("method", "begun"), [("begin", 2), ("look", 1)])
-async def test_an_operators_fault_harms_no_session(shop: Shop, method: str, begun: int) -> None:
-    """The session goes back with its credit kept, and a job that was begun is waited for once the
-    fault is mended."""
+@pytest.mark.parametrize(("method", "begun"), [("begin", 2), ("poll", 1)])
+async def test_misconfigured_provider_fails_no_session(shop: Shop, method: str, begun: int) -> None:
+    """The session goes back and stays charged, and a job that was begun is resumed once the
+    settings are fixed."""
     shop.jobs.faults[method] = [ProviderMisconfigured(detail="401")]
 
     with pytest.raises(ProviderMisconfigured):
@@ -488,25 +487,20 @@ async def test_an_operators_fault_harms_no_session(shop: Shop, method: str, begu
     assert (len(shop.jobs.begun), shop.jobs.cancelled, shop.money) == (begun, [], CHARGED)
 
 
-async def test_a_picture_that_could_not_be_kept_is_not_paid_for_again(shop: Shop) -> None:
-    """The storage is away when the picture is there: the next attempt has it from the job."""
-    save = shop.service.storage.save
-
-    async def away(*_: object) -> None:
-        raise TryAgain("the storage is away")
-
-    shop.service.storage.save = away  # type: ignore[method-assign,assignment]
+async def test_unsaved_picture_is_not_paid_for_again(shop: Shop) -> None:
+    """The storage is unavailable when the job ends: the next attempt gets the picture from it."""
+    shop.service.storage.faults.away.add("save")
     assert await shop.work() is Outcome.RELEASED
-    shop.service.storage.save = save  # type: ignore[method-assign]
+    shop.service.storage.faults.clear()
     await shop.recovered()
 
     assert await shop.work() is Outcome.COMPLETED
     assert (len(shop.jobs.begun), shop.money) == (1, CHARGED)
 
 
-async def test_a_generator_may_let_the_stores_fault_through(service: Service) -> None:
-    """One that cannot go on without having noted its job: the lease runs out, and the next attempt
-    begins where this one ended. The session has not failed."""
+async def test_generator_may_raise_the_databases_error(service: Service) -> None:
+    """For example if it must not continue without having recorded its job: the lease expires, and
+    the next attempt takes over. The session does not fail."""
     session_id = (await service.submitted()).session.id
     service.generator.jobs = ["plain:1", "plain:2"]
     service.repo.faults.away.add("record_job")
@@ -521,8 +515,8 @@ async def test_a_generator_may_let_the_stores_fault_through(service: Service) ->
     assert await service.work() is Outcome.COMPLETED
 
 
-async def test_a_finished_job_is_resumed_before_anything_is_fetched(service: Service) -> None:
-    """What the session has noted is asked for first, by its whole name."""
+async def test_recorded_job_is_resumed_before_anything_is_fetched(service: Service) -> None:
+    """It is resumed by its whole name."""
     session = await service.claimed((await service.submitted()).session.id)
     assert await service.repo.record_job(session.id, attempt=1, job="plain:1")
     await service.repo.release(session.id, attempt=1, delay=timedelta(0))

@@ -43,8 +43,6 @@ from tests.support.examples import (
     a_task,
 )
 
-pytestmark = pytest.mark.xdist_group("cli")  # they share a PostgreSQL
-
 T = TypeVar("T")
 
 NOWHERE = {
@@ -594,9 +592,9 @@ def test_an_unknown_dead_letter(queue: dict[str, str], command: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("credits", "verify"), "Error: DATABASE_URL: The store does not answer"),
-        (("sessions", "list", "--json"), "Error: DATABASE_URL: The store does not answer"),
-        (("migrate",), "Error: DATABASE_URL: The store does not answer"),
+        (("credits", "verify"), "Error: DATABASE_URL: The database does not answer"),
+        (("sessions", "list", "--json"), "Error: DATABASE_URL: The database does not answer"),
+        (("migrate",), "Error: DATABASE_URL: The database does not answer"),
         (("queue", "status"), "Error: REDIS_URL: Redis queue unavailable"),
         (("dead", "list"), "Error: REDIS_URL: Redis queue unavailable"),
         (("dead", "requeue", USER.id), "Error: REDIS_URL: Redis queue unavailable"),
@@ -731,7 +729,7 @@ def test_dev_on_servers_that_are_away(postgres: EmbeddedPostgres, tmp_path: Path
         env=NOWHERE | {"DATABASE_URL": postgres.url()},
     )  # fmt: skip
 
-    assert without_store.stderr == "Error: DATABASE_URL: The store does not answer\n"
+    assert without_store.stderr == "Error: DATABASE_URL: The database does not answer\n"
     assert without_queue.stderr == "Error: REDIS_URL: Redis queue unavailable\n"
     assert (without_store.exit_code, without_queue.exit_code) == (1, 1)
 

@@ -117,7 +117,7 @@ async def store_away(api: Api) -> Answer:
 
 
 async def storage_away(api: Api) -> Answer:
-    api.storage.away = True
+    api.storage.faults.away.add("read_signed")
     return await api.get("/files/a.png?expires=1&signature=a", owner=None)
 
 
@@ -232,7 +232,7 @@ async def test_a_refused_submission_costs_nothing(api: Api) -> None:
 async def test_every_route_of_the_api_asks_who_calls(api: Api, method: str, target: str) -> None:
     """401 without a token; 503, and not 401, while nobody can tell whose key it is."""
     stranger = await api.call(method, target, owner=None)
-    api.keys.away = True
+    api.keys.faults.away.add("owner_of")
     unknown = await api.call(method, target, owner=STORE)
 
     assert stranger.error == (401, "INVALID_TOKEN")

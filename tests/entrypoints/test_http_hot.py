@@ -149,7 +149,7 @@ def before(**changes: Any) -> Prepare:
 
 
 async def keys_away(api: Api) -> None:
-    api.keys.away = True
+    api.keys.faults.away.add("owner_of")
 
 
 def body(**changes: Any) -> bytes:

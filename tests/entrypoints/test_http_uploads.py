@@ -272,13 +272,13 @@ async def received(api: Api, offer: Any, body: Any) -> None:
 async def test_a_storage_that_is_away(api: Api) -> None:
     """503 to both, and a good link stays good."""
     offer = await offered(api)
-    api.storage.away = True
+    api.storage.faults.away |= {"count_uploads", "read_signed"}
 
     answers = [
         await api.call("POST", UPLOADS, body={"content_type": "image/jpeg"}),
         await put(api, offer["upload_url"]),
     ]
-    api.storage.away = False
+    api.storage.faults.clear()
 
     assert {answer.error for answer in answers} == {(503, "SERVICE_UNAVAILABLE")}
     assert (await put(api, offer["upload_url"])).status == 200

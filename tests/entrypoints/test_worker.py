@@ -1,5 +1,5 @@
-"""The worker: it holds what it can work on and no more, loses nothing when it stops or when
-something is away, and never goes on with less than it was started with."""
+"""The worker: it takes no more tasks than it has slots, loses none when it stops or when something
+is unavailable, and stops when one of its parts fails."""
 
 import asyncio
 import os
@@ -21,8 +21,13 @@ from domain.credits import LedgerKind
 from domain.errors import ClaimFailed, ProviderMisconfigured, Refused, TryAgain
 from domain.sessions import SessionStatus
 from domain.tasks import GenerationTask, UnreadableTask
-from entrypoints import worker as worker_module
-from entrypoints.worker import Worker, WorkerLimits, run_until_signalled
+from entrypoints.worker import (
+    OneShotWorker,
+    Worker,
+    WorkerLimits,
+    process,
+    run_until_signalled,
+)
 from tests.support.clock import VirtualTimeLoop, loop_time
 from tests.support.examples import LEASE, a_task
 from tests.support.faults import FlakyTaskQueue
@@ -54,7 +59,7 @@ def logs() -> Iterator[Logs]:
 
 
 class CountedLimit(InMemoryStartLimit):
-    """``burst`` starts at once and then one every ``every_seconds``."""
+    """``burst`` starts at once, then one every ``every_seconds``; counts its calls."""
 
     def __init__(self, *, burst: int, every_seconds: int = 3_600) -> None:
         pace = Pace(burst=burst, interval_us=every_seconds * 1_000_000)
@@ -82,7 +87,8 @@ def a_worker(
     once: bool = False,
     limit: CountedLimit | None = None,
 ) -> Worker:
-    return Worker(
+    kind = OneShotWorker if once else Worker
+    return kind(
         queue=service.queue,
         generation=service.generation(),
         recovery=service.recovery() if recovery else None,
@@ -93,14 +99,13 @@ def a_worker(
             recovery_seconds=RECOVERY_SECONDS,
         ),
         random=seeded_random(),
-        once=once,
-        limit=limit,
+        start_limit=limit,
     )
 
 
 @asynccontextmanager
 async def running(worker: Worker) -> AsyncIterator["asyncio.Task[bool]"]:
-    """The worker at work; at the end of the block it is stopped and comes to rest."""
+    """Run the worker during the block; at its end stop it and wait for it."""
     task = asyncio.create_task(worker.run())
     await asyncio.sleep(0.1)
     yield task
@@ -114,9 +119,9 @@ async def in_status(service: Service, status: SessionStatus) -> list[UUID]:
 
 
 async def completed(service: Service, count: int) -> float:
-    """Wait until ``count`` sessions are completed; returns when that was."""
+    """Wait until ``count`` sessions are completed. Returns the time."""
     async with asyncio.timeout(1000):
-        while len(await in_status(service, SessionStatus.COMPLETED)) < count:  # noqa: ASYNC110 - looking costs no time here
+        while len(await in_status(service, SessionStatus.COMPLETED)) < count:  # noqa: ASYNC110 - costs no time on a virtual loop
             await asyncio.sleep(0.01)
     return loop_time()
 
@@ -130,9 +135,9 @@ def events(logs: Logs, name: str) -> Logs:
     return [entry for entry in logs if entry["event"] == name]
 
 
-async def test_all_tasks_are_done_by_as_many_slots_as_there_are(service: Service) -> None:
-    """Seven tasks of ten seconds in three slots take thirty seconds; a slot that is not free
-    takes none off the queue, so another worker can have it."""
+async def test_slots_work_concurrently(service: Service) -> None:
+    """Seven tasks of ten seconds in three slots take thirty seconds. A busy slot takes no task off
+    the queue, so that another worker can have it."""
     await service.backlog(7)
     service.generator.seconds = 10
 
@@ -145,9 +150,9 @@ async def test_all_tasks_are_done_by_as_many_slots_as_there_are(service: Service
     assert finished_at == pytest.approx(30, abs=0.1)
 
 
-async def test_no_more_is_taken_than_there_are_free_slots(service: Service) -> None:
-    """Of five tasks two slots hold two and the queue three, however long it takes; one that gets
-    free takes one more; and while the worker drains, none does."""
+async def test_free_slots_bound_the_tasks_taken(service: Service) -> None:
+    """Of five tasks, two slots hold two and the queue three, however long they take. A slot that
+    becomes free takes one more, except while the worker drains."""
     ids = await service.backlog(5)
     service.generator.seconds = 20
     left = []
@@ -164,8 +169,8 @@ async def test_no_more_is_taken_than_there_are_free_slots(service: Service) -> N
     assert await in_status(service, SessionStatus.COMPLETED) == ids[:4]
 
 
-async def test_a_worker_that_stops_finishes_what_it_has(service: Service, logs: Logs) -> None:
-    """It takes nothing new, waits for what is in flight, and is gone as soon as that is done."""
+async def test_stopping_worker_finishes_its_tasks(service: Service, logs: Logs) -> None:
+    """It takes nothing new, waits for tasks in flight, and ends as soon as they are done."""
     ids = await service.backlog(4)
     service.generator.seconds = 10
 
@@ -179,8 +184,8 @@ async def test_a_worker_that_stops_finishes_what_it_has(service: Service, logs: 
     assert events(logs, "worker_stopped")[0]["cancelled"] == 0
 
 
-async def test_what_takes_too_long_to_finish_is_given_back(service: Service, logs: Logs) -> None:
-    """After the grace time the work is stopped, and its tasks are the next ones in the queue."""
+async def test_tasks_are_given_back_after_the_grace_period(service: Service, logs: Logs) -> None:
+    """Their work is cancelled, and they are the next ones in the queue."""
     ids = await service.backlog(4)
     service.generator.seconds = 100
 
@@ -194,9 +199,8 @@ async def test_what_takes_too_long_to_finish_is_given_back(service: Service, log
     assert events(logs, "worker_stopped")[0]["cancelled"] == 2
 
 
-async def test_a_second_stop_gives_back_what_is_in_hand(service: Service, logs: Logs) -> None:
-    """Whoever cannot wait for the grace time has all tasks in the queue again at once, those that
-    a pop under way brings too; and that is no failure."""
+async def test_second_stop_gives_tasks_back_at_once(service: Service, logs: Logs) -> None:
+    """All tasks are in the queue again, also those of a pop in flight; and that is no failure."""
     ids = await service.backlog(1)
     service.generator.seconds = 100
     worker = a_worker(service)
@@ -221,11 +225,11 @@ async def test_a_second_stop_gives_back_what_is_in_hand(service: Service, logs: 
 
 
 @pytest.mark.parametrize("arrives_after_stop", [False, True])
-async def test_a_pop_under_way_at_the_stop_loses_nothing(
+async def test_pop_in_flight_at_the_stop_loses_nothing(
     service: Service, *, arrives_after_stop: bool
 ) -> None:
-    """Its task has left the queue and is on its way, or comes before the pop has run out: in
-    either case it is worked on."""
+    """Its task has left the queue already, or arrives before the pop times out: in either case it
+    is worked on."""
     service.queue.faults.slow["pop"] = POP_SECONDS / 2
     worker = a_worker(service, concurrency=1)
     if not arrives_after_stop:
@@ -241,16 +245,16 @@ async def test_a_pop_under_way_at_the_stop_loses_nothing(
     assert len(await in_status(service, SessionStatus.COMPLETED)) == 1
 
 
-async def test_an_idle_worker_stops_when_its_pops_have_run_out(service: Service) -> None:
-    """No sooner, for a pop is never cancelled; and no later."""
+async def test_idle_worker_stops_when_its_pops_time_out(service: Service) -> None:
+    """No sooner, because a pop is never cancelled; and no later."""
     async with running(a_worker(service, recovery=True)):
         pass
 
     assert loop_time() == pytest.approx(POP_SECONDS, abs=0.01)
 
 
-async def test_a_pause_ends_at_the_stop(service: Service) -> None:
-    """Who waits for the queue to come back, or for recovery's next turn, holds nothing up."""
+async def test_stop_ends_a_pause(service: Service) -> None:
+    """A slot's backoff and recovery's interval do not delay the stop."""
     service.queue.faults.away.add("pop")
     worker = a_worker(service, recovery=True)
 
@@ -262,9 +266,9 @@ async def test_a_pause_ends_at_the_stop(service: Service) -> None:
 
 
 @pytest.mark.parametrize("fault", ["away", "broken"])
-async def test_a_queue_that_is_away_is_waited_for(service: Service, logs: Logs, fault: str) -> None:
-    """Every slot asks again and again, with waits that are random, grow and have a bound; then it
-    goes on by itself. An error that nobody expects ends no slot either."""
+async def test_queue_outage_is_waited_for(service: Service, logs: Logs, fault: str) -> None:
+    """Every slot tries again after waits that are random, grow and have a cap, and goes on by
+    itself. An unexpected error ends no slot either."""
     getattr(service.queue.faults, fault).add("pop")
     async with running(a_worker(service, concurrency=4)):
         await asyncio.sleep(600)
@@ -285,8 +289,8 @@ async def test_a_queue_that_is_away_is_waited_for(service: Service, logs: Logs, 
     assert bool(events(logs, "slot_crashed")) == (fault == "broken")
 
 
-async def test_a_success_ends_the_backing_off(service: Service, logs: Logs) -> None:
-    """After an outage the next one begins with short waits again."""
+async def test_success_resets_the_backoff(service: Service, logs: Logs) -> None:
+    """The next outage begins with short waits again."""
     async with running(a_worker(service, concurrency=1)):
         service.queue.faults.away.add("pop")
         await asyncio.sleep(60)
@@ -300,11 +304,9 @@ async def test_a_success_ends_the_backing_off(service: Service, logs: Logs) -> N
 
 
 @pytest.mark.parametrize("fault", ["away", "broken"])
-async def test_a_store_that_allows_no_claim_costs_no_task(
-    service: Service, logs: Logs, fault: str
-) -> None:
-    """It is away, or says what nobody expects, such as that we lack a privilege. Every claim fails
-    and its task goes back: they all wait in the queue when that is over."""
+async def test_failed_claims_lose_no_task(service: Service, logs: Logs, fault: str) -> None:
+    """The database is unavailable, or rejects every claim, for example for a missing privilege. The
+    tasks go back, and all are in the queue when that is over."""
     ids = await service.backlog(5)
     getattr(service.repo.faults, fault).add("claim")
     async with running(a_worker(service)):
@@ -322,8 +324,8 @@ async def test_a_store_that_allows_no_claim_costs_no_task(
     assert not events(logs, "task_crashed")
 
 
-async def test_a_message_that_nobody_can_read_is_buried(service: Service, logs: Logs) -> None:
-    """It is kept, it is logged, and it takes no time from the others."""
+async def test_unreadable_message_is_buried(service: Service, logs: Logs) -> None:
+    """It becomes a dead letter, is logged, and does not delay other tasks."""
     await service.backlog(1)
     service.queue.messages.extendleft([b"{", b"[]"])
     await service.backlog(1)
@@ -338,10 +340,8 @@ async def test_a_message_that_nobody_can_read_is_buried(service: Service, logs: 
     assert [entry["reason"] for entry in refusals] == [m.reason for m in service.queue.buried]
 
 
-async def test_a_message_of_a_newer_version_costs_its_session_nothing(
-    service: Service, logs: Logs
-) -> None:
-    """The session that it names fails and gets its credit back."""
+async def test_message_of_a_newer_version_is_refunded(service: Service, logs: Logs) -> None:
+    """The session that it names fails with its refund."""
     (session_id,) = await service.backlog(1)
     raw = service.queue.messages.pop().replace(b'"version":1', b'"version":2')
     service.queue.messages.append(raw)
@@ -355,11 +355,10 @@ async def test_a_message_of_a_newer_version_costs_its_session_nothing(
     assert (refusal["session_id"], refusal["log_level"]) == (str(session_id), "error")
 
 
-@pytest.mark.parametrize("seam", ["queue", "store"])
-async def test_a_message_that_cannot_be_buried_yet_is_kept_in_hand(
-    service: Service, seam: str
-) -> None:
-    """It is no longer in the queue, so whoever has it tries until queue and store answer."""
+@pytest.mark.parametrize("seam", ["queue", "database"])
+async def test_burial_is_repeated_until_it_succeeds(service: Service, seam: str) -> None:
+    """The message is no longer in the queue, so the slot tries until the queue and the database
+    answer."""
     (session_id,) = await service.backlog(1)
     raw = service.queue.messages.pop().replace(b'"version":1', b'"version":2')
     service.queue.messages.append(raw)
@@ -378,10 +377,8 @@ async def test_a_message_that_cannot_be_buried_yet_is_kept_in_hand(
     assert service.money_of(session_id) == [LedgerKind.DEBIT, LedgerKind.REFUND]
 
 
-async def test_a_message_that_cannot_be_buried_does_not_hold_up_the_stop(
-    service: Service, logs: Logs
-) -> None:
-    """Stopping ends the tries; the log has said what was lost and why."""
+async def test_burial_does_not_delay_the_stop(service: Service, logs: Logs) -> None:
+    """A stop ends the tries; the log has named the lost message and the reason."""
     service.queue.messages.append(b"{")
     service.queue.faults.away.add("bury")
 
@@ -393,9 +390,9 @@ async def test_a_message_that_cannot_be_buried_does_not_hold_up_the_stop(
     assert len(events(logs, "task_unreadable")) == 1
 
 
-async def test_a_task_that_crashes_does_not_end_its_slot(service: Service, logs: Logs) -> None:
-    """The error is logged with what it belongs to, and the slot takes the next task; what is logged
-    after that belongs to none."""
+async def test_crashed_task_does_not_end_its_slot(service: Service, logs: Logs) -> None:
+    """The error is logged with the task's ids, and the slot takes the next task; later lines do not
+    carry those ids."""
     crashed, done = await service.backlog(2)
     service.generator.outcomes = [RuntimeError("a bug")]
 
@@ -415,10 +412,10 @@ async def test_a_task_that_crashes_does_not_end_its_slot(service: Service, logs:
     assert not any("session_id" in entry or "request_id" in entry for entry in waiting_lines)
 
 
-async def test_a_generator_that_turns_all_away_is_left_alone(service: Service, logs: Logs) -> None:
-    """Four slots, an hour of a wrong key: it is asked a few times, by one task at a time and less
-    and less often, and each opening is logged once. No task is taken in between, none is lost,
-    and all are done soon after the key is right."""
+async def test_open_circuit_takes_no_tasks(service: Service, logs: Logs) -> None:
+    """Four slots, an hour of a wrong key: single tasks probe the provider, less and less often, and
+    each opening is logged once. No task is taken in between, none is lost, and all are done soon
+    after the key is fixed."""
     ids = await service.backlog(20)
     service.generator.outcomes = [ProviderMisconfigured(detail="HTTP 401")] * 1000
     async with running(a_worker(service, concurrency=4)):
@@ -428,22 +425,22 @@ async def test_a_generator_that_turns_all_away_is_left_alone(service: Service, l
         assert set(waiting(service)) == set(ids)
         assert await in_status(service, SessionStatus.QUEUED) == ids
         service.generator.outcomes.clear()
-        mended_at = loop_time()
+        fixed_at = loop_time()
 
-        assert await completed(service, 20) - mended_at < 300 + 2
+        assert await completed(service, 20) - fixed_at < 300 + 2
 
     opened = events(logs, "circuit_opened")
     assert (opened[0]["cause"], opened[0]["log_level"]) == ("HTTP 401", "error")
     assert [entry["seconds"] for entry in opened[:8]] == [5, 10, 20, 40, 80, 160, 300, 300]
     assert 15 < len(opened) < 25
-    assert asked == len(opened) + 3  # the other slots' first tasks, begun at the same instant
+    assert asked == len(opened) + 3  # The other slots' first tasks began at the same instant.
     assert taken < asked + 10
     assert len(events(logs, "circuit_closed")) == 1
     assert not events(logs, "task_crashed")
 
 
-async def test_a_pop_under_way_when_the_circuit_opens_takes_nothing(service: Service) -> None:
-    """Its task goes back to the front before anything of it is begun, as the session shows."""
+async def test_pop_in_flight_when_the_circuit_opens_begins_nothing(service: Service) -> None:
+    """Its task goes back to the front of the queue without a claim, as its attempt shows."""
     service.queue.faults.slow["pop"] = 0.5
     service.generator.seconds = 0.1
     service.generator.outcomes = [ProviderMisconfigured(detail="HTTP 401")] * 1000
@@ -458,8 +455,8 @@ async def test_a_pop_under_way_when_the_circuit_opens_takes_nothing(service: Ser
         assert set(waiting(service)) == {first, second}
 
 
-async def test_a_worker_that_may_begin_nothing_stops_at_once(service: Service) -> None:
-    """An open circuit holds no stop up."""
+async def test_open_circuit_does_not_delay_the_stop(service: Service) -> None:
+    """The slots' pauses end at once."""
     await service.backlog(1)
     service.generator.outcomes = [ProviderMisconfigured(detail="HTTP 401")]
 
@@ -470,9 +467,9 @@ async def test_a_worker_that_may_begin_nothing_stops_at_once(service: Service) -
     assert loop_time() == stopped_at
 
 
-async def test_what_may_not_be_started_is_not_taken(service: Service) -> None:
-    """One permit for four slots: one task is done, the others wait where other workers can have
-    them. One slot asks for all, and not more often than it could pop."""
+async def test_start_limit_bounds_the_tasks_taken(service: Service) -> None:
+    """One start for four slots: one task is done, the others stay in the queue, where other workers
+    can have them. One slot asks for all, and no more often than it could pop."""
     ids = await service.backlog(3)
     limit = CountedLimit(burst=1)
 
@@ -486,8 +483,8 @@ async def test_what_may_not_be_started_is_not_taken(service: Service) -> None:
     assert limit.asked <= 60 / POP_SECONDS + 3
 
 
-async def test_two_workers_start_at_the_pace_of_one_limit(service: Service) -> None:
-    """Two at once and one every ten seconds, however many slots would be free."""
+async def test_two_workers_share_one_start_limit(service: Service) -> None:
+    """Two starts at once and one every ten seconds, however many slots are free."""
     await service.backlog(6)
     limit = CountedLimit(burst=2, every_seconds=10)
 
@@ -501,40 +498,47 @@ async def test_two_workers_start_at_the_pace_of_one_limit(service: Service) -> N
     assert times == pytest.approx([10, 20, 30, 40], abs=POP_SECONDS + 0.1)
 
 
-async def nothing_comes(_: Service) -> None:
-    """The pop comes back empty."""
+async def empty_queue(_: Service) -> None:
+    """Every pop times out."""
 
 
-async def unreadable(service: Service) -> None:
+async def unreadable_messages(service: Service) -> None:
     service.queue.messages.extendleft([b"{"] * 3)
 
 
-async def of_no_session(service: Service) -> None:
+async def unknown_sessions(service: Service) -> None:
     for _ in range(3):
         await service.queue.push(a_task())
 
 
-async def queue_is_away(service: Service) -> None:
+async def queue_outage(service: Service) -> None:
     await service.backlog(3)
     service.queue.faults.away.add("pop")
 
 
-async def store_is_away(service: Service) -> None:
+async def database_outage(service: Service) -> None:
     await service.backlog(3)
     service.repo.faults.away.add("claim")
 
 
-async def pop_is_broken(service: Service) -> None:
+async def broken_pop(service: Service) -> None:
     await service.backlog(3)
     service.queue.faults.broken.add("pop")
 
 
 @pytest.mark.parametrize(
     "prepare",
-    [nothing_comes, unreadable, of_no_session, queue_is_away, store_is_away, pop_is_broken],
+    [
+        empty_queue,
+        unreadable_messages,
+        unknown_sessions,
+        queue_outage,
+        database_outage,
+        broken_pop,
+    ],
 )
-async def test_a_permit_that_begins_nothing_is_given_back(service: Service, prepare: Any) -> None:
-    """To the last one, and no more often than it was taken: about once a second by each slot."""
+async def test_unused_start_is_given_back(service: Service, prepare: Any) -> None:
+    """Every one, as often as it was taken: about once a second by each slot."""
     await prepare(service)
     limit = CountedLimit(burst=2)
 
@@ -543,11 +547,11 @@ async def test_a_permit_that_begins_nothing_is_given_back(service: Service, prep
 
     assert service.generator.requests == []
     assert 10 < limit.given_back == limit.taken < 2 * 60 / POP_SECONDS + 10
-    assert limit._full_at_us <= limit._now_us()
+    assert [await limit.take() for _ in range(2)] == [0, 0]
 
 
-async def test_a_permit_of_a_pop_that_came_too_late_is_given_back(service: Service) -> None:
-    """The circuit opened while it was under way, so its task is begun by nobody."""
+async def test_start_is_given_back_when_the_circuit_opens_during_the_pop(service: Service) -> None:
+    """The popped task goes back to the queue, so no picture is begun."""
     service.queue.faults.slow["pop"] = 0.5
     service.generator.seconds = 0.1
     service.generator.outcomes = [ProviderMisconfigured(detail="HTTP 401")] * 1000
@@ -573,10 +577,10 @@ async def test_a_permit_of_a_pop_that_came_too_late_is_given_back(service: Servi
     ],
     ids=lambda outcome: type(outcome).__name__,
 )
-async def test_a_permit_is_used_up_however_the_picture_ends(
+async def test_start_is_used_however_the_picture_ends(
     service: Service, outcome: Exception | None
 ) -> None:
-    """The provider was asked, and that is what is limited."""
+    """The provider was called, and its calls are limited."""
     await service.backlog(1)
     service.generator.outcomes = [outcome] if outcome else []
     limit = CountedLimit(burst=2)
@@ -587,8 +591,8 @@ async def test_a_permit_is_used_up_however_the_picture_ends(
     assert len(service.generator.requests) == limit.taken - limit.given_back == 1
 
 
-async def test_a_permit_is_used_up_by_work_that_was_overtaken(service: Service) -> None:
-    """The lease was lost in mid-work: nothing is written, but the provider was asked."""
+async def test_start_is_used_by_overtaken_work(service: Service) -> None:
+    """The lease was lost during the work: nothing is written, but the provider was called."""
     await service.backlog(1)
     service.generator.seconds = 100
     service.repo.faults.away.add("renew")
@@ -600,8 +604,8 @@ async def test_a_permit_is_used_up_by_work_that_was_overtaken(service: Service) 
     assert len(service.generator.requests) == limit.taken - limit.given_back == 1
 
 
-async def test_a_permit_is_used_up_by_work_that_is_cut_off(service: Service) -> None:
-    """By the end of the grace time."""
+async def test_start_is_used_by_cancelled_work(service: Service) -> None:
+    """The grace period ended during the work."""
     await service.backlog(1)
     service.generator.seconds = 100
     limit = CountedLimit(burst=2)
@@ -612,8 +616,8 @@ async def test_a_permit_is_used_up_by_work_that_is_cut_off(service: Service) -> 
     assert len(service.generator.requests) == limit.taken - limit.given_back == 1
 
 
-async def test_a_permit_that_others_give_back_is_found(service: Service) -> None:
-    """However long the wait was said to be, a worker asks again about as often as it would pop."""
+async def test_start_given_back_by_another_worker_is_found(service: Service) -> None:
+    """Whatever wait the limit returned, a worker asks again about as often as it would pop."""
     limit = CountedLimit(burst=1)
     await limit.take()
     await service.backlog(1)
@@ -626,7 +630,7 @@ async def test_a_permit_that_others_give_back_is_found(service: Service) -> None
         assert await completed(service, 1) - back_at < POP_SECONDS + 0.1
 
 
-async def test_a_worker_without_a_permit_stops_at_once(service: Service) -> None:
+async def test_start_limit_does_not_delay_the_stop(service: Service) -> None:
     """Whether a slot waits for the time to ask again, or for its turn to ask."""
     await service.backlog(2)
     limit = CountedLimit(burst=1)
@@ -639,7 +643,7 @@ async def test_a_worker_without_a_permit_stops_at_once(service: Service) -> None
 
 
 async def test_recovery_runs_beside_the_work(service: Service, logs: Logs) -> None:
-    """At its interval, give or take a fifth, also while all slots are busy."""
+    """At its interval, plus or minus a fifth, also while all slots are busy."""
     await service.backlog(2)
     service.generator.seconds = 100
 
@@ -656,8 +660,8 @@ async def test_recovery_runs_beside_the_work(service: Service, logs: Logs) -> No
 
 
 @pytest.mark.parametrize("fault", ["away", "broken"])
-async def test_recovery_survives_what_goes_wrong(service: Service, logs: Logs, fault: str) -> None:
-    """The store is away, or there is a bug: that is logged, and the next run comes in time."""
+async def test_recovery_survives_failures(service: Service, logs: Logs, fault: str) -> None:
+    """The database is unavailable, or there is a bug: that is logged, and the next run follows."""
     (lost,) = await service.backlog(1)
     service.queue.messages.clear()
     getattr(service.repo.faults, fault).add("refund_missing")
@@ -673,8 +677,8 @@ async def test_recovery_survives_what_goes_wrong(service: Service, logs: Logs, f
     assert await in_status(service, SessionStatus.COMPLETED) == [lost]
 
 
-async def test_a_worker_can_leave_recovery_to_others(service: Service) -> None:
-    """Without it, nothing is recovered, and the work is done all the same."""
+async def test_worker_without_recovery(service: Service) -> None:
+    """It recovers nothing, and works all the same."""
     await service.backlog(1)
 
     async with running(a_worker(service)):
@@ -684,8 +688,8 @@ async def test_a_worker_can_leave_recovery_to_others(service: Service) -> None:
     assert "refund_missing" not in service.repo.faults.calls
 
 
-class CancelsItself(FlakyTaskQueue):
-    """A pop that finds nothing ends as if somebody had cancelled it."""
+class SelfCancellingQueue(FlakyTaskQueue):
+    """A pop from the empty queue cancels itself."""
 
     async def pop(self, *, timeout_seconds: float) -> GenerationTask | UnreadableTask | None:
         message = await super().pop(timeout_seconds=timeout_seconds)
@@ -694,12 +698,12 @@ class CancelsItself(FlakyTaskQueue):
         return message
 
 
-async def test_a_worker_that_loses_a_slot_does_not_go_on(service: Service, logs: Logs) -> None:
-    """Whatever can end a slot ends the process, and loudly, so that somebody starts a whole one;
-    what the other slots have in hand is finished first, and all is closed."""
+async def test_lost_slot_stops_the_worker(service: Service, logs: Logs) -> None:
+    """Whatever ends a slot ends the process with an error, so that its supervisor starts a complete
+    one. The other slots finish their tasks first, and everything is closed."""
     await service.backlog(1)
     (task,) = service.waiting()
-    service.queue = CancelsItself(clock=service.clock.now)
+    service.queue = SelfCancellingQueue(clock=service.clock.now)
     await service.queue.push(task)
     service.generator.seconds = 10
     closed_at = []
@@ -715,8 +719,8 @@ async def test_a_worker_that_loses_a_slot_does_not_go_on(service: Service, logs:
     assert len(events(logs, "worker_stopped")) == 1
 
 
-async def test_a_signal_stops_the_worker(service: Service) -> None:
-    """SIGTERM is a stop: ``run_until_signalled`` returns when all is done and closed."""
+async def test_signal_stops_the_worker(service: Service) -> None:
+    """``run_until_signalled`` returns once the tasks are done and everything is closed."""
     await service.backlog(1)
     closed = asyncio.Event()
 
@@ -734,14 +738,14 @@ async def test_a_signal_stops_the_worker(service: Service) -> None:
 
 
 async def once(service: Service, *, recovery: bool = True) -> bool:
-    """What a worker says that does what waits and then ends."""
+    """What a one-shot worker returns."""
     async with asyncio.timeout(1000):
         return await a_worker(service, recovery=recovery, once=True).run()
 
 
-async def test_a_worker_may_work_off_what_waits_and_end(service: Service, logs: Logs) -> None:
-    """It ends when the last task is done, however long that takes, and waits for nothing: also a
-    task that the queue had lost is done, since recovery runs first, and only once."""
+async def test_one_shot_worker_empties_the_queue(service: Service, logs: Logs) -> None:
+    """It ends when the last task is done, however long that takes. A task that the queue had lost
+    is done too, because recovery runs first; it runs once."""
     (lost,) = await service.backlog(1, apart=timedelta(minutes=1))
     service.queue.messages.clear()
     await service.backlog(4)
@@ -756,8 +760,8 @@ async def test_a_worker_may_work_off_what_waits_and_end(service: Service, logs: 
     assert not events(logs, "worker_draining")
 
 
-async def test_nothing_to_do_takes_no_time(service: Service) -> None:
-    """An empty queue is all taken; what is lost is left to who runs recovery."""
+async def test_one_shot_worker_ends_at_once_with_an_empty_queue(service: Service) -> None:
+    """Without recovery, a lost task is left to workers that run it."""
     await service.backlog(1)
     service.queue.messages.clear()
 
@@ -767,8 +771,8 @@ async def test_nothing_to_do_takes_no_time(service: Service) -> None:
     assert len(await in_status(service, SessionStatus.QUEUED)) == 1
 
 
-async def test_another_attempt_is_left_to_the_next_run(service: Service) -> None:
-    """Its turn comes later, and nothing is waited for."""
+async def test_one_shot_worker_does_not_wait_for_another_attempt(service: Service) -> None:
+    """The next run makes it, after its backoff."""
     await service.backlog(1)
     service.generator.outcomes = [TryAgain("busy", retry_after_seconds=60)]
 
@@ -781,9 +785,9 @@ async def test_another_attempt_is_left_to_the_next_run(service: Service) -> None
 
 
 @pytest.mark.parametrize("seam", ["pop", "claim", "complete", "recovery", "bury"])
-async def test_what_is_away_ends_the_only_run(service: Service, logs: Logs, seam: str) -> None:
-    """Work may be left, so that it is not all done: but what can be done is, and the rest is there
-    for the next run."""
+async def test_outage_ends_a_one_shot_worker(service: Service, logs: Logs, seam: str) -> None:
+    """It does everything that it can, and returns that work may be left; the next run does the
+    rest."""
     await service.backlog(3)
     if seam == "bury":
         service.queue.messages.append(b"{")
@@ -802,8 +806,8 @@ async def test_what_is_away_ends_the_only_run(service: Service, logs: Logs, seam
     assert len(await in_status(service, SessionStatus.COMPLETED)) == 3
 
 
-async def test_a_generator_that_turns_all_away_ends_the_only_run(service: Service) -> None:
-    """After one look; nobody is harmed."""
+async def test_open_circuit_ends_a_one_shot_worker(service: Service) -> None:
+    """After one call; no session fails."""
     ids = await service.backlog(3)
     service.generator.outcomes = [ProviderMisconfigured(detail="HTTP 401")] * 1000
 
@@ -814,8 +818,8 @@ async def test_a_generator_that_turns_all_away_ends_the_only_run(service: Servic
     assert set(waiting(service)) == set(ids)
 
 
-async def test_an_error_that_nobody_expects_ends_the_only_run(service: Service, logs: Logs) -> None:
-    """Loudly, with the task in the queue; what other slots have in hand is finished."""
+async def test_unexpected_error_ends_a_one_shot_worker(service: Service, logs: Logs) -> None:
+    """It is logged and raised; the task is in the queue, and earlier tasks are done."""
     ids = await service.backlog(2)
     service.generator.seconds = 10
     worker = a_worker(service, once=True, concurrency=1)
@@ -831,10 +835,8 @@ async def test_an_error_that_nobody_expects_ends_the_only_run(service: Service, 
     assert waiting(service) == ids[1:]
 
 
-async def test_recovery_that_crashes_does_not_end_the_only_run(
-    service: Service, logs: Logs
-) -> None:
-    """The tasks that are there are done all the same, but that is not all."""
+async def test_recovery_crash_does_not_end_a_one_shot_worker(service: Service, logs: Logs) -> None:
+    """The tasks in the queue are done all the same, and it returns that work may be left."""
     await service.backlog(1)
     service.repo.faults.broken.add("refund_missing")
 
@@ -845,8 +847,8 @@ async def test_recovery_that_crashes_does_not_end_the_only_run(
 
 
 @pytest.mark.parametrize("busy", ["slot", "recovery"])
-async def test_the_only_run_stops_when_told(service: Service, busy: str) -> None:
-    """As any worker does: what is not done in the grace time is given back, and that is as told,
+async def test_one_shot_worker_can_be_stopped(service: Service, busy: str) -> None:
+    """Like any worker: tasks in flight are given back after the grace period. That is a success,
     whatever else could not be done."""
     ids = await service.backlog(3)
     service.generator.seconds = 100
@@ -866,8 +868,8 @@ async def test_the_only_run_stops_when_told(service: Service, busy: str) -> None
     assert set(waiting(service)) == set(ids)
 
 
-def test_a_worker_of_its_own_is_set_up_for_long() -> None:
-    """What stays is left alone by the garbage collector, and lines wait for others."""
+def test_worker_process_freezes_startup_objects_and_buffers_logs() -> None:
+    """``run_on`` has the process to itself, so it may set both for the whole process."""
     code = (
         "import gc, sys\n"
         "from config.container import Container\n"
@@ -888,17 +890,17 @@ def test_a_worker_of_its_own_is_set_up_for_long() -> None:
     assert done.stdout.split() == ["True", "False"]
 
 
-async def test_lines_of_tasks_wait_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the worker goes on; what it returns is returned."""
+async def test_log_lines_are_flushed_every_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the worker runs; its result is returned."""
     written: list[float] = []
     began = loop_time()
-    monkeypatch.setattr(worker_module, "flush_logs", lambda: written.append(loop_time() - began))
+    monkeypatch.setattr(process, "flush_logs", lambda: written.append(loop_time() - began))
 
     async def work() -> bool:
         await asyncio.sleep(3.5)
         return False
 
-    assert await worker_module._writing_lines(work()) is False
+    assert await process.flushing_logs(work()) is False
     await asyncio.sleep(5)
 
     assert written == [1, 2, 3]

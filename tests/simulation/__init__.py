@@ -1,5 +1,6 @@
-"""The use cases under every fault that a network and an operating system can do to them.
+"""The use cases under every fault that a network and an operating system can cause.
 
-``world`` has the store, the queue and the processes, and what must hold at every step; ``fates``
-decides what becomes of each call; ``actors`` are the processes and who uses them.
+``world`` has the database, the queue, the processes and the rules that hold at every step;
+``fates`` decides how each call ends; ``actors`` are the processes and their users; ``scenarios``
+are whole runs.
 """

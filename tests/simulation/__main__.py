@@ -1,4 +1,4 @@
-"""``python -m tests.simulation 5000 [FIRST]``: that many seeds, from the first one on."""
+"""``python -m tests.simulation SEEDS [FIRST]``: that many seeds, beginning with FIRST."""
 
 import sys
 from collections import Counter
@@ -10,7 +10,7 @@ from tests.simulation.scenarios import run_seed
 
 
 def main(seeds: int, first: int = 0) -> None:
-    """Run the seeds, print what happened, exit 1 at the first violation."""
+    """Run the seeds and print a summary. The first violation ends the program with exit code 1."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("critical"))
     statuses: Counter[str] = Counter()
     faults: Counter[Fate] = Counter()

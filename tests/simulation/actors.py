@@ -1,4 +1,4 @@
-"""The processes of a deployment, whoever uses it, and whoever breaks it."""
+"""The processes of a deployment, and an external consumer."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -35,13 +35,13 @@ from domain.tasks import GenerationTask
 from entrypoints.worker import Worker, WorkerLimits
 from tests.simulation.world import (
     PICTURE_LIFETIME,
+    Answer,
     Process,
     ProviderJob,
-    Told,
     World,
+    database_error,
     queue_error,
     storage_error,
-    store_error,
 )
 from tests.support.clock import loop_time
 from tests.support.examples import a_request
@@ -69,7 +69,7 @@ RECOVERY = RecoveryPolicy(
     delete_again_after=timedelta(seconds=5),
 )
 
-ANSWERS: Sequence[tuple[type[Exception], int]] = (
+STATUSES: Sequence[tuple[type[Exception], int]] = (
     (InsufficientCredits, 402),
     (IdempotencyKeyReused, 422),
     (TooManyActive, 429),
@@ -79,7 +79,7 @@ ANSWERS: Sequence[tuple[type[Exception], int]] = (
 
 
 class Actor(ABC):
-    """A program that is started again whenever its process has died."""
+    """A program that is restarted whenever its process has died."""
 
     def __init__(self, world: World, name: str, random: Random) -> None:
         self.world = world
@@ -93,7 +93,7 @@ class Actor(ABC):
 
     @abstractmethod
     def boot(self) -> None:
-        """Begin to work in ``process``, which is new."""
+        """Begin to work in the new ``process``."""
 
     def new_id(self) -> UUID:
         return UUID(int=self.random.getrandbits(128), version=4)
@@ -103,18 +103,18 @@ class Api(Actor):
     """An API process."""
 
     def boot(self) -> None:
-        store = self.process.reaching(self.world.repo, store_error)
+        repo = self.process.connect(self.world.repo, database_error)
         self._submission = Submission(
-            sessions=store,
-            reads=store,
-            queue=self.process.reaching(self.world.queue, queue_error),
+            sessions=repo,
+            reads=repo,
+            queue=self.process.connect(self.world.queue, queue_error),
             policy=SUBMISSION,
             new_id=self.new_id,
             clock=self.world.clock.now,
         )
-        self.process.run(self._tend(self._submission))
+        self.process.run(self._background(self._submission))
 
-    async def _tend(self, submission: Submission) -> None:
+    async def _background(self, submission: Submission) -> None:
         while True:
             for duty in (submission.confirm_pushed, submission.measure_queue):
                 try:
@@ -124,38 +124,38 @@ class Api(Actor):
             await asyncio.sleep(INTERVAL_SECONDS)
 
     async def submit(self, request_id: str, owner: Owner, key: str | None, **fields: str) -> None:
-        """Send a request, and note what the caller is told."""
+        """Send a request, and record the answer that the client gets."""
         process = self.process
         if not process.alive:
             return
         request = a_request(owner, request_id=request_id, idempotency_key=key, **fields)
-        asking = process.run(self._submission.submit(request))
-        await asyncio.wait({asking})
+        submitting = process.run(self._submission.submit(request))
+        await asyncio.wait({submitting})
         session_id = None
-        if asking.cancelled():
-            answer = 0
-        elif error := asking.exception():
-            answer = next((code for kind, code in ANSWERS if isinstance(error, kind)), 0)
-            if answer == 0 and isinstance(error, Exception):
+        if submitting.cancelled():
+            status = 0
+        elif error := submitting.exception():
+            status = next((code for kind, code in STATUSES if isinstance(error, kind)), 0)
+            if status == 0 and isinstance(error, Exception):
                 raise error
         else:
-            answer, session_id = 202, asking.result().session.id
+            status, session_id = 202, submitting.result().session.id
             self.world.require(
-                not _was_given_up(asking.result()), f"{request_id} replayed what had been undone"
+                not _replays_undone(submitting.result()), f"{request_id} replayed an undone session"
             )
         if process.has_died():
-            answer, session_id = 0, None
-        self.world.told.append(Told(request_id, owner, key, answer, session_id))
+            status, session_id = 0, None
+        self.world.answers.append(Answer(request_id, owner, key, status, session_id))
 
 
-def _was_given_up(receipt: Receipt) -> bool:
-    """Whether a repetition was answered with a session that never got into the queue."""
+def _replays_undone(receipt: Receipt) -> bool:
+    """Whether a repetition was answered with a session that failed because its push failed."""
     failure = receipt.session.failure
     return receipt.replayed and failure is not None and failure.code == ErrorCode.QUEUE_UNAVAILABLE
 
 
-class StillFetcher(PictureFetcherPort):
-    """Has every picture."""
+class StaticFetcher(PictureFetcherPort):
+    """Returns the same picture for every URL."""
 
     async def fetch(self, url: str, owner: Owner) -> Picture:  # noqa: ARG002
         return A_PICTURE
@@ -163,14 +163,14 @@ class StillFetcher(PictureFetcherPort):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mood:
-    """What a provider is like: takes its time, and sometimes fails in each way that there is; or
-    is ``steady``."""
+    """How a provider behaves: jobs take a random time and sometimes fail, in every way that there
+    is. With ``steady_seconds``, they all take that time and succeed."""
 
     random: Random
     steady_seconds: float | None = None
 
-    def begun(self) -> ProviderJob:
-        """A new job. Raises where there is none."""
+    def new_job(self) -> ProviderJob:
+        """A new job, or an error instead."""
         if self.steady_seconds is not None:
             return ProviderJob(loop_time() + self.steady_seconds, has_picture=True)
         match self.random.randrange(10):
@@ -183,14 +183,14 @@ class Mood:
         seconds = self.random.choice((0.0, 0.1, 1.0, 4.0, 12.0)) * self.random.random()
         return ProviderJob(loop_time() + seconds, has_picture=self.random.random() < 0.9)
 
-    def look(self) -> None:
-        """Raises where a question fails."""
+    def poll(self) -> None:
+        """Raises if a poll fails."""
         if self.steady_seconds is None and self.random.random() < 0.05:
             raise TryAgain("busy", retry_after_seconds=self.random.random())
 
 
 class MoodyJobs(Jobs):
-    """A provider's jobs, as a process asks for them; they outlive it."""
+    """A process's view of the provider's jobs, which outlive the process."""
 
     def __init__(self, process: Process, mood: Mood) -> None:
         self._process = process
@@ -200,16 +200,16 @@ class MoodyJobs(Jobs):
     async def begin(self, request: PictureRequest) -> str:  # noqa: ARG002
         await self._process.proceed()
         job_id = str(len(self._jobs))
-        self._jobs[f"{PROVIDER}:{job_id}"] = self._mood.begun()
+        self._jobs[f"{PROVIDER}:{job_id}"] = self._mood.new_job()
         await asyncio.sleep(self._process.world.fates.pause())
         await self._process.proceed()
         return job_id
 
-    async def look(self, job_id: str) -> Generated | None:
+    async def poll(self, job_id: str) -> Generated | None:
         await self._process.proceed()
-        self._mood.look()
+        self._mood.poll()
         job = self._jobs[f"{PROVIDER}:{job_id}"]
-        if job.came_to_nothing:
+        if job.produced_nothing:
             raise JobProducedNothing
         return Generated(picture=A_PICTURE) if job.has_ended else None
 
@@ -228,16 +228,16 @@ class WorkerProcess(Actor):
         self._slots = slots
 
     def boot(self) -> None:
-        store = self.process.reaching(self.world.repo, store_error)
-        queue = self.process.reaching(self.world.queue, queue_error)
-        storage = self.process.reaching(self.world.storage, storage_error)
+        repo = self.process.connect(self.world.repo, database_error)
+        queue = self.process.connect(self.world.queue, queue_error)
+        storage = self.process.connect(self.world.storage, storage_error)
         self.worker = Worker(
             queue=queue,
             generation=Generation(
-                sessions=store,
-                attempts=store,
+                sessions=repo,
+                attempts=repo,
                 queue=queue,
-                fetcher=StillFetcher(),
+                fetcher=StaticFetcher(),
                 generator=JobPictureGenerator(
                     MoodyJobs(self.process, self._mood),
                     name=PROVIDER,
@@ -250,8 +250,8 @@ class WorkerProcess(Actor):
                 new_id=self.new_id,
             ),
             recovery=Recovery(
-                sessions=store,
-                recovery_repo=store,
+                sessions=repo,
+                recovery_repo=repo,
                 queue=queue,
                 storage=storage,
                 uploads=self.world.storage,
@@ -271,18 +271,18 @@ class WorkerProcess(Actor):
 
     async def _work(self) -> None:
         await self.worker.run()
-        self.process.kill()  # It has drained, and is started again.
+        self.process.kill()  # It has drained, and is restarted.
 
 
-class ForeignConsumer(Actor):
-    """Pops with plain BRPOP and writes the session's row by SQL. Knows of no lease, no attempt
-    and no refund, and tries nothing twice."""
+class ExternalConsumer(Actor):
+    """Pops with plain BRPOP and writes the session's row with SQL. It knows no leases, attempts or
+    refunds, and retries nothing."""
 
     def boot(self) -> None:
         self.process.run(self._consume())
 
     async def _consume(self) -> None:
-        queue = self.process.reaching(self.world.queue, queue_error)
+        queue = self.process.connect(self.world.queue, queue_error)
         while True:
             try:
                 task = await queue.pop(timeout_seconds=1.0)
@@ -295,7 +295,7 @@ class ForeignConsumer(Actor):
         await self._write(session_id, status=SessionStatus.PROCESSING)
         await asyncio.sleep(self.random.random() * 3)
         if self.random.random() < 0.3:
-            self.world.foreign_failures.add(session_id)
+            self.world.external_failures.add(session_id)
             await self._write(session_id, status=SessionStatus.FAILED)
         else:
             await self._write(
@@ -308,11 +308,11 @@ class ForeignConsumer(Actor):
         async def update() -> None:
             self.world.repo.overwrite(session_id, **columns)
 
-        await self.process.call("UPDATE", update, store_error)
+        await self.process.call("UPDATE", update, database_error)
 
 
 async def keep_alive(actors: Sequence[Actor]) -> None:
-    """Start what has died, a little later."""
+    """Restart what has died, a little later."""
     while True:
         for actor in actors:
             if not actor.process.alive:

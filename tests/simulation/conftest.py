@@ -1,4 +1,4 @@
-"""No log lines: a run has thousands, and their making takes longer than the run."""
+"""No log lines: a run has thousands, and formatting them takes longer than the run."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What becomes of a call over the network, and of the process that makes it."""
+"""How a call over the network ends, and what happens to the process that makes it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,28 +8,28 @@ from typing import Protocol
 
 
 class Fate(StrEnum):
-    """How one call to the store, the queue or the storage ends."""
+    """How one call to the database, the queue or the storage ends."""
 
     DONE = "done"
     REFUSED = "refused"
-    """It has no effect, and the caller is told so."""
+    """It has no effect, and the caller learns that."""
     UNREACHED = "unreached"
     """It has no effect, and the caller waits for its timeout."""
     NO_REPLY = "no reply"
     """It has its effect, and the caller waits for its timeout."""
     LATE = "late"
-    """The caller waits for its timeout, and then it has its effect."""
+    """The caller waits for its timeout, and then the call has its effect."""
     TWICE = "twice"
-    """It has its effect two times, and the caller sees what the second one did."""
+    """It has its effect twice, and the caller gets the second reply."""
     DIE_BEFORE = "die before"
     """The process is killed before the call has its effect."""
     DIE_AFTER = "die after"
-    """The process is killed when the call has had its effect."""
+    """The process is killed after the call has had its effect."""
     FREEZE = "freeze"
-    """The process stops for a long time, and then goes on as if nothing had been."""
+    """The process stops for a long time, and then goes on as if nothing had happened."""
 
 
-FAULTS = [fate for fate in Fate if fate is not Fate.DONE]
+FAULTS: list[Fate] = [fate for fate in Fate if fate is not Fate.DONE]
 SAME_WITHOUT_EFFECT = {
     Fate.TWICE: Fate.DONE,
     Fate.NO_REPLY: Fate.UNREACHED,
@@ -43,7 +43,7 @@ class Fates(Protocol):
         """The fate of the next call."""
 
     def pause(self) -> float:
-        """Seconds that the next message is on its way."""
+        """The network's delay of the next message, in seconds."""
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class RandomFates:
     probability: float
     calm: bool = False
 
-    def next(self, call: str) -> Fate:  # noqa: ARG002 - as the protocol has it
+    def next(self, call: str) -> Fate:  # noqa: ARG002 - the protocol's name
         if self.calm or self.random.random() >= self.probability:
             return Fate.DONE
         return self.random.choice(FAULTS)
@@ -65,7 +65,7 @@ class RandomFates:
 
 @dataclass(slots=True)
 class PlannedFates:
-    """The calls with the numbers in ``plan`` have these fates; all others are done."""
+    """The calls with the numbers in ``plan`` have these fates; all others succeed."""
 
     plan: Mapping[int, Fate]
     calls: list[str] = field(default_factory=list)

@@ -1,6 +1,6 @@
 """``python -m tests.simulation.mutants``: can the simulation fail?
 
-Each mutant takes one guard away, and the simulation has to find out. Exits 1 if one survives.
+Each mutant removes one guard, and the simulation must find a violation. Exits 1 if one survives.
 """
 
 import asyncio
@@ -21,10 +21,9 @@ from adapters.credits.memory import InMemoryCreditRepo
 from adapters.images.jobs import JobPictureGenerator
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
-from domain import submission
+from domain import leases, submission
 from domain.credits import LedgerKind, Owner
 from domain.errors import DatabaseUnavailable, QueueUnavailable
-from domain.generation import Generation
 from domain.recovery import Recovery
 from domain.sessions import Failure, GenerationSession, SessionStatus
 from domain.submission import Submission
@@ -41,7 +40,7 @@ Mutant = Callable[[], AbstractContextManager[None]]
 
 @contextmanager
 def _instead(*changes: tuple[Any, str, Any]) -> Iterator[None]:
-    """Each attribute has another value for a while."""
+    """Replace attributes for the duration of the block."""
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
     try:
         for owner, name, value in changes:
@@ -52,8 +51,8 @@ def _instead(*changes: tuple[Any, str, Any]) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def any_status_may_be_failed() -> AbstractContextManager[None]:
-    """The compare-and-set of the status: a claim or a cancellation finds any session queued."""
+def any_status_counts_as_queued() -> AbstractContextManager[None]:
+    """No compare-and-set of the status: a claim or a cancellation finds any session queued."""
     return _instead(
         (InMemorySessionRepo, "_queued", lambda self, id_: self._rows.get(id_)),
         (GenerationSession, "_require", lambda *_: None),
@@ -61,7 +60,7 @@ def any_status_may_be_failed() -> AbstractContextManager[None]:
 
 
 def any_attempt_may_write() -> AbstractContextManager[None]:
-    """The attempt in the WHERE of complete, fail, release and renew."""
+    """No attempt in the WHERE of complete, fail, release and renew."""
 
     def current(self: Any, session_id: UUID, _: int) -> Any:
         row = self._rows.get(session_id)
@@ -71,7 +70,7 @@ def any_attempt_may_write() -> AbstractContextManager[None]:
 
 
 def refunds_are_not_unique() -> AbstractContextManager[None]:
-    """The unique refund, and the note that a session has had it."""
+    """Neither the refund's ledger entry is unique, nor is the session marked as refunded."""
 
     def refund(self: Any, owner: Owner, cost: int, session_id: UUID) -> bool:
         self._record(owner, LedgerKind.REFUND, cost, session_id=session_id)
@@ -89,12 +88,12 @@ def refunds_are_not_unique() -> AbstractContextManager[None]:
 
 
 def a_failure_refunds_nothing() -> AbstractContextManager[None]:
-    """The refund in the transaction of the failure."""
+    """No refund in the transaction of the failure."""
     return _instead((InMemorySessionRepo, "_refund", lambda *_: None))
 
 
-def foreign_failures_are_not_refunded() -> AbstractContextManager[None]:
-    """Recovery's look for missing refunds."""
+def external_failures_are_not_refunded() -> AbstractContextManager[None]:
+    """Recovery refunds no failure that an external consumer wrote."""
 
     async def refund_missing(*_: Any, **__: Any) -> int:
         return 0
@@ -103,7 +102,7 @@ def foreign_failures_are_not_refunded() -> AbstractContextManager[None]:
 
 
 def a_final_status_may_be_overwritten() -> AbstractContextManager[None]:
-    """The store's guard against writers that know of no rule."""
+    """The database does not guard final rows against other programs."""
 
     def overwrite(self: Any, session_id: UUID, **changes: Any) -> None:
         row = self._rows[session_id]
@@ -112,8 +111,8 @@ def a_final_status_may_be_overwritten() -> AbstractContextManager[None]:
     return _instead((InMemorySessionRepo, "overwrite", overwrite))
 
 
-def a_foreign_take_is_no_attempt() -> AbstractContextManager[None]:
-    """A consumer that is not ours fences the worker before it."""
+def an_external_claim_is_no_attempt() -> AbstractContextManager[None]:
+    """An external consumer does not fence the worker before it."""
     guarded = InMemorySessionRepo._guarded
 
     def unfenced(self: Any, changed: GenerationSession) -> GenerationSession:
@@ -124,7 +123,7 @@ def a_foreign_take_is_no_attempt() -> AbstractContextManager[None]:
 
 
 def a_failed_push_is_not_undone() -> AbstractContextManager[None]:
-    """The compensation."""
+    """No compensation after a failed push."""
 
     async def undo(_: Any, __: UUID, cause: QueueUnavailable) -> None:
         raise QueueUnavailable(submission.UNAVAILABLE_MESSAGE) from cause
@@ -132,8 +131,8 @@ def a_failed_push_is_not_undone() -> AbstractContextManager[None]:
     return _instead((Submission, "_undo", undo))
 
 
-def the_undo_does_not_look_who_won() -> AbstractContextManager[None]:
-    """503 only where the failing compare-and-set won."""
+def the_undo_ignores_who_won() -> AbstractContextManager[None]:
+    """503 even if a worker won the compare-and-set."""
 
     async def undo(self: Any, session_id: UUID, cause: QueueUnavailable) -> None:
         with suppress(DatabaseUnavailable):
@@ -143,8 +142,8 @@ def the_undo_does_not_look_who_won() -> AbstractContextManager[None]:
     return _instead((Submission, "_undo", undo))
 
 
-def a_doubt_is_told_as_a_refusal() -> AbstractContextManager[None]:
-    """202 where neither queue nor store told what happened."""
+def an_unknown_outcome_is_answered_503() -> AbstractContextManager[None]:
+    """503 even if neither the queue nor the database answered."""
 
     async def undo(self: Any, session_id: UUID, cause: QueueUnavailable) -> None:
         try:
@@ -157,8 +156,8 @@ def a_doubt_is_told_as_a_refusal() -> AbstractContextManager[None]:
     return _instead((Submission, "_undo", undo))
 
 
-def the_push_comes_first() -> AbstractContextManager[None]:
-    """The order of charging and pushing: the credit is taken when the task is in the queue."""
+def the_push_precedes_the_debit() -> AbstractContextManager[None]:
+    """The credit is taken when the task is in the queue already."""
     submit = Submission.submit
 
     async def push_and_charge(self: Any, request: Any) -> Any:
@@ -170,12 +169,12 @@ def the_push_comes_first() -> AbstractContextManager[None]:
 
 
 def keys_are_not_unique() -> AbstractContextManager[None]:
-    """One session per idempotency key."""
+    """Several sessions per idempotency key."""
     return _instead((InMemorySessionRepo, "_with_key", lambda *_: None))
 
 
 def an_undone_key_stays_taken() -> AbstractContextManager[None]:
-    """A key whose submission ended 503 may be used again."""
+    """A key whose submission ended with 503 cannot be used again."""
     failed = GenerationSession.failed
 
     def keeping_its_key(
@@ -186,8 +185,8 @@ def an_undone_key_stays_taken() -> AbstractContextManager[None]:
     return _instead((GenerationSession, "failed", keeping_its_key))
 
 
-def what_was_never_confirmed_is_pushed() -> AbstractContextManager[None]:
-    """Recovery fails what its submitter never told anybody of."""
+def unconfirmed_sessions_are_pushed_again() -> AbstractContextManager[None]:
+    """Recovery pushes sessions whose caller got no 202, instead of failing them."""
     overdue = InMemorySessionRepo.claim_overdue
 
     async def all_confirmed(self: Any, **options: Any) -> list[GenerationSession]:
@@ -198,7 +197,7 @@ def what_was_never_confirmed_is_pushed() -> AbstractContextManager[None]:
 
 
 def lost_tasks_stay_lost() -> AbstractContextManager[None]:
-    """Recovery pushes again what the queue lost."""
+    """Recovery does not push again what the queue lost."""
 
     async def push_lost(*_: Any) -> None:
         return
@@ -207,7 +206,7 @@ def lost_tasks_stay_lost() -> AbstractContextManager[None]:
 
 
 def recovered_tasks_go_to_the_end() -> AbstractContextManager[None]:
-    """Recovery's tail rule: what was lost goes before all others."""
+    """Recovered tasks are pushed behind all others, instead of before them."""
 
     async def push_next(self: Any, tasks: Sequence[GenerationTask]) -> None:
         for task in tasks:
@@ -216,8 +215,8 @@ def recovered_tasks_go_to_the_end() -> AbstractContextManager[None]:
     return _instead((InMemoryTaskQueue, "push_next", push_next))
 
 
-def dead_leases_stay() -> AbstractContextManager[None]:
-    """Recovery takes a dead worker's session away from it."""
+def expired_leases_stay() -> AbstractContextManager[None]:
+    """Recovery does not release a dead worker's session."""
 
     async def release_dead_leases(*_: Any, **__: Any) -> int:
         return 0
@@ -226,7 +225,7 @@ def dead_leases_stay() -> AbstractContextManager[None]:
 
 
 def pictures_have_no_lifetime() -> AbstractContextManager[None]:
-    """Only what is old is deleted."""
+    """Pictures of all final sessions are deleted, not only old ones."""
     claim_expired_images = InMemorySessionRepo.claim_expired_images
 
     async def all_ended(self: Any, **options: Any) -> list[GenerationSession]:
@@ -235,19 +234,19 @@ def pictures_have_no_lifetime() -> AbstractContextManager[None]:
     return _instead((InMemorySessionRepo, "claim_expired_images", all_ended))
 
 
-def what_could_not_be_deleted_counts_as_deleted() -> AbstractContextManager[None]:
-    """A deletion is noted when it has happened."""
-    delete_image = Recovery._delete_image
+def failed_deletions_count_as_done() -> AbstractContextManager[None]:
+    """Recovery marks pictures as deleted that are not."""
+    delete_picture = Recovery._delete_picture
 
     async def always(self: Any, session: GenerationSession) -> bool:
-        await delete_image(self, session)
+        await delete_picture(self, session)
         return True
 
-    return _instead((Recovery, "_delete_image", always))
+    return _instead((Recovery, "_delete_picture", always))
 
 
 def age_counts_as_death() -> AbstractContextManager[None]:
-    """Alive means a renewed lease, never an age."""
+    """A worker is dead after a certain time, whether or not its lease is renewed."""
 
     def dead(self: Any, _: timedelta) -> list[Any]:
         before = self._clock() - timedelta(seconds=3)
@@ -258,7 +257,7 @@ def age_counts_as_death() -> AbstractContextManager[None]:
 
 
 def leases_follow_the_workers_clock() -> AbstractContextManager[None]:
-    """The lease is measured on the store's clock; here the worker's is an hour ahead."""
+    """Leases are measured on the worker's clock, which is an hour ahead of the database's."""
     claimed = GenerationSession.claimed
 
     def ahead(self: GenerationSession, **when: Any) -> GenerationSession:
@@ -269,16 +268,16 @@ def leases_follow_the_workers_clock() -> AbstractContextManager[None]:
 
 
 def leases_are_not_renewed() -> AbstractContextManager[None]:
-    """A worker that lives keeps its lease, and one that lost it stops."""
+    """A live worker loses its lease, and one that lost it does not stop."""
 
     async def keep_lease(*_: Any) -> None:
         await asyncio.sleep(3_600)
 
-    return _instead((Generation, "_keep_lease", keep_lease))
+    return _instead((leases, "_keep_lease", keep_lease))
 
 
-def noted_jobs_are_not_resumed() -> AbstractContextManager[None]:
-    """A later attempt waits for the job that an earlier one began."""
+def recorded_jobs_are_not_resumed() -> AbstractContextManager[None]:
+    """A later attempt begins a new job instead of waiting for the earlier one."""
 
     async def resume(*_: Any) -> None:
         return None
@@ -287,7 +286,7 @@ def noted_jobs_are_not_resumed() -> AbstractContextManager[None]:
 
 
 def a_release_forgets_the_job() -> AbstractContextManager[None]:
-    """A job stays with its session, whoever works on that next."""
+    """A released session does not keep the name of its job."""
     released = GenerationSession.released
 
     def forgetful(self: GenerationSession) -> GenerationSession:
@@ -297,35 +296,35 @@ def a_release_forgets_the_job() -> AbstractContextManager[None]:
 
 
 MUTANTS: Sequence[Mutant] = (
-    any_status_may_be_failed,
+    any_status_counts_as_queued,
     any_attempt_may_write,
     refunds_are_not_unique,
     a_failure_refunds_nothing,
-    foreign_failures_are_not_refunded,
+    external_failures_are_not_refunded,
     a_final_status_may_be_overwritten,
-    a_foreign_take_is_no_attempt,
+    an_external_claim_is_no_attempt,
     a_failed_push_is_not_undone,
-    the_undo_does_not_look_who_won,
-    a_doubt_is_told_as_a_refusal,
-    the_push_comes_first,
+    the_undo_ignores_who_won,
+    an_unknown_outcome_is_answered_503,
+    the_push_precedes_the_debit,
     keys_are_not_unique,
     an_undone_key_stays_taken,
-    what_was_never_confirmed_is_pushed,
+    unconfirmed_sessions_are_pushed_again,
     lost_tasks_stay_lost,
     recovered_tasks_go_to_the_end,
-    dead_leases_stay,
+    expired_leases_stay,
     pictures_have_no_lifetime,
-    what_could_not_be_deleted_counts_as_deleted,
+    failed_deletions_count_as_done,
     age_counts_as_death,
     leases_follow_the_workers_clock,
     leases_are_not_renewed,
-    noted_jobs_are_not_resumed,
+    recorded_jobs_are_not_resumed,
     a_release_forgets_the_job,
 )
 
 
 def caught(mutant: Mutant) -> str | None:
-    """By what, and after how many runs; None if the mutant survives."""
+    """Which run found a violation; None if the mutant survives."""
     with mutant():
         for name, runs in (("scenario", _scenarios()), ("seed", _seeds()), ("plan", _plans())):
             deadline = time.monotonic() + SECONDS
@@ -361,7 +360,7 @@ def _plans() -> Iterator[Callable[[], object]]:
 
 
 def main() -> None:
-    """Print who caught which mutant. Exits 1 if one survives."""
+    """Print which run caught each mutant. Exits 1 if one survives."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("critical"))
     survivors = 0
     for mutant in MUTANTS:

@@ -1,4 +1,4 @@
-"""Whole runs: a random one by its seed, and a short one with planned faults."""
+"""Whole runs: random ones by seed, and short ones with planned faults."""
 
 import asyncio
 from collections import Counter
@@ -18,7 +18,7 @@ from tests.simulation.actors import (
     WORK,
     Actor,
     Api,
-    ForeignConsumer,
+    ExternalConsumer,
     Mood,
     WorkerProcess,
     keep_alive,
@@ -38,7 +38,7 @@ BOUND_SECONDS = RECOVERY.settle_bound(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What happened in a run, for the curious."""
+    """What happened in a run."""
 
     sessions: int
     statuses: Counter[str]
@@ -56,14 +56,14 @@ def run_seed(seed: int) -> Summary:
 
 
 def run_plan(plan: Mapping[int, Fate]) -> list[str]:
-    """One request, with faults at the calls that have these numbers. Returns the calls that were
-    made until it was settled. Raises Violation, which names the plan."""
+    """One request, with faults at the calls with these numbers. Returns the calls that were made
+    until it was settled. Raises Violation, which names the plan."""
     return _run_plan(PlannedFates(plan), effects=None)
 
 
 def distinct_faults(plan: Mapping[int, Fate]) -> list[list[Fate]]:
-    """Run the plan. Returns, for each of its calls, the faults that a longer plan may have there:
-    of those that would make the same run, only one."""
+    """Run the plan. Returns for each of its calls the faults that a longer plan may have there:
+    of the faults that make the same run, only one."""
     effects: set[int] = set()
     calls = _run_plan(PlannedFates(plan), effects)
     distinct = [fault for fault in FAULTS if fault not in SAME_WITHOUT_EFFECT]
@@ -84,7 +84,7 @@ def _run(scenario: Coroutine[Any, Any, T]) -> T:
 
 
 def _unexpected(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """The dead do not have to explain themselves; everybody else does."""
+    """Report unhandled errors, except in the tasks of killed processes."""
     if not isinstance(context.get("exception"), Killed):
         loop.default_exception_handler(context)
 
@@ -95,8 +95,8 @@ async def _random_run(random: Random) -> Summary:
     mood = Mood(random=random)
     apis = [Api(world, f"api-{number}", random) for number in (1, 2)]
     workers = [WorkerProcess(world, f"worker-{n}", random, mood) for n in (1, 2)]
-    others = [ForeignConsumer(world, "foreign", random)] if random.random() < 0.5 else []
-    actors: list[Actor] = [*apis, *workers, *others]
+    external = [ExternalConsumer(world, "external", random)] if random.random() < 0.5 else []
+    actors: list[Actor] = [*apis, *workers, *external]
     for owner, amount in ((HOT, 12), (USER, 3), (STORE, 3)):
         await world.accounts.grant(owner, amount, note="simulated")
     for actor in actors:
@@ -117,18 +117,18 @@ async def _random_run(random: Random) -> Summary:
     return Summary(
         sessions=len(sessions),
         statuses=Counter(session.status for session in sessions),
-        answers=Counter(told.answer for told in world.told),
+        answers=Counter(answer.status for answer in world.answers),
         faults=world.faults,
         settled_after_seconds=settled_after,
     )
 
 
 async def _settle(world: World) -> float:
-    """Wait until every session is final and paid back if it failed; the seconds that it took."""
+    """Wait until every session is final, and refunded if it failed. Returns the seconds."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     while any(not session.status.is_final for session in await world.sessions()) or (
-        world.foreign_failures and not await _all_refunded(world)
+        world.external_failures and not await _all_refunded(world)
     ):
         if world.violations:
             raise world.violations[0]
@@ -146,7 +146,7 @@ async def _all_refunded(world: World) -> bool:
 
 
 async def _client(random: Random, apis: list[Api], name: str) -> None:
-    """Asks now and then, and repeats some requests with their keys, also at the same time."""
+    """Sends requests now and then, and repeats some with their keys, also concurrently."""
     for number in range(5):
         await asyncio.sleep(random.random() * FAULTY_SECONDS / 5)
         owner = random.choice((HOT, HOT, HOT, USER, STORE))
@@ -164,7 +164,7 @@ async def _client(random: Random, apis: list[Api], name: str) -> None:
 
 
 async def _break_things(random: Random, world: World, actors: list[Actor]) -> None:
-    """What is not done to one call: whole processes, and all that the queue holds."""
+    """Faults that do not hit a single call: of whole processes and of the whole queue."""
     while True:
         await asyncio.sleep(random.random() * 8)
         actor = random.choice(actors)
@@ -193,7 +193,7 @@ async def _planned_run(fates: PlannedFates, effects: set[int] | None) -> list[st
     worker.start()
     living = asyncio.create_task(keep_alive([api, worker]))
     await api.submit("request", HOT, None)
-    await asyncio.sleep(2)  # A charge may be on its way although its process has died.
+    await asyncio.sleep(2)  # A late charge may still have its effect after its process has died.
     await _settle(world)
     calls = list(fates.calls)
     living.cancel()
@@ -227,8 +227,8 @@ async def _long_work() -> None:
 
 
 def run_backlog() -> None:
-    """A queue that loses the older half of a long backlog while nobody works. Raises Violation
-    unless recovery restores it, each task once and the oldest next."""
+    """A queue that loses the older half of a backlog while no worker runs. Raises Violation unless
+    recovery restores it, each task once and the oldest next."""
     _run(_backlog())
 
 
@@ -243,11 +243,10 @@ async def _backlog() -> None:
         await asyncio.sleep(INTERVAL_SECONDS)
     for _ in range(4):
         world.queue.messages.pop()
-    store, queue = world.repo, world.queue
     recovery = Recovery(
-        sessions=store,
-        recovery_repo=store,
-        queue=queue,
+        sessions=world.repo,
+        recovery_repo=world.repo,
+        queue=world.queue,
         storage=world.storage,
         uploads=world.storage,
         policy=RECOVERY,
@@ -258,9 +257,9 @@ async def _backlog() -> None:
         await recovery.run_once()
         await asyncio.sleep(INTERVAL_SECONDS)
     api.process.kill()
-    waiting = [decode(raw).session_id for raw in reversed(queue.messages)]
+    waiting = [decode(raw).session_id for raw in reversed(world.queue.messages)]
     oldest_first = [session.id for session in reversed(await world.sessions())]
     if waiting != oldest_first:
         raise Violation(
-            f"{len(waiting)} tasks wait for {len(oldest_first)} sessions, or in disorder"
+            f"{len(waiting)} tasks for {len(oldest_first)} sessions, or in the wrong order"
         )

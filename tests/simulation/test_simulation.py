@@ -1,4 +1,4 @@
-"""Money and work survive every fault that can be simulated. More: ``make simulate SEEDS=...``."""
+"""Money and work survive every simulated fault. More seeds: ``make simulate SEEDS=...``."""
 
 import pytest
 
@@ -17,17 +17,16 @@ BATCH = 25
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BATCH))
 def test_random_faults(first: int) -> None:
-    """Whatever fails, hangs, repeats or dies: no rule is broken at any step, and all settles
-    within the bound once the faults end."""
+    """Whatever fails, hangs, repeats or dies: no rule is broken at any step, and everything settles
+    within the bound after the last fault."""
     for seed in range(first, first + BATCH):
         run_seed(seed)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_one_or_two_faults_at_every_call(fault: Fate) -> None:
-    """Every call of a submission, its work and its recovery meets every fault; and after each such
-    fault, every later call until the end meets every fault again. A run that would be exactly
-    like another one is not repeated."""
+    """Every call of a submission, its work and its recovery has every fault; and after each of
+    these, every later call has every fault again. Faults that make the same run have one run."""
     for first, faults in enumerate(distinct_faults({})):
         if fault not in faults:
             continue
@@ -39,7 +38,7 @@ def test_one_or_two_faults_at_every_call(fault: Fate) -> None:
 
 @pytest.mark.parametrize("fault", SAME_WITHOUT_EFFECT)
 def test_faults_of_a_call_without_effect_make_the_same_run(fault: Fate) -> None:
-    """Call by call: so only one of them is tried."""
+    """At each such call the run equals that of the fault which is tried in its place."""
     same = SAME_WITHOUT_EFFECT[fault]
     idle = [number for number, faults in enumerate(distinct_faults({})) if fault not in faults]
 
@@ -48,17 +47,17 @@ def test_faults_of_a_call_without_effect_make_the_same_run(fault: Fate) -> None:
         assert run_plan({number: fault}) == run_plan({number: same})
 
 
-def test_a_seed_replays_exactly() -> None:
-    """The same seed gives the same run, so that a failure can be looked at again."""
+def test_seed_replays_exactly() -> None:
+    """The same seed gives the same run, so that a failure can be reproduced."""
     assert run_seed(7) == run_seed(7)
 
 
-def test_a_worker_that_lives_keeps_its_session() -> None:
-    """However long the work takes, its lease is renewed and nobody else begins."""
+def test_live_worker_keeps_its_session() -> None:
+    """However long the work takes, its lease is renewed and no other attempt begins."""
     run_long_work()
 
 
-def test_a_lost_backlog_is_restored_in_order() -> None:
-    """What the queue lost is pushed once, before all that is younger, so that the oldest task
-    tells what is not in the queue."""
+def test_lost_backlog_is_restored_in_order() -> None:
+    """Lost tasks are pushed once, before all younger ones, so that the oldest task in the queue
+    shows which sessions are not in it."""
     run_backlog()

@@ -1,4 +1,5 @@
-"""A store, a queue and processes in one event loop on virtual time, and what must always hold."""
+"""A database, a queue and processes in one event loop on virtual time, and the rules that always
+hold."""
 
 import asyncio
 from collections import Counter
@@ -27,6 +28,7 @@ from domain.sessions import (
 from tests.simulation.fates import Fate, Fates
 from tests.simulation.state import state_of
 from tests.support.clock import FakeClock, loop_time
+from tests.support.faults import over_network
 
 TIMEOUT_SECONDS = 1.0
 PICTURE_LIFETIME = timedelta(seconds=8)
@@ -35,7 +37,7 @@ T = TypeVar("T")
 
 
 class Violation(AssertionError):
-    """A rule of the contract does not hold."""
+    """A rule of the contract is broken."""
 
 
 class Killed(BaseException):
@@ -43,19 +45,20 @@ class Killed(BaseException):
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What a client was answered, 0 for nothing. ``session_id`` is None unless it was a 202."""
+class Answer:
+    """The answer to a client's request. ``status`` is 0 if none arrived; ``session_id`` is None
+    unless it is 202."""
 
     request_id: str
     owner: Owner
     key: str | None
-    answer: int
+    status: int
     session_id: UUID | None = None
 
 
 @dataclass(slots=True)
 class ProviderJob:
-    """What a provider makes, whoever still waits for it."""
+    """A job that runs at the provider, whether or not a worker waits for it."""
 
     ends_at: float
     has_picture: bool
@@ -66,56 +69,56 @@ class ProviderJob:
         return self.cancelled or loop_time() >= self.ends_at
 
     @property
-    def came_to_nothing(self) -> bool:
+    def produced_nothing(self) -> bool:
         return self.cancelled or (self.has_ended and not self.has_picture)
 
 
 class WatchedSessionRepo(InMemorySessionRepo):
-    """Notes what a guard let through that it should have stopped."""
+    """Records each write that a guard should have prevented."""
 
     def __init__(self, *, accounts: InMemoryCreditRepo, clock: Callable[[], datetime]) -> None:
         super().__init__(accounts=accounts, clock=clock)
-        self.wrongs: list[str] = []
+        self.breaches: list[str] = []
         self.jobs: dict[str, ProviderJob] = {}
-        """What the provider makes, by the name under which it is noted."""
-        self._noted: dict[UUID, str] = {}
-        self._worked_on: dict[UUID, int] = {}
-        """The attempt of the worker of ours that has a session, unless another took it since."""
+        """The provider's jobs, by the name that sessions record."""
+        self._recorded: dict[UUID, str] = {}
+        self._attempts: dict[UUID, int] = {}
+        """The attempt of the worker that claimed a session, unless an external consumer took it."""
 
     async def claim(self, session_id: UUID, *, lease: timedelta) -> GenerationSession | None:
         claimed = await super().claim(session_id, lease=lease)
         if claimed is not None:
-            self._worked_on[session_id] = claimed.attempt
+            self._attempts[session_id] = claimed.attempt
         return claimed
 
     def overwrite(self, session_id: UUID, **changes: Any) -> None:
         before = self._rows[session_id].session.status
         super().overwrite(session_id, **changes)
         if before is SessionStatus.QUEUED:
-            self._worked_on.pop(session_id, None)
+            self._attempts.pop(session_id, None)
 
     async def complete(
         self, session_id: UUID, *, attempt: int, picture: StoredPicture, usage: Usage | None = None
     ) -> bool:
         done = await super().complete(session_id, attempt=attempt, picture=picture, usage=usage)
-        return self._watched(done, "completed", session_id, attempt)
+        return self._checked(done, "completed", session_id, attempt)
 
     async def fail(self, session_id: UUID, failure: Failure, *, attempt: int) -> bool:
         done = await super().fail(session_id, failure, attempt=attempt)
-        return self._watched(done, "failed", session_id, attempt)
+        return self._checked(done, "failed", session_id, attempt)
 
     async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
         done = await super().release(session_id, attempt=attempt, delay=delay)
-        return self._watched(done, "released", session_id, attempt)
+        return self._checked(done, "released", session_id, attempt)
 
     async def record_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
         done = await super().record_job(session_id, attempt=attempt, job=job)
         if done:
-            before = self._noted.get(session_id, job)
-            if before != job and not self.jobs[before].came_to_nothing:
-                self.wrongs.append(f"{session_id} has {job}, and {before} is paid for as well")
-            self._noted[session_id] = job
-        return self._watched(done, "noted a job of", session_id, attempt)
+            before = self._recorded.get(session_id, job)
+            if before != job and not self.jobs[before].produced_nothing:
+                self.breaches.append(f"{session_id} has {job}, and {before} is paid for as well")
+            self._recorded[session_id] = job
+        return self._checked(done, "recorded a job of", session_id, attempt)
 
     async def release_dead_leases(
         self, *, max_attempts: int, external_timeout: timedelta, limit: int
@@ -124,7 +127,7 @@ class WatchedSessionRepo(InMemorySessionRepo):
         done = await super().release_dead_leases(
             max_attempts=max_attempts, external_timeout=external_timeout, limit=limit
         )
-        self._note_taken(alive)
+        self._check_taken(alive)
         return done
 
     async def fail_dead_leases(
@@ -134,42 +137,44 @@ class WatchedSessionRepo(InMemorySessionRepo):
         failed = await super().fail_dead_leases(
             failure, max_attempts=max_attempts, external_timeout=external_timeout, limit=limit
         )
-        self._note_taken(alive)
+        self._check_taken(alive)
         return failed
 
-    def note_deletion(self, session_id: UUID) -> None:
-        """The picture of a session was deleted."""
+    def check_deletion(self, session_id: UUID) -> None:
+        """Call this when the picture of a session was deleted."""
         row = self._rows[session_id]
         ended = row.session.status.is_final
         if not ended or self._clock() < row.status_changed_at + PICTURE_LIFETIME:
-            self.wrongs.append(f"the picture of {session_id} was deleted too early")
+            self.breaches.append(f"the picture of {session_id} was deleted too early")
 
     def stored(self) -> Iterator[GenerationSession]:
         """All sessions, the oldest first; none is ever removed."""
         return (row.session for row in self._rows.values())
 
-    def _watched(self, done: bool, what: str, session_id: UUID, attempt: int) -> bool:
-        if done and self._worked_on.get(session_id) != attempt:
-            self.wrongs.append(f"attempt {attempt} {what} {session_id}, which another had")
+    def _checked(self, done: bool, what: str, session_id: UUID, attempt: int) -> bool:
+        if done and self._attempts.get(session_id) != attempt:
+            self.breaches.append(
+                f"attempt {attempt} {what} {session_id}, which another attempt has"
+            )
         return done
 
     def _alive(self) -> set[UUID]:
-        """The sessions whose worker lives, as far as the store knows: its lease is not over."""
+        """The sessions with a lease that has not expired."""
         now = self._clock()
         return {
             session_id
-            for session_id in self._worked_on
+            for session_id in self._attempts
             if (session := self._rows[session_id].session).status is SessionStatus.PROCESSING
             and (session.lease_expires_at or now) > now
         }
 
-    def _note_taken(self, alive: set[UUID]) -> None:
+    def _check_taken(self, alive: set[UUID]) -> None:
         for session_id in alive - self._alive():
-            self.wrongs.append(f"{session_id} was taken from a live worker")
+            self.breaches.append(f"{session_id} was taken from a live worker")
 
 
 class WatchedImageStorage(InMemoryPictureStorage):
-    """Tells what is deleted."""
+    """Records the deleted pictures, and checks that each was old enough."""
 
     def __init__(self, *, repo: WatchedSessionRepo, signer: UrlSigner) -> None:
         super().__init__(signer=signer)
@@ -179,11 +184,11 @@ class WatchedImageStorage(InMemoryPictureStorage):
     async def delete(self, prefix: str) -> None:
         await super().delete(prefix)
         self.deleted.add(prefix)
-        self._repo.note_deletion(UUID(prefix.rpartition("/")[2]))
+        self._repo.check_deletion(UUID(prefix.rpartition("/")[2]))
 
 
 class World:
-    """What all processes share. ``fates`` decides what becomes of each of their calls."""
+    """What all processes share. ``fates`` decides how each of their calls ends."""
 
     def __init__(self, fates: Fates) -> None:
         self.fates = fates
@@ -197,9 +202,9 @@ class World:
                 base_url="", secret=b"", lifetime=timedelta(hours=1), clock=self.clock.now
             ),
         )
-        self.told: list[Told] = []
-        self.foreign_failures: set[UUID] = set()
-        """Failed by a consumer that is not ours, which leaves the refund to recovery."""
+        self.answers: list[Answer] = []
+        self.external_failures: set[UUID] = set()
+        """Sessions failed by the external consumer, which leaves the refund to recovery."""
         self.faults: Counter[Fate] = Counter()
         self.violations: list[Violation] = []
         self.calls = 0
@@ -216,11 +221,11 @@ class World:
         return await self.repo.history(None, status=None, limit=100_000, after=None)
 
     def happen_later(self, effect: Callable[[], Awaitable[Any]]) -> None:
-        """Let ``effect`` happen although whoever asked for it has given up."""
+        """Let ``effect`` happen although its caller has given up."""
 
         async def late() -> None:
             await asyncio.sleep(self.fates.pause())
-            with suppress(Exception):  # nobody is there to be told
+            with suppress(Exception):  # No caller waits for it any more.
                 await effect()
             await self.check()
 
@@ -245,14 +250,14 @@ class World:
         return state_of([self.accounts, self.repo, self.queue, self.storage])
 
     def require(self, holds: bool, otherwise: str) -> None:
-        """Remember a Violation if a rule does not hold for somebody who cannot raise it."""
+        """Record a Violation unless ``holds``, where raising it would not be noticed."""
         if not holds:
             self.violations.append(Violation(otherwise))
 
     async def check(self) -> None:
-        """Raise Violation, and remember it, unless all holds that must hold at every step.
+        """Raise and record a Violation if a rule that holds at every step is broken.
 
-        Looks at what has changed since the last time: most calls change one session, or none.
+        Checks only what has changed since the last check: most calls change one session or none.
         """
         try:
             changed = self._read_ledger()
@@ -265,15 +270,15 @@ class World:
                 self._check_session(session)
                 changed.discard(session.id)
             if changed:
-                raise Violation(f"{changed} have money and no session")
-            if self.repo.wrongs:
-                raise Violation(", ".join(self.repo.wrongs))
+                raise Violation(f"{changed} have ledger entries and do not exist")
+            if self.repo.breaches:
+                raise Violation(", ".join(self.repo.breaches))
         except Violation as violation:
             self.violations.append(violation)
             raise
 
     def _read_ledger(self) -> set[UUID]:
-        """Read what is new in it, and check the accounts; the sessions that it is about."""
+        """Read the new entries and check the balances. Returns the entries' sessions."""
         new = self.accounts.entries[self._entries_read :]
         self._entries_read += len(new)
         for entry in new:
@@ -299,61 +304,62 @@ class World:
         money = self._money.get(session.id, Counter())
         debits, refunds = money[LedgerKind.DEBIT], money[LedgerKind.REFUND]
         due = session.status is SessionStatus.FAILED
-        owed = due and session.id in self.foreign_failures
+        owed = due and session.id in self.external_failures
         if debits != 1 or not (refunds == due or (owed and refunds == 0)):
             raise Violation(
                 f"{session.id} is {session.status} with {debits} debits and {refunds} refunds"
             )
 
     async def check_settled(self) -> None:
-        """Raise Violation unless everything holds that must hold once all is quiet."""
+        """Raise a Violation if a rule that holds once everything is settled is broken."""
         if self.violations:
             raise self.violations[0]
-        self.foreign_failures.clear()
+        self.external_failures.clear()
         self._seen.clear()
         await self.check()
         sessions = {session.id: session for session in await self.sessions()}
         for session in sessions.values():
             _require(session.status.is_final, f"{session.id} is stuck as {session.status}")
             expired = session.failure is not None and session.failure.code == ErrorCode.EXPIRED
-            _require(not expired, f"{session.id} waited although there were workers")
-        accepted = {told.session_id for told in self.told if told.answer == 202}
+            _require(not expired, f"{session.id} expired although there were workers")
+        accepted = {answer.session_id for answer in self.answers if answer.status == 202}
         _require(accepted <= sessions.keys(), "a 202 has no session")
-        for told in self.told:
-            if told.answer not in {202, 0}:  # 0: the caller was told nothing
-                self._check_refusal(told, sessions, accepted)
+        for answer in self.answers:
+            if answer.status not in {202, 0}:
+                self._check_refusal(answer, sessions, accepted)
         self._check_keys(sessions)
 
     def _check_refusal(
-        self, told: Told, sessions: dict[UUID, GenerationSession], accepted: set[UUID | None]
+        self, refused: Answer, sessions: dict[UUID, GenerationSession], accepted: set[UUID | None]
     ) -> None:
-        """Who was refused was not charged, unless a repetition with its key was accepted, or may
+        """A refused request is not charged, unless a repetition with its key was accepted, or may
         have been: its answer never arrived."""
         repetitions = [
-            other
-            for other in self.told
-            if other.key is not None and (other.owner, other.key) == (told.owner, told.key)
+            answer
+            for answer in self.answers
+            if answer.key is not None and (answer.owner, answer.key) == (refused.owner, refused.key)
         ]
-        if any(other.answer == 0 for other in repetitions):
+        if any(answer.status == 0 for answer in repetitions):
             return
         for session in sessions.values():
-            if session.request_id == told.request_id and session.id not in accepted:
+            if session.request_id == refused.request_id and session.id not in accepted:
                 _require(
-                    told.answer == 503 and session.status is SessionStatus.FAILED,
-                    f"{told.request_id} was told {told.answer}; {session.id} is {session.status}",
+                    refused.status == 503 and session.status is SessionStatus.FAILED,
+                    f"{refused.request_id} got {refused.status}; {session.id} is {session.status}",
                 )
 
     def _check_keys(self, sessions: dict[UUID, GenerationSession]) -> None:
-        """All repetitions of a request that were accepted are one session, unless it was given
-        back because it never got into the queue."""
-        for key in {(told.owner, told.key) for told in self.told if told.key is not None}:
+        """All accepted repetitions of a request are one session, except for those that were undone
+        because their push failed."""
+        keys = {(answer.owner, answer.key) for answer in self.answers if answer.key is not None}
+        for key in keys:
             ids = {
-                told.session_id
-                for told in self.told
-                if (told.owner, told.key) == key and told.session_id is not None
+                answer.session_id
+                for answer in self.answers
+                if (answer.owner, answer.key) == key and answer.session_id is not None
             }
             kept = [id_ for id_ in ids if sessions[id_].idempotency_key is not None]
-            _require(len(kept) <= 1, f"{key} made {kept}")
+            _require(len(kept) <= 1, f"{key} has the sessions {kept}")
 
 
 def _require(holds: bool, otherwise: str) -> None:
@@ -362,7 +368,7 @@ def _require(holds: bool, otherwise: str) -> None:
 
 
 class Process:
-    """Something that may die at any call that it makes."""
+    """A process, which may die at any of its calls."""
 
     def __init__(self, world: World, name: str) -> None:
         self.world = world
@@ -370,19 +376,20 @@ class Process:
         self.alive = True
         self._running = asyncio.Event()
         self._running.set()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        """In the order in which they began: a seed replays exactly on every machine."""
 
     def run(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return task
 
     def has_died(self) -> bool:
         return not self.alive
 
     def kill(self) -> None:
-        """End at once. What its tasks do on their way out has no effect."""
+        """End at once. What its tasks still do has no effect."""
         self.alive = False
         for task in self._tasks:
             task.cancel()
@@ -391,9 +398,9 @@ class Process:
         self._running.clear()
         asyncio.get_running_loop().call_later(seconds, self._running.set)
 
-    def reaching(self, target: object, error: Callable[[str, bool], Exception]) -> Any:
-        """``target`` over a network that may fail with ``error(call, had no effect)``."""
-        return _Remote(self, target, error)
+    def connect(self, adapter: T, error: Callable[[str, bool], Exception]) -> T:
+        """``adapter`` over a network that fails with ``error(call, certainly without effect)``."""
+        return over_network(adapter, lambda name, effect: self.call(name, effect, error))
 
     async def call(
         self, name: str, effect: Callable[[], Awaitable[T]], error: Callable[[str, bool], Exception]
@@ -406,7 +413,7 @@ class Process:
             self.world.faults[fate] += 1
         await asyncio.sleep(self.world.fates.pause())
         await self.proceed()
-        await self._suffer(fate, name, effect, error)
+        await self._meet(fate, name, effect, error)
         try:
             result = await self.world.suffer(number, effect)
         finally:
@@ -420,14 +427,14 @@ class Process:
         await self.proceed()
         return result
 
-    async def _suffer(
+    async def _meet(
         self,
         fate: Fate,
         name: str,
         effect: Callable[[], Awaitable[T]],
         error: Callable[[str, bool], Exception],
     ) -> None:
-        """What happens before a call has its effect, if that is something else."""
+        """What a fate does before or instead of the call's effect."""
         match fate:
             case Fate.REFUSED:
                 raise error(name, True)
@@ -440,7 +447,7 @@ class Process:
                 raise error(name, False)
             case Fate.DIE_BEFORE:
                 self._die()
-            case Fate.TWICE if name != "create":  # which no client repeats by itself
+            case Fate.TWICE if name != "create":  # No client repeats it by itself.
                 await effect()
             case Fate.FREEZE:
                 self.freeze()
@@ -457,26 +464,7 @@ class Process:
             raise Killed(self.name)
 
 
-class _Remote:
-    """A port's methods, each of them a call over the network."""
-
-    def __init__(
-        self, process: Process, target: object, error: Callable[[str, bool], Exception]
-    ) -> None:
-        self._process = process
-        self._target = target
-        self._error = error
-
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        method = getattr(self._target, name)
-
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            return await self._process.call(name, lambda: method(*args, **kwargs), self._error)
-
-        return call
-
-
-def store_error(call: str, _: bool) -> Exception:
+def database_error(call: str, _: bool) -> Exception:
     return DatabaseUnavailable(call)
 
 

@@ -1,1 +1,1 @@
-"""Many tasks through one worker: nothing is lost, and its memory stays what it was."""
+"""Many tasks through one worker: none is lost, and its memory does not grow."""

@@ -1,4 +1,4 @@
-"""``python -m tests.soak 10000``: so many tasks through a real API and a real worker."""
+"""``python -m tests.soak TASKS``: that many tasks through a real API and a real worker."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""A run: an API, one worker, a provider and a server of pictures, and many tasks through them."""
+"""A run: many tasks through an API, one worker, a fake provider and a picture server."""
 
 import asyncio
 import json
@@ -21,18 +21,18 @@ from tests.support.provider import KEY, FakeProvider, edited, provider, says
 from tests.system.deployment import STORE_ID, Deployment, eventually, free_port, kill
 
 CONCURRENCY = 8
-PORTION = 100
-"""Tasks that are not final at any time, at most."""
+MAX_ACTIVE = 100
+"""How many sessions may be active at a time."""
 GRANTED = 100
 """Credits that the store has from the beginning."""
 WARM_UP = 500
 JUNK_SHARE = 0.1
-"""Of the submissions: their picture is none, so their sessions fail."""
+"""The share of submissions whose picture is junk, so that their sessions fail."""
 JUNK_BYTES = 1_000_000
 LOOK_SECONDS = 0.5
 SAY_SECONDS = 10.0
 STALL_SECONDS = 60.0
-"""Without any session's end for so long, the rest is given up as lost."""
+"""After this time without a session that becomes final, the rest counts as lost."""
 FINAL = ("completed", "failed")
 GENERATIONS = "/api/v1/generations"
 SETTINGS = {
@@ -43,15 +43,15 @@ SETTINGS = {
     "WEARON_PUSH_AGAIN_SECONDS": "15",
     "WEARON_PROVIDER_PER_MINUTE": "100000",
 }
-"""The deployment of the system tests is set up for haste; these are the defaults again, but for a
-provider that takes all at once."""
+"""The defaults again, instead of the short times of the system tests; except for the provider's
+limit, which is never reached."""
 CRASHES = ("_crashed", "unexpected_error", "Traceback")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What the worker held when so many sessions were final; ``children`` are the processes that
-    decode its pictures, together."""
+    """Resident memory when ``final`` sessions were final: the worker's, and the sum over the child
+    processes that decode its pictures."""
 
     seconds: float
     final: int
@@ -101,7 +101,7 @@ class Report:
         return [sample for sample in self.samples if sample.final >= begin] or self.samples[-1:]
 
     def slope(self, what: str) -> float:
-        """Kilobytes gained per thousand tasks, by least squares over all samples since then."""
+        """Kilobytes gained per thousand tasks after the warm-up, by least squares."""
         warm = self.warm()
         done = [sample.final / 1_000 for sample in warm]
         if len(set(done)) < 2:
@@ -110,13 +110,13 @@ class Report:
 
 
 async def run(*, tasks: int) -> Report:
-    """Submit ``tasks`` to the API, in portions, and wait until nothing more ends."""
+    """Submit ``tasks`` to the API and wait until all are final, or none becomes final any more."""
     async with AsyncExitStack() as stack:
         fake = await _provider(stack, tasks)
         pictures_url = await stack.enter_async_context(_pictures())
         deployment = Deployment(stack.enter_context(servers.folder()))
         stack.callback(deployment.close)
-        # Not in a thread: what is started dies with the thread that starts it.
+        # Not in a thread: a process dies with the thread that starts it.
         deployment.start_servers()
         deployment.prepare(WEARON_OPENAI_BASE_URL=fake.url, **SETTINGS)
         if tasks > GRANTED:
@@ -127,7 +127,7 @@ async def run(*, tasks: int) -> Report:
 
 
 async def _provider(stack: AsyncExitStack, tasks: int) -> FakeProvider:
-    """One that has its answers ready, so that most of the time goes to the worker."""
+    """A provider with prepared answers, so that most of the time is the worker's."""
     fake = await stack.enter_async_context(provider())
     picture = json.dumps(edited("jpeg"))
     fake.replies = [says(200, picture)] * (2 * tasks)
@@ -180,12 +180,12 @@ class _Soak:
                 print(self._samples[-1], flush=True)  # noqa: T201
             if final >= self._tasks or now - moved > STALL_SECONDS:
                 return
-            wanted = min(self._tasks - self._accepted, PORTION - stats["active"])
+            wanted = min(self._tasks - self._accepted, MAX_ACTIVE - stats["active"])
             await asyncio.gather(*[self._submit(client) for _ in range(wanted)])
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _submit(self, client: ClientSession) -> None:
-        """A user's picture, now and then with an outfit, or something that is no picture."""
+        """Submit a picture, sometimes with an outfit, or junk."""
         is_junk = self._random.random() < JUNK_SHARE
         name = "junk" if is_junk else "model"
         body = {"model_image_url": f"{self._pictures_url}/{name}.png?{self._accepted}"}
@@ -199,7 +199,7 @@ class _Soak:
                 self._refused[answer.status] += 1
 
     def _audited(self, violations: list[str]) -> Report:
-        """The run from the database's side."""
+        """The report, from the database's content."""
         rows = self._deployment.sql(
             "SELECT status, count(*) FROM generation_sessions GROUP BY status"
         )
@@ -228,7 +228,7 @@ class _Soak:
         )
 
     def _crashes(self) -> list[str]:
-        """What our programs said that nobody expected."""
+        """The lines of the worker's log that show unexpected errors."""
         log = (self._deployment.folder / "worker.log").read_text(errors="replace")
         return [line for line in log.splitlines() if any(word in line for word in CRASHES)]
 
@@ -243,7 +243,7 @@ def _sample(seconds: float, final: int, pid: int) -> Sample:
 
 
 def _resident_kb(pid: int) -> int:
-    """What a process holds in memory; 0 if it is gone, or where there is no /proc."""
+    """A process's resident memory; 0 if it has ended, or where there is no /proc."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -254,7 +254,7 @@ def _resident_kb(pid: int) -> int:
 
 @asynccontextmanager
 async def _pictures() -> AsyncIterator[str]:
-    """The URL of a server of ``model.png``, a small picture, and ``junk.png``, which is none."""
+    """The URL of a server of ``model.png``, a small picture, and ``junk.png``, which is not one."""
     files = {"model": encoded("PNG", size=(192, 256)), "junk": bytes(JUNK_BYTES)}
 
     async def answer(request: web.Request) -> web.Response:

@@ -1,16 +1,12 @@
-"""The soak test finds nothing on a small number of tasks. The real one: ``make soak``."""
+"""A short soak test finds nothing. A long one: ``make soak``."""
 
 import asyncio
 
-import pytest
-
 from tests.soak.run import run
 
-pytestmark = pytest.mark.xdist_group("system")
 
-
-def test_a_few_tasks() -> None:
-    """All end as they should, nothing is lost, the books are right; and memory was looked at."""
+def test_few_tasks() -> None:
+    """All sessions end as expected, none is lost, the books are correct, and memory is measured."""
     report = asyncio.run(run(tasks=40))
 
     assert not report.violations, str(report)

@@ -19,7 +19,13 @@ POSTGRES, REDIS, S3, PROCESSES = "postgres", "redis", "s3", "processes"
 MARKERS = (POSTGRES, REDIS, S3, PROCESSES)
 
 DEPLOYED = (POSTGRES, REDIS, PROCESSES)
-OF_FOLDER = {"chaos": DEPLOYED, "soak": DEPLOYED, "system": DEPLOYED}
+OF_PATH = {
+    "chaos": DEPLOYED,
+    "soak": DEPLOYED,
+    "system": DEPLOYED,
+    "test_embedded.py": (POSTGRES, REDIS),
+}
+"""By a folder or a file in the path."""
 OF_FIXTURE = {
     "own_postgres": POSTGRES,
     "pg": POSTGRES,
@@ -44,12 +50,12 @@ class NotMarked(OSError):
 
 
 def markers_of(
-    folders: Iterable[str], fixtures: Iterable[str], parameters: Iterable[object]
+    path: Iterable[str], fixtures: Iterable[str], parameters: Iterable[object]
 ) -> set[str]:
     """What a test needs, as far as its declaration tells."""
     words = [value.partition(" ")[0] for value in parameters if isinstance(value, str)]
     return {
-        *(marker for folder in folders for marker in OF_FOLDER.get(folder, ())),
+        *(marker for part in path for marker in OF_PATH.get(part, ())),
         *(OF_FIXTURE[name] for name in fixtures if name in OF_FIXTURE),
         *(OF_PARAMETER[word] for word in words if word in OF_PARAMETER),
     }

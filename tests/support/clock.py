@@ -12,7 +12,7 @@ START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 class FakeClock:
-    """The store's clock: stands still at START until it is advanced, or follows ``ticks``."""
+    """The database's clock: stands still at START until it is advanced, or follows ``ticks``."""
 
     def __init__(self, ticks: Callable[[], float] = lambda: 0.0) -> None:
         self._ticks = ticks

@@ -27,7 +27,7 @@ OTHER = Owner(channel=Channel.B2C, id="2f1f3c5e-8f0d-4c7b-9a55-5f9c6f0c7b22")
 
 LEASE = timedelta(seconds=30)
 MANY = 1_000_000
-"""More unfinished sessions than any test makes."""
+"""A limit that no test reaches."""
 STORED_PICTURE = StoredPicture(object_key="generated/someone/picture.png", media_type="image/png")
 USAGE = Usage(input_tokens=1_923, output_tokens=6_240, estimated_cost_usd=Decimal("0.215064"))
 FAILURE = Failure(code="MODERATION_BLOCKED", message="This picture cannot be made")

@@ -1,160 +1,129 @@
-"""A store, a queue and an image storage that can be away.
-
-A method named in ``away`` fails before it has done anything; one in ``deaf`` does its work, and
-then its reply is lost. To the caller the two look the same. One in ``broken`` has a bug, and one in
-``slow`` does its work at once and replies so many seconds later. Every call lets other tasks run
-first, as one over a network does.
+"""The one way to make an adapter fail: ``over_network`` puts a network between an adapter and its
+users. Here a test says what goes wrong (``Faults``); in the simulation, chance or a plan does.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 from functools import partial
-from uuid import UUID
+from inspect import iscoroutinefunction
+from typing import Any, Protocol, TypeVar, cast
 
+from adapters.auth.memory import InMemoryApiKeyRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.signing import UrlSigner
-from domain.errors import DatabaseUnavailable, QueueUnavailable, TryAgain, Unavailable
-from domain.ports import Receipt
-from domain.sessions import Failure, GenerationSession, StoredPicture, Usage
+from domain.errors import DatabaseUnavailable, QueueUnavailable, TryAgain
 from domain.tasks import GenerationTask, UnreadableTask
+
+T = TypeVar("T")
+
+Call = Callable[[str, partial[Awaitable[Any]]], Awaitable[Any]]
+"""Makes one call: its method's name, and what has the effect and returns the reply."""
+
+
+def over_network(adapter: T, call: Call) -> T:
+    """``adapter`` as its users see it over a network: ``call`` makes each asynchronous call. All
+    else is the adapter's own."""
+    return cast("T", _Remote(adapter, call))
+
+
+class _Remote:
+    _adapter: object
+    _call: Call
+
+    def __init__(self, adapter: object, call: Call) -> None:
+        vars(self).update(_adapter=adapter, _call=call)
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._adapter, name)
+        if not iscoroutinefunction(attribute):
+            return attribute
+        return lambda *args, **kwargs: self._call(name, partial(attribute, *args, **kwargs))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self._adapter, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._adapter, name)
 
 
 class Faults:
-    """Which methods fail, with what, and which were called."""
+    """What goes wrong, by the name of the method (``delete``), or by that and its first argument
+    (``delete generated/1``).
+
+    A call in ``away`` fails before it has an effect. One in ``deaf`` has its effect, and its reply
+    is lost: the caller cannot tell the two apart, unless ``refused`` is another error. One in
+    ``broken`` fails with an unexpected error. One in ``slow`` has its effect at once, and its
+    reply comes this many seconds later. Every call lets other tasks run first, as on a network.
+    """
 
     def __init__(
-        self, error: Callable[[str], Unavailable], refusal: Callable[[str], Unavailable]
+        self, lost: Callable[[str], Exception], refused: Callable[[str], Exception] | None = None
     ) -> None:
         self.away: set[str] = set()
         self.deaf: set[str] = set()
         self.broken: set[str] = set()
         self.slow: dict[str, float] = {}
         self.calls: list[str] = []
-        self._error = error
-        self._refusal = refusal
+        """The methods that were called, in order."""
+        self._lost = lost
+        self._refused = refused or lost
 
-    @asynccontextmanager
-    async def around(self, method: str) -> AsyncIterator[None]:
+    async def call(self, method: str, effect: partial[Awaitable[T]]) -> T:
+        """One call over the network."""
+        names = {method, *(f"{method} {argument}" for argument in effect.args[:1])}
         self.calls.append(method)
         await asyncio.sleep(0)
-        if method in self.away:
-            raise self._refusal(f"{method}: refused")
-        if method in self.broken:
+        if names & self.away:
+            raise self._refused(f"{method}: refused")
+        if names & self.broken:
             raise RuntimeError(f"{method}: a bug")
-        yield
-        if method in self.slow:
-            await asyncio.sleep(self.slow[method])
-        if method in self.deaf:
-            raise self._error(f"{method}: no reply")
+        reply = await effect()
+        if late := names & self.slow.keys():
+            await asyncio.sleep(max(self.slow[name] for name in late))
+        if names & self.deaf:
+            raise self._lost(f"{method}: no reply")
+        return reply
+
+    def clear(self) -> None:
+        """Everything works again."""
+        for faults in (self.away, self.deaf, self.broken, self.slow):
+            faults.clear()
+
+
+class HasFaults(Protocol):
+    """An adapter whose network is told by a test what goes wrong."""
+
+    faults: Faults
+
+
+F = TypeVar("F", bound=HasFaults)
+
+
+def flaky(adapter: F) -> F:
+    """``adapter`` over a network with its ``faults``."""
+    return over_network(adapter, adapter.faults.call)
 
 
 class FlakySessionRepo(InMemorySessionRepo):
     def __init__(self, *, accounts: InMemoryCreditRepo, clock: Callable[[], datetime]) -> None:
         super().__init__(accounts=accounts, clock=clock)
-        self.faults = Faults(DatabaseUnavailable, DatabaseUnavailable)
+        self.faults = Faults(DatabaseUnavailable)
 
-    async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:
-        async with self.faults.around("create"):
-            return await super().create(session, max_active=max_active)
 
-    async def confirm(self, session_ids: Sequence[UUID]) -> int:
-        async with self.faults.around("confirm"):
-            return await super().confirm(session_ids)
-
-    async def claim(self, session_id: UUID, *, lease: timedelta) -> GenerationSession | None:
-        async with self.faults.around("claim"):
-            return await super().claim(session_id, lease=lease)
-
-    async def renew(self, session_id: UUID, *, attempt: int, lease: timedelta) -> bool:
-        async with self.faults.around("renew"):
-            return await super().renew(session_id, attempt=attempt, lease=lease)
-
-    async def complete(
-        self, session_id: UUID, *, attempt: int, picture: StoredPicture, usage: Usage | None = None
-    ) -> bool:
-        async with self.faults.around("complete"):
-            return await super().complete(session_id, attempt=attempt, picture=picture, usage=usage)
-
-    async def fail_queued(self, session_id: UUID, failure: Failure) -> bool:
-        async with self.faults.around("fail_queued"):
-            return await super().fail_queued(session_id, failure)
-
-    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int) -> bool:
-        async with self.faults.around("fail"):
-            return await super().fail(session_id, failure, attempt=attempt)
-
-    async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
-        async with self.faults.around("release"):
-            return await super().release(session_id, attempt=attempt, delay=delay)
-
-    async def record_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
-        async with self.faults.around("record_job"):
-            return await super().record_job(session_id, attempt=attempt, job=job)
-
-    async def claim_overdue(
-        self, *, created_before: datetime | None, again_after: timedelta, limit: int
-    ) -> list[GenerationSession]:
-        async with self.faults.around("claim_overdue"):
-            return await super().claim_overdue(
-                created_before=created_before, again_after=again_after, limit=limit
-            )
-
-    async def refund_missing(self, *, limit: int) -> int:
-        async with self.faults.around("refund_missing"):
-            return await super().refund_missing(limit=limit)
-
-    async def fail_expired(self, failure: Failure, *, older_than: timedelta, limit: int) -> int:
-        async with self.faults.around("fail_expired"):
-            return await super().fail_expired(failure, older_than=older_than, limit=limit)
-
-    async def release_dead_leases(
-        self, *, max_attempts: int, external_timeout: timedelta, limit: int
-    ) -> int:
-        async with self.faults.around("release_dead_leases"):
-            return await super().release_dead_leases(
-                max_attempts=max_attempts, external_timeout=external_timeout, limit=limit
-            )
-
-    async def fail_dead_leases(
-        self, failure: Failure, *, max_attempts: int, external_timeout: timedelta, limit: int
-    ) -> list[GenerationSession]:
-        async with self.faults.around("fail_dead_leases"):
-            return await super().fail_dead_leases(
-                failure, max_attempts=max_attempts, external_timeout=external_timeout, limit=limit
-            )
-
-    async def claim_expired_images(
-        self, *, older_than: timedelta, again_after: timedelta, limit: int
-    ) -> list[GenerationSession]:
-        async with self.faults.around("claim_expired_images"):
-            return await super().claim_expired_images(
-                older_than=older_than, again_after=again_after, limit=limit
-            )
-
-    async def mark_images_deleted(self, session_ids: Sequence[UUID]) -> int:
-        async with self.faults.around("mark_images_deleted"):
-            return await super().mark_images_deleted(session_ids)
+class FlakyApiKeyRepo(InMemoryApiKeyRepo):
+    def __init__(self, *, clock: Callable[[], datetime]) -> None:
+        super().__init__(clock=clock)
+        self.faults = Faults(DatabaseUnavailable)
 
 
 class FlakyPictureStorage(InMemoryPictureStorage):
-    """Refuses to delete what lies under the prefixes in ``refused``, and keeps everybody waiting
-    ``seconds`` for it."""
-
     def __init__(self, *, signer: UrlSigner) -> None:
         super().__init__(signer=signer)
-        self.refused: set[str] = set()
-        self.seconds = 0.0
-
-    async def delete(self, prefix: str) -> None:
-        await asyncio.sleep(self.seconds)
-        if prefix in self.refused:
-            raise TryAgain("delete: refused")
-        await super().delete(prefix)
+        self.faults = Faults(TryAgain)
 
 
 class FlakyTaskQueue(InMemoryTaskQueue):
@@ -164,34 +133,13 @@ class FlakyTaskQueue(InMemoryTaskQueue):
         self.pushed_next: list[int] = []
         """The size of each batch that was pushed before all others."""
 
-    async def push(self, task: GenerationTask) -> None:
-        async with self.faults.around("push"):
-            await super().push(task)
-
     async def push_next(self, tasks: Sequence[GenerationTask]) -> None:
-        async with self.faults.around("push_next"):
-            await super().push_next(tasks)
-            self.pushed_next.append(len(tasks))
-
-    async def pop(self, *, timeout_seconds: float) -> GenerationTask | UnreadableTask | None:
-        async with self.faults.around("pop"):
-            return await super().pop(timeout_seconds=timeout_seconds)
-
-    async def depth(self) -> int:
-        async with self.faults.around("depth"):
-            return await super().depth()
-
-    async def oldest(self) -> GenerationTask | UnreadableTask | None:
-        async with self.faults.around("oldest"):
-            return await super().oldest()
-
-    async def bury(self, message: GenerationTask | UnreadableTask, *, reason: str) -> None:
-        async with self.faults.around("bury"):
-            await super().bury(message, reason=reason)
+        await super().push_next(tasks)
+        self.pushed_next.append(len(tasks))
 
     @property
     def buried(self) -> list[UnreadableTask]:
-        """The dead list, oldest first, as the messages that went into it."""
+        """The dead-letter list, oldest first, as the messages that went into it."""
         return [
             UnreadableTask(raw=letter.raw, reason=letter.reason, session_id=letter.session_id)
             for letter in self.letters

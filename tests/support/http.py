@@ -19,19 +19,17 @@ from adapters.auth.bearer import (
     mint_user_token,
     new_api_key,
 )
-from adapters.auth.memory import InMemoryApiKeyRepo
 from adapters.images.samples import draw_sample
-from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.receiving import UploadReceiver
 from adapters.storage.signing import UrlSigner
 from domain.credits import Channel, Owner
-from domain.errors import DatabaseUnavailable, TryAgain
-from domain.ports import ApiKey, Picture
+from domain.ports import ApiKey
 from domain.uploads import UploadPolicy, Uploads
 from domain.views import SessionViews
 from entrypoints.http.app import Services, create_app
 from entrypoints.http.public import Check
 from tests.support.examples import USER
+from tests.support.faults import FlakyApiKeyRepo, FlakyPictureStorage, flaky
 from tests.support.service import Service
 
 GENERATIONS = "/api/v1/generations"
@@ -71,33 +69,6 @@ class Answer:
         return str(self.json["error"]["message"])
 
 
-class FlakyApiKeyRepo(InMemoryApiKeyRepo):
-    """Does not answer while ``away``."""
-
-    away = False
-
-    async def owner_of(self, key_sha256: str) -> Owner | None:
-        if self.away:
-            raise DatabaseUnavailable("owner_of: refused")
-        return await super().owner_of(key_sha256)
-
-
-class FlakyPictureStorage(InMemoryPictureStorage):
-    """Gives no picture out and counts none while ``away``."""
-
-    away = False
-
-    async def read_signed(self, object_key: str, *, expires: int, signature: str) -> Picture:
-        if self.away:
-            raise TryAgain("read_signed: refused")
-        return await super().read_signed(object_key, expires=expires, signature=signature)
-
-    async def count_uploads(self, folder: str, *, limit: int) -> int:
-        if self.away:
-            raise TryAgain("count_uploads: refused")
-        return await super().count_uploads(folder, limit=limit)
-
-
 class Api:
     """Every answer is held to what all answers must be: one X-Request-Id, the envelope wherever
     JSON is answered, and a status that the OpenAPI document has for the route."""
@@ -105,12 +76,11 @@ class Api:
     def __init__(self, *, max_body_bytes: int = 64 * 1024) -> None:
         self.service = Service()
         now = self.service.clock.now
-        self.keys = FlakyApiKeyRepo(clock=now)
-        self.storage = FlakyPictureStorage(
-            signer=UrlSigner(
-                base_url=PUBLIC_URL, secret=b"secret", lifetime=timedelta(hours=1), clock=now
-            )
+        self.keys = flaky(FlakyApiKeyRepo(clock=now))
+        signer = UrlSigner(
+            base_url=PUBLIC_URL, secret=b"secret", lifetime=timedelta(hours=1), clock=now
         )
+        self.storage = flaky(FlakyPictureStorage(signer=signer))
         self.uploads = Uploads(
             storage=self.storage,
             policy=UploadPolicy(max_per_day=MAX_UPLOADS, max_bytes=MAX_UPLOAD_BYTES),
@@ -119,7 +89,7 @@ class Api:
         )
         self.receiver = UploadReceiver(
             storage=self.storage,
-            signer=self.storage._signer,
+            signer=signer,
             check_quota=self.uploads.check_quota,
             max_at_once=2,
         )

@@ -1,4 +1,4 @@
-"""Pictures, and a fetcher and a generator that do what a test tells them."""
+"""Pictures, and a scripted fetcher and generator."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -37,12 +37,12 @@ def encoded(
 
 
 async def no_job(job: str) -> None:
-    """For generators whose work does not outlive a call: they have nothing to note."""
+    """For generators whose work does not outlive a call: they record no job."""
     raise AssertionError(job)
 
 
 class FakeImageFetcher(PictureFetcherPort):
-    """Knows what lies, or goes wrong, behind some URLs; the others lead nowhere."""
+    """Returns or raises what ``pictures`` has for a URL; other URLs are unreachable."""
 
     def __init__(self, pictures: Mapping[str, Picture | Exception]) -> None:
         self.pictures = dict(pictures)
@@ -56,11 +56,11 @@ class FakeImageFetcher(PictureFetcherPort):
 
 
 class FakeImageGenerator(PictureGeneratorPort):
-    """Gives ``outcomes`` one after the other, and then A_PICTURE for ever; each after ``seconds``
-    and with ``usage``.
+    """Returns or raises the next of ``outcomes``, or returns A_PICTURE once there are none; each
+    after ``seconds`` and with ``usage``.
 
-    A ``stubborn`` one takes as long again when it is told to stop. One with ``jobs`` notes the next
-    of them for each picture, and those of them that are ``finished`` can be resumed.
+    A ``stubborn`` generator ignores a cancellation and takes ``seconds`` again. Each call records
+    the next of ``jobs``, if there is one. Jobs in ``finished`` can be resumed.
     """
 
     def __init__(self, outcomes: Sequence[Picture | BaseException] = ()) -> None:
@@ -73,10 +73,10 @@ class FakeImageGenerator(PictureGeneratorPort):
         self.finished: set[str] = set()
         self.resumed: list[str] = []
 
-    async def generate(self, request: PictureRequest, note: RecordJob) -> Generated:
+    async def generate(self, request: PictureRequest, record: RecordJob) -> Generated:
         self.requests.append(request)
         if self.jobs:
-            await note(self.jobs.pop(0))
+            await record(self.jobs.pop(0))
         outcome = self.outcomes.pop(0) if self.outcomes else A_PICTURE
         try:
             await asyncio.sleep(self.seconds)
@@ -86,7 +86,7 @@ class FakeImageGenerator(PictureGeneratorPort):
             await asyncio.sleep(self.seconds)
         return Generated(picture=_given(outcome), usage=self.usage)
 
-    async def resume(self, job: str, note: RecordJob) -> Generated | None:  # noqa: ARG002
+    async def resume(self, job: str, record: RecordJob) -> Generated | None:  # noqa: ARG002
         self.resumed.append(job)
         return Generated(picture=A_PICTURE) if job in self.finished else None
 

@@ -1,4 +1,4 @@
-"""Processes that stand still."""
+"""Stopped processes."""
 
 import os
 import signal
@@ -9,19 +9,19 @@ from pathlib import Path
 
 @contextmanager
 def paused(pid: int) -> Iterator[None]:
-    """Stop a process and all that it started: what is connected stays so, and nothing answers."""
-    family: list[int] = []
+    """SIGSTOP a process and its descendants: connections stay open, and nothing answers."""
+    stopped: list[int] = []
     try:
-        _stop(pid, family)
+        _stop(pid, stopped)
         yield
     finally:
-        for member in reversed(family):  # so that each is still known to its parent
+        for member in reversed(stopped):  # Children first, before their parents can reap them.
             os.kill(member, signal.SIGCONT)
 
 
-def _stop(pid: int, family: list[int]) -> None:
-    """The parent first, for then it has no further children."""
+def _stop(pid: int, stopped: list[int]) -> None:
+    """The parent first, so that it starts no more children."""
     os.kill(pid, signal.SIGSTOP)
-    family.append(pid)
+    stopped.append(pid)
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        _stop(int(child), family)
+        _stop(int(child), stopped)

@@ -1,4 +1,4 @@
-"""A way to a server on which what is sent can get stuck, be late, or be lost."""
+"""A network proxy in front of a server: its data can get stuck, be delayed, or be lost."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -14,24 +14,24 @@ def no_delay(_: bytes) -> float:
 
 
 @dataclass(slots=True)
-class _Link:
-    """A connection. Once ``lost``, nothing comes back on it; to ``cut`` it as well ends it as soon
-    as there is a reply to lose."""
+class _Connection:
+    """With ``loses_replies`` no reply gets through; with ``is_cut`` the first lost reply closes the
+    connection."""
 
-    lost: bool = False
-    cut: bool = False
+    loses_replies: bool = False
+    is_cut: bool = False
 
 
 class Proxy:
-    """A TCP port in front of a unix socket. While ``requests`` or ``replies`` is cleared, what
-    goes in that direction waits; ``delay`` says for how many seconds each piece of data is late."""
+    """A TCP port in front of a unix socket. While the event ``requests`` or ``replies`` is cleared,
+    data in that direction waits. ``delay`` returns the seconds by which a piece of data is late."""
 
     def __init__(self, upstream: Path) -> None:
         self._upstream = upstream
         self._server: asyncio.Server | None = None
-        self._links: set[asyncio.Task[None]] = set()
-        self._to_lose: tuple[bytes, bool] | None = None
-        self._lost = 0
+        self._connections: set[asyncio.Task[None]] = set()
+        self._loss: tuple[bytes, bool] | None = None
+        self._lost_count = 0
         self.port = 0
         self.delay: Callable[[bytes], float] = no_delay
         self.requests, self.replies = asyncio.Event(), asyncio.Event()
@@ -47,78 +47,78 @@ class Proxy:
             await self.refuse()
 
     async def listen(self) -> None:
-        """Take connections; always on the same port."""
+        """Accept connections, always on the same port."""
         self._server = await asyncio.start_server(self._serve, HOST, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def refuse(self) -> None:
-        """End every connection, and let nobody connect until ``listen``."""
+        """Close every connection, and accept none until ``listen``."""
         if self._server is not None:
             self._server.close()
             self._server = None
         await self.cut()
 
     async def cut(self) -> None:
-        """End every connection that there is."""
-        links = list(self._links)
-        for link in links:
-            link.cancel()
-        await asyncio.gather(*links, return_exceptions=True)
+        """Close every connection."""
+        connections = list(self._connections)
+        for connection in connections:
+            connection.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
 
     def lose_replies(self, to: bytes, *, cut: bool) -> None:
-        """From now on let each request that contains ``to`` arrive, and nothing more come back to
-        who sent it: silence, or with ``cut`` the end of the connection."""
-        self._to_lose = (to, cut)
+        """From now on, forward each request that contains ``to``, but no further reply on its
+        connection: silence, or with ``cut`` a closed connection."""
+        self._loss = (to, cut)
 
     def lose_nothing(self) -> int:
-        """Take ``lose_replies`` back. How many connections lost a reply."""
-        lost, self._to_lose, self._lost = self._lost, None, 0
+        """Undo ``lose_replies``. Returns the number of connections that lost replies."""
+        lost, self._loss, self._lost_count = self._lost_count, None, 0
         return lost
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._links.add(task)
+        self._connections.add(task)
         try:
             up_reader, up_writer = await asyncio.open_unix_connection(self._upstream)
             try:
-                link = _Link()
+                connection = _Connection()
                 async with asyncio.TaskGroup() as directions:
-                    directions.create_task(self._pass_requests(link, reader, up_writer))
-                    directions.create_task(self._pass_replies(link, up_reader, writer))
+                    directions.create_task(self._forward_requests(connection, reader, up_writer))
+                    directions.create_task(self._forward_replies(connection, up_reader, writer))
             finally:
                 up_writer.close()
         except* (OSError, asyncio.CancelledError):
             pass
         finally:
-            self._links.discard(task)
+            self._connections.discard(task)
             writer.close()
 
-    async def _pass_requests(
-        self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    async def _forward_requests(
+        self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         while data := await reader.read(65_536):
-            await self._on_its_way(data, self.requests)
-            if self._to_lose is not None and self._to_lose[0] in data:
-                link.lost, link.cut = True, self._to_lose[1]
-                self._lost += 1
+            await self._wait(data, self.requests)
+            if self._loss is not None and self._loss[0] in data:
+                connection.loses_replies, connection.is_cut = True, self._loss[1]
+                self._lost_count += 1
             writer.write(data)
             await writer.drain()
         writer.close()
 
-    async def _pass_replies(
-        self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    async def _forward_replies(
+        self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         while data := await reader.read(65_536):
-            await self._on_its_way(data, self.replies)
-            if link.cut:
+            await self._wait(data, self.replies)
+            if connection.is_cut:
                 raise ConnectionAbortedError
-            if not link.lost:
+            if not connection.loses_replies:
                 writer.write(data)
                 await writer.drain()
         writer.close()
 
-    async def _on_its_way(self, data: bytes, way: asyncio.Event) -> None:
+    async def _wait(self, data: bytes, gate: asyncio.Event) -> None:
         if seconds := self.delay(data):
             await asyncio.sleep(seconds)
-        await way.wait()
+        await gate.wait()

@@ -1,7 +1,7 @@
-"""A stand-in for Replicate: speaks the documented wire format, and fails on demand.
+"""A fake of Replicate: speaks the documented wire format, and fails on demand.
 
-It knows one token and one model, refuses what it does not understand, and remembers every call and
-every job. The pictures that it makes lie on the same server, where no token has any business.
+It knows one token and one model, rejects invalid requests, and keeps every call and every job. It
+also serves the finished pictures, whose downloads must not carry the token.
 """
 
 import base64
@@ -19,7 +19,7 @@ TOKEN = "r8_test0123456789abcdef"
 MODEL = "google/nano-banana"
 VERSION = "f0a9d34b12ad1c1cd76269a844b218ff4e64e128ddaba93e15891f47368958a0"
 SECRET = "only-the-provider-says-this"
-"""Is in every error, and has no business anywhere else."""
+"""Part of every error; must not appear anywhere else."""
 
 _DATA_URI = re.compile(r"data:(image/(?:jpeg|png|webp));base64,(.+)")
 _DEADLINE = re.compile(r"([0-9]+)s")
@@ -27,7 +27,7 @@ _DEADLINE = re.compile(r"([0-9]+)s")
 
 @dataclass(slots=True)
 class Call:
-    """What one call said; ``kind`` is begin, look, cancel or file."""
+    """``kind`` is begin, poll, cancel or file."""
 
     kind: str
     path: str
@@ -36,18 +36,18 @@ class Call:
 
 @dataclass(slots=True)
 class Job:
-    """One prediction. ``end`` is what it has of the wire format once it has ended."""
+    """One prediction. ``end`` holds the fields of its body that change once it has ended."""
 
     id: str
-    order: dict[str, Any]
+    request: dict[str, Any]
     key: str | None
     ends_at: float
     end: dict[str, Any]
 
     @property
     def pictures(self) -> list[tuple[str, bytes]]:
-        """Media type and bytes of what was sent, in its order."""
-        found = [_DATA_URI.fullmatch(text) for text in self.order["input"]["image_input"]]
+        """Media type and bytes of the input pictures, in order."""
+        found = [_DATA_URI.fullmatch(text) for text in self.request["input"]["image_input"]]
         return [(one[1], base64.b64decode(one[2])) for one in found if one]
 
     def body(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Job:
             "id": self.id,
             "model": MODEL,
             "version": VERSION,
-            "input": self.order["input"],
+            "input": self.request["input"],
             "logs": "",
             "output": None,
             "error": None,
@@ -69,23 +69,23 @@ class Job:
 
 @dataclass(slots=True)
 class Script:
-    """What is said to the next calls of each kind, instead of what is right."""
+    """Replies to the next calls of each kind, instead of the correct ones."""
 
     begin: list[Reply] = field(default_factory=list)
-    look: list[Reply] = field(default_factory=list)
+    poll: list[Reply] = field(default_factory=list)
     cancel: list[Reply] = field(default_factory=list)
     file: list[Reply] = field(default_factory=list)
 
 
 class FakeReplicate(FakeServer):
     """Each job takes ``seconds`` and then ends as the next of ``ends`` says, or with a picture.
-    One that ``heeds_keys`` begins one job for each idempotency key."""
+    With ``is_idempotent`` it begins one job per idempotency key."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seconds = 0.0
         self.ends: list[dict[str, Any]] = []
-        self.heeds_keys = False
+        self.is_idempotent = False
         self.script = Script()
         self.calls: list[Call] = []
         self.jobs: dict[str, Job] = {}
@@ -115,16 +115,16 @@ class FakeReplicate(FakeServer):
             return problem(404, "Not found")
         return self._cancel(job) if kind == "cancel" else web.json_response(job.body())
 
-    def accept(self, order: dict[str, Any], key: str | None = None) -> Job:
-        """A new job, or the one that has the key."""
-        if self.heeds_keys:
+    def accept(self, body: dict[str, Any], key: str | None = None) -> Job:
+        """A new job, or the job with this key if idempotent."""
+        if self.is_idempotent:
             for job in self.jobs.values():
                 if job.key == key:
                     return job
         end = self.ends.pop(0) if self.ends else {"output": self.picture_url()}
         job = Job(
             id=f"job{len(self.jobs) + 1}",
-            order=order,
+            request=body,
             key=key,
             ends_at=time.monotonic() + self.seconds,
             end={"status": "succeeded"} | end,
@@ -132,13 +132,13 @@ class FakeReplicate(FakeServer):
         self.jobs[job.id] = job
         return job
 
-    def _begin(self, request: web.Request, order: dict[str, Any]) -> web.Response:
-        problem_of_it = _problem_of(request, order)
-        if problem_of_it is not None:
-            return problem_of_it
-        job = self.accept(order, request.headers.get("Idempotency-Key"))
-        body = job.body() | {"status": "starting", "output": None, "error": None}
-        return web.json_response(body, status=201)
+    def _begin(self, request: web.Request, body: dict[str, Any]) -> web.Response:
+        rejection = _rejection(request, body)
+        if rejection is not None:
+            return rejection
+        job = self.accept(body, request.headers.get("Idempotency-Key"))
+        answer = job.body() | {"status": "starting", "output": None, "error": None}
+        return web.json_response(answer, status=201)
 
     def _cancel(self, job: Job) -> web.Response:
         self.cancelled.append(job.id)
@@ -148,13 +148,13 @@ class FakeReplicate(FakeServer):
 
 
 def problem(status: int, title: str, **more: Any) -> web.Response:
-    """An error as the API words it."""
+    """An error in the API's format."""
     body = {"title": title, "detail": SECRET, "status": status} | more
     return web.json_response(body, status=status, content_type="application/problem+json")
 
 
 def tells(status: int, title: str = "An error", **headers: str) -> Reply:
-    """A whole error; headers have ``_`` for ``-``."""
+    """A complete error response; headers are written with ``_`` for ``-``."""
 
     async def reply(_: web.Request) -> web.StreamResponse:
         response = problem(status, title)
@@ -165,7 +165,7 @@ def tells(status: int, title: str = "An error", **headers: str) -> Reply:
 
 
 def serves(data: bytes, media_type: str = "image/png", status: int = 200) -> Reply:
-    """A file."""
+    """A file as the response."""
 
     async def reply(_: web.Request) -> web.StreamResponse:
         return web.Response(status=status, body=data, content_type=media_type)
@@ -182,21 +182,21 @@ def _kind_of(request: web.Request) -> str:
         return "file"
     if request.path.endswith("/cancel"):
         return "cancel"
-    return "begin" if request.method == "POST" else "look"
+    return "begin" if request.method == "POST" else "poll"
 
 
-def _problem_of(request: web.Request, order: dict[str, Any]) -> web.Response | None:
+def _rejection(request: web.Request, body: dict[str, Any]) -> web.Response | None:
     expected = {"input"}
     if request.path == "/v1/predictions":
         expected = {"input", "version"}
-        if order.get("version") != VERSION:
+        if body.get("version") != VERSION:
             return problem(422, "Invalid version or not permitted")
     elif request.path != f"/v1/models/{MODEL}/predictions":
         return problem(404, "Not found")
     deadline = _DEADLINE.fullmatch(request.headers.get("Cancel-After", ""))
-    if order.keys() != expected or deadline is None or int(deadline[1]) < 5:
+    if body.keys() != expected or deadline is None or int(deadline[1]) < 5:
         return problem(400, "Bad request")
-    inputs = order["input"]
+    inputs = body["input"]
     pictures = inputs.get("image_input")
     if inputs.keys() != {"prompt", "image_input"} or not inputs["prompt"] or not pictures:
         return problem(422, "Input validation failed", invalid_fields=[{"field": "input"}])

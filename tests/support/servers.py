@@ -1,4 +1,4 @@
-"""Real servers for tests: one of each per test process, gone with it."""
+"""Real servers for tests. Each test process has its own, which end with it."""
 
 import asyncio
 import tempfile
@@ -18,7 +18,7 @@ from adapters.storage.s3 import S3Bucket
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A folder with a short path, for sockets, that a server's own user may pass through."""
+    """A folder with a path short enough for sockets, which a server's own user may traverse."""
     with tempfile.TemporaryDirectory(prefix="wearon-") as path:
         Path(path).chmod(0o711)
         yield Path(path)
@@ -26,7 +26,7 @@ def folder() -> Iterator[Path]:
 
 @contextmanager
 def postgres() -> Iterator[EmbeddedPostgres]:
-    """PostgreSQL with our tables in its database, and no care for a crash of the machine."""
+    """PostgreSQL with our tables, without durability."""
     with folder() as path, EmbeddedPostgres(path / "postgres", durable=False) as server:
         asyncio.run(_migrate(server.url()))
         yield server
@@ -40,10 +40,10 @@ def valkey() -> Iterator[EmbeddedValkey]:
 
 @contextmanager
 def s3() -> Iterator[str]:
-    """An S3 service; gives its URL. It knows conditional uploads, but neither checks a signature
-    nor lets one expire. It answers one request after the other: in several threads at once it
-    loses an object that is written twice."""
-    # Importing it takes a second, which tests that need no S3 need not wait for.
+    """The URL of an S3 server (moto). It supports conditional uploads, but does not check
+    signatures or their expiry. It handles one request at a time: with several threads it loses
+    objects that are written twice."""
+    # Importing moto takes a second, so only tests that need S3 do it.
     from moto.moto_server.werkzeug_app import (  # noqa: PLC0415
         DomainDispatcherApplication,
         create_backend_app,
@@ -62,7 +62,7 @@ def s3() -> Iterator[str]:
 
 
 def new_bucket(s3_url: str, *, timeout_seconds: float = 10) -> S3Bucket:
-    """An empty bucket of the service."""
+    """An empty bucket on the server."""
     name = f"pictures-{uuid4()}"
     request = urllib.request.Request(f"{s3_url}/{name}", method="PUT")
     urllib.request.urlopen(request).close()
@@ -70,7 +70,7 @@ def new_bucket(s3_url: str, *, timeout_seconds: float = 10) -> S3Bucket:
 
 
 def bucket_at(s3_url: str, *, name: str = "pictures", timeout_seconds: float = 10) -> S3Bucket:
-    """A bucket that may or may not be there."""
+    """A bucket that need not exist."""
     return S3Bucket(
         name=name,
         region="us-east-1",

@@ -1,5 +1,5 @@
-"""A whole service in memory: a store and a queue that can be away, a fetcher and a generator that
-do as they are told, and the use cases between them."""
+"""A whole service in memory: adapters that fail on demand, a scripted fetcher and generator, and
+the use cases between them."""
 
 from datetime import timedelta
 from random import Random
@@ -19,14 +19,14 @@ from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
 from tests.support.clock import FakeClock, loop_time
 from tests.support.examples import BAG, HAT, LEASE, MANY, MODEL_URL, OUTFIT_URL, USER, a_request
-from tests.support.faults import FlakyPictureStorage, FlakySessionRepo, FlakyTaskQueue
+from tests.support.faults import FlakyPictureStorage, FlakySessionRepo, FlakyTaskQueue, flaky
 from tests.support.images import FakeImageFetcher, FakeImageGenerator
 
 INPUTS = {
     url: Picture(data=url.encode(), media_type="image/jpeg")
     for url in (MODEL_URL, OUTFIT_URL, HAT.url, BAG.url)
 }
-"""What lies behind the links of the examples."""
+"""What the links of the examples lead to."""
 
 
 def seeded_random() -> Random:
@@ -35,23 +35,22 @@ def seeded_random() -> Random:
 
 
 class Service:
-    """Lives on the time of the running event loop: ``clock.advance`` and sleeping both move it."""
+    """Follows the running event loop's time: ``clock.advance`` and sleeping both move it."""
 
     def __init__(self) -> None:
         self.clock = FakeClock(ticks=loop_time)
         self.accounts = InMemoryCreditRepo(clock=self.clock.now)
-        self.repo = FlakySessionRepo(accounts=self.accounts, clock=self.clock.now)
-        self.queue = FlakyTaskQueue(clock=self.clock.now)
+        self.repo = flaky(FlakySessionRepo(accounts=self.accounts, clock=self.clock.now))
+        self.queue = flaky(FlakyTaskQueue(clock=self.clock.now))
         self.fetcher = FakeImageFetcher(INPUTS)
         self.generator = FakeImageGenerator()
-        self.storage = FlakyPictureStorage(
-            signer=UrlSigner(
-                base_url="https://wearon.example",
-                secret=b"secret",
-                lifetime=timedelta(hours=1),
-                clock=self.clock.now,
-            )
+        signer = UrlSigner(
+            base_url="https://wearon.example",
+            secret=b"secret",
+            lifetime=timedelta(hours=1),
+            clock=self.clock.now,
         )
+        self.storage = flaky(FlakyPictureStorage(signer=signer))
         self.submission = self.submission_with(SubmissionPolicy(max_active=MANY, max_waiting=MANY))
 
     def submission_with(self, policy: SubmissionPolicy) -> Submission:
@@ -65,13 +64,13 @@ class Service:
         )
 
     def limit(self, policy: SubmissionPolicy) -> None:
-        """Hold ``submission`` to other limits from now on."""
+        """Give ``submission`` other limits from now on."""
         self.submission._policy = policy
 
     async def submitted(
         self, owner: Owner = USER, *, confirmed: bool = True, **changes: Any
     ) -> Receipt:
-        """A session that was paid for and pushed; by default the store knows of the push."""
+        """A session that was paid for and pushed; by default, the push is confirmed."""
         await self.accounts.grant(owner, 1, note="test")
         receipt = await self.submission.submit(a_request(owner, **changes))
         if confirmed:
@@ -79,7 +78,7 @@ class Service:
         return receipt
 
     async def backlog(self, count: int, *, apart: timedelta = timedelta(seconds=1)) -> list[UUID]:
-        """The ids of ``count`` confirmed sessions, oldest first."""
+        """Submit ``count`` sessions. Their ids, oldest first."""
         ids = []
         for _ in range(count):
             ids.append((await self.submitted()).session.id)
@@ -94,7 +93,7 @@ class Service:
         return session
 
     async def work(self, generation: Generation | None = None) -> Outcome:
-        """Take the next task and have it done, as a worker does."""
+        """Run the next task, as a worker does."""
         task = await self.queue.pop(timeout_seconds=0)
         assert isinstance(task, GenerationTask)
         return await (generation or self.generation()).run(task)
@@ -103,7 +102,7 @@ class Service:
         return await self.repo.get(session_id, None)
 
     async def picture(self, object_key: str) -> Picture:
-        """What the link to a finished picture leads to."""
+        """The picture behind a finished picture's link."""
         query = parse_qs(urlsplit(self.storage.url(object_key)).query)
         return await self.storage.read_signed(
             object_key, expires=int(query["expires"][0]), signature=query["signature"][0]
@@ -156,5 +155,5 @@ class Service:
         return self.accounts.balance_of(owner).balance
 
     def money_of(self, session_id: UUID) -> list[LedgerKind]:
-        """What the ledger says of a session, oldest first."""
+        """The ledger entries of a session, oldest first."""
         return [entry.kind for entry in self.accounts.entries if entry.session_id == session_id]

@@ -1,4 +1,4 @@
-"""A shop whose pictures come from a generator under test."""
+"""One session whose picture comes from a generator under test."""
 
 from datetime import timedelta
 from uuid import UUID
@@ -15,7 +15,7 @@ REFUNDED = [LedgerKind.DEBIT, LedgerKind.REFUND]
 
 
 class Shop:
-    """A service in memory whose pictures come from the provider."""
+    """A service in memory whose pictures come from ``generator``, and one session."""
 
     def __init__(self, generator: PictureGeneratorPort) -> None:
         self.service = Service()
@@ -29,7 +29,7 @@ class Shop:
         return await self.service.work(self.generation)
 
     async def later(self, delay: timedelta) -> None:
-        """Time passes, and recovery does its part."""
+        """Let time pass, and run recovery."""
         self.service.clock.advance(delay)
         await self.service.recover()
 
@@ -40,7 +40,7 @@ class Shop:
         return session.status, None if session.failure is None else session.failure.code
 
     async def message(self) -> str:
-        """What the customer is told of a failure."""
+        """The customer's message about the failure."""
         failure = (await self.service.session(self.session_id)).failure
         assert failure is not None
         return failure.message

@@ -1,4 +1,4 @@
-"""A certificate of our own, for HTTPS on this machine."""
+"""A self-signed certificate, for TLS on this machine."""
 
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 
 def self_signed(name: str, folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server's context for host ``name``, and a client's that trusts it and nothing else."""
+    """A server context for the host ``name``, and a client context that trusts only this server."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)

@@ -11,8 +11,6 @@ from tests.support.provider import hangs, in_thread
 from tests.support.replicate import TOKEN, FakeReplicate
 from tests.system.deployment import Deployment, eventually, kill
 
-pytestmark = pytest.mark.xdist_group("system")
-
 
 @pytest.fixture
 def fake() -> Iterator[FakeReplicate]:
@@ -60,13 +58,13 @@ def test_a_job_outlives_its_worker(deployment: Deployment, fake: FakeReplicate) 
     deployment.assert_books_are_right()
 
 
-@pytest.mark.parametrize("heeds_keys", [True, False])
+@pytest.mark.parametrize("is_idempotent", [True, False])
 def test_a_worker_dies_before_it_can_note_its_job(
-    deployment: Deployment, fake: FakeReplicate, *, heeds_keys: bool
+    deployment: Deployment, fake: FakeReplicate, *, is_idempotent: bool
 ) -> None:
     """SIGKILL while the provider, which has begun the job, answers: a provider that heeds keys has
     one job in the end. Of one that does not the first is lost, and the customer pays once."""
-    fake.heeds_keys = heeds_keys
+    fake.is_idempotent = is_idempotent
 
     async def begins_and_hangs(request: web.Request) -> web.StreamResponse:
         fake.accept(await request.json(), request.headers["Idempotency-Key"])
@@ -84,7 +82,7 @@ def test_a_worker_dies_before_it_can_note_its_job(
 
     assert known is None
     assert (session["status"], session["attempt"]) == ("completed", 2)
-    assert (fake.count("begin"), len(fake.jobs)) == (2, 1 if heeds_keys else 2)
+    assert (fake.count("begin"), len(fake.jobs)) == (2, 1 if is_idempotent else 2)
     assert deployment.entries(session_id) == ["debit"]
     deployment.assert_books_are_right()
 

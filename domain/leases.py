@@ -1,0 +1,111 @@
+"""Work under a lease: the lease is renewed while the work runs, and the work ends with it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import TypeVar
+
+from domain.errors import DatabaseUnavailable, TryAgain, WorkFailed
+
+T = TypeVar("T")
+
+STOP_SECONDS = 5.0
+"""How long to wait for cancelled work to stop before it is left behind."""
+
+
+async def run_under_lease(
+    work: Callable[[], Awaitable[T]],
+    *,
+    renew: Callable[[], Awaitable[bool]],
+    lease: timedelta,
+    attempt_timeout: timedelta,
+) -> T | None:
+    """What ``work`` returns, or None if the lease was lost meanwhile. Raises what ``work`` raises.
+
+    The lease is new when this is called. ``renew`` extends it by ``lease``. It is lost if
+    ``renew`` returns False, or if ``renew`` raised ``DatabaseUnavailable`` for a whole lease.
+
+    Raises ``TryAgain`` after ``attempt_timeout``. That bound is enforced here, around the work, so
+    that it also holds for work that ignores cancellation.
+    """
+    lease_seconds = lease.total_seconds()
+    attempt_seconds = attempt_timeout.total_seconds()
+    first_seconds = min(lease_seconds / 3, attempt_seconds)
+    valid_until = asyncio.get_running_loop().time() + lease_seconds
+    working = asyncio.create_task(_result_or_failure(work))
+    keeping: asyncio.Task[None] | None = None
+    try:
+        # Work that ends before the first renewal is due needs no second task.
+        await asyncio.wait((working,), timeout=first_seconds)
+        if not working.done():
+            keeping = asyncio.create_task(_keep_lease(renew, lease_seconds, valid_until))
+            await asyncio.wait(
+                (working, keeping),
+                timeout=attempt_seconds - first_seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        if working.cancelled():
+            raise RuntimeError("The work cancelled itself")
+        if working.done():
+            return _unwrap(working.result())
+        if keeping is not None and keeping.done():
+            return keeping.result()
+        raise TryAgain("Making the picture took too long")
+    finally:
+        await _stop(working, keeping)
+        # An error's traceback holds this frame: through these it would hold the error.
+        del working, keeping
+
+
+async def _keep_lease(
+    renew: Callable[[], Awaitable[bool]], lease_seconds: float, valid_until: float
+) -> None:
+    """Renew the lease now and three times in its life. Return once it is or may be lost."""
+    loop = asyncio.get_running_loop()
+    while True:
+        asked_at = loop.time()
+        with suppress(DatabaseUnavailable):
+            if not await renew():
+                return
+            valid_until = asked_at + lease_seconds
+        if loop.time() >= valid_until:
+            return
+        await asyncio.sleep(lease_seconds / 3)
+
+
+async def _result_or_failure(work: Callable[[], Awaitable[T]]) -> T | WorkFailed:
+    """An expected failure is returned without its traceback, whose frames hold pictures.
+
+    That traceback would be part of a reference cycle (failure, timers, this task, failure), which
+    only the garbage collector ends, and that runs seldom.
+    """
+    try:
+        return await work()
+    except WorkFailed as failure:
+        failure.__cause__ = failure.__context__ = None
+        return failure.with_traceback(None)
+
+
+def _unwrap(result: T | WorkFailed) -> T:
+    try:
+        if isinstance(result, WorkFailed):
+            raise result
+        return result
+    finally:
+        del result  # As in run_under_lease.
+
+
+async def _stop(*tasks: asyncio.Task[object] | None) -> None:
+    begun = [task for task in tasks if task is not None]
+    for task in begun:
+        task.cancel()
+        task.add_done_callback(_retrieve_exception)
+    if not all(task.done() for task in begun):
+        await asyncio.wait(begun, timeout=STOP_SECONDS)
+
+
+def _retrieve_exception(task: asyncio.Task[object]) -> None:
+    """asyncio logs an exception that is never retrieved, and a stopped task's is not needed."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,97 @@
+"""The worker's process: its settings, signals, logs and event loop."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+
+import structlog
+import uvloop
+
+from config.container import Container, close
+from config.logging import buffer_access_logs, configure_logging, flush_logs
+from config.settings import Settings
+from entrypoints.gc_tuning import freeze_startup_objects
+from entrypoints.worker.loop import OneShotWorker, Worker
+from entrypoints.worker.tasks import WorkerLimits
+
+log = structlog.get_logger(__name__)
+
+POP_SECONDS = 1.0
+"""How long a pop waits for a task, and so how long an idle worker takes to stop."""
+FLUSH_SECONDS = 1.0
+"""How long the log line of a finished task may wait in the buffer."""
+
+
+def run_worker(
+    settings: Settings, *, concurrency: int | None, recovery: bool, once: bool = False
+) -> bool:
+    """Run a worker in this process until it has stopped. Returns what ``Worker.run`` does."""
+    configure_logging(settings)
+    container = Container(settings=settings)
+    if not settings.outlasts_attempts:
+        log.warning(
+            "drain_shorter_than_attempt",
+            drain_seconds=settings.drain_seconds,
+            attempt_seconds=settings.attempt_seconds,
+        )
+    return run_on(container, concurrency=concurrency, recovery=recovery, once=once)
+
+
+def run_on(
+    container: Container, *, concurrency: int | None, recovery: bool, once: bool = False
+) -> bool:
+    """Run a worker on the container's adapters, with this process to itself."""
+    buffer_access_logs()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        worker = build_worker(container, concurrency=concurrency, recovery=recovery, once=once)
+        freeze_startup_objects()
+        return runner.run(flushing_logs(run_until_signalled(worker, lambda: close(container))))
+
+
+def build_worker(
+    container: Container, *, concurrency: int | None, recovery: bool, once: bool = False
+) -> Worker:
+    """The worker that the settings ask for. A ``concurrency`` overrides theirs."""
+    settings: Settings = container.settings()
+    kind = OneShotWorker if once else Worker
+    return kind(
+        queue=container.queue(),
+        generation=container.generation(),
+        recovery=container.recovery() if recovery else None,
+        limits=WorkerLimits(
+            concurrency=concurrency or settings.worker_concurrency,
+            pop_seconds=POP_SECONDS,
+            drain_seconds=settings.drain_seconds,
+            recovery_seconds=settings.recovery_seconds,
+        ),
+        random=container.random(),
+        start_limit=container.start_limit(),
+    )
+
+
+async def run_until_signalled(worker: Worker, close: Callable[[], Awaitable[None]]) -> bool:
+    """Run ``worker`` until SIGTERM or SIGINT, then ``close``. A second signal ends its grace
+    period. Returns what ``Worker.run`` does."""
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, worker.stop)
+    try:
+        return await worker.run()
+    finally:
+        await close()
+
+
+async def flushing_logs(work: Awaitable[bool]) -> bool:
+    """Await ``work``, and flush the buffered log lines meanwhile. The line that says that the
+    worker has stopped flushes the last ones."""
+
+    async def flush() -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            flush_logs()
+
+    flushing = asyncio.create_task(flush())
+    try:
+        return await work
+    finally:
+        flushing.cancel()

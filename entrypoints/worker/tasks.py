@@ -1,0 +1,210 @@
+"""One turn of a worker's slot: take the next message from the queue and handle it."""
+
+import asyncio
+from contextlib import closing
+from dataclasses import dataclass
+from enum import Enum, auto
+from itertools import count
+from random import Random
+
+import structlog
+from structlog.contextvars import bind_contextvars, unbind_contextvars
+
+from config.logging import TASK_LOG
+from domain.circuit import Circuit, Permit
+from domain.errors import ClaimFailed, ProviderMisconfigured, Unavailable
+from domain.generation import Generation, Outcome
+from domain.ports import StartLimitPort, TaskQueuePort
+from domain.tasks import GenerationTask, UnreadableTask
+from entrypoints.worker.stop import Stop
+
+log = structlog.get_logger(__name__)
+task_log = structlog.get_logger(TASK_LOG)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLimits:
+    """Bounds of one worker process. ``drain_seconds`` must be longer than ``pop_seconds``. The
+    circuit's say how long nothing is begun after the generator rejected every request."""
+
+    concurrency: int
+    pop_seconds: float
+    drain_seconds: float
+    recovery_seconds: float
+    backoff_base_seconds: float = 0.1
+    backoff_cap_seconds: float = 5.0
+    circuit_first_seconds: float = 5.0
+    circuit_cap_seconds: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a slot waits for a message, and how often it tries to bury an unreadable one
+    (None: until it succeeds or the worker stops)."""
+
+    pop_seconds: float
+    bury_tries: int | None
+
+
+class Turn(Enum):
+    """What a turn came to."""
+
+    CIRCUIT_OPEN = auto()
+    """Nothing may be begun."""
+    NO_START = auto()
+    """The start limit allowed nothing yet, and this turn waited for it."""
+    EMPTY = auto()
+    """The queue had no message."""
+    NOT_BEGUN = auto()
+    """A message was handled, and no picture was begun."""
+    BEGUN = auto()
+    """A picture was begun, whatever came of it."""
+    UNSETTLED = auto()
+    """A picture was begun, and the database did not answer at its end."""
+
+
+class Backoff:
+    """Waits before the next try: exponentially longer, with full jitter, without a bound on the
+    number of tries. A stop ends the wait."""
+
+    def __init__(self, *, limits: WorkerLimits, random: Random, stop: Stop) -> None:
+        self._limits = limits
+        self._random = random
+        self._stop = stop
+
+    async def wait(self, failures: int, error: Exception) -> None:
+        limits = self._limits
+        ceiling = limits.backoff_base_seconds * 2.0 ** min(failures, 32)
+        seconds = self._random.uniform(0, min(limits.backoff_cap_seconds, ceiling))
+        log.warning("worker_waiting", cause=type(error).__name__, seconds=round(seconds, 3))
+        await self._stop.pause(seconds)
+
+
+class TaskRunner:
+    """Takes and handles messages for all slots of a worker.
+
+    A message is taken only when its work may begin: not while the circuit is open, and not without
+    a permit of the ``start_limit``, if there is one. So other workers can have it.
+    """
+
+    def __init__(
+        self,
+        *,
+        queue: TaskQueuePort,
+        generation: Generation,
+        start_limit: StartLimitPort | None,
+        limits: WorkerLimits,
+        patience: Patience,
+        backoff: Backoff,
+        stop: Stop,
+    ) -> None:
+        self._queue = queue
+        self._generation = generation
+        self._start_limit = start_limit
+        self._limits = limits
+        self._patience = patience
+        self._backoff = backoff
+        self._stop = stop
+        self._asking = asyncio.Lock()
+        self._circuit = Circuit(
+            first_seconds=limits.circuit_first_seconds,
+            cap_seconds=limits.circuit_cap_seconds,
+            clock=lambda: asyncio.get_running_loop().time(),
+        )
+
+    async def run_next(self) -> Turn:
+        """Take the next message, if its work may begin, and handle it.
+
+        Raises ``Unavailable`` and ``ClaimFailed`` if the next message would fare no better.
+        """
+        permit = self._circuit.permit()
+        if permit is None:
+            return Turn.CIRCUIT_OPEN
+        with closing(permit):
+            if self._start_limit is None:
+                return await self._take(permit)
+            if not await self._may_start(self._start_limit):
+                return Turn.NO_START
+            return await self._take_limited(permit, self._start_limit)
+
+    async def _may_start(self, limit: StartLimitPort) -> bool:
+        """Take a start from the limit, or wait until it makes sense to ask again. One slot at a
+        time asks for all: the others would get the same answer."""
+        async with self._asking:
+            if self._stop.has_begun:
+                return False
+            wait_seconds = await limit.take()
+            if wait_seconds > 0:
+                await self._stop.pause(min(wait_seconds, self._limits.pop_seconds))
+            return wait_seconds == 0
+
+    async def _take_limited(self, permit: Permit, limit: StartLimitPort) -> Turn:
+        """Use the start that was taken, or give it back if no picture was begun."""
+        turn = Turn.BEGUN  # After a cancellation this may be true; errors come from before that.
+        try:
+            turn = await self._take(permit)
+        except Exception:
+            turn = Turn.NOT_BEGUN
+            raise
+        finally:
+            if turn not in {Turn.BEGUN, Turn.UNSETTLED}:
+                await limit.give_back()
+        return turn
+
+    async def _take(self, permit: Permit) -> Turn:
+        message = await self._queue.pop(timeout_seconds=self._patience.pop_seconds)
+        if message is None:
+            return Turn.EMPTY
+        if isinstance(message, UnreadableTask):
+            await self._refuse(message)
+            return Turn.NOT_BEGUN
+        if permit.is_valid and not self._stop.grace_is_over:
+            return await self._work(message, permit)
+        await self._queue.push_next([message])
+        return Turn.NOT_BEGUN
+
+    async def _work(self, task: GenerationTask, permit: Permit) -> Turn:
+        bind_contextvars(request_id=task.request_id, session_id=str(task.session_id))
+        try:
+            with self._stop.interruptible():
+                outcome = await self._generation.run(task)
+        except (Unavailable, ClaimFailed):
+            raise
+        except ProviderMisconfigured as error:
+            self._record_rejection(permit, error)
+            return Turn.BEGUN
+        except Exception:
+            log.exception("task_crashed")
+            return Turn.BEGUN
+        else:
+            return self._record_outcome(permit, outcome)
+        finally:
+            unbind_contextvars("request_id", "session_id")
+
+    def _record_outcome(self, permit: Permit, outcome: Outcome) -> Turn:
+        task_log.info("task_done", outcome=outcome)
+        if outcome is Outcome.COMPLETED and permit.record_success():
+            log.info("circuit_closed")
+        if outcome is Outcome.SKIPPED:
+            return Turn.NOT_BEGUN
+        return Turn.UNSETTLED if outcome is Outcome.UNSETTLED else Turn.BEGUN
+
+    def _record_rejection(self, permit: Permit, error: ProviderMisconfigured) -> None:
+        """Log once for each opening why this worker takes no tasks."""
+        seconds = permit.record_rejection()
+        if seconds is not None:
+            log.error("circuit_opened", cause=error.detail, seconds=seconds)
+
+    async def _refuse(self, message: UnreadableTask) -> None:
+        """Try until it is done or the worker stops: the message is no longer in the queue."""
+        log.error("task_unreadable", reason=message.reason, session_id=str(message.session_id))
+        for failures in count(1):
+            try:
+                failed = await self._generation.refuse(message)
+            except Unavailable as error:
+                if self._stop.has_begun or failures == self._patience.bury_tries:
+                    raise
+                await self._backoff.wait(failures, error)
+            else:
+                log.info("task_buried", session_failed=failed)
+                return

@@ -51,6 +51,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    log_plainly()
     with needs.GUARD.only(needs.marked(item)):
         yield
 
@@ -59,6 +60,14 @@ def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     with needs.GUARD.only(needs.marked(item)):
         yield
+
+
+def log_plainly() -> None:
+    """Spare what is logged unconfigured its coloured tracebacks: one takes longer than a test."""
+    structlog: Any = sys.modules.get("structlog")
+    if structlog is not None and not structlog.is_configured():
+        plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
 
 
 @pytest.fixture(scope="session")

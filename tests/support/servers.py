@@ -14,6 +14,7 @@ from adapters.embedded.valkey import EmbeddedValkey
 from adapters.postgres.database import Database, DatabaseLimits
 from adapters.postgres.migrate import all_migrations, migrate
 from adapters.storage.s3 import S3Bucket
+from tests.suite import needs
 
 
 @contextmanager
@@ -43,6 +44,7 @@ def s3() -> Iterator[str]:
     """The URL of an S3 server (moto). It supports conditional uploads, but does not check
     signatures or their expiry. It handles one request at a time: with several threads it loses
     objects that are written twice."""
+    needs.GUARD.require(needs.S3, "the start of an S3 service")
     # Importing moto takes a second, so only tests that need S3 do it.
     from moto.moto_server.werkzeug_app import (  # noqa: PLC0415
         DomainDispatcherApplication,

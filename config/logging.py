@@ -15,7 +15,8 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from config.settings import LogFormat, Settings
+from config.options import LogFormat
+from config.settings import Settings
 
 ACCESS_LOG = "access"
 """The name of the logger of one line for each request."""

@@ -35,15 +35,15 @@ class RecoveryPolicy:
     that lost its lease may keep a picture after its session has ended, and what is kept after the
     deletion stays for ever. One run deletes up to ``deletions`` pictures, all at once, so that
     lost sessions wait for that no longer than ``deletion_timeout``; what was not deleted then is
-    tried again after ``delete_again_after``. Uploads are kept for ``keep_uploads``, and up to a day
-    more.
+    tried again after ``delete_again_after``. Uploads are kept for ``upload_lifetime``, and up to a
+    day more.
     """
 
     requeue_after: timedelta = timedelta(seconds=15)
-    max_attempts: int = 3
+    max_attempts: int = WorkPolicy().max_attempts
     external_timeout: timedelta = timedelta(minutes=15)
     queue_ttl: timedelta = timedelta(hours=1)
-    keep_uploads: timedelta = timedelta(days=2)
+    upload_lifetime: timedelta = timedelta(days=2)
     batch: int = 100
     max_batches: int = 10
     picture_lifetime: timedelta = timedelta(days=30)
@@ -266,7 +266,7 @@ class Recovery:
         self._uploads_due = now + _LOOK_FOR_UPLOADS_EVERY
         try:
             deleted = await self._uploads.delete_uploads_before(
-                (now - self._policy.keep_uploads).date(), limit=_UPLOADS_AT_ONCE
+                (now - self._policy.upload_lifetime).date(), limit=_UPLOADS_AT_ONCE
             )
         except TryAgain as error:
             raise StorageUnavailable("The storage of uploads does not answer") from error

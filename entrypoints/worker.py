@@ -14,7 +14,7 @@ import structlog
 import uvloop
 from structlog.contextvars import bind_contextvars, unbind_contextvars
 
-from config.container import POP_SECONDS, Container, close
+from config.container import Container, close
 from config.logging import (
     TASK_LOG,
     buffer_access_logs,
@@ -32,6 +32,9 @@ from entrypoints.gc_tuning import freeze_startup_objects
 
 log = structlog.get_logger(__name__)
 task_log = structlog.get_logger(TASK_LOG)
+
+POP_SECONDS = 1.0
+"""How long a pop waits for a task, and so how long an idle worker takes to stop."""
 
 WRITE_SECONDS = 1.0
 """How long the line of a task that was done may wait for others."""
@@ -352,7 +355,7 @@ def run_worker(
     there is no more to do; False if something was away then, so that work may be left."""
     configure_logging(settings)
     container = Container(settings=settings)
-    if not settings.outlasts_attempts:
+    if not settings.drain_outlasts_attempt:
         log.warning(
             "drain_shorter_than_attempt",
             drain_seconds=settings.drain_seconds,
@@ -392,7 +395,7 @@ def build_worker(
     container: Container, *, concurrency: int | None, recovery: bool, once: bool = False
 ) -> Worker:
     """A worker as the settings say, unless ``concurrency`` does."""
-    settings: Settings = container.settings()
+    settings = container.settings()
     return Worker(
         queue=container.queue(),
         generation=container.generation(),

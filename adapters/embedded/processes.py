@@ -10,7 +10,6 @@ A server's folder holds its log, a lock and two folders that only the server's u
         run/                    the socket, unless that path is too long for one
 """
 
-import ctypes
 import fcntl
 import hashlib
 import importlib.metadata
@@ -21,7 +20,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -31,6 +29,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Self, TypedDict
+
+from adapters.parent import die_with_parent
 
 STATE = Path("/var/lib/wearon")
 # TMPDIR may be long itself, and another one at the next start.
@@ -42,34 +42,13 @@ STOP_SECONDS = 15.0
 REFUSE_SECONDS = 0.1  # a server that was just killed counts as alive for a moment
 RELEASE_SECONDS = 15.0
 POLL_SECONDS = 0.005
-PR_SET_PDEATHSIG = 1
 
 # Neither the secrets in our environment nor its PG* variables are the servers' business.
 ENVIRONMENT = {"PATH": os.defpath, "HOME": "/", "LC_ALL": "C", "TZ": "UTC"}
 
-if sys.platform == "linux":
-    # Looked up here, because little is safe between fork and exec.
-    _prctl = ctypes.CDLL(None).prctl
-    _prctl.argtypes = (ctypes.c_int, ctypes.c_ulong)
-
 
 class EmbeddedUnavailable(Exception):
     """An embedded server is not installed, does not start, or its folder is in use."""
-
-
-def die_with_parent(signum: signal.Signals, parent_pid: int) -> None:
-    """Have the kernel send `signum` to this process when its parent ends, even by SIGKILL.
-
-    For a child: `Popen(..., preexec_fn=partial(die_with_parent, SIGTERM, os.getpid()))`. For the
-    running process: `die_with_parent(SIGTERM, os.getppid())`, as early as possible. It ends the
-    process if that parent is gone already. The kernel means the parent's *thread*: the one that
-    starts a child has to live as long as the child shall. Linux only; elsewhere a child of a
-    parent that was killed lives on, so parents have to stop their children as they exit.
-    """
-    if sys.platform == "linux":
-        _prctl(PR_SET_PDEATHSIG, signum)
-    if os.getppid() != parent_pid:
-        sys.exit("the parent process is gone")
 
 
 Account = pwd.struct_passwd | None

@@ -9,7 +9,6 @@ import asyncio
 import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from aiohttp import (
@@ -25,6 +24,7 @@ from yarl import URL
 
 from adapters.images.addresses import is_public
 from adapters.images.inspection import too_large
+from adapters.images.limits import FetchLimits
 from domain.errors import Refused, TryAgain
 from domain.ports import Picture
 from domain.sessions import ErrorCode
@@ -49,24 +49,6 @@ Lookup = Callable[[str], Awaitable[Sequence[str]]]
 
 Prepare = Callable[[bytes], Awaitable[Picture]]
 """Makes of a download what is given out. Raises ``Refused`` or ``TryAgain``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetchLimits:
-    """Bounds of one download; ``max_connections`` is for all that run at the same time.
-
-    An answer has to begin ``connect_timeout_seconds + grace_seconds`` after it was asked for. From
-    then on it has to be done after ``grace_seconds``, or arrive at ``min_bytes_per_second`` on
-    the average of the time since: who drips does not hold a worker for the total timeout.
-    """
-
-    total_timeout_seconds: float = 15.0
-    connect_timeout_seconds: float = 5.0
-    grace_seconds: float = 3.0
-    min_bytes_per_second: int = 10_000
-    max_bytes: int = 10_000_000
-    max_redirects: int = 3
-    max_connections: int = 64
 
 
 async def system_lookup(host: str) -> list[str]:

@@ -8,11 +8,11 @@ that stops cancels it, but never one that a newer attempt may wait for.
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
 from adapters.images.http import try_again
+from adapters.images.limits import JobLimits
 from domain.errors import (
     DatabaseUnavailable,
     ProviderMisconfigured,
@@ -45,16 +45,6 @@ class Jobs(Protocol):
     async def cancel(self, job_id: str) -> None:
         """End a job, if it has not ended by itself. Raises ``TryAgain`` and
         ``ProviderMisconfigured``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobLimits:
-    """How long to wait for a job, and between two looks at it: from ``first_pause_seconds`` on ever
-    longer, each time a random part of the pause between its half and its whole."""
-
-    total_seconds: float = 170.0
-    first_pause_seconds: float = 0.5
-    longest_pause_seconds: float = 3.0
 
 
 class JobPictureGenerator(PictureGeneratorPort):

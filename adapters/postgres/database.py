@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import asyncpg
 
+from adapters.postgres.limits import DatabaseLimits
 from domain.deadlines import SharedTimeout
 from domain.errors import DatabaseUnavailable
 
@@ -56,15 +56,6 @@ READS_ALL = "SET LOCAL enable_seqscan = on"
 _FORGET_US = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 """For a machine that vanishes between a pooled statement and its COMMIT: its locks would stay
 until the network notices, and one locked account holds up recovery for all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DatabaseLimits:
-    """``command_seconds`` is for all that a statement takes: a free connection, connecting, the
-    statement itself and giving the connection back."""
-
-    connections: int = 10
-    command_seconds: float = 3.0
 
 
 class Database:

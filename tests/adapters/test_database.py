@@ -20,7 +20,8 @@ import asyncpg
 import pytest
 
 from adapters.embedded.postgres import PORT, EmbeddedPostgres
-from adapters.postgres.database import Database, DatabaseLimits
+from adapters.postgres.database import Database
+from adapters.postgres.limits import DatabaseLimits
 from domain.errors import DatabaseUnavailable
 from tests.support import servers
 from tests.support.pause import paused

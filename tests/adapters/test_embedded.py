@@ -256,7 +256,7 @@ def test_a_server_dies_with_its_parent(base: Path, make_server: MakeServer) -> N
 def test_a_process_without_its_parent_ends() -> None:
     """The parent may die before the kernel is asked to tell of it."""
     script = (
-        "import os, signal; from adapters.embedded.processes import die_with_parent\n"
+        "import os, signal; from adapters.parent import die_with_parent\n"
         "die_with_parent(signal.SIGTERM, os.getppid()); print('alive', flush=True)\n"
         "die_with_parent(signal.SIGTERM, os.getpid()); print('still alive')"
     )

@@ -13,8 +13,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
-from adapters.images.fetcher import FetchLimits, HttpPictureFetcher, Lookup
+from adapters.images.fetcher import HttpPictureFetcher, Lookup
 from adapters.images.inspection import inspect_picture
+from adapters.images.limits import FetchLimits
 from domain.errors import Refused, TryAgain
 from domain.ports import Picture
 from domain.sessions import ErrorCode

@@ -13,9 +13,10 @@ from uuid import UUID
 import pytest
 from aiohttp.test_utils import unused_port
 
-from adapters.images.fetcher import FetchLimits, HttpPictureFetcher
+from adapters.images.fetcher import HttpPictureFetcher
 from adapters.images.inspection import inspect_picture
-from adapters.images.jobs import JobLimits, JobPictureGenerator
+from adapters.images.jobs import JobPictureGenerator
+from adapters.images.limits import FetchLimits, JobLimits
 from adapters.images.replicate import CallLimits, ReplicateJobs, ReplicateModel
 from domain.errors import ProviderMisconfigured, TryAgain
 from domain.generation import Outcome, WorkPolicy

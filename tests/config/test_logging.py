@@ -26,7 +26,8 @@ from config.logging import (
     flush_logs,
     logged_access_line,
 )
-from config.settings import LogFormat, LogLevel, Settings
+from config.options import LogFormat, LogLevel
+from config.settings import Settings
 from tests.support.examples import MODEL_URL, STORE
 from tests.support.http import GENERATIONS, Api
 

@@ -726,7 +726,7 @@ async def uploads(service: Service) -> int:
 
 async def test_uploads_are_deleted_after_their_days(service: Service) -> None:
     """Not before they are over, counted from the end of the day, and by any worker."""
-    policy = RecoveryPolicy(keep_uploads=timedelta(days=3))
+    policy = RecoveryPolicy(upload_lifetime=timedelta(days=3))
     await upload(service)
     service.clock.advance(timedelta(days=3, hours=12) - SECOND)
 

@@ -8,6 +8,10 @@ from datetime import UTC, datetime, timedelta
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
 class FakeClock:
     """The store's clock: stands still at START until it is advanced, or follows ``ticks``."""
 

@@ -116,7 +116,7 @@ def test_the_demo_with_a_provider(folder: Path) -> None:
 
     assert code == 0, output
     assert [len(call.uploads) for call in provider.calls] == [3, 4]
-    assert output.count("took 1923 + 6240 tokens, about 0.215064 USD") == 2
+    assert output.count("used 1923 + 6240 tokens, about 0.215064 USD") == 2
     for path in pictures:
         with Image.open(path) as picture:
             assert (picture.format, picture.size) == ("JPEG", (1024, 1536))
@@ -191,7 +191,7 @@ def test_dev_in_memory(folder: Path) -> None:
             return bool(json.load(response)["data"]["status"] == "completed")
 
     assert eventually(completed)
-    assert "gone when it stops" in banner
+    assert "lost when it stops" in banner
     assert dev.end() == 0
     assert list(folder.iterdir()) == []
 

@@ -290,7 +290,7 @@ def test_folder_has_one_server(server: Server) -> None:
 
 @each_server
 def test_any_path_works(base: Path, make_server: MakeServer) -> None:
-    """Paths are quoted everywhere; if a path cannot be that of a socket, the socket is elsewhere."""
+    """Paths are quoted everywhere; if one cannot be a socket's path, the socket is elsewhere."""
     folder = base / "50% \"ö\" & 'so' #?" / make_server.__name__
     with make_server(folder) as server:
         remember(server, "words")

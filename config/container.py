@@ -31,13 +31,13 @@ from adapters.limits.redis import RedisStartLimit
 from adapters.postgres.database import Database
 from adapters.postgres.migrate import all_migrations, migrate
 from adapters.queue.memory import InMemoryTaskQueue
-from adapters.queue.redis import RedisTaskQueue, redis_client
+from adapters.queue.redis import RedisTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
 from adapters.storage.local import LocalPictureStorage
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.receiving import UploadReceiver
-from adapters.storage.s3 import S3PictureStorage, s3_store
+from adapters.storage.s3 import S3PictureStorage
 from config import options, policies
 from config.services import Closable, Queue, Repositories, ServedStorage, Storage
 from config.settings import Settings
@@ -114,14 +114,13 @@ class Container(containers.DeclarativeContainer):
 
     @service
     def queue(self) -> Queue:
-        settings, clock = self.settings(), self.clock()
+        settings = self.settings()
         match settings.queue:
             case options.Queue.REDIS:
-                client = redis_client(settings.require("redis_url"))
-                queue = RedisTaskQueue(client=client, clock=clock, **policies.queue(settings))
+                queue = RedisTaskQueue(**policies.redis_queue(settings), clock=self.clock())
                 return closing(self, queue)
             case options.Queue.MEMORY:
-                return InMemoryTaskQueue(clock=clock)
+                return InMemoryTaskQueue(clock=self.clock())
             case unknown:
                 assert_never(unknown)
 
@@ -136,19 +135,11 @@ class Container(containers.DeclarativeContainer):
             case options.Storage.MEMORY:
                 return InMemoryPictureStorage(signer=self.signer())
             case options.Storage.S3:
-                store = s3_store(policies.s3_bucket(settings))
-                return S3PictureStorage(store, **policies.s3_storage(settings))
+                return S3PictureStorage(**policies.s3(settings))
             case unknown:
                 assert_never(unknown)
 
     files = service(lambda self: s if isinstance(s := self.storage(), ServedStorage) else None)
-
-    @service
-    def receiver(self) -> UploadReceiver | None:
-        if (storage := self.files()) is None:
-            return None
-        check_quota = self.uploads().check_quota
-        return UploadReceiver(storage=storage, signer=self.signer(), check_quota=check_quota)
 
     @service
     def fetcher(self) -> PictureFetcherPort:
@@ -171,8 +162,8 @@ class Container(containers.DeclarativeContainer):
             case options.Generator.OPENAI:
                 from adapters.images.openai import OpenAiPictureGenerator
 
-                arguments = policies.openai(settings)
-                return closing(self, OpenAiPictureGenerator(**arguments, clock=self.clock()))
+                openai = OpenAiPictureGenerator(**policies.openai(settings), clock=self.clock())
+                return closing(self, openai)
             case options.Generator.REPLICATE:
                 return _replicate_generator(self)
             case unknown:
@@ -187,8 +178,7 @@ class Container(containers.DeclarativeContainer):
         match settings.queue:
             case options.Queue.REDIS:
                 share = InMemoryStartLimit(policies.fallback_pace(settings), clock=monotonic)
-                client, wait = redis_client(settings.require("redis_url")), settings.redis_seconds
-                limit = RedisStartLimit(pace, client=client, share=share, timeout_seconds=wait)
+                limit = RedisStartLimit(pace, share=share, **policies.redis(settings))
                 return closing(self, limit)
             case options.Queue.MEMORY:
                 return InMemoryStartLimit(pace, clock=monotonic)
@@ -213,6 +203,9 @@ class Container(containers.DeclarativeContainer):
     uploads = service(lambda self: Uploads(
         storage=self.storage(), policy=policies.uploads(self.settings()),
         new_id=self.new_id(), clock=self.clock(),
+    ))
+    receiver = service(lambda self: None if (storage := self.files()) is None else UploadReceiver(
+        storage=storage, signer=self.signer(), check_quota=self.uploads().check_quota,
     ))
     views = service(lambda self: SessionViews(reads=self.sessions(), storage=self.storage()))
     generation = service(lambda self: Generation(

@@ -1,6 +1,6 @@
 """The policies, limits and arguments of services, built from the settings.
 
-Arguments are keyword arguments of an adapter's constructor that come from the settings alone.
+Arguments are those of an adapter's constructor that come from the settings alone.
 """
 
 from collections.abc import Callable
@@ -8,6 +8,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, TypedDict
+
+from obstore.store import S3Store
+from redis.asyncio import Redis
 
 from adapters.auth.bearer import JwtRules
 from adapters.coalescing import BatchLimits
@@ -20,7 +23,8 @@ from adapters.images.limits import (
 )
 from adapters.limits.memory import Pace
 from adapters.postgres.limits import DatabaseLimits
-from adapters.storage.s3 import S3Bucket
+from adapters.queue.redis import redis_client
+from adapters.storage.s3 import S3Bucket, s3_store
 from adapters.storage.signing import UrlSigner
 from config.settings import Settings
 from domain.generation import WorkPolicy
@@ -39,12 +43,17 @@ class DatabaseArguments(TypedDict):
     transaction_pooler: bool
 
 
-class QueueArguments(TypedDict):
+class RedisArguments(TypedDict):
+    client: Redis
     timeout_seconds: float
+
+
+class RedisQueueArguments(RedisArguments):
     batches: BatchLimits
 
 
 class S3Arguments(TypedDict):
+    store: S3Store
     url_lifetime: timedelta
     conditional_put: bool
 
@@ -120,11 +129,16 @@ def batches(settings: Settings) -> BatchLimits:
     return BatchLimits(calls=settings.batch_limit)
 
 
-def queue(settings: Settings) -> QueueArguments:
-    """Batches of pushes have one in flight at a time, which keeps their order."""
-    return QueueArguments(
-        timeout_seconds=settings.redis_seconds, batches=replace(batches(settings), in_flight=1)
-    )
+def redis(settings: Settings) -> RedisArguments:
+    """Raises ``SettingsError`` if the URL is not set."""
+    client = redis_client(settings.require("redis_url"))
+    return RedisArguments(client=client, timeout_seconds=settings.redis_seconds)
+
+
+def redis_queue(settings: Settings) -> RedisQueueArguments:
+    """One batch of pushes in flight at a time, which keeps their order."""
+    in_order = replace(batches(settings), in_flight=1)
+    return RedisQueueArguments(**redis(settings), batches=in_order)
 
 
 def provider_pace(settings: Settings) -> Pace:
@@ -222,9 +236,9 @@ def url_signer(settings: Settings, clock: Callable[[], datetime]) -> UrlSigner:
     )
 
 
-def s3_bucket(settings: Settings) -> S3Bucket:
-    """Raises ``SettingsError`` if the name or the credentials are not set."""
-    return S3Bucket(
+def s3(settings: Settings) -> S3Arguments:
+    """Raises ``SettingsError`` if the bucket's name or the credentials are not set."""
+    bucket = S3Bucket(
         name=settings.require("s3_bucket"),
         region=settings.s3_region,
         endpoint=settings.s3_endpoint,
@@ -233,10 +247,8 @@ def s3_bucket(settings: Settings) -> S3Bucket:
         secret_access_key=settings.require("s3_secret_access_key"),
         timeout_seconds=settings.s3_seconds,
     )
-
-
-def s3_storage(settings: Settings) -> S3Arguments:
     return S3Arguments(
+        store=s3_store(bucket),
         url_lifetime=timedelta(seconds=settings.picture_url_seconds),
         conditional_put=settings.s3_conditional_put,
     )

@@ -117,7 +117,7 @@ def in_memory_app() -> Litestar:
         working = asyncio.create_task(worker.run())
         # An API whose worker has crashed would look healthy, so stop the main process as well.
         working.add_done_callback(lambda _: os.kill(os.getppid(), signal.SIGTERM))
-        running = _describe(container, identity, data_dir=None)
+        running = _running_stack(container, identity, data_dir=None)
         announcement = asyncio.create_task(_print_banner_when_ready(running))
         yield
         announcement.cancel()
@@ -243,7 +243,7 @@ def _environment(environ: Mapping[str, str], identity: Identity, port: int) -> d
     )
 
 
-def _describe(container: Container, identity: Identity, *, data_dir: Path | None) -> Stack:
+def _running_stack(container: Container, identity: Identity, *, data_dir: Path | None) -> Stack:
     token = container.user_token()(
         identity.user_id, now=container.clock()(), lifetime=_TOKEN_LIFETIME
     )
@@ -257,7 +257,7 @@ async def _prepare(settings: Settings, identity: Identity) -> Stack:
         await container.migrate()()
         await container.queue().depth()  # Redis must answer as well before anything starts
         await _seed(container, identity)
-        return _describe(container, identity, data_dir=settings.data_dir)
+        return _running_stack(container, identity, data_dir=settings.data_dir)
     finally:
         await close(container)
 

@@ -80,7 +80,7 @@ def application(container: Container, *lifespan: Lifespan) -> Litestar:
 
     @asynccontextmanager
     async def connected(_: Litestar) -> AsyncIterator[None]:
-        housekeeping = asyncio.create_task(_keep_house(container.submission()))
+        housekeeping = asyncio.create_task(_run_housekeeping(container.submission()))
         try:
             yield
         finally:
@@ -130,8 +130,8 @@ def readiness_checks(accounts: CreditRepoPort, queue: TaskQueuePort) -> Mapping[
     return {"database": check_database, "queue": check_queue}
 
 
-async def _keep_house(submission: Submission) -> None:
-    """The work that submissions leave to be done in batches."""
+async def _run_housekeeping(submission: Submission) -> None:
+    """Repeat the work that submissions leave to be done in batches."""
     while True:
         flush_logs()
         for duty in (submission.measure_queue, submission.confirm_pushed):

@@ -40,7 +40,7 @@ class RecoveryPolicy:
     """
 
     requeue_after: timedelta = timedelta(seconds=15)
-    max_attempts: int = 3
+    max_attempts: int = WorkPolicy().max_attempts
     external_timeout: timedelta = timedelta(minutes=15)
     queue_ttl: timedelta = timedelta(hours=1)
     upload_lifetime: timedelta = timedelta(days=2)

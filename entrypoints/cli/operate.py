@@ -178,7 +178,7 @@ def list_keys(store: Owner | None, *, as_json: bool) -> None:
 @keys_group.command("revoke")
 @click.argument("key_id", type=click.UUID)
 def revoke_key(key_id: UUID) -> None:
-    """Make the key with the id KEY_ID useless for ever, within WEARON_CALLER_SECONDS."""
+    """Make the key with the id KEY_ID useless for ever, within WEARON_AUTH_CACHE_SECONDS."""
     if not run(lambda container: container.api_keys().revoke(key_id)):
         raise click.ClickException("There is no such key, or it was revoked before.")
     click.echo("Revoked.")

@@ -60,7 +60,7 @@ limit_option = click.option(
 async def operating() -> AsyncIterator["Container"]:
     """The container of one command, closed at its end."""
     from config.container import Container, close  # noqa: PLC0415 - help needs no adapters
-    from config.settings import load_settings  # noqa: PLC0415
+    from config.loading import load_settings  # noqa: PLC0415
 
     container = Container(settings=load_settings(os.environ))
     try:

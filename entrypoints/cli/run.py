@@ -12,7 +12,7 @@ from entrypoints.cli.output import json_option, print_json, print_table, run
 @click.command()
 def serve() -> None:
     """Run the HTTP API until SIGTERM, then finish the requests in flight."""
-    from config.settings import load_settings  # noqa: PLC0415
+    from config.loading import load_settings  # noqa: PLC0415
     from entrypoints.http.server import serve_http  # noqa: PLC0415
 
     settings = load_settings(os.environ)
@@ -66,7 +66,7 @@ def worker(
       75  with --once: work may be left, since the database or Redis did not answer, recovery
           failed, or the generator turned everybody away; try again later
     """
-    from config.settings import load_settings  # noqa: PLC0415
+    from config.loading import load_settings  # noqa: PLC0415
     from entrypoints.worker import run_worker  # noqa: PLC0415
 
     settings = load_settings(os.environ)
@@ -80,7 +80,7 @@ def worker(
 @json_option
 def migrate(*, as_json: bool) -> None:
     """Bring the database's tables up to date. Safe to repeat, and to run twice at once."""
-    applied = run(lambda container: container.migrate())
+    applied = run(lambda container: container.migrate()())
     if as_json:
         print_json({"applied": applied})
     else:
@@ -89,18 +89,21 @@ def migrate(*, as_json: bool) -> None:
 
 @click.command("settings")
 @click.option("--env", "as_env", is_flag=True, help="Print a file to fill in: `.env.example`.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print `docs/settings.md`.")
 @json_option
-def list_settings(*, as_env: bool, as_json: bool) -> None:
-    """List the environment variables: defaults, what they may hold, what they are for."""
-    from config.reference import env_example, variables  # noqa: PLC0415
+def list_settings(*, as_env: bool, as_markdown: bool, as_json: bool) -> None:
+    """List the environment variables with their defaults, allowed values and descriptions."""
+    from config.reference import env_example, markdown_page, variables  # noqa: PLC0415
 
     if as_env:
         click.echo(env_example(), nl=False)
+    elif as_markdown:
+        click.echo(markdown_page(), nl=False)
     elif as_json:
         print_json(variables())
     else:
         print_table(
-            ("VARIABLE", "DEFAULT", "WHAT IT IS"),
+            ("VARIABLE", "DEFAULT", "DESCRIPTION"),
             [
                 (item.name, item.default or None, f"{item.description} ({item.allowed})")
                 for item in variables()

@@ -12,7 +12,8 @@ from uuid import uuid4
 import pytest
 
 from adapters.auth.postgres import PostgresApiKeyRepo
-from adapters.postgres.database import Database, DatabaseLimits
+from adapters.postgres.database import Database
+from adapters.postgres.limits import DatabaseLimits
 from domain.credits import Channel, Owner
 from domain.errors import DatabaseUnavailable
 from domain.ports import ApiKey, ApiKeyRepoPort

@@ -17,12 +17,15 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from adapters.credits.memory import InMemoryCreditRepo
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.embedded.valkey import EmbeddedValkey
 from adapters.queue.redis import TASKS_KEY, redis_client
 from config.container import Container, close
+from config.loading import load_settings
+from config.options import Generator
 from config.reference import env_example, variables
-from config.settings import Generator, Settings, load_settings
+from config.settings import Settings
 from domain.credits import Owner
 from domain.sessions import Failure, GenerationSession
 from domain.tasks import GenerationTask, UnreadableTask
@@ -55,7 +58,7 @@ SECRETS = {"WEARON_JWT_SECRET": "s" * 32, "WEARON_SIGNING_SECRET": "s" * 32}
 NO_LETTER = "Error: There is no such letter, or it was requeued or discarded before.\n"
 IN_MEMORY = {
     "WEARON_ENVIRONMENT": "development",
-    "WEARON_STORE": "memory",
+    "WEARON_DATABASE": "memory",
     "WEARON_QUEUE": "memory",
 }
 
@@ -611,7 +614,9 @@ def test_a_server_that_is_away(arguments: tuple[str, ...], line: str) -> None:
 
 def missing(*names: str) -> str:
     """What is said when these variables are not set."""
-    lines = (f"{name}: must be set (try `wearon dev` for a start)\n" for name in names)
+    lines = (
+        f"{name}: must be set (or try `wearon dev`, which needs no settings)\n" for name in names
+    )
     return "Error: " + "".join(lines)
 
 
@@ -651,7 +656,7 @@ def test_processes_do_not_share_memory(command: str) -> None:
 
     lines = result.stderr.removeprefix("Error: ").splitlines()
     assert result.exit_code == 1
-    assert [line.partition(":")[0] for line in lines] == ["WEARON_STORE", "WEARON_QUEUE"]
+    assert [line.partition(":")[0] for line in lines] == ["WEARON_DATABASE", "WEARON_QUEUE"]
     assert all("`wearon dev --in-memory`" in line for line in lines)
 
 
@@ -719,7 +724,7 @@ def test_damaged_credentials(tmp_path: Path) -> None:
 
     assert result.exit_code == 1
     assert result.stderr == (
-        f"Error: {tmp_path}/identity.json is damaged: remove it and get new credentials\n"
+        f"Error: {tmp_path}/identity.json is damaged: delete it to get new credentials\n"
     )
 
 
@@ -857,8 +862,10 @@ def test_demo_people_never_run_out_of_credits() -> None:
         await dev._seed(container, identity)
         await dev._seed(container, identity)
         session = a_session(owner=identity.user)
-        container.accounts().debit(identity.user, dev.DEMO_CREDITS, session.id)
-        container.accounts().debit(identity.store, 1, session.id)
+        accounts = container.accounts()
+        assert isinstance(accounts, InMemoryCreditRepo)
+        accounts.debit(identity.user, dev.DEMO_CREDITS, session.id)
+        accounts.debit(identity.store, 1, session.id)
         await dev._seed(container, identity)
         user = await container.accounts().account(identity.user)
         store = await container.accounts().account(identity.store)
@@ -878,8 +885,8 @@ def test_the_banner_says_where_data_is_kept(tmp_path: Path) -> None:
         dev.Stack(url=stack.url, user_token="t", identity=identity, data_dir=tmp_path)
     )
 
-    assert "gone when it stops" in in_memory
-    assert f"Data is kept in {tmp_path}" in on_disk
+    assert "lost when it stops" in in_memory
+    assert f"Data is stored in {tmp_path}" in on_disk
     assert f". {tmp_path}/env" in on_disk
     for text in (in_memory, on_disk):
         assert text.count("curl -s http://127.0.0.1:8000/api/v1/generations") == 2
@@ -956,7 +963,7 @@ def test_an_api_starts_without_what_it_never_uses() -> None:
     code = (
         "import os, sys\n"
         "from config.container import Container\n"
-        "from config.settings import load_settings\n"
+        "from config.loading import load_settings\n"
         "from entrypoints.http.server import application\n"
         "application(Container(settings=load_settings(os.environ)))\n"
         "print(*sys.modules)\n"
@@ -974,7 +981,7 @@ def test_an_api_starts_without_what_it_never_uses() -> None:
 
     imported = set(done.stdout.split())
     assert {"litestar", "adapters.queue.redis"} <= imported
-    assert not {"aiohttp", "faker", "polyfactory"} & imported
+    assert not {"aiohttp", "faker", "polyfactory", "adapters.embedded"} & imported
 
 
 def test_help_is_quick() -> None:

@@ -12,6 +12,10 @@ Ts = TypeVarTuple("Ts")
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
 class FakeClock:
     """The database's clock: stands still at START until it is advanced, or follows ``ticks``."""
 

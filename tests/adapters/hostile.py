@@ -1,4 +1,4 @@
-"""Pictures as nobody's camera makes them."""
+"""Hostile and unusual pictures."""
 
 import struct
 import zlib
@@ -32,32 +32,32 @@ def png(*chunks: bytes) -> bytes:
 
 
 def png_that_claims(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header names this size."""
+    """A PNG of a few bytes whose header claims this size."""
     return png(header(width, height), chunk(b"IDAT", zlib.compress(b"")))
 
 
 def black(width: int, height: int) -> bytes:
-    """A whole PNG of one bit for each pixel, none of them lit."""
+    """A complete, black PNG with one bit per pixel."""
     row = bytes(1 + (width + 7) // 8)
     pixels = zlib.compress(row * height, 9)
     return png(header(width, height, depth=1, kind=0), chunk(b"IDAT", pixels))
 
 
 def with_chunks(*chunks: bytes) -> bytes:
-    """A good PNG with more in it, before its pixels."""
+    """A valid PNG with additional chunks before its pixels."""
     whole = encoded("PNG")
     start = whole.index(b"IDAT") - 4
     return whole[:start] + b"".join(chunks) + whole[start:]
 
 
 def packed(megabytes: int) -> bytes:
-    """So many megabytes, which travel as a thousandth of that."""
+    """This many megabytes of zeros, compressed to a thousandth."""
     squeeze = zlib.compressobj(9)
     return b"".join(squeeze.compress(bytes(1_000_000)) for _ in range(megabytes)) + squeeze.flush()
 
 
 def jpeg_with(marker: int, *bodies: bytes, picture: bytes | None = None) -> bytes:
-    """A good JPEG with more segments of this marker."""
+    """A valid JPEG with additional segments of this marker."""
     whole = picture or encoded("JPEG")
     segments = (struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body for body in bodies)
     return whole[:2] + b"".join(segments) + whole[2:]
@@ -71,7 +71,7 @@ def jpeg_that_claims(width: int, height: int) -> bytes:
 
 
 def webp_that_claims(side: int) -> bytes:
-    """A WebP whose canvas has this side, around a picture of 32 x 48."""
+    """A WebP with a square canvas of this side around a picture of 32 x 48."""
     data = bytearray(encoded("WEBP", mode="RGBA", color=(0, 0, 0, 9), exif=b"Exif\0\0"))
     start = data.index(b"VP8X") + 12
     data[start : start + 6] = (side - 1).to_bytes(3, "little") * 2
@@ -79,7 +79,7 @@ def webp_that_claims(side: int) -> bytes:
 
 
 def oriented(image_format: str, orientation: int) -> bytes:
-    """40 x 20, its upright top left quarter red, stored so that ``orientation`` puts it right."""
+    """40 x 20 when upright, its top left quarter red; stored for ``orientation`` to restore."""
     upright = Image.new("RGB", (40, 20), "blue")
     upright.paste("red", (0, 0, 20, 10))
     stored = upright if (undo := _UNDO[orientation]) is None else upright.transpose(undo)
@@ -109,7 +109,7 @@ def _noise(image_format: str) -> bytes:
 
 
 def _cut() -> dict[str, bytes]:
-    """Each format, ending early at several places."""
+    """Each format, truncated at several places."""
     return {
         f"{image_format} cut at {percent} %": data[: len(data) * percent // 100]
         for image_format in ("JPEG", "PNG", "WEBP")
@@ -118,8 +118,8 @@ def _cut() -> dict[str, bytes]:
     }
 
 
-def _spoilt() -> bytes:
-    """A PNG with one wrong byte among its packed pixels, and sums that say that all is right."""
+def _corrupt() -> bytes:
+    """A PNG with one wrong byte in its compressed pixels, but correct checksums."""
     pixels = bytearray(zlib.compress(bytes(97 * 32)))
     pixels[2] ^= 0xFF
     return png(header(32, 32), chunk(b"IDAT", bytes(pixels)))
@@ -161,20 +161,20 @@ REFUSED: dict[str, bytes] = {
     "a hundred texts that unpack to 1 MB": with_chunks(
         *(chunk(b"zTXt", b"a%d\0\0" % number + packed(1)) for number in range(100))
     ),
-    "spoilt pixels": _spoilt(),
-    "wrong sum": encoded("PNG").replace(b"IHDR\0\0\0 ", b"IHDR\0\0\0!"),
+    "corrupt pixels": _corrupt(),
+    "wrong checksum": encoded("PNG").replace(b"IHDR\0\0\0 ", b"IHDR\0\0\0!"),
     **_cut(),
 }
-"""By what is wrong with each."""
+"""By the reason."""
 
 
 def _profiled() -> bytes:
-    """A profile of 900 kB, none of it of use."""
+    """A useless colour profile of 900 kB."""
     return encoded("PNG", icc_profile=bytes(900_000))
 
 
 def _camera() -> bytes:
-    """All that a phone tells of its owner, and of its owner's editor."""
+    """Metadata of a phone's owner and of an editor."""
     exif = Image.Exif()
     exif[0x010F], exif[0x0131] = "secret maker", "secret software"
     exif.get_ifd(0x8825).update({1: "N", 2: (52.0, 31.0, 12.0), 3: "E", 4: (13.0, 24.0, 36.0)})
@@ -200,11 +200,11 @@ ACCEPTED: dict[str, bytes] = {
     "pixels that unpack to 100 MB": png(header(32, 48), chunk(b"IDAT", packed(100))),
     "40 megapixels in 5 kB": black(8_000, 5_000),
 }
-"""Odd, and still pictures; whatever is ``secret`` in them must not come out."""
+"""Unusual but valid. Metadata that contains ``secret`` must not survive preparation."""
 
 
 def jpeg_segments(data: bytes) -> list[int]:
-    """The markers before a JPEG's pixels, in their order."""
+    """The markers before a JPEG's pixels, in order."""
     starts = [2]
     while data[starts[-1] + 1] != 0xDA:
         (length,) = struct.unpack_from(">H", data, starts[-1] + 2)

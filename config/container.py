@@ -42,7 +42,6 @@ from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
 from adapters.storage.local import LocalPictureStorage
 from adapters.storage.memory import InMemoryPictureStorage
-from adapters.storage.receiving import UploadReceiver
 from adapters.storage.s3 import S3Bucket, S3PictureStorage, s3_store
 from adapters.storage.signing import UrlSigner
 from config.settings import Settings
@@ -51,7 +50,7 @@ from domain.generation import Generation, WorkPolicy
 from domain.ports import CreditRepoPort, Picture, TaskQueuePort
 from domain.recovery import Recovery, RecoveryPolicy
 from domain.submission import Submission, SubmissionPolicy
-from domain.uploads import UploadPolicy, Uploads
+from domain.uploads import UploadPolicy, UploadReceiver, Uploads
 from domain.views import SessionViews
 
 if TYPE_CHECKING:
@@ -292,7 +291,7 @@ def _readiness(store: CreditRepoPort, queue: TaskQueuePort) -> Mapping[str, Chec
     async def queue_answers() -> None:
         await queue.depth()
 
-    return {"store": store_answers, "queue": queue_answers}
+    return {"database": store_answers, "queue": queue_answers}
 
 
 class Container(containers.DeclarativeContainer):
@@ -365,7 +364,10 @@ class Container(containers.DeclarativeContainer):
         clock=clock,
     )
     own_receiver = providers.Singleton(
-        UploadReceiver, storage=storage, signer=signer, check_quota=uploads.provided.check_quota
+        UploadReceiver,
+        sink=storage,
+        check_quota=uploads.provided.check_quota,
+        inspect=providers.Object(_inspected),
     )
     receiver = providers.Selector(
         settings.provided.storage,
@@ -407,7 +409,7 @@ class Container(containers.DeclarativeContainer):
         BearerAuthenticator,
         keys=api_keys,
         rules=jwt_rules,
-        memory_seconds=settings.provided.caller_seconds,
+        cache_seconds=settings.provided.caller_seconds,
     )
     readiness = providers.Singleton(_readiness, accounts, queue)
 

@@ -4,13 +4,11 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from select import PIPE_BUF
-from typing import Any, ClassVar, NotRequired, TypeAlias, TypedDict
-from uuid import UUID
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 import structlog
@@ -21,20 +19,7 @@ ACCESS_LOG = "access"
 """The name of the logger of one line for each request."""
 
 
-class RequestInfo(TypedDict):
-    """What is known of a request."""
-
-    request_id: str
-    owner: NotRequired[str]
-    session_id: NotRequired[UUID]
-    """Of the session that it made."""
-
-
-REQUEST_INFO: ContextVar[RequestInfo | None] = ContextVar("request_info", default=None)
-"""Of the request that is being answered. Every line that is logged then says it; what is found out
-is put into the dictionary itself."""
-
-AccessLine: TypeAlias = Callable[[RequestInfo, str, str, int | None, float], None]
+AccessLine: TypeAlias = Callable[[Mapping[str, object], str, str, int | None, float], None]
 """Logs an answered request: what is known of it, its method and path, the answer's status (None if
 there was none), and how many milliseconds it took."""
 
@@ -51,11 +36,12 @@ GRANIAN_LOGGING: dict[str, Any] = {
 """Lets granian's messages reach our root logger."""
 
 
-def configure_logging(settings: Settings) -> None:
-    """Send structlog's events and the standard library's records through one renderer."""
+def configure_logging(settings: Settings, *processors: structlog.typing.Processor) -> None:
+    """Send structlog's events and the standard library's records through one renderer, after
+    ``processors`` have added to them."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
-        merge_request_info,
+        *processors,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -80,14 +66,6 @@ def configure_logging(settings: Settings) -> None:
     root.setLevel(settings.log_level.upper())
 
 
-def merge_request_info(
-    _: object, __: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
-    """Adds what is known of the request that is being answered."""
-    info = REQUEST_INFO.get()
-    return {**{name: str(value) for name, value in info.items()}, **event} if info else event
-
-
 def access_line(settings: Settings) -> AccessLine:
     """Lines as a logger of structlog's would write them, for less than half its cost where they are
     JSON: it is a large part of what an answer costs."""
@@ -97,7 +75,7 @@ def access_line(settings: Settings) -> AccessLine:
     write = _StandardError(at_once=False).msg
 
     def write_line(
-        info: RequestInfo, method: str, path: str, status: int | None, duration_ms: float
+        info: Mapping[str, object], method: str, path: str, status: int | None, duration_ms: float
     ) -> None:
         line = {
             "event": "request",
@@ -115,7 +93,7 @@ def access_line(settings: Settings) -> AccessLine:
 
 
 def logged_access_line(
-    info: RequestInfo,  # noqa: ARG001 - by merge_request_info
+    info: Mapping[str, object],  # noqa: ARG001 - added by a processor of ``configure_logging``
     method: str,
     path: str,
     status: int | None,

@@ -35,8 +35,7 @@ class RecoveryPolicy:
     that lost its lease may keep a picture after its session has ended, and what is kept after the
     deletion stays for ever. One run deletes up to ``deletions`` pictures, all at once, so that
     lost sessions wait for that no longer than ``deletion_timeout``; what was not deleted then is
-    tried again after ``delete_again_after``. Uploads are kept for ``keep_uploads``, and up to a day
-    more.
+    tried again after ``delete_again_after``. Uploads are kept for ``keep_uploads``.
     """
 
     requeue_after: timedelta = timedelta(seconds=15)
@@ -266,7 +265,7 @@ class Recovery:
         self._uploads_due = now + _LOOK_FOR_UPLOADS_EVERY
         try:
             deleted = await self._uploads.delete_uploads_before(
-                (now - self._policy.keep_uploads).date(), limit=_UPLOADS_AT_ONCE
+                now - self._policy.keep_uploads, limit=_UPLOADS_AT_ONCE
             )
         except TryAgain as error:
             raise StorageUnavailable("The storage of uploads does not answer") from error

@@ -28,6 +28,7 @@ from config.servers import EmbeddedUnavailable, die_with_parent, servers
 from config.settings import Settings, load_settings
 from domain.credits import Channel, Owner
 from domain.ports import ApiKey
+from entrypoints.http.request_info import merge_request_info
 from entrypoints.http.server import application, serve_http
 from entrypoints.worker import build_worker
 
@@ -105,7 +106,7 @@ def in_memory_app() -> Litestar:
     # granian's main process, killed, would leave this one serving.
     die_with_parent(signal.SIGTERM, os.getppid())
     settings = load_settings(os.environ)
-    configure_logging(settings)
+    configure_logging(settings, merge_request_info)
     container = Container(settings=settings)
     identity = msgspec.json.decode(os.environ[_IDENTITY], type=Identity)
 

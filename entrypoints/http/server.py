@@ -25,6 +25,7 @@ from domain.errors import Unavailable
 from domain.submission import Submission
 from entrypoints.gc_tuning import freeze_startup_objects
 from entrypoints.http.app import Lifespan, Services, create_app
+from entrypoints.http.request_info import merge_request_info
 
 TEND_SECONDS = 1.0
 """How often pushed tasks are confirmed, and the queue measured; the settings refuse a
@@ -66,7 +67,7 @@ def app() -> Litestar:
     # Granian's main process, killed, would leave its workers serving.
     die_with_parent(signal.SIGTERM, os.getppid())
     settings = load_settings(os.environ)
-    configure_logging(settings)
+    configure_logging(settings, merge_request_info)
     buffer_access_logs()
     made = application(Container(settings=settings))
     freeze_startup_objects()

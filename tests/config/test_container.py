@@ -285,7 +285,7 @@ async def test_servers_that_are_away_are_noticed_when_used() -> None:
     readiness = container.readiness()
 
     with pytest.raises(DatabaseUnavailable):
-        await readiness["store"]()
+        await readiness["database"]()
     with pytest.raises(QueueUnavailable):
         await readiness["queue"]()
 

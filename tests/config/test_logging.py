@@ -17,9 +17,7 @@ from structlog.contextvars import bound_contextvars
 
 from config.logging import (
     ACCESS_LOG,
-    REQUEST_INFO,
     TASK_LOG,
-    RequestInfo,
     access_line,
     buffer_access_logs,
     configure_logging,
@@ -27,6 +25,7 @@ from config.logging import (
     logged_access_line,
 )
 from config.settings import LogFormat, LogLevel, Settings
+from entrypoints.http.request_info import REQUEST_INFO, RequestInfo, merge_request_info
 from tests.support.examples import MODEL_URL, STORE
 from tests.support.http import GENERATIONS, Api
 
@@ -61,7 +60,7 @@ def events(capsys: pytest.CaptureFixture[str]) -> Events:
 def configure(**changes: Any) -> Settings:
     """For the test itself to call: standard error is another one in every phase of a test."""
     settings = Settings(**changes)
-    configure_logging(settings)
+    configure_logging(settings, merge_request_info)
     # Loggers of our modules would keep this configuration beyond the test.
     structlog.configure(cache_logger_on_first_use=False)
     return settings

@@ -11,6 +11,7 @@ from decimal import Decimal
 from random import Random
 from time import monotonic
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from dependency_injector import containers, providers
 from uuid_utils.compat import uuid7
@@ -47,8 +48,10 @@ from adapters.storage.signing import UrlSigner
 from config.settings import Settings
 from domain.credits import Channel, Owner
 from domain.generation import Generation, WorkPolicy
-from domain.ports import CreditRepoPort, Picture, TaskQueuePort
+from domain.operations import ApiKeyIssuer, CreditGrants, DeadLetters
+from domain.ports import CreditRepoPort, DeadLetterPort, Picture, SessionReadPort, TaskQueuePort
 from domain.recovery import Recovery, RecoveryPolicy
+from domain.sessions import GenerationSession
 from domain.submission import Submission, SubmissionPolicy
 from domain.uploads import UploadPolicy, UploadReceiver, Uploads
 from domain.views import SessionViews
@@ -294,6 +297,15 @@ def _readiness(store: CreditRepoPort, queue: TaskQueuePort) -> Mapping[str, Chec
     return {"database": store_answers, "queue": queue_answers}
 
 
+def _dead_letters(letters: DeadLetterPort, sessions: Callable[[], SessionReadPort]) -> DeadLetters:
+    """Asks for ``sessions`` only for a letter that names one: others need no database."""
+
+    async def read_session(session_id: UUID) -> GenerationSession:
+        return await sessions().get(session_id, None)
+
+    return DeadLetters(letters=letters, read_session=read_session)
+
+
 class Container(containers.DeclarativeContainer):
     """Who gets what. Override a provider to put another adapter behind a port."""
 
@@ -446,6 +458,16 @@ class Container(containers.DeclarativeContainer):
         new_id=new_id,
         clock=clock,
     )
+    grants = providers.Singleton(CreditGrants, accounts=accounts)
+    key_issuer = providers.Singleton(
+        ApiKeyIssuer,
+        api_keys=api_keys,
+        new_secret=new_api_key.provider,
+        hash_secret=key_sha256.provider,
+        new_id=new_id,
+        clock=clock,
+    )
+    dead_letters = providers.Singleton(_dead_letters, queue, sessions.provider)
 
 
 async def close(container: Container) -> None:

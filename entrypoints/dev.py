@@ -27,7 +27,6 @@ from config.logging import configure_logging
 from config.servers import EmbeddedUnavailable, die_with_parent, servers
 from config.settings import Settings, load_settings
 from domain.credits import Channel, Owner
-from domain.ports import ApiKey
 from entrypoints.http.request_info import merge_request_info
 from entrypoints.http.server import application, serve_http
 from entrypoints.worker import build_worker
@@ -263,21 +262,9 @@ async def _prepare(settings: Settings, identity: Identity) -> Stack:
 
 async def _seed(container: Container, identity: Identity) -> None:
     """The demo user and store with their key, and with credits wherever they have none left."""
-    accounts, keys = container.accounts(), container.api_keys()
     for owner in (identity.user, identity.store):
-        if (await accounts.account(owner)).balance == 0:
-            await accounts.grant(owner, DEMO_CREDITS, note="demo credits")
-    key_sha256 = container.key_sha256(identity.api_key)
-    if await keys.owner_of(key_sha256) is None:
-        await keys.add(
-            ApiKey(
-                id=container.new_id()(),
-                owner=identity.store,
-                key_sha256=key_sha256,
-                label="demo",
-                created_at=container.clock()(),
-            )
-        )
+        await container.grants().top_up(owner, DEMO_CREDITS, note="demo credits")
+    await container.key_issuer().register(identity.api_key, identity.store, label="demo")
 
 
 def _kept_identity(path: Path) -> Identity:

@@ -5,6 +5,7 @@ declares the route: for the API's description, and for routing requests off the 
 """
 
 import re
+from collections.abc import Awaitable
 from typing import Annotated, TypeAlias
 
 import msgspec
@@ -72,20 +73,19 @@ class SubmitRoute:
     async def _request(self, scope: Scope, receive: Receive, info: RequestInfo) -> TryOnRequest:
         """Raises the errors that ``envelope_for`` knows. An unknown caller gets its 401 before the
         body is read."""
-        headers = _headers(scope)
+        received = list(scope["headers"])
+        headers = dict(reversed(received))  # each header's first value
+        if not _HOST.fullmatch(headers.get(b"host", b"")):
+            raise ClientException("Invalid host header")
         owner = await self._authenticate(bearer_token(scope["headers"]))
         info["owner"] = str(owner)
         body = await self._body(headers, receive)
-        check_is_json(headers.get(b"content-type", b"").decode("latin-1"))
         if not body:
             raise InvalidInput("body", "is required")
-        key = headers.get(b"idempotency-key")
-        return try_on(
-            decoded(body, _decoder),
-            owner=owner,
-            request_id=info["request_id"],
-            key=None if key is None else key.decode("latin-1"),
-        )
+        check_is_json(headers.get(b"content-type", b"").decode("latin-1"))
+        data = decoded(body, _decoder)
+        key = _idempotency_key(headers, received)
+        return try_on(data, owner=owner, request_id=info["request_id"], key=key)
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body: up to its announced length, or else to the message that ends it."""
@@ -103,7 +103,7 @@ class SubmitRoute:
             if size > self._max_body_bytes:
                 raise _too_large()
             # Some servers announce the end in a message of its own: do not wait for it.
-            if size == length or not message.get("more_body", False):
+            if 0 < size == length or not message.get("more_body", False):
                 return b"".join(pieces)
 
 
@@ -111,9 +111,9 @@ def fast_path(app: ASGIApp, submit: ASGIApp) -> ASGIApp:
     """``app``, bypassed by requests for ``submit``. Litestar leads other spellings of the path to
     ``submit`` as well, and answers other methods."""
 
-    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+    def route(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         is_submission = scope["path"] == GENERATIONS_PATH and scope.get("method") == "POST"
-        await (submit if is_submission else app)(scope, receive, send)
+        return (submit if is_submission else app)(scope, receive, send)
 
     return route
 
@@ -155,19 +155,6 @@ def accepted(receipt: Receipt) -> tuple[int, dict[str, str], SubmittedEnvelope]:
     return 202, headers, SubmittedEnvelope(data=submitted, error=None)
 
 
-def _headers(scope: Scope) -> dict[bytes, bytes]:
-    """Each header's first value."""
-    received = list(scope["headers"])
-    headers = dict(reversed(received))
-    if not _HOST.fullmatch(headers.get(b"host", b"")):
-        raise ClientException("Invalid host header")
-    if len(headers) < len(received):
-        keys = [value for name, value in received if name == b"idempotency-key"]
-        if len(keys) > 1:
-            raise InvalidInput("Idempotency-Key", "is given more than once")
-    return headers
-
-
 def _announced_length(headers: dict[bytes, bytes]) -> int:
     """The Content-Length; -1 if the body comes without, or in chunks, which override it."""
     if b"transfer-encoding" in headers:
@@ -176,6 +163,18 @@ def _announced_length(headers: dict[bytes, bytes]) -> int:
         return int(headers.get(b"content-length", b"-1"))
     except ValueError as error:
         raise InvalidInput("Content-Length", "is not a number") from error
+
+
+def _idempotency_key(
+    headers: dict[bytes, bytes], received: list[tuple[bytes, bytes]]
+) -> str | None:
+    key = headers.get(b"idempotency-key")
+    if key is None:
+        return None
+    repeated = len(headers) < len(received)
+    if repeated and [name for name, _ in received].count(b"idempotency-key") > 1:
+        raise InvalidInput("Idempotency-Key", "is given more than once")
+    return key.decode("latin-1")
 
 
 def _too_large() -> HTTPException:

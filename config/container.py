@@ -36,16 +36,16 @@ from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
 from adapters.storage.local import LocalPictureStorage
 from adapters.storage.memory import InMemoryPictureStorage
-from adapters.storage.receiving import UploadReceiver
 from adapters.storage.s3 import S3PictureStorage
 from config import options, policies
 from config.services import Closable, Queue, Repositories, ServedStorage, Storage
 from config.settings import Settings
 from domain.generation import Generation
+from domain.operations import ApiKeyIssuer, CreditGrants, DeadLetters
 from domain.ports import PictureFetcherPort, PictureGeneratorPort, StartLimitPort
 from domain.recovery import Recovery
 from domain.submission import Submission
-from domain.uploads import Uploads
+from domain.uploads import UploadReceiver, Uploads
 from domain.views import SessionViews
 
 T = TypeVar("T")
@@ -188,13 +188,12 @@ class Container(containers.DeclarativeContainer):
     samples = service(lambda self: draw_sample if self.settings().serves_samples else None)
     user_token = service(lambda self: partial(mint_user_token, rules=policies.jwt(self.settings())))
     new_api_key = providers.Callable(new_api_key)
-    key_sha256 = providers.Callable(key_sha256)
 
     # The use cases and their ports, a paragraph each.
     # fmt: off
     authenticate = service(lambda self: BearerAuthenticator(
         keys=self.api_keys(), rules=policies.jwt(self.settings()),
-        memory_seconds=self.settings().auth_cache_seconds,
+        cache_seconds=self.settings().auth_cache_seconds,
     ))
     submission = service(lambda self: Submission(
         sessions=self.sessions(), reads=self.sessions(), queue=self.queue(),
@@ -205,7 +204,7 @@ class Container(containers.DeclarativeContainer):
         new_id=self.new_id(), clock=self.clock(),
     ))
     receiver = service(lambda self: None if (storage := self.files()) is None else UploadReceiver(
-        storage=storage, signer=self.signer(), check_quota=self.uploads().check_quota,
+        sink=storage, check_quota=self.uploads().check_quota, inspect=inspect_in_thread,
     ))
     views = service(lambda self: SessionViews(reads=self.sessions(), storage=self.storage()))
     generation = service(lambda self: Generation(
@@ -217,6 +216,14 @@ class Container(containers.DeclarativeContainer):
         sessions=self.sessions(), recovery_repo=self.sessions(), queue=self.queue(),
         storage=self.storage(), uploads=self.storage(),
         policy=policies.recovery(self.settings()), new_id=self.new_id(), clock=self.clock(),
+    ))
+    grants = service(lambda self: CreditGrants(accounts=self.accounts()))
+    key_issuer = service(lambda self: ApiKeyIssuer(
+        api_keys=self.api_keys(), new_secret=new_api_key, hash_secret=key_sha256,
+        new_id=self.new_id(), clock=self.clock(),
+    ))
+    dead_letters = service(lambda self: DeadLetters(
+        letters=self.queue(), read_session=lambda session_id: self.sessions().get(session_id, None),
     ))
     # fmt: on
 

@@ -4,13 +4,11 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from select import PIPE_BUF
-from typing import Any, ClassVar, NotRequired, TypeAlias, TypedDict
-from uuid import UUID
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 import structlog
@@ -22,20 +20,7 @@ ACCESS_LOG = "access"
 """The logger that writes one line per request."""
 
 
-class RequestInfo(TypedDict):
-    """What is known of a request."""
-
-    request_id: str
-    owner: NotRequired[str]
-    session_id: NotRequired[UUID]
-    """Of the session that it made."""
-
-
-REQUEST_INFO: ContextVar[RequestInfo | None] = ContextVar("request_info", default=None)
-"""Of the request that is being answered. Every line that is logged then says it; what is found out
-is put into the dictionary itself."""
-
-AccessLine: TypeAlias = Callable[[RequestInfo, str, str, int | None, float], None]
+AccessLine: TypeAlias = Callable[[Mapping[str, object], str, str, int | None, float], None]
 """Logs a request: its request info, method, path, response status (None if there was no response)
 and duration in milliseconds."""
 
@@ -52,11 +37,12 @@ GRANIAN_LOGGING: dict[str, Any] = {
 """Passes granian's messages on to our root logger."""
 
 
-def configure_logging(settings: Settings) -> None:
-    """Send structlog's events and the standard library's records through one renderer."""
+def configure_logging(settings: Settings, *processors: structlog.typing.Processor) -> None:
+    """Send structlog's events and the standard library's records through one renderer, after
+    ``processors`` have added to them."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
-        merge_request_info,
+        *processors,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -81,14 +67,6 @@ def configure_logging(settings: Settings) -> None:
     root.setLevel(settings.log_level.upper())
 
 
-def merge_request_info(
-    _: object, __: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
-    """Adds what is known of the request that is being answered."""
-    info = REQUEST_INFO.get()
-    return {**{name: str(value) for name, value in info.items()}, **event} if info else event
-
-
 def access_line(settings: Settings) -> AccessLine:
     """Same output as structlog's JSON logger at less than half the cost; access logging is a large
     part of a request's cost."""
@@ -98,7 +76,7 @@ def access_line(settings: Settings) -> AccessLine:
     write = _StandardError(buffered=True).msg
 
     def write_line(
-        info: RequestInfo, method: str, path: str, status: int | None, duration_ms: float
+        info: Mapping[str, object], method: str, path: str, status: int | None, duration_ms: float
     ) -> None:
         line = {
             "event": "request",
@@ -116,7 +94,7 @@ def access_line(settings: Settings) -> AccessLine:
 
 
 def logged_access_line(
-    info: RequestInfo,  # noqa: ARG001 - by merge_request_info
+    info: Mapping[str, object],  # noqa: ARG001 - added by a processor of ``configure_logging``
     method: str,
     path: str,
     status: int | None,

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from adapters.storage.signing import SignedReadPort, UploadSinkPort
 from domain.ports import (
     ApiKeyRepoPort,
     AttemptRepoPort,
@@ -13,7 +12,9 @@ from domain.ports import (
     RecoveryRepoPort,
     SessionReadPort,
     SessionRepoPort,
+    SignedReadPort,
     TaskQueuePort,
+    UploadSinkPort,
     UploadStoragePort,
 )
 

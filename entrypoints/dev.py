@@ -28,7 +28,7 @@ from config.processes import end_with_parent, ending_with_us
 from config.servers import EmbeddedUnavailable, servers
 from config.settings import Settings
 from domain.credits import Channel, Owner
-from domain.ports import ApiKey
+from entrypoints.http.request_info import merge_request_info
 from entrypoints.http.server import application, serve_http
 from entrypoints.worker import build_worker
 
@@ -106,7 +106,7 @@ def in_memory_app() -> Litestar:
     """API and worker in one process, with the demo accounts."""
     end_with_parent()
     settings = load_settings(os.environ)
-    configure_logging(settings)
+    configure_logging(settings, merge_request_info)
     container = Container(settings=settings)
     identity = msgspec.json.decode(os.environ[_IDENTITY], type=Identity)
 
@@ -264,21 +264,9 @@ async def _prepare(settings: Settings, identity: Identity) -> Stack:
 
 async def _seed(container: Container, identity: Identity) -> None:
     """Grant credits to the demo user and store if they have none left, and add the store's key."""
-    accounts, keys = container.accounts(), container.api_keys()
     for owner in (identity.user, identity.store):
-        if (await accounts.account(owner)).balance == 0:
-            await accounts.grant(owner, DEMO_CREDITS, note="demo credits")
-    key_sha256 = container.key_sha256(identity.api_key)
-    if await keys.owner_of(key_sha256) is None:
-        await keys.add(
-            ApiKey(
-                id=container.new_id()(),
-                owner=identity.store,
-                key_sha256=key_sha256,
-                label="demo",
-                created_at=container.clock()(),
-            )
-        )
+        await container.grants().top_up(owner, DEMO_CREDITS, note="demo credits")
+    await container.key_issuer().register(identity.api_key, identity.store, label="demo")
 
 
 def _load_identity(path: Path) -> Identity:

@@ -28,6 +28,7 @@ from domain.submission import Submission
 from entrypoints.gc_tuning import freeze_startup_objects
 from entrypoints.http.app import Lifespan, Services, create_app
 from entrypoints.http.public import Check
+from entrypoints.http.request_info import merge_request_info
 
 HOUSEKEEPING_SECONDS = 1.0
 """How often pushed tasks are confirmed and the queue is measured. The settings refuse a
@@ -68,7 +69,7 @@ def app() -> Litestar:
     """The application of one granian worker."""
     end_with_parent()
     settings = load_settings(os.environ)
-    configure_logging(settings)
+    configure_logging(settings, merge_request_info)
     buffer_access_logs()
     api = application(Container(settings=settings))
     freeze_startup_objects()

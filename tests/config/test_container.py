@@ -24,7 +24,6 @@ from adapters.limits.redis import RedisStartLimit
 from adapters.postgres.database import Database
 from adapters.queue.redis import RedisTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
-from adapters.storage.signing import SignedReadPort, UploadSinkPort
 from config import options
 from config.container import Container, close, replace
 from config.options import Environment, Generator, OutputFormat, Quality, Queue, Storage
@@ -44,8 +43,10 @@ from domain.ports import (
     RecoveryRepoPort,
     SessionReadPort,
     SessionRepoPort,
+    SignedReadPort,
     StartLimitPort,
     TaskQueuePort,
+    UploadSinkPort,
     UploadStoragePort,
 )
 from domain.sessions import SessionStatus

@@ -17,9 +17,7 @@ from structlog.contextvars import bound_contextvars
 
 from config.logging import (
     ACCESS_LOG,
-    REQUEST_INFO,
     TASK_LOG,
-    RequestInfo,
     access_line,
     buffer_access_logs,
     configure_logging,
@@ -28,6 +26,7 @@ from config.logging import (
 )
 from config.options import LogFormat, LogLevel
 from config.settings import Settings
+from entrypoints.http.request_info import REQUEST_INFO, RequestInfo, merge_request_info
 from tests.support.examples import MODEL_URL, STORE
 from tests.support.http import GENERATIONS, Api
 
@@ -62,7 +61,7 @@ def events(capsys: pytest.CaptureFixture[str]) -> Events:
 def configure(**changes: Any) -> Settings:
     """Called by the test itself, because pytest replaces standard error in every test phase."""
     settings = Settings(**changes)
-    configure_logging(settings)
+    configure_logging(settings, merge_request_info)
     # Loggers of our modules would keep this configuration beyond the test.
     structlog.configure(cache_logger_on_first_use=False)
     return settings

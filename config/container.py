@@ -1,449 +1,247 @@
-"""The composition root: which adapter stands behind which port. No other file chooses one.
+"""The composition root: the only file that chooses adapters.
 
-Everything here is made without connecting to anything; connections open when they are used.
+Each provider is a function of the container, so mypy checks every wiring as an ordinary call.
+Building a service opens no connection; connections open on first use.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from collections.abc import Callable
+from contextlib import AbstractContextManager, AsyncExitStack
+from datetime import UTC, datetime
+from functools import partial
 from random import Random
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, assert_never
+from uuid import UUID
 
 from dependency_injector import containers, providers
 from uuid_utils.compat import uuid7
 
-from adapters.auth.bearer import (
-    BearerAuthenticator,
-    JwtRules,
-    key_sha256,
-    mint_user_token,
-    new_api_key,
-)
+from adapters.auth.bearer import BearerAuthenticator, key_sha256, mint_user_token, new_api_key
 from adapters.auth.memory import InMemoryApiKeyRepo
 from adapters.auth.postgres import PostgresApiKeyRepo
-from adapters.coalescing import BatchLimits
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.images.inputs import InputPictures
-from adapters.images.inspection import inspect_picture
+from adapters.images.inspection import inspect_in_thread
 from adapters.images.local import LocalPictureGenerator
-from adapters.images.pool import PicturePool, PoolLimits
+from adapters.images.pool import PicturePool
 from adapters.images.samples import draw_sample
-from adapters.limits.memory import InMemoryStartLimit, Pace
+from adapters.limits.memory import InMemoryStartLimit
 from adapters.limits.redis import RedisStartLimit
-from adapters.postgres.database import Database, DatabaseLimits
+from adapters.postgres.database import Database
 from adapters.postgres.migrate import all_migrations, migrate
 from adapters.queue.memory import InMemoryTaskQueue
-from adapters.queue.redis import RedisTaskQueue, redis_client
+from adapters.queue.redis import RedisTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
 from adapters.storage.local import LocalPictureStorage
 from adapters.storage.memory import InMemoryPictureStorage
-from adapters.storage.receiving import UploadReceiver
-from adapters.storage.s3 import S3Bucket, S3PictureStorage, s3_store
-from adapters.storage.signing import UrlSigner
+from adapters.storage.s3 import S3PictureStorage
+from config import options, policies
+from config.services import Closable, Queue, Repositories, ServedStorage, Storage
 from config.settings import Settings
-from domain.credits import Channel, Owner
-from domain.generation import Generation, WorkPolicy
-from domain.ports import CreditRepoPort, Picture, TaskQueuePort
-from domain.recovery import Recovery, RecoveryPolicy
-from domain.submission import Submission, SubmissionPolicy
-from domain.uploads import UploadPolicy, Uploads
+from domain.generation import Generation
+from domain.operations import ApiKeyIssuer, CreditGrants, DeadLetters
+from domain.ports import PictureFetcherPort, PictureGeneratorPort, StartLimitPort
+from domain.recovery import Recovery
+from domain.submission import Submission
+from domain.uploads import UploadReceiver, Uploads
 from domain.views import SessionViews
 
-if TYPE_CHECKING:
-    from adapters.images.fetcher import HttpPictureFetcher
-    from adapters.images.jobs import JobPictureGenerator
-    from adapters.images.openai import OpenAiPictureGenerator
-
-Check = Callable[[], Awaitable[None]]
-"""Returns if a dependency answers; raises ``Unavailable`` otherwise."""
-
-FIRST_LOOK_SECONDS = 0.5
-"""When a provider's job is looked at for the first time."""
-
-RESULT_SECONDS = 30
-RESULT_BYTES = 32_000_000
-"""Bounds of the download of a finished picture."""
+T = TypeVar("T")
+R = TypeVar("R", bound=Closable)
+_container: providers.Self[object] = providers.Self()
 
 
-def utc_now() -> datetime:
-    return datetime.now(UTC)
+def service(build: "Callable[[Container], T]") -> providers.Singleton[T]:
+    """A provider that calls ``build`` with its container, once."""
+    return providers.Singleton(build, _container)
 
 
-def _database(settings: Settings, opened: AsyncExitStack) -> Database:
-    database = Database(
-        settings.require("database_url"),
-        limits=DatabaseLimits(
-            connections=settings.database_connections,
-            command_seconds=settings.database_seconds,
-        ),
-        transaction_pooler=settings.database_transaction_pooler,
-    )
-    opened.push_async_callback(database.close)
-    return database
+def replace(provider: providers.Provider[T], adapter: T) -> AbstractContextManager[object]:
+    """Put ``adapter`` behind a port, before the services that use it are built. As a context
+    manager, undo that at the end."""
+    return provider.override(providers.Object(adapter))
 
 
-def _redis_queue(
-    settings: Settings, clock: Callable[[], datetime], opened: AsyncExitStack
-) -> RedisTaskQueue:
-    queue = RedisTaskQueue(
-        client=redis_client(settings.require("redis_url")),
-        timeout_seconds=settings.redis_seconds,
-        clock=clock,
-        batches=BatchLimits(calls=settings.batch_limit, in_flight=1),
-    )
-    opened.push_async_callback(queue.close)
-    return queue
-
-
-def _redis_start_limit(settings: Settings, opened: AsyncExitStack) -> RedisStartLimit:
-    per_minute = settings.provider_per_minute
-    share = min(per_minute, settings.provider_fallback_per_minute)
-    limit = RedisStartLimit(
-        Pace.of(per_minute),
-        client=redis_client(settings.require("redis_url")),
-        share=InMemoryStartLimit(Pace.of(share), clock=monotonic),
-        timeout_seconds=settings.redis_seconds,
-    )
-    opened.push_async_callback(limit.close)
-    return limit
-
-
-def _in_memory_start_limit(settings: Settings) -> InMemoryStartLimit:
-    return InMemoryStartLimit(Pace.of(settings.provider_per_minute), clock=monotonic)
-
-
-def _batches(settings: Settings) -> BatchLimits:
-    return BatchLimits(calls=settings.batch_limit)
-
-
-def _jwt_rules(settings: Settings) -> JwtRules:
-    return JwtRules(
-        secret=settings.require("jwt_secret"),
-        issuer=settings.jwt_issuer,
-        audience=settings.jwt_audience,
-    )
-
-
-def _signer(settings: Settings, clock: Callable[[], datetime]) -> UrlSigner:
-    return UrlSigner(
-        base_url=settings.public_url,
-        secret=settings.require("signing_secret").encode(),
-        lifetime=settings.duration("picture_url_seconds"),
-        clock=clock,
-    )
-
-
-def _s3_storage(settings: Settings) -> S3PictureStorage:
-    bucket = S3Bucket(
-        name=settings.require("s3_bucket"),
-        region=settings.s3_region,
-        endpoint=settings.s3_endpoint,
-        path_style=settings.s3_path_style,
-        access_key_id=settings.require("s3_access_key_id"),
-        secret_access_key=settings.require("s3_secret_access_key"),
-        timeout_seconds=settings.s3_seconds,
-    )
-    return S3PictureStorage(
-        s3_store(bucket),
-        url_lifetime=settings.duration("picture_url_seconds"),
-        conditional_put=settings.s3_conditional_put,
-    )
-
-
-def _picture_pool(settings: Settings, opened: AsyncExitStack) -> PicturePool:
-    pool = PicturePool(
-        PoolLimits(
-            processes=settings.picture_processes,
-            memory_bytes=settings.picture_memory_mb * 1_000_000,
-            seconds=settings.picture_seconds,
-        )
-    )
-    opened.push_async_callback(pool.close)
-    return pool
-
-
-def _downloads(
-    settings: Settings, pool: PicturePool, opened: AsyncExitStack
-) -> "HttpPictureFetcher":
-    from adapters.images.fetcher import FetchLimits, HttpPictureFetcher
-
-    fetcher = HttpPictureFetcher(
-        limits=FetchLimits(
-            total_timeout_seconds=settings.fetch_seconds, max_bytes=settings.fetch_max_bytes
-        ),
-        prepare=pool.prepare,
-        allow_loopback=settings.fetch_allow_loopback,
-    )
-    opened.push_async_callback(fetcher.close)
-    return fetcher
-
-
-def _openai_generator(
-    settings: Settings, clock: Callable[[], datetime], opened: AsyncExitStack
-) -> "OpenAiPictureGenerator":
-    from adapters.images.openai import OpenAiPictureGenerator, Prices, ProviderLimits
-
-    generator = OpenAiPictureGenerator(
-        base_url=settings.openai_base_url,
-        api_key=settings.require("openai_api_key"),
-        model=settings.openai_model,
-        quality=settings.openai_quality,
-        output_format=settings.openai_output_format,
-        prices=Prices(
-            input_usd_per_million=Decimal(settings.openai_input_usd_per_million),
-            output_usd_per_million=Decimal(settings.openai_output_usd_per_million),
-        ),
-        limits=ProviderLimits(
-            connect_seconds=settings.openai_connect_seconds,
-            answer_seconds=settings.openai_answer_seconds,
-            total_seconds=settings.openai_total_seconds,
-        ),
-        clock=clock,
-    )
-    opened.push_async_callback(generator.close)
-    return generator
-
-
-def _replicate_generator(
-    settings: Settings, clock: Callable[[], datetime], random: Random, opened: AsyncExitStack
-) -> "JobPictureGenerator":
-    from adapters.images.fetcher import FetchLimits, HttpPictureFetcher
-    from adapters.images.jobs import JobLimits, JobPictureGenerator
-    from adapters.images.replicate import CallLimits, ReplicateJobs, ReplicateModel
-
-    results = HttpPictureFetcher(
-        limits=FetchLimits(total_timeout_seconds=RESULT_SECONDS, max_bytes=RESULT_BYTES),
-        prepare=_inspected,
-        allow_loopback=settings.fetch_allow_loopback,
-    )
-    jobs = ReplicateJobs(
-        base_url=settings.replicate_base_url,
-        token=settings.require("replicate_api_token"),
-        model=ReplicateModel(
-            name=settings.replicate_model, image_field=settings.replicate_image_field
-        ),
-        deadline_seconds=settings.replicate_total_seconds,
-        limits=CallLimits(),
-        download=results.fetch,
-        clock=clock,
-    )
-    opened.push_async_callback(results.close)
-    opened.push_async_callback(jobs.close)
-    limits = JobLimits(
-        total_seconds=settings.replicate_total_seconds,
-        first_pause_seconds=min(FIRST_LOOK_SECONDS, settings.replicate_poll_seconds),
-        longest_pause_seconds=settings.replicate_poll_seconds,
-    )
-    return JobPictureGenerator(jobs, name="replicate", limits=limits, random=random)
-
-
-async def _inspected(data: bytes) -> Picture:
-    """A finished picture, kept as it is if it is one."""
-    return await asyncio.to_thread(inspect_picture, data)
-
-
-def _submission_policy(settings: Settings) -> SubmissionPolicy:
-    return SubmissionPolicy(
-        deadline=settings.duration("submit_seconds"),
-        max_waiting=settings.max_waiting,
-        max_active=settings.max_active,
-    )
-
-
-def _work_policy(settings: Settings) -> WorkPolicy:
-    return WorkPolicy(
-        lease=settings.duration("lease_seconds"),
-        max_attempts=settings.max_attempts,
-        attempt_timeout=settings.duration("attempt_seconds"),
-        backoff_base=settings.duration("backoff_base_seconds"),
-        backoff_cap=settings.duration("backoff_cap_seconds"),
-    )
-
-
-def _recovery_policy(settings: Settings) -> RecoveryPolicy:
-    return RecoveryPolicy(
-        requeue_after=settings.duration("push_again_seconds"),
-        max_attempts=settings.max_attempts,
-        external_timeout=settings.duration("foreign_seconds"),
-        queue_ttl=settings.duration("queued_seconds"),
-        picture_lifetime=timedelta(days=settings.picture_days),
-        upload_lifetime=timedelta(days=settings.upload_days),
-    )
-
-
-def _upload_policy(settings: Settings) -> UploadPolicy:
-    return UploadPolicy(max_per_day=settings.max_uploads, max_bytes=settings.fetch_max_bytes)
-
-
-def _readiness(store: CreditRepoPort, queue: TaskQueuePort) -> Mapping[str, Check]:
-    """What the API cannot do without, by name, and how to see that it answers."""
-
-    async def store_answers() -> None:
-        await store.account(Owner(channel=Channel.B2C, id="readiness"))
-
-    async def queue_answers() -> None:
-        await queue.depth()
-
-    return {"store": store_answers, "queue": queue_answers}
+def closing(container: "Container", resource: R) -> R:
+    """Have ``close`` close ``resource``."""
+    container.opened().push_async_callback(resource.close)
+    return resource
 
 
 class Container(containers.DeclarativeContainer):
-    """Who gets what. Override a provider to put another adapter behind a port."""
+    """The services of one process, each built on first use."""
 
+    if TYPE_CHECKING:  # DeclarativeContainer accepts any argument and any name of a provider
+
+        def __init__(self, *, settings: Settings) -> None: ...
+        def __getattr__(self, name: str) -> None: ...  # type: ignore[override]
+
+    __self__ = _container
     settings = providers.Dependency(instance_of=Settings)
-    clock = providers.Object(utc_now)
-    new_id = providers.Object(uuid7)
+    clock: providers.Object[Callable[[], datetime]] = providers.Object(lambda: datetime.now(UTC))
+    new_id: providers.Object[Callable[[], UUID]] = providers.Object(uuid7)
     random = providers.Singleton(Random)
     opened = providers.Singleton(AsyncExitStack[bool | None])
 
-    database = providers.Singleton(_database, settings, opened)
-    migrate = providers.Callable(migrate, database, providers.Callable(all_migrations))
-    in_memory_credits = providers.Singleton(InMemoryCreditRepo, clock=clock)
+    database = service(lambda self: closing(self, Database(**policies.database(self.settings()))))
+    migrate = service(lambda self: partial(migrate, self.database(), all_migrations()))
 
-    queue = providers.Selector(
-        settings.provided.queue,
-        redis=providers.Singleton(_redis_queue, settings, clock, opened),
-        memory=providers.Singleton(InMemoryTaskQueue, clock=clock),
-    )
-    sessions = providers.Selector(
-        settings.provided.store,
-        postgres=providers.Singleton(
-            PostgresSessionRepo, database, batches=providers.Callable(_batches, settings)
-        ),
-        memory=providers.Singleton(InMemorySessionRepo, accounts=in_memory_credits, clock=clock),
-    )
-    accounts = providers.Selector(
-        settings.provided.store,
-        postgres=providers.Singleton(PostgresCreditRepo, database),
-        memory=in_memory_credits,
-    )
-    api_keys = providers.Selector(
-        settings.provided.store,
-        postgres=providers.Singleton(PostgresApiKeyRepo, database),
-        memory=providers.Singleton(InMemoryApiKeyRepo, clock=clock),
-    )
-    signer = providers.Singleton(_signer, settings, clock)
-    local_storage = providers.Singleton(
-        LocalPictureStorage, settings.provided.pictures_dir, signer=signer
-    )
-    in_memory_storage = providers.Singleton(InMemoryPictureStorage, signer=signer)
-    storage = providers.Selector(
-        settings.provided.storage,
-        local=local_storage,
-        s3=providers.Singleton(_s3_storage, settings),
-        memory=in_memory_storage,
-    )
-    files = providers.Selector(
-        settings.provided.storage,
-        local=local_storage,
-        s3=providers.Object(None),
-        memory=in_memory_storage,
-    )
-    picture_pool = providers.Singleton(_picture_pool, settings, opened)
-    downloads = providers.Singleton(_downloads, settings, picture_pool, opened)
-    fetcher = providers.Singleton(
-        InputPictures,
-        pictures=storage,
-        uploads=storage,
-        download=downloads.provided.fetch,
-        prepare=picture_pool.provided.prepare,
-        max_bytes=settings.provided.fetch_max_bytes,
-    )
-    uploads = providers.Singleton(
-        Uploads,
-        storage=storage,
-        policy=providers.Singleton(_upload_policy, settings),
-        new_id=new_id,
-        clock=clock,
-    )
-    own_receiver = providers.Singleton(
-        UploadReceiver, storage=storage, signer=signer, check_quota=uploads.provided.check_quota
-    )
-    receiver = providers.Selector(
-        settings.provided.storage,
-        local=own_receiver,
-        s3=providers.Object(None),
-        memory=own_receiver,
-    )
-    generator = providers.Selector(
-        settings.provided.generator,
-        local=providers.Singleton(
-            LocalPictureGenerator, delay_seconds=settings.provided.local_generator_seconds
-        ),
-        openai=providers.Singleton(_openai_generator, settings, clock, opened),
-        replicate=providers.Singleton(_replicate_generator, settings, clock, random, opened),
-    )
-    provider_limit = providers.Selector(
-        settings.provided.queue,
-        redis=providers.Singleton(_redis_start_limit, settings, opened),
-        memory=providers.Singleton(_in_memory_start_limit, settings),
-    )
-    start_limit = providers.Selector(
-        settings.provided.generator,
-        local=providers.Object(None),
-        openai=provider_limit,
-        replicate=provider_limit,
-    )
+    @service
+    def repositories(self) -> Repositories:
+        match self.settings().database:
+            case options.Database.POSTGRES:
+                database, batches = self.database(), policies.batches(self.settings())
+                return Repositories(
+                    sessions=PostgresSessionRepo(database, batches=batches),
+                    accounts=PostgresCreditRepo(database),
+                    api_keys=PostgresApiKeyRepo(database),
+                )
+            case options.Database.MEMORY:
+                accounts = InMemoryCreditRepo(clock=self.clock())
+                return Repositories(
+                    sessions=InMemorySessionRepo(accounts=accounts, clock=self.clock()),
+                    accounts=accounts,
+                    api_keys=InMemoryApiKeyRepo(clock=self.clock()),
+                )
+            case unknown:
+                assert_never(unknown)
 
-    samples = providers.Selector(
-        settings.provided.environment,
-        development=providers.Object(draw_sample),
-        production=providers.Object(None),
-    )
+    sessions = service(lambda self: self.repositories().sessions)
+    accounts = service(lambda self: self.repositories().accounts)
+    api_keys = service(lambda self: self.repositories().api_keys)
 
-    jwt_rules = providers.Singleton(_jwt_rules, settings)
-    user_token = providers.Callable(mint_user_token, rules=jwt_rules)
+    @service
+    def queue(self) -> Queue:
+        settings = self.settings()
+        match settings.queue:
+            case options.Queue.REDIS:
+                queue = RedisTaskQueue(**policies.redis_queue(settings), clock=self.clock())
+                return closing(self, queue)
+            case options.Queue.MEMORY:
+                return InMemoryTaskQueue(clock=self.clock())
+            case unknown:
+                assert_never(unknown)
+
+    signer = service(lambda self: policies.url_signer(self.settings(), self.clock()))
+
+    @service
+    def storage(self) -> Storage:
+        settings = self.settings()
+        match settings.storage:
+            case options.Storage.LOCAL:
+                return LocalPictureStorage(settings.pictures_dir, signer=self.signer())
+            case options.Storage.MEMORY:
+                return InMemoryPictureStorage(signer=self.signer())
+            case options.Storage.S3:
+                return S3PictureStorage(**policies.s3(settings))
+            case unknown:
+                assert_never(unknown)
+
+    files = service(lambda self: s if isinstance(s := self.storage(), ServedStorage) else None)
+
+    @service
+    def fetcher(self) -> PictureFetcherPort:
+        from adapters.images.fetcher import HttpPictureFetcher
+
+        settings, storage = self.settings(), self.storage()
+        prepare = closing(self, PicturePool(policies.picture_pool(settings))).prepare
+        downloads = HttpPictureFetcher(**policies.downloads(settings), prepare=prepare)
+        download, limit = closing(self, downloads).fetch, settings.fetch_max_bytes
+        return InputPictures(
+            pictures=storage, uploads=storage, download=download, prepare=prepare, max_bytes=limit
+        )
+
+    @service
+    def generator(self) -> PictureGeneratorPort:
+        settings = self.settings()
+        match settings.generator:
+            case options.Generator.LOCAL:
+                return LocalPictureGenerator(delay_seconds=settings.local_generator_seconds)
+            case options.Generator.OPENAI:
+                from adapters.images.openai import OpenAiPictureGenerator
+
+                openai = OpenAiPictureGenerator(**policies.openai(settings), clock=self.clock())
+                return closing(self, openai)
+            case options.Generator.REPLICATE:
+                return _replicate_generator(self)
+            case unknown:
+                assert_never(unknown)
+
+    @service
+    def start_limit(self) -> StartLimitPort | None:
+        settings = self.settings()
+        if not settings.generator_is_paid:
+            return None
+        pace = policies.provider_pace(settings)
+        match settings.queue:
+            case options.Queue.REDIS:
+                share = InMemoryStartLimit(policies.fallback_pace(settings), clock=monotonic)
+                limit = RedisStartLimit(pace, share=share, **policies.redis(settings))
+                return closing(self, limit)
+            case options.Queue.MEMORY:
+                return InMemoryStartLimit(pace, clock=monotonic)
+            case unknown:
+                assert_never(unknown)
+
+    samples = service(lambda self: draw_sample if self.settings().serves_samples else None)
+    user_token = service(lambda self: partial(mint_user_token, rules=policies.jwt(self.settings())))
     new_api_key = providers.Callable(new_api_key)
-    key_sha256 = providers.Callable(key_sha256)
-    authenticate = providers.Singleton(
-        BearerAuthenticator,
-        keys=api_keys,
-        rules=jwt_rules,
-        memory_seconds=settings.provided.caller_seconds,
-    )
-    readiness = providers.Singleton(_readiness, accounts, queue)
 
-    submission = providers.Singleton(
-        Submission,
-        sessions=sessions,
-        reads=sessions,
-        queue=queue,
-        policy=providers.Singleton(_submission_policy, settings),
-        new_id=new_id,
-        clock=clock,
-    )
-    views = providers.Singleton(SessionViews, reads=sessions, storage=storage)
-    generation = providers.Singleton(
-        Generation,
-        sessions=sessions,
-        attempts=sessions,
-        queue=queue,
-        fetcher=fetcher,
-        generator=generator,
-        storage=storage,
-        policy=providers.Singleton(_work_policy, settings),
-        random=random,
-        new_id=new_id,
-    )
-    recovery = providers.Singleton(
-        Recovery,
-        sessions=sessions,
-        recovery_repo=sessions,
-        queue=queue,
-        storage=storage,
-        uploads=storage,
-        policy=providers.Singleton(_recovery_policy, settings),
-        new_id=new_id,
-        clock=clock,
-    )
+    # The use cases and their ports, a paragraph each.
+    # fmt: off
+    authenticate = service(lambda self: BearerAuthenticator(
+        keys=self.api_keys(), rules=policies.jwt(self.settings()),
+        cache_seconds=self.settings().auth_cache_seconds,
+    ))
+    submission = service(lambda self: Submission(
+        sessions=self.sessions(), reads=self.sessions(), queue=self.queue(),
+        policy=policies.submission(self.settings()), new_id=self.new_id(), clock=self.clock(),
+    ))
+    uploads = service(lambda self: Uploads(
+        storage=self.storage(), policy=policies.uploads(self.settings()),
+        new_id=self.new_id(), clock=self.clock(),
+    ))
+    receiver = service(lambda self: None if (storage := self.files()) is None else UploadReceiver(
+        sink=storage, check_quota=self.uploads().check_quota, inspect=inspect_in_thread,
+    ))
+    views = service(lambda self: SessionViews(reads=self.sessions(), storage=self.storage()))
+    generation = service(lambda self: Generation(
+        sessions=self.sessions(), attempts=self.sessions(), queue=self.queue(),
+        fetcher=self.fetcher(), generator=self.generator(), storage=self.storage(),
+        policy=policies.work(self.settings()), random=self.random(), new_id=self.new_id(),
+    ))
+    recovery = service(lambda self: Recovery(
+        sessions=self.sessions(), recovery_repo=self.sessions(), queue=self.queue(),
+        storage=self.storage(), uploads=self.storage(),
+        policy=policies.recovery(self.settings()), new_id=self.new_id(), clock=self.clock(),
+    ))
+    grants = service(lambda self: CreditGrants(accounts=self.accounts()))
+    key_issuer = service(lambda self: ApiKeyIssuer(
+        api_keys=self.api_keys(), new_secret=new_api_key, hash_secret=key_sha256,
+        new_id=self.new_id(), clock=self.clock(),
+    ))
+    dead_letters = service(lambda self: DeadLetters(
+        letters=self.queue(), read_session=lambda session_id: self.sessions().get(session_id, None),
+    ))
+    # fmt: on
+
+
+def _replicate_generator(container: Container) -> PictureGeneratorPort:
+    from adapters.images.fetcher import HttpPictureFetcher
+    from adapters.images.jobs import JobPictureGenerator
+    from adapters.images.replicate import ReplicateJobs
+
+    settings, clock = container.settings(), container.clock()
+    results = HttpPictureFetcher(**policies.results(settings), prepare=inspect_in_thread)
+    download = closing(container, results).fetch
+    jobs = ReplicateJobs(**policies.replicate(settings), download=download, clock=clock)
+    closing(container, jobs)
+    limits = policies.replicate_jobs(settings)
+    return JobPictureGenerator(jobs, name="replicate", limits=limits, random=container.random())
 
 
 async def close(container: Container) -> None:
-    """Close what was made and holds connections; call once, at the end of the process."""
-    opened: AsyncExitStack = container.opened()
-    await opened.aclose()
+    """Close the services that were built; call once, at the end of the process."""
+    await container.opened().aclose()

@@ -1,45 +1,31 @@
-"""Logs: events with fields, one a line on standard error."""
+"""Logs: one event with fields per line, on standard error."""
 
 import io
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from select import PIPE_BUF
-from typing import Any, ClassVar, NotRequired, TypeAlias, TypedDict
-from uuid import UUID
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 import structlog
 
-from config.settings import LogFormat, Settings
+from config.options import LogFormat
+from config.settings import Settings
 
 ACCESS_LOG = "access"
-"""The name of the logger of one line for each request."""
+"""The logger that writes one line per request."""
 
 
-class RequestInfo(TypedDict):
-    """What is known of a request."""
-
-    request_id: str
-    owner: NotRequired[str]
-    session_id: NotRequired[UUID]
-    """Of the session that it made."""
-
-
-REQUEST_INFO: ContextVar[RequestInfo | None] = ContextVar("request_info", default=None)
-"""Of the request that is being answered. Every line that is logged then says it; what is found out
-is put into the dictionary itself."""
-
-AccessLine: TypeAlias = Callable[[RequestInfo, str, str, int | None, float], None]
-"""Logs an answered request: what is known of it, its method and path, the answer's status (None if
-there was none), and how many milliseconds it took."""
+AccessLine: TypeAlias = Callable[[Mapping[str, object], str, str, int | None, float], None]
+"""Logs a request: its request info, method, path, response status (None if there was no response)
+and duration in milliseconds."""
 
 TASK_LOG = "tasks"
-"""The name of the logger of one line for each task that was done."""
+"""The logger that writes one line per finished task."""
 
 GRANIAN_LOGGING: dict[str, Any] = {
     "version": 1,
@@ -48,14 +34,15 @@ GRANIAN_LOGGING: dict[str, Any] = {
     "handlers": {},
     "loggers": {"_granian": {"propagate": True}},
 }
-"""Lets granian's messages reach our root logger."""
+"""Passes granian's messages on to our root logger."""
 
 
-def configure_logging(settings: Settings) -> None:
-    """Send structlog's events and the standard library's records through one renderer."""
+def configure_logging(settings: Settings, *processors: structlog.typing.Processor) -> None:
+    """Send structlog's events and the standard library's records through one renderer, after
+    ``processors`` have added to them."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
-        merge_request_info,
+        *processors,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -80,24 +67,16 @@ def configure_logging(settings: Settings) -> None:
     root.setLevel(settings.log_level.upper())
 
 
-def merge_request_info(
-    _: object, __: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
-    """Adds what is known of the request that is being answered."""
-    info = REQUEST_INFO.get()
-    return {**{name: str(value) for name, value in info.items()}, **event} if info else event
-
-
 def access_line(settings: Settings) -> AccessLine:
-    """Lines as a logger of structlog's would write them, for less than half its cost where they are
-    JSON: it is a large part of what an answer costs."""
+    """Same output as structlog's JSON logger at less than half the cost; access logging is a large
+    part of a request's cost."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     if settings.log_format is LogFormat.CONSOLE or level > logging.INFO:
         return logged_access_line
-    write = _StandardError(at_once=False).msg
+    write = _StandardError(buffered=True).msg
 
     def write_line(
-        info: RequestInfo, method: str, path: str, status: int | None, duration_ms: float
+        info: Mapping[str, object], method: str, path: str, status: int | None, duration_ms: float
     ) -> None:
         line = {
             "event": "request",
@@ -115,13 +94,13 @@ def access_line(settings: Settings) -> AccessLine:
 
 
 def logged_access_line(
-    info: RequestInfo,  # noqa: ARG001 - by merge_request_info
+    info: Mapping[str, object],  # noqa: ARG001 - added by a processor of ``configure_logging``
     method: str,
     path: str,
     status: int | None,
     duration_ms: float,
 ) -> None:
-    """By structlog, as it is configured when the line is written."""
+    """Logs through structlog, as configured when the line is written."""
     _access_log.info("request", method=method, path=path, status=status, duration_ms=duration_ms)
 
 
@@ -129,44 +108,45 @@ _access_log = structlog.get_logger(ACCESS_LOG)
 
 
 def buffer_access_logs() -> None:
-    """From now on lines of requests and of tasks that were done wait for others, and for
-    ``flush_logs``: to write each one by itself costs a request as much as half of all
-    else. Any other line is written at once, and those before it."""
+    """Buffer access and task lines until ``flush_logs``, because writing each line alone adds half
+    to the cost of a request. Other lines are written immediately, flushing any buffered before
+    them."""
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(line_buffering=False, write_through=False)
 
 
 def flush_logs() -> None:
-    """Call this about once a second, and at the end."""
+    """Write the buffered lines. Call this about once a second, and at the end."""
     with suppress(OSError):
         sys.stderr.flush()
 
 
 def _logger(name: str | None = None) -> object:
-    return _StandardError(at_once=name not in {ACCESS_LOG, TASK_LOG})
+    return _StandardError(buffered=name in {ACCESS_LOG, TASK_LOG})
 
 
 class _StandardError:
-    """Writes lines ``at_once``, or leaves them to wait for others, as far as these may be written
-    together: a pipe takes so much in one piece, and more may have lines of other processes in its
-    middle. A line that cannot be written, because the disk is full or the reader gone, is lost:
-    nothing else may fail for it."""
+    """Writes lines immediately or, if ``buffered``, in batches of up to PIPE_BUF bytes: a pipe
+    keeps this much in one piece, while a longer write may be interleaved with lines of other
+    processes. A line that cannot be written is lost, because a full disk or a closed pipe must not
+    fail a request."""
 
-    _waiting: ClassVar[int] = 0
-    """Characters, which are bytes of a line in JSON; too many if somebody else wrote meanwhile."""
+    _buffered_bytes: ClassVar[int] = 0
+    """An upper bound, because other code may flush the stream. JSON lines are ASCII, so their
+    characters are bytes."""
 
-    def __init__(self, *, at_once: bool) -> None:
-        self._at_once = at_once
+    def __init__(self, *, buffered: bool) -> None:
+        self._buffered = buffered
 
     def msg(self, line: str) -> None:
         try:
-            if _StandardError._waiting + len(line) >= PIPE_BUF:
-                _StandardError._waiting = 0
+            if _StandardError._buffered_bytes + len(line) >= PIPE_BUF:
+                _StandardError._buffered_bytes = 0
                 sys.stderr.flush()
-            _StandardError._waiting += len(line) + 1
+            _StandardError._buffered_bytes += len(line) + 1
             sys.stderr.write(line + "\n")
-            if self._at_once:
-                _StandardError._waiting = 0
+            if not self._buffered:
+                _StandardError._buffered_bytes = 0
                 sys.stderr.flush()
         except OSError:
             pass
@@ -175,7 +155,7 @@ class _StandardError:
 
 
 def _renderers(log_format: LogFormat) -> list[structlog.typing.Processor]:
-    """Tracebacks come without local variables, among which are tokens, keys and signed links."""
+    """Tracebacks omit local variables, because they contain tokens, keys and signed links."""
     if log_format is LogFormat.CONSOLE:
         return [
             structlog.dev.ConsoleRenderer(
@@ -190,9 +170,9 @@ def _renderers(log_format: LogFormat) -> list[structlog.typing.Processor]:
 
 
 def _json(event: object, default: Callable[[Any], Any]) -> str:
-    """In ASCII: among other characters are some that terminals obey."""
+    """ASCII only, because terminals interpret some of the other characters."""
     try:
         line = msgspec.json.encode(event, enc_hook=default)
-    except UnicodeEncodeError:  # of half a surrogate pair, as names of files may have
+    except UnicodeEncodeError:  # a lone surrogate, which file names may contain
         line = b"\xff"
     return line.decode() if line.isascii() else json.dumps(event, default=default)

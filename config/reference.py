@@ -1,18 +1,27 @@
-"""The settings as documentation: what ``.env.example``, the README and ``wearon settings`` say."""
+"""The settings as documentation: `wearon settings`, `.env.example` and `docs/settings.md`."""
 
 import msgspec
 
-from config.settings import SETTINGS, about, allowed, variable_of
+from config.loading import allowed
+from config.settings import SETTINGS, about, variable_of
 
-_HEAD = """\
-# Every setting of wearon, with its default. Copy this file to .env, uncomment what you change, and
-# read it with:  set -a; . ./.env; set +a
-# `wearon dev` and `wearon demo` need none of it. An empty variable counts as not set.
+_ENV_HEAD = """\
+# All settings of wearon with their defaults. Copy this file to .env, uncomment the lines to change,
+# and load it with:  set -a; . ./.env; set +a
+# `wearon dev` and `wearon demo` need no settings. An empty variable counts as not set.
+"""
+
+_PAGE_HEAD = """\
+# Settings
+
+Every setting is an environment variable, and an empty variable counts as not set; times are in \
+seconds. `wearon settings --markdown` prints this page.
+
 """
 
 
 class Variable(msgspec.Struct, frozen=True, kw_only=True):
-    """One environment variable. Without a default, ``default`` is empty."""
+    """One environment variable. ``default`` is empty if there is none."""
 
     name: str
     default: str
@@ -21,7 +30,7 @@ class Variable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def variables() -> list[Variable]:
-    """All variables, in the order in which they are declared."""
+    """All variables in the order of their declaration."""
     return [
         Variable(
             name=variable_of(field.name),
@@ -34,22 +43,23 @@ def variables() -> list[Variable]:
 
 
 def env_example() -> str:
-    """The text of ``.env.example``."""
+    """The contents of ``.env.example``."""
     entries = (
         f"\n# {variable.description} ({variable.allowed})\n# {variable.name}={variable.default}\n"
         for variable in variables()
     )
-    return _HEAD + "".join(entries)
+    return _ENV_HEAD + "".join(entries)
 
 
-def markdown_table() -> str:
-    """The settings table of the README."""
+def markdown_page() -> str:
+    """The contents of ``docs/settings.md``."""
     rows = (
         f"| `{variable.name}` | {_code(variable.default)} | {variable.allowed} |"
         f" {variable.description} |\n"
         for variable in variables()
     )
-    return "| variable | default | allowed | what it is |\n|---|---|---|---|\n" + "".join(rows)
+    table = "| Variable | Default | Allowed | Description |\n|---|---|---|---|\n"
+    return _PAGE_HEAD + table + "".join(rows)
 
 
 def _code(text: str) -> str:
@@ -57,7 +67,13 @@ def _code(text: str) -> str:
 
 
 def _text(value: object) -> str:
-    """A default as one would write it into the environment."""
-    if value is None:
-        return ""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """A default as it would be written in the environment."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:.15g}"
+        case _:
+            return str(value)

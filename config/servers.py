@@ -1,20 +1,21 @@
-"""The servers that development and the demo run on: the ones named in the environment, or
-embedded ones that stop with this process."""
+"""The servers of development and the demo: those that the environment names, or embedded servers
+that stop with this process."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from adapters.embedded.postgres import EmbeddedPostgres
-from adapters.embedded.processes import EmbeddedUnavailable, die_with_parent
+from adapters.embedded.processes import EmbeddedUnavailable
 from adapters.embedded.valkey import EmbeddedValkey
 
-__all__ = ["EmbeddedUnavailable", "die_with_parent", "servers"]
+__all__ = ["EmbeddedUnavailable", "servers"]
 
 
 @contextmanager
 def servers(environ: Mapping[str, str], data_dir: Path) -> Iterator[dict[str, str]]:
-    """Give the variables that name a running PostgreSQL and Redis, starting what is not named.
+    """The variables that name a running PostgreSQL and Redis. Those that ``environ`` does not name
+    are started.
 
     Raises ``EmbeddedUnavailable``, which says what to install.
     """

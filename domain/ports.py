@@ -8,7 +8,7 @@ of its own in ``tests/adapters``.
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
@@ -47,16 +47,22 @@ class TaskQueuePort(Protocol):
 
 
 class DeadLetterPort(Protocol):
-    """The dead list, for the operator. Raises ``QueueUnavailable``."""
+    """The dead-letter list, for operators. Raises ``QueueUnavailable``."""
 
     async def dead(self, *, limit: int) -> list[DeadLetter]:
-        """The newest first."""
+        """Dead letters, newest first."""
+
+    async def get(self, letter_id: UUID) -> DeadLetter | None:
+        """The letter; None if there is no such letter."""
+
+    async def count(self) -> int:
+        """How many dead letters there are."""
 
     async def requeue(self, letter_id: UUID) -> bool:
         """Move the raw text of a letter behind all tasks. False if there is no such letter."""
 
     async def discard(self, letter_id: UUID) -> bool:
-        """Throw a letter away. False if there is no such letter."""
+        """Delete a letter. False if there is no such letter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,30 +381,43 @@ class PictureStoragePort(Protocol):
     """
 
     async def find(self, prefix: str) -> StoredPicture | None:
-        """The picture whose key is ``prefix`` plus an extension, if there is one."""
+        """The picture whose key is ``prefix`` plus an extension; None if there is none."""
 
     async def save(self, prefix: str, picture: Picture) -> StoredPicture:
-        """Keep ``picture`` under ``prefix`` plus the extension of its type. Where a picture of
-        that key exists already it is left alone and is the one that counts."""
+        """Keep ``picture`` under ``prefix`` plus the extension of its type. If ``prefix`` has a
+        picture already, that one stays and is returned."""
 
     async def delete(self, prefix: str) -> None:
-        """Delete whatever is kept under ``prefix`` plus any extension. Nothing there is as good."""
+        """Delete the pictures under ``prefix`` plus any extension. Deleting nothing succeeds."""
 
     def url(self, object_key: str) -> str:
-        """A signed URL at which anybody can get the picture until it expires or is deleted."""
+        """A signed URL that serves the picture to anyone until it expires or the picture is
+        deleted."""
+
+
+class SignedReadPort(Protocol):
+    """Picture storage that serves its own signed URLs. Cloud storage does not need this port: its
+    provider serves them."""
+
+    async def read_signed(self, object_key: str, *, expires: int, signature: str) -> Picture:
+        """The picture behind a signed URL, given that URL's parts.
+
+        Raises ``NotFound``, without distinction, for a wrong signature, an expired URL and a
+        missing picture; ``TryAgain`` when the storage does not answer.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadLinks:
-    """Two signed URLs of one object: whoever has the first may PUT a picture there, whoever has
-    the second may get it."""
+    """Two signed URLs of one object: a PUT to the first stores a picture, a GET of the second
+    returns it."""
 
     upload_url: str
     image_url: str
 
 
 class UploadStoragePort(Protocol):
-    """Keeps callers' own pictures, each in the folder of its owner and day: the key is
+    """Keeps callers' own pictures in one folder per day and owner: the key is
     ``uploads/{yyyy-mm-dd}/{channel}/{owner id}/{name}`` plus the extension of its type.
 
     Raises ``TryAgain`` when the storage does not answer.
@@ -410,13 +429,27 @@ class UploadStoragePort(Protocol):
         ``PictureStoragePort.url``."""
 
     async def count_uploads(self, folder: str, *, limit: int) -> int:
-        """How many uploads there are in ``folder``, counted to ``limit``."""
+        """The number of uploads in ``folder``, counted up to ``limit``."""
 
     async def read_upload(self, object_key: str, *, max_bytes: int) -> bytes:
-        """What was uploaded. Raises ``Refused`` where nothing is, and, without loading it, where
-        it is larger than ``max_bytes``."""
+        """The uploaded bytes. Raises ``Refused`` for a missing object and, without loading it, for
+        one larger than ``max_bytes``."""
 
-    async def delete_uploads_before(self, day: date, *, limit: int) -> int:
-        """Delete uploads of the days before ``day``, oldest first and at most ``limit`` of them.
-        Returns how many it found: less than ``limit`` says that none is left. Safe to run in many
-        processes at once."""
+    async def delete_uploads_before(self, moment: datetime, *, limit: int) -> int:
+        """Delete uploads that were stored before ``moment``, oldest day first, at most ``limit``.
+
+        Returns the number found: less than ``limit`` means that none is left. Lists no folder of a
+        day after ``moment``. Safe to run in many processes at once.
+        """
+
+
+class UploadSinkPort(Protocol):
+    """Picture storage whose uploads pass through our API. Cloud storage does not need this port:
+    its provider receives them."""
+
+    def check_upload_link(self, object_key: str, *, expires: int, signature: str) -> None:
+        """Raises ``NotFound`` unless ``upload_links`` issued this link and it has not expired."""
+
+    async def keep_upload(self, object_key: str, data: bytes) -> bool:
+        """Keep ``data``, whole or not at all. False, and nothing changes, if the key is taken.
+        Raises ``TryAgain`` when the storage does not answer."""

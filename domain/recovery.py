@@ -35,12 +35,11 @@ class RecoveryPolicy:
     that lost its lease may save a picture after its session has ended, and a picture saved after
     the deletion is never deleted. One run deletes up to ``deletions`` pictures concurrently and
     waits for them up to ``deletion_timeout``, so that lost sessions wait no longer; failed
-    deletions are repeated after ``delete_again_after``. Uploads are kept for ``upload_lifetime``,
-    and up to a day more.
+    deletions are repeated after ``delete_again_after``. Uploads are kept for ``upload_lifetime``.
     """
 
     requeue_after: timedelta = timedelta(seconds=15)
-    max_attempts: int = 3
+    max_attempts: int = WorkPolicy().max_attempts
     external_timeout: timedelta = timedelta(minutes=15)
     queue_ttl: timedelta = timedelta(hours=1)
     upload_lifetime: timedelta = timedelta(days=2)
@@ -274,7 +273,7 @@ class Recovery:
         self._next_upload_search = now + _UPLOAD_SEARCH_INTERVAL
         try:
             deleted = await self._uploads.delete_uploads_before(
-                (now - self._policy.upload_lifetime).date(), limit=_UPLOAD_BATCH
+                now - self._policy.upload_lifetime, limit=_UPLOAD_BATCH
             )
         except TryAgain as error:
             raise StorageUnavailable("The upload storage is unavailable") from error

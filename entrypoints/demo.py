@@ -1,4 +1,4 @@
-"""``wearon demo``: the main job from end to end, through the front door, told as it happens."""
+"""``wearon demo``: two try-ons from end to end over HTTP, reported step by step."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 import rich_click as click
 
 from domain.sessions import SessionStatus
-from entrypoints.dev import Stack, StackFailed, failing_clearly, made_folder, stack
+from entrypoints.dev import Stack, StackFailed, make_folder, readable_errors, stack
 
 SETTLE_SECONDS = {"local": 60.0, "openai": 600.0, "replicate": 600.0}
 POLL_SECONDS = 0.1
@@ -24,14 +24,14 @@ REQUEST_SECONDS = 10.0
 
 
 def run_demo(data_dir: Path, provider: str, base_url: str | None) -> None:
-    """One try-on for a user and one for a store; raises click's error if one does not complete.
+    """Run one try-on for a user and one for a store. Raises ``StackFailed`` unless both complete.
 
-    ``provider`` is a generator of the settings, and ``base_url`` where it is, if not where usual.
+    ``provider`` is a value of ``WEARON_GENERATOR``; ``base_url`` replaces its usual address.
     """
     started = time.monotonic()
     click.echo("Starting PostgreSQL, a Redis-protocol server, the API and a worker ...")
     with (
-        failing_clearly(),
+        readable_errors(),
         _log(data_dir) as log,
         stack(_environment(provider, base_url), _free_port(), data_dir, output=log) as (running, _),
     ):
@@ -45,12 +45,14 @@ def run_demo(data_dir: Path, provider: str, base_url: str | None) -> None:
     click.echo("Pictures:")
     for picture in pictures:
         click.echo(f"  {picture}")
-    click.echo(f"\nDone in {time.monotonic() - started:.1f} s. `wearon dev` starts this to stay.")
+    click.echo(
+        f"\nDone in {time.monotonic() - started:.1f} s. `wearon dev` starts a stack that stays."
+    )
 
 
 def _environment(provider: str, base_url: str | None) -> dict[str, str]:
-    """Ours without settings: the demo is the same for everybody, and touches nobody's database.
-    Those of a provider that was asked for stay."""
+    """Our environment without settings, so that the demo is the same everywhere and uses no
+    existing database. The settings of the chosen provider stay."""
     environ = {
         name: value
         for name, value in os.environ.items()
@@ -63,10 +65,11 @@ def _environment(provider: str, base_url: str | None) -> dict[str, str]:
 
 
 def _try_on(
-    running: Stack, settle_seconds: float, who: str, token: str, accessories: Sequence[str]
+    running: Stack, settle_seconds: float, caller: str, token: str, accessories: Sequence[str]
 ) -> Path:
+    """Returns the file of the picture."""
     api = _Api(running.url, token)
-    click.echo(f"-- {who}")
+    click.echo(f"-- {caller}")
     before = api.get("/api/v1/credits")["balance"]
     answer = api.post(
         "/api/v1/generations",
@@ -90,7 +93,7 @@ def _try_on(
 
 
 class _Api:
-    """Calls the API as any client would, and unpacks the envelope."""
+    """A client of the API that unwraps the envelope."""
 
     def __init__(self, url: str, token: str) -> None:
         self._url = url
@@ -108,7 +111,7 @@ class _Api:
 
 
 def _read(request: Request | str) -> bytes:
-    """The body of the answer. Raises ``StackFailed``."""
+    """The body of the response. Raises ``StackFailed`` unless the request succeeds."""
     try:
         with urlopen(request, timeout=REQUEST_SECONDS) as response:  # noqa: S310 - our own API
             body: bytes = response.read()
@@ -121,40 +124,40 @@ def _read(request: Request | str) -> bytes:
 
 
 def _wait(api: _Api, session: dict[str, Any], settle_seconds: float) -> dict[str, Any]:
-    """Follow the session to its end, saying each status once."""
+    """Poll the session until it is final, printing each new status."""
     path = urlsplit(session["status_url"]).path
-    seen = None
+    printed = None
     deadline = time.monotonic() + settle_seconds
     while time.monotonic() < deadline:
-        if session["status"] != seen:
-            seen = session["status"]
-            click.echo(f"   {seen}")
+        if session["status"] != printed:
+            printed = session["status"]
+            click.echo(f"   {printed}")
         if SessionStatus(session["status"]).is_final:
             return session
         time.sleep(POLL_SECONDS)
         session = api.get(path)
-    raise StackFailed(f"The session was not settled within {settle_seconds:.0f} s.")
+    raise StackFailed(f"The session did not end within {settle_seconds:.0f} s.")
 
 
 def _print_timeline(session: dict[str, Any]) -> None:
-    """When the session entered each status, in seconds since the request."""
-    entered = {
+    """Print when the session entered each status, in seconds since the request."""
+    times = {
         "queued": session["created_at"],
         "processing": session["started_at"],
         session["status"]: session["completed_at"],
     }
-    begin = datetime.fromisoformat(session["created_at"])
+    start = datetime.fromisoformat(session["created_at"])
     click.echo("   timeline")
-    for status, at in entered.items():
+    for status, at in times.items():
         if at is not None:
-            seconds = (datetime.fromisoformat(at) - begin).total_seconds()
+            seconds = (datetime.fromisoformat(at) - start).total_seconds()
             click.echo(f"     +{seconds:6.3f} s  {status}")
 
 
 def _print_usage(session: dict[str, Any]) -> None:
     if session["input_tokens"] is not None:
         click.echo(
-            f"   took {session['input_tokens']} + {session['output_tokens']} tokens,"
+            f"   used {session['input_tokens']} + {session['output_tokens']} tokens,"
             f" about {session['estimated_cost_usd']} USD"
         )
 
@@ -168,21 +171,21 @@ def _print_ledger(api: _Api, session_id: str) -> None:
 
 
 def _picture(running: Stack, url: str) -> Path:
-    """Get the picture as a client would; return the file that it came from."""
+    """Download the picture as a client would, and return the file that the API served."""
     served = _read(url)
     key = unquote(urlsplit(url).path).removeprefix("/files/")
     if running.data_dir is None:
-        raise StackFailed("A stack in memory has no files.")
+        raise StackFailed("A stack in memory stores no files.")
     path = running.data_dir / "pictures" / key
     if path.read_bytes() != served:
-        raise StackFailed(f"{path} is not what the API served.")
+        raise StackFailed(f"{path} differs from what the API served.")
     return path
 
 
 @contextmanager
 def _log(data_dir: Path) -> Iterator[IO[bytes]]:
-    """Where the processes of the stack write their logs, so that the story can be read."""
-    with (made_folder(data_dir) / "demo.log").open("wb") as file:
+    """The log file of the stack's processes, which keeps the demo's own output readable."""
+    with (make_folder(data_dir) / "demo.log").open("wb") as file:
         yield file
 
 

@@ -1,4 +1,4 @@
-"""Everything on one machine, for development: servers, migration, API, worker and who uses them."""
+"""The development stack on one machine: servers, migration, API, worker and demo credentials."""
 
 import asyncio
 import os
@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -23,11 +22,13 @@ import rich_click as click
 from litestar import Litestar
 
 from config.container import Container, close
+from config.loading import load_settings
 from config.logging import configure_logging
-from config.servers import EmbeddedUnavailable, die_with_parent, servers
-from config.settings import Settings, load_settings
+from config.processes import end_with_parent, ending_with_us
+from config.servers import EmbeddedUnavailable, servers
+from config.settings import Settings
 from domain.credits import Channel, Owner
-from domain.ports import ApiKey
+from entrypoints.http.request_info import merge_request_info
 from entrypoints.http.server import application, serve_http
 from entrypoints.worker import build_worker
 
@@ -38,7 +39,8 @@ _TOKEN_LIFETIME = timedelta(days=30)
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """Who uses a development stack, and its secrets. Kept with the data, readable by us only."""
+    """The demo user and store of a stack, and its secrets. Stored with the data, in a file that
+    only our user can read."""
 
     user_id: UUID
     store_id: str
@@ -56,7 +58,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stack(msgspec.Struct, frozen=True, kw_only=True):
-    """A running stack, as one uses it from outside."""
+    """A running stack, as its clients see it."""
 
     url: str
     user_token: str
@@ -75,37 +77,36 @@ def new_identity() -> Identity:
 
 
 def run_stack(port: int, data_dir: Path) -> None:
-    """``wearon dev``: run until Ctrl-C, SIGTERM or the end of a part."""
+    """``wearon dev``: run until Ctrl-C, SIGTERM or the end of a process of the stack."""
     try:
-        with failing_clearly(), stack(os.environ, port, data_dir) as (running, parts):
+        with readable_errors(), stack(os.environ, port, data_dir) as (running, processes):
             click.echo(banner(running))
-            while all(part.poll() is None for part in parts):
+            while all(process.poll() is None for process in processes):
                 time.sleep(0.2)
-            raise StackFailed("A part of the stack ended; its messages are above.")
+            raise StackFailed("A process of the stack ended; see its output above.")
     except KeyboardInterrupt:
         click.echo("\nStopped.")
 
 
 def run_in_memory(port: int) -> None:
-    """``wearon dev --in-memory``: one process and no server; all is gone at exit."""
+    """``wearon dev --in-memory``: one process, no servers, and no data left at exit."""
     identity = new_identity()
     environ = (
         _environment(os.environ, identity, port)
-        | {"WEARON_STORE": "memory", "WEARON_QUEUE": "memory", "WEARON_STORAGE": "memory"}
+        | {"WEARON_DATABASE": "memory", "WEARON_QUEUE": "memory", "WEARON_STORAGE": "memory"}
         | {"WEARON_API_WORKERS": "1", _IDENTITY: msgspec.json.encode(identity).decode()}
     )
     settings = load_settings(environ)
-    _check(settings)
+    _require_provider_key(settings)
     os.environ.update(environ)
     serve_http(settings, target="entrypoints.dev:in_memory_app")
 
 
 def in_memory_app() -> Litestar:
-    """API and worker in one process, seeded and announced when it starts."""
-    # granian's main process, killed, would leave this one serving.
-    die_with_parent(signal.SIGTERM, os.getppid())
+    """API and worker in one process, with the demo accounts."""
+    end_with_parent()
     settings = load_settings(os.environ)
-    configure_logging(settings)
+    configure_logging(settings, merge_request_info)
     container = Container(settings=settings)
     identity = msgspec.json.decode(os.environ[_IDENTITY], type=Identity)
 
@@ -114,11 +115,12 @@ def in_memory_app() -> Litestar:
         await _seed(container, identity)
         worker = build_worker(container, concurrency=None, recovery=True)
         working = asyncio.create_task(worker.run())
-        # An API whose worker has crashed looks alive and does nothing: end the main process.
+        # An API whose worker has crashed would look healthy, so stop the main process as well.
         working.add_done_callback(lambda _: os.kill(os.getppid(), signal.SIGTERM))
-        announcing = asyncio.create_task(_announce(_stack(container, identity, data_dir=None)))
+        running = _running_stack(container, identity, data_dir=None)
+        announcement = asyncio.create_task(_print_banner_when_ready(running))
         yield
-        announcing.cancel()
+        announcement.cancel()
         worker.stop()
         await working
 
@@ -129,37 +131,37 @@ def in_memory_app() -> Litestar:
 def stack(
     environ: Mapping[str, str], port: int, data_dir: Path, *, output: IO[bytes] | None = None
 ) -> Iterator[tuple[Stack, list[subprocess.Popen[bytes]]]]:
-    """A running stack and its processes; all of it stops at the end, also of a killed parent.
+    """A running stack and its processes. All of it stops at the end, or if we are killed.
 
-    ``output`` is where the processes write their messages; None: where ours go.
+    The processes write to ``output``, or to our own output if that is None.
     Raises ``EmbeddedUnavailable`` and ``StackFailed``.
     """
-    data_dir = made_folder(data_dir)
-    identity = _kept_identity(data_dir / "identity.json")
+    data_dir = make_folder(data_dir)
+    identity = _load_identity(data_dir / "identity.json")
     environ = _environment(environ, identity, port) | {
-        "WEARON_STORE": "postgres",
+        "WEARON_DATABASE": "postgres",
         "WEARON_QUEUE": "redis",
         "WEARON_STORAGE": "local",
         "WEARON_DATA_DIR": str(data_dir),
     }
-    _check(load_settings(environ))  # what is wrong with them is said before anything starts
+    _require_provider_key(load_settings(environ))  # report wrong settings before anything starts
     with servers(environ, data_dir) as urls:
         environ |= urls
         running = asyncio.run(_prepare(load_settings(environ), identity))
-        _keep_environment(data_dir / "env", environ)
-        with _processes(environ, output) as parts:
-            _wait_until_ready(running.url, parts, output)
-            yield running, parts
+        _write_environment(data_dir / "env", environ)
+        with _start_processes(environ, output) as processes:
+            _wait_until_ready(running.url, processes, output)
+            yield running, processes
 
 
-def _check(settings: Settings) -> None:
-    """Raises SettingsError where the chosen generator lacks what it needs."""
+def _require_provider_key(settings: Settings) -> None:
+    """Raises ``SettingsError`` if the chosen generator has no key."""
     for name in settings.for_generator:
         settings.require(name)
 
 
-async def _announce(running: Stack) -> None:
-    """Print the banner once the API, which starts after its lifespan, can be reached."""
+async def _print_banner_when_ready(running: Stack) -> None:
+    """The API accepts connections only after its lifespan has started."""
     parts = urlsplit(running.url)
     async with asyncio.timeout(READY_SECONDS):
         while True:
@@ -174,45 +176,45 @@ async def _announce(running: Stack) -> None:
 
 
 class StackFailed(click.ClickException):
-    """The stack did not start or did not do its work; ``str(error)`` is for whoever started it."""
+    """The stack did not start or did not work. The message is shown to the user."""
 
 
 def banner(running: Stack) -> str:
-    """What to do with a running stack, ready to paste."""
+    """How to use a running stack, with commands to paste."""
     identity, url = running.identity, running.url
     samples = f"{url}/samples"
     body = (
         f'{{"model_image_url": "{samples}/model.png", "outfit_image_url": "{samples}/outfit.png"}}'
     )
     if running.data_dir is None:
-        kept = "Everything is in this process's memory and gone when it stops."
+        data = "All data is in this process's memory and is lost when it stops."
     else:
-        kept = (
-            f"Data is kept in {running.data_dir}; the next start finds it again.\n"
-            f"The other commands, in another terminal, after:\n"
+        data = (
+            f"Data is stored in {running.data_dir}; the next start continues with it.\n"
+            f"To use the other commands in another terminal, first run:\n"
             f"  set -a; . {shlex.quote(str(running.data_dir / 'env'))}; set +a"
         )
     return f"""
 wearon is ready: {url}    API documentation: {url}/schema
 
-A user's try-on ({DEMO_CREDITS} credits were granted):
+A try-on of a user, who has {DEMO_CREDITS} credits at first:
   curl -s {url}/api/v1/generations -H 'Content-Type: application/json' \\
     -H 'Authorization: Bearer {running.user_token}' \\
     -d '{body}'
 
-A store's ({identity.store_id}):
+A try-on of a store ({identity.store_id}):
   curl -s {url}/api/v1/generations -H 'Content-Type: application/json' \\
     -H 'Authorization: Bearer {identity.api_key}' \\
     -d '{body}'
 
-Then GET the status_url of the answer with the same header.
-{kept}
-Ctrl-C stops all of it.
+Then GET the status_url of the response with the same Authorization header.
+{data}
+Ctrl-C stops everything.
 """
 
 
 _IDENTITY = "_WEARON_IDENTITY"
-"""Carries the identity from granian's main process to the in-memory application."""
+"""Passes the identity from granian's main process to the in-memory application."""
 
 
 def _url(port: int) -> str:
@@ -220,16 +222,16 @@ def _url(port: int) -> str:
 
 
 def _environment(environ: Mapping[str, str], identity: Identity, port: int) -> dict[str, str]:
-    """The environment with settings for development. Its own go before those that are a matter
-    of taste, but not before those that say what runs where."""
-    taste = {
+    """The environment with development settings: the caller's variables override our defaults,
+    except those that decide what runs where."""
+    defaults = {
         "WEARON_LOG_FORMAT": "console",
         "WEARON_JWT_SECRET": identity.jwt_secret,
         "WEARON_SIGNING_SECRET": identity.signing_secret,
     }
     given = {name: value for name, value in environ.items() if value.strip()}
     return (
-        taste
+        defaults
         | given
         | {
             "WEARON_ENVIRONMENT": "development",
@@ -241,57 +243,46 @@ def _environment(environ: Mapping[str, str], identity: Identity, port: int) -> d
     )
 
 
-def _stack(container: Container, identity: Identity, *, data_dir: Path | None) -> Stack:
-    settings: Settings = container.settings()
-    token = container.user_token(
+def _running_stack(container: Container, identity: Identity, *, data_dir: Path | None) -> Stack:
+    token = container.user_token()(
         identity.user_id, now=container.clock()(), lifetime=_TOKEN_LIFETIME
     )
-    return Stack(url=settings.public_url, user_token=token, identity=identity, data_dir=data_dir)
+    url = container.settings().public_url
+    return Stack(url=url, user_token=token, identity=identity, data_dir=data_dir)
 
 
 async def _prepare(settings: Settings, identity: Identity) -> Stack:
     container = Container(settings=settings)
     try:
-        await container.migrate()
-        await container.queue().depth()  # Redis, too, has to answer before anything is started
+        await container.migrate()()
+        await container.queue().depth()  # Redis must answer as well before anything starts
         await _seed(container, identity)
-        return _stack(container, identity, data_dir=settings.data_dir)
+        return _running_stack(container, identity, data_dir=settings.data_dir)
     finally:
         await close(container)
 
 
 async def _seed(container: Container, identity: Identity) -> None:
-    """The demo user and store with their key, and with credits wherever they have none left."""
-    accounts, keys = container.accounts(), container.api_keys()
+    """Grant credits to the demo user and store if they have none left, and add the store's key."""
     for owner in (identity.user, identity.store):
-        if (await accounts.account(owner)).balance == 0:
-            await accounts.grant(owner, DEMO_CREDITS, note="demo credits")
-    key_sha256 = container.key_sha256(identity.api_key)
-    if await keys.owner_of(key_sha256) is None:
-        await keys.add(
-            ApiKey(
-                id=container.new_id()(),
-                owner=identity.store,
-                key_sha256=key_sha256,
-                label="demo",
-                created_at=container.clock()(),
-            )
-        )
+        await container.grants().top_up(owner, DEMO_CREDITS, note="demo credits")
+    await container.key_issuer().register(identity.api_key, identity.store, label="demo")
 
 
-def _kept_identity(path: Path) -> Identity:
+def _load_identity(path: Path) -> Identity:
+    """The identity stored at ``path``, or a new one."""
     if path.exists():
         try:
             return msgspec.json.decode(path.read_bytes(), type=Identity)
         except msgspec.DecodeError as error:
-            raise StackFailed(f"{path} is damaged: remove it and get new credentials") from error
+            raise StackFailed(f"{path} is damaged: delete it to get new credentials") from error
     identity = new_identity()
     _write_private(path, msgspec.json.format(msgspec.json.encode(identity)).decode())
     return identity
 
 
-def _keep_environment(path: Path, environ: Mapping[str, str]) -> None:
-    """A file to source, so that other commands find this stack."""
+def _write_environment(path: Path, environ: Mapping[str, str]) -> None:
+    """Write a file to source, with which other commands use this stack."""
     names = ("DATABASE_URL", "REDIS_URL", *(name for name in environ if name.startswith("WEARON_")))
     _write_private(path, "".join(f"{name}={shlex.quote(environ[name])}\n" for name in names))
 
@@ -303,77 +294,78 @@ def _write_private(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _processes(
+def _start_processes(
     environ: Mapping[str, str], output: IO[bytes] | None
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
-    parts: list[subprocess.Popen[bytes]] = []
+    processes: list[subprocess.Popen[bytes]] = []
     try:
         for command in ("serve", "worker"):
-            parts.append(  # noqa: PERF401 - what was started must be stopped if the next one fails
+            processes.append(  # noqa: PERF401 - the first must be stopped if the second fails
                 subprocess.Popen(  # noqa: S603 - our own program
                     [sys.executable, "-P", "-m", "entrypoints.cli", command],
                     env=environ,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),  # noqa: PLW1509 - one thread
+                    preexec_fn=ending_with_us(),  # noqa: PLW1509 - one thread
                 )
             )
-        yield parts
+        yield processes
     finally:
-        _stop(parts)
+        _stop(processes)
 
 
-def _stop(parts: list[subprocess.Popen[bytes]]) -> None:
-    """Let them finish what they do; who takes too long is killed, which loses nothing."""
-    for part in parts:
-        part.terminate()
+def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Let each process drain; kill those that take too long, which loses nothing."""
+    for process in processes:
+        process.terminate()
     deadline = time.monotonic() + STOP_SECONDS
-    for part in parts:
+    for process in processes:
         try:
-            part.wait(max(0.0, deadline - time.monotonic()))
+            process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            part.kill()
-            part.wait()
+            process.kill()
+            process.wait()
 
 
 def _wait_until_ready(
-    url: str, parts: list[subprocess.Popen[bytes]], output: IO[bytes] | None
+    url: str, processes: list[subprocess.Popen[bytes]], output: IO[bytes] | None
 ) -> None:
-    messages = "above" if output is None else f"in {output.name}"
+    place = "above" if output is None else f"in {output.name}"
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
-        if any(part.poll() is not None for part in parts):
-            raise StackFailed(f"A part of the stack did not start; its messages are {messages}.")
+        if any(process.poll() is not None for process in processes):
+            raise StackFailed(f"A process of the stack did not start; see its output {place}.")
         try:
             with urlopen(f"{url}/health/ready", timeout=2):  # noqa: S310 - our own API
                 return
         except OSError:
             time.sleep(0.02)
     raise StackFailed(
-        f"The API was not ready within {READY_SECONDS:.0f} s; its messages are {messages}."
+        f"The API was not ready within {READY_SECONDS:.0f} s; see its output {place}."
     )
 
 
-def made_folder(path: Path) -> Path:
-    """The folder, as an absolute path. Raises ``StackFailed`` if we may not write to it."""
+def make_folder(path: Path) -> Path:
+    """Make the folder if it does not exist, and return its absolute path. Raises ``StackFailed`` if
+    we may not write to it."""
     path = path.resolve()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StackFailed(f"--data-dir {path}: {error.strerror}") from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise StackFailed(f"--data-dir {path}: not ours to write to")
+        raise StackFailed(f"--data-dir {path}: not writable")
     return path
 
 
 @contextmanager
-def failing_clearly() -> Iterator[None]:
-    """One line instead of a traceback; SIGTERM is an interruption like Ctrl-C."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def readable_errors() -> Iterator[None]:
+    """Report a missing server in one line instead of a traceback, and treat SIGTERM like Ctrl-C."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except EmbeddedUnavailable as error:
         raise StackFailed(str(error)) from error
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

@@ -1,16 +1,15 @@
-"""What a long-lived process asks of the garbage collector."""
+"""The garbage collector of a long-lived process."""
 
 import gc
 
 COLLECT_EVERY = 50_000
-"""Objects that may pile up before the garbage collector looks at them: those of some hundred
-requests or tasks."""
+"""New objects between two collections: those of a few hundred requests or tasks."""
 
 
 def freeze_startup_objects() -> None:
-    """Have the garbage collector look at what requests and tasks make, and seldom. What is there
-    now stays to the end; to look through all of it again and again would stop everybody for tens of
-    milliseconds."""
+    """Exclude the current objects from collections, and collect the others rarely. The objects made
+    at startup stay until the end; scanning them again and again would pause the process for tens of
+    milliseconds each time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_EVERY, 20, 100)

@@ -1,4 +1,4 @@
-"""From a bearer token to its owner: a user's JWT (``b2c``) or a store's API key (``b2b``)."""
+"""Authentication by bearer token: a user's JWT (``b2c``) or a store's API key (``b2b``)."""
 
 import hashlib
 import re
@@ -19,22 +19,22 @@ API_KEY_PREFIX = "wk_"
 _API_KEY = re.compile(r"wk_[0-9a-f]{32}")
 _ALGORITHM = "HS256"
 MAX_TOKEN_LENGTH = 8_192
-MAX_REMEMBERED = 10_000
+MAX_CACHED = 10_000
 
 
 def new_api_key() -> str:
-    """A new API key: ``wk_`` and 32 hex digits (128 random bits). Shown once, kept as a hash."""
+    """A new API key: ``wk_`` and 32 hex digits (128 random bits)."""
     return API_KEY_PREFIX + secrets.token_hex(16)
 
 
 def key_sha256(api_key: str) -> str:
-    """How an API key is stored. A plain hash will do, for the key is random and long."""
+    """The stored form of an API key. A plain hash is enough because the key is long and random."""
     return hashlib.sha256(api_key.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JwtRules:
-    """What a user's token must be. Key and algorithm come from here, never from the token."""
+    """What a user's token must match. Key and algorithm come from here, never from the token."""
 
     secret: str = field(repr=False)
     issuer: str
@@ -43,7 +43,7 @@ class JwtRules:
 
 
 def mint_user_token(user_id: UUID, *, rules: JwtRules, now: datetime, lifetime: timedelta) -> str:
-    """A token for ``user_id``, for development; in production another service signs them."""
+    """A token for ``user_id``, for development. In production, another service issues tokens."""
     claims = {
         "sub": str(user_id),
         "iss": rules.issuer,
@@ -55,44 +55,43 @@ def mint_user_token(user_id: UUID, *, rules: JwtRules, now: datetime, lifetime: 
 
 
 class BearerAuthenticator:
-    """Knows a caller by its token, and remembers it for ``memory_seconds`` on ``clock``: a key that
-    was revoked, or a token that expired, is let in for so long at most. Who was turned away is not
-    remembered."""
+    """The owner of a token, cached for ``cache_seconds``: a revoked key or an expired token keeps
+    working for at most this long. Rejections are not cached."""
 
     def __init__(
         self,
         *,
         keys: ApiKeyRepoPort,
         rules: JwtRules,
-        memory_seconds: float = 0.0,
+        cache_seconds: float = 0.0,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._keys = keys
         self._rules = rules
-        self._memory_seconds = memory_seconds
+        self._cache_seconds = cache_seconds
         self._clock = clock
-        # By the hash of the token, in the order of their end.
-        self._known: dict[bytes, tuple[Owner, float]] = {}
+        # By the hash of the token, ordered by expiry.
+        self._cache: dict[bytes, tuple[Owner, float]] = {}
 
     async def __call__(self, token: str) -> Owner:
         """Raises ``InvalidApiKey``, ``Unauthenticated`` and ``DatabaseUnavailable``."""
         digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
-        owner, known_until = self._known.get(digest, (None, 0.0))
-        if owner is not None and self._clock() < known_until:
+        owner, expires_at = self._cache.get(digest, (None, 0.0))
+        if owner is not None and self._clock() < expires_at:
             return owner
-        asked_at = self._clock()
+        looked_up_at = self._clock()
         if token.startswith(API_KEY_PREFIX):
             owner = await self._store(token)
         else:
             owner = self._user(token)
-        self._remember(digest, owner, asked_at + self._memory_seconds)
+        self._add_to_cache(digest, owner, looked_up_at + self._cache_seconds)
         return owner
 
-    def _remember(self, digest: bytes, owner: Owner, until: float) -> None:
-        self._known.pop(digest, None)
-        if len(self._known) >= MAX_REMEMBERED:
-            del self._known[next(iter(self._known))]
-        self._known[digest] = (owner, until)
+    def _add_to_cache(self, digest: bytes, owner: Owner, expires_at: float) -> None:
+        self._cache.pop(digest, None)
+        if len(self._cache) >= MAX_CACHED:
+            del self._cache[next(iter(self._cache))]
+        self._cache[digest] = (owner, expires_at)
 
     async def _store(self, api_key: str) -> Owner:
         owner = None

@@ -10,7 +10,7 @@ from domain.ports import ApiKey, ApiKeyRepoPort
 
 
 class InMemoryApiKeyRepo(ApiKeyRepoPort):
-    """Gone at exit."""
+    """Lost at exit."""
 
     def __init__(self, *, clock: Callable[[], datetime]) -> None:
         self._keys: dict[UUID, ApiKey] = {}

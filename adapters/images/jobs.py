@@ -10,11 +10,11 @@ The rules that tie a job to its session are the same for every provider:
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
 from adapters.images.http import transient_failure
+from adapters.images.limits import JobLimits
 from domain.errors import (
     DatabaseUnavailable,
     ProviderMisconfigured,
@@ -48,19 +48,6 @@ class Jobs(Protocol):
 
     async def cancel(self, job_id: str) -> None:
         """End a job that still runs. Raises ``TryAgain`` and ``ProviderMisconfigured``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobLimits:
-    """``total_seconds`` bounds the wait for a job.
-
-    The pauses between polls grow from ``first_pause_seconds`` to ``longest_pause_seconds``. Each is
-    shortened at random, to no less than half.
-    """
-
-    total_seconds: float = 170.0
-    first_pause_seconds: float = 0.5
-    longest_pause_seconds: float = 3.0
 
 
 class JobPictureGenerator(PictureGeneratorPort):

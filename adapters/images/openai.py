@@ -42,6 +42,7 @@ from adapters.images.http import (
     unusable_picture,
 )
 from adapters.images.inspection import inspect_picture
+from adapters.images.limits import ProviderLimits
 from domain.errors import ProviderMisconfigured, Refused
 from domain.ports import Generated, PictureGeneratorPort, PictureRequest, RecordJob
 from domain.sessions import Usage
@@ -87,17 +88,6 @@ _EXTENSIONS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
 # The part of an error that may be logged: a name, never a sentence and never a key.
 _NAME = re.compile(r"[a-z0-9_.\[\]]{1,64}")
 _MICRODOLLAR = Decimal("0.000001")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProviderLimits:
-    """Bounds of one call. ``answer_seconds`` is the time to the first byte of the response, which
-    comes once the picture is made: it is nearly as long as ``total_seconds``."""
-
-    connect_seconds: float = 10.0
-    answer_seconds: float = 150.0
-    total_seconds: float = 170.0
-    max_bytes: int = 32_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

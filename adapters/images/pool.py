@@ -10,8 +10,8 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 
+from adapters.images.limits import PoolLimits
 from adapters.images.preparation import LENGTH, PREPARED, READY, REFUSED
 from domain.errors import Refused, TryAgain
 from domain.ports import Picture
@@ -21,17 +21,6 @@ _PROGRAM = (sys.executable, "-I", "-m", "adapters.images.preparation")
 _MAX_START_ATTEMPTS = 3
 _START_SECONDS = 10.0
 _MAX_RESULT_BYTES = 8_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolLimits:
-    """Each process gets ``memory_bytes`` of address space, and each picture ``seconds`` of both CPU
-    and elapsed time. At most ``max_waiting`` pictures wait for a process."""
-
-    processes: int = 2
-    memory_bytes: int = 1_000_000_000
-    seconds: float = 10.0
-    max_waiting: int = 1_000
 
 
 class PicturePool:

@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import asyncpg
 
+from adapters.postgres.limits import DatabaseLimits
 from domain.deadlines import SharedTimeout
 from domain.errors import DatabaseUnavailable
 
@@ -56,15 +56,6 @@ READS_ALL = "SET LOCAL enable_seqscan = on"
 _LIMIT_IDLE_TRANSACTION = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 """For a machine that disappears between a pooled statement and its COMMIT: its locks would stay
 until the network notices, and one locked account delays recovery for all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DatabaseLimits:
-    """``command_seconds`` bounds a statement in all: waiting for a connection, connecting, running
-    the statement, and returning the connection."""
-
-    connections: int = 10
-    command_seconds: float = 3.0
 
 
 class Database:

@@ -12,7 +12,7 @@ from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
 
 
 class InMemoryTaskQueue(TaskQueuePort, DeadLetterPort):
-    """Gone at exit. Keeps the same bytes that Redis would: ``messages[-1]`` is popped next."""
+    """Lost at exit. Keeps the bytes that Redis would keep: ``messages[-1]`` is popped next."""
 
     def __init__(self, *, clock: Callable[[], datetime], max_dead: int = MAX_DEAD) -> None:
         self._clock = clock
@@ -58,20 +58,24 @@ class InMemoryTaskQueue(TaskQueuePort, DeadLetterPort):
     async def dead(self, *, limit: int) -> list[DeadLetter]:
         return list(reversed(self.letters))[:limit]
 
+    async def get(self, letter_id: UUID) -> DeadLetter | None:
+        return next((letter for letter in self.letters if letter.id == letter_id), None)
+
+    async def count(self) -> int:
+        return len(self.letters)
+
     async def requeue(self, letter_id: UUID) -> bool:
-        letter = self._take(letter_id)
+        letter = await self.get(letter_id)
         if letter is None:
             return False
+        self.letters.remove(letter)
         self.messages.appendleft(letter.raw)
         self._arrived.set()
         return True
 
     async def discard(self, letter_id: UUID) -> bool:
-        return self._take(letter_id) is not None
-
-    def _take(self, letter_id: UUID) -> DeadLetter | None:
-        for letter in self.letters:
-            if letter.id == letter_id:
-                self.letters.remove(letter)
-                return letter
-        return None
+        letter = await self.get(letter_id)
+        if letter is None:
+            return False
+        self.letters.remove(letter)
+        return True

@@ -13,12 +13,12 @@ from domain.tasks import TASK_PAYLOAD_VERSION, GenerationTask, UnreadableTask
 
 MAX_REASON_LENGTH = 500
 MAX_DEAD = 10_000
-"""How many dead letters are kept."""
+"""The size limit of the dead-letter list."""
 
 
 class _Payload(msgspec.Struct, kw_only=True):
     """The fields in the order of the contract's table. Unknown keys are ignored, ``version`` may
-    be missing, and the owner key that does not apply is left out (or null, when read)."""
+    be missing, and the owner key that does not apply is omitted; when reading, it may be null."""
 
     task_id: UUID
     channel: Channel
@@ -39,7 +39,7 @@ class _Payload(msgspec.Struct, kw_only=True):
 
 
 class _Envelope(msgspec.Struct):
-    """What is worth knowing of a message that cannot be read as a task."""
+    """The fields worth reading from a message that is not a valid task."""
 
     session_id: Any = None
     version: Any = None
@@ -52,7 +52,7 @@ _UNREADABLE = (msgspec.MsgspecError, WearonError, UnicodeDecodeError, RecursionE
 
 
 def encode(task: GenerationTask) -> bytes:
-    """The JSON text of ``task``, UTF-8."""
+    """The JSON text of ``task``, in UTF-8."""
     is_store = task.owner.channel is Channel.B2B
     return _encoder.encode(
         _Payload(
@@ -71,7 +71,7 @@ def encode(task: GenerationTask) -> bytes:
 
 
 def decode(message: bytes | str) -> GenerationTask | UnreadableTask:
-    """Read a message; one that breaks the contract comes back with the reason, never raises."""
+    """The task in ``message``, or the reason why it breaks the contract. Never raises."""
     try:
         payload = _decoder.decode(message)
         return GenerationTask(
@@ -94,7 +94,7 @@ def _unreadable(message: bytes | str, problem: str) -> UnreadableTask:
     except _UNREADABLE:
         envelope = _Envelope()
     if isinstance(envelope.version, int) and envelope.version > TASK_PAYLOAD_VERSION:
-        problem = f"version {envelope.version} is newer than {TASK_PAYLOAD_VERSION}, ours"
+        problem = f"version {envelope.version} is newer than ours, {TASK_PAYLOAD_VERSION}"
     return UnreadableTask(
         raw=message.encode() if isinstance(message, str) else message,
         reason=problem[:MAX_REASON_LENGTH],

@@ -1,4 +1,4 @@
-"""Pops that wait at the same time share one blocking command, and what comes in together."""
+"""Batching of pops: waiting pops share one blocking command, and one RPOP for further messages."""
 
 import asyncio
 from collections import deque
@@ -9,20 +9,20 @@ from contextvars import Context
 from domain.errors import Unavailable
 
 Take = Callable[[int], Awaitable[Sequence[bytes]]]
-"""Takes up to so many messages that are there now."""
+"""RPOP: takes up to this many messages, without waiting."""
 
 Await = Callable[[float], Awaitable[bytes | None]]
-"""Waits up to so many seconds for the next message."""
+"""BRPOP: waits up to this many seconds for the next message."""
 
 PutBack = Callable[[Sequence[bytes]], Awaitable[None]]
-"""Puts messages back before all others; the last one of them is taken next."""
+"""Returns messages to the head of the queue; the last one of them is taken next."""
 
 TURNS_TO_BEGIN = 2
 
 
 class SharedPops:
-    """Hands messages to those that wait for one, first come, first served. Never takes more than
-    there are waiting: what arrives for one that has been cancelled goes to another, or back."""
+    """Hands messages to waiting pops, first come, first served. Never takes more messages than
+    there are waiting pops: the message of a cancelled pop goes to another pop, or back."""
 
     def __init__(self, *, take: Take, await_next: Await, put_back: PutBack) -> None:
         self._take = take
@@ -30,13 +30,12 @@ class SharedPops:
         self._put_back = put_back
         self._waiting: deque[tuple[float, asyncio.Future[bytes | None]]] = deque()
         self._runner: asyncio.Task[None] | None = None
-        self._were_enough = False
-        """Whether the last take brought one for each: then there is no need to wait for one first,
-        which would part it from those that come with it."""
+        self._last_take_was_full = False
+        """The last RPOP filled the whole batch, so skip BRPOP and try to take another batch."""
 
     async def pop(self, timeout_seconds: float) -> bytes | None:
-        """The next message; None once ``timeout_seconds`` are over, or those of another that waits:
-        all of one process are meant to wait equally long. Raises what the commands raise."""
+        """The next message; None after ``timeout_seconds``, or after the shorter timeout of another
+        waiting pop: all pops of a process should use the same. Raises the commands' errors."""
         loop = asyncio.get_running_loop()
         message: asyncio.Future[bytes | None] = loop.create_future()
         self._waiting.append((loop.time() + timeout_seconds, message))
@@ -46,24 +45,24 @@ class SharedPops:
 
     async def _run(self) -> None:
         try:
-            more = self._were_enough
+            more = self._last_take_was_full
             while self._live():
                 more = await (self._take_more() if more else self._await_one())
-        except Exception as error:  # noqa: BLE001 - whatever it is, they would wait for ever
+        except Exception as error:  # noqa: BLE001 - without it, the waiting pops would hang
             for message in self._live():
                 message.set_exception(error)
         finally:
             self._runner = None
 
     async def _await_one(self) -> bool:
-        """Wait for a message as long as all may; returns whether one came."""
+        """Wait for a message until the first pop times out; returns whether one came."""
         patience = min(deadline for deadline, _ in self._waiting)
         seconds = max(0.01, patience - asyncio.get_running_loop().time())
         found = await self._await_next(seconds)
         if found is not None:
             await self._hand_out([found])
-            # Whoever has it begins with it before more is asked for: sending a command takes as
-            # long as all else until the claim is sent, which is what these turns of the loop do.
+            # Let the pop's caller send its claim before we ask for more: sending a command takes
+            # as long as everything that comes before the claim.
             for _ in range(TURNS_TO_BEGIN):
                 await asyncio.sleep(0)
             return True
@@ -72,22 +71,22 @@ class SharedPops:
         return False
 
     async def _take_more(self) -> bool:
-        """Take a message for each that still waits; returns whether there may be more."""
+        """Take a message for each waiting pop; returns whether there may be more."""
         wanted = len(self._live())
         found = await self._take(wanted)
-        self._were_enough = len(found) == wanted
+        self._last_take_was_full = len(found) == wanted
         await self._hand_out(found)
-        return self._were_enough
+        return self._last_take_was_full
 
     async def _hand_out(self, found: Sequence[bytes]) -> None:
         live = self._live()
         for message, raw in zip(live, found, strict=False):
             message.set_result(raw)
         if len(found) > len(live):
-            with suppress(Unavailable):  # Then the queue lost them, and recovery pushes them again.
+            with suppress(Unavailable):  # The messages are lost then; recovery pushes them again.
                 await self._put_back(found[len(live) :][::-1])
 
     def _live(self) -> list[asyncio.Future[bytes | None]]:
-        """The messages that are still waited for."""
+        """The pops that still wait."""
         self._waiting = deque(item for item in self._waiting if not item[1].done())
         return [message for _, message in self._waiting]

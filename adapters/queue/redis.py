@@ -1,11 +1,11 @@
-"""The task queue in Redis (or Valkey, or another server of its protocol).
+"""The task queue in Redis (or Valkey, or another server that speaks its protocol).
 
-| key                        | type | holds                                                     |
+| key                        | type | contents                                                  |
 |----------------------------|------|-----------------------------------------------------------|
 | ``wearon:tasks:generation``| list | tasks as JSON (payload.py): LPUSH to add, BRPOP to take   |
-| ``wearon:tasks:dead``      | list | what was taken out, newest first: ``DeadMessage``; the    |
-|                            |      | newest ``MAX_DEAD`` are kept. What is no such entry is    |
-|                            |      | shown as one, with an id made of its bytes                |
+| ``wearon:tasks:dead``      | list | dead letters, newest first, as ``DeadMessage``; the       |
+|                            |      | newest ``MAX_DEAD`` are kept. An entry in another format  |
+|                            |      | is shown as a letter too, its id derived from its bytes   |
 """
 
 import asyncio
@@ -36,8 +36,8 @@ DEAD_KEY = "wearon:tasks:dead"
 
 
 class DeadMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An entry of the dead list. ``raw`` is the message's text; where that is not UTF-8,
-    ``raw_base64`` holds its bytes instead. The first version wrote no ``id``."""
+    """An entry of the dead-letter list. ``raw`` is the message's text; for a message that is not
+    UTF-8, ``raw_base64`` has its bytes instead. The first version wrote no ``id``."""
 
     id: UUID | None = None
     reason: str
@@ -53,21 +53,21 @@ _LONG_AGO = datetime.fromtimestamp(0, UTC)
 _encode_dead = msgspec.json.Encoder().encode
 _decode_dead = msgspec.json.Decoder(DeadMessage).decode
 
-# KEYS: dead list, tasks. ARGV: the entry, its raw text. Nobody else can requeue it in between.
+# KEYS: dead letters, tasks. ARGV: the entry, its raw text. Atomic: a letter is requeued once.
 _REQUEUE = """
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
 redis.call('LPUSH', KEYS[2], ARGV[2])
 return 1"""
-# An entry need not be text, and so no str, which is what LREM's Python signature asks for.
+# A script because LREM's Python signature requires str, and an entry need not be text.
 _DISCARD = "return redis.call('LREM', KEYS[1], 1, ARGV[1])"
 
 
 def redis_client(url: str) -> Redis:
-    """A client that connects when it is first used.
+    """A client that connects on first use.
 
-    It never repeats a command by itself: a repeated LPUSH whose reply was lost leaves copies. Nor
-    does it end one: whoever uses it bounds all that a command takes, and the client's own bounds
-    would cost each one a task and two timers beside that.
+    It never retries a command: retrying an LPUSH whose reply was lost leaves copies. It has no
+    timeouts either: its users set one deadline over everything that a command takes, and the
+    client's own timeouts would cost each command a task and two timers more.
     """
     return Redis.from_url(
         _with_tls(url),
@@ -81,7 +81,7 @@ def redis_client(url: str) -> Redis:
 
 
 def _with_tls(url: str) -> str:
-    """Upstash wants TLS even where its URL says ``redis://``."""
+    """Upstash requires TLS even if its URL says ``redis://``."""
     parts = urlsplit(url)
     if parts.scheme == "redis" and f".{parts.hostname}".endswith(".upstash.io"):
         return urlunsplit(parts._replace(scheme="rediss"))
@@ -89,10 +89,10 @@ def _with_tls(url: str) -> str:
 
 
 class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
-    """``timeout_seconds`` is for all that a command takes; a ``pop`` may wait besides.
+    """``timeout_seconds`` bounds a command, connecting included; a ``pop`` adds its own wait.
 
-    Pushes that arrive while one is under way go together into the next; ``batches`` has one in
-    flight, which keeps their order."""
+    Concurrent pushes are batched: those that arrive while an LPUSH is in flight go into the next
+    one. ``batches`` allows one LPUSH in flight, which keeps their order."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
     async def pop(self, *, timeout_seconds: float) -> GenerationTask | UnreadableTask | None:
         if timeout_seconds > 0:
             raw = await self._pops.pop(timeout_seconds)
-        else:  # to BRPOP, zero seconds are for ever
+        else:  # BRPOP would take zero seconds as no timeout
             raw = next(iter(await self._take(1)), None)
         return None if raw is None else decode(raw)
 
@@ -169,6 +169,14 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
     async def dead(self, *, limit: int) -> list[DeadLetter]:
         return [_letter(entry) for entry in await self._dead_entries(0, limit)]
 
+    async def get(self, letter_id: UUID) -> DeadLetter | None:
+        entry = await self._find_dead(letter_id)
+        return None if entry is None else _letter(entry)
+
+    async def count(self) -> int:
+        with self._bounded():
+            return await self._client.llen(DEAD_KEY)
+
     async def requeue(self, letter_id: UUID) -> bool:
         entry = await self._find_dead(letter_id)
         if entry is None:
@@ -187,7 +195,7 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
             return bool(await self._client.eval(_DISCARD, 1, DEAD_KEY, entry))
 
     async def _find_dead(self, letter_id: UUID) -> bytes | None:
-        """The entry as it stands in the list."""
+        """The entry's bytes in the list."""
         for start in range(0, self._max_dead, _DEAD_BATCH):
             for entry in await self._dead_entries(start, _DEAD_BATCH):
                 if _letter(entry).id == letter_id:
@@ -196,28 +204,28 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
 
     async def _dead_entries(self, start: int, count: int) -> list[bytes]:
         if count < 1:
-            return []  # To LRANGE, an end of -1 is the last one.
+            return []  # LRANGE would take an end of -1 as the last entry.
         with self._bounded():
             entries = await self._client.lrange(DEAD_KEY, start, start + count - 1)
         return [entry if isinstance(entry, bytes) else entry.encode() for entry in entries]
 
     async def close(self) -> None:
-        """Close the connections; a server that does not answer is not waited for, nor is it an
-        error."""
+        """Close the connections. A server that does not answer is no error, and the wait for it is
+        bounded."""
         with suppress(QueueUnavailable), self._bounded():
             await self._client.aclose()
 
     @contextmanager
     def _bounded(self) -> Iterator[None]:
-        """One deadline over connecting, sending and waiting."""
+        """One deadline over connecting, sending and waiting for the reply."""
         with _named_failures(), self._timeout.running():
             yield
 
 
 @contextmanager
 def _named_failures() -> Iterator[None]:
-    """Every failure becomes ours: READONLY, OOM, NOAUTH and their kin are no connection errors, but
-    mean the same to us."""
+    """Translates every failure to ``QueueUnavailable``. READONLY, OOM, NOAUTH and similar replies
+    are no connection errors, but have the same consequence."""
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
@@ -226,11 +234,11 @@ def _named_failures() -> Iterator[None]:
 
 
 def _too_many() -> QueueUnavailable:
-    return QueueUnavailable("Too many calls wait for the queue", refused=True)
+    return QueueUnavailable("Too many calls are waiting for the queue", refused=True)
 
 
 def _had_no_effect(error: BaseException) -> bool:
-    """Whether the server answered with an error, or was not reached at all."""
+    """Whether the server replied with an error, or was never reached."""
     if isinstance(error, ResponseError | AuthenticationError | BusyLoadingError):
         return True
     causes: set[type[BaseException]] = set()
@@ -250,18 +258,18 @@ def _dead(raw: bytes, reason: str, session_id: UUID | None, buried_at: datetime)
 
 
 def _letter(entry: bytes) -> DeadLetter:
-    """What an entry says. One that is not ours is a letter too, or nobody could get rid of it: its
-    bytes are the message, and when it came nobody knows."""
-    made_of_it = uuid5(_NAMESPACE, entry.hex())
+    """The letter of an entry. An entry in another format becomes a letter too, so that operators
+    can discard it: its bytes are the message, and its time is unknown."""
+    derived_id = uuid5(_NAMESPACE, entry.hex())
     try:
         dead = _decode_dead(entry)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        reason = f"not an entry of the dead list: {error}"[:MAX_REASON_LENGTH]
+        reason = f"not a dead-letter entry: {error}"[:MAX_REASON_LENGTH]
         return DeadLetter(
-            id=made_of_it, raw=entry, reason=reason, session_id=None, buried_at=_LONG_AGO
+            id=derived_id, raw=entry, reason=reason, session_id=None, buried_at=_LONG_AGO
         )
     return DeadLetter(
-        id=dead.id or made_of_it,
+        id=dead.id or derived_id,
         raw=(dead.raw or "").encode() if dead.raw_base64 is None else dead.raw_base64,
         reason=dead.reason,
         session_id=dead.session_id,

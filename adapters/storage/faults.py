@@ -1,4 +1,4 @@
-"""What obstore raises, in our words."""
+"""Translation of obstore's errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from domain.errors import TryAgain
 
 @contextmanager
 def faults_translated() -> Iterator[None]:
-    """Raises ``TryAgain`` for whatever goes wrong with the storage inside."""
+    """Raises ``TryAgain`` for every failure of the storage."""
     try:
         yield
     except (BaseError, OSError) as error:

@@ -1,8 +1,9 @@
 """Pictures as files below one directory."""
 
 import asyncio
+import os
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 
@@ -10,19 +11,28 @@ from obstore.exceptions import AlreadyExistsError
 from obstore.store import LocalStore, ObjectStore
 
 from adapters.storage.faults import faults_translated
-from adapters.storage.keys import media_type_of, possible_pictures, stored_picture
-from adapters.storage.signing import SignedReadPort, UploadSinkPort, UrlSigner
-from adapters.storage.uploads import StoredUploads
+from adapters.storage.signing import UrlSigner
+from adapters.storage.uploads import UPLOADS_ROOT, StoredUploads, day_of
 from domain.errors import NotFound
-from domain.ports import Picture, PictureStoragePort, UploadLinks
+from domain.object_keys import media_type_of, possible_pictures, stored_picture
+from domain.ports import (
+    Picture,
+    PictureStoragePort,
+    SignedReadPort,
+    UploadLinks,
+    UploadSinkPort,
+)
 from domain.sessions import StoredPicture
+
+_QUIET_DAYS = timedelta(days=2)
+"""A folder of uploads whose day began this long ago, or longer, gets no new ones."""
 
 
 class LocalPictureStorage(StoredUploads, PictureStoragePort, SignedReadPort, UploadSinkPort):
     """A file appears whole or not at all, and is never replaced.
 
-    A process that is killed while it saves may leave ``{key}#1`` behind, or a higher number where
-    that is taken. Nobody reads them, and the first three are deleted with the picture.
+    A process that is killed while saving may leave a partial file named ``{key}#1``, or with a
+    higher number if that is taken. It is never read; the first three are deleted with the picture.
     """
 
     def __init__(self, root: Path, *, signer: UrlSigner) -> None:
@@ -32,12 +42,6 @@ class LocalPictureStorage(StoredUploads, PictureStoragePort, SignedReadPort, Upl
     @cached_property
     def _store(self) -> LocalStore:
         return LocalStore(self._root, mkdir=True)
-
-    @cached_property
-    def _tidying_store(self) -> LocalStore:
-        """Removes the folders that it empties, which may fail a write into them at that moment: so
-        it only ever deletes below the folders of past days, where nobody writes."""
-        return LocalStore(self._root, mkdir=True, automatic_cleanup=True)
 
     async def find(self, prefix: str) -> StoredPicture | None:
         with faults_translated():
@@ -81,14 +85,14 @@ class LocalPictureStorage(StoredUploads, PictureStoragePort, SignedReadPort, Upl
         return Picture(data=bytes(data), media_type=media_type)
 
     def _objects(self) -> ObjectStore:
-        return self._tidying_store
+        return self._store
 
     def upload_links(self, prefix: str, media_type: str, *, lifetime: timedelta) -> UploadLinks:
         object_key = stored_picture(prefix, media_type).object_key
-        return UploadLinks(
-            upload_url=self._signer.upload_url(object_key, lifetime=lifetime),
-            image_url=self.url(object_key),
-        )
+        return self._signer.upload_links(object_key, lifetime=lifetime)
+
+    def check_upload_link(self, object_key: str, *, expires: int, signature: str) -> None:
+        self._signer.check_upload(object_key, expires=expires, signature=signature)
 
     async def keep_upload(self, object_key: str, data: bytes) -> bool:
         with faults_translated():
@@ -98,7 +102,25 @@ class LocalPictureStorage(StoredUploads, PictureStoragePort, SignedReadPort, Upl
                 return False
         return True
 
+    async def delete_uploads_before(self, moment: datetime, *, limit: int) -> int:
+        found = await super().delete_uploads_before(moment, limit=limit)
+        if found < limit:
+            quiet_since = moment.astimezone(UTC).date() - _QUIET_DAYS
+            with faults_translated():
+                await asyncio.to_thread(self._remove_empty_folders, quiet_since)
+        return found
+
+    def _remove_empty_folders(self, quiet_since: date) -> None:
+        """Remove the empty folders of this day and earlier ones: to remove the folder that another
+        process is about to write into would fail that write."""
+        for folder in self._root.glob(f"{UPLOADS_ROOT}/*"):
+            day = day_of(folder.relative_to(self._root).as_posix())
+            if day is not None and day <= quiet_since:
+                for path, _, _ in os.walk(folder, topdown=False):
+                    with suppress(OSError):
+                        Path(path).rmdir()
+
     def path_of(self, object_key: str) -> Path:
-        """The file that holds a picture. Raises ``NotFound`` for a key that none can have."""
+        """The file that holds a picture. Raises ``NotFound`` for an invalid key."""
         media_type_of(object_key)
         return self._root / object_key

@@ -1,4 +1,4 @@
-"""Pictures in a bucket of S3 or of a service that speaks like it: R2, MinIO, Supabase Storage."""
+"""Pictures in a bucket of S3 or a compatible service: R2, MinIO, Supabase Storage."""
 
 import asyncio
 from contextlib import suppress
@@ -10,8 +10,8 @@ from obstore.exceptions import AlreadyExistsError
 from obstore.store import ObjectStore, S3Store
 
 from adapters.storage.faults import faults_translated
-from adapters.storage.keys import possible_pictures, stored_picture
 from adapters.storage.uploads import StoredUploads
+from domain.object_keys import possible_pictures, stored_picture
 from domain.ports import Picture, PictureStoragePort, UploadLinks
 from domain.sessions import StoredPicture
 
@@ -20,12 +20,12 @@ _MAX_RETRIES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class S3Bucket:
-    """Where a bucket is, and who we are there.
+    """A bucket's address and our credentials for it.
 
     Without ``endpoint`` it is Amazon's. With ``path_style`` the bucket's name is in the path of
     every URL; without it an ``endpoint`` has to begin with the name itself. The credentials need
-    PutObject, GetObject, DeleteObject and ListBucket: without the last S3 answers 403 where
-    nothing is.
+    PutObject, GetObject, DeleteObject and ListBucket: without the last, S3 answers 403 for a
+    missing object.
     """
 
     name: str
@@ -38,7 +38,7 @@ class S3Bucket:
 
 
 def s3_store(bucket: S3Bucket) -> S3Store:
-    """A client that asks at most three times, each time for at most ``timeout_seconds``."""
+    """A client that tries at most three times, each time for at most ``timeout_seconds``."""
     timeout = timedelta(seconds=bucket.timeout_seconds)
     host = "s3" if bucket.path_style else f"{bucket.name}.s3"
     return S3Store(
@@ -56,13 +56,13 @@ def s3_store(bucket: S3Bucket) -> S3Store:
 class S3PictureStorage(StoredUploads, PictureStoragePort):
     """A picture appears whole or not at all, and with ``conditional_put`` it is never replaced.
 
-    Where a service does not know ``If-None-Match: *`` (set ``conditional_put`` to False then, or
-    it may answer 501), a picture is only looked for before it is saved. Two workers that save at
-    the same moment, which takes a lost lease, may then replace one finished picture of a session
-    by another of the same session; key and credits are the same either way.
+    Some services do not support ``If-None-Match: *`` and may answer 501: set ``conditional_put``
+    to False for them. A picture is then only looked for before it is saved, so two workers that
+    save at the same moment (one of them has lost its lease) may replace one finished picture of a
+    session with another of the same session; key and credits are the same either way.
 
-    A signed upload can bound neither its size nor how often it is sent until it expires; so size
-    and type are looked at when the picture is used.
+    A signed upload URL limits neither the size nor how often it is used before it expires, so size
+    and type are checked when the picture is used.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class S3PictureStorage(StoredUploads, PictureStoragePort):
         if kept is not None:
             return kept
         stored = stored_picture(prefix, picture.media_type)
-        # After a lost reply our own picture is in the way of the retry, and that is as good.
+        # After a lost reply, the retry finds our own picture there: that is a success.
         with faults_translated(), suppress(AlreadyExistsError):
             await self._store.put_async(
                 stored.object_key,
@@ -96,7 +96,7 @@ class S3PictureStorage(StoredUploads, PictureStoragePort):
         return stored
 
     async def delete(self, prefix: str) -> None:
-        """Only what is there is named: some services call the deletion of nothing an error."""
+        """Names existing objects only: some services reject the deletion of a missing one."""
         candidates = possible_pictures(prefix)
         there = await asyncio.gather(*(self._has(stored) for stored in candidates))
         keys = [stored.object_key for stored, found in zip(candidates, there, strict=True) if found]
@@ -104,7 +104,7 @@ class S3PictureStorage(StoredUploads, PictureStoragePort):
             if keys:
                 await self._store.delete_async(keys)
             else:
-                # A bucket that is not there has none of them either, and only here says so.
+                # A missing bucket has no such objects either; only a listing reports that.
                 await self._store.list_with_delimiter_async(prefix)
 
     def url(self, object_key: str) -> str:

@@ -1,8 +1,8 @@
-"""Callers' own pictures in any storage that obstore knows."""
+"""Callers' own pictures in any storage that obstore supports."""
 
 from abc import abstractmethod
 from contextlib import suppress
-from datetime import date
+from datetime import UTC, date, datetime
 
 from obstore.store import ObjectStore
 
@@ -12,75 +12,77 @@ from domain.errors import Refused
 from domain.ports import UploadStoragePort
 from domain.sessions import ErrorCode
 
-_ROOT = "uploads"
+UPLOADS_ROOT = "uploads"
 _PAGE = 1_000
 
 
 class StoredUploads(UploadStoragePort):
-    """What does not depend on who serves the links."""
+    """The part of ``UploadStoragePort`` that does not depend on who serves the links."""
 
     @abstractmethod
     def _objects(self) -> ObjectStore:
-        """Where they are."""
+        """The store that holds them."""
 
     async def count_uploads(self, folder: str, *, limit: int) -> int:
+        count = 0
         with faults_translated():
-            return len(await _first(self._objects(), folder, limit))
+            async for page in self._objects().list(folder, chunk_size=min(limit, _PAGE)):
+                count += len(page)
+                if count >= limit:
+                    break
+        return min(count, limit)
 
     async def read_upload(self, object_key: str, *, max_bytes: int) -> bytes:
         with faults_translated():
             try:
-                # Its size comes before its bytes, which are left where they are if there are more.
+                # The size arrives before the bytes; too many of them are not downloaded.
                 found = await self._objects().get_async(object_key)
                 if found.meta["size"] > max_bytes:
                     raise too_large(max_bytes)
                 return bytes(await found.bytes_async())
             except FileNotFoundError as error:
-                raise not_there() from error
+                raise not_uploaded() from error
 
-    async def delete_uploads_before(self, day: date, *, limit: int) -> int:
+    async def delete_uploads_before(self, moment: datetime, *, limit: int) -> int:
         with faults_translated():
-            store = self._objects()
-            listing = await store.list_with_delimiter_async(_ROOT)
-            old = [folder for folder in sorted(listing["common_prefixes"]) if _is_old(folder, day)]
-            keys: list[str] = []
-            for folder in old:
-                keys += await _first(store, folder, limit - len(keys))
-                if len(keys) >= limit:
-                    break
-            await _delete(store, keys)
+            keys = await self._stored_before(moment, limit)
+            await _delete(self._objects(), keys)
         return len(keys)
 
+    async def _stored_before(self, moment: datetime, limit: int) -> list[str]:
+        """Up to ``limit`` keys, oldest day first. An upload is stored on the day of its folder or
+        later, so folders of days after ``moment`` hold none."""
+        store = self._objects()
+        listing = await store.list_with_delimiter_async(UPLOADS_ROOT)
+        last_day = moment.astimezone(UTC).date()
+        keys: list[str] = []
+        for folder in sorted(listing["common_prefixes"]):
+            day = day_of(folder)
+            if day is None or day > last_day:
+                continue
+            async for page in store.list(folder, chunk_size=_PAGE):
+                keys += [found["path"] for found in page if found["last_modified"] < moment]
+                if len(keys) >= limit:
+                    return keys[:limit]
+        return keys
 
-def not_there() -> Refused:
-    """What to raise where no upload is."""
+
+def not_uploaded() -> Refused:
+    """The error for a missing upload."""
     return Refused("A picture was not uploaded", code=ErrorCode.IMAGE_UNREACHABLE)
 
 
-def day_of(object_key: str) -> str:
-    """The day of an upload, as it sorts."""
-    return object_key.split("/")[1]
-
-
-def _is_old(folder: str, day: date) -> bool:
-    """What is no day's folder is not ours to delete."""
-    with suppress(ValueError):
-        return date.fromisoformat(day_of(folder)) < day
-    return False
-
-
-async def _first(store: ObjectStore, folder: str, limit: int) -> list[str]:
-    """Up to ``limit`` of the keys in ``folder``."""
-    keys: list[str] = []
-    async for page in store.list(folder, chunk_size=min(limit, _PAGE)):
-        keys += [found["path"] for found in page]
-        if len(keys) >= limit:
-            break
-    return keys[:limit]
+def day_of(path: str) -> date | None:
+    """The day in the path of an upload or its day's folder. None if the folder's name is not a
+    date: leave such folders alone."""
+    with suppress(ValueError, IndexError):
+        return date.fromisoformat(path.split("/")[1])
+    return None
 
 
 async def _delete(store: ObjectStore, keys: list[str]) -> None:
-    """At once; on a disk, where that stops at the first that another process deleted, singly."""
+    """All in one call. A local disk stops at the first file that another process has deleted
+    already: then one by one."""
     try:
         await store.delete_async(keys)
     except FileNotFoundError:

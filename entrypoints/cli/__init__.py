@@ -1,4 +1,4 @@
-"""The ``wearon`` command. Heavy imports wait until a command runs, so that help is quick."""
+"""The ``wearon`` command. Heavy imports are deferred until a command runs: help stays fast."""
 
 import rich_click as click
 
@@ -11,7 +11,7 @@ click.rich_click.COMMAND_GROUPS = {
     "wearon": [
         {"name": "Try it", "commands": ["demo", "dev"]},
         {"name": "Run it", "commands": ["settings", "migrate", "serve", "worker"]},
-        {"name": "Look after it", "commands": ["sessions", "credits", "keys", "queue", "dead"]},
+        {"name": "Operate it", "commands": ["sessions", "credits", "keys", "queue", "dead"]},
     ]
 }
 
@@ -19,12 +19,12 @@ click.rich_click.COMMAND_GROUPS = {
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="wearon")
 def main() -> None:
-    """wearon turns virtual try-on requests into pictures; no credit and no request gets lost.
+    """wearon turns virtual try-on requests into pictures, and loses no request and no credit.
 
-    New here? `wearon demo` shows the whole job in a few seconds and `wearon dev` starts a stack to
-    play with. Both bring their own PostgreSQL and Redis.
+    New here? `wearon demo` shows two requests from start to end in a few seconds, and `wearon dev`
+    starts a stack to experiment with. Both bring their own PostgreSQL and Redis.
 
-    Everything else is told by environment variables where these are: `wearon settings`.
+    All other commands are configured by environment variables: see `wearon settings`.
     """
 
 

@@ -1,4 +1,4 @@
-"""Commands for whoever looks after a running wearon: they read and write the store."""
+"""Commands for operators: sessions, credits, API keys and the queue."""
 
 import sys
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,6 @@ from domain.credits import MAX_GRANT, Channel, Owner
 from domain.errors import InvalidInput
 from domain.sessions import GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
-from entrypoints.cli.dead import ALL_LETTERS
 from entrypoints.cli.output import json_option, limit_option, print_json, print_table, run
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def _one_owner(user: Owner | None, store: Owner | None) -> Owner | None:
 def _required_owner(user: Owner | None, store: Owner | None) -> Owner:
     owner = _one_owner(user, store)
     if owner is None:
-        raise click.UsageError("Whose? Give --user UUID or --store ID.")
+        raise click.UsageError("Give --user UUID or --store ID.")
     return owner
 
 
@@ -51,21 +50,23 @@ store_option = click.option("--store", callback=_a_store, metavar="ID", help="A 
 
 @click.group("credits")
 def credits_group() -> None:
-    """Balances, grants and the audit of the books."""
+    """Balances, grants and the audit of the ledger."""
 
 
 @credits_group.command("grant")
 @user_option
 @store_option
-@click.option("--note", default="granted by an operator", show_default=True, help="For the ledger.")
+@click.option(
+    "--note", default="granted by an operator", show_default=True, help="A note for the ledger."
+)
 @click.argument("amount", type=click.IntRange(1, MAX_GRANT))
 @json_option
 def grant_credits(
     user: Owner | None, store: Owner | None, note: str, amount: int, *, as_json: bool
 ) -> None:
-    """Give AMOUNT credits to a user or a store."""
+    """Grant AMOUNT credits to a user or a store."""
     owner = _required_owner(user, store)
-    account = run(lambda container: container.accounts().grant(owner, amount, note=note))
+    account = run(lambda container: container.grants().grant(owner, amount, note=note))
     if as_json:
         print_json(account)
     else:
@@ -78,7 +79,7 @@ def grant_credits(
 @limit_option
 @json_option
 def show_balance(user: Owner | None, store: Owner | None, limit: int, *, as_json: bool) -> None:
-    """Show a balance and the latest ledger entries behind it."""
+    """Show a balance and its latest ledger entries."""
     owner = _required_owner(user, store)
 
     async def read(container: "Container") -> tuple[Any, Any]:
@@ -105,19 +106,21 @@ def show_balance(user: Owner | None, store: Owner | None, limit: int, *, as_json
 @credits_group.command("verify")
 @json_option
 def verify_credits(*, as_json: bool) -> None:
-    """Recompute every balance from the ledger, and every session's debit and refund.
+    """Check every balance against the ledger, and every session's debit and refund.
 
-    Exits 1 and lists what is off. A session that another system's consumer failed is off until
-    recovery has refunded it, a few seconds later.
+    Lists discrepancies and exits with 1 if there are any. A session that an external consumer set
+    to failed is one until recovery refunds it, a few seconds later.
     """
     found = run(lambda container: container.accounts().audit(limit=MAX_DISCREPANCIES))
     if as_json:
         print_json({"ok": not found, "discrepancies": found})
     elif found:
-        print_table(("WHAT", "PROBLEM"), [(item.subject, item.problem) for item in found])
+        print_table(("SUBJECT", "PROBLEM"), [(item.subject, item.problem) for item in found])
     else:
-        click.echo("The books are right: every balance is the sum of its ledger entries,")
-        click.echo("every session has one debit, every failed one a refund and no other has.")
+        click.echo(
+            "No discrepancies: every balance is the sum of its ledger entries, every session"
+        )
+        click.echo("has one debit, and exactly the failed sessions have a refund.")
     if found:
         sys.exit(1)
 
@@ -133,38 +136,26 @@ def keys_group() -> None:
     required=True,
     callback=_a_store,
     metavar="ID",
-    help="The store that the key is for.",
+    help="The store that owns the key.",
 )
-@click.option("--label", default="", help="A reminder of what the key is used for.")
+@click.option("--label", default="", help="What the key is used for.")
 @json_option
 def create_key(store: Owner, label: str, *, as_json: bool) -> None:
-    """Make a key and show it, this once: only its hash is stored."""
-    from domain.ports import ApiKey  # noqa: PLC0415
-
-    async def create(container: "Container") -> tuple[str, ApiKey]:
-        secret = container.new_api_key()
-        key = ApiKey(
-            id=container.new_id()(),
-            owner=store,
-            key_sha256=container.key_sha256(secret),
-            label=label,
-            created_at=container.clock()(),
-        )
-        await container.api_keys().add(key)
-        return secret, key
-
-    secret, key = run(create)
+    """Create a key and print it. It cannot be shown again: only its hash is stored."""
+    issued = run(lambda container: container.key_issuer().issue(store, label=label))
     if as_json:
-        print_json({"key": secret, "id": key.id, "store_id": store.id})
+        print_json({"key": issued.secret, "id": issued.key.id, "store_id": store.id})
     else:
-        click.echo(f"{secret}\n(id {key.id}; keep the key now, it cannot be shown again)")
+        click.echo(
+            f"{issued.secret}\n(id {issued.key.id}; save the key now: it is not shown again)"
+        )
 
 
 @keys_group.command("list")
 @store_option
 @json_option
 def list_keys(store: Owner | None, *, as_json: bool) -> None:
-    """List keys, of one store or of all."""
+    """List the keys of one store or of all stores."""
     found = run(lambda container: container.api_keys().all(store))
     if as_json:
         print_json(found)
@@ -178,22 +169,22 @@ def list_keys(store: Owner | None, *, as_json: bool) -> None:
 @keys_group.command("revoke")
 @click.argument("key_id", type=click.UUID)
 def revoke_key(key_id: UUID) -> None:
-    """Make the key with the id KEY_ID useless for ever, within WEARON_CALLER_SECONDS."""
+    """Revoke the key with the id KEY_ID; it stops working within WEARON_AUTH_CACHE_SECONDS."""
     if not run(lambda container: container.api_keys().revoke(key_id)):
-        raise click.ClickException("There is no such key, or it was revoked before.")
+        raise click.ClickException("No such key, or it is already revoked.")
     click.echo("Revoked.")
 
 
 @click.group("sessions")
 def sessions_group() -> None:
-    """Generation sessions, of everybody."""
+    """Generation sessions of all owners."""
 
 
 @sessions_group.command("show")
 @click.argument("session_id", type=click.UUID)
 @json_option
 def show_session(session_id: UUID, *, as_json: bool) -> None:
-    """Show all that is stored of the session with the id SESSION_ID."""
+    """Show everything that is stored of the session with the id SESSION_ID."""
     session = run(lambda container: container.sessions().get(session_id, None))
     if as_json:
         print_json(session)
@@ -218,7 +209,7 @@ def _fields(session: GenerationSession) -> list[tuple[str, object]]:
         ("created", session.created_at),
         ("started", session.started_at),
         ("completed", session.completed_at),
-        ("took ms", session.processing_time_ms),
+        ("processing time ms", session.processing_time_ms),
         ("provider job", session.provider_job),
         ("input tokens", usage.input_tokens if usage else None),
         ("output tokens", usage.output_tokens if usage else None),
@@ -230,7 +221,9 @@ def _fields(session: GenerationSession) -> list[tuple[str, object]]:
 @user_option
 @store_option
 @click.option(
-    "--status", type=click.Choice([status.value for status in SessionStatus]), help="Only those."
+    "--status",
+    type=click.Choice([status.value for status in SessionStatus]),
+    help="Only sessions in this status.",
 )
 @limit_option
 @json_option
@@ -277,18 +270,17 @@ def queue_group() -> None:
 @queue_group.command("status")
 @json_option
 def queue_status(*, as_json: bool) -> None:
-    """Show how many tasks wait, which one is next, and how many dead letters there are."""
+    """Show the number of waiting tasks, the next one, and the number of dead letters."""
 
     async def read(container: "Container") -> dict[str, object]:
-        waiting = await container.queue().depth()
-        oldest = await container.queue().oldest()
-        dead = await container.queue().dead(limit=ALL_LETTERS)
+        queue = container.queue()
+        oldest = await queue.oldest()
         task = oldest if isinstance(oldest, GenerationTask) else None
         return {
-            "waiting": waiting,
+            "waiting": await queue.depth(),
             "next_session_id": oldest.session_id if oldest else None,
             "next_created_at": task.created_at if task else None,
-            "dead": len(dead),
+            "dead": await queue.count(),
         }
 
     status = run(read)

@@ -1,4 +1,4 @@
-"""What all commands share: tables or JSON on standard output, one line for a failure."""
+"""Output of all commands: tables or JSON on standard output, one line for an error."""
 
 import os
 import sys
@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 
 class CommandGroup(click.RichGroup):
-    """Tells a failure in plain words on standard error, not in a box: programs read it too.
+    """Prints errors as plain lines on standard error, without a box, because programs read them.
 
-    Exit codes: 1 for what failed, 2 for a command line that cannot be understood.
+    Exit codes: 1 for a failed command, 2 for an invalid command line.
     """
 
     def main(self, *args: Any, **extra: Any) -> Any:  # noqa: ANN401 - as click has it
@@ -50,17 +50,21 @@ class CommandGroup(click.RichGroup):
 
 MAX_LISTED = 1_000
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 limit_option = click.option(
-    "--limit", type=click.IntRange(1, MAX_LISTED), default=20, show_default=True, help="How many."
+    "--limit",
+    type=click.IntRange(1, MAX_LISTED),
+    default=20,
+    show_default=True,
+    help="The maximum number of rows.",
 )
 
 
 @asynccontextmanager
 async def operating() -> AsyncIterator["Container"]:
-    """The container of one command, closed at its end."""
+    """The container for one command, closed at its end."""
     from config.container import Container, close  # noqa: PLC0415 - help needs no adapters
-    from config.settings import load_settings  # noqa: PLC0415
+    from config.loading import load_settings  # noqa: PLC0415
 
     container = Container(settings=load_settings(os.environ))
     try:
@@ -70,7 +74,7 @@ async def operating() -> AsyncIterator["Container"]:
 
 
 def run(work: Callable[["Container"], Awaitable[T]]) -> T:
-    """Give ``work`` a container and run it."""
+    """Run ``work`` with a container."""
     import asyncio  # noqa: PLC0415 - help needs no event loop
 
     async def with_container() -> T:
@@ -81,14 +85,14 @@ def run(work: Callable[["Container"], Awaitable[T]]) -> T:
 
 
 def print_json(value: object) -> None:
-    """One JSON document."""
+    """Print one JSON document."""
     import msgspec  # noqa: PLC0415
 
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Columns as wide as they need, so that nothing is cut off; a terminal wraps long lines."""
+    """Print a table. Columns are as wide as their contents: terminals wrap long lines."""
     lines = [list(columns), *([_cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
@@ -97,7 +101,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def _cell(value: object) -> str:
-    """What others wrote may hold codes that a terminal obeys, so those are spelled out."""
+    """A cell's text. Control characters, which may come from callers, are escaped."""
     if value is None:
         return "-"
     if isinstance(value, datetime):

@@ -1,5 +1,5 @@
 """The HTTP API, on Litestar.
 
-Read ``app`` (what it is made of), then ``generations``; ``errors`` has the one table of failures,
-``schemas`` what travels, ``inputs`` how what callers send becomes values.
+Read ``app`` (the parts), then ``generations``. ``submit`` is the busiest route, outside Litestar;
+``errors`` has the table of error responses, ``schemas`` the bodies, ``inputs`` their validation.
 """

@@ -1,4 +1,4 @@
-"""The application: routes, what they need, and what is around them."""
+"""The application: its routes, their dependencies, and the middleware around them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -10,18 +10,15 @@ from litestar.di import Provide
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp
 
-from adapters.storage.receiving import UploadReceiver
-from adapters.storage.signing import SignedReadPort
 from config.logging import AccessLine, logged_access_line
-from domain.ports import CreditRepoPort, SessionReadPort
+from domain.ports import CreditRepoPort, SessionReadPort, SignedReadPort
 from domain.submission import Submission
-from domain.uploads import Uploads
+from domain.uploads import UploadReceiver, Uploads
 from domain.views import SessionViews
 from entrypoints.http import public
 from entrypoints.http.credits import CREDIT_HANDLERS
 from entrypoints.http.errors import respond
 from entrypoints.http.generations import GENERATION_HANDLERS
-from entrypoints.http.hot import HotSubmission
 from entrypoints.http.middleware import Authenticate, Authentication, RequestContext
 from entrypoints.http.openapi import (
     SECURITY_SCHEME,
@@ -29,6 +26,7 @@ from entrypoints.http.openapi import (
     get_asset,
     openapi_config,
 )
+from entrypoints.http.submit import SubmitRoute, declare, fast_path
 from entrypoints.http.uploads import offer_upload, put_upload
 
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
@@ -36,10 +34,10 @@ Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What the handlers need; built by the composition root, or by a test.
+    """The handlers' dependencies, built by the composition root or by a test.
 
-    ``files`` and ``receiver`` are None where the storage signs links to itself, ``samples`` except
-    in development. ``samples`` raises KeyError for a name that it does not know.
+    ``files`` and ``receiver`` are None if the storage serves its links itself; ``samples`` is None
+    except in development. ``samples`` raises KeyError for an unknown name.
     """
 
     submission: Submission
@@ -64,8 +62,13 @@ def create_app(
     max_upload_bytes: int = 10_000_000,
 ) -> Litestar:
     """The ASGI application. Nothing connects before ``lifespan`` is entered."""
+    submit = SubmitRoute(
+        authenticate=services.authenticate,
+        submission=services.submission,
+        max_body_bytes=max_body_bytes,
+    )
     app = Litestar(
-        [_api(services), *_public(services, max_upload_bytes), get_asset],
+        [_api(services, submit), *_public(services, max_upload_bytes), get_asset],
         dependencies={
             "submission": _always(services.submission),
             "views": _always(services.views),
@@ -86,28 +89,22 @@ def create_app(
     )
     describe_headers(app.openapi_schema)
     # Litestar's own middleware does not see requests that match no route.
-    hot = HotSubmission(
-        app.asgi_handler,
-        authenticate=services.authenticate,
-        submission=services.submission,
-        max_body_bytes=max_body_bytes,
-    )
-    app.asgi_handler = RequestContext(hot, access_line=access_line)
+    app.asgi_handler = RequestContext(fast_path(app.asgi_handler, submit), access_line=access_line)
     return app
 
 
-def _api(services: Services) -> Router:
+def _api(services: Services, submit: SubmitRoute) -> Router:
     return Router(
         "/api/v1",
-        route_handlers=[*GENERATION_HANDLERS, offer_upload, *CREDIT_HANDLERS],
+        route_handlers=[declare(submit), *GENERATION_HANDLERS, offer_upload, *CREDIT_HANDLERS],
         middleware=[_authentication(services.authenticate)],
         security=[{SECURITY_SCHEME: []}],
     )
 
 
 def _authentication(authenticate: Authenticate) -> Callable[[ASGIApp], ASGIApp]:
-    # Litestar copies routers with all that they hold, except functions: as an argument of
-    # DefineMiddleware the authenticator would get a store, and connections, of its own.
+    # Litestar deep-copies routers, except for functions: as an argument of DefineMiddleware, the
+    # authenticator would get a database pool of its own.
     return lambda app: Authentication(app, authenticate)
 
 

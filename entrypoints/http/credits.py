@@ -1,4 +1,4 @@
-"""Credits: what is left, and where the rest went."""
+"""Credits: the balance and its ledger."""
 
 from typing import Annotated
 
@@ -25,7 +25,7 @@ _CURSOR: Cursor[int] = Cursor(msgspec.json.Decoder(_EntryId))
 @get(
     "/credits",
     tags=_TAGS,
-    summary="See your balance",
+    summary="Get your balance",
     response_description="Your account.",
     responses=failures(401, 503),
 )
@@ -39,8 +39,8 @@ async def get_credits(
 @get(
     "/credits/ledger",
     tags=_TAGS,
-    summary="List what changed your balance",
-    response_description="A part of your ledger, newest first.",
+    summary="List your ledger entries",
+    response_description="One page of your ledger, newest first.",
     responses=failures(401, 503),
 )
 async def list_ledger(
@@ -49,7 +49,7 @@ async def list_ledger(
     limit: Limit = 20,
     cursor: CursorText = None,
 ) -> LedgerPageEnvelope:
-    """Every grant, debit and refund, newest first, up to `limit` at a time. They add up to your
+    """Every grant, debit and refund, newest first, up to `limit` per page. They add up to your
     balance."""
     before_id = None if cursor is None else _CURSOR.decode(cursor)
     found = await credit_repo.ledger(request.user, limit=limit + 1, before_id=before_id)

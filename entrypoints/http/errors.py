@@ -1,4 +1,4 @@
-"""How failures are answered: one table, one handler."""
+"""Error responses: one table, one handler."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,8 +35,8 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How one kind of failure is answered; without a message, in the error's own words. The code is
-    the domain's where the failure is."""
+    """The response to one kind of error. ``message`` None means the error's own message. The code
+    of a domain error is the domain's."""
 
     status: int
     code: str
@@ -47,9 +47,9 @@ class Answer:
 _BEARER = {"WWW-Authenticate": "Bearer"}
 _RETRY = {"Retry-After": "5"}
 _INVALID = Answer(400, InvalidInput.code)
-_NOTHING_HERE = Answer(404, NotFound.code, "There is nothing here that you may see")
+_NOT_FOUND = Answer(404, NotFound.code, "Not found")
 _UNAVAILABLE = Answer(
-    503, Unavailable.code, "Something that we need does not answer; try again", _RETRY
+    503, Unavailable.code, "A dependency is temporarily unavailable; try again later", _RETRY
 )
 
 ERRORS: Final[Mapping[type[Exception] | int, Answer]] = {
@@ -57,7 +57,7 @@ ERRORS: Final[Mapping[type[Exception] | int, Answer]] = {
     Unauthenticated: Answer(401, Unauthenticated.code, headers=_BEARER),
     InvalidApiKey: Answer(401, InvalidApiKey.code, headers=_BEARER),
     InsufficientCredits: Answer(402, InsufficientCredits.code),
-    NotFound: _NOTHING_HERE,
+    NotFound: _NOT_FOUND,
     Conflict: Answer(409, Conflict.code),
     IdempotencyKeyReused: Answer(422, IdempotencyKeyReused.code),
     TooManyActive: Answer(429, TooManyActive.code, headers=_RETRY),
@@ -65,43 +65,44 @@ ERRORS: Final[Mapping[type[Exception] | int, Answer]] = {
     Overloaded: Answer(503, Overloaded.code, headers=_RETRY),
     QueueUnavailable: Answer(503, QueueUnavailable.code, UNAVAILABLE_MESSAGE, _RETRY),
     Unavailable: _UNAVAILABLE,
-    TryAgain: _UNAVAILABLE,  # from the image storage
+    TryAgain: _UNAVAILABLE,  # raised by the picture storage
     400: _INVALID,
-    404: _NOTHING_HERE,
-    405: Answer(405, "METHOD_NOT_ALLOWED", "This path does not know this method"),
-    413: Answer(413, "PAYLOAD_TOO_LARGE", "The body is too large"),
+    404: _NOT_FOUND,
+    405: Answer(405, "METHOD_NOT_ALLOWED", "Method not allowed"),
+    413: Answer(413, "PAYLOAD_TOO_LARGE", "The request body is too large"),
     415: Answer(415, "UNSUPPORTED_MEDIA_TYPE"),
-    Exception: Answer(500, WearonError.code, "This is our fault; we have taken note of it"),
+    Exception: Answer(500, WearonError.code, "Internal server error; it has been logged"),
 }
-"""By the type of the error or, for the framework's own, by its HTTP status."""
+"""By the error's type or, for the framework's own errors, by HTTP status."""
 
 
 def answer_to(error: Exception) -> Answer:
-    """The row of the table for ``error``."""
+    """The table's row for ``error``."""
     if isinstance(error, HTTPException):
         return ERRORS.get(_status(error), ERRORS[Exception])
     return next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
 
 
 def _status(error: HTTPException) -> int:
-    """As the framework has it, but for a caller who hung up, and for an id that cannot exist."""
+    """The framework's status, with two exceptions: 400 for a client that disconnected, and 404 for
+    a malformed id in the path."""
     if error.detail == "client disconnected prematurely":
         return 400
-    return 404 if _complaint(error).get("source") == "path" else error.status_code
+    return 404 if _first_violation(error).get("source") == "path" else error.status_code
 
 
-def _complaint(error: Exception) -> dict[str, Any]:
-    """What Litestar found wrong first (its key, message and source); empty for other errors."""
+def _first_violation(error: Exception) -> dict[str, Any]:
+    """Litestar's first validation problem (key, message, source); empty for other errors."""
     found = error.extra if isinstance(error, ValidationException) else None
     return found[0] if isinstance(found, list) and found else {}
 
 
-def _own_words(error: Exception) -> str:
-    complaint = _complaint(error)
-    if complaint.get("source") == "body":
+def _message(error: Exception) -> str:
+    violation = _first_violation(error)
+    if violation.get("source") == "body":
         return "body: is required"
-    if complaint:
-        return f"{complaint['key']}: {humanize(complaint['message'])}"
+    if violation:
+        return f"{violation['key']}: {humanize(violation['message'])}"
     return error.detail if isinstance(error, HTTPException) else str(error)
 
 
@@ -112,17 +113,17 @@ def respond(_: Request[Any, Any, Any], error: Exception) -> Response[ErrorEnvelo
 
 
 def envelope_for(error: Exception) -> tuple[int, dict[str, str], ErrorEnvelope]:
-    """The status, the headers and the envelope for ``error``; what nobody expected is logged, and
-    answered without detail."""
+    """Status, headers and envelope for ``error``. An unexpected error is logged, and answered
+    without details."""
     answer = answer_to(error)
     if answer.status == 500:
         log.error("unexpected_error", exc_info=error)
-    message = answer.message or _own_words(error)[:MAX_MESSAGE_LENGTH]
+    message = answer.message or _message(error)[:MAX_MESSAGE_LENGTH]
     envelope = ErrorEnvelope(data=None, error=ErrorBody(code=answer.code, message=message))
-    return answer.status, {**answer.headers, **_own_headers(error)}, envelope
+    return answer.status, {**answer.headers, **_headers(error)}, envelope
 
 
-def _own_headers(error: Exception) -> Mapping[str, str]:
+def _headers(error: Exception) -> Mapping[str, str]:
     if isinstance(error, TooManyUploads):
         return {"Retry-After": str(error.retry_after_seconds)}
     return (error.headers if isinstance(error, HTTPException) else None) or {}

@@ -1,30 +1,26 @@
-"""Generations: ask for one, see what became of it, take it back."""
+"""Generations: list, read and cancel them. ``submit`` creates them."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 from uuid import UUID
 
 import msgspec
-from litestar import Response, get, post
-from litestar.openapi.spec import Example
-from litestar.params import BodyKwarg, QueryParameter
+from litestar import get, post
+from litestar.params import QueryParameter
 from msgspec import Meta
 
 from domain.credits import Owner
-from domain.ports import Position, Receipt, SessionReadPort
+from domain.ports import Position, SessionReadPort
 from domain.sessions import Accessory, GenerationSession, SessionStatus
 from domain.submission import Submission, TryOnRequest
 from domain.views import SessionViews
 from entrypoints.http.inputs import (
     Cursor,
     CursorText,
-    IdempotencyKey,
     Injected,
     Limit,
-    NewGenerationBody,
     OwnedRequest,
     SessionIdInPath,
-    check_given_once,
 )
 from entrypoints.http.openapi import failures
 from entrypoints.http.schemas import (
@@ -35,22 +31,13 @@ from entrypoints.http.schemas import (
     SessionPageEnvelope,
     Stats,
     StatsEnvelope,
-    Submitted,
-    SubmittedEnvelope,
 )
 
 StatusFilter = Annotated[
     SessionStatus | None, QueryParameter(description="Only sessions in this status.")
 ]
 
-_EXAMPLE = {
-    "model_image_url": "https://images.example.com/person.jpg",
-    "outfit_image_url": "https://images.example.com/coat.jpg",
-    "accessories": [{"type": "hat", "url": "https://images.example.com/hat.jpg"}],
-}
-Body = Annotated[NewGeneration, BodyKwarg(examples=[Example(value=_EXAMPLE)])]
-
-_TAGS = ["Generations"]
+GENERATION_TAGS = ["Generations"]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _Microseconds = Annotated[
@@ -59,49 +46,8 @@ _Microseconds = Annotated[
 _CURSOR: Cursor[tuple[int, UUID]] = Cursor(msgspec.json.Decoder(tuple[_Microseconds, UUID]))
 
 
-@post(
-    "/generations",
-    status_code=202,
-    dto=NewGenerationBody,
-    return_dto=None,
-    tags=_TAGS,
-    summary="Ask for a picture",
-    response_description="Accepted and paid; the picture is on its way.",
-    responses=failures(401, 402, 413, 415, 422, 429, 503),
-)
-async def submit_generation(
-    request: OwnedRequest,
-    data: Body,
-    submission: Injected[Submission],
-    idempotency_key: IdempotencyKey = None,
-) -> Response[SubmittedEnvelope]:
-    """Takes one credit and queues the work. After a 202 the session will reach a final status:
-    `completed` with a picture, or `failed` with the credit back. Ask at `status_url`.
-    After a 503 the credit is back, or comes back by itself.
-
-    With an `Idempotency-Key` you may repeat a request, whatever became of the first one: you are
-    charged once and get the same session, as it is now, with `Idempotency-Replayed: true`."""
-    check_given_once(request, "idempotency-key")
-    info = request.scope["state"]["request_info"]
-    receipt = await submission.submit(
-        try_on(data, owner=request.user, request_id=info["request_id"], key=idempotency_key)
-    )
-    info["session_id"] = receipt.session.id
-    headers, envelope = accepted(receipt)
-    return Response(envelope, headers=headers)
-
-
-def accepted(receipt: Receipt) -> tuple[dict[str, str], SubmittedEnvelope]:
-    """The headers and the body of the answer to a request that was accepted."""
-    submitted = Submitted.of(receipt)
-    headers = {"Location": submitted.status_url}
-    if receipt.replayed:
-        headers["Idempotency-Replayed"] = "true"
-    return headers, SubmittedEnvelope(data=submitted, error=None)
-
-
 def try_on(data: NewGeneration, *, owner: Owner, request_id: str, key: str | None) -> TryOnRequest:
-    """What the body and the headers of a request ask for. Raises InvalidInput."""
+    """The request that body and headers describe. Raises InvalidInput."""
     return TryOnRequest(
         idempotency_key=key,
         owner=owner,
@@ -115,9 +61,9 @@ def try_on(data: NewGeneration, *, owner: Owner, request_id: str, key: str | Non
 
 @get(
     "/generations",
-    tags=_TAGS,
+    tags=GENERATION_TAGS,
     summary="List your sessions",
-    response_description="A part of your sessions, newest first.",
+    response_description="One page of your sessions, newest first.",
     responses=failures(401, 503),
 )
 async def list_generations(
@@ -129,7 +75,7 @@ async def list_generations(
     limit: Limit = 20,
     cursor: CursorText = None,
 ) -> SessionPageEnvelope:
-    """Newest first, up to `limit` at a time. `queue_position` is null here."""
+    """Newest first, up to `limit` per page. `queue_position` is always null here."""
     found = await sessions.history(
         request.user, status=status, limit=limit + 1, after=_position(cursor)
     )
@@ -151,39 +97,39 @@ def _cursor(session: GenerationSession) -> str:
 
 @get(
     "/generations/stats",
-    tags=_TAGS,
+    tags=GENERATION_TAGS,
     summary="Count your sessions",
-    response_description="Your sessions, counted by status.",
+    response_description="The number of your sessions, by status.",
     responses=failures(401, 503),
 )
 async def count_generations(
     request: OwnedRequest, sessions: Injected[SessionReadPort]
 ) -> StatsEnvelope:
-    """How many sessions you have, by status."""
+    """The number of your sessions, in total and by status."""
     return StatsEnvelope(data=Stats.of(await sessions.stats(request.user)), error=None)
 
 
 @get(
     "/generations/{session_id:str}",
-    tags=_TAGS,
-    summary="See one session",
-    response_description="The session as it is now.",
+    tags=GENERATION_TAGS,
+    summary="Get a session",
+    response_description="The session's current state.",
     responses=failures(401, 404, 503),
 )
 async def get_generation(
     request: OwnedRequest, session_id: SessionIdInPath, views: Injected[SessionViews]
 ) -> SessionEnvelope:
-    """The session, with its picture once it is completed. Ask about once a second until `status`
-    is `completed` or `failed`."""
+    """The session, with its picture once completed. Poll about once per second until `status` is
+    `completed` or `failed`."""
     return SessionEnvelope(data=Session.of(await views.get(session_id, request.user)), error=None)
 
 
 @post(
     "/generations/{session_id:str}/cancel",
     status_code=200,
-    tags=_TAGS,
-    summary="Take a request back",
-    response_description="The session, failed as `CANCELLED`; its credit is back.",
+    tags=GENERATION_TAGS,
+    summary="Cancel a generation",
+    response_description="The session, failed with `CANCELLED`; its credit is refunded.",
     responses=failures(401, 404, 409, 503),
 )
 async def cancel_generation(
@@ -192,13 +138,12 @@ async def cancel_generation(
     submission: Injected[Submission],
     views: Injected[SessionViews],
 ) -> SessionEnvelope:
-    """Possible while the session is `queued`; afterwards the answer is 409."""
+    """Possible only while the session is `queued`; otherwise 409."""
     session = await submission.cancel(session_id, request.user)
     return SessionEnvelope(data=Session.of(views.view_of(session)), error=None)
 
 
 GENERATION_HANDLERS = (
-    submit_generation,
     list_generations,
     count_generations,
     get_generation,

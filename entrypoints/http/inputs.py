@@ -1,4 +1,4 @@
-"""How what callers send becomes values, and how what is wrong with it is put in words."""
+"""Decoding and validating what callers send, and the wording of validation errors."""
 
 import base64
 import binascii
@@ -16,7 +16,7 @@ from litestar.params import HeaderParameter, PathParameter, QueryParameter, Skip
 
 from domain.credits import Owner
 from domain.errors import InvalidInput
-from entrypoints.http.schemas import NewGeneration, NewUpload
+from entrypoints.http.schemas import NewUpload
 
 if TYPE_CHECKING:
     from litestar._openapi.schema_generation import SchemaCreator
@@ -26,50 +26,52 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Injected: TypeAlias = NamedDependency[SkipValidation[T]]
-"""A handler's argument that the application provides, by its name."""
+"""A handler's argument that the application injects, by its name."""
 
 OwnedRequest: TypeAlias = Request[Owner, Any, Any]
-"""A request whose ``user`` is known."""
+"""A request whose ``user`` is authenticated."""
 
 SessionIdInPath = Annotated[UUID, PathParameter(description="The session's id.")]
-Limit = Annotated[int, QueryParameter(ge=1, le=50, description="How many to return at most.")]
+Limit = Annotated[
+    int, QueryParameter(ge=1, le=50, description="The maximum number of items to return.")
+]
 CursorText = Annotated[
     str | None,
-    QueryParameter(description="The `next_cursor` of the part before; none for the first part."),
+    QueryParameter(
+        description="The `next_cursor` of the previous page; omit it for the first page."
+    ),
 ]
 
 IdempotencyKey = Annotated[
     str | None,
     HeaderParameter(
         name="Idempotency-Key",
-        description="Yours to choose, 1 to 255 visible ASCII characters, new for every new request."
-        " Kept as long as the session.",
+        description="Chosen by you: 1 to 255 visible ASCII characters, unique per request. Kept as"
+        " long as the session.",
     ),
 ]
 
 TIMESTAMP = re.compile(r"[0-9]{1,12}")
-"""What a signed link's ``expires`` may be."""
+"""A valid ``expires`` of a signed link."""
 
 
 class StrictBody(AbstractDTO[T]):
-    """Decodes the body from its bytes in one go, strictly, and only if it says that it is JSON.
+    """Decodes the body once, strictly, and only if its Content-Type is JSON.
 
-    Left alone, Litestar decodes twice, coerces types and takes any Content-Type.
+    By default, Litestar decodes twice, coerces types and accepts any Content-Type.
     """
 
     decoder: ClassVar[msgspec.json.Decoder[Any]]
 
     def decode_bytes(self, value: bytes) -> T:
-        """Raises InvalidInput, which names the field."""
-        content_type, _, _ = self.asgi_connection.headers.get("content-type", "").partition(";")
-        if content_type.strip().lower() != "application/json":
-            raise HTTPException("The Content-Type must be application/json", status_code=415)
+        """Raises what ``check_is_json`` and ``decoded`` raise."""
+        check_is_json(self.asgi_connection.headers.get("content-type", ""))
         body: T = decoded(value, self.decoder)
         return body
 
     @classmethod
     def create_for_field_definition(cls, *_: Any, **__: Any) -> None:  # noqa: ANN401
-        """Nothing to prepare."""
+        """Required by the base class; there is nothing to prepare."""
 
     @classmethod
     def create_openapi_schema(
@@ -81,26 +83,29 @@ class StrictBody(AbstractDTO[T]):
         return schema_creator.for_field_definition(field_definition)
 
 
-class NewGenerationBody(StrictBody[NewGeneration]):
-    decoder = msgspec.json.Decoder(NewGeneration)
-
-
 class NewUploadBody(StrictBody[NewUpload]):
     decoder = msgspec.json.Decoder(NewUpload)
 
 
+def check_is_json(content_type: str) -> None:
+    """Raises 415 unless the media type is JSON; parameters such as a charset are allowed."""
+    media_type, _, _ = content_type.partition(";")
+    if media_type.strip().lower() != "application/json":
+        raise HTTPException("The Content-Type must be application/json", status_code=415)
+
+
 def decoded(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """What a body says. Raises InvalidInput, which names the field."""
+    """The body's value. Raises InvalidInput, which names the field."""
     try:
         request = decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _misfit(str(error)) from error
+        raise _validation_error(str(error)) from error
     except UnicodeDecodeError as error:
         raise InvalidInput("body", "is not valid UTF-8") from error
     except msgspec.DecodeError as error:
         problem = humanize(str(error).removeprefix("JSON is malformed: "))
         raise InvalidInput("body", f"is not valid JSON: {problem}") from error
-    # A name that is there twice has quotes that the same request, as we would write it, has not.
+    # A repeated name adds quotes that are missing when the decoded request is encoded again.
     if b"\\" in body or body.count(b'"') != _encode(request).count(b'"'):
         json.loads(body, object_pairs_hook=_refuse_repeated)
     return request
@@ -110,45 +115,39 @@ _encode = msgspec.json.Encoder().encode
 
 
 def _refuse_repeated(fields: list[tuple[str, object]]) -> None:
-    """Refuse what JSON allows and msgspec takes: a name twice, of which each reader picks one."""
+    """Reject repeated names, which JSON and msgspec allow: parsers disagree on which one wins."""
     names = [name for name, _ in fields]
     for name in names:
         if names.count(name) > 1:
             raise InvalidInput(name, "is given more than once")
 
 
-def _misfit(complaint: str) -> InvalidInput:
-    """msgspec's complaint, such as "Expected `str`, got `int` - at `$.accessories[0].url`"."""
-    problem, _, place = complaint.partition(" - at `$")
+def _validation_error(violation: str) -> InvalidInput:
+    """From msgspec's message, such as "Expected `str`, got `int` - at `$.accessories[0].url`"."""
+    problem, _, place = violation.partition(" - at `$")
     place = place.strip(".`")
-    for beginning, meaning in _ABOUT_A_NAMED_FIELD.items():
+    for beginning, meaning in _NAMED_FIELD_PROBLEMS.items():
         if problem.startswith(beginning):
             name = problem.removeprefix(beginning).strip("`")
             return InvalidInput(f"{place}.{name}" if place else name, meaning)
     return InvalidInput(place or "body", humanize(problem))
 
 
-_ABOUT_A_NAMED_FIELD = {
+_NAMED_FIELD_PROBLEMS = {
     "Object missing required field ": "is required",
     "Object contains unknown field ": "is not a field of this request",
 }
 
 
 def humanize(problem: str) -> str:
-    """What msgspec says about a value, in the style of our messages."""
+    """msgspec's message about a value, in the style of our own messages."""
     if "matching regex" in problem:
-        return "has a character that is not allowed"
+        return "contains a character that is not allowed"
     return problem[:1].lower() + problem[1:].replace("`", "")
 
 
-def check_given_once(request: OwnedRequest, header: str) -> None:
-    """Raises InvalidInput for a header that is given twice: which one is meant?"""
-    if len(request.headers.getall(header, [])) > 1:
-        raise InvalidInput(header.title(), "is given more than once")
-
-
 class Cursor(Generic[T]):
-    """An opaque text that stands for a place in a listing: base64url of the place's JSON."""
+    """An opaque text for a place in a listing: base64url of the place's JSON."""
 
     def __init__(self, decoder: msgspec.json.Decoder[T]) -> None:
         self._decoder = decoder
@@ -157,9 +156,9 @@ class Cursor(Generic[T]):
         return base64.urlsafe_b64encode(msgspec.json.encode(place)).decode().rstrip("=")
 
     def decode(self, cursor: str) -> T:
-        """Raises InvalidInput for anything that ``encode`` did not make."""
+        """Raises InvalidInput for any text that ``encode`` did not return."""
         try:
             padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
             return self._decoder.decode(base64.b64decode(padded, altchars=b"-_", validate=True))
         except (binascii.Error, UnicodeError, msgspec.DecodeError) as error:
-            raise InvalidInput("cursor", "is not one that this listing gave out") from error
+            raise InvalidInput("cursor", "is not a cursor of this listing") from error

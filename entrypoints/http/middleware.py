@@ -1,4 +1,4 @@
-"""What happens around every request: its id, its line in the log, and who is asking."""
+"""Middleware around every request: its id, its log line, its body's deadline, authentication."""
 
 import asyncio
 import random
@@ -9,10 +9,11 @@ from time import perf_counter
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, ReceiveMessage, Scope, Send
 
-from config.logging import REQUEST_INFO, AccessLine, RequestInfo, logged_access_line
+from config.logging import AccessLine, logged_access_line
 from domain.credits import Owner
 from domain.deadlines import SharedTimeout
 from domain.errors import InvalidApiKey, InvalidInput, Unauthenticated
+from entrypoints.http.request_info import REQUEST_INFO, RequestInfo
 
 Authenticate = Callable[[str], Awaitable[Owner]]
 """From a bearer token to its owner. Raises Unauthenticated, InvalidApiKey, DatabaseUnavailable."""
@@ -20,10 +21,10 @@ Authenticate = Callable[[str], Awaitable[Owner]]
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
 BODY_SECONDS = 10.0
-"""How long a body may take to arrive, from when we begin to read it."""
+"""The deadline for a body to arrive, counted from when we start reading it."""
 
 UPLOAD_SECONDS = 60.0
-"""The same of a picture: 10 MB at a little more than a megabit per second."""
+"""The same for a picture: 10 MB at a little more than one megabit per second."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _BEARER = re.compile(rb"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
@@ -31,8 +32,8 @@ _LOOKS_LIKE_A_KEY = re.compile(rb"bearer +wk_", re.IGNORECASE)
 
 
 class RequestContext:
-    """Outermost: gives every request an id, every response its header, every body a bound, and the
-    log one line."""
+    """The outermost layer: gives every request an id, every response the id's header, every body a
+    deadline, and the log one line per request."""
 
     def __init__(self, app: ASGIApp, *, access_line: AccessLine = logged_access_line) -> None:
         self._app = app
@@ -47,8 +48,7 @@ class RequestContext:
         started = perf_counter()
         path = scope["path"]
         if scope["query_string"]:
-            # Litestar fails on bytes that are not UTF-8; this makes them a value that nothing
-            # accepts.
+            # Litestar crashes on bytes that are not UTF-8; replaced, they are just invalid values.
             scope["query_string"] = scope["query_string"].decode(errors="replace").encode()
         request_id = _request_id(scope["headers"])
         info: RequestInfo = {"request_id": request_id}
@@ -65,7 +65,7 @@ class RequestContext:
 
 
 class _Answer:
-    """Has the request's id in its headers."""
+    """Adds the request's id to the response headers, and keeps the status for the log."""
 
     __slots__ = ("_request_id", "_send", "status")
 
@@ -83,23 +83,23 @@ class _Answer:
 
 
 class _Body:
-    """To receive it raises InvalidInput when it is not there in time. What comes after it, such as
-    the caller hanging up, has no bound."""
+    """``receive`` raises InvalidInput once the body's deadline has passed. Messages after the body,
+    such as the client's disconnect, have no deadline."""
 
-    __slots__ = ("_deadline", "_first_in_time", "_is_there", "_receive")
+    __slots__ = ("_complete", "_deadline", "_receive", "_shared_timeout")
 
-    def __init__(self, receive: Receive, first_in_time: SharedTimeout) -> None:
+    def __init__(self, receive: Receive, shared_timeout: SharedTimeout) -> None:
         self._receive = receive
-        self._first_in_time = first_in_time
+        self._shared_timeout = shared_timeout
         self._deadline: float | None = None
-        self._is_there = False
+        self._complete = False
 
     async def receive(self) -> ReceiveMessage:
-        if self._is_there:
+        if self._complete:
             return await self._receive()
         try:
             if self._deadline is None:
-                with self._first_in_time.running() as wait:
+                with self._shared_timeout.running() as wait:
                     self._deadline = wait.deadline
                     message = await self._receive()
             else:
@@ -107,12 +107,12 @@ class _Body:
                     message = await self._receive()
         except TimeoutError as error:
             raise InvalidInput("body", "did not arrive in time") from error
-        self._is_there = not message.get("more_body", False)
+        self._complete = not message.get("more_body", False)
         return message
 
 
 def _request_id(headers: RawHeaders) -> str:
-    """The caller's, if it is well formed, else a new one."""
+    """The caller's request id if it is well formed, else a new one."""
     for name, value in headers:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return value.decode()
@@ -120,7 +120,7 @@ def _request_id(headers: RawHeaders) -> str:
 
 
 class Authentication:
-    """Lets only known callers through; preflight requests carry no token and need none."""
+    """Rejects unauthenticated requests, except preflight requests, which carry no token."""
 
     def __init__(self, app: ASGIApp, authenticate: Authenticate) -> None:
         self._app = app

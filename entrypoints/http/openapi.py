@@ -1,4 +1,4 @@
-"""The API's description of itself, and Swagger UI to read it, served without any other host."""
+"""The OpenAPI document, and Swagger UI to read it, with no assets from other hosts."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -36,40 +36,40 @@ _ASSETS = {
 }
 
 _DESCRIPTION = """\
-Pictures of a person wearing what you choose.
+Virtual try-on: pictures of a person wearing the items that you choose.
 
-**Who you are.** Send `Authorization: Bearer <token>` with every call under `/api`: stores send
-their API key (`wk_...`), users their token. Both use the same paths; each sees only its own.
+**Authentication.** Send `Authorization: Bearer <token>` with every call under `/api`. Stores send
+their API key (`wk_...`), users their JWT. Both use the same paths; each caller sees only its own
+resources.
 
-**How it goes.** `POST /api/v1/generations` takes one credit and answers at once. Then ask at
+**Generations.** `POST /api/v1/generations` takes one credit and returns immediately. Then poll
 `status_url` until `status` is final:
-`queued` → `processing` → `completed`, or `failed` with the credit back.
+`queued` → `processing` → `completed`, or `failed` with the credit refunded.
 
-**What you get.** Always an envelope: `{"data": ..., "error": null}`, or
-`{"data": null, "error": {"code": "...", "message": "..."}}`. Act on `code`; `message` is for
-people. A field without a value is `null`. Times are UTC.
+**Responses.** Always an envelope: `{"data": ..., "error": null}`, or
+`{"data": null, "error": {"code": "...", "message": "..."}}`. Programs should act on `code`;
+`message` is for people. A field without a value is `null`. Times are UTC.
 
-**When something is odd.** Every response has an `X-Request-Id`; name it when you ask us. You may
-send your own: up to 128 of `A-Z a-z 0-9 . _ -`. After a 429 or a 503, wait for `Retry-After`
-seconds. With an `Idempotency-Key` you may then send the same request again.
+**Troubleshooting.** Every response has an `X-Request-Id`; quote it when you contact support. You
+can send your own: up to 128 of `A-Z a-z 0-9 . _ -`. After a 429 or a 503, wait `Retry-After`
+seconds before you try again. With an `Idempotency-Key`, repeating a request is safe.
 """
 
 _EXPLANATIONS = {
-    400: "Something in the request is wrong; the message names the field.",
+    400: "The request is invalid; the message names the field.",
     401: "The token or API key is missing, malformed, unknown or expired.",
-    402: "The balance does not cover this; nothing was charged.",
-    404: "There is no such thing, or it is somebody else's.",
-    409: "It is not in a state that allows this.",
-    413: "The body is too large.",
-    415: "The Content-Type is not the one that this takes.",
-    422: "The idempotency key belongs to another request; nothing was charged.",
-    429: "Too many of your sessions are unfinished, or too many uploads are of today; nothing was "
-    "charged.",
-    500: "Our mistake.",
-    503: "Something that the service needs does not answer; try again.",
+    402: "The balance is too low; nothing was charged.",
+    404: "The resource does not exist, or belongs to another owner.",
+    409: "The resource's current state does not allow this.",
+    413: "The request body is too large.",
+    415: "The Content-Type is not supported here.",
+    422: "The idempotency key was used for a different request; nothing was charged.",
+    429: "Too many active sessions, or the daily upload limit is reached; nothing was charged.",
+    500: "Internal server error.",
+    503: "A dependency is temporarily unavailable; try again later.",
 }
 
-_WORDS = {
+_MESSAGES = {
     "VALIDATION_ERROR": "accessories[0].url: expected str, got int",
     "INVALID_TOKEN": "The token has expired",
     "INVALID_API_KEY": "The API key is not valid",
@@ -80,33 +80,34 @@ _WORDS = {
     "RATE_LIMIT_EXCEEDED": "Too many sessions are unfinished; wait for some to end",
     "SERVICE_UNAVAILABLE": "Too many requests are waiting already; try again later",
 }
+"""Examples for errors whose message is not fixed."""
 
 
 def failures(*statuses: int) -> dict[int, ResponseSpec]:
-    """The error responses of a route: these, and those that any route may have."""
+    """The error responses of a route: the given ones, and those that every route can return."""
     return {
         status: ResponseSpec(
             ErrorEnvelope,
             description=_EXPLANATIONS[status],
             examples=[_example(answer) for answer in _answers(status)],
-            generate_examples=False,  # by a library that takes a third of a second to load
+            generate_examples=False,  # the library for that takes a third of a second to import
         )
         for status in sorted({400, *statuses, 500})
     }
 
 
 _NOT_READY = NotReadyEnvelope(
-    data={"store": "ok", "queue": "unavailable"},
+    data={"database": "ok", "queue": "unavailable"},
     error=ErrorBody(code="SERVICE_UNAVAILABLE", message="Unavailable: queue"),
 )
 
 
 def not_ready() -> dict[int, ResponseSpec]:
-    """The 503 of the readiness probe, which says what is missing."""
+    """The readiness probe's 503, which names the unavailable dependencies."""
     return {
         503: ResponseSpec(
             NotReadyEnvelope,
-            description="Something that it needs does not answer.",
+            description="A dependency does not answer.",
             examples=[Example(summary="SERVICE_UNAVAILABLE", value=_NOT_READY)],
             generate_examples=False,
         )
@@ -114,7 +115,7 @@ def not_ready() -> dict[int, ResponseSpec]:
 
 
 def _answers(status: int) -> list[Answer]:
-    """The ways in which this status is answered."""
+    """All answers with this status."""
     found: list[Answer] = []
     for answer in ERRORS.values():
         if answer.status == status and answer not in found:
@@ -123,13 +124,13 @@ def _answers(status: int) -> list[Answer]:
 
 
 def _example(answer: Answer) -> Example:
-    message = answer.message or _WORDS[answer.code]
+    message = answer.message or _MESSAGES[answer.code]
     envelope = ErrorEnvelope(data=None, error=ErrorBody(code=answer.code, message=message))
     return Example(summary=answer.code, value=envelope)
 
 
 def openapi_config() -> OpenAPIConfig:
-    """What the document says besides the routes."""
+    """The document's contents other than the routes."""
     return OpenAPIConfig(
         title="wearon",
         version="1",
@@ -147,17 +148,17 @@ def openapi_config() -> OpenAPIConfig:
             }
         ),
         tags=[
-            Tag(name="Generations", description="Ask for pictures and follow what becomes of them"),
-            Tag(name="Uploads", description="Bring pictures of your own"),
-            Tag(name="Credits", description="What is left, and where the rest went"),
-            Tag(name="Files", description="The pictures themselves"),
-            Tag(name="Health", description="For whoever keeps the service running"),
+            Tag(name="Generations", description="Create generations and follow their progress"),
+            Tag(name="Uploads", description="Upload pictures to use in generations"),
+            Tag(name="Credits", description="Your balance and its ledger"),
+            Tag(name="Files", description="Download pictures"),
+            Tag(name="Health", description="Probes for operators and orchestrators"),
         ],
     )
 
 
 class _OfflineSwaggerUI(SwaggerRenderPlugin):
-    """Leaves unknown paths under /schema to the application, which answers as everywhere."""
+    """Leaves unknown paths under /schema to the application, so that they get its usual 404."""
 
     def receive_router(self, router: Router) -> None:
         router.routes = [route for route in router.routes if not route.path_parameters]
@@ -175,7 +176,7 @@ def _swagger_ui() -> SwaggerRenderPlugin:
 
 @get(f"{_ASSETS_PATH}/{{name:str}}", include_in_schema=False)
 async def get_asset(name: FromPath[str]) -> File:
-    """What the page loads, by name: Litestar's static files fail on paths that no file can have."""
+    """One of the page's assets. (Litestar's static files return 500 for invalid file names.)"""
     if name not in _ASSETS:
         raise NotFound(name)
     path = _swagger_ui_files() / name
@@ -184,7 +185,7 @@ async def get_asset(name: FromPath[str]) -> File:
 
 @cache
 def _swagger_ui_files() -> Path:
-    """Where swagger-ui-py, whose code is not used, keeps Swagger UI."""
+    """Swagger UI's files, from the package swagger-ui-py, whose code we do not use."""
     package = find_spec("swagger_ui")
     if package is None or package.origin is None:
         raise RuntimeError("swagger-ui-py is not installed")
@@ -193,7 +194,8 @@ def _swagger_ui_files() -> Path:
 
 _STRING = Schema(type=OpenAPIType.STRING)
 _REQUEST_ID = OpenAPIHeader(
-    schema=_STRING, description="The id of this request: yours if well formed, else a new one."
+    schema=_STRING,
+    description="This request's id: the one you sent if it is well formed, else a new one.",
 )
 _RETRY_AFTER = OpenAPIHeader(
     schema=Schema(type=OpenAPIType.INTEGER), description="Seconds to wait."
@@ -201,10 +203,10 @@ _RETRY_AFTER = OpenAPIHeader(
 _HEADERS_BY_STATUS = {
     "202": {
         "Location": OpenAPIHeader(
-            schema=_STRING, description="Path of the new session; the same as `status_url`."
+            schema=_STRING, description="The session's path; the same as `status_url`."
         ),
         "Idempotency-Replayed": OpenAPIHeader(
-            schema=_STRING, description="`true` where the key was used before for this request."
+            schema=_STRING, description="`true` if an earlier request with this key was accepted."
         ),
     },
     "401": {"WWW-Authenticate": OpenAPIHeader(schema=_STRING, description="`Bearer`")},
@@ -214,7 +216,7 @@ _HEADERS_BY_STATUS = {
 
 
 def describe_headers(document: OpenAPI) -> None:
-    """Add the headers that come with every response of a kind; Litestar describes none of them."""
+    """Describe response headers, which Litestar leaves out, by status."""
     for path in (document.paths or {}).values():
         for operation in filter(None, (path.get, path.post, path.put)):
             for status, response in (operation.responses or {}).items():

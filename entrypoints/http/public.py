@@ -1,4 +1,4 @@
-"""What needs no key: probes, pictures behind signed links, sample pictures."""
+"""Routes that need no token: probes, pictures behind signed links, sample pictures."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from litestar import Response, get
 from litestar.params import FromPath, PathParameter, QueryParameter
 
-from adapters.storage.signing import SignedReadPort
 from domain.errors import NotFound, Unavailable
+from domain.ports import SignedReadPort
 from entrypoints.http.errors import ERRORS
 from entrypoints.http.inputs import TIMESTAMP, Injected
 from entrypoints.http.openapi import failures, not_ready
@@ -25,33 +25,33 @@ from entrypoints.http.schemas import (
 CHECK_TIMEOUT_SECONDS = 2.0
 
 Check = Callable[[], Awaitable[None]]
-"""Raises Unavailable if something that we need does not answer."""
+"""Raises Unavailable if a dependency does not answer."""
 
 
 @get(
     "/health/live",
     tags=["Health"],
-    summary="Is the process alive?",
-    response_description="It is.",
+    summary="Liveness probe",
+    response_description="The process is alive.",
     responses=failures(),
 )
 async def check_live() -> AliveEnvelope:
-    """Touches nothing else: restart the process if this does not answer."""
+    """Checks no dependency. Restart the process if this does not answer."""
     return AliveEnvelope(data=Alive(status="ok"), error=None)
 
 
 @get(
     "/health/ready",
     tags=["Health"],
-    summary="Can it do its work?",
-    response_description="Everything that it needs answers.",
+    summary="Readiness probe",
+    response_description="All dependencies answer.",
     responses=failures() | not_ready(),
 )
 async def check_ready(
     readiness: Injected[Mapping[str, Check]],
 ) -> Response[ReadyEnvelope]:
-    """Asks everything that the service needs, at once: send no requests while this answers 503.
-    Then `data` is filled in as well as `error`."""
+    """Checks the database and the queue. Send no traffic while this answers 503; that response
+    has both `data` and `error`."""
     states = await asyncio.gather(*(_state(check) for check in readiness.values()))
     data = dict(zip(readiness, states, strict=True))
     if "unavailable" in states:
@@ -91,12 +91,14 @@ async def _state(check: Check) -> DependencyState:
 async def get_file(
     files: Injected[SignedReadPort],
     clock: Injected[Callable[[], datetime]],
-    key: Annotated[str, PathParameter(description="The picture's key, as the link has it.")],
-    expires: Annotated[str, QueryParameter(description="Until when the link is good.")] = "",
-    signature: Annotated[str, QueryParameter(description="What makes the link good.")] = "",
+    key: Annotated[str, PathParameter(description="The picture's key, from the link.")],
+    expires: Annotated[
+        str, QueryParameter(description="When the link expires, in Unix seconds.")
+    ] = "",
+    signature: Annotated[str, QueryParameter(description="The link's signature.")] = "",
 ) -> Response[bytes]:
-    """The links in `generated_image_url` lead here; whoever has one may follow it until it
-    expires. Do not make them up: the signature is part of them."""
+    """The target of `generated_image_url`, unless the service stores pictures in cloud storage.
+    Anyone who has a link can use it until it expires. Links are signed: you cannot build one."""
     if not TIMESTAMP.fullmatch(expires):
         raise NotFound(key)
     picture = await files.read_signed(
@@ -117,7 +119,7 @@ async def get_file(
 async def get_sample(
     samples: Injected[Callable[[str], bytes]], name: FromPath[str]
 ) -> Response[bytes]:
-    """A PNG picture to try the service with, while developing."""
+    """A PNG picture for trying the service in development."""
     try:
         data = samples(name)
     except KeyError as error:

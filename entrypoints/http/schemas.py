@@ -1,4 +1,4 @@
-"""What travels: the bodies of requests and responses, with the words that document them."""
+"""Request and response bodies, with their documentation."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -16,8 +16,8 @@ from domain.views import MAX_QUEUE_POSITION, SessionView
 
 GENERATIONS_PATH = "/api/v1/generations"
 
-# Control characters (PostgreSQL refuses NUL, terminals obey ESC) and the marks that turn the
-# direction of text. A prompt may have tabs and line ends.
+# Control characters (PostgreSQL rejects NUL, terminals execute ESC sequences) and marks that change
+# the direction of text. A prompt may have tabs and line ends.
 _UNPRINTABLE = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 _UNPRINTABLE_IN_TEXT = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 
@@ -26,7 +26,7 @@ Url = Annotated[
     Meta(
         min_length=1,
         max_length=MAX_URL_LENGTH,
-        description="Where we can get the picture: a public http or https link.",
+        description="The picture's URL: public, http or https.",
         examples=["https://images.example.com/person.jpg"],
     ),
 ]
@@ -37,7 +37,7 @@ SessionId = Annotated[
 StatusUrl = Annotated[
     str,
     Meta(
-        description="Path at which to ask how the session is doing.",
+        description="The path to poll for the session's status.",
         examples=[f"{GENERATIONS_PATH}/018f6b9e-7c3a-7d21-9a40-3f0c5f6d2b11"],
     ),
 ]
@@ -45,7 +45,7 @@ CreatedAt = Annotated[datetime, Meta(description="When it was created, UTC.")]
 
 
 class AccessoryItem(Struct, frozen=True, forbid_unknown_fields=True):
-    """One accessory to wear."""
+    """One accessory."""
 
     type: Annotated[
         str,
@@ -53,7 +53,7 @@ class AccessoryItem(Struct, frozen=True, forbid_unknown_fields=True):
             min_length=1,
             max_length=64,
             pattern=f"^(?![\\s\\S]*{_UNPRINTABLE})",
-            description="What it is.",
+            description="The kind of accessory.",
             examples=["hat"],
         ),
     ]
@@ -63,13 +63,13 @@ class AccessoryItem(Struct, frozen=True, forbid_unknown_fields=True):
 class NewGeneration(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-    """A try-on request: who, wearing what."""
+    """A try-on request: a person and the items to wear."""
 
     model_image_url: Url
     outfit_image_url: Url | None = None
     accessories: Annotated[
         list[AccessoryItem],
-        Meta(max_length=MAX_ACCESSORIES, description="What else to wear."),
+        Meta(max_length=MAX_ACCESSORIES, description="Further items to wear."),
     ] = []
     prompt: (
         Annotated[
@@ -78,7 +78,7 @@ class NewGeneration(
                 min_length=1,
                 max_length=MAX_PROMPT_LENGTH,
                 pattern=f"^(?![\\s\\S]*{_UNPRINTABLE_IN_TEXT})",
-                description="Instructions of your own, instead of ours. Stores only.",
+                description="Your own prompt, replacing the default one. Stores only.",
                 examples=["Show the person in the outfit, outdoors, in soft evening light."],
             ),
         ]
@@ -93,20 +93,22 @@ PictureType = Annotated[
 
 
 class NewUpload(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A picture that you want to bring along."""
+    """A request for an upload link."""
 
     content_type: PictureType
 
 
 class ErrorBody(Struct, frozen=True):
-    """What went wrong: a code for programs, a message for people."""
+    """An error: a code for programs, a message for people."""
 
-    code: Annotated[str, Meta(description="Stable; act on this.", examples=["VALIDATION_ERROR"])]
-    message: Annotated[str, Meta(description="May change; show it to a developer.")]
+    code: Annotated[
+        str, Meta(description="Stable: programs act on it.", examples=["VALIDATION_ERROR"])
+    ]
+    message: Annotated[str, Meta(description="For developers; its wording may change.")]
 
 
 class ErrorEnvelope(Struct, frozen=True, kw_only=True):
-    """Every answer that is an error."""
+    """Every error response."""
 
     data: None
     error: ErrorBody
@@ -114,17 +116,19 @@ class ErrorEnvelope(Struct, frozen=True, kw_only=True):
 
 NextCursor = Annotated[
     str | None,
-    Meta(description="Send it as `cursor` to get the next part; null on the last part."),
+    Meta(description="Send it as `cursor` to get the next page; null on the last page."),
 ]
 
 
 class Submitted(Struct, frozen=True, kw_only=True):
-    """A request was accepted and paid: it will reach a final status."""
+    """An accepted and charged request: its session will reach a final status."""
 
     session_id: SessionId
     status: SessionStatus
     status_url: StatusUrl
-    credits_remaining: Annotated[int, Meta(description="The balance after this.", examples=[41])]
+    credits_remaining: Annotated[
+        int, Meta(description="The balance after this request.", examples=[41])
+    ]
     created_at: CreatedAt
 
     @classmethod
@@ -140,29 +144,29 @@ class Submitted(Struct, frozen=True, kw_only=True):
 
 
 class SubmittedEnvelope(Struct, frozen=True, kw_only=True):
-    """The answer to a request for a picture."""
+    """Response to an accepted generation request."""
 
     data: Submitted
     error: None
 
 
 class Upload(Struct, frozen=True, kw_only=True):
-    """Where to send your picture, and where it will be."""
+    """Where to send your picture, and its link for requests."""
 
-    upload_url: Annotated[str, Meta(description="Send the picture's bytes here, once.")]
-    method: Annotated[Literal["PUT"], Meta(description="How to send them.")]
+    upload_url: Annotated[str, Meta(description="Send the picture's bytes to this URL, once.")]
+    method: Annotated[Literal["PUT"], Meta(description="The HTTP method for `upload_url`.")]
     headers: Annotated[
         dict[str, str],
         Meta(
-            description="What to send along, as it is; no token.",
+            description="The headers to send, unchanged; send no token.",
             examples=[{"Content-Type": "image/jpeg"}],
         ),
     ]
     image_url: Annotated[
-        str, Meta(description="The picture's link, once it is sent: use it in a request.")
+        str, Meta(description="The picture's link for requests, valid once the picture is sent.")
     ]
-    expires_at: Annotated[datetime, Meta(description="Until when the picture can be sent, UTC.")]
-    max_bytes: Annotated[int, Meta(description="How large the picture may be.")]
+    expires_at: Annotated[datetime, Meta(description="When `upload_url` expires, UTC.")]
+    max_bytes: Annotated[int, Meta(description="The picture's maximum size.")]
 
     @classmethod
     def of(cls, offer: UploadOffer, content_type: str) -> Self:
@@ -177,21 +181,21 @@ class Upload(Struct, frozen=True, kw_only=True):
 
 
 class UploadEnvelope(Struct, frozen=True, kw_only=True):
-    """The answer to who wants to bring a picture along."""
+    """Response to an upload request."""
 
     data: Upload
     error: None
 
 
 class Uploaded(Struct, frozen=True, kw_only=True):
-    """What arrived."""
+    """The picture that was received."""
 
-    content_type: Annotated[str, Meta(description="The picture's format, as its bytes show it.")]
+    content_type: Annotated[str, Meta(description="The picture's format, detected from its bytes.")]
     bytes: int
 
 
 class UploadedEnvelope(Struct, frozen=True, kw_only=True):
-    """The answer to a picture that was sent."""
+    """Response to a picture's upload."""
 
     data: Uploaded
     error: None
@@ -202,49 +206,52 @@ class Session(Struct, frozen=True, kw_only=True):
 
     session_id: SessionId
     status: SessionStatus
-    channel: Annotated[Channel, Meta(description="`b2b` for a store's, `b2c` for a user's.")]
+    channel: Annotated[Channel, Meta(description="`b2b` for stores, `b2c` for users.")]
     model_image_url: str
     outfit_image_url: str | None
     accessories: list[AccessoryItem]
-    prompt: Annotated[str | None, Meta(description="The prompt that was used. Stores only.")]
+    prompt: Annotated[
+        str | None, Meta(description="The prompt that was used. Null except for stores.")
+    ]
     generated_image_url: Annotated[
-        str | None, Meta(description="The picture, once completed. The link expires: ask again.")
+        str | None,
+        Meta(description="The picture's link, once completed. It expires: get the session again."),
     ]
     image_expired: Annotated[
         bool,
         Meta(
-            description="Pictures are kept for some days only: true once this one was deleted,"
-            " and `generated_image_url` is null then."
+            description="Pictures are deleted after some time: true once this one was deleted;"
+            " `generated_image_url` is then null."
         ),
     ]
     media_type: Annotated[str | None, Meta(description="The picture's format.")]
     error_code: Annotated[
-        str | None, Meta(description="Why it failed, for programs.", examples=["EXPIRED"])
+        str | None, Meta(description="The reason of a failure, for programs.", examples=["EXPIRED"])
     ]
-    error_message: Annotated[str | None, Meta(description="Why it failed, for people.")]
-    attempt: Annotated[int, Meta(description="How often work on it has begun.")]
+    error_message: Annotated[str | None, Meta(description="The reason of a failure, for people.")]
+    attempt: Annotated[int, Meta(description="The number of attempts started so far.")]
     queue_position: Annotated[
         int | None,
         Meta(
-            description="1 for the next; null unless queued, in listings, and beyond"
-            f" {MAX_QUEUE_POSITION}."
+            description="Position in the queue (1 = next). Null unless `status` is `queued`, in"
+            f" list responses, and past position {MAX_QUEUE_POSITION}."
         ),
     ]
-    request_id: Annotated[str, Meta(description="The X-Request-Id of the call that made it.")]
+    request_id: Annotated[str, Meta(description="The X-Request-Id of the request that created it.")]
     created_at: CreatedAt
-    started_at: Annotated[datetime | None, Meta(description="When the latest attempt began.")]
+    started_at: Annotated[datetime | None, Meta(description="When the latest attempt started.")]
     completed_at: Annotated[datetime | None, Meta(description="When it reached a final status.")]
     processing_time_ms: int | None
     input_tokens: Annotated[
-        int | None, Meta(description="What the picture's provider read; null where it is unknown.")
+        int | None, Meta(description="Input tokens that the provider reported; null if unknown.")
     ]
     output_tokens: Annotated[
-        int | None, Meta(description="What the picture's provider made; null where it is unknown.")
+        int | None, Meta(description="Output tokens that the provider reported; null if unknown.")
     ]
     estimated_cost_usd: Annotated[
         Decimal | None,
         Meta(
-            description="What these tokens cost the service, in US dollars: a decimal, as text.",
+            description="Estimated cost of these tokens in US dollars: a decimal, as text.",
             examples=["0.052180"],
         ),
     ]
@@ -282,21 +289,21 @@ class Session(Struct, frozen=True, kw_only=True):
 
 
 class SessionEnvelope(Struct, frozen=True, kw_only=True):
-    """The answer about one session."""
+    """Response with one session."""
 
     data: Session
     error: None
 
 
 class SessionPage(Struct, frozen=True, kw_only=True):
-    """A part of your sessions, newest first."""
+    """One page of your sessions, newest first."""
 
     items: list[Session]
     next_cursor: NextCursor
 
 
 class SessionPageEnvelope(Struct, frozen=True, kw_only=True):
-    """The answer about many sessions."""
+    """Response with a page of sessions."""
 
     data: SessionPage
     error: None
@@ -307,7 +314,7 @@ def _accessory_item(accessory: Accessory) -> AccessoryItem:
 
 
 class Stats(Struct, frozen=True, kw_only=True):
-    """How many sessions you have. `active` is queued plus processing."""
+    """The number of your sessions. `active` is queued plus processing."""
 
     total: int
     queued: int
@@ -329,7 +336,7 @@ class Stats(Struct, frozen=True, kw_only=True):
 
 
 class StatsEnvelope(Struct, frozen=True, kw_only=True):
-    """The answer about how many sessions there are."""
+    """Response with the number of sessions."""
 
     data: Stats
     error: None
@@ -339,7 +346,7 @@ class Credits(Struct, frozen=True, kw_only=True):
     """Your account. `balance` is granted minus debited plus refunded."""
 
     channel: Channel
-    owner_id: Annotated[str, Meta(description="Your store's or user's id.")]
+    owner_id: Annotated[str, Meta(description="Your store or user id.")]
     balance: int
     total_granted: int
     total_debited: int
@@ -358,7 +365,7 @@ class Credits(Struct, frozen=True, kw_only=True):
 
 
 class CreditsEnvelope(Struct, frozen=True, kw_only=True):
-    """The answer about your account."""
+    """Response with your account."""
 
     data: Credits
     error: None
@@ -371,7 +378,7 @@ class LedgerItem(Struct, frozen=True, kw_only=True):
     kind: LedgerKind
     amount: Annotated[int, Meta(description="Signed: debits are negative.", examples=[-1])]
     session_id: Annotated[UUID | None, Meta(description="Null for grants.")]
-    note: Annotated[str | None, Meta(description="Null unless a grant.")]
+    note: Annotated[str | None, Meta(description="Null except for grants.")]
     created_at: CreatedAt
 
     @classmethod
@@ -387,27 +394,27 @@ class LedgerItem(Struct, frozen=True, kw_only=True):
 
 
 class LedgerPage(Struct, frozen=True, kw_only=True):
-    """A part of your ledger, newest first."""
+    """One page of your ledger, newest first."""
 
     items: list[LedgerItem]
     next_cursor: NextCursor
 
 
 class LedgerPageEnvelope(Struct, frozen=True, kw_only=True):
-    """The answer about changes of your balance."""
+    """Response with a page of ledger entries."""
 
     data: LedgerPage
     error: None
 
 
 class Alive(Struct, frozen=True):
-    """The process runs."""
+    """The process is alive."""
 
     status: Literal["ok"]
 
 
 class AliveEnvelope(Struct, frozen=True, kw_only=True):
-    """The answer of the liveness probe."""
+    """Response of the liveness probe."""
 
     data: Alive
     error: None
@@ -417,14 +424,14 @@ DependencyState = Literal["ok", "unavailable"]
 
 
 class ReadyEnvelope(Struct, frozen=True, kw_only=True):
-    """The answer of the readiness probe: the state of each thing that the service needs."""
+    """Response of the readiness probe: the state of each dependency."""
 
     data: dict[str, DependencyState]
     error: None
 
 
 class NotReadyEnvelope(Struct, frozen=True, kw_only=True):
-    """What is missing: the one error that carries data too."""
+    """Response of a failed readiness probe: the only error that also has data."""
 
     data: dict[str, DependencyState]
     error: ErrorBody

@@ -1,9 +1,8 @@
-"""The API process: granian in front, and in each of its workers the application."""
+"""The API process: granian in front, and the application in each of its workers."""
 
 import asyncio
 import os
-import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
 import structlog
@@ -12,6 +11,7 @@ from granian.server import Server as Granian
 from litestar import Litestar
 
 from config.container import Container, close
+from config.loading import load_settings
 from config.logging import (
     GRANIAN_LOGGING,
     access_line,
@@ -19,29 +19,33 @@ from config.logging import (
     configure_logging,
     flush_logs,
 )
-from config.servers import die_with_parent
-from config.settings import Settings, load_settings
+from config.processes import end_with_parent
+from config.settings import Settings
+from domain.credits import Channel, Owner
 from domain.errors import Unavailable
+from domain.ports import CreditRepoPort, TaskQueuePort
 from domain.submission import Submission
 from entrypoints.gc_tuning import freeze_startup_objects
 from entrypoints.http.app import Lifespan, Services, create_app
+from entrypoints.http.public import Check
+from entrypoints.http.request_info import merge_request_info
 
-TEND_SECONDS = 1.0
-"""How often pushed tasks are confirmed, and the queue measured; the settings refuse a
-``push_again_seconds`` that is too short for it."""
+HOUSEKEEPING_SECONDS = 1.0
+"""How often pushed tasks are confirmed and the queue is measured. The settings refuse a
+``requeue_after_seconds`` that is too short for it."""
 
 STOP_SECONDS = 20
-"""How long a worker may take to finish its requests: more than one may last, except a slow upload,
-of which nothing is kept then and which can be sent again. Without it granian waits for ever for a
-worker that was still starting when it was told to stop."""
+"""How long a worker may take to finish its requests. Every request fits, except a slow upload, of
+which nothing is kept and which can be repeated. Without this limit, granian waits forever for a
+worker that was told to stop while it was starting."""
 
 log = structlog.get_logger(__name__)
 
 
 def serve_http(settings: Settings, *, target: str = "entrypoints.http.server:app") -> None:
-    """Serve until SIGTERM or SIGINT; requests in flight are finished first.
+    """Serve until SIGTERM or SIGINT, then finish the requests in flight.
 
-    Settings that the workers need and that are missing are reported here, before they start.
+    Raises ``SettingsError`` for settings that are missing, before any worker starts.
     """
     configure_logging(settings)
     services_of(Container(settings=settings))
@@ -62,34 +66,33 @@ def serve_http(settings: Settings, *, target: str = "entrypoints.http.server:app
 
 
 def app() -> Litestar:
-    """What each of granian's workers runs."""
-    # Granian's main process, killed, would leave its workers serving.
-    die_with_parent(signal.SIGTERM, os.getppid())
+    """The application of one granian worker."""
+    end_with_parent()
     settings = load_settings(os.environ)
-    configure_logging(settings)
+    configure_logging(settings, merge_request_info)
     buffer_access_logs()
-    made = application(Container(settings=settings))
+    api = application(Container(settings=settings))
     freeze_startup_objects()
-    return made
+    return api
 
 
 def application(container: Container, *lifespan: Lifespan) -> Litestar:
-    """The application on its adapters; further ``lifespan``s run inside the usual one."""
+    """The application on the services of ``container``. Each ``lifespan`` runs inside its own."""
 
     @asynccontextmanager
     async def connected(_: Litestar) -> AsyncIterator[None]:
-        tending = asyncio.create_task(_tend(container.submission()))
+        housekeeping = asyncio.create_task(_run_housekeeping(container.submission()))
         try:
             yield
         finally:
-            tending.cancel()
-            await asyncio.gather(tending, return_exceptions=True)
-            with suppress(Unavailable):  # Recovery treats what stays unconfirmed as never pushed.
+            housekeeping.cancel()
+            await asyncio.gather(housekeeping, return_exceptions=True)
+            with suppress(Unavailable):  # Recovery treats unconfirmed tasks as never pushed.
                 await container.submission().confirm_pushed()
             await close(container)
             flush_logs()
 
-    settings: Settings = container.settings()
+    settings = container.settings()
     return create_app(
         services_of(container),
         lifespan=[connected, *lifespan],
@@ -100,14 +103,14 @@ def application(container: Container, *lifespan: Lifespan) -> Litestar:
 
 
 def services_of(container: Container) -> Services:
-    """Raises ``SettingsError`` where something that the API needs is not set."""
+    """Raises ``SettingsError`` for a setting that the API requires."""
     return Services(
         submission=container.submission(),
         views=container.views(),
         sessions=container.sessions(),
         credits=container.accounts(),
         authenticate=container.authenticate(),
-        readiness=container.readiness(),
+        readiness=readiness_checks(container.accounts(), container.queue()),
         uploads=container.uploads(),
         files=container.files(),
         receiver=container.receiver(),
@@ -116,8 +119,20 @@ def services_of(container: Container) -> Services:
     )
 
 
-async def _tend(submission: Submission) -> None:
-    """What a submission leaves to be done for many at once."""
+def readiness_checks(accounts: CreditRepoPort, queue: TaskQueuePort) -> Mapping[str, Check]:
+    """A check of each dependency of the API, by name."""
+
+    async def check_database() -> None:
+        await accounts.account(Owner(channel=Channel.B2C, id="readiness"))
+
+    async def check_queue() -> None:
+        await queue.depth()
+
+    return {"database": check_database, "queue": check_queue}
+
+
+async def _run_housekeeping(submission: Submission) -> None:
+    """Repeat the work that submissions leave to be done in batches."""
     while True:
         flush_logs()
         for duty in (submission.measure_queue, submission.confirm_pushed):
@@ -127,4 +142,4 @@ async def _tend(submission: Submission) -> None:
                 log.warning("duty_postponed", duty=duty.__name__, cause=type(error).__name__)
             except Exception:
                 log.exception("duty_crashed", duty=duty.__name__)
-        await asyncio.sleep(TEND_SECONDS)
+        await asyncio.sleep(HOUSEKEEPING_SECONDS)

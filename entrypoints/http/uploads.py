@@ -1,4 +1,4 @@
-"""Uploads: a caller's own picture, to be used in a request as any link may be."""
+"""Uploads: callers store a picture with us and use its link in a request."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -9,10 +9,9 @@ from litestar.openapi.spec import Example, OpenAPIMediaType, RequestBody, Schema
 from litestar.openapi.spec.operation import Operation
 from litestar.params import BodyKwarg, PathParameter, QueryParameter
 
-from adapters.storage.keys import media_type_of
-from adapters.storage.receiving import UploadReceiver
 from domain.errors import NotFound
-from domain.uploads import Uploads
+from domain.object_keys import media_type_of
+from domain.uploads import UploadReceiver, Uploads
 from entrypoints.http.inputs import TIMESTAMP, Injected, NewUploadBody, OwnedRequest
 from entrypoints.http.openapi import failures
 from entrypoints.http.schemas import (
@@ -34,23 +33,23 @@ Body = Annotated[NewUpload, BodyKwarg(examples=[_EXAMPLE])]
     dto=NewUploadBody,
     return_dto=None,
     tags=_TAGS,
-    summary="Bring a picture of your own",
-    response_description="Where to send the picture, and the link to use it by.",
+    summary="Create an upload",
+    response_description="Where to send the picture, and its link for requests.",
     responses=failures(401, 413, 415, 429, 503),
 )
 async def offer_upload(
     request: OwnedRequest, data: Body, uploads: Injected[Uploads]
 ) -> UploadEnvelope:
-    """Then send the picture's bytes to `upload_url`, with `method` and `headers` as they are here
-    and without your token, and use `image_url` in a request for a picture. It is deleted after a
-    few days. A picture costs nothing; a day's are bounded."""
+    """Returns a signed link to which you send one picture of your own: send its bytes to
+    `upload_url` with the given `method` and `headers` and without your token, then use `image_url`
+    in a generation request. Uploads are free, limited per day, and deleted after a while."""
     offer = await uploads.offer(request.user, data.content_type)
     return UploadEnvelope(data=Upload.of(offer, data.content_type), error=None)
 
 
 @dataclass
-class _TakesAPicture(Operation):
-    """Litestar describes no body that it does not decode."""
+class _PictureBody(Operation):
+    """Describes the body: Litestar describes only bodies that it decodes."""
 
     def __post_init__(self) -> None:
         self.request_body = RequestBody(
@@ -64,20 +63,22 @@ class _TakesAPicture(Operation):
     "/uploads/{key:path}",
     status_code=200,
     tags=_TAGS,
-    summary="Send your picture",
-    response_description="The picture is there, and stays as it is.",
+    summary="Upload a picture",
+    response_description="The picture is stored and cannot be replaced.",
     responses=failures(404, 409, 413, 415, 429, 503),
-    operation_class=_TakesAPicture,
+    operation_class=_PictureBody,
 )
 async def put_upload(
     request: Request[Any, Any, Any],
     receiver: Injected[UploadReceiver],
-    key: Annotated[str, PathParameter(description="The picture's key, as the link has it.")],
-    expires: Annotated[str, QueryParameter(description="Until when the link is good.")] = "",
-    signature: Annotated[str, QueryParameter(description="What makes the link good.")] = "",
+    key: Annotated[str, PathParameter(description="The picture's key, from the link.")],
+    expires: Annotated[
+        str, QueryParameter(description="When the link expires, in Unix seconds.")
+    ] = "",
+    signature: Annotated[str, QueryParameter(description="The link's signature.")] = "",
 ) -> UploadedEnvelope:
-    """An `upload_url` leads here where no other service takes your picture; it needs no token. Each
-    takes one JPEG, PNG or WebP picture, once."""
+    """The target of `upload_url`, unless the service stores uploads in cloud storage. Needs no
+    token. Each link accepts one JPEG, PNG or WebP picture, once."""
     if not TIMESTAMP.fullmatch(expires):
         raise NotFound(key)
     object_key = f"uploads/{key.removeprefix('/')}"

@@ -28,7 +28,7 @@ def run_worker(
     """Run a worker in this process until it has stopped. Returns what ``Worker.run`` does."""
     configure_logging(settings)
     container = Container(settings=settings)
-    if not settings.outlasts_attempts:
+    if not settings.drain_outlasts_attempt:
         log.warning(
             "drain_shorter_than_attempt",
             drain_seconds=settings.drain_seconds,
@@ -52,7 +52,7 @@ def build_worker(
     container: Container, *, concurrency: int | None, recovery: bool, once: bool = False
 ) -> Worker:
     """The worker that the settings ask for. A ``concurrency`` overrides theirs."""
-    settings: Settings = container.settings()
+    settings = container.settings()
     kind = OneShotWorker if once else Worker
     return kind(
         queue=container.queue(),

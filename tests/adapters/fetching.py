@@ -9,7 +9,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from adapters.images.fetcher import FetchLimits, HttpPictureFetcher, Lookup
+from adapters.images.fetcher import HttpPictureFetcher, Lookup
+from adapters.images.limits import FetchLimits
 from domain.errors import Refused
 from tests.adapters.generators import inspected
 from tests.support.images import encoded

@@ -3,9 +3,10 @@
 from typing import Any
 from uuid import UUID
 
-from adapters.images.fetcher import FetchLimits, HttpPictureFetcher
+from adapters.images.fetcher import HttpPictureFetcher
 from adapters.images.inspection import inspect_picture
-from adapters.images.jobs import JobLimits, JobPictureGenerator
+from adapters.images.jobs import JobPictureGenerator
+from adapters.images.limits import FetchLimits, JobLimits
 from adapters.images.replicate import CallLimits, ReplicateJobs, ReplicateModel
 from domain.ports import Picture, PictureGeneratorPort, PictureRequest
 from tests.support.clock import START

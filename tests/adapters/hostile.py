@@ -71,7 +71,7 @@ def jpeg_that_claims(width: int, height: int) -> bytes:
 
 
 def webp_that_claims(side: int) -> bytes:
-    """A WebP whose canvas has this side, around a picture of 32 x 48."""
+    """A WebP with a square canvas of this side around a picture of 32 x 48."""
     data = bytearray(encoded("WEBP", mode="RGBA", color=(0, 0, 0, 9), exif=b"Exif\0\0"))
     start = data.index(b"VP8X") + 12
     data[start : start + 6] = (side - 1).to_bytes(3, "little") * 2

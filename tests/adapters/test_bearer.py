@@ -1,4 +1,4 @@
-"""Tokens and keys: who is let in, and who is not."""
+"""BearerAuthenticator: valid and invalid tokens and keys, and the cache."""
 
 import base64
 import hashlib
@@ -43,12 +43,12 @@ def authenticate(keys: InMemoryApiKeyRepo) -> BearerAuthenticator:
 
 
 def ago(**duration: float) -> int:
-    """A time as tokens have it: seconds since 1970."""
+    """A time in a token's format: seconds since 1970."""
     return int((datetime.now(UTC) - timedelta(**duration)).timestamp())
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """What a good token says, with changes; ``...`` leaves a claim out."""
+    """The claims of a valid token, with changes; ``...`` omits a claim."""
     good = {"sub": USER.id, "iss": RULES.issuer, "aud": RULES.audience, "exp": ago(hours=-1)}
     return {name: value for name, value in (good | changes).items() if value is not ...}
 
@@ -56,7 +56,7 @@ def claims(**changes: Any) -> dict[str, Any]:
 def token(
     payload: object, header: object = HEADER, *, secret: str = RULES.secret, digest: str = "sha256"
 ) -> str:
-    """A token signed by hand, so that it can be what no library would make."""
+    """A token signed by hand, so that it can be one that no library would issue."""
     parts = [part if isinstance(part, bytes) else _json(part) for part in (header, payload)]
     signed = ".".join(_base64url(part) for part in parts)
     return f"{signed}.{_base64url(hmac.digest(secret.encode(), signed.encode(), digest))}"
@@ -70,8 +70,8 @@ def _base64url(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
-async def test_a_minted_token_is_accepted(authenticate: BearerAuthenticator) -> None:
-    """The token that development hands out is one that we take."""
+async def test_minted_token_is_accepted(authenticate: BearerAuthenticator) -> None:
+    """The tokens of a development stack are valid."""
     minted = mint_user_token(
         UUID(USER.id), rules=RULES, now=datetime.now(UTC), lifetime=timedelta(minutes=1)
     )
@@ -83,23 +83,23 @@ GOOD = {
     "plain": token(claims()),
     "several audiences": token(claims(aud=["others", RULES.audience])),
     "upper-case sub": token(claims(sub=USER.id.upper())),
-    "claims that we do not know": token(claims(role="admin", email="a@example.com")),
-    "kid that we do not use": token(claims(), HEADER | {"kid": "../../dev/null"}),
+    "unknown claims": token(claims(role="admin", email="a@example.com")),
+    "unused kid": token(claims(), HEADER | {"kid": "../../dev/null"}),
     "longest": token(claims(note="x" * 5_900)),
 }
 
 
 @pytest.mark.parametrize("good", GOOD.values(), ids=GOOD)
-async def test_tokens_that_are_accepted(authenticate: BearerAuthenticator, good: str) -> None:
-    """A token signed with our key that says who, by whom, for whom and until when."""
+async def test_valid_tokens(authenticate: BearerAuthenticator, good: str) -> None:
+    """Signed with our key, with subject, issuer, audience and expiry."""
     assert await authenticate(good) == USER
 
 
 @pytest.mark.parametrize("late", [{"exp": 15}, {"nbf": -15}], ids=["expired", "not yet"])
-async def test_clocks_may_differ_a_little(
+async def test_clock_skew_is_tolerated(
     authenticate: BearerAuthenticator, late: dict[str, float]
 ) -> None:
-    """A token is good for half a minute more, on both sides."""
+    """Half a minute, at both ends of a token's lifetime."""
     fresh = token(claims(**{claim: ago(seconds=seconds) for claim, seconds in late.items()}))
 
     assert await authenticate(fresh) == USER
@@ -179,26 +179,26 @@ BAD = {
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
-async def test_tokens_that_are_refused(authenticate: BearerAuthenticator, bad: str) -> None:
-    """Unless everything is right, nothing is said about what was wrong."""
-    with pytest.raises(Unauthenticated) as refusal:
+async def test_invalid_tokens(authenticate: BearerAuthenticator, bad: str) -> None:
+    """Rejected without details."""
+    with pytest.raises(Unauthenticated) as rejection:
         await authenticate(bad)
 
-    assert refusal.type is Unauthenticated
-    assert str(refusal.value) == "The token is not valid"
+    assert rejection.type is Unauthenticated
+    assert str(rejection.value) == "The token is not valid"
 
 
-async def test_an_expired_token_is_told_so(authenticate: BearerAuthenticator) -> None:
-    """Its holder can get a new one; the signature is checked before."""
+async def test_expired_token_has_its_own_message(authenticate: BearerAuthenticator) -> None:
+    """Only after the signature has been checked."""
     with pytest.raises(Unauthenticated, match=r"^The token has expired$"):
         await authenticate(token(claims(exp=ago(seconds=45))))
     with pytest.raises(Unauthenticated, match=r"^The token is not valid$"):
         await authenticate(token(claims(exp=ago(seconds=45)), secret=ATTACKER))
 
 
-async def test_a_public_key_is_not_a_secret(keys: InMemoryApiKeyRepo) -> None:
-    """Where the secret is set to a public key by mistake, no token is good: else everybody who
-    has it could sign."""
+async def test_public_key_as_the_secret_is_rejected(keys: InMemoryApiKeyRepo) -> None:
+    """If the secret is set to a public key by mistake, no token is valid: otherwise anyone with
+    the public key could sign one."""
     public = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----\n"
     rules = JwtRules(secret=public, issuer=RULES.issuer, audience=RULES.audience)
 
@@ -209,7 +209,7 @@ async def test_a_public_key_is_not_a_secret(keys: InMemoryApiKeyRepo) -> None:
 async def add(
     keys: InMemoryApiKeyRepo, owner: Owner = STORE, *, text: str | None = None
 ) -> tuple[ApiKey, str]:
-    """A store's new key, and its text."""
+    """A new key and its text."""
     text = text or new_api_key()
     key = ApiKey(
         id=uuid4(),
@@ -222,20 +222,16 @@ async def add(
     return key, text
 
 
-async def test_a_key_is_accepted(
-    authenticate: BearerAuthenticator, keys: InMemoryApiKeyRepo
-) -> None:
-    """A key is its owner's; two keys of one store are both good."""
+async def test_valid_keys(authenticate: BearerAuthenticator, keys: InMemoryApiKeyRepo) -> None:
+    """A store may have several."""
     _, first = await add(keys)
     _, second = await add(keys)
 
     assert [await authenticate(first), await authenticate(second)] == [STORE, STORE]
 
 
-async def test_keys_that_are_refused(
-    authenticate: BearerAuthenticator, keys: InMemoryApiKeyRepo
-) -> None:
-    """Cut, longer, in another case, unknown: a key is good to the letter or not at all."""
+async def test_invalid_keys(authenticate: BearerAuthenticator, keys: InMemoryApiKeyRepo) -> None:
+    """Truncated, extended, in another case, unknown: a key has to match exactly."""
     _, text = await add(keys)
     bad = [
         text[:-1],
@@ -255,10 +251,10 @@ async def test_keys_that_are_refused(
             await authenticate(key)
 
 
-async def test_a_revoked_key_is_refused(
+async def test_revoked_key_is_rejected(
     authenticate: BearerAuthenticator, keys: InMemoryApiKeyRepo
 ) -> None:
-    """From the moment of its revocation; the store's other keys stay good."""
+    """Immediately, without a cache; the store's other keys keep working."""
     first, text = await add(keys)
     _, other = await add(keys)
 
@@ -269,8 +265,8 @@ async def test_a_revoked_key_is_refused(
     assert await authenticate(other) == STORE
 
 
-def test_what_is_stored_is_not_the_key() -> None:
-    """A key has 128 random bits, and what is kept of it is its SHA-256."""
+def test_key_format() -> None:
+    """128 random bits, stored as their SHA-256."""
     first, second = new_api_key(), new_api_key()
 
     assert first != second
@@ -278,8 +274,8 @@ def test_what_is_stored_is_not_the_key() -> None:
     assert key_sha256(first) == hashlib.sha256(first.encode()).hexdigest()
 
 
-def test_minting_is_what_the_library_would_do() -> None:
-    """The claims are the registered ones of RFC 7519, with times in whole seconds."""
+def test_minted_claims() -> None:
+    """The registered ones of RFC 7519, with times in whole seconds."""
     now = datetime(2026, 1, 1, tzinfo=UTC)
 
     minted = mint_user_token(UUID(USER.id), rules=RULES, now=now, lifetime=timedelta(hours=1))
@@ -296,14 +292,14 @@ def test_minting_is_what_the_library_would_do() -> None:
 SECONDS = 5.0
 
 
-class Memory:
-    """An authenticator with a memory, its keys and its clock."""
+class Cached:
+    """An authenticator with a cache, its keys and its clock."""
 
     def __init__(self) -> None:
         self.keys = CountingKeys(clock=lambda: datetime.now(UTC))
         self.time = 100.0
         self.authenticate = BearerAuthenticator(
-            keys=self.keys, rules=RULES, memory_seconds=SECONDS, clock=lambda: self.time
+            keys=self.keys, rules=RULES, cache_seconds=SECONDS, clock=lambda: self.time
         )
 
     async def new_key(self, owner: Owner = STORE) -> tuple[ApiKey, str]:
@@ -311,14 +307,14 @@ class Memory:
 
 
 class CountingKeys(InMemoryApiKeyRepo):
-    """Counts how often it is asked, and does not answer while ``away``."""
+    """Counts lookups, and does not answer while ``away``."""
 
-    asked = 0
+    lookups = 0
     away = False
     meanwhile: Callable[[], None] | None = None
 
     async def owner_of(self, key_sha256: str) -> Owner | None:
-        self.asked += 1
+        self.lookups += 1
         if self.away:
             raise DatabaseUnavailable("owner_of: refused")
         owner = await super().owner_of(key_sha256)
@@ -328,66 +324,64 @@ class CountingKeys(InMemoryApiKeyRepo):
 
 
 @pytest.fixture
-def memory() -> Memory:
-    return Memory()
+def cached() -> Cached:
+    return Cached()
 
 
-async def test_a_caller_is_remembered_for_so_long(memory: Memory) -> None:
-    """Until then the store is not asked, and from then on it is."""
-    _, text = await memory.new_key()
+async def test_owner_is_cached(cached: Cached) -> None:
+    """For ``cache_seconds``; then the database is queried again."""
+    _, text = await cached.new_key()
 
-    first = await memory.authenticate(text)
-    memory.time += SECONDS - 0.01
-    second = await memory.authenticate(text)
-    asked_before = memory.keys.asked
-    memory.time += 0.01
-    third = await memory.authenticate(text)
+    first = await cached.authenticate(text)
+    cached.time += SECONDS - 0.01
+    second = await cached.authenticate(text)
+    lookups_before = cached.keys.lookups
+    cached.time += 0.01
+    third = await cached.authenticate(text)
 
     assert first == second == third == STORE
-    assert (asked_before, memory.keys.asked) == (1, 2)
+    assert (lookups_before, cached.keys.lookups) == (1, 2)
 
 
-async def test_without_a_memory_the_store_is_asked_each_time() -> None:
-    """That is what 0 seconds mean, also where no time passes."""
+async def test_cache_of_zero_seconds() -> None:
+    """The database is queried every time, even if no time passes in between."""
     counting = CountingKeys(clock=lambda: datetime.now(UTC))
     authenticate = BearerAuthenticator(
-        keys=counting, rules=RULES, memory_seconds=0, clock=lambda: 1.0
+        keys=counting, rules=RULES, cache_seconds=0, clock=lambda: 1.0
     )
     _, text = await add(counting)
 
     for _ in range(3):
         await authenticate(text)
 
-    assert counting.asked == 3
+    assert counting.lookups == 3
 
 
-async def test_a_revoked_key_is_let_in_for_so_long_at_most(memory: Memory) -> None:
-    """Counted from when the store was asked, however slowly it answered, and not from the last
-    use: who calls again and again is out at the same time."""
-    key, text = await memory.new_key()
+async def test_cached_key_expires_after_its_revocation(cached: Cached) -> None:
+    """``cache_seconds`` count from the start of the lookup, however slow it was, and not from the
+    last use."""
+    key, text = await cached.new_key()
 
     def slowly() -> None:
-        memory.time += 2
+        cached.time += 2
 
-    memory.keys.meanwhile = slowly
-    asked_at = memory.time
-    await memory.authenticate(text)
-    await memory.keys.revoke(key.id)
-    while memory.time < asked_at + SECONDS:
-        assert await memory.authenticate(text) == STORE
-        memory.time += 0.5
+    cached.keys.meanwhile = slowly
+    looked_up_at = cached.time
+    await cached.authenticate(text)
+    await cached.keys.revoke(key.id)
+    while cached.time < looked_up_at + SECONDS:
+        assert await cached.authenticate(text) == STORE
+        cached.time += 0.5
 
     for _ in range(2):
         with pytest.raises(InvalidApiKey):
-            await memory.authenticate(text)
+            await cached.authenticate(text)
 
 
-async def test_an_expired_token_is_let_in_for_so_long_at_most(
-    memory: Memory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A token's end is looked at when the memory of it ends."""
+async def test_cached_token_expires(cached: Cached, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own expiry is checked again after ``cache_seconds``."""
     users = token(claims(exp=ago(hours=-1)))
-    await memory.authenticate(users)
+    await cached.authenticate(users)
 
     class Later(datetime):
         @classmethod
@@ -395,87 +389,87 @@ async def test_an_expired_token_is_let_in_for_so_long_at_most(
             return super().now(tz) + timedelta(hours=2)
 
     monkeypatch.setattr("jwt.api_jwt.datetime", Later)
-    remembered = await memory.authenticate(users)
-    memory.time += SECONDS
+    from_cache = await cached.authenticate(users)
+    cached.time += SECONDS
 
-    assert remembered == USER
+    assert from_cache == USER
     with pytest.raises(Unauthenticated, match=r"^The token has expired$"):
-        await memory.authenticate(users)
+        await cached.authenticate(users)
 
 
-async def test_who_is_turned_away_is_not_remembered(memory: Memory) -> None:
-    """A key is good from the moment that it is there."""
+async def test_rejection_is_not_cached(cached: Cached) -> None:
+    """A new key works immediately, even if it was tried before."""
     text = new_api_key()
     with pytest.raises(InvalidApiKey):
-        await memory.authenticate(text)
-    await add(memory.keys, text=text)
+        await cached.authenticate(text)
+    await add(cached.keys, text=text)
 
-    assert await memory.authenticate(text) == STORE
+    assert await cached.authenticate(text) == STORE
 
 
-async def test_a_store_that_is_away_is_not_remembered(memory: Memory) -> None:
-    """It keeps out nobody who is known, and only until it is back those who are not."""
-    _, known = await memory.new_key()
-    _, unknown = await memory.new_key()
-    await memory.authenticate(known)
-    memory.keys.away = True
+async def test_unavailable_database_is_not_cached(cached: Cached) -> None:
+    """Cached owners are still accepted; others are, once the database is back."""
+    _, used = await cached.new_key()
+    _, unused = await cached.new_key()
+    await cached.authenticate(used)
+    cached.keys.away = True
 
-    remembered = await memory.authenticate(known)
+    from_cache = await cached.authenticate(used)
     with pytest.raises(DatabaseUnavailable):
-        await memory.authenticate(unknown)
-    memory.keys.away = False
+        await cached.authenticate(unused)
+    cached.keys.away = False
 
-    assert remembered == STORE
-    assert await memory.authenticate(unknown) == STORE
+    assert from_cache == STORE
+    assert await cached.authenticate(unused) == STORE
 
 
-async def test_each_token_is_remembered_by_itself(memory: Memory) -> None:
-    """Two keys of one owner end each at its own time; what only resembles a known token, or is
-    its hash, is unknown."""
-    first, text = await memory.new_key()
-    _, other = await memory.new_key()
-    _, others = await memory.new_key(Owner(channel=Channel.B2B, id="store-2"))
-    await memory.authenticate(text)
-    memory.time += 3
-    owners = [await memory.authenticate(other), await memory.authenticate(others)]
-    await memory.keys.revoke(first.id)
-    memory.time += 2
+async def test_each_token_is_cached_separately(cached: Cached) -> None:
+    """Two keys of one owner expire separately. A token that only resembles a cached one, or is its
+    hash, is rejected."""
+    first, text = await cached.new_key()
+    _, other = await cached.new_key()
+    _, others = await cached.new_key(Owner(channel=Channel.B2B, id="store-2"))
+    await cached.authenticate(text)
+    cached.time += 3
+    owners = [await cached.authenticate(other), await cached.authenticate(others)]
+    await cached.keys.revoke(first.id)
+    cached.time += 2
 
     assert [owner.id for owner in owners] == ["store-1", "store-2"]
-    assert await memory.authenticate(other) == STORE
+    assert await cached.authenticate(other) == STORE
     for bad in (text, other[:-1], other + "0", other.upper(), key_sha256(other)):
         with pytest.raises(Unauthenticated):
-            await memory.authenticate(bad)
+            await cached.authenticate(bad)
 
 
-async def test_the_memory_is_bounded(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has been known longest is forgotten first; to be seen again before the end does not
-    count, to be asked for again does."""
-    monkeypatch.setattr("adapters.auth.bearer.MAX_REMEMBERED", 3)
-    texts = [(await memory.new_key())[1] for _ in range(5)]
+async def test_cache_size_is_bounded(cached: Cached, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry with the oldest lookup is evicted first; a cache hit does not renew an entry, a new
+    lookup does."""
+    monkeypatch.setattr("adapters.auth.bearer.MAX_CACHED", 3)
+    texts = [(await cached.new_key())[1] for _ in range(5)]
     for text in texts[:3]:
-        await memory.authenticate(text)
-    memory.time += SECONDS
-    await memory.authenticate(texts[1])  # the youngest now, and nobody else is forgotten for it
-    await memory.authenticate(texts[3])
-    await memory.authenticate(texts[4])
-    asked = memory.keys.asked
+        await cached.authenticate(text)
+    cached.time += SECONDS
+    await cached.authenticate(texts[1])  # the newest entry now; this evicts none
+    await cached.authenticate(texts[3])
+    await cached.authenticate(texts[4])
+    lookups = cached.keys.lookups
 
     for text in (texts[1], texts[3], texts[4]):
-        await memory.authenticate(text)
-    assert (asked, memory.keys.asked, len(memory.authenticate._known)) == (6, 6, 3)
-    await memory.authenticate(texts[0])
-    assert (memory.keys.asked, len(memory.authenticate._known)) == (7, 3)
+        await cached.authenticate(text)
+    assert (lookups, cached.keys.lookups, len(cached.authenticate._cache)) == (6, 6, 3)
+    await cached.authenticate(texts[0])
+    assert (cached.keys.lookups, len(cached.authenticate._cache)) == (7, 3)
 
 
-async def test_no_token_is_kept(memory: Memory) -> None:
-    """What is in memory lets in nobody who reads it."""
-    _, text = await memory.new_key()
+async def test_cache_holds_no_tokens(cached: Cached) -> None:
+    """Reading the process's memory does not reveal a usable token."""
+    _, text = await cached.new_key()
     users = token(claims())
     for secret in (text, users):
-        await memory.authenticate(secret)
+        await cached.authenticate(secret)
 
-    kept = repr(memory.authenticate._known)
+    contents = repr(cached.authenticate._cache)
 
-    assert text not in kept
-    assert users not in kept
+    assert text not in contents
+    assert users not in contents

@@ -18,7 +18,8 @@ import asyncpg
 import pytest
 
 from adapters.embedded.postgres import PORT, EmbeddedPostgres
-from adapters.postgres.database import Database, DatabaseLimits
+from adapters.postgres.database import Database
+from adapters.postgres.limits import DatabaseLimits
 from domain.errors import DatabaseUnavailable
 from tests.adapters.databases import ONE_CONNECTION, connected, create_and_fail
 from tests.support import servers

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from adapters.embedded.postgres import PORT, EmbeddedPostgres
-from adapters.postgres.database import DatabaseLimits
+from adapters.postgres.limits import DatabaseLimits
 from tests.adapters.databases import connected, create_and_fail
 from tests.support import servers
 

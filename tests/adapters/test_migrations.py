@@ -11,7 +11,8 @@ import asyncpg
 import pytest
 
 from adapters.embedded.postgres import EmbeddedPostgres
-from adapters.postgres.database import Database, DatabaseLimits
+from adapters.postgres.database import Database
+from adapters.postgres.limits import DatabaseLimits
 from adapters.postgres.migrate import Migration, MigrationError, all_migrations, migrate
 
 pytestmark = pytest.mark.anyio

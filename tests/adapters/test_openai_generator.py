@@ -12,7 +12,8 @@ from uuid import UUID
 import pytest
 from aiohttp.test_utils import unused_port
 
-from adapters.images.openai import OpenAiPictureGenerator, Prices, ProviderLimits, edits_url
+from adapters.images.limits import ProviderLimits
+from adapters.images.openai import OpenAiPictureGenerator, Prices, edits_url
 from domain.errors import ProviderMisconfigured, TryAgain
 from domain.generation import Outcome, WorkPolicy
 from domain.ports import Picture, PictureRequest

@@ -17,7 +17,8 @@ import pytest
 from adapters.auth import postgres as auth
 from adapters.credits import postgres as credit_repo
 from adapters.embedded.postgres import EmbeddedPostgres
-from adapters.postgres.database import Connection, Database, DatabaseLimits
+from adapters.postgres.database import Connection, Database
+from adapters.postgres.limits import DatabaseLimits
 from adapters.postgres.migrate import all_migrations, migrate
 from adapters.sessions import postgres as sessions
 from domain.credits import Channel, Owner

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from adapters.images.pool import PicturePool, PoolLimits
+from adapters.images.limits import PoolLimits
+from adapters.images.pool import PicturePool
 from domain.errors import Refused, TryAgain
 from domain.ports import Picture
 from domain.sessions import ErrorCode
@@ -277,7 +278,8 @@ async def test_processes_end_with_the_worker() -> None:
     """A killed worker cannot close its pool; the processes exit at the end of their input."""
     code = textwrap.dedent(f"""
         import asyncio
-        from adapters.images.pool import PicturePool, PoolLimits
+        from adapters.images.pool import PicturePool
+        from adapters.images.limits import PoolLimits
 
         async def main():
             pool = PicturePool(PoolLimits(processes=1))

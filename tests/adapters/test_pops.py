@@ -1,5 +1,5 @@
-"""However many wait for messages, and whenever they give up: each message goes to one of them, or
-stays in the queue, in its place."""
+"""SharedPops: each message goes to one waiting pop or stays in its place in the queue, however
+many pops wait and whenever they are cancelled."""
 
 import asyncio
 from collections import deque
@@ -26,12 +26,14 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 @dataclass(kw_only=True)
 class Queue:
-    """A list as Redis keeps it: the last message is the next. A reply takes ``reply_seconds`` on
-    its way, and who takes messages has them from the moment in which they leave the list."""
+    """A list like that of Redis: the last message is the next. A reply arrives ``reply_seconds``
+    after its messages have left the list."""
 
     reply_seconds: float = 0.0
     messages: deque[bytes] = field(default_factory=deque)
     commands: list[str] = field(default_factory=list)
+    lost: list[bytes] = field(default_factory=list)
+    """Messages that could not be put back, because the queue failed just then."""
     error: Exception | None = None
     _more: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -63,7 +65,9 @@ class Queue:
 
     async def put_back(self, messages: Sequence[bytes]) -> None:
         self.commands.append(f"put back {len(messages)}")
-        self._check()
+        if self.error is not None:
+            self.lost.extend(messages)
+            raise self.error
         self.messages.extend(messages)
         await asyncio.sleep(self.reply_seconds)
 
@@ -87,12 +91,12 @@ def popping(pops: SharedPops, waiting: int, *, seconds: float = 100) -> list[asy
 
 
 async def a_moment() -> None:
-    """Longer than everything that happens at once, and shorter than a second."""
+    """Longer than anything that takes no time, and shorter than a second."""
     await asyncio.sleep(0.01)
 
 
 async def test_first_come_first_served() -> None:
-    """By as few commands as there can be: one that waits, and one for all that came meanwhile."""
+    """With two commands: one that waits, and one for all messages that arrived meanwhile."""
     queue = Queue()
     tasks = popping(queue.pops(), 3)
     await a_moment()
@@ -103,9 +107,9 @@ async def test_first_come_first_served() -> None:
     assert queue.commands == ["await 100", "take 2"]
 
 
-async def test_where_there_is_plenty_no_single_one_is_waited_for() -> None:
-    """What a take brings one for each of is followed by another take: a message that comes by
-    itself is claimed by itself. One that brings less is not."""
+async def test_full_rpop_is_followed_by_another() -> None:
+    """A BRPOP would return a single message, which is then claimed by itself. After an RPOP that
+    returned less than its batch, BRPOP waits."""
     queue = Queue()
     pops = queue.pops()
     for message in (b"1", b"2", b"3", b"4", b"5"):
@@ -119,9 +123,8 @@ async def test_where_there_is_plenty_no_single_one_is_waited_for() -> None:
     assert queue.commands[3:] == ["take 1", "await 1", "await 1"]
 
 
-async def test_whoever_has_a_message_begins_with_it_first() -> None:
-    """A worker's claim, which a task of its own sends, comes before the command that asks for more
-    for those that still wait."""
+async def test_claim_is_sent_before_the_next_command() -> None:
+    """A pop's caller sends its claim, from a task of its own, before the next RPOP."""
     queue = Queue()
     pops = queue.pops()
 
@@ -142,8 +145,8 @@ async def test_whoever_has_a_message_begins_with_it_first() -> None:
     assert queue.commands[:4] == ["await 100", "claim", "take 1", "await 99.99"]
 
 
-async def test_never_more_than_are_waited_for() -> None:
-    """What nobody can work on stays for other processes."""
+async def test_no_more_messages_than_waiting_pops() -> None:
+    """The others stay for other processes."""
     queue = Queue()
     for message in (b"1", b"2", b"3", b"4"):
         queue.send(message)
@@ -153,8 +156,8 @@ async def test_never_more_than_are_waited_for() -> None:
     assert "put back 1" not in queue.commands
 
 
-async def test_none_when_the_time_is_over() -> None:
-    """For each that waits."""
+async def test_timeout_returns_none() -> None:
+    """To every waiting pop."""
     queue = Queue()
     began = loop_time()
 
@@ -162,8 +165,8 @@ async def test_none_when_the_time_is_over() -> None:
     assert loop_time() - began == 5
 
 
-async def test_the_time_of_the_most_impatient_counts() -> None:
-    """Whoever came first; the others ask again."""
+async def test_shortest_timeout_ends_all_waiting_pops() -> None:
+    """Whichever pop came first; the callers pop again."""
     queue = Queue()
     pops = queue.pops()
     began = loop_time()
@@ -174,7 +177,7 @@ async def test_the_time_of_the_most_impatient_counts() -> None:
     assert loop_time() - began == 5
 
 
-async def test_what_was_taken_for_one_that_gave_up_goes_to_another() -> None:
+async def test_message_of_a_cancelled_pop_goes_to_another_pop() -> None:
     queue = Queue(reply_seconds=1)
     pops = queue.pops()
     first, second = popping(pops, 2)
@@ -188,15 +191,15 @@ async def test_what_was_taken_for_one_that_gave_up_goes_to_another() -> None:
     assert first.cancelled()
 
 
-async def test_what_was_taken_for_those_that_gave_up_goes_back_in_its_order() -> None:
-    """To the place that it had, so that whoever is next gets the oldest."""
+async def test_messages_of_cancelled_pops_are_put_back_in_order() -> None:
+    """At the head of the queue, so that the next pop gets the oldest one."""
     queue = Queue(reply_seconds=1)
     pops = queue.pops()
     tasks = popping(pops, 4)
     await a_moment()
     for message in (b"1", b"2", b"3", b"4", b"5"):
         queue.send(message)
-    await asyncio.sleep(1.5)  # One has its message, and those of the others are on their way.
+    await asyncio.sleep(1.5)  # The first pop has its message; the other replies are on their way.
 
     for task in tasks[2:]:
         task.cancel()
@@ -207,8 +210,8 @@ async def test_what_was_taken_for_those_that_gave_up_goes_back_in_its_order() ->
     assert queue.next_ones() == [b"3", b"4", b"5"]
 
 
-async def test_all_that_wait_hear_of_a_failure() -> None:
-    """And whoever comes afterwards tries again."""
+async def test_failure_reaches_all_waiting_pops() -> None:
+    """The next pop tries again."""
     queue = Queue()
     pops = queue.pops()
     tasks = popping(pops, 2)
@@ -223,20 +226,20 @@ async def test_all_that_wait_hear_of_a_failure() -> None:
     assert await pops.pop(1) == b"1"
 
 
-async def test_also_of_one_that_nobody_expected() -> None:
-    """Or they would wait for ever."""
+async def test_unexpected_error_reaches_all_waiting_pops() -> None:
+    """Otherwise they would hang."""
     queue = Queue()
     tasks = popping(queue.pops(), 2)
     await a_moment()
 
-    queue.fail(ValueError("a slip of ours"))
+    queue.fail(ValueError("a bug"))
     results = await asyncio.gather(*tasks, return_exceptions=True)
 
     assert [type(result) for result in results] == [ValueError] * 2
 
 
-async def test_a_pop_is_never_left_behind() -> None:
-    """Also one that comes in the moment in which the one before has its message."""
+async def test_consecutive_pops() -> None:
+    """A pop that arrives at the moment when the previous one gets its message is served too."""
     queue = Queue()
     pops = queue.pops()
     for number in range(20):
@@ -247,18 +250,18 @@ async def test_a_pop_is_never_left_behind() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    arrives: int
+    starts_after: int
     seconds: int
-    goes_away: int | None
+    cancelled_after: int | None
 
 
 some_seconds = st.integers(0, 8)
 some_waits = st.lists(
     st.builds(
         Wait,
-        arrives=some_seconds,
+        starts_after=some_seconds,
         seconds=st.integers(1, 8),
-        goes_away=st.one_of(st.none(), some_seconds),
+        cancelled_after=st.one_of(st.none(), some_seconds),
     ),
     min_size=1,
     max_size=8,
@@ -272,17 +275,18 @@ some_waits = st.lists(
     failed_at=st.one_of(st.none(), some_seconds),
 )
 @settings(max_examples=500)
-def test_nothing_is_lost_or_delivered_twice(
+def test_no_message_is_lost_or_delivered_twice(
     waits: list[Wait], sent_at: list[int], reply_seconds: int, failed_at: int | None
 ) -> None:
-    """Whoever gives up when, as long as the queue itself loses nothing."""
+    """Whichever pops are cancelled. Only a failing queue loses messages: those that cannot be put
+    back."""
     delivered: list[bytes] = []
 
     async def one(pops: SharedPops, wait: Wait) -> None:
-        await asyncio.sleep(wait.arrives)
+        await asyncio.sleep(wait.starts_after)
         task = asyncio.create_task(pops.pop(wait.seconds))
-        if wait.goes_away is not None:
-            asyncio.get_running_loop().call_later(wait.goes_away, task.cancel)
+        if wait.cancelled_after is not None:
+            asyncio.get_running_loop().call_later(wait.cancelled_after, task.cancel)
         try:
             message = await task
         except (Unavailable, asyncio.CancelledError):
@@ -308,5 +312,7 @@ def test_nothing_is_lost_or_delivered_twice(
         queue = runner.run(run())
 
     left = queue.next_ones()
-    assert sorted(delivered + left) == [b"%02d" % number for number in range(len(sent_at))]
+    assert sorted(delivered + left + queue.lost) == [
+        b"%02d" % number for number in range(len(sent_at))
+    ]
     assert left == sorted(left)

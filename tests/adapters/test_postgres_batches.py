@@ -15,12 +15,12 @@ import pytest
 
 from adapters.coalescing import DEFAULT_LIMITS, BatchLimits
 from adapters.embedded.postgres import PORT, EmbeddedPostgres
-from adapters.postgres.database import Database, DatabaseLimits
+from adapters.postgres.database import Database
+from adapters.postgres.limits import DatabaseLimits
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.postgres import STEP, PostgresSessionRepo
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.signing import UrlSigner
-from config.container import utc_now
 from domain.credits import Channel, Owner
 from domain.errors import (
     DatabaseUnavailable,
@@ -31,6 +31,7 @@ from domain.ports import Receipt
 from domain.recovery import Recovery, RecoveryPolicy
 from domain.sessions import GenerationSession
 from tests.contracts.backends import PostgresBackend
+from tests.support.clock import utc_now
 from tests.support.examples import (
     FAILURE,
     LEASE,

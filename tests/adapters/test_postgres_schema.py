@@ -9,7 +9,8 @@ import asyncpg
 import pytest
 
 from adapters.embedded.postgres import EmbeddedPostgres
-from adapters.postgres.database import Database, DatabaseLimits
+from adapters.postgres.database import Database
+from adapters.postgres.limits import DatabaseLimits
 from domain.sessions import Failure, SessionStatus
 from tests.contracts.backends import PostgresBackend
 from tests.support.examples import FAILURE, LEASE, STORED_PICTURE, USER

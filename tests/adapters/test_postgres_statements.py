@@ -12,7 +12,8 @@ import pytest
 
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.embedded.postgres import EmbeddedPostgres
-from adapters.postgres.database import Connection, Database, DatabaseLimits
+from adapters.postgres.database import Connection, Database
+from adapters.postgres.limits import DatabaseLimits
 from adapters.sessions.postgres import PostgresSessionRepo
 from domain.credits import Channel, Owner
 from domain.errors import TooManyActive

@@ -1,5 +1,5 @@
-"""The Redis client never repeats a command, never waits beyond its bound, and every way in which
-Redis can fail is ``QueueUnavailable``."""
+"""RedisTaskQueue never retries a command, never waits beyond its deadline, and raises
+``QueueUnavailable`` for every failure of Redis."""
 
 import asyncio
 import re
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.anyio
 BOUND_SECONDS = 1.0
 POP_SECONDS = 0.1
 SLACK_SECONDS = 1.0
-"""What a busy machine may add to a bound."""
+"""What a busy machine may add to a deadline."""
 DEADLINE_SECONDS = 10.0
 
 COMMAND = re.compile(rb"\*\d+\r\n\$")
@@ -46,6 +46,8 @@ METHODS: dict[str, Method] = {
     "depth": lambda queue: queue.depth(),
     "bury": lambda queue: queue.bury(a_task(), reason=""),
     "dead": lambda queue: queue.dead(limit=10),
+    "get": lambda queue: queue.get(uuid4()),
+    "count": lambda queue: queue.count(),
     "requeue": lambda queue: queue.requeue(uuid4()),
     "discard": lambda queue: queue.discard(uuid4()),
 }
@@ -72,8 +74,7 @@ async def connected(url: str) -> AsyncIterator[RedisTaskQueue]:
 async def replying(
     reply: bytes, *, tls: SSLContext | None = None, after_seconds: float = 0
 ) -> AsyncIterator[int]:
-    """The port of a server that answers whatever it is sent by ``reply``."""
-
+    """The port of a server that sends ``reply`` to every request."""
     handlers: set[asyncio.Task[None] | None] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -101,7 +102,7 @@ def takes(at_most_seconds: float) -> Iterator[None]:
 
 @contextmanager
 def black_hole() -> Iterator[str]:
-    """The URL of a server that takes connections and never says anything."""
+    """The URL of a server that accepts connections and never answers."""
     with socket.create_server((HOST, 0)) as listening:
         yield f"redis://{HOST}:{listening.getsockname()[1]}"
 
@@ -114,7 +115,7 @@ def started_valkey() -> Iterator[EmbeddedValkey]:
 
 @pytest.fixture
 async def own_valkey(started_valkey: EmbeddedValkey) -> EmbeddedValkey:
-    """An empty server that may be killed; it has to be started again."""
+    """An empty server that a test may kill; the test has to start it again."""
     client = redis_client(started_valkey.url)
     await client.flushall()
     await client.aclose()
@@ -123,7 +124,7 @@ async def own_valkey(started_valkey: EmbeddedValkey) -> EmbeddedValkey:
 
 @pytest.fixture
 async def proxy(own_valkey: EmbeddedValkey) -> AsyncIterator[Proxy]:
-    """A way to it."""
+    """A proxy in front of it."""
     async with Proxy(own_valkey.sockets / SOCKET_NAME).running() as proxy:
         yield proxy
 
@@ -158,8 +159,8 @@ async def answers(queue: RedisTaskQueue) -> int:
         ("unix:///run/upstash.io/redis.sock", False),
     ],
 )
-def test_who_gets_tls(url: str, tls: bool) -> None:
-    """Who asks for it by ``rediss://``, and hosts of upstash.io, which want it in any case."""
+def test_tls_is_used(url: str, tls: bool) -> None:
+    """For ``rediss://``, and for all hosts of upstash.io, which require it."""
     pool = redis_client(url).connection_pool
 
     assert issubclass(pool.connection_class, SSLConnection) is tls
@@ -181,7 +182,7 @@ def test_tls_for_upstash_keeps_the_rest_of_the_url() -> None:
 
 
 async def test_tls_checks_the_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that this machine trusts for this very host, or no connection."""
+    """It has to be trusted by this machine, for this host."""
     tls, _ = self_signed("localhost", tmp_path)
     async with replying(b":7\r\n", tls=tls) as port:
         async with connected(f"rediss://localhost:{port}") as queue:
@@ -197,8 +198,8 @@ async def test_tls_checks_the_certificate(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("method", ["push", "push_next"])
-async def test_a_push_whose_reply_is_lost_is_not_repeated(proxy: Proxy, method: str) -> None:
-    """One copy on the list, one error: the caller settles what it does not know."""
+async def test_push_with_a_lost_reply_is_not_retried(proxy: Proxy, method: str) -> None:
+    """One copy in the list and one error: the caller handles the unknown outcome."""
     async with connected(through(proxy)) as queue:
         assert await queue.depth() == 0
         proxy.replies.clear()
@@ -211,10 +212,10 @@ async def test_a_push_whose_reply_is_lost_is_not_repeated(proxy: Proxy, method: 
 
 
 @pytest.mark.parametrize("method", ["push", "push_next"])
-async def test_a_push_whose_connection_is_lost_is_not_repeated(
+async def test_push_with_a_lost_connection_is_not_retried(
     own_valkey: EmbeddedValkey, proxy: Proxy, method: str
 ) -> None:
-    """Nor where it could be at once, with all the time in the world left."""
+    """Even if its deadline leaves time for it."""
     queue = a_queue(through(proxy), bound_seconds=5)
     async with connected(own_valkey.url) as other:
         await queue.depth()
@@ -233,8 +234,8 @@ async def test_a_push_whose_connection_is_lost_is_not_repeated(
     await queue.close()
 
 
-async def test_a_late_reply_is_not_taken_for_the_next_ones(proxy: Proxy) -> None:
-    """A connection on which a reply is missing is used no more."""
+async def test_late_reply_is_not_taken_for_the_next_one(proxy: Proxy) -> None:
+    """A connection with an outstanding reply is not used again."""
     async with connected(through(proxy)) as queue:
         for _ in range(3):
             await queue.push(a_task())
@@ -250,7 +251,7 @@ async def test_a_late_reply_is_not_taken_for_the_next_ones(proxy: Proxy) -> None
 
 
 async def outcomes(queue: RedisTaskQueue) -> dict[str, object]:
-    """What comes of every method, all called at once: a result or the type of an error."""
+    """The result of every method, or the type of its error, all called concurrently."""
     results = await asyncio.gather(
         *(method(queue) for method in METHODS.values()), return_exceptions=True
     )
@@ -263,16 +264,16 @@ async def outcomes(queue: RedisTaskQueue) -> dict[str, object]:
 UNAVAILABLE = dict.fromkeys(METHODS, QueueUnavailable)
 
 
-async def test_a_server_that_never_answers_has_a_bound() -> None:
-    """Connecting included; only a pop takes longer, for as long as it was told to wait."""
+async def test_deadline_for_a_silent_server() -> None:
+    """Connecting included; only a pop takes longer, by its own wait."""
     with black_hole() as url:
         async with connected(url) as queue:
             with takes(BOUND_SECONDS + POP_SECONDS):
                 assert await outcomes(queue) == UNAVAILABLE
 
 
-async def test_a_server_that_drips_has_a_bound() -> None:
-    """One deadline over all that a call needs, here two commands before its own."""
+async def test_deadline_for_a_slow_server() -> None:
+    """One deadline over the whole call, here with two commands before its own."""
     async with (
         replying(b"+OK\r\n", after_seconds=0.9 * BOUND_SECONDS) as port,
         connected(f"redis://:secret@{HOST}:{port}/3") as queue,
@@ -281,8 +282,8 @@ async def test_a_server_that_drips_has_a_bound() -> None:
             await queue.depth()
 
 
-async def test_a_server_that_falls_silent_has_a_bound(proxy: Proxy) -> None:
-    """And when the way is free again, the same client goes on."""
+async def test_deadline_for_a_server_that_falls_silent(proxy: Proxy) -> None:
+    """The same client continues once the server answers again."""
     async with connected(through(proxy)) as queue:
         await outcomes(queue)
         proxy.requests.clear()
@@ -315,8 +316,8 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.split()[0])
-async def test_every_error_of_redis_is_unavailable(error: str) -> None:
-    """Whatever it says, the caller can only try again later."""
+async def test_every_redis_error_raises_queue_unavailable(error: str) -> None:
+    """The caller can only try again later, whatever the reason."""
     async with (
         replying(f"-{error}\r\n".encode()) as port,
         connected(f"redis://{HOST}:{port}") as queue,
@@ -327,16 +328,16 @@ async def test_every_error_of_redis_is_unavailable(error: str) -> None:
 @pytest.mark.parametrize(
     "reply", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"$-9\r\n", b"\x00\xff\r\n"]
 )
-async def test_what_is_no_redis_is_unavailable(reply: bytes) -> None:
-    """Something else listens there."""
+async def test_another_protocol_raises_queue_unavailable(reply: bytes) -> None:
+    """When another service listens on that port."""
     async with replying(reply) as port, connected(f"redis://{HOST}:{port}") as queue:
         assert await outcomes(queue) == UNAVAILABLE
 
 
-async def test_another_type_at_our_keys_is_unavailable(
+async def test_another_type_under_our_keys_raises_queue_unavailable(
     own_valkey: EmbeddedValkey, proxy: Proxy
 ) -> None:
-    """Somebody else uses the names; a real server says so."""
+    """When another application uses the same key names."""
     client = redis_client(own_valkey.url)
     await client.mset({TASKS_KEY: "not a list", DEAD_KEY: "neither"})
     await client.aclose()
@@ -350,7 +351,7 @@ FIRST_VERSION = (
     b'{"reason":"version 2 is newer than 1, ours","buried_at":"2026-01-02T03:04:05Z",'
     b'"session_id":"0d4ff3a4-4c5b-4c70-8b3c-6f4b6d3f6a01","raw":"{\\"version\\":2}"}'
 )
-STRANGERS = {
+FOREIGN = {
     "no JSON": b"hello",
     "bytes": b"\xff\xfe\x00",
     "not UTF-8": b'{"reason":"\xff\xfe"}',
@@ -361,9 +362,8 @@ STRANGERS = {
 }
 
 
-async def test_a_dead_letter_of_the_first_version(own_valkey: EmbeddedValkey, proxy: Proxy) -> None:
-    """It had no id, so it has one that is made of its bytes, always the same; all else is as
-    ever."""
+async def test_dead_letter_of_the_first_version(own_valkey: EmbeddedValkey, proxy: Proxy) -> None:
+    """Entries had no id, so it is derived from the bytes and never changes."""
     client = redis_client(own_valkey.url)
     await client.lpush(DEAD_KEY, FIRST_VERSION)
     async with connected(through(proxy)) as queue:
@@ -381,36 +381,33 @@ async def test_a_dead_letter_of_the_first_version(own_valkey: EmbeddedValkey, pr
     await client.aclose()
 
 
-@pytest.mark.parametrize("entry", STRANGERS.values(), ids=STRANGERS)
+@pytest.mark.parametrize("entry", FOREIGN.values(), ids=FOREIGN)
 @pytest.mark.parametrize("requeue", [False, True])
-async def test_a_stranger_in_the_dead_list(
+async def test_entry_in_another_format_is_a_dead_letter(
     own_valkey: EmbeddedValkey, proxy: Proxy, entry: bytes, *, requeue: bool
 ) -> None:
-    """What is no entry of ours hides none of those that are: it is a letter of its own, with a
-    reason, that can be thrown away or sent to whoever can read it."""
+    """It hides no other letters, has a reason, and can be discarded or requeued."""
     client = redis_client(own_valkey.url)
     async with connected(through(proxy)) as queue:
         for raw in (b"1", b"2"):
             await queue.bury(UnreadableTask(raw=raw, reason="", session_id=None), reason="")
             if raw == b"1":
                 await client.lpush(DEAD_KEY, entry)
-        newest, stranger, oldest = await queue.dead(limit=10)
+        newest, foreign, oldest = await queue.dead(limit=10)
 
-        done = await (queue.requeue if requeue else queue.discard)(stranger.id)
+        done = await (queue.requeue if requeue else queue.discard)(foreign.id)
 
         assert await queue.dead(limit=10) == [newest, oldest]
     assert done
-    assert (newest.raw, stranger.raw, oldest.raw) == (b"2", entry, b"1")
-    assert stranger.reason.startswith("not an entry of the dead list: ")
-    assert stranger.session_id is None
+    assert (newest.raw, foreign.raw, oldest.raw) == (b"2", entry, b"1")
+    assert foreign.reason.startswith("not a dead-letter entry: ")
+    assert foreign.session_id is None
     assert await client.lrange(TASKS_KEY, 0, -1) == [entry] * requeue
     await client.aclose()
 
 
-async def test_the_server_may_be_away_at_the_start_and_come_back(
-    own_valkey: EmbeddedValkey,
-) -> None:
-    """Killed under a client, it is unavailable; started again, the same client goes on."""
+async def test_client_reconnects_after_a_restart(own_valkey: EmbeddedValkey) -> None:
+    """``QueueUnavailable`` while the server is down, also before the first connection."""
     async with connected(own_valkey.url) as queue:
         for _ in range(2):
             own_valkey.kill()
@@ -426,8 +423,8 @@ async def test_the_server_may_be_away_at_the_start_and_come_back(
             assert await queue.pop(timeout_seconds=1) == task
 
 
-async def test_a_pop_under_way_ends_with_the_server(own_valkey: EmbeddedValkey) -> None:
-    """It does not wait for its timeout."""
+async def test_waiting_pop_fails_when_the_server_dies(own_valkey: EmbeddedValkey) -> None:
+    """Before its timeout."""
     async with connected(own_valkey.url) as queue, connected(own_valkey.url) as other:
         pop = asyncio.create_task(queue.pop(timeout_seconds=30))
         client = other._client
@@ -443,18 +440,16 @@ async def test_a_pop_under_way_ends_with_the_server(own_valkey: EmbeddedValkey) 
         assert isinstance(pop.exception(), QueueUnavailable)
 
 
-async def test_closing_what_was_never_used_is_nothing() -> None:
-    """Also twice, and with nobody there."""
+async def test_close_of_an_unused_queue() -> None:
+    """No error, also when called twice and without a server."""
     queue = a_queue("redis://127.0.0.1:1")
 
     await queue.close()
     await queue.close()
 
 
-async def test_closing_does_not_wait_for_a_server_that_is_gone(
-    own_valkey: EmbeddedValkey, proxy: Proxy
-) -> None:
-    """Neither for a killed one nor for one that fell silent; no error, no connection left."""
+async def test_close_is_bounded_without_a_server(own_valkey: EmbeddedValkey, proxy: Proxy) -> None:
+    """Whether it was killed or fell silent, without an error."""
     silent, killed = a_queue(through(proxy)), a_queue(own_valkey.url)
     for queue in (silent, killed):
         await queue.depth()
@@ -470,10 +465,10 @@ async def test_closing_does_not_wait_for_a_server_that_is_gone(
     own_valkey.start()
 
 
-async def test_a_close_that_hangs_has_a_bound(
+async def test_hanging_close_is_bounded(
     valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the client does: a process has to end."""
+    """Whatever the client does, because a process has to end."""
     async with connected(valkey.url) as queue:
         await queue.depth()
 
@@ -486,11 +481,11 @@ async def test_a_close_that_hangs_has_a_bound(
                 await queue.close()
 
 
-async def test_a_command_costs_no_timer_of_its_own(
+async def test_commands_share_one_timer(
     valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All share the one that bounds the first: a client with a bound of its own sets two more for
-    each command, and begins a task."""
+    """That of the first command. The client's own timeouts would cost two timers and a task for
+    each command."""
     async with connected(valkey.url) as queue:
         await queue.depth()
         set_up: list[object] = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adapters.images.jobs import JobLimits
+from adapters.images.limits import JobLimits
 from domain.generation import Outcome, WorkPolicy
 from domain.recovery import RecoveryPolicy
 from domain.sessions import SessionStatus

@@ -14,15 +14,14 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from dependency_injector import providers
 from redis.asyncio import Redis
 
 from adapters.auth.bearer import key_sha256, new_api_key
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.embedded.valkey import EmbeddedValkey
 from adapters.postgres import database as database_module
-from config.container import Container, close
-from config.settings import load_settings
+from config.container import Container, close, replace
+from config.loading import load_settings
 from domain.errors import Refused
 from domain.generation import Outcome
 from domain.ports import ApiKey
@@ -110,8 +109,8 @@ async def costs(
         )
     )
     generator = FakeImageGenerator()
-    container.generator.override(providers.Object(generator))
-    container.fetcher.override(providers.Object(FakeImageFetcher(INPUTS)))
+    replace(container.generator, generator)
+    replace(container.fetcher, FakeImageFetcher(INPUTS))
     redis = Redis.from_url(valkey.url)
     costs = Costs(container=container, redis=redis, generator=generator)
     monkeypatch.setattr(CountingConnection, "sent", costs.sent, raising=False)
@@ -180,7 +179,7 @@ async def test_who_is_asking(costs: Costs) -> None:
         ApiKey(id=uuid4(), owner=STORE, key_sha256=key_sha256(key), label="test", created_at=START)
     )
     now, day = costs.container.clock()(), timedelta(days=1)
-    token = costs.container.user_token(user, now=now, lifetime=day)
+    token = costs.container.user_token()(user, now=now, lifetime=day)
     await costs.reset()
 
     assert await costs.container.authenticate()(token) == USER

@@ -1,10 +1,10 @@
-"""What only storage at a service over the network can get wrong."""
+"""Picture storage in S3: what no other storage can get wrong."""
 
 import asyncio
 import dataclasses
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import date, timedelta
+from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -50,7 +50,7 @@ async def count_uploads(storage: S3PictureStorage) -> object:
 
 
 async def delete_uploads(storage: S3PictureStorage) -> object:
-    return await storage.delete_uploads_before(date(2026, 11, 24), limit=10)
+    return await storage.delete_uploads_before(datetime(2026, 11, 24, tzinfo=UTC), limit=10)
 
 
 CALLS = [find, save, delete, read_upload, count_uploads, delete_uploads]
@@ -63,23 +63,23 @@ def storage_in(bucket: S3Bucket, *, conditional_put: bool = True) -> S3PictureSt
 
 
 class LookedTooEarly(S3PictureStorage):
-    """Finds nothing: another worker saved its picture just after this one had looked."""
+    """Finds nothing, because another worker saves its picture just after this one has looked."""
 
     async def find(self, _: str) -> StoredPicture | None:
         return None
 
 
 class Service:
-    """A service that answers as told, and keeps what it was asked."""
+    """An S3 service with scripted answers, which records the requests."""
 
     def __init__(self, answer: Handler) -> None:
         self.requests: list[web.Request] = []
         self._answer = answer
         app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self._note)
+        app.router.add_route("*", "/{path:.*}", self._record)
         self.server = TestServer(app, host="127.0.0.1")
 
-    async def _note(self, request: web.Request) -> web.StreamResponse:
+    async def _record(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
         return await self._answer(request)
 
@@ -104,9 +104,9 @@ async def new_service() -> AsyncIterator[NewService]:
         await service.server.close()
 
 
-async def test_a_picture_that_came_first_stays(s3_url: str) -> None:
-    """Also where it came between a worker's look and its upload: the service refuses the second
-    one, and the worker is told the key of the first, which is its own."""
+async def test_first_picture_stays(s3_url: str) -> None:
+    """Even if it was saved between another worker's look and its PUT: the service rejects that PUT,
+    and the worker gets the key of the first picture, which is the same."""
     bucket = new_bucket(s3_url)
     first = await storage_in(bucket).save(KEY, JPEG)
     late = LookedTooEarly(s3_store(bucket), url_lifetime=LIFETIME)
@@ -119,8 +119,8 @@ async def test_a_picture_that_came_first_stays(s3_url: str) -> None:
     assert found.attributes["Content-Type"] == "image/jpeg"
 
 
-async def test_a_service_without_conditional_uploads(new_service: NewService) -> None:
-    """Is not sent the header that it would answer 501 to."""
+async def test_service_without_conditional_puts(new_service: NewService) -> None:
+    """``conditional_put=False`` omits the header to which such services answer 501."""
 
     async def knows_no_conditions(request: web.Request) -> web.Response:
         if request.method == "HEAD":
@@ -138,8 +138,8 @@ async def test_a_service_without_conditional_uploads(new_service: NewService) ->
     assert saved.object_key == KEY + ".jpg"
 
 
-async def test_a_url_is_made_without_the_service() -> None:
-    """It names key, expiry and who signed it, and not with what."""
+async def test_url_is_signed_without_the_service() -> None:
+    """It has the key, the expiry and the access key ID, and not the secret."""
     bucket = bucket_at(f"http://127.0.0.1:{unused_port()}")
 
     url = urlsplit(storage_in(bucket).url(KEY + ".jpg"))
@@ -165,9 +165,7 @@ async def test_a_url_is_made_without_the_service() -> None:
         ("https://pictures.r2.example", False, "https://pictures.r2.example/stores"),
     ],
 )
-async def test_a_bucket_is_where_the_settings_say(
-    endpoint: str | None, path_style: bool, begins: str
-) -> None:
+async def test_bucket_address(endpoint: str | None, path_style: bool, begins: str) -> None:
     """At Amazon or elsewhere, with its name in the path or in the host."""
     bucket = dataclasses.replace(
         bucket_at("http://x"), endpoint=endpoint, path_style=path_style, region="eu-north-1"
@@ -177,15 +175,15 @@ async def test_a_bucket_is_where_the_settings_say(
 
 
 def test_credentials_are_not_shown() -> None:
-    """A bucket and its client may end in a log."""
+    """A bucket and its client may end up in a log."""
     bucket = bucket_at("http://127.0.0.1:1")
 
     assert "hunter2" not in repr(bucket) + repr(s3_store(bucket))
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_no_service_means_try_again(call: Callable[..., Awaitable[object]]) -> None:
-    """Nobody listens there."""
+async def test_refused_connection_raises_try_again(call: Callable[..., Awaitable[object]]) -> None:
+    """Without the address in the message, which an end user may see."""
     storage = storage_in(bucket_at(f"http://127.0.0.1:{unused_port()}", timeout_seconds=0.3))
 
     with pytest.raises(TryAgain) as failure:
@@ -194,8 +192,8 @@ async def test_no_service_means_try_again(call: Callable[..., Awaitable[object]]
     assert "127.0.0.1" not in str(failure.value)
 
 
-async def test_no_bucket_means_try_again(s3_url: str) -> None:
-    """A bucket that is not there (yet) keeps nothing, and nothing is taken for kept."""
+async def test_missing_bucket_raises_try_again(s3_url: str) -> None:
+    """Nothing counts as saved or deleted."""
     storage = storage_in(bucket_at(s3_url, name="none"))
 
     assert await storage.find(KEY) is None
@@ -205,8 +203,8 @@ async def test_no_bucket_means_try_again(s3_url: str) -> None:
         await storage.delete(KEY)
 
 
-async def test_only_what_is_there_is_asked_to_be_deleted(new_service: NewService) -> None:
-    """Some services answer that what is not there may not be deleted."""
+async def test_delete_names_existing_objects_only(new_service: NewService) -> None:
+    """Some services reject the deletion of a missing object."""
     asked: list[tuple[str, str, list[str]]] = []
 
     async def keep_a_jpeg(request: web.Request) -> web.Response:
@@ -223,8 +221,8 @@ async def test_only_what_is_there_is_asked_to_be_deleted(new_service: NewService
     assert asked == [("POST", "delete", [KEY + ".jpg"])]
 
 
-async def test_a_deletion_that_is_refused_means_try_again(new_service: NewService) -> None:
-    """A service answers 200, and then says for each picture what became of it."""
+async def test_error_inside_a_deletion_s_200_raises_try_again(new_service: NewService) -> None:
+    """The body of the answer has a result for each object."""
     asked: list[str] = []
 
     async def refuse_inside(request: web.Request) -> web.Response:
@@ -246,11 +244,11 @@ async def test_a_deletion_that_is_refused_means_try_again(new_service: NewServic
 
 @pytest.mark.parametrize("status", [400, 401, 403, 429, 500, 503])
 @pytest.mark.parametrize("call", CALLS)
-async def test_a_refusal_means_try_again(
+async def test_error_status_raises_try_again(
     new_service: NewService, call: Callable[..., Awaitable[object]], status: int
 ) -> None:
-    """Wrong credentials, throttling and faults: not the picture's fault, and asked about three
-    times at most for each of the three types that a picture may have."""
+    """Wrong credentials, throttling and faults are not the picture's fault. At most three tries for
+    each of the three types that a picture may have."""
 
     async def refuse(_: web.Request) -> web.Response:
         return web.Response(status=status)
@@ -264,10 +262,10 @@ async def test_a_refusal_means_try_again(
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_a_silent_service_is_not_waited_for(
+async def test_wait_for_a_silent_service_is_bounded(
     new_service: NewService, call: Callable[..., Awaitable[object]]
 ) -> None:
-    """A service that takes the request and never answers costs a bounded time."""
+    """Then ``TryAgain``."""
 
     async def say_nothing(_: web.Request) -> web.Response:
         await asyncio.Event().wait()
@@ -280,9 +278,8 @@ async def test_a_silent_service_is_not_waited_for(
             await call(service.storage())
 
 
-async def test_a_huge_upload_is_not_loaded(new_service: NewService) -> None:
-    """A signed upload cannot bound its size. What is too large is told by its header, and stays
-    where it is."""
+async def test_upload_above_the_size_limit_is_not_downloaded(new_service: NewService) -> None:
+    """A signed upload URL cannot limit the size, so the size in the header decides."""
     size, sent = 5_000_000_000, 0
 
     async def pour(request: web.Request) -> web.StreamResponse:
@@ -304,8 +301,45 @@ async def test_a_huge_upload_is_not_loaded(new_service: NewService) -> None:
     assert sent < 50_000_000
 
 
-async def test_a_passing_fault_is_got_over(new_service: NewService) -> None:
-    """One 500 among good answers is not worth an attempt at a picture."""
+async def test_deletion_of_uploads_lists_no_later_days(new_service: NewService) -> None:
+    """The folder of a later day holds no upload that is old enough; nor does a folder that is not a
+    day's. An object's time in the listing decides."""
+    listed: list[str] = []
+    deleted: list[str] = []
+
+    async def list_two_objects(request: web.Request) -> web.Response:
+        if request.method == "POST":
+            keys = re.findall("<Key>(.*?)</Key>", await request.text())
+            deleted.extend(keys)
+            results = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+            return web.Response(text=f"<DeleteResult>{results}</DeleteResult>")
+        prefix = request.query["prefix"]
+        listed.append(prefix)
+        if prefix == "uploads/":
+            names = ("2026-11-23", "2026-11-24", "2026-11-25", "2026-11-26", "notes")
+            entries = "".join(
+                f"<CommonPrefixes><Prefix>uploads/{name}/</Prefix></CommonPrefixes>"
+                for name in names
+            )
+        else:
+            entries = "".join(
+                f"<Contents><Key>{prefix}b2b/s/{hour}.jpg</Key><Size>1</Size>"
+                f"<LastModified>2026-11-24T{hour}:00:00.000Z</LastModified></Contents>"
+                for hour in ("11", "12")
+            )
+        return web.Response(text=f"<ListBucketResult>{entries}</ListBucketResult>")
+
+    storage = (await new_service(list_two_objects)).storage()
+
+    noon = datetime(2026, 11, 24, 12, tzinfo=UTC)
+    assert await storage.delete_uploads_before(noon, limit=10) == 2
+
+    assert listed == ["uploads/", "uploads/2026-11-23/", "uploads/2026-11-24/"]
+    assert deleted == ["uploads/2026-11-23/b2b/s/11.jpg", "uploads/2026-11-24/b2b/s/11.jpg"]
+
+
+async def test_single_fault_is_retried(new_service: NewService) -> None:
+    """One 500 does not fail the attempt at a picture."""
     answers = iter([500])
 
     async def falter(request: web.Request) -> web.Response:
@@ -321,8 +355,8 @@ async def test_a_passing_fault_is_got_over(new_service: NewService) -> None:
     assert [request.method for request in service.requests].count("PUT") == 2
 
 
-async def test_our_own_upload_in_the_way_of_its_retry(new_service: NewService) -> None:
-    """The reply to an upload is lost; its retry is told that something is there: it is ours."""
+async def test_retry_that_finds_our_own_picture_succeeds(new_service: NewService) -> None:
+    """The reply to the first PUT is lost; its retry gets 412 because the picture is stored."""
     answers = iter([500, 412])
 
     async def lose_the_reply(request: web.Request) -> web.Response:

@@ -17,7 +17,7 @@ from uuid_utils.compat import uuid7
 from adapters.queue.payload import encode
 from adapters.queue.redis import TASKS_KEY
 from config.container import Container, close
-from config.settings import load_settings
+from config.loading import load_settings
 from domain.credits import Channel, Owner
 from domain.ports import Position
 from domain.sessions import SessionStatus

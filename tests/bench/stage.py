@@ -25,12 +25,13 @@ from uuid_utils.compat import uuid7
 
 from adapters.auth.bearer import key_sha256, new_api_key
 from adapters.embedded.postgres import EmbeddedPostgres
-from adapters.embedded.processes import die_with_parent
 from adapters.embedded.valkey import EmbeddedValkey
+from adapters.parent import die_with_parent
 from adapters.queue.payload import encode
 from adapters.queue.redis import TASKS_KEY
 from config.container import Container, close
-from config.settings import Settings, load_settings
+from config.loading import load_settings
+from config.settings import Settings
 from domain.credits import Channel, Owner
 from domain.sessions import DEFAULT_PROMPT, Accessory, GenerationSession
 from domain.tasks import GenerationTask
@@ -173,7 +174,7 @@ class Stage:
         now, day = container.clock()(), timedelta(days=1)
         stores = [new_api_key() for _ in range(ACCOUNTS + 1)]
         users = [
-            container.user_token(UUID(int=number), now=now, lifetime=day)
+            container.user_token()(UUID(int=number), now=now, lifetime=day)
             for number in range(ACCOUNTS + 1)
         ]
         self.sql(
@@ -389,7 +390,7 @@ def _task(*, id: UUID, owner_id: str, request_id: str, created_at: datetime) -> 
 async def migrate_database(settings: Settings) -> None:
     container = Container(settings=settings)
     try:
-        await container.migrate()
+        await container.migrate()()
     finally:
         await close(container)
 

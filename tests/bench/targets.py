@@ -3,7 +3,6 @@
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,14 +14,15 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from adapters.queue.memory import InMemoryTaskQueue
-from config.container import Container, utc_now
+from config.container import Container
+from config.loading import load_settings
 from config.logging import configure_logging
-from config.servers import die_with_parent
-from config.settings import load_settings
+from config.processes import end_with_parent
 from domain.ports import Receipt, SessionRepoPort
 from domain.sessions import Failure, GenerationSession
 from domain.tasks import GenerationTask
 from entrypoints.http.server import application, serve_http
+from tests.support.clock import utc_now
 
 ANSWER_VARIABLE = "BENCH_ANSWER"
 """The response of ``bare`` as JSON: status, headers and body."""
@@ -48,9 +48,9 @@ class _NoQueue(InMemoryTaskQueue):
 
 
 def no_op() -> Litestar:
-    """The whole API, but a submission reaches neither the database nor the queue. Callers are
-    authenticated as usual."""
-    die_with_parent(signal.SIGTERM, os.getppid())
+    """The whole API, but a submission reaches neither store nor queue. Who is asking is found out
+    as ever."""
+    end_with_parent()
     settings = load_settings(os.environ)
     configure_logging(settings)
     container = Container(settings=settings)
@@ -60,8 +60,8 @@ def no_op() -> Litestar:
 
 
 def bare() -> ASGIApp:
-    """Reads the request's body and responds: the least work that an API can do."""
-    die_with_parent(signal.SIGTERM, os.getppid())
+    """Reads a body and answers; the least that this server can do."""
+    end_with_parent()
     answer = json.loads(os.environ[ANSWER_VARIABLE])
     headers = [(name.encode(), value.encode()) for name, value in answer["headers"]]
     body = answer["body"].encode()

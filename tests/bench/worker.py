@@ -10,8 +10,8 @@ from time import CLOCK_MONOTONIC, clock_gettime
 from dependency_injector import providers
 
 from config.container import Container
+from config.loading import load_settings
 from config.logging import configure_logging
-from config.settings import load_settings
 from domain.credits import Owner
 from domain.ports import (
     Generated,

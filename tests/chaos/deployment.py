@@ -22,13 +22,12 @@ import asyncpg
 from aiohttp import web
 from redis.asyncio import Redis
 
-from adapters.auth.bearer import JwtRules, mint_user_token
+from adapters.auth.bearer import mint_user_token
 from adapters.embedded.postgres import DATABASE, PORT, USER
 from adapters.embedded.valkey import SOCKET_NAME
-from config.settings import load_settings
+from config import policies
+from config.loading import load_settings
 from domain.credits import Channel, Owner
-from domain.generation import WorkPolicy
-from domain.recovery import RecoveryPolicy
 from tests.support import servers
 from tests.support.images import encoded
 from tests.support.proxy import HOST, Proxy
@@ -58,9 +57,9 @@ SETTINGS = {
     "WEARON_BACKOFF_CAP_SECONDS": "2",
     "WEARON_DRAIN_SECONDS": "5",
     "WEARON_RECOVERY_SECONDS": "0.5",
-    "WEARON_PUSH_AGAIN_SECONDS": "5",
-    "WEARON_FOREIGN_SECONDS": "6",
-    "WEARON_QUEUED_SECONDS": "60",
+    "WEARON_REQUEUE_AFTER_SECONDS": "5",
+    "WEARON_EXTERNAL_WORKER_TIMEOUT_SECONDS": "6",
+    "WEARON_QUEUE_TTL_SECONDS": "60",
     "WEARON_FETCH_SECONDS": "3",
     "WEARON_LOCAL_GENERATOR_SECONDS": "0.5",
 }
@@ -149,16 +148,8 @@ class Stage:
     @property
     def settle_bound_seconds(self) -> float:
         settings = load_settings(self.deployment.environ)
-        work = WorkPolicy(
-            lease=settings.duration("lease_seconds"),
-            attempt_timeout=settings.duration("attempt_seconds"),
-        )
-        recovery = RecoveryPolicy(
-            max_attempts=settings.max_attempts,
-            external_timeout=settings.duration("foreign_seconds"),
-            queue_ttl=settings.duration("queued_seconds"),
-        )
-        interval = settings.duration("recovery_seconds")
+        work, recovery = policies.work(settings), policies.recovery(settings)
+        interval = timedelta(seconds=settings.recovery_seconds)
         return recovery.settle_bound(work, interval=interval).total_seconds()
 
     async def is_ready(self) -> None:
@@ -256,11 +247,7 @@ class Stage:
             key: str = json.loads(made.stdout)["key"]
             return key
         settings = load_settings(self.deployment.environ)
-        rules = JwtRules(
-            secret=settings.require("jwt_secret"),
-            issuer=settings.jwt_issuer,
-            audience=settings.jwt_audience,
-        )
+        rules = policies.jwt(settings)
         return mint_user_token(
             UUID(owner.id), rules=rules, now=datetime.now(UTC), lifetime=timedelta(days=1)
         )

@@ -1,4 +1,4 @@
-"""The composition root: whatever the settings choose fits, and nothing connects before it must."""
+"""The composition root: every choice of the settings works, and nothing connects before use."""
 
 import asyncio
 import inspect
@@ -6,32 +6,28 @@ from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.request import urlopen
-from uuid import UUID
 
+import msgspec
 import pytest
-from dependency_injector import providers
 
 from adapters.images.fetcher import HttpPictureFetcher
-from adapters.images.jobs import JobLimits, JobPictureGenerator
-from adapters.images.openai import OpenAiPictureGenerator, Prices, ProviderLimits
+from adapters.images.inputs import InputPictures
+from adapters.images.jobs import JobPictureGenerator
+from adapters.images.limits import RESULT_LIMITS, JobLimits, ProviderLimits
+from adapters.images.openai import OpenAiPictureGenerator, Prices
+from adapters.images.pool import PicturePool
 from adapters.images.replicate import ReplicateJobs, ReplicateModel
 from adapters.limits.memory import InMemoryStartLimit, Pace
 from adapters.limits.redis import RedisStartLimit
 from adapters.postgres.database import Database
-from config.container import Container, close
-from config.settings import (
-    Environment,
-    Generator,
-    OutputFormat,
-    Quality,
-    Queue,
-    Settings,
-    SettingsError,
-    Storage,
-    Store,
-)
+from adapters.queue.redis import RedisTaskQueue
+from adapters.sessions.memory import InMemorySessionRepo
+from config import options
+from config.container import Container, close, replace
+from config.options import Environment, Generator, OutputFormat, Quality, Queue, Storage
+from config.settings import Settings, SettingsError
 from domain.credits import LedgerKind
 from domain.errors import DatabaseUnavailable, QueueUnavailable
 from domain.generation import Outcome
@@ -39,25 +35,30 @@ from domain.ports import (
     ApiKeyRepoPort,
     AttemptRepoPort,
     CreditRepoPort,
+    DeadLetterPort,
     Picture,
+    PictureFetcherPort,
     PictureGeneratorPort,
     PictureStoragePort,
     RecoveryRepoPort,
     SessionReadPort,
     SessionRepoPort,
+    SignedReadPort,
     StartLimitPort,
     TaskQueuePort,
+    UploadSinkPort,
     UploadStoragePort,
 )
 from domain.sessions import SessionStatus
 from domain.tasks import GenerationTask
 from entrypoints.http.server import application, services_of
 from entrypoints.worker import build_worker
-from tests.support.clock import START
-from tests.support.examples import MODEL_URL, OUTFIT_URL, STORE, USER, a_request
+from tests.support.examples import MODEL_URL, OUTFIT_URL, STORE, a_request
 from tests.support.images import FakeImageFetcher, FakeImageGenerator, encoded
 from tests.support.servers import new_bucket
 
+T = TypeVar("T")
+S = timedelta(seconds=1)
 SECRET = "s" * 32
 NOWHERE = Settings(
     environment=Environment.DEVELOPMENT,
@@ -73,22 +74,16 @@ NOWHERE = Settings(
     s3_access_key_id="nobody",
     s3_secret_access_key=SECRET,
 )
-"""Everything is set, and nothing that it names is there."""
+"""Every setting is set, and none of the servers and folders that they name exists."""
 
-ASYNCHRONOUS = {"migrate"}
-"""Providers that give something to await; all others give the thing itself."""
-
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "user_token": {"user_id": UUID(USER.id), "now": START, "lifetime": timedelta(hours=1)},
-    "key_sha256": {"api_key": "wk_1"},
-}
-"""What providers of functions are called with."""
+ARGUMENTS: dict[str, dict[str, Any]] = {"key_sha256": {"api_key": "wk_1"}}
+"""Arguments of the providers that take some."""
 
 
 def in_memory(**changes: Any) -> Container:
     values: dict[str, Any] = {
         "environment": Environment.DEVELOPMENT,
-        "store": Store.MEMORY,
+        "database": options.Database.MEMORY,
         "queue": Queue.MEMORY,
         "storage": Storage.MEMORY,
         "jwt_secret": SECRET,
@@ -98,14 +93,12 @@ def in_memory(**changes: Any) -> Container:
 
 
 @pytest.mark.anyio
-async def test_the_service_works_in_one_process() -> None:
-    """With every adapter in memory, a submission becomes a picture whose signed link can be
-    followed, for one credit and without any server."""
+async def test_service_runs_in_one_process() -> None:
+    """With every adapter in memory, a submission becomes a picture with a signed link, for one
+    credit and without any server."""
     container = in_memory()
     picture = Picture(data=encoded(), media_type="image/png")
-    container.fetcher.override(
-        providers.Object(FakeImageFetcher({MODEL_URL: picture, OUTFIT_URL: picture}))
-    )
+    replace(container.fetcher, FakeImageFetcher({MODEL_URL: picture, OUTFIT_URL: picture}))
     await container.accounts().grant(STORE, 1, note="test")
 
     receipt = await container.submission().submit(a_request(STORE, outfit_image_url=OUTFIT_URL))
@@ -128,9 +121,9 @@ async def test_the_service_works_in_one_process() -> None:
 
 
 @pytest.mark.anyio
-async def test_pictures_may_lie_in_s3(s3_url: str) -> None:
-    """A picture ends in the bucket of the settings, under a link for anybody which is made when
-    the session is read, and which needs no signing secret of ours. The API serves no files."""
+async def test_pictures_are_stored_in_s3(s3_url: str) -> None:
+    """A picture is stored in the bucket of the settings. Its link is made when the session is read,
+    and requires no signing secret of ours. The API serves no files."""
     bucket = new_bucket(s3_url)
     container = in_memory(
         storage=Storage.S3,
@@ -141,11 +134,8 @@ async def test_pictures_may_lie_in_s3(s3_url: str) -> None:
         s3_secret_access_key=SECRET,
         picture_url_seconds=60,
     )
-    container.fetcher.override(
-        providers.Object(
-            FakeImageFetcher({MODEL_URL: Picture(data=encoded(), media_type="image/png")})
-        )
-    )
+    picture = Picture(data=encoded(), media_type="image/png")
+    replace(container.fetcher, FakeImageFetcher({MODEL_URL: picture}))
     await container.accounts().grant(STORE, 1, note="test")
 
     receipt = await container.submission().submit(a_request(STORE))
@@ -170,8 +160,8 @@ def downloaded(url: str) -> bytes:
 
 
 @pytest.mark.parametrize(("storage", "served"), [(Storage.MEMORY, True), (Storage.S3, False)])
-def test_files_have_a_route_where_we_serve_them(storage: Storage, served: bool) -> None:
-    """Where the storage does, there is nothing to ask us for."""
+def test_files_have_a_route_unless_the_storage_serves_them(storage: Storage, served: bool) -> None:
+    """Clients fetch and upload pictures in S3 without our API."""
     container = in_memory(
         storage=storage, s3_bucket="b", s3_access_key_id="us", s3_secret_access_key=SECRET
     )
@@ -185,136 +175,112 @@ def test_files_have_a_route_where_we_serve_them(storage: Storage, served: bool) 
 
 
 @pytest.mark.parametrize("storage", [Storage.LOCAL, Storage.MEMORY])
-def test_what_serves_its_own_pictures_is_the_storage(storage: Storage) -> None:
-    """The API gives out what the worker saved."""
+def test_served_files_are_those_of_the_storage(storage: Storage) -> None:
+    """The API serves the pictures that the worker saved."""
     container = in_memory(storage=storage)
 
     assert container.files() is container.storage()
 
 
 @pytest.mark.parametrize(
-    ("option", "options"),
+    ("setting", "options"),
     [
-        ("queue", Queue),
-        ("sessions", Store),
-        ("accounts", Store),
-        ("api_keys", Store),
-        ("storage", Storage),
-        ("files", Storage),
-        ("receiver", Storage),
-        ("generator", Generator),
-        ("provider_limit", Queue),
-        ("start_limit", Generator),
-        ("samples", Environment),
+        ("database", options.Database),
+        ("queue", options.Queue),
+        ("storage", options.Storage),
+        ("generator", options.Generator),
+        ("environment", options.Environment),
     ],
 )
-def test_every_option_has_its_adapter(option: str, options: type[StrEnum]) -> None:
-    """What the settings allow can be provided, and nothing is provided that they do not allow."""
-    selector = Container.providers[option]
+def test_every_option_has_adapters(setting: str, options: type[StrEnum]) -> None:
+    """With every value of a setting that chooses adapters, the whole service can be built, and each
+    adapter inherits its ports."""
+    for option in options:
+        container = Container(settings=msgspec.structs.replace(NOWHERE, **{setting: option}))
 
-    assert isinstance(selector, providers.Selector)
-    assert set(selector.providers) == {member.value for member in options}
-
-
-def test_every_selector_is_in_the_list_above() -> None:
-    """A new switch gets its row there."""
-    selectors = {
-        name
-        for name, provider in Container.providers.items()
-        if isinstance(provider, providers.Selector)
-    }
-
-    assert selectors == {
-        "queue", "sessions", "accounts", "api_keys", "storage", "files", "receiver", "generator",
-        "samples", "provider_limit", "start_limit",
-    }  # fmt: skip
+        services_of(container), build_worker(container, concurrency=1, recovery=True)
+        for name, ports in PORTS.items():
+            adapter = container.providers[name]()
+            assert adapter is None or ports <= {*type(adapter).__mro__}, (option, name)
 
 
-@pytest.mark.parametrize(
-    ("name", "ports"),
-    [
-        ("queue", [TaskQueuePort]),
-        ("sessions", [SessionRepoPort, SessionReadPort, RecoveryRepoPort, AttemptRepoPort]),
-        ("accounts", [CreditRepoPort]),
-        ("api_keys", [ApiKeyRepoPort]),
-        ("storage", [PictureStoragePort, UploadStoragePort]),
-        ("generator", [PictureGeneratorPort]),
-        ("provider_limit", [StartLimitPort]),
-    ],
-)
-def test_every_adapter_is_one_of_its_port(name: str, ports: list[type]) -> None:
-    """Whichever option is chosen, what stands behind the port inherits it."""
-    selector = Container(settings=NOWHERE).providers[name]
-
-    assert isinstance(selector, providers.Selector)
-    for option, provider in selector.providers.items():
-        kinds = type(provider()).__mro__
-        assert set(ports) <= set(kinds), option
+PORTS: dict[str, set[type]] = {
+    "queue": {TaskQueuePort, DeadLetterPort},
+    "sessions": {SessionRepoPort, SessionReadPort, RecoveryRepoPort, AttemptRepoPort},
+    "accounts": {CreditRepoPort},
+    "api_keys": {ApiKeyRepoPort},
+    "storage": {PictureStoragePort, UploadStoragePort},
+    "files": {SignedReadPort, UploadSinkPort},
+    "fetcher": {PictureFetcherPort},
+    "generator": {PictureGeneratorPort},
+    "start_limit": {StartLimitPort},
+}
 
 
-def test_sessions_and_accounts_in_memory_share_the_books() -> None:
-    """The sessions in memory debit the very accounts that the container gives out, and every user
-    of the queue has the same one."""
+def test_sessions_in_memory_debit_the_accounts() -> None:
+    """The repositories in memory share their accounts, and every use case has the same queue."""
     container = in_memory()
+    sessions, accounts = container.sessions(), container.accounts()
 
-    assert container.accounts() is container.accounts()
-    assert container.sessions()._accounts is container.accounts()
+    assert isinstance(sessions, InMemorySessionRepo)
+    assert sessions._accounts is accounts is container.accounts()
     assert container.queue() is container.submission()._queue is container.generation()._queue
 
 
 @pytest.mark.parametrize("name", sorted({*Container.providers} - {"settings"}))
-def test_the_graph_is_synchronous(name: str) -> None:
-    """A provider gives the thing itself: one asynchronous resource would turn all that depend on
-    it into futures, unseen by the type checker. This runs without an event loop, on servers that
-    are not there and a folder that cannot be made, so nothing connects or touches a disk either."""
+def test_building_a_service_connects_to_nothing(name: str) -> None:
+    """This runs without an event loop, on servers and a folder that do not exist. A provider
+    returns the service itself: one asynchronous resource would turn all services that depend on it
+    into futures, unseen by the type checker."""
     container = Container(settings=NOWHERE)
 
-    thing = container.providers[name](**ARGUMENTS.get(name, {}))
+    built = container.providers[name](**ARGUMENTS.get(name, {}))
 
-    if inspect.iscoroutine(thing):
-        thing.close()
-        assert name in ASYNCHRONOUS
-    assert not asyncio.isfuture(thing)
+    assert not inspect.isawaitable(built)
 
 
 @pytest.mark.anyio
-async def test_servers_that_are_away_are_noticed_when_used() -> None:
-    """The whole service can be made while store and queue are away; using them says so."""
+async def test_unavailable_servers_are_noticed_on_use() -> None:
+    """The whole service can be built while database and queue are unavailable."""
     container = Container(settings=NOWHERE)
     container.submission(), container.generation(), container.recovery(), container.authenticate()
-    readiness = container.readiness()
+    readiness = services_of(container).readiness
 
     with pytest.raises(DatabaseUnavailable):
-        await readiness["store"]()
+        await readiness["database"]()
     with pytest.raises(QueueUnavailable):
         await readiness["queue"]()
 
     await close(container)
 
 
-def test_what_is_not_set_is_missed_by_name() -> None:
-    """Whoever needs a server or a secret that is not set is told which variable it is."""
-    container = Container(settings=Settings(generator=Generator.OPENAI))
-    with pytest.raises(SettingsError, match=r"^REPLICATE_API_TOKEN: must be set"):
-        Container(settings=Settings(generator=Generator.REPLICATE)).generator()
+@pytest.mark.parametrize(
+    ("name", "changes", "variable"),
+    [
+        ("database", {}, "DATABASE_URL"),
+        ("queue", {}, "REDIS_URL"),
+        ("authenticate", {"database_url": "postgresql://db/x"}, "WEARON_JWT_SECRET"),
+        ("signer", {}, "WEARON_SIGNING_SECRET"),
+        ("storage", {"storage": Storage.S3}, "WEARON_S3_BUCKET"),
+        ("generator", {"generator": Generator.OPENAI}, "OPENAI_API_KEY"),
+        ("generator", {"generator": Generator.REPLICATE}, "REPLICATE_API_TOKEN"),
+    ],
+)
+def test_missing_setting_is_named(name: str, changes: dict[str, Any], variable: str) -> None:
+    """Building a service that requires a setting which is not set names its variable."""
+    container = Container(settings=Settings(**changes))
 
-    for name, variable in (
-        ("database", "DATABASE_URL"),
-        ("queue", "REDIS_URL"),
-        ("jwt_rules", "WEARON_JWT_SECRET"),
-        ("signer", "WEARON_SIGNING_SECRET"),
-        ("generator", "OPENAI_API_KEY"),
-    ):
-        with pytest.raises(SettingsError, match=rf"^{variable}: must be set"):
-            container.providers[name]()
+    with pytest.raises(SettingsError, match=rf"^{variable}: must be set"):
+        container.providers[name]()
 
 
-def test_an_adapter_can_be_put_behind_a_port() -> None:
-    """An overridden provider reaches every use case that depends on it, and can be taken back."""
+def test_adapter_can_be_replaced() -> None:
+    """A replaced adapter reaches every use case that is built afterwards; at the end of the
+    ``with`` block the chosen adapter is back."""
     container = in_memory()
     generator = FakeImageGenerator()
 
-    with container.generator.override(providers.Object(generator)):
+    with replace(container.generator, generator):
         assert container.generation()._generator is generator
     container.generation.reset()
 
@@ -324,37 +290,66 @@ def test_an_adapter_can_be_put_behind_a_port() -> None:
 def test_samples_are_for_development() -> None:
     """Sample pictures are drawn in development and do not exist in production."""
     in_production = Container(settings=Settings())
+    samples = in_memory().samples()
 
-    assert in_memory().samples()("model.png").startswith(b"\x89PNG")
+    assert samples is not None
+    assert samples("model.png").startswith(b"\x89PNG")
     assert in_production.samples() is None
 
 
-def test_settings_reach_what_they_set() -> None:
-    """The limits of the settings are those of the adapters and policies."""
+def test_settings_reach_the_limits_of_input_pictures() -> None:
+    """The limits of downloads, uploads and decoding are those of the settings."""
     container = in_memory(
-        fetch_seconds=7, fetch_max_bytes=4_096, lease_seconds=9, max_attempts=5, queued_seconds=11,
-        picture_processes=3, picture_memory_mb=400, picture_seconds=6, picture_days=4,
-        max_uploads=12, upload_days=13,
+        fetch_seconds=7, fetch_max_bytes=4_096, fetch_allow_loopback=True,
+        picture_processes=3, picture_memory_mb=400, picture_decode_seconds=6, max_uploads=12,
     )  # fmt: skip
 
-    limits = container.downloads()._limits
-    pictures = container.picture_pool()._limits
-    work = container.generation()._policy
-    recovery = container.recovery()._policy
+    fetcher = container.fetcher()
+    assert isinstance(fetcher, InputPictures)
+    downloads = owner_of(fetcher._download, HttpPictureFetcher)
+    pool = owner_of(fetcher._prepare, PicturePool)._limits
     uploads = container.uploads()._policy
 
-    assert (limits.total_timeout_seconds, limits.max_bytes) == (7, 4_096)
-    assert (pictures.processes, pictures.memory_bytes, pictures.seconds) == (3, 400_000_000, 6)
-    assert (work.lease.total_seconds(), work.max_attempts) == (9, 5)
-    assert (recovery.queue_ttl.total_seconds(), recovery.max_attempts) == (11, 5)
-    assert recovery.picture_lifetime.days == 4
-    assert recovery.upload_lifetime.days == 13
-    assert container.fetcher()._max_bytes == 4_096
+    assert (downloads._limits.total_timeout_seconds, downloads._limits.max_bytes) == (7, 4_096)
+    assert downloads._allow_loopback
+    assert (pool.processes, pool.memory_bytes, pool.seconds) == (3, 400_000_000, 6)
+    assert fetcher._max_bytes == 4_096
     assert (uploads.max_per_day, uploads.max_bytes) == (12, 4_096)
 
 
+def owner_of(method: object, kind: type[T]) -> T:
+    """The object whose bound method this is."""
+    owner = getattr(method, "__self__", None)
+    assert isinstance(owner, kind)
+    return owner
+
+
+def test_settings_reach_the_policies() -> None:
+    """Submission, work and recovery follow the settings."""
+    container = in_memory(
+        submit_seconds=3, max_waiting=4, max_active=5, lease_seconds=9, max_attempts=6,
+        attempt_seconds=8, backoff_base_seconds=0.5, backoff_cap_seconds=7, queue_ttl_seconds=11,
+        requeue_after_seconds=12, external_worker_timeout_seconds=13,
+        picture_lifetime_seconds=14_000, upload_lifetime_seconds=150_000,
+    )  # fmt: skip
+
+    submission = container.submission()._policy
+    work = container.generation()._policy
+    recovery = container.recovery()._policy
+
+    assert (submission.deadline, submission.max_waiting, submission.max_active) == (3 * S, 4, 5)
+    assert (work.lease, work.max_attempts, work.attempt_timeout) == (9 * S, 6, 8 * S)
+    assert (work.backoff_base, work.backoff_cap) == (S / 2, 7 * S)
+    assert (recovery.queue_ttl, recovery.max_attempts, recovery.requeue_after) == (
+        11 * S, 6, 12 * S,
+    )  # fmt: skip
+    assert recovery.external_timeout == 13 * S
+    assert recovery.picture_lifetime == 14_000 * S
+    assert recovery.upload_lifetime == 150_000 * S
+
+
 def test_settings_reach_the_provider() -> None:
-    """Its address, options, prices and bounds; and its key, which its words do not show."""
+    """Address, options, prices, limits and key of the image API; the key is in no ``repr``."""
     container = in_memory(
         generator=Generator.OPENAI,
         openai_api_key="sk-1",
@@ -385,8 +380,9 @@ def test_settings_reach_the_provider() -> None:
 
 
 @pytest.mark.parametrize(("fallback", "share"), [(7, 7), (500, 120)])
-def test_settings_reach_the_limit_of_the_provider(fallback: int, share: int) -> None:
-    """The fleet's pace, and each process's own for when Redis is away: never more than that."""
+def test_settings_reach_the_start_limit(fallback: int, share: int) -> None:
+    """The shared pace, and the pace of each process while Redis is unavailable, which is never
+    higher."""
     container = in_memory(
         queue=Queue.REDIS,
         redis_url="redis://127.0.0.1:1/0",
@@ -405,9 +401,8 @@ def test_settings_reach_the_limit_of_the_provider(fallback: int, share: int) -> 
     assert build_worker(container, concurrency=1, recovery=False).start_limit is limit
 
 
-def test_only_a_provider_has_a_limit() -> None:
-    """The generator that comes with wearon may be asked at any pace; in one process, the limit is
-    that process's."""
+def test_only_a_paid_generator_has_a_start_limit() -> None:
+    """The local generator has none. In a single process the limit is kept in its memory."""
     openai = {"generator": Generator.OPENAI, "openai_api_key": SECRET, "provider_per_minute": 40}
 
     limit = in_memory(**openai).start_limit()
@@ -418,8 +413,8 @@ def test_only_a_provider_has_a_limit() -> None:
 
 
 def test_settings_reach_the_provider_of_jobs() -> None:
-    """Its address, model and bounds; and its token, which its words do not show. Pictures come
-    from this machine only where inputs may."""
+    """Address, model, limits and token of Replicate; the token is in no ``repr``. Results may come
+    from this machine only if input pictures may."""
     container = in_memory(
         generator=Generator.REPLICATE,
         replicate_api_token="r8_1",
@@ -436,8 +431,7 @@ def test_settings_reach_the_provider_of_jobs() -> None:
     assert isinstance(generator, JobPictureGenerator)
     jobs = generator._jobs
     assert isinstance(jobs, ReplicateJobs)
-    results = getattr(jobs._download, "__self__", None)
-    assert isinstance(results, HttpPictureFetcher)
+    results = owner_of(jobs._download, HttpPictureFetcher)
     assert generator._limits == JobLimits(
         total_seconds=33, first_pause_seconds=0.2, longest_pause_seconds=0.2
     )
@@ -445,32 +439,34 @@ def test_settings_reach_the_provider_of_jobs() -> None:
     assert "r8_1" not in f"{generator!r} {jobs!r} {container.settings()!r}"
     assert jobs._model == ReplicateModel(name="google/nano-banana-2", image_field="images")
     assert jobs._deadline == 33
-    assert results._allow_loopback
-    assert results is not container.downloads()
+    assert (results._limits, results._allow_loopback) == (RESULT_LIMITS, True)
 
 
 @pytest.mark.anyio
-async def test_only_what_was_made_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Closing makes nothing just to close it, so a command that needs the database alone runs
-    where Redis is not set; what was made is closed, once."""
+async def test_only_built_services_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing builds nothing, so a command that needs only the database runs without a Redis URL.
+    Built services are closed once, in reverse order."""
     closed: list[object] = []
 
-    async def closing(adapter: object) -> None:
+    async def record(adapter: object) -> None:
         closed.append(adapter)
 
-    monkeypatch.setattr(Database, "close", closing)
-    monkeypatch.setattr(HttpPictureFetcher, "close", closing)
-    monkeypatch.setattr(OpenAiPictureGenerator, "close", closing)
+    for kind in (Database, RedisTaskQueue, OpenAiPictureGenerator, PicturePool, HttpPictureFetcher):
+        monkeypatch.setattr(kind, "close", record)
     container = Container(
         settings=Settings(
             database_url="postgresql://127.0.0.1:1/nothing",
+            signing_secret=SECRET,
             generator=Generator.OPENAI,
             openai_api_key="sk-1",
         )
     )
-    made = [container.database(), container.downloads(), container.generator()]
+    database, generator, fetcher = container.database(), container.generator(), container.fetcher()
 
     await close(container)
     await close(container)
 
-    assert closed == made[::-1]
+    assert isinstance(fetcher, InputPictures)
+    downloads = owner_of(fetcher._download, HttpPictureFetcher)
+    pool = owner_of(fetcher._prepare, PicturePool)
+    assert closed == [downloads, pool, generator, database]

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, with what is needed to follow a request and without its secrets."""
+"""Logs: one JSON object per line, with enough to follow a request and without its secrets."""
 
 import errno
 import io
@@ -17,16 +17,16 @@ from structlog.contextvars import bound_contextvars
 
 from config.logging import (
     ACCESS_LOG,
-    REQUEST_INFO,
     TASK_LOG,
-    RequestInfo,
     access_line,
     buffer_access_logs,
     configure_logging,
     flush_logs,
     logged_access_line,
 )
-from config.settings import LogFormat, LogLevel, Settings
+from config.options import LogFormat, LogLevel
+from config.settings import Settings
+from entrypoints.http.request_info import REQUEST_INFO, RequestInfo, merge_request_info
 from tests.support.examples import MODEL_URL, STORE
 from tests.support.http import GENERATIONS, Api
 
@@ -36,8 +36,8 @@ Events = Callable[[], list[dict[str, Any]]]
 
 
 @pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    """Logging belongs to the whole process, so it is given back."""
+def restored_logging() -> Iterator[None]:
+    """Logging belongs to the whole process, so each test restores it."""
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     yield
@@ -48,27 +48,27 @@ def as_before() -> Iterator[None]:
 
 @pytest.fixture
 def events(capsys: pytest.CaptureFixture[str]) -> Events:
-    """What was logged since the last look, decoded; nothing may be on standard output."""
+    """Returns the events logged since the last call. Nothing may be on standard output."""
 
-    def look() -> list[dict[str, Any]]:
+    def read() -> list[dict[str, Any]]:
         captured = capsys.readouterr()
         assert captured.out == ""
         return [json.loads(line) for line in captured.err.splitlines()]
 
-    return look
+    return read
 
 
 def configure(**changes: Any) -> Settings:
-    """For the test itself to call: standard error is another one in every phase of a test."""
+    """Called by the test itself, because pytest replaces standard error in every test phase."""
     settings = Settings(**changes)
-    configure_logging(settings)
+    configure_logging(settings, merge_request_info)
     # Loggers of our modules would keep this configuration beyond the test.
     structlog.configure(cache_logger_on_first_use=False)
     return settings
 
 
-def test_an_event_is_a_line_of_json(events: Events) -> None:
-    """Event, level, time in UTC and all fields; what would break the line is escaped."""
+def test_event_is_a_line_of_json(events: Events) -> None:
+    """Event, level, time in UTC and all fields; line breaks are escaped."""
     configure()
     structlog.get_logger().info("task_done", outcome="completed", text="two\nlines")
 
@@ -82,8 +82,8 @@ def test_an_event_is_a_line_of_json(events: Events) -> None:
     }
 
 
-def test_the_standard_library_s_records_look_the_same(events: Events) -> None:
-    """Libraries that know nothing of structlog log through the same renderer."""
+def test_records_of_the_standard_library_look_the_same(events: Events) -> None:
+    """Libraries that use ``logging`` log through the same renderer."""
     configure()
     logging.getLogger("_granian").warning("Starting %s", "granian")
 
@@ -92,8 +92,8 @@ def test_the_standard_library_s_records_look_the_same(events: Events) -> None:
     assert (event["event"], event["level"]) == ("Starting granian", "warning")
 
 
-def test_the_context_is_in_every_event(events: Events) -> None:
-    """Request and session are bound once, and then in every line until they are not."""
+def test_bound_context_is_in_every_event(events: Events) -> None:
+    """Bound variables are in every line until they are unbound."""
     configure()
     with bound_contextvars(request_id="req_1", session_id="s1"):
         structlog.get_logger().info("ours")
@@ -106,9 +106,9 @@ def test_the_context_is_in_every_event(events: Events) -> None:
     assert "request_id" not in after
 
 
-def test_a_traceback_is_in_the_line(events: Events) -> None:
-    """An exception does not break the stream of lines: its traceback is data, from structlog as
-    from the standard library, with its causes."""
+def test_traceback_is_part_of_the_line(events: Events) -> None:
+    """An exception adds no lines: its traceback and its causes are fields of the event, from
+    structlog and from the standard library."""
     configure()
     try:
         _fail_with(SECRET)
@@ -124,10 +124,10 @@ def test_a_traceback_is_in_the_line(events: Events) -> None:
 
 
 @pytest.mark.parametrize("log_format", LogFormat)
-def test_a_traceback_shows_no_local_variables(
+def test_traceback_omits_local_variables(
     log_format: LogFormat, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Among the variables of the frames are tokens, keys and signed links."""
+    """The variables of the frames contain tokens, keys and signed links."""
     configure(log_format=log_format)
 
     try:
@@ -148,8 +148,8 @@ def _fail_with(token: str) -> None:
         raise RuntimeError("it broke") from error
 
 
-def test_the_level_is_a_threshold(capsys: pytest.CaptureFixture[str]) -> None:
-    """What is less important than the setting is not logged, whoever logs it."""
+def test_level_is_a_threshold(capsys: pytest.CaptureFixture[str]) -> None:
+    """Events below the level are not logged, from structlog or from the standard library."""
     configure(log_level=LogLevel.WARNING)
 
     structlog.get_logger().info("ours")
@@ -161,7 +161,7 @@ def test_the_level_is_a_threshold(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_configuring_twice_logs_once(events: Events) -> None:
-    """Another configuration takes the place of the one before."""
+    """A second configuration replaces the first."""
     configure()
     configure()
 
@@ -170,8 +170,8 @@ def test_configuring_twice_logs_once(events: Events) -> None:
     assert len(events()) == 1
 
 
-def test_the_console_format_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
-    """Readable lines, and no colour codes where standard error is no terminal."""
+def test_console_format_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its lines have no colour codes unless standard error is a terminal."""
     assert not sys.stderr.isatty()
     configure(log_format=LogFormat.CONSOLE)
 
@@ -184,9 +184,9 @@ def test_the_console_format_is_for_people(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.anyio
-async def test_a_request_s_line_has_neither_query_nor_token(events: Events) -> None:
-    """The log says what was asked for, but not the signature that a picture's link carries in its
-    query, nor the key that the caller showed."""
+async def test_access_line_has_neither_query_nor_token(events: Events) -> None:
+    """The log contains the path, but not the signature in a picture link's query or the caller's
+    key."""
     configure()
     api = Api()
     key = await api.new_key(STORE)
@@ -202,8 +202,8 @@ async def test_a_request_s_line_has_neither_query_nor_token(events: Events) -> N
     assert key not in json.dumps(balance)
 
 
-def test_a_request_s_line_is_as_any_other(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whichever way it is written: the quick one tells the same."""
+def test_fast_access_line_equals_that_of_structlog(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both ways of writing an access line give the same event."""
     settings = configure()
     info: RequestInfo = {"request_id": "req_1", "owner": str(STORE), "session_id": UUID(int=1)}
     REQUEST_INFO.set(info)
@@ -225,10 +225,10 @@ def test_a_request_s_line_is_as_any_other(capsys: pytest.CaptureFixture[str]) ->
     ("changes", "lines"),
     [({"log_level": LogLevel.WARNING}, 0), ({"log_format": LogFormat.CONSOLE}, 1)],
 )
-def test_the_settings_hold_for_a_request_s_line(
+def test_access_line_follows_the_settings(
     capsys: pytest.CaptureFixture[str], changes: dict[str, Any], lines: int
 ) -> None:
-    """Where only warnings are wanted there is none, and where people read it is for people."""
+    """It is not written at level ``warning``, and is readable in the console format."""
     settings = configure(**changes)
 
     access_line(settings)({"request_id": "req_1"}, "GET", "/a", 200, 0.3)
@@ -240,8 +240,8 @@ def test_the_settings_hold_for_a_request_s_line(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("hot", [True, False], ids=["hot", "framework"])
-async def test_all_of_a_request_is_in_its_line(events: Events, hot: bool) -> None:
-    """Who asked for what, what it was called, what came of it and how long that took."""
+async def test_access_line_describes_the_request(events: Events, hot: bool) -> None:
+    """Its id, owner, session, method, path, status and duration."""
     configure()
     api = Api()
     await api.service.accounts.grant(STORE, 1, note="test")
@@ -274,7 +274,7 @@ async def test_all_of_a_request_is_in_its_line(events: Events, hot: bool) -> Non
     "text", ["b\u00fc", "\x9b2J\u2028\u202e", "\udc80", "\U0001f600", "\x1b[2J"]
 )
 def test_lines_are_ascii(capsys: pytest.CaptureFixture[str], text: str) -> None:
-    """What terminals obey, and what cannot be encoded, is escaped, whoever chose the text."""
+    """Control characters and characters that cannot be encoded are escaped."""
     configure()
     structlog.get_logger("access").info("request", path=text)
     structlog.get_logger().warning(text, error=ValueError(text), key={"a": [text]})
@@ -288,11 +288,11 @@ def test_lines_are_ascii(capsys: pytest.CaptureFixture[str], text: str) -> None:
 
 
 class Stream(io.TextIOWrapper):
-    """Standard error as it is where that is a file: what reaches it is in ``written``."""
+    """Standard error as a file that records its writes in ``raw.written``."""
 
     def __init__(self, *, buffered: bool = False) -> None:
         self.raw = Raw()
-        # As PYTHONUNBUFFERED has it, which many images set; and as it is without.
+        # Unbuffered as with PYTHONUNBUFFERED, which many container images set.
         buffer = io.BufferedWriter(self.raw) if buffered else cast("Any", self.raw)
         super().__init__(buffer, encoding="utf-8", write_through=not buffered)
 
@@ -316,44 +316,46 @@ class Raw(io.RawIOBase):
 
 
 def standard_error(monkeypatch: pytest.MonkeyPatch) -> Stream:
-    """For the test itself to call, as ``configure``."""
+    """Called by the test itself, like ``configure``."""
     stream = Stream()
     monkeypatch.setattr(sys, "stderr", stream)
     return stream
 
 
 @pytest.mark.parametrize("name", [ACCESS_LOG, TASK_LOG])
-def test_lines_wait_for_others(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Only where that was asked for, and until others are written, or it is time; the order is
-    that in which things happened."""
+def test_access_and_task_lines_are_buffered(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Once buffering is on, they are written with the next other line or by a flush, in the order
+    of the events."""
     stream = standard_error(monkeypatch)
     configure()
     access, other = structlog.get_logger(name), structlog.get_logger("other")
 
     access.info("1")
-    at_once = stream.events()
+    unbuffered = stream.events()
     buffer_access_logs()
     access.info("2")
     access.info("3")
-    gathered = stream.events()
+    buffered = stream.events()
     other.warning("4")
-    with_another = stream.events()
+    after_other_line = stream.events()
     access.info("5")
     logging.getLogger("library").warning("6")
-    with_a_library_s = stream.events()
+    after_library_line = stream.events()
     access.info("7")
     flush_logs()
 
-    assert at_once == gathered == ["1"]
-    assert with_another == ["1", "2", "3", "4"]
-    assert with_a_library_s == ["1", "2", "3", "4", "5", "6"]
+    assert unbuffered == buffered == ["1"]
+    assert after_other_line == ["1", "2", "3", "4"]
+    assert after_library_line == ["1", "2", "3", "4", "5", "6"]
     assert stream.events() == ["1", "2", "3", "4", "5", "6", "7"]
 
 
 @pytest.mark.parametrize("buffered", [True, False])
-def test_whole_lines_are_written(monkeypatch: pytest.MonkeyPatch, *, buffered: bool) -> None:
-    """However many wait, and no more at once than a pipe takes in one piece: other processes write
-    to it as well."""
+def test_buffered_lines_are_written_whole(
+    monkeypatch: pytest.MonkeyPatch, *, buffered: bool
+) -> None:
+    """A write has whole lines, and at most the bytes that a pipe keeps in one piece, because other
+    processes write to it as well."""
     stream = Stream(buffered=buffered)
     monkeypatch.setattr(sys, "stderr", stream)
     configure()
@@ -369,8 +371,8 @@ def test_whole_lines_are_written(monkeypatch: pytest.MonkeyPatch, *, buffered: b
     assert max(len(piece) for piece in stream.raw.written) <= PIPE_BUF
 
 
-def test_no_request_fails_for_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where standard error takes no more, lines are lost, and later ones are not."""
+def test_failed_write_loses_only_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk fails no request; lines are written again once there is room."""
     stream = standard_error(monkeypatch)
     configure()
     buffer_access_logs()
@@ -386,8 +388,8 @@ def test_no_request_fails_for_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stream.events()[-1] == "kept"
 
 
-def test_gathering_in_the_console_s_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for machines."""
+def test_console_lines_are_buffered_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffering does not depend on the format."""
     stream = standard_error(monkeypatch)
     configure(log_format=LogFormat.CONSOLE)
     buffer_access_logs()
@@ -400,10 +402,10 @@ def test_gathering_in_the_console_s_format(monkeypatch: pytest.MonkeyPatch) -> N
     assert b"path=/a" in stream.raw.written[0]
 
 
-def test_gathering_where_standard_error_is_no_stream_of_bytes(
+def test_buffering_without_a_byte_stream(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As under another program's capture: then lines are written as that one likes."""
+    """If another program captures standard error in a text stream, buffering changes nothing."""
     configure()
     buffer_access_logs()
     structlog.get_logger("access").info("request")

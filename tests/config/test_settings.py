@@ -1,41 +1,46 @@
-"""Settings: what is not right is said, by the name of its variable and without its value."""
+"""Settings: unusable values are refused by the name of their variable, never by their value."""
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from rich.pretty import pretty_repr
 
-from config.reference import env_example, markdown_table, variables
-from config.settings import (
-    SETTINGS,
-    Environment,
-    Queue,
-    Settings,
-    SettingsError,
-    Store,
-    load_settings,
-    variable_of,
-)
+from adapters.coalescing import BatchLimits
+from adapters.images.limits import FetchLimits, JobLimits, PoolLimits, ProviderLimits
+from adapters.postgres.limits import DatabaseLimits
+from config import policies
+from config.loading import load_settings
+from config.options import Database, Environment, Queue
+from config.reference import env_example, markdown_page, variables
+from config.settings import SETTINGS, Settings, SettingsError, variable_of
+from domain.generation import WorkPolicy
+from domain.recovery import RecoveryPolicy
+from domain.submission import SubmissionPolicy
+from domain.uploads import UploadPolicy
+from entrypoints.cli import main
 
+REPOSITORY = Path(__file__).parents[2]
 SECRET = "correct-horse-battery-staple-0123456789"
 DEVELOPMENT = {"WEARON_ENVIRONMENT": "development"}
 
 
 def problems_of(environ: dict[str, str]) -> list[str]:
-    """The lines of the refusal."""
-    with pytest.raises(SettingsError) as refusal:
+    """The lines of the error message."""
+    with pytest.raises(SettingsError) as error:
         load_settings(environ)
-    return str(refusal.value).splitlines()
+    return str(error.value).splitlines()
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
-    """Nothing has to be set for the settings to load, and what they default to is production."""
+    """The settings load without any variable, and default to production."""
     settings = load_settings({})
 
     assert settings == Settings()
     assert settings.environment is Environment.PRODUCTION
-    assert (settings.store, settings.queue) == (Store.POSTGRES, Queue.REDIS)
+    assert (settings.database, settings.queue) == (Database.POSTGRES, Queue.REDIS)
     assert settings.pictures_dir == Path(".wearon/pictures")
 
 
@@ -47,8 +52,8 @@ def test_an_empty_variable_counts_as_not_set(value: str) -> None:
     assert load_settings(environ) == Settings()
 
 
-def test_values_are_read_as_what_they_are() -> None:
-    """Text becomes numbers, booleans, paths and options; space around it is not part of it."""
+def test_values_are_converted_to_their_types() -> None:
+    """Text becomes numbers, booleans, paths and enumerations; surrounding space is ignored."""
     settings = load_settings(
         DEVELOPMENT
         | {
@@ -65,7 +70,7 @@ def test_values_are_read_as_what_they_are() -> None:
     assert settings.require("database_url") == "postgres://db/wearon"
     assert settings.require("redis_url") == "rediss://cache:6380/1"
     assert settings.port == 8080
-    assert settings.duration("lease_seconds").total_seconds() == 1.5
+    assert settings.lease_seconds == 1.5
     assert settings.fetch_allow_loopback is True
     assert settings.data_dir == Path("/var/lib/pictures")
     assert settings.queue is Queue.MEMORY
@@ -75,7 +80,7 @@ def test_values_are_read_as_what_they_are() -> None:
     ("variable", "value", "rule"),
     [
         ("WEARON_ENVIRONMENT", "prod", "one of `development`, `production`"),
-        ("WEARON_STORE", "mysql", "one of `postgres`, `memory`"),
+        ("WEARON_DATABASE", "mysql", "one of `postgres`, `memory`"),
         ("WEARON_QUEUE", "Redis", "one of `redis`, `memory`"),
         ("WEARON_STORAGE", "gcs", "one of `local`, `s3`, `memory`"),
         ("WEARON_S3_ENDPOINT", "minio:9000", "like `https://project.supabase.co/storage/v1/s3`"),
@@ -108,26 +113,29 @@ def test_values_are_read_as_what_they_are() -> None:
         ("WEARON_PUBLIC_URL", "ftp://wearon.example", "like `https://wearon.example`"),
         ("WEARON_PUBLIC_URL", "https://wearon.example/", "like `https://wearon.example`"),
         ("WEARON_PUBLIC_URL", "https://wearon.example?a=1", "like `https://wearon.example`"),
-        ("WEARON_JWT_SECRET", "s" * 31, "32 characters or more"),
-        ("WEARON_SIGNING_SECRET", "s" * 31, "32 characters or more"),
+        ("WEARON_JWT_SECRET", "s" * 31, "at least 32 characters"),
+        ("WEARON_SIGNING_SECRET", "s" * 31, "at least 32 characters"),
         ("WEARON_FETCH_ALLOW_LOOPBACK", "yes", "`true` or `false`"),
         ("WEARON_DATABASE_TRANSACTION_POOLER", "on", "`true` or `false`"),
         ("WEARON_DRAIN_SECONDS", "4.9", "a number from 5 to 86400"),
-        ("WEARON_PUSH_AGAIN_SECONDS", "4.9", "a number from 5 to 86400"),
-        ("WEARON_PICTURE_DAYS", "0", "a whole number from 1 to 36500"),
-        ("WEARON_PICTURE_DAYS", "1.5", "a whole number from 1 to 36500"),
+        ("WEARON_REQUEUE_AFTER_SECONDS", "4.9", "a number from 5 to 86400"),
+        ("WEARON_PICTURE_LIFETIME_SECONDS", "59.9", "a number from 60 to 3153600000"),
+        ("WEARON_UPLOAD_LIFETIME_SECONDS", "59.9", "a number from 60 to 315360000"),
+        ("WEARON_MAX_UPLOADS", "1.5", "an integer from 1 to 10000"),
         ("WEARON_LOCAL_GENERATOR_SECONDS", "-1", "a number from 0 to 600"),
     ],
 )
-def test_a_value_that_cannot_be_used_is_refused(variable: str, value: str, rule: str) -> None:
-    """The message names the variable and says what would be right."""
+def test_unusable_value_is_refused(variable: str, value: str, rule: str) -> None:
+    """The message names the variable and its allowed values."""
     assert problems_of({variable: value}) == [f"{variable}: must be {rule}"]
 
 
-@pytest.mark.parametrize("value", ["many", "-1", "1000000000", "nan", "inf", "1e99", "null"])
-def test_every_number_is_bounded(value: str) -> None:
-    """What is no number, and what lies outside the bounds, is refused for every number."""
-    numbers = [variable.name for variable in variables() if "number" in variable.allowed]
+@pytest.mark.parametrize("value", ["many", "-1", "10000000000", "nan", "inf", "1e99", "null"])
+def test_every_number_has_bounds(value: str) -> None:
+    """Every numeric setting refuses text and numbers outside its bounds."""
+    numbers = [
+        variable.name for variable in variables() if re.search("number|integer", variable.allowed)
+    ]
 
     problems = problems_of(dict.fromkeys(numbers, value))
 
@@ -135,15 +143,15 @@ def test_every_number_is_bounded(value: str) -> None:
     assert len(numbers) > 15
 
 
-def test_an_unknown_variable_is_refused() -> None:
-    """A misspelt setting does not pass in silence; the nearest name is proposed."""
+def test_unknown_variable_is_refused() -> None:
+    """A misspelt setting is not ignored; the message proposes the nearest name."""
     problems = problems_of(
         {
             "WEARON_LEASE_SECOND": "5",
             "WEARON_DATABASE_URL": "postgresql://db/wearon",
             "WEARON_LEASE": "5",
             "WEARON_QQQQ": "1",
-            "OTHER_PROGRAMS": "are none of our business",
+            "ANOTHER_PROGRAM": "1",
         }
     )
 
@@ -158,8 +166,27 @@ def test_an_unknown_variable_is_refused() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("WEARON_STORE", "WEARON_DATABASE"),
+        ("WEARON_CALLER_SECONDS", "WEARON_AUTH_CACHE_SECONDS"),
+        ("WEARON_FOREIGN_SECONDS", "WEARON_EXTERNAL_WORKER_TIMEOUT_SECONDS"),
+        ("WEARON_QUEUED_SECONDS", "WEARON_QUEUE_TTL_SECONDS"),
+        ("WEARON_PUSH_AGAIN_SECONDS", "WEARON_REQUEUE_AFTER_SECONDS"),
+        ("WEARON_PICTURE_SECONDS", "WEARON_PICTURE_DECODE_SECONDS"),
+        ("WEARON_PICTURE_DAYS", "WEARON_PICTURE_LIFETIME_SECONDS, in seconds instead of days"),
+        ("WEARON_UPLOAD_DAYS", "WEARON_UPLOAD_LIFETIME_SECONDS, in seconds instead of days"),
+    ],
+)
+def test_old_name_of_a_setting_is_refused(old: str, new: str) -> None:
+    """The message gives the new name, which exists, and the new unit if it changed."""
+    assert problems_of({old: "7"}) == [f"{old}: renamed to {new}"]
+    assert new.partition(",")[0] in {variable.name for variable in variables()}
+
+
 def test_all_problems_are_reported_at_once() -> None:
-    """Nobody has to start the program once for each mistake."""
+    """One start of the program is enough to find all mistakes."""
     problems = problems_of({"WEARON_PORT": "x", "REDIS_URL": "cache:6379", "WEARON_NO": "1"})
 
     assert [problem.partition(":")[0] for problem in problems] == [
@@ -170,8 +197,8 @@ def test_all_problems_are_reported_at_once() -> None:
 
 
 @pytest.mark.parametrize("port", ["http", "99999", "0"])
-def test_a_url_s_port_has_to_be_one(port: str) -> None:
-    """A port that no client could use is refused here, not by a traceback of the client's."""
+def test_invalid_port_in_a_url_is_refused(port: str) -> None:
+    """The settings refuse a port that would otherwise end in a client's traceback."""
     problems = problems_of(
         {
             "DATABASE_URL": f"postgresql://db:{port}/wearon",
@@ -182,66 +209,93 @@ def test_a_url_s_port_has_to_be_one(port: str) -> None:
     )
 
     assert problems == [
-        "DATABASE_URL: its port must be a number up to 65535",
-        "REDIS_URL: its port must be a number up to 65535",
-        "WEARON_OPENAI_BASE_URL: its port must be a number up to 65535",
-        "WEARON_REPLICATE_BASE_URL: its port must be a number up to 65535",
+        "DATABASE_URL: the port must be a number from 1 to 65535",
+        "REDIS_URL: the port must be a number from 1 to 65535",
+        "WEARON_OPENAI_BASE_URL: the port must be a number from 1 to 65535",
+        "WEARON_REPLICATE_BASE_URL: the port must be a number from 1 to 65535",
     ]
 
 
-def test_an_upload_outlives_what_may_use_it() -> None:
-    """Its link, and then a session that waits as long as one may."""
-    enough = {"WEARON_PICTURE_URL_SECONDS": "43200", "WEARON_QUEUED_SECONDS": "43200"}
+@pytest.mark.parametrize(
+    ("environ", "least"),
+    [
+        (
+            {"WEARON_PICTURE_URL_SECONDS": "43200", "WEARON_QUEUE_TTL_SECONDS": "43200"},
+            {"WEARON_UPLOAD_LIFETIME_SECONDS": 86_400},
+        ),
+        (
+            {"WEARON_ATTEMPT_SECONDS": "100", "WEARON_LEASE_SECONDS": "20"},
+            {"WEARON_PICTURE_LIFETIME_SECONDS": 120},
+        ),
+        ({"WEARON_SUBMIT_SECONDS": "13"}, {"WEARON_REQUEUE_AFTER_SECONDS": 15}),
+    ],
+)
+def test_contradicting_times_are_refused(environ: dict[str, str], least: dict[str, int]) -> None:
+    """An upload outlives its link and the longest wait in the queue. A picture outlives an attempt
+    that lost its lease. A task counts as lost only after a submission and its confirmation. This
+    holds in development as well."""
+    ((variable, seconds),) = least.items()
 
-    (problem,) = problems_of(enough | {"WEARON_UPLOAD_DAYS": "1", "WEARON_QUEUED_SECONDS": "43201"})
+    for more in ({}, DEVELOPMENT):
+        (problem,) = problems_of(environ | more | {variable: str(seconds)})
+        load_settings(environ | more | {variable: str(seconds + 1)})
 
-    assert problem.startswith("WEARON_UPLOAD_DAYS: ")
-    assert load_settings(enough | {"WEARON_UPLOAD_DAYS": "1"}).upload_days == 1
+        assert problem.startswith(f"{variable}: must exceed ")
 
 
-def test_what_endangers_production_is_for_development_only() -> None:
-    """Inputs from the own machine, and memory that is gone at exit, need WEARON_ENVIRONMENT to
-    say `development`; it does not by default."""
-    dangerous = {
+def test_pictures_and_uploads_may_be_deleted_after_six_hours() -> None:
+    """Both lifetimes may be shorter than a day, if links are valid for less."""
+    six_hours = timedelta(hours=6)
+    settings = load_settings(
+        {
+            "WEARON_PICTURE_LIFETIME_SECONDS": "21600",
+            "WEARON_UPLOAD_LIFETIME_SECONDS": "21600",
+            "WEARON_PICTURE_URL_SECONDS": "10800",
+        }
+    )
+
+    recovery = policies.recovery(settings)
+
+    assert (recovery.picture_lifetime, recovery.upload_lifetime) == (six_hours, six_hours)
+
+
+def test_each_default_has_one_definition() -> None:
+    """Settings take the defaults of policies and limits, and give them back unchanged."""
+    settings = Settings(database_url="postgresql://db/x", openai_api_key="sk-1")
+
+    assert policies.submission(settings) == SubmissionPolicy()
+    assert policies.work(settings) == WorkPolicy()
+    assert policies.recovery(settings) == RecoveryPolicy()
+    assert policies.uploads(settings) == UploadPolicy()
+    assert policies.batches(settings) == BatchLimits()
+    assert policies.picture_pool(settings) == PoolLimits()
+    assert policies.replicate_jobs(settings) == JobLimits()
+    assert policies.downloads(settings)["limits"] == FetchLimits()
+    assert policies.database(settings)["limits"] == DatabaseLimits()
+    assert policies.openai(settings)["limits"] == ProviderLimits()
+
+
+def test_production_refuses_unsafe_settings() -> None:
+    """Input pictures from this machine, and data that is lost at exit, require
+    ``WEARON_ENVIRONMENT=development``, which is not the default."""
+    unsafe = {
         "WEARON_FETCH_ALLOW_LOOPBACK": "true",
-        "WEARON_STORE": "memory",
+        "WEARON_DATABASE": "memory",
         "WEARON_QUEUE": "memory",
         "WEARON_STORAGE": "memory",
     }
 
-    problems = problems_of(dangerous)
+    problems = problems_of(unsafe)
 
-    assert [problem.partition(":")[0] for problem in problems] == list(dangerous)
-    assert all("only with WEARON_ENVIRONMENT=development" in problem for problem in problems)
-    assert load_settings(dangerous | DEVELOPMENT).store is Store.MEMORY
-
-
-@pytest.mark.parametrize(("submit", "push_again"), [("2", "5"), ("3", "5.1"), ("12.9", "15")])
-def test_a_task_is_not_lost_while_it_is_submitted(submit: str, push_again: str) -> None:
-    """Recovery waits longer than a submission and its confirmation may take."""
-    times = {"WEARON_SUBMIT_SECONDS": submit, "WEARON_PUSH_AGAIN_SECONDS": push_again}
-
-    assert load_settings(times).duration("push_again_seconds") > timedelta(seconds=float(submit))
+    assert [problem.partition(":")[0] for problem in problems] == list(unsafe)
+    assert all("requires WEARON_ENVIRONMENT=development" in problem for problem in problems)
+    assert load_settings(unsafe | DEVELOPMENT).database is Database.MEMORY
 
 
-@pytest.mark.parametrize(("submit", "push_again"), [("3", "5"), ("13", "15"), ("60", "15")])
-def test_a_task_that_would_be_lost_while_it_is_submitted_is_refused(
-    submit: str, push_again: str
-) -> None:
-    """In development too: a request in good time would be answered 503 or charged for nothing."""
-    times = {"WEARON_SUBMIT_SECONDS": submit, "WEARON_PUSH_AGAIN_SECONDS": push_again}
-
-    for environ in (times, times | DEVELOPMENT):
-        assert problems_of(environ) == [
-            "WEARON_PUSH_AGAIN_SECONDS: must be longer than WEARON_SUBMIT_SECONDS and 2 seconds,"
-            " or tasks on their way would count as lost"
-        ]
-
-
-def test_settings_made_by_hand_are_checked_too() -> None:
-    """The rules hold for whoever makes Settings without an environment."""
-    with pytest.raises(ValueError, match="WEARON_STORE: `memory` is gone at exit"):
-        Settings(store=Store.MEMORY)
+def test_settings_without_an_environment_are_checked_too() -> None:
+    """The rules hold for ``Settings`` that are made in code."""
+    with pytest.raises(ValueError, match="WEARON_DATABASE: `memory` is lost at exit"):
+        Settings(database=Database.MEMORY)
 
 
 @pytest.mark.parametrize(
@@ -257,18 +311,18 @@ def test_settings_made_by_hand_are_checked_too() -> None:
         {"OPENAI_API_KEY": "my hunter2"},
     ],
 )
-def test_a_refusal_never_says_what_the_variable_holds(environ: dict[str, str]) -> None:
-    """A secret that is too short, or in the wrong variable, does not end in a log; neither does
-    one that is chained to the error."""
-    with pytest.raises(SettingsError) as refusal:
+def test_error_message_never_contains_a_value(environ: dict[str, str]) -> None:
+    """A secret that is too short, or in the wrong variable, is not logged; nor is it in an error
+    that is chained to the message."""
+    with pytest.raises(SettingsError) as error:
         load_settings(environ)
 
-    causes = (refusal.value, refusal.value.__cause__, refusal.value.__context__)
+    causes = (error.value, error.value.__cause__, error.value.__context__)
     assert not any("hunter2" in f"{cause} {cause!r}" for cause in causes)
 
 
 def test_secrets_are_not_shown() -> None:
-    """Settings may be printed or logged: their secrets, and URLs that hold passwords, are not."""
+    """Printed or logged settings hide secrets, and URLs that may contain passwords."""
     settings = load_settings(
         {
             "WEARON_JWT_SECRET": SECRET,
@@ -289,20 +343,21 @@ def test_secrets_are_not_shown() -> None:
     assert "port=8000" in shown
 
 
-def test_what_must_be_set_is_asked_for_by_name() -> None:
-    """Who needs a setting that has no default gets an error that names the variable."""
+def test_missing_setting_is_named() -> None:
+    """Requiring an optional setting that is not set raises an error with the variable's name."""
     with pytest.raises(SettingsError, match=r"^WEARON_JWT_SECRET: must be set"):
         Settings().require("jwt_secret")
 
 
-def test_a_generator_says_what_it_needs() -> None:
-    """The settings load without a key, for only the worker uses it: who makes no picture holds no
-    key. The key of a generator that was not chosen is nobody's need."""
+def test_generator_names_the_key_it_requires() -> None:
+    """The settings load without a key, because only workers use it. A generator that was not chosen
+    requires no key."""
     local = load_settings({})
     openai = load_settings({"WEARON_GENERATOR": "openai"})
     replicate = load_settings({"WEARON_GENERATOR": "replicate"})
 
     assert local.for_generator == ()
+    assert [it.generator_is_paid for it in (local, openai, replicate)] == [False, True, True]
     with pytest.raises(SettingsError, match=r"^OPENAI_API_KEY: must be set"):
         openai.require(*openai.for_generator)
     with pytest.raises(SettingsError, match=r"^REPLICATE_API_TOKEN: must be set"):
@@ -319,19 +374,21 @@ def test_a_generator_says_what_it_needs() -> None:
         ({"WEARON_GENERATOR": "openai", "WEARON_ATTEMPT_SECONDS": "25"}, True),
     ],
 )
-def test_a_grace_time_may_be_too_short(environ: dict[str, str], *, outlasts: bool) -> None:
-    """For an attempt that costs something; that is allowed, and worth a line in the log."""
-    assert load_settings(environ).outlasts_attempts is outlasts
+def test_drain_may_be_shorter_than_a_paid_attempt(
+    environ: dict[str, str], *, outlasts: bool
+) -> None:
+    """This is allowed, and worth a line in the log."""
+    assert load_settings(environ).drain_outlasts_attempt is outlasts
 
 
-def test_a_process_among_others_needs_what_they_share() -> None:
-    """All that is missing is named at once, and one's own memory is refused."""
+def test_process_requires_what_it_shares_with_others() -> None:
+    """The message names all missing settings at once, and refuses data in memory."""
     settings = load_settings(DEVELOPMENT | {"WEARON_QUEUE": "memory"})
 
-    with pytest.raises(SettingsError) as refusal:
+    with pytest.raises(SettingsError) as error:
         settings.require_shared("jwt_secret")
 
-    lines = str(refusal.value).splitlines()
+    lines = str(error.value).splitlines()
     assert [line.partition(":")[0] for line in lines] == [
         "WEARON_QUEUE",
         "DATABASE_URL",
@@ -340,23 +397,30 @@ def test_a_process_among_others_needs_what_they_share() -> None:
     ]
 
 
-def test_a_process_among_others_is_content_with_what_it_needs() -> None:
-    """Secrets that it does not ask for need not be set."""
+def test_process_requires_no_secret_that_it_does_not_use() -> None:
+    """The database and the queue are enough for a process that requires nothing else."""
     settings = load_settings({"DATABASE_URL": "postgresql://db/x", "REDIS_URL": "redis://cache"})
 
     settings.require_shared()
 
 
-def test_the_example_file_is_what_the_settings_say() -> None:
-    """.env.example is written by `wearon settings --env`, so that it cannot go stale."""
-    written = (Path(__file__).parents[2] / ".env.example").read_text("utf-8")
+@pytest.mark.parametrize(
+    ("option", "file", "text"),
+    [
+        ("--env", ".env.example", env_example()),
+        ("--markdown", "docs/settings.md", markdown_page()),
+    ],
+)
+def test_settings_command_writes_the_reference(option: str, file: str, text: str) -> None:
+    """``wearon settings`` prints the files in the repository, so that they cannot become stale."""
+    printed = CliRunner().invoke(main, ["settings", option])
 
-    assert written == env_example()
+    assert printed.output == text
+    assert (REPOSITORY / file).read_text("utf-8") == text
 
 
-def test_the_example_file_changes_nothing() -> None:
-    """Every variable is in it, commented out, with its default: uncommented, it loads to the
-    defaults."""
+def test_example_file_holds_the_defaults() -> None:
+    """It has every variable, commented out, with its default: uncommented, it changes nothing."""
     lines = [line.removeprefix("# ") for line in env_example().splitlines() if "=" in line]
     environ = dict(line.split("=", 1) for line in lines if line.split("=")[0].isupper())
 
@@ -364,9 +428,9 @@ def test_the_example_file_changes_nothing() -> None:
     assert load_settings(environ) == Settings()
 
 
-def test_the_table_describes_every_variable() -> None:
-    """The README's table has a row for each variable, with its default and its description."""
-    rows = markdown_table().splitlines()[2:]
+def test_settings_page_describes_every_variable() -> None:
+    """The table has one row per variable, with its default and its description."""
+    rows = [line for line in markdown_page().splitlines() if line.startswith("| `")]
 
     assert len(rows) == len(SETTINGS)
     for row, variable in zip(rows, variables(), strict=True):
@@ -374,8 +438,3 @@ def test_the_table_describes_every_variable() -> None:
         assert row.endswith(f"| {variable.description} |")
         assert variable.default in row
         assert row.count("|") == 5
-
-
-def test_the_readme_has_the_table() -> None:
-    """The README's settings are what the code says."""
-    assert markdown_table() in (Path(__file__).parents[2] / "README.md").read_text("utf-8")

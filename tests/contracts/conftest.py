@@ -9,7 +9,8 @@ from redis.asyncio import Redis
 
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.embedded.valkey import EmbeddedValkey
-from adapters.postgres.database import Database, DatabaseLimits
+from adapters.postgres.database import Database
+from adapters.postgres.limits import DatabaseLimits
 from adapters.queue.redis import redis_client
 from tests.contracts.backends import (
     Backend,

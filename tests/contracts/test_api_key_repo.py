@@ -1,4 +1,4 @@
-"""ApiKeyRepoPort: a key opens its owner's door until it is revoked."""
+"""ApiKeyRepoPort: keys are added, looked up, listed and revoked."""
 
 import asyncio
 from collections import Counter
@@ -12,7 +12,8 @@ from uuid import uuid4
 import pytest
 
 from adapters.auth.postgres import PostgresApiKeyRepo
-from adapters.postgres.database import Database, DatabaseLimits
+from adapters.postgres.database import Database
+from adapters.postgres.limits import DatabaseLimits
 from domain.credits import Channel, Owner
 from domain.errors import DatabaseUnavailable
 from domain.ports import ApiKey, ApiKeyRepoPort
@@ -37,8 +38,8 @@ def a_key(**changes: Any) -> ApiKey:
     return replace(key, **changes)
 
 
-async def test_a_key_is_its_owners(backend: Backend) -> None:
-    """Each of several keys of several owners leads to the right one."""
+async def test_key_belongs_to_its_owner(backend: Backend) -> None:
+    """Also among several keys and several owners."""
     keys = [a_key(owner=owner) for owner in (STORE, STORE, OTHER_STORE, NAMESAKE)]
 
     for key in keys:
@@ -51,16 +52,16 @@ async def test_a_key_is_its_owners(backend: Backend) -> None:
 @pytest.mark.parametrize(
     "changed", [str.upper, lambda sha256: sha256[:-1], lambda _: "", lambda _: "\N{TOP HAT}"]
 )
-async def test_an_unknown_key_is_nobodys(backend: Backend, changed: Callable[[str], str]) -> None:
-    """Only the very text of a hash counts."""
+async def test_unknown_key_has_no_owner(backend: Backend, changed: Callable[[str], str]) -> None:
+    """The hash has to match exactly."""
     key = a_key(key_sha256="ab" * 32)
     await backend.api_keys.add(key)
 
     assert await backend.api_keys.owner_of(changed(key.key_sha256)) is None
 
 
-async def test_a_revoked_key_is_nobodys(backend: Backend) -> None:
-    """From then on, and the owner's other keys stay as they are."""
+async def test_revoked_key_has_no_owner(backend: Backend) -> None:
+    """The owner's other keys keep working."""
     revoked, kept = a_key(), a_key()
     for key in (revoked, kept):
         await backend.api_keys.add(key)
@@ -71,8 +72,8 @@ async def test_a_revoked_key_is_nobodys(backend: Backend) -> None:
     assert await backend.api_keys.owner_of(kept.key_sha256) == STORE
 
 
-async def test_a_key_is_revoked_once(backend: Backend) -> None:
-    """False for one that was revoked before, whose time stays, and for one that does not exist."""
+async def test_key_is_revoked_once(backend: Backend) -> None:
+    """False for a revoked key, whose time does not change, and for an unknown one."""
     key = a_key()
     await backend.api_keys.add(key)
     assert await backend.api_keys.revoke(key.id)
@@ -84,8 +85,8 @@ async def test_a_key_is_revoked_once(backend: Backend) -> None:
     assert await backend.api_keys.all(STORE) == [revoked]
 
 
-async def test_of_many_revocations_at_once_one_counts(backend: Backend) -> None:
-    """The others are told that there was nothing left to revoke."""
+async def test_one_of_several_concurrent_revocations_succeeds(backend: Backend) -> None:
+    """The others return False."""
     key = a_key()
     await backend.api_keys.add(key)
 
@@ -94,8 +95,8 @@ async def test_of_many_revocations_at_once_one_counts(backend: Backend) -> None:
     assert Counter(results) == {True: 1, False: 19}
 
 
-async def test_a_listing_is_newest_first(backend: Backend) -> None:
-    """With all that was kept, and revoked ones with the time of their end."""
+async def test_keys_are_listed_newest_first(backend: Backend) -> None:
+    """With all their fields; revoked ones with the time of their revocation."""
     oldest, middle, newest = (
         a_key(created_at=START + timedelta(days=day), label=f"day {day}") for day in range(3)
     )
@@ -111,17 +112,17 @@ async def test_a_listing_is_newest_first(backend: Backend) -> None:
     assert listed == [newest, replace(middle, revoked_at=revoked_at), oldest]
 
 
-async def test_a_listing_is_of_one_owner_or_of_everybody(backend: Backend) -> None:
-    """Nothing of others, not of a namesake on the other channel either."""
+async def test_keys_are_listed_for_one_owner_or_all(backend: Backend) -> None:
+    """An owner with the same id on the other channel is another owner."""
     keys = {owner: a_key(owner=owner) for owner in (STORE, OTHER_STORE, NAMESAKE)}
     for key in keys.values():
         await backend.api_keys.add(key)
 
     listed = {owner: await backend.api_keys.all(owner) for owner in keys}
-    everybodys = await backend.api_keys.all(None)
+    of_all = await backend.api_keys.all(None)
 
     assert listed == {owner: [key] for owner, key in keys.items()}
-    assert sorted(key.id for key in everybodys) == sorted(key.id for key in keys.values())
+    assert sorted(key.id for key in of_all) == sorted(key.id for key in keys.values())
     assert await backend.api_keys.all(Owner(channel=Channel.B2B, id="nobody")) == []
 
 
@@ -134,8 +135,10 @@ CALLS: dict[str, Callable[[ApiKeyRepoPort], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("method", CALLS)
-async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) -> None:
-    """Every method says so by the same error."""
+async def test_unreachable_database_raises_database_unavailable(
+    method: str, tmp_path: Path
+) -> None:
+    """From every method."""
     database = Database(f"postgresql://wearon@/wearon?host={tmp_path}", limits=DatabaseLimits())
 
     with pytest.raises(DatabaseUnavailable):
@@ -144,6 +147,6 @@ async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) 
     await database.close()
 
 
-def test_every_method_of_the_port_is_tried_without_a_server() -> None:
-    """So that a new method cannot be forgotten above."""
+def test_every_method_of_the_port_is_called_without_a_server() -> None:
+    """No new method is missing above."""
     assert set(CALLS) == {name for name in vars(ApiKeyRepoPort) if not name.startswith("_")}

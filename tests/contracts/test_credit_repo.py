@@ -8,7 +8,8 @@ from uuid import UUID
 import pytest
 
 from adapters.credits.postgres import PostgresCreditRepo
-from adapters.postgres.database import Database, DatabaseLimits
+from adapters.postgres.database import Database
+from adapters.postgres.limits import DatabaseLimits
 from domain.credits import Channel, CreditAccount, LedgerEntry, LedgerKind, Owner
 from domain.errors import DatabaseUnavailable
 from domain.ports import CreditRepoPort

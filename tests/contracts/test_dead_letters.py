@@ -1,4 +1,4 @@
-"""DeadLetterPort: what was taken out of the queue can be looked at, sent again and thrown away."""
+"""DeadLetterPort: dead letters are listed, counted, read, requeued and discarded."""
 
 import asyncio
 from collections import Counter
@@ -27,14 +27,14 @@ MESSAGES = {
 
 
 async def buried(backend: QueueBackend, raw: bytes, reason: str = "unreadable") -> DeadLetter:
-    """The letter of a message that nobody could read."""
+    """The letter of a new unreadable message."""
     await backend.queue.bury(UnreadableTask(raw=raw, reason=reason, session_id=None), reason=reason)
     (letter,) = await backend.letters.dead(limit=1)
     return letter
 
 
-async def test_a_task_that_is_buried_is_kept_as_it_was_sent(queue_backend: QueueBackend) -> None:
-    """Its text in the contract's form, its session, the reason that was given, and the time."""
+async def test_buried_task_is_kept_as_it_was_sent(queue_backend: QueueBackend) -> None:
+    """In the contract's JSON, with its session, the reason and the time."""
     task, before = a_task(), datetime.now(UTC)
 
     await queue_backend.queue.bury(task, reason="3 attempts ended without a sign of life")
@@ -48,10 +48,10 @@ async def test_a_task_that_is_buried_is_kept_as_it_was_sent(queue_backend: Queue
 
 
 @pytest.mark.parametrize("raw", MESSAGES.values(), ids=MESSAGES)
-async def test_a_message_that_is_buried_is_kept_byte_for_byte(
+async def test_buried_message_is_kept_byte_for_byte(
     queue_backend: QueueBackend, raw: bytes
 ) -> None:
-    """With the session that it names, and the reason that was given."""
+    """With the session that it names and the given reason."""
     named = uuid4()
     message = UnreadableTask(raw=raw, reason="not this one", session_id=named)
 
@@ -61,8 +61,8 @@ async def test_a_message_that_is_buried_is_kept_byte_for_byte(
     assert (letter.raw, letter.session_id, letter.reason) == (raw, named, "it cannot be read")
 
 
-async def test_letters_come_newest_first(queue_backend: QueueBackend) -> None:
-    """As many as wanted, each with an id of its own, also where the same was buried twice."""
+async def test_letters_are_listed_newest_first(queue_backend: QueueBackend) -> None:
+    """Up to the limit, each with its own id, even if a message was buried twice."""
     for raw in (b"1", b"2", b"2"):
         await buried(queue_backend, raw)
 
@@ -75,11 +75,38 @@ async def test_letters_come_newest_first(queue_backend: QueueBackend) -> None:
     assert letters[0] == []
 
 
+async def test_letters_are_counted(queue_backend: QueueBackend) -> None:
+    """All of them, tasks not included."""
+    empty = await queue_backend.letters.count()
+    letters = [await buried(queue_backend, raw) for raw in (b"1", b"2", b"2")]
+    await queue_backend.queue.push(a_task())
+    buried_all = await queue_backend.letters.count()
+    await queue_backend.letters.requeue(letters[0].id)
+    await queue_backend.letters.discard(letters[1].id)
+
+    assert (empty, buried_all, await queue_backend.letters.count()) == (0, 3, 1)
+
+
 @pytest.mark.parametrize("raw", [*MESSAGES.values(), encode(a_task())], ids=[*MESSAGES, "a task"])
-async def test_a_requeued_letter_waits_behind_all_tasks(
+async def test_letter_is_read_by_its_id(queue_backend: QueueBackend, raw: bytes) -> None:
+    """As it is listed; None for an unknown id, and once the letter is gone."""
+    twin, letter = [await buried(queue_backend, raw) for _ in range(2)]
+
+    found = [await queue_backend.letters.get(item.id) for item in (twin, letter)]
+    unknown = await queue_backend.letters.get(uuid4())
+    await queue_backend.letters.discard(letter.id)
+
+    assert found == [twin, letter]
+    assert unknown is None
+    assert await queue_backend.letters.get(letter.id) is None
+    assert await queue_backend.letters.get(twin.id) == twin
+
+
+@pytest.mark.parametrize("raw", [*MESSAGES.values(), encode(a_task())], ids=[*MESSAGES, "a task"])
+async def test_requeued_letter_waits_behind_all_tasks(
     queue_backend: QueueBackend, raw: bytes
 ) -> None:
-    """Byte for byte, and it is a dead letter no more; the others stay."""
+    """Byte for byte, and it is no longer a dead letter; the others stay."""
     other = await buried(queue_backend, b"other")
     letter = await buried(queue_backend, raw)
     waiting = a_task()
@@ -91,8 +118,8 @@ async def test_a_requeued_letter_waits_behind_all_tasks(
     assert await queue_backend.letters.dead(limit=10) == [other]
 
 
-async def test_a_requeued_letter_wakes_who_waits(queue_backend: QueueBackend) -> None:
-    """A waiting pop gets it, long before its timeout."""
+async def test_requeued_letter_wakes_a_waiting_pop(queue_backend: QueueBackend) -> None:
+    """Long before its timeout."""
     task = a_task()
     letter = await buried(queue_backend, encode(task))
     pop = asyncio.create_task(queue_backend.queue.pop(timeout_seconds=5))
@@ -103,8 +130,8 @@ async def test_a_requeued_letter_wakes_who_waits(queue_backend: QueueBackend) ->
         assert await pop == task
 
 
-async def test_a_letter_is_requeued_once(queue_backend: QueueBackend) -> None:
-    """Of 20 that ask at once one moves it; also where the same was buried twice."""
+async def test_letter_is_requeued_once(queue_backend: QueueBackend) -> None:
+    """One of 20 concurrent calls moves it; its twin stays."""
     twin = await buried(queue_backend, b"x")
     letter = await buried(queue_backend, b"x")
 
@@ -115,8 +142,8 @@ async def test_a_letter_is_requeued_once(queue_backend: QueueBackend) -> None:
     assert await queue_backend.letters.dead(limit=10) == [twin]
 
 
-async def test_a_letter_is_discarded_once(queue_backend: QueueBackend) -> None:
-    """It is gone for good; the others stay."""
+async def test_letter_is_discarded_once(queue_backend: QueueBackend) -> None:
+    """By one of 20 concurrent calls; its twin stays."""
     kept = await buried(queue_backend, b"x")
     letter = await buried(queue_backend, b"x")
 
@@ -127,8 +154,8 @@ async def test_a_letter_is_discarded_once(queue_backend: QueueBackend) -> None:
     assert await queue_backend.messages() == []
 
 
-async def test_there_is_no_such_letter(queue_backend: QueueBackend) -> None:
-    """Nothing happens for an id that is not there, with letters and without."""
+async def test_unknown_letter(queue_backend: QueueBackend) -> None:
+    """False, and nothing changes, whether there are other letters or not."""
     without = (
         await queue_backend.letters.requeue(uuid4()),
         await queue_backend.letters.discard(uuid4()),
@@ -146,7 +173,7 @@ async def test_there_is_no_such_letter(queue_backend: QueueBackend) -> None:
 
 
 async def test_only_the_newest_letters_are_kept(queue_backend: QueueBackend) -> None:
-    """As many as the adapter was told; the oldest of them can still be sent again."""
+    """Up to the adapter's limit; the oldest kept one can still be requeued."""
     backend = queue_backend.keeping(3)
     for number in range(5):
         await buried(backend, b"%d" % number)
@@ -154,15 +181,17 @@ async def test_only_the_newest_letters_are_kept(queue_backend: QueueBackend) -> 
     letters = await backend.letters.dead(limit=10)
 
     assert [letter.raw for letter in letters] == [b"4", b"3", b"2"]
+    assert await backend.letters.count() == 3
     assert await backend.letters.requeue(letters[-1].id)
 
 
 async def test_the_oldest_of_many_letters_is_found(queue_backend: QueueBackend) -> None:
-    """However many lie on top of it."""
+    """By ``get`` and ``discard``, however many newer ones there are."""
     letter = await buried(queue_backend, b"oldest")
     for number in range(1_001):
         await queue_backend.queue.bury(a_task(), reason=str(number))
 
+    assert await queue_backend.letters.get(letter.id) == letter
     assert await queue_backend.letters.discard(letter.id)
 
     assert len(await queue_backend.letters.dead(limit=10_000)) == 1_001
@@ -170,14 +199,16 @@ async def test_the_oldest_of_many_letters_is_found(queue_backend: QueueBackend) 
 
 CALLS = {
     "dead": lambda letters: letters.dead(limit=1),
+    "get": lambda letters: letters.get(uuid4()),
+    "count": lambda letters: letters.count(),
     "requeue": lambda letters: letters.requeue(uuid4()),
     "discard": lambda letters: letters.discard(uuid4()),
 }
 
 
 @pytest.mark.parametrize("method", CALLS)
-async def test_letters_that_are_away_are_unavailable(method: str, tmp_path: Path) -> None:
-    """Every method says so by the same error."""
+async def test_unreachable_server_raises_queue_unavailable(method: str, tmp_path: Path) -> None:
+    """From every method."""
     client = redis_client(f"unix://{tmp_path}/nobody.sock")
     letters: DeadLetterPort = RedisTaskQueue(client=client, timeout_seconds=1, clock=lambda: START)
 
@@ -185,6 +216,6 @@ async def test_letters_that_are_away_are_unavailable(method: str, tmp_path: Path
         await CALLS[method](letters)
 
 
-def test_every_method_of_the_port_is_tried_without_a_server() -> None:
-    """So that a new method cannot be forgotten above."""
+def test_every_method_of_the_port_is_called_without_a_server() -> None:
+    """No new method is missing above."""
     assert set(CALLS) == {name for name in vars(DeadLetterPort) if not name.startswith("_")}

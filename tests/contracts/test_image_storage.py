@@ -1,5 +1,5 @@
-"""Every image storage keeps PictureStoragePort's promises, and those that serve their own pictures
-keep SignedReadPort'."""
+"""PictureStoragePort on every picture storage, and SignedReadPort on those that serve their own
+pictures."""
 
 import asyncio
 import urllib.request
@@ -29,7 +29,7 @@ PNG = Picture(data=b"a png", media_type="image/png")
 WEBP = Picture(data=b"a webp", media_type="image/webp")
 
 OwnStorage = LocalPictureStorage | InMemoryPictureStorage
-"""Those that serve their pictures themselves."""
+"""Storage that serves its own pictures."""
 Storage = OwnStorage | S3PictureStorage
 
 
@@ -64,7 +64,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) ->
 
 
 def parts_of(url: str) -> dict[str, Any]:
-    """What the HTTP route reads out of a signed URL."""
+    """The parts of a signed URL that the HTTP route reads."""
     parts = urlsplit(url)
     query = parse_qs(parts.query)
     return {
@@ -75,7 +75,7 @@ def parts_of(url: str) -> dict[str, Any]:
 
 
 async def read(storage: Storage, object_key: str) -> Picture:
-    """What a client gets that follows the picture's URL."""
+    """The picture behind its URL, as a client gets it."""
     url = storage.url(object_key)
     if isinstance(storage, OwnStorage):
         return await storage.read_signed(**parts_of(url))
@@ -87,14 +87,14 @@ def _followed(url: str) -> Picture:
         return Picture(data=response.read(), media_type=response.headers["Content-Type"])
 
 
-async def test_nothing_is_found_before_it_is_saved(storage: Storage) -> None:
-    """``find`` gives None where there is no picture."""
+async def test_missing_picture_is_not_found(storage: Storage) -> None:
+    """``find`` returns None."""
     assert await storage.find(PREFIX) is None
 
 
 @pytest.mark.parametrize(("picture", "extension"), [(JPEG, ".jpg"), (PNG, ".png"), (WEBP, ".webp")])
-async def test_a_saved_picture_is_found(storage: Storage, picture: Picture, extension: str) -> None:
-    """A picture is kept under its prefix plus the extension of its type, with that type."""
+async def test_saved_picture_is_found(storage: Storage, picture: Picture, extension: str) -> None:
+    """Under its prefix plus the extension of its type, with that type."""
     saved = await storage.save(PREFIX, picture)
 
     assert saved.object_key == PREFIX + extension
@@ -103,8 +103,8 @@ async def test_a_saved_picture_is_found(storage: Storage, picture: Picture, exte
     assert await read(storage, saved.object_key) == picture
 
 
-async def test_a_prefix_is_whole(storage: Storage) -> None:
-    """A key is a prefix plus an extension: a picture whose key only begins alike is another's."""
+async def test_prefix_is_matched_as_a_whole(storage: Storage) -> None:
+    """A key is the prefix plus an extension, and nothing in between."""
     await storage.save(PREFIX + "1", JPEG)
 
     assert await storage.find(PREFIX) is None
@@ -112,9 +112,8 @@ async def test_a_prefix_is_whole(storage: Storage) -> None:
 
 @pytest.mark.parametrize("first", [JPEG, WEBP])
 @pytest.mark.parametrize("second", [Picture(data=b"late", media_type="image/jpeg"), PNG])
-async def test_the_first_picture_stays(storage: Storage, first: Picture, second: Picture) -> None:
-    """The first picture saved for a session stays its picture, also if the next has another
-    type, and is the one that a later ``save`` returns."""
+async def test_first_picture_stays(storage: Storage, first: Picture, second: Picture) -> None:
+    """A later ``save`` returns it, even if the new picture has another type."""
     saved = await storage.save(PREFIX, first)
 
     again = await storage.save(PREFIX, second)
@@ -124,8 +123,8 @@ async def test_the_first_picture_stays(storage: Storage, first: Picture, second:
     assert await read(storage, saved.object_key) == first
 
 
-async def test_one_of_many_writers_wins(storage: Storage) -> None:
-    """However many save at once, one whole picture is kept and all are told the same key."""
+async def test_one_of_several_concurrent_writers_wins(storage: Storage) -> None:
+    """One whole picture is kept, and every ``save`` returns its key."""
     pictures = [
         Picture(data=bytes([number]) * 1_000_000, media_type="image/jpeg") for number in range(8)
     ]
@@ -137,9 +136,9 @@ async def test_one_of_many_writers_wins(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("picture", [JPEG, PNG, WEBP])
-async def test_a_deleted_picture_is_gone(storage: Storage, picture: Picture) -> None:
-    """Whatever its type, and with it what its link led to. Deleting it again, or where nothing
-    ever was, is no error; and a picture may be saved there again."""
+async def test_deleted_picture_is_gone(storage: Storage, picture: Picture) -> None:
+    """Whatever its type, and its link stops working. Deleting a missing picture is no error, and a
+    new picture may be saved."""
     saved = await storage.save(PREFIX, picture)
 
     for _ in range(2):
@@ -151,8 +150,8 @@ async def test_a_deleted_picture_is_gone(storage: Storage, picture: Picture) -> 
     assert await storage.save(PREFIX, JPEG) == await storage.find(PREFIX)
 
 
-async def test_nobody_elses_picture_is_deleted(storage: Storage) -> None:
-    """A picture whose key only begins alike stays."""
+async def test_delete_matches_the_prefix_as_a_whole(storage: Storage) -> None:
+    """A picture whose key only begins with the prefix stays."""
     others = [await storage.save(prefix, JPEG) for prefix in (PREFIX + "1", PREFIX + "/1")]
 
     await storage.delete(PREFIX)
@@ -160,8 +159,8 @@ async def test_nobody_elses_picture_is_deleted(storage: Storage) -> None:
     assert [await storage.find(prefix) for prefix in (PREFIX + "1", PREFIX + "/1")] == others
 
 
-async def test_many_may_delete_at_once(storage: Storage) -> None:
-    """Recovery runs in many processes: what one of them deleted is deleted for all."""
+async def test_concurrent_deletions(storage: Storage) -> None:
+    """They do not fail each other: recovery runs in many processes."""
     await storage.save(PREFIX, JPEG)
 
     await asyncio.gather(*(storage.delete(PREFIX) for _ in range(8)))
@@ -169,8 +168,8 @@ async def test_many_may_delete_at_once(storage: Storage) -> None:
     assert await storage.find(PREFIX) is None
 
 
-async def test_a_url_is_signed(own_storage: OwnStorage, clock: FakeClock) -> None:
-    """A URL is ``{base_url}/files/{key}``, quoted, with its expiry and an HMAC-SHA256."""
+async def test_url_is_signed(own_storage: OwnStorage, clock: FakeClock) -> None:
+    """``{base_url}/files/{key}``, quoted, with its expiry and an HMAC-SHA256."""
     url = urlsplit(own_storage.url("stores/store:1/a.jpg"))
     query = parse_qs(url.query)
 
@@ -181,8 +180,8 @@ async def test_a_url_is_signed(own_storage: OwnStorage, clock: FakeClock) -> Non
     assert len(bytes.fromhex(query["signature"][0])) == 32
 
 
-async def test_a_url_expires(own_storage: OwnStorage, clock: FakeClock) -> None:
-    """Anybody can get the picture until the URL expires, and nobody from then on."""
+async def test_url_expires(own_storage: OwnStorage, clock: FakeClock) -> None:
+    """It serves the picture until then, to the second."""
     saved = await own_storage.save(PREFIX, JPEG)
     parts = parts_of(own_storage.url(saved.object_key))
 
@@ -207,8 +206,8 @@ async def test_a_url_expires(own_storage: OwnStorage, clock: FakeClock) -> None:
     ],
     ids=ascii,
 )
-async def test_a_changed_url_gives_nothing(own_storage: OwnStorage, change: dict[str, Any]) -> None:
-    """A URL of which any part was changed is refused, also where its key has a picture."""
+async def test_changed_url_is_rejected(own_storage: OwnStorage, change: dict[str, Any]) -> None:
+    """Whichever part was changed, even if the new key has a picture."""
     saved = await own_storage.save(PREFIX, JPEG)
     await own_storage.save("stores/store:1/generated/another", JPEG)
     parts = parts_of(own_storage.url(saved.object_key))
@@ -217,8 +216,10 @@ async def test_a_changed_url_gives_nothing(own_storage: OwnStorage, change: dict
         await own_storage.read_signed(**parts | change)
 
 
-async def test_another_secret_signs_for_nobody(own_storage: OwnStorage, clock: FakeClock) -> None:
-    """A signature made with another secret is refused."""
+async def test_url_signed_with_another_secret_is_rejected(
+    own_storage: OwnStorage, clock: FakeClock
+) -> None:
+    """The secret decides, not the format."""
     saved = await own_storage.save(PREFIX, JPEG)
     forger = UrlSigner(base_url="", secret=b"guessed", lifetime=LIFETIME, clock=clock.now)
 
@@ -243,10 +244,10 @@ async def test_another_secret_signs_for_nobody(own_storage: OwnStorage, clock: F
     ],
     ids=ascii,
 )
-async def test_a_signed_key_without_a_picture(
+async def test_signed_url_of_a_missing_picture(
     own_storage: OwnStorage, tmp_path: Path, object_key: str
 ) -> None:
-    """A good signature opens nothing but pictures that were saved."""
+    """``NotFound``: a valid signature gives access to saved pictures only."""
     (tmp_path / "secret.jpg").write_bytes(b"secret")
     parts = parts_of(own_storage.url(object_key))
 

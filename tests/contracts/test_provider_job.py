@@ -8,7 +8,8 @@ from uuid import uuid4
 
 import pytest
 
-from adapters.postgres.database import Database, DatabaseLimits
+from adapters.postgres.database import Database
+from adapters.postgres.limits import DatabaseLimits
 from adapters.sessions.postgres import PostgresSessionRepo
 from domain.errors import DatabaseUnavailable
 from domain.sessions import GenerationSession, SessionStatus

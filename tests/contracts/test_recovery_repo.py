@@ -9,7 +9,8 @@ from uuid import UUID
 
 import pytest
 
-from adapters.postgres.database import Database, DatabaseLimits
+from adapters.postgres.database import Database
+from adapters.postgres.limits import DatabaseLimits
 from adapters.sessions.postgres import PostgresSessionRepo
 from domain.credits import Channel, Owner
 from domain.errors import DatabaseUnavailable

@@ -1,4 +1,4 @@
-"""TaskQueuePort, and the payload that is a contract with producers and consumers elsewhere."""
+"""TaskQueuePort, and the payload: the contract with external producers and consumers."""
 
 import asyncio
 import json
@@ -54,7 +54,7 @@ def without(*keys: str) -> dict[str, Any]:
 
 
 async def pop(backend: QueueBackend) -> GenerationTask | UnreadableTask | None:
-    """The next message, which is there already."""
+    """The next message, which is already in the queue."""
     return await backend.queue.pop(timeout_seconds=1)
 
 
@@ -63,7 +63,7 @@ async def pop_all(backend: QueueBackend) -> list[GenerationTask | UnreadableTask
 
 
 async def test_first_in_first_out(queue_backend: QueueBackend) -> None:
-    """A pushed task waits behind all others and comes out as it went in."""
+    """A pushed task waits behind all others and is popped unchanged."""
     tasks = [a_task(owner=owner) for owner in (USER, STORE, USER)]
 
     for task in tasks:
@@ -72,8 +72,8 @@ async def test_first_in_first_out(queue_backend: QueueBackend) -> None:
     assert await pop_all(queue_backend) == tasks
 
 
-async def test_pushed_next_is_popped_before_all_others(queue_backend: QueueBackend) -> None:
-    """The last one of the tasks is popped first, and what waited before comes after them."""
+async def test_push_next_goes_before_all_others(queue_backend: QueueBackend) -> None:
+    """The last one of its tasks is popped first; earlier messages follow."""
     waiting, first, second, third = (a_task() for _ in range(4))
     await queue_backend.queue.push(waiting)
 
@@ -83,8 +83,8 @@ async def test_pushed_next_is_popped_before_all_others(queue_backend: QueueBacke
     assert await pop_all(queue_backend) == [third, second, first, waiting]
 
 
-async def test_pushing_nothing_next_changes_nothing(queue_backend: QueueBackend) -> None:
-    """An empty sequence is no error."""
+async def test_push_next_of_nothing(queue_backend: QueueBackend) -> None:
+    """An empty sequence is no error and changes nothing."""
     task = a_task()
     await queue_backend.queue.push(task)
 
@@ -93,8 +93,8 @@ async def test_pushing_nothing_next_changes_nothing(queue_backend: QueueBackend)
     assert await pop_all(queue_backend) == [task]
 
 
-async def test_a_pop_waits_as_long_as_it_was_told(queue_backend: QueueBackend) -> None:
-    """None if nothing came, and not before the time is over."""
+async def test_pop_timeout(queue_backend: QueueBackend) -> None:
+    """None if no message arrived, and not before the timeout."""
     began = time.monotonic()
 
     popped = await queue_backend.queue.pop(timeout_seconds=0.3)
@@ -103,8 +103,8 @@ async def test_a_pop_waits_as_long_as_it_was_told(queue_backend: QueueBackend) -
     assert 0.25 < time.monotonic() - began < 2
 
 
-async def test_a_pop_that_may_not_wait_answers_at_once(queue_backend: QueueBackend) -> None:
-    """Zero seconds are zero seconds: None from an empty queue, else the next message."""
+async def test_pop_with_a_timeout_of_zero(queue_backend: QueueBackend) -> None:
+    """Returns immediately: the next message, or None from an empty queue."""
     task = a_task()
     async with asyncio.timeout(1):
         from_empty = await queue_backend.queue.pop(timeout_seconds=0)
@@ -118,13 +118,11 @@ async def test_a_pop_that_may_not_wait_answers_at_once(queue_backend: QueueBacke
 
 
 @pytest.mark.parametrize("push_next", [False, True])
-async def test_a_waiting_pop_gets_what_comes(
-    queue_backend: QueueBackend, *, push_next: bool
-) -> None:
-    """It returns when a task arrives, long before its timeout."""
+async def test_waiting_pop_gets_a_new_task(queue_backend: QueueBackend, *, push_next: bool) -> None:
+    """It returns when the task arrives, long before its timeout."""
     task = a_task()
     pop = asyncio.create_task(queue_backend.queue.pop(timeout_seconds=5))
-    await asyncio.sleep(0.05)  # Most likely it waits by now; if not, the test holds as well.
+    await asyncio.sleep(0.05)  # It most likely waits by now; if not, the test holds as well.
 
     if push_next:
         await queue_backend.queue.push_next([task])
@@ -135,8 +133,8 @@ async def test_a_waiting_pop_gets_what_comes(
         assert await pop == task
 
 
-async def test_a_message_is_popped_once(queue_backend: QueueBackend) -> None:
-    """Of several that wait each one gets another task, and who is left over gets None."""
+async def test_message_is_popped_once(queue_backend: QueueBackend) -> None:
+    """Each of several waiting pops gets a different task; the remaining ones get None."""
     tasks = [a_task() for _ in range(3)]
     pops = [asyncio.create_task(queue_backend.queue.pop(timeout_seconds=0.5)) for _ in range(5)]
 
@@ -149,8 +147,8 @@ async def test_a_message_is_popped_once(queue_backend: QueueBackend) -> None:
     assert popped.count(None) == 2
 
 
-async def test_the_oldest_stays_in_place(queue_backend: QueueBackend) -> None:
-    """It is what the next pop takes, and looking at it takes nothing."""
+async def test_oldest_stays_in_place(queue_backend: QueueBackend) -> None:
+    """It is the message that the next pop returns, and stays in the queue."""
     older, younger = a_task(), a_task()
     assert await queue_backend.queue.oldest() is None
     await queue_backend.queue.push(older)
@@ -162,8 +160,8 @@ async def test_the_oldest_stays_in_place(queue_backend: QueueBackend) -> None:
     assert await pop_all(queue_backend) == [older, younger]
 
 
-async def test_the_depth_counts_what_waits(queue_backend: QueueBackend) -> None:
-    """Every message counts, readable or not, and buried ones no more."""
+async def test_depth_counts_waiting_messages(queue_backend: QueueBackend) -> None:
+    """Readable or not; buried ones no longer count."""
     depths = [await queue_backend.queue.depth()]
     await queue_backend.queue.push(a_task())
     depths.append(await queue_backend.queue.depth())
@@ -189,10 +187,10 @@ async def test_the_depth_counts_what_waits(queue_backend: QueueBackend) -> None:
     ],
     ids=["store", "user"],
 )
-async def test_others_read_what_the_contract_says(
+async def test_payload_on_the_wire(
     queue_backend: QueueBackend, task: GenerationTask, payload: dict[str, Any]
 ) -> None:
-    """The JSON on the wire is the contract's table, key by key."""
+    """The JSON has the keys of the contract's table, and no others."""
     await queue_backend.queue.push(task)
     await queue_backend.queue.push_next([task])
 
@@ -211,9 +209,11 @@ async def test_others_read_what_the_contract_says(
     ],
     ids=lambda changes: ",".join(changes) or "as is",
 )
-async def test_what_others_may_send(queue_backend: QueueBackend, changes: dict[str, Any]) -> None:
-    """Unknown keys are ignored, the version may be missing, and so may the owner key that does
-    not apply, or be null. Such messages wait in one line with ours."""
+async def test_accepted_payloads_of_other_producers(
+    queue_backend: QueueBackend, changes: dict[str, Any]
+) -> None:
+    """Unknown keys are ignored, the version may be missing, and the owner key that does not apply
+    may be missing or null. Such messages keep their place among ours."""
     ours = a_task()
     payload = {key: value for key, value in (PAYLOAD | changes).items() if value is not ...}
     await queue_backend.queue.push(ours)
@@ -260,10 +260,10 @@ UNREADABLE: dict[str, tuple[bytes | dict[str, Any], UUID | None]] = {
 
 
 @pytest.mark.parametrize("case", UNREADABLE)
-async def test_what_breaks_the_contract_comes_back_with_its_reason(
+async def test_invalid_message_is_popped_with_its_reason(
     queue_backend: QueueBackend, case: str
 ) -> None:
-    """As itself, with why, and with the session that it names; it does not stop the others."""
+    """With its raw bytes and the session that it names; later messages are not affected."""
     message, named = UNREADABLE[case]
     raw = message if isinstance(message, bytes) else json.dumps(message).encode()
     good = a_task()
@@ -283,10 +283,10 @@ async def test_what_breaks_the_contract_comes_back_with_its_reason(
 
 @pytest.mark.parametrize("raw", ["Grüße {".encode(), b"\xff\xfe\x00", b""])
 @pytest.mark.parametrize("named", [None, uuid4()])
-async def test_what_is_buried_is_kept(
+async def test_buried_messages_are_kept(
     queue_backend: QueueBackend, raw: bytes, named: UUID | None
 ) -> None:
-    """The raw text, the reason and the session, apart from the tasks, newest first."""
+    """Raw text, reason and session, separately from the tasks, newest first."""
     first = UnreadableTask(raw=raw, reason="it cannot be read", session_id=named)
     second = UnreadableTask(raw=b"other", reason="neither can this", session_id=None)
     await queue_backend.queue.push(TASK)
@@ -309,8 +309,8 @@ CALLS = {
 
 
 @pytest.mark.parametrize("method", CALLS)
-async def test_a_queue_that_is_away_is_unavailable(method: str, tmp_path: Path) -> None:
-    """Every method says so by the same error."""
+async def test_unreachable_server_raises_queue_unavailable(method: str, tmp_path: Path) -> None:
+    """From every method."""
     client = redis_client(f"unix://{tmp_path}/nobody.sock")
     queue: TaskQueuePort = RedisTaskQueue(
         client=client, timeout_seconds=1, clock=lambda: TASK.created_at
@@ -320,6 +320,6 @@ async def test_a_queue_that_is_away_is_unavailable(method: str, tmp_path: Path) 
         await CALLS[method](queue)
 
 
-def test_every_method_of_the_port_is_tried_without_a_server() -> None:
-    """So that a new method cannot be forgotten above."""
+def test_every_method_of_the_port_is_called_without_a_server() -> None:
+    """No new method is missing above."""
     assert set(CALLS) == {name for name in vars(TaskQueuePort) if not name.startswith("_")}

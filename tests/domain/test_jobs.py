@@ -11,11 +11,11 @@ import pytest
 
 from adapters.images.jobs import (
     STOP_SECONDS,
-    JobLimits,
     JobPictureGenerator,
     JobProducedNothing,
     Jobs,
 )
+from adapters.images.limits import JobLimits
 from domain.credits import LedgerKind
 from domain.errors import ProviderMisconfigured, Refused, TryAgain
 from domain.generation import Generation, Outcome, WorkPolicy

@@ -1,4 +1,4 @@
-"""Who may call: what the Authorization header must be."""
+"""Authentication: the Authorization header."""
 
 from uuid import UUID
 
@@ -20,14 +20,14 @@ def api() -> Api:
 
 
 async def called_with(api: Api, *headers: str) -> Answer:
-    """The answer to a call with these Authorization headers."""
+    """The response to a request with these Authorization headers."""
     return await api.get(
         CREDITS, owner=None, headers=[("authorization", header) for header in headers]
     )
 
 
 @pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER ", "Bearer   "])
-async def test_the_scheme_has_no_case(api: Api, scheme: str) -> None:
+async def test_scheme_is_case_insensitive(api: Api, scheme: str) -> None:
     """RFC 9110, 11.1; and more than one space may follow it."""
     answers = [
         await called_with(api, scheme + user_token(USER)),
@@ -55,8 +55,8 @@ async def test_the_scheme_has_no_case(api: Api, scheme: str) -> None:
         "Bearer a=b",
     ],
 )
-async def test_headers_that_are_refused(api: Api, header: str) -> None:
-    """What is not one bearer token gets 401, and is told how to do it."""
+async def test_malformed_headers(api: Api, header: str) -> None:
+    """401 with an explanation, unless the header is one bearer token."""
     answer = await called_with(api, header)
 
     assert answer.error == (401, "INVALID_TOKEN")
@@ -64,9 +64,8 @@ async def test_headers_that_are_refused(api: Api, header: str) -> None:
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-async def test_two_headers_are_refused(api: Api) -> None:
-    """Two Authorization headers could be read in two ways, so they are not read at all, also
-    where each alone or both together are good."""
+async def test_repeated_header_is_rejected(api: Api) -> None:
+    """Two Authorization headers are ambiguous, even if each of them is valid."""
     user, store = [f"Bearer {await api.token(owner)}" for owner in (USER, STORE)]
 
     twice = await called_with(api, user, user)
@@ -78,16 +77,16 @@ async def test_two_headers_are_refused(api: Api) -> None:
 
 
 @pytest.mark.parametrize("token", [KEY, KEY[:-1], KEY + "=", "wk_", "wk_" + "x" * 10_000])
-async def test_what_looks_like_a_key_is_told_so(api: Api, token: str) -> None:
-    """The code tells a bad API key from a bad token."""
+async def test_invalid_api_key_has_its_own_code(api: Api, token: str) -> None:
+    """The code distinguishes an invalid API key from an invalid token."""
     answer = await called_with(api, f"Bearer {token}")
 
     assert answer.error == (401, "INVALID_API_KEY")
     assert token not in answer.message
 
 
-async def test_a_new_key_is_good_at_once(api: Api) -> None:
-    """Keys are looked up where they are kept, and not in a copy from when the process began."""
+async def test_new_key_works_immediately(api: Api) -> None:
+    """Keys are looked up per request, not loaded when the process starts."""
     before = await api.keys.all(STORE)
 
     answer = await called_with(api, f"Bearer {await api.new_key(STORE)}")
@@ -96,8 +95,8 @@ async def test_a_new_key_is_good_at_once(api: Api) -> None:
     assert answer.data["owner_id"] == STORE.id
 
 
-async def test_a_revoked_key_is_refused_at_once(api: Api) -> None:
-    """The next call after the revocation is not let through."""
+async def test_revoked_key_is_rejected_immediately(api: Api) -> None:
+    """From the next request on, without a cache."""
     header = f"Bearer {await api.token(STORE)}"
     before = await called_with(api, header)
     (key,) = await api.keys.all(STORE)
@@ -108,9 +107,8 @@ async def test_a_revoked_key_is_refused_at_once(api: Api) -> None:
     assert (before.status, after.error) == (200, (401, "INVALID_API_KEY"))
 
 
-async def test_a_token_elsewhere_does_not_count(api: Api) -> None:
-    """Not in the query, where logs would keep it, and not in a cookie, which browsers send along
-    by themselves."""
+async def test_token_outside_the_header_is_ignored(api: Api) -> None:
+    """In the query, logs would keep it; cookies are sent by browsers automatically."""
     token = user_token(USER)
 
     in_query = await api.get(f"{CREDITS}?access_token={token}&token={token}", owner=None)
@@ -119,8 +117,8 @@ async def test_a_token_elsewhere_does_not_count(api: Api) -> None:
     assert in_query.error == in_cookie.error == (401, "INVALID_TOKEN")
 
 
-async def test_a_user_is_not_a_store_of_the_same_id(api: Api) -> None:
-    """The channel is part of who somebody is."""
+async def test_user_and_store_of_the_same_id_are_different_owners(api: Api) -> None:
+    """The channel is part of an owner's identity."""
     await api.service.accounts.grant(USER, 5, note="test")
     namesake = type(USER)(channel=STORE.channel, id=str(UUID(USER.id)))
 

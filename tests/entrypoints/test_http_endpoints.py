@@ -1,4 +1,4 @@
-"""What each route answers when all is well."""
+"""The successful response of each route."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -47,7 +47,7 @@ def api() -> Api:
 
 
 def z(moment: datetime) -> str:
-    """As the contract writes it: ISO 8601, UTC, with a Z."""
+    """The contract's timestamp: ISO 8601, UTC, ending in Z."""
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
@@ -55,8 +55,8 @@ def z(moment: datetime) -> str:
     ("owner", "extra"), [(USER, {}), (STORE, {"prompt": "In the rain"})], ids=["user", "store"]
 )
 async def test_submit(api: Api, owner: Owner, extra: dict[str, str]) -> None:
-    """202 with the session and where to ask for it; one credit is gone and one task waits, with
-    the id of the request. One route serves users and stores."""
+    """202 with the session and its path; one credit is debited and one task queued, with the
+    request's id. One route serves users and stores."""
     await api.service.accounts.grant(owner, 3, note="test")
 
     answer = await api.submit(
@@ -91,8 +91,8 @@ async def test_submit(api: Api, owner: Owner, extra: dict[str, str]) -> None:
         {"accessories": [{"type": "hat", "url": HAT.url}] * 8},
     ],
 )
-async def test_what_may_be_left_out(api: Api, optional: dict[str, Any]) -> None:
-    """A model is enough; what is optional may also be null or empty, and eight accessories fit."""
+async def test_optional_fields(api: Api, optional: dict[str, Any]) -> None:
+    """Missing, null, empty, or eight accessories: a model picture is enough."""
     await api.service.accounts.grant(USER, 1, note="test")
 
     answer = await api.submit(body={"model_image_url": MODEL_URL, **optional})
@@ -102,8 +102,8 @@ async def test_what_may_be_left_out(api: Api, optional: dict[str, Any]) -> None:
     assert task.image_urls == (MODEL_URL, *[HAT.url] * len(optional.get("accessories", [])))
 
 
-async def test_a_prompt_is_for_stores(api: Api) -> None:
-    """A user who gives one is told so, and pays nothing."""
+async def test_prompt_is_for_stores(api: Api) -> None:
+    """400 for a user, and nothing is charged."""
     await api.service.accounts.grant(USER, 1, note="test")
 
     answer = await api.submit(body=TRY_ON | {"prompt": "In the rain"})
@@ -113,8 +113,8 @@ async def test_a_prompt_is_for_stores(api: Api) -> None:
     assert api.service.balance() == 1
 
 
-async def test_a_queued_session(api: Api) -> None:
-    """Every field is there, null where there is no value, and the place in the queue is told."""
+async def test_queued_session(api: Api) -> None:
+    """Every field is present, null without a value, and the queue position is set."""
     await api.service.backlog(2)
     await api.service.accounts.grant(USER, 1, note="test")
     await api.submit(body=TRY_ON, headers=[("x-request-id", "mine-1")])
@@ -151,9 +151,9 @@ async def test_a_queued_session(api: Api) -> None:
     }
 
 
-async def test_a_completed_session(api: Api) -> None:
-    """The picture's signed link, its format, the times and what it took, the money as a text that
-    rounds nothing; no place in a queue."""
+async def test_completed_session(api: Api) -> None:
+    """The picture's signed link and format, the times and the usage, its cost as an unrounded
+    text; no queue position."""
     session = (await api.service.submitted(STORE)).session
     api.service.clock.advance(timedelta(seconds=1))
     await api.service.claimed(session.id)
@@ -175,8 +175,8 @@ async def test_a_completed_session(api: Api) -> None:
     assert data["estimated_cost_usd"] == "0.215064"
 
 
-async def test_a_session_whose_picture_was_deleted(api: Api) -> None:
-    """It says so and has no link; all else stays. The same in listings."""
+async def test_session_with_deleted_picture(api: Api) -> None:
+    """``image_expired`` and no link; all other fields stay. The same in lists."""
     session = (await api.service.submitted()).session
     await api.service.claimed(session.id)
     await api.service.repo.complete(session.id, attempt=1, picture=STORED_PICTURE)
@@ -189,8 +189,8 @@ async def test_a_session_whose_picture_was_deleted(api: Api) -> None:
     assert (await api.get(GENERATIONS)).data["items"] == [data]
 
 
-async def test_a_failed_session(api: Api) -> None:
-    """Why it failed, once for programs and once for people."""
+async def test_failed_session(api: Api) -> None:
+    """The reason, once for programs and once for people."""
     session = (await api.service.submitted()).session
     await api.service.claimed(session.id)
     await api.service.repo.fail(session.id, FAILURE, attempt=1)
@@ -203,8 +203,8 @@ async def test_a_failed_session(api: Api) -> None:
 
 
 async def test_history(api: Api) -> None:
-    """Newest first in parts of ``limit``; each part's cursor leads to the next, the last has
-    none. Nobody else's sessions are among them, also with somebody else's cursor."""
+    """Newest first in pages of ``limit``; each page's cursor leads to the next, the last page has
+    none. Only the caller's sessions are listed, even with another owner's cursor."""
     ids = [str(session_id) for session_id in await api.service.backlog(5)]
     await api.service.submitted(OTHER)
 
@@ -213,31 +213,31 @@ async def test_history(api: Api) -> None:
     third = (await api.get(f"{GENERATIONS}?limit=2&cursor={second['next_cursor']}")).data
     of_other = (await api.get(f"{GENERATIONS}?cursor={first['next_cursor']}", owner=OTHER)).data
 
-    parts = [[item["session_id"] for item in part["items"]] for part in (first, second, third)]
-    assert parts == [[ids[4], ids[3]], [ids[2], ids[1]], [ids[0]]]
+    pages = [[item["session_id"] for item in page["items"]] for page in (first, second, third)]
+    assert pages == [[ids[4], ids[3]], [ids[2], ids[1]], [ids[0]]]
     assert third["next_cursor"] is None
     assert of_other == {"items": [], "next_cursor": None}
 
 
-async def test_history_of_one_moment(api: Api) -> None:
-    """Sessions created at the same instant are neither left out nor repeated between parts."""
+async def test_history_of_one_instant(api: Api) -> None:
+    """Sessions created at the same instant are neither skipped nor repeated across pages."""
     ids = {str(session_id) for session_id in await api.service.backlog(5, apart=timedelta(0))}
     target: str | None = f"{GENERATIONS}?limit=2"
     seen = []
 
     while target:
-        part = (await api.get(target)).data
-        seen += [item["session_id"] for item in part["items"]]
-        following = part["next_cursor"]
-        target = following and f"{GENERATIONS}?limit=2&cursor={following}"
+        page = (await api.get(target)).data
+        seen += [item["session_id"] for item in page["items"]]
+        cursor = page["next_cursor"]
+        target = cursor and f"{GENERATIONS}?limit=2&cursor={cursor}"
 
     assert len(seen) == 5
     assert set(seen) == ids
 
 
 async def test_history_by_status(api: Api) -> None:
-    """Only sessions in that status, in items that are whole sessions without a queue position;
-    a part that happens to be full is the last one if nothing follows."""
+    """Only sessions in that status, complete except for the queue position. A full page is the last
+    one if nothing follows."""
     claimed, cancelled, queued = await api.service.backlog(3)
     await api.service.claimed(claimed)
     await api.service.submission.cancel(cancelled, USER)
@@ -256,8 +256,8 @@ async def test_history_by_status(api: Api) -> None:
 
 
 @pytest.mark.parametrize(("query", "count"), [("", 20), ("?limit=1", 1), ("?limit=50", 50)])
-async def test_history_is_bounded(api: Api, query: str, count: int) -> None:
-    """20 items unless asked for 1 to 50."""
+async def test_history_page_size(api: Api, query: str, count: int) -> None:
+    """20 by default, 1 to 50 on request."""
     await api.service.backlog(51)
 
     data = (await api.get(GENERATIONS + query)).data
@@ -267,7 +267,8 @@ async def test_history_is_bounded(api: Api, query: str, count: int) -> None:
 
 
 async def test_stats(api: Api) -> None:
-    """Counts by status; active are those that are not final. Others' are not counted."""
+    """Counts by status; active sessions are those that are not final. Other owners' are not
+    counted."""
     claimed, cancelled, _, _ = await api.service.backlog(4)
     await api.service.claimed(claimed)
     await api.service.submission.cancel(cancelled, USER)
@@ -289,7 +290,7 @@ async def test_stats(api: Api) -> None:
 
 
 async def test_cancel(api: Api) -> None:
-    """200 with the session as it is now, failed as CANCELLED, and the credit is back."""
+    """200 with the session's new state, failed with CANCELLED, and the credit is refunded."""
     session_id = (await api.service.submitted()).session.id
 
     answer = await api.cancel(session_id)
@@ -301,7 +302,7 @@ async def test_cancel(api: Api) -> None:
 
 
 async def test_credits(api: Api) -> None:
-    """Balance and totals of the caller's own account."""
+    """Balance and totals of the caller's account."""
     await api.service.submitted(STORE)
     await api.service.submission.cancel(api.service.waiting()[0].session_id, STORE)
     await api.service.submitted(STORE)
@@ -322,15 +323,15 @@ async def test_credits(api: Api) -> None:
     }
 
 
-async def test_credits_of_a_newcomer(api: Api) -> None:
-    """Who never had a credit has an account like all others, of zeros."""
+async def test_credits_of_a_new_owner(api: Api) -> None:
+    """An owner without a grant has an account of zeros."""
     data = (await api.get("/api/v1/credits")).data
 
     assert data["balance"] == data["total_granted"] == 0
 
 
 async def test_ledger(api: Api) -> None:
-    """The caller's entries, newest first in parts; grants have a note, the others a session."""
+    """The caller's entries, newest first, in pages; grants have a note, the others a session."""
     session_id = (await api.service.submitted()).session.id
     await api.service.submission.cancel(session_id, USER)
     await api.service.submitted(OTHER)
@@ -351,47 +352,47 @@ async def test_ledger(api: Api) -> None:
     assert rest["next_cursor"] is None
 
 
-async def test_live(api: Api) -> None:
-    """200 without a token, whatever else is down."""
-    api.readiness["store"] = _refuses
+async def test_liveness(api: Api) -> None:
+    """200 without a token, even if dependencies are down."""
+    api.readiness["database"] = _refuses
 
     answer = await api.get("/health/live", owner=None)
 
     assert (answer.status, answer.json) == (200, {"data": {"status": "ok"}, "error": None})
 
 
-async def test_ready(api: Api) -> None:
-    """200 without a token, with each thing that the service needs."""
+async def test_readiness(api: Api) -> None:
+    """200 without a token, with the state of each dependency."""
     answer = await api.get("/health/ready", owner=None)
 
     assert answer.status == 200
-    assert answer.json == {"data": {"store": "ok", "queue": "ok"}, "error": None}
+    assert answer.json == {"data": {"database": "ok", "queue": "ok"}, "error": None}
 
 
 async def _refuses() -> None:
     raise Unavailable("refused")
 
 
-async def test_not_ready(api: Api) -> None:
-    """503 that names what is missing, for orchestrators and for people."""
+async def test_failed_readiness(api: Api) -> None:
+    """503 with the name of the unavailable dependency, in data and message."""
     api.readiness["queue"] = _refuses
 
     answer = await api.get("/health/ready", owner=None)
 
     assert answer.error == (503, "SERVICE_UNAVAILABLE")
     assert answer.message == "Unavailable: queue"
-    assert answer.data == {"store": "ok", "queue": "unavailable"}
+    assert answer.data == {"database": "ok", "queue": "unavailable"}
     assert int(answer.headers["retry-after"]) > 0
 
 
-async def test_readiness_does_not_wait_for_ever(api: Api) -> None:
-    """What does not answer in time counts as not answering."""
+async def test_readiness_deadline(api: Api) -> None:
+    """A dependency that does not answer in time is unavailable."""
 
     async def hangs() -> None:
-        # The loop's time jumps: were this waited for, the test would still end.
+        # The loop's time is virtual: without a deadline the test would still end.
         await asyncio.sleep(3600)
 
-    api.readiness["store"] = hangs
+    api.readiness["database"] = hangs
     before = api.service.clock.now()
 
     answer = await api.get("/health/ready", owner=None)
@@ -400,9 +401,9 @@ async def test_readiness_does_not_wait_for_ever(api: Api) -> None:
     assert api.service.clock.now() - before <= timedelta(seconds=2)
 
 
-async def test_a_picture(api: Api) -> None:
-    """The signed link gives anybody the picture, with its type, to be kept by that client only
-    and for as long as the link is good."""
+async def test_picture(api: Api) -> None:
+    """The signed link serves the picture with its media type; only the client may cache it, until
+    the link expires."""
     picture = await api.storage.save("generated/someone/1", PNG)
     link = api.storage.url(picture.object_key)
     api.service.clock.advance(timedelta(minutes=10))
@@ -419,8 +420,8 @@ async def test_a_picture(api: Api) -> None:
     ("path", "seconds"),
     [("/uploads/2026-11-24/x.jpg", UPLOAD_SECONDS), (GENERATIONS, BODY_SECONDS)],
 )
-async def test_a_body_has_its_time(path: str, seconds: float) -> None:
-    """A picture, which is large, has more of it; both have an end."""
+async def test_body_deadline(path: str, seconds: float) -> None:
+    """Longer for pictures, which are large."""
     waited: list[float] = []
 
     async def read_body(_: Any, receive: Any, __: Any) -> None:
@@ -435,7 +436,7 @@ async def test_a_body_has_its_time(path: str, seconds: float) -> None:
         return {"type": "http.request", "body": b".", "more_body": True}
 
     async def ignore(_: Any) -> None:
-        """Nothing is sent."""
+        """No response is expected."""
 
     scope: Any = {
         "type": "http", "method": "PUT", "path": path, "query_string": b"", "headers": [],
@@ -448,8 +449,8 @@ async def test_a_body_has_its_time(path: str, seconds: float) -> None:
     assert waited == [pytest.approx(seconds, abs=0.01)]
 
 
-async def test_a_link_that_is_not_good(api: Api) -> None:
-    """Expired, forged, cut and missing are one and the same: not found."""
+async def test_invalid_picture_links(api: Api) -> None:
+    """Expired, forged, truncated and missing: all get the same 404."""
     picture = await api.storage.save("generated/someone/1", PNG)
     link = api.storage.url(picture.object_key).removeprefix(PUBLIC_URL)
     path, _, query = link.partition("?")
@@ -476,8 +477,8 @@ async def test_a_link_that_is_not_good(api: Api) -> None:
     assert len({answer.body for answer in answers}) == 1
 
 
-async def test_a_sample(api: Api) -> None:
-    """A PNG for whoever tries the service; other names are not found."""
+async def test_sample_picture(api: Api) -> None:
+    """A PNG for trying the service; 404 for other names."""
     model = await api.get("/samples/model.png", owner=None)
     unknown = await api.get("/samples/..%2Fmodel.png", owner=None)
 
@@ -486,8 +487,8 @@ async def test_a_sample(api: Api) -> None:
     assert unknown.error == (404, "NOT_FOUND")
 
 
-async def test_a_session_id_is_a_uuid_in_any_spelling(api: Api) -> None:
-    """Hexadecimal digits have no case."""
+async def test_session_id_is_case_insensitive(api: Api) -> None:
+    """As every UUID."""
     session_id = (await api.service.submitted()).session.id
 
     answer = await api.get(f"{GENERATIONS}/{str(session_id).upper()}")

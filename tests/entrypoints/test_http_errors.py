@@ -1,4 +1,4 @@
-"""What each failure answers, and what every answer has in common."""
+"""The table of error responses, request ids, and log lines."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -8,16 +8,16 @@ from uuid import uuid4
 import pytest
 from structlog.testing import capture_logs
 
-from config.logging import merge_request_info
 from domain.submission import SubmissionPolicy
 from entrypoints.http.errors import ERRORS
+from entrypoints.http.request_info import merge_request_info
 from tests.support.examples import MODEL_URL, OTHER, STORE, USER
 from tests.support.http import GENERATIONS, UPLOADS, Answer, Api
 
 pytestmark = pytest.mark.anyio
 
 Row: TypeAlias = tuple[Callable[[Api], Awaitable[Answer]], int, str, str, dict[str, str]]
-"""What goes wrong, and its answer: status, code, message, headers."""
+"""A way to provoke an error, and its response: status, code, message, headers."""
 
 TRY_ON = {"model_image_url": MODEL_URL}
 SOME_ID = "0b0e6a55-9a3c-4a55-8a52-0e5f2f1f7a10"
@@ -100,7 +100,7 @@ async def bug(api: Api) -> Answer:
     async def fails() -> None:
         raise RuntimeError("a secret detail")
 
-    api.readiness["store"] = fails
+    api.readiness["database"] = fails
     return await api.get("/health/ready")
 
 
@@ -110,7 +110,7 @@ async def queue_away(api: Api) -> Answer:
     return await api.submit(body=TRY_ON)
 
 
-async def store_away(api: Api) -> Answer:
+async def database_away(api: Api) -> Answer:
     await api.service.accounts.grant(USER, 1, note="test")
     api.service.repo.faults.away.add("create")
     return await api.submit(body=TRY_ON)
@@ -123,8 +123,8 @@ async def storage_away(api: Api) -> Answer:
 
 BEARER = {"www-authenticate": "Bearer"}
 RETRY = {"retry-after": "5"}
-NOTHING = "There is nothing here that you may see"
-AWAY = "Something that we need does not answer; try again"
+NOTHING = "Not found"
+AWAY = "A dependency is temporarily unavailable; try again later"
 TABLE: list[Row] = [
     (invalid_input, 400, "VALIDATION_ERROR", "model_image_url: must be an http or https URL", {}),
     (no_token, 401, "INVALID_TOKEN", "Send one header 'Authorization: Bearer <token>'", BEARER),
@@ -138,7 +138,7 @@ TABLE: list[Row] = [
     ),
     (unknown_session, 404, "NOT_FOUND", NOTHING, {}),
     (unknown_route, 404, "NOT_FOUND", NOTHING, {}),
-    (wrong_method, 405, "METHOD_NOT_ALLOWED", "This path does not know this method", {}),
+    (wrong_method, 405, "METHOD_NOT_ALLOWED", "Method not allowed", {}),
     (not_queued, 409, "CONFLICT", "Only a queued session can be cancelled", {}),
     (
         key_of_another_request,
@@ -161,8 +161,8 @@ TABLE: list[Row] = [
         "Too many requests are waiting already; try again later",
         RETRY,
     ),
-    (large_body, 413, "PAYLOAD_TOO_LARGE", "The body is too large", {}),
-    (large_body_in_chunks, 413, "PAYLOAD_TOO_LARGE", "The body is too large", {}),
+    (large_body, 413, "PAYLOAD_TOO_LARGE", "The request body is too large", {}),
+    (large_body_in_chunks, 413, "PAYLOAD_TOO_LARGE", "The request body is too large", {}),
     (
         not_json,
         415,
@@ -170,7 +170,7 @@ TABLE: list[Row] = [
         "The Content-Type must be application/json",
         {},
     ),
-    (bug, 500, "INTERNAL_ERROR", "This is our fault; we have taken note of it", {}),
+    (bug, 500, "INTERNAL_ERROR", "Internal server error; it has been logged", {}),
     (
         queue_away,
         503,
@@ -178,14 +178,14 @@ TABLE: list[Row] = [
         "Generation service temporarily unavailable",
         RETRY,
     ),
-    (store_away, 503, "SERVICE_UNAVAILABLE", AWAY, RETRY),
+    (database_away, 503, "SERVICE_UNAVAILABLE", AWAY, RETRY),
     (storage_away, 503, "SERVICE_UNAVAILABLE", AWAY, RETRY),
 ]
 
 
 @pytest.mark.parametrize("row", TABLE, ids=[provoke.__name__ for provoke, *_ in TABLE])
-async def test_the_error_table(api: Api, row: Row) -> None:
-    """Each failure has its status, its code, its words and its headers, in the envelope."""
+async def test_error_responses(api: Api, row: Row) -> None:
+    """Each error has its status, code, message and headers, in the envelope."""
     provoke, status, code, message, headers = row
 
     with capture_logs():
@@ -198,15 +198,15 @@ async def test_the_error_table(api: Api, row: Row) -> None:
     assert headers.items() <= answer.headers.items()
 
 
-def test_the_error_table_is_whole() -> None:
-    """What is answered in one place is tested in one place: no row without its test."""
+def test_every_error_response_is_tested() -> None:
+    """No row of the product's table is missing above."""
     tested = {(status, code) for _, status, code, _, _ in TABLE}
 
     assert tested == {(answer.status, answer.code) for answer in ERRORS.values()}
 
 
-async def test_a_refused_submission_costs_nothing(api: Api) -> None:
-    """Told 503, the caller has its credit back, and the session says why it failed."""
+async def test_503_of_a_submission_is_refunded(api: Api) -> None:
+    """The credit is refunded, and the session has the reason of its failure."""
     answer = await queue_away(api)
 
     (session,) = await api.service.sessions()
@@ -229,20 +229,20 @@ async def test_a_refused_submission_costs_nothing(api: Api) -> None:
         ("GET", "/api/v1/credits/ledger"),
     ],
 )
-async def test_every_route_of_the_api_asks_who_calls(api: Api, method: str, target: str) -> None:
-    """401 without a token; 503, and not 401, while nobody can tell whose key it is."""
-    stranger = await api.call(method, target, owner=None)
+async def test_every_api_route_requires_authentication(api: Api, method: str, target: str) -> None:
+    """401 without a token; 503, not 401, while a key cannot be looked up."""
+    anonymous = await api.call(method, target, owner=None)
     api.keys.faults.away.add("owner_of")
-    unknown = await api.call(method, target, owner=STORE)
+    unchecked = await api.call(method, target, owner=STORE)
 
-    assert stranger.error == (401, "INVALID_TOKEN")
-    assert unknown.error == (503, "SERVICE_UNAVAILABLE")
-    assert unknown.headers["retry-after"] == "5"
+    assert anonymous.error == (401, "INVALID_TOKEN")
+    assert unchecked.error == (503, "SERVICE_UNAVAILABLE")
+    assert unchecked.headers["retry-after"] == "5"
 
 
-async def test_anothers_session_is_as_good_as_none(api: Api) -> None:
-    """Another's id, an unknown one and one that cannot exist give the same bytes, and nothing
-    happens to the session."""
+async def test_other_owner_s_session_is_answered_like_a_missing_one(api: Api) -> None:
+    """Another owner's id, an unknown one and a malformed one get the same bytes, and the session
+    does not change."""
     theirs = (await api.service.submitted(OTHER)).session.id
     ids = [
         theirs,
@@ -267,8 +267,8 @@ async def test_anothers_session_is_as_good_as_none(api: Api) -> None:
 
 @pytest.mark.parametrize("target", ["/health/live", "/nowhere", GENERATIONS])
 @pytest.mark.parametrize("given", ["a", "A-z_0.9", "x" * 128])
-async def test_a_well_formed_request_id_is_kept(api: Api, target: str, given: str) -> None:
-    """Up to 128 of A-Z a-z 0-9 . _ - come back, also with errors."""
+async def test_well_formed_request_id_is_returned(api: Api, target: str, given: str) -> None:
+    """Up to 128 of A-Z a-z 0-9 . _ -, on errors too."""
     answer = await api.get(target, owner=None, headers=[("x-request-id", given)])
 
     assert answer.headers["x-request-id"] == given
@@ -277,22 +277,22 @@ async def test_a_well_formed_request_id_is_kept(api: Api, target: str, given: st
 @pytest.mark.parametrize(
     "given", ["", "x" * 129, "a b", "a\n", "a\r\nset-cookie: b", "a;b", "\xe4", "<b>", "a\x00"]
 )
-async def test_another_request_id_is_replaced(api: Api, given: str) -> None:
-    """What is not well formed is never echoed: there is a new id instead."""
+async def test_malformed_request_id_is_replaced(api: Api, given: str) -> None:
+    """It is never echoed; the response has a new id."""
     answer = await api.get("/health/live", headers=[("x-request-id", given)])
 
     assert re.fullmatch(NEW_REQUEST_ID, answer.headers["x-request-id"])
 
 
-async def test_every_request_has_its_own_id(api: Api) -> None:
-    """Ids that we make are not made twice."""
+async def test_new_request_ids_are_unique(api: Api) -> None:
+    """Each request without an id gets its own."""
     ids = {(await api.get("/health/live")).headers["x-request-id"] for _ in range(50)}
 
     assert len(ids) == 50
 
 
-async def test_a_request_id_is_not_a_key_for_money(api: Api) -> None:
-    """The same id twice is two requests, two sessions and two debits."""
+async def test_request_id_is_no_idempotency_key(api: Api) -> None:
+    """Two requests with the same id are two sessions and two debits."""
     await api.service.accounts.grant(USER, 2, note="test")
 
     for _ in range(2):
@@ -302,8 +302,8 @@ async def test_a_request_id_is_not_a_key_for_money(api: Api) -> None:
     assert api.service.balance() == 0
 
 
-async def test_wrong_methods_are_told_the_right_ones(api: Api) -> None:
-    """405 names what the path does know, also for methods that nobody knows."""
+async def test_405_lists_the_allowed_methods(api: Api) -> None:
+    """Also for unknown methods."""
     answers = [
         await api.call(method, GENERATIONS, owner=None)
         for method in ("PUT", "DELETE", "PATCH", "HEAD", "TRACE", "BREW")
@@ -318,8 +318,8 @@ async def test_wrong_methods_are_told_the_right_ones(api: Api) -> None:
     "target",
     [GENERATIONS, f"{GENERATIONS}/{SOME_ID}", f"{GENERATIONS}/1/cancel", "/api/v1/credits"],
 )
-async def test_a_preflight_needs_no_token(api: Api, target: str) -> None:
-    """Browsers ask with OPTIONS and without a token before they send the request."""
+async def test_preflight_request_needs_no_token(api: Api, target: str) -> None:
+    """Browsers send OPTIONS, without a token, before the request."""
     answer = await api.call(
         "OPTIONS",
         target,
@@ -330,25 +330,25 @@ async def test_a_preflight_needs_no_token(api: Api, target: str) -> None:
     assert (answer.status, answer.body) == (204, b"")
 
 
-async def test_the_log_tells_whose_request_it_was(api: Api) -> None:
-    """One line for each request, with what correlates it, and without the token."""
+async def test_access_log_line_correlates_the_request(api: Api) -> None:
+    """One line per request, with its id, owner, session and status, and without the token."""
     await api.service.accounts.grant(USER, 1, note="test")
 
     with capture_logs(processors=[merge_request_info]) as lines:
         await api.submit(body=TRY_ON, headers=[("x-request-id", "mine-1")])
         await api.get("/nowhere")
 
-    (submitted, lost) = lines
+    (submitted, missing) = lines
     (session,) = await api.service.sessions()
     assert (submitted["request_id"], submitted["session_id"]) == ("mine-1", str(session.id))
     assert (submitted["owner"], submitted["status"]) == (str(USER), 202)
-    assert (lost["path"], lost["status"]) == ("/nowhere", 404)
-    assert "session_id" not in lost
+    assert (missing["path"], missing["status"]) == ("/nowhere", 404)
+    assert "session_id" not in missing
     assert await api.token(USER) not in str(lines)
 
 
-async def test_a_bug_is_logged_once(api: Api) -> None:
-    """The log has the error and the request's id; the caller has only the id."""
+async def test_unexpected_error_is_logged_once(api: Api) -> None:
+    """The log has the error and the request's id; the caller gets only the id."""
     with capture_logs(processors=[merge_request_info]) as lines:
         answer = await bug(api)
 

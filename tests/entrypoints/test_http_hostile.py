@@ -1,4 +1,4 @@
-"""Input that nobody sends by accident: refused by name, in the envelope, and for free."""
+"""Hostile input: rejected with the field's name, in the envelope, without a charge."""
 
 import base64
 import json
@@ -16,19 +16,19 @@ LEDGER = "/api/v1/credits/ledger"
 
 
 @pytest.fixture(scope="module")
-def roomy() -> Api:
-    """Takes bodies up to 10 MB, so that what is in them is looked at."""
+def large_limit() -> Api:
+    """Accepts bodies up to 10 MB, so that their contents are validated."""
     return Api(max_body_bytes=10_000_000)
 
 
 @pytest.fixture
-async def api(roomy: Api) -> AsyncIterator[Api]:
-    """Whatever a test sends, nothing is charged, made or queued."""
-    balance = (await roomy.service.accounts.grant(STORE, 1, note="test")).balance
-    yield roomy
-    assert roomy.service.balance(STORE) == balance
-    assert await roomy.service.sessions() == []
-    assert roomy.service.waiting() == []
+async def api(large_limit: Api) -> AsyncIterator[Api]:
+    """Checks after each test that nothing was charged, created or queued."""
+    balance = (await large_limit.service.accounts.grant(STORE, 1, note="test")).balance
+    yield large_limit
+    assert large_limit.service.balance(STORE) == balance
+    assert await large_limit.service.sessions() == []
+    assert large_limit.service.waiting() == []
 
 
 def try_on(**fields: Any) -> bytes:
@@ -36,7 +36,7 @@ def try_on(**fields: Any) -> bytes:
 
 
 def with_text(field: str, json_text: str) -> bytes:
-    """A try-on in which ``field`` is this piece of JSON, whether that is valid or not."""
+    """A try-on whose ``field`` is this piece of JSON, valid or not."""
     return f'{{"model_image_url": "{MODEL_URL}", "{field}": {json_text}}}'.encode("latin-1")
 
 
@@ -81,6 +81,7 @@ BODIES = {
     "prompt with ESC": (try_on(prompt="\x1b]0;title\x07"), "prompt"),
     "prompt with C1": (try_on(prompt="\x9b2J"), "prompt"),
     "prompt that turns": (try_on(prompt="\u202egnp.exe"), "prompt"),
+    "empty prompt": (try_on(prompt=""), "prompt"),
     "prompt of spaces": (try_on(prompt=" \n\t "), "prompt"),
     "prompt of 100 kB": (try_on(prompt="x" * 100_000), "prompt"),
     "10,000 accessories": (try_on(accessories=[HAT] * 10_000), "accessories"),
@@ -104,24 +105,24 @@ BODIES = {
 
 
 @pytest.mark.parametrize(("body", "field"), BODIES.values(), ids=BODIES)
-async def test_bodies_that_are_refused(api: Api, body: bytes, field: str) -> None:
-    """400, and the message begins with the name of what is wrong."""
+async def test_invalid_bodies(api: Api, body: bytes, field: str) -> None:
+    """400, and the message begins with the field's name."""
     answer = await api.submit(owner=STORE, body=body)
 
     assert answer.error == (400, "VALIDATION_ERROR")
     assert answer.message.startswith(f"{field}: ")
 
 
-async def test_a_message_is_short_whatever_it_quotes(api: Api) -> None:
-    """The name of an unknown field is the caller's; it does not come back at full length."""
+async def test_error_message_is_bounded(api: Api) -> None:
+    """The name of an unknown field comes from the caller, and is cut off."""
     answer = await api.submit(owner=STORE, body={"x" * 100_000: 1})
 
     assert answer.error == (400, "VALIDATION_ERROR")
     assert answer.message == "x" * 300
 
 
-async def test_the_message_says_where_json_is_broken(api: Api) -> None:
-    """One sentence, with the place."""
+async def test_malformed_json_message_has_its_position(api: Api) -> None:
+    """In one sentence."""
     answer = await api.submit(owner=STORE, body=b'{"model_image_url": oops}')
 
     assert answer.message == "body: is not valid JSON: invalid character (byte 20)"
@@ -141,8 +142,8 @@ async def test_the_message_says_where_json_is_broken(api: Api) -> None:
         "*/*",
     ],
 )
-async def test_media_types_that_are_refused(api: Api, content_type: str | None) -> None:
-    """415 for whatever does not say that it is JSON, also if it is."""
+async def test_unsupported_media_types(api: Api, content_type: str | None) -> None:
+    """415 unless the Content-Type is JSON, even if the body is."""
     answer = await api.submit(owner=STORE, body=try_on(), content_type=content_type)
 
     assert answer.error == (415, "UNSUPPORTED_MEDIA_TYPE")
@@ -152,8 +153,8 @@ async def test_media_types_that_are_refused(api: Api, content_type: str | None) 
     "content_type",
     ["application/json", "application/json; charset=utf-8", "Application/JSON ;charset=UTF-8"],
 )
-async def test_media_types_that_are_taken(content_type: str) -> None:
-    """JSON, with or without parameters, in any case."""
+async def test_supported_media_types(content_type: str) -> None:
+    """JSON, in upper or lower case, with or without parameters."""
     api = Api()
     await api.service.accounts.grant(STORE, 1, note="test")
 
@@ -163,9 +164,8 @@ async def test_media_types_that_are_taken(content_type: str) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_the_body_is_bounded(api: Api, chunked: bool) -> None:
-    """413 above the limit, which holds without a Content-Length as well; at the limit the body is
-    read."""
+async def test_body_size_limit(api: Api, chunked: bool) -> None:
+    """413 above the limit, with or without a Content-Length; a body at the limit is read."""
     kilobyte = b" " * 1_000
     too_large = [kilobyte] * 10_000 + [b" "]
     at_most = [kilobyte] * 10_000
@@ -177,8 +177,8 @@ async def test_the_body_is_bounded(api: Api, chunked: bool) -> None:
     assert read.error == (400, "VALIDATION_ERROR")
 
 
-async def test_strangers_are_not_read(api: Api) -> None:
-    """Who has no token is told so before the body is looked at."""
+async def test_authentication_precedes_the_body(api: Api) -> None:
+    """401 without a token, before the body is read."""
     answer = await api.submit(owner=None, body=[b" " * 1_000_000] * 11, content_type=None)
 
     assert answer.error == (401, "INVALID_TOKEN")
@@ -244,8 +244,8 @@ QUERIES = {
         for value in values
     ],
 )
-async def test_queries_that_are_refused(api: Api, name: str, value: str) -> None:
-    """400, and the message begins with the name of the parameter."""
+async def test_invalid_query_parameters(api: Api, name: str, value: str) -> None:
+    """400, and the message begins with the parameter's name."""
     answer = await api.get(f"{GENERATIONS}?{name}={value}")
 
     assert answer.error == (400, "VALIDATION_ERROR")
@@ -296,12 +296,12 @@ CURSORS = {
         for text in texts
     ],
 )
-async def test_cursors_that_nobody_gave_out(api: Api, target: str, text: str) -> None:
-    """However well a cursor is forged, what is in it is checked."""
+async def test_forged_cursors(api: Api, target: str, text: str) -> None:
+    """A cursor's contents are validated, however well it is encoded."""
     answer = await api.get(f"{target}?cursor={cursor(text)}")
 
     assert answer.error == (400, "VALIDATION_ERROR")
-    assert answer.message == "cursor: is not one that this listing gave out"
+    assert answer.message == "cursor: is not a cursor of this listing"
 
 
 @pytest.mark.parametrize(
@@ -313,8 +313,8 @@ async def test_cursors_that_nobody_gave_out(api: Api, target: str, text: str) ->
         (LEDGER, str(2**63 - 1)),
     ],
 )
-async def test_cursors_at_the_bounds(api: Api, target: str, text: str) -> None:
-    """The outermost places that a cursor can stand for can be asked for."""
+async def test_extreme_cursors(api: Api, target: str, text: str) -> None:
+    """The first and last places that a cursor can encode are valid."""
     answer = await api.get(f"{target}?cursor={cursor(text)}")
 
     assert answer.status == 200
@@ -367,7 +367,7 @@ async def test_unknown_routes(api: Api, target: str) -> None:
     ],
 )
 async def test_unknown_assets(api: Api, name: str) -> None:
-    """Only what the page needs is there; any other name is not found, whatever it is."""
+    """404 for every name other than the page's assets."""
     answer = await api.get(f"/schema/assets/{name}", owner=None)
 
     assert answer.error == (404, "NOT_FOUND")

@@ -1,4 +1,4 @@
-"""Idempotency-Key: a request that is sent again is answered again, and paid for once."""
+"""Idempotency-Key: a repeated request is answered again, and charged once."""
 
 from typing import Any
 from uuid import UUID
@@ -24,13 +24,13 @@ def api() -> Api:
 
 
 async def send(api: Api, *keys: str, **options: Any) -> Answer:
-    """Ask for the picture with these keys, which are usually one."""
+    """Submit with these keys; usually there is one."""
     return await api.submit(**{"body": TRY_ON} | options, headers=[(KEY, key) for key in keys])
 
 
-async def test_a_repeated_request(api: Api) -> None:
-    """202 with the same session and the header that says so; nothing is charged or queued again,
-    also where the JSON is written in another way."""
+async def test_replay(api: Api) -> None:
+    """202 with the same session and the replay header; nothing is charged or queued again, even if
+    the JSON is formatted differently."""
     await api.service.accounts.grant(USER, 2, note="test")
     first = await send(api, "order-1")
 
@@ -49,8 +49,8 @@ async def test_a_repeated_request(api: Api) -> None:
     assert api.service.balance() == 1
 
 
-async def test_a_repeated_request_tells_how_its_session_is_now(api: Api) -> None:
-    """The status of the session and the credits that are left at that time."""
+async def test_replay_has_the_current_status_and_balance(api: Api) -> None:
+    """Those at the time of the replay."""
     await api.service.accounts.grant(USER, 2, note="test")
     session_id = UUID((await send(api, "order-1")).data["session_id"])
     await api.service.claimed(session_id)
@@ -66,7 +66,7 @@ async def test_a_repeated_request_tells_how_its_session_is_now(api: Api) -> None
     assert (await api.service.session(session_id)).status is SessionStatus.COMPLETED
 
 
-async def test_a_key_of_another_request(api: Api) -> None:
+async def test_key_of_a_different_request(api: Api) -> None:
     """422, nothing is charged, and the first request can still be repeated."""
     await api.service.accounts.grant(STORE, 2, note="test")
     first = await send(api, "order-1", owner=STORE)
@@ -78,8 +78,8 @@ async def test_a_key_of_another_request(api: Api) -> None:
     assert (await send(api, "order-1", owner=STORE)).data == first.data
 
 
-async def test_the_same_key_of_others(api: Api) -> None:
-    """Each caller has its own keys."""
+async def test_keys_are_per_owner(api: Api) -> None:
+    """The same key of three owners makes three sessions."""
     for owner in (USER, OTHER, STORE):
         await api.service.accounts.grant(owner, 1, note="test")
 
@@ -106,8 +106,8 @@ BAD_KEYS = {
 
 
 @pytest.mark.parametrize("keys", BAD_KEYS.values(), ids=BAD_KEYS)
-async def test_keys_that_are_refused(api: Api, keys: list[str]) -> None:
-    """400 that names the header, and nothing is charged."""
+async def test_invalid_keys(api: Api, keys: list[str]) -> None:
+    """400 with the header's name, and nothing is charged."""
     await api.service.accounts.grant(USER, 1, note="test")
 
     answer = await send(api, *keys)
@@ -119,7 +119,7 @@ async def test_keys_that_are_refused(api: Api, keys: list[str]) -> None:
 
 
 @pytest.mark.parametrize("key", ["!", "~" * 255, "8e03978e-40d5-43dd-bc93-6894a57f9324", '"a"'])
-async def test_keys_that_may_be_used(api: Api, key: str) -> None:
+async def test_valid_keys(api: Api, key: str) -> None:
     """1 to 255 visible ASCII characters."""
     await api.service.accounts.grant(USER, 1, note="test")
 
@@ -129,37 +129,37 @@ async def test_keys_that_may_be_used(api: Api, key: str) -> None:
     assert answers[0].data == answers[1].data
 
 
-async def test_a_key_after_a_402(api: Api) -> None:
-    """Who had no credits sends the same request once there are some."""
-    refused = await send(api, "order-1")
+async def test_key_after_a_402(api: Api) -> None:
+    """Usable again once there are credits: nothing was created."""
+    rejected = await send(api, "order-1")
     await api.service.accounts.grant(USER, 1, note="test")
 
     answer = await send(api, "order-1")
 
-    assert refused.error == (402, "INSUFFICIENT_CREDITS")
+    assert rejected.error == (402, "INSUFFICIENT_CREDITS")
     assert (answer.status, answer.data["status"]) == (202, "queued")
     assert "idempotency-replayed" not in answer.headers
 
 
-async def test_a_key_after_a_503(api: Api) -> None:
-    """The first request was undone, so the same one is a new one: charged and queued."""
+async def test_key_after_a_503(api: Api) -> None:
+    """The first request was undone, so its repetition is a new one: charged and queued."""
     await api.service.accounts.grant(USER, 1, note="test")
     api.service.queue.faults.away.add("push")
-    refused = await send(api, "order-1")
+    failed = await send(api, "order-1")
     api.service.queue.faults.away.clear()
 
     answer = await send(api, "order-1")
 
     (task,) = api.service.waiting()
-    assert refused.error == (503, "SERVICE_UNAVAILABLE")
-    assert int(refused.headers["retry-after"]) > 0
+    assert failed.error == (503, "SERVICE_UNAVAILABLE")
+    assert int(failed.headers["retry-after"]) > 0
     assert answer.data["session_id"] == str(task.session_id)
     assert "idempotency-replayed" not in answer.headers
     assert api.service.balance() == 0
 
 
-async def test_a_key_after_a_cancellation(api: Api) -> None:
-    """The request was accepted and then taken back: repeating it does not order it again."""
+async def test_key_after_a_cancellation(api: Api) -> None:
+    """A replay of the cancelled session: nothing is created again."""
     await api.service.accounts.grant(USER, 1, note="test")
     session_id = (await send(api, "order-1")).data["session_id"]
     await api.cancel(session_id)
@@ -170,8 +170,8 @@ async def test_a_key_after_a_cancellation(api: Api) -> None:
     assert api.service.balance() == 1
 
 
-async def test_the_key_is_documented(api: Api) -> None:
-    """As a header of this route only, optional, with what comes back and how it fails."""
+async def test_key_is_documented(api: Api) -> None:
+    """As an optional header of this route only, with its response header and its errors."""
     operations = api.document["paths"]
     submit = operations[GENERATIONS]["post"]
     (header,) = [item for item in submit["parameters"] if item["in"] == "header"]

@@ -1,4 +1,4 @@
-"""The quick looks at a body say what the long ones say."""
+"""The fast checks of a body and its URLs agree with the full ones."""
 
 import json
 from typing import Any
@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from domain.errors import InvalidInput
 from domain.submission import _USUAL_URL, MAX_URL_LENGTH, _check_url
-from entrypoints.http.inputs import NewGenerationBody, _refuse_repeated, decoded
+from entrypoints.http.inputs import _refuse_repeated, decoded
+from entrypoints.http.schemas import NewGeneration
 
 URL = "https://a.example/"
+DECODER = msgspec.json.Decoder(NewGeneration)
 
 spaces = st.text(" \t\r\n", max_size=2)
-# What looks like a name, or like the end of a text, in the middle of one.
+# Characters that could be mistaken for a name, or for the end of a string.
 texts = st.text('a:,{}[]" \\\u00fc', max_size=8)
 
 
@@ -30,7 +32,7 @@ def quoted(draw: st.DrawFn, text: str) -> str:
 
 @st.composite
 def objects(draw: st.DrawFn, names: list[str], values: dict[str, Any]) -> str:
-    """An object with these names, of which some may come twice, in any order."""
+    """An object with these names in any order, of which one may be repeated."""
     again = draw(st.lists(st.sampled_from(names), max_size=1)) if draw(st.booleans()) else []
     members = []
     for name in draw(st.permutations(names + again)):
@@ -55,8 +57,8 @@ bodies = objects(
 )
 
 
-def complaint(body: str) -> str | None:
-    """The long way: all names of all objects."""
+def full_check(body: str) -> str | None:
+    """The error of the full check, which looks at all names of all objects."""
     try:
         json.loads(body, object_pairs_hook=_refuse_repeated)
     except InvalidInput as error:
@@ -68,45 +70,45 @@ def complaint(body: str) -> str | None:
 @example('{"model_image_url":"https://a.example/", "prompt": ": \\"a\\":", "prompt": null}')
 @example('{"model_image_url":"https://a.example/", "model_image_url" \n\t:"https://a.example/"}')
 @example('{"model_image_url":"https://a.example/", "model_image_ur\\u006c":"https://a.example/"}')
-def test_the_quick_look_for_repeated_names_is_right(body: str) -> None:
-    """It refuses exactly what the long one refuses, in the same words."""
+def test_fast_check_for_repeated_names_agrees_with_the_full_one(body: str) -> None:
+    """It rejects the same bodies, with the same message."""
     try:
-        decoded(body.encode(), NewGenerationBody.decoder)
+        decoded(body.encode(), DECODER)
         found = None
     except InvalidInput as error:
         found = str(error)
 
-    assert found == complaint(body)
+    assert found == full_check(body)
 
 
-def test_bodies_of_both_kinds_are_drawn() -> None:
-    """Else the test above would say nothing."""
+def test_both_kinds_of_bodies_are_generated() -> None:
+    """With and without repeated names; otherwise the test above would prove nothing."""
     seen: set[bool] = set()
 
     @given(bodies)
     def look(body: str) -> None:
         msgspec.json.decode(body)
-        seen.add(complaint(body) is None)
+        seen.add(full_check(body) is None)
 
     look()
 
     assert seen == {True, False}
 
 
-def test_accessories_may_have_the_same_names() -> None:
-    """As soon as there are two."""
+def test_two_accessories_are_not_repeated_names() -> None:
+    """Each object has its own names."""
     item = '{"type":"a","url":"https://a.example/"}'
     body = f'{{"model_image_url":"{URL}","accessories":[{item},{item}]}}'
 
-    assert len(decoded(body.encode(), NewGenerationBody.decoder).accessories) == 2
+    assert len(decoded(body.encode(), DECODER).accessories) == 2
 
 
 @given(st.from_regex(_USUAL_URL, fullmatch=True))
 @example("https://a.example:9999/a?b=c&d=%20+~,:")
 @example("http://./")
 @example("http://-/")
-def test_a_usual_url_is_one_that_the_long_way_takes(url: str) -> None:
-    """What the quick look lets through, the whole check would too."""
+def test_fast_check_of_urls_agrees_with_the_full_one(url: str) -> None:
+    """Every URL that the fast check accepts passes the full check."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("domain.submission._USUAL_URL", _Nothing)
         _check_url("model_image_url", url)
@@ -115,10 +117,10 @@ def test_a_usual_url_is_one_that_the_long_way_takes(url: str) -> None:
 class _Nothing:
     @staticmethod
     def fullmatch(_: str) -> None:
-        """As if no URL were usual."""
+        """No match, so that every URL gets the full check."""
 
 
-def test_a_usual_url_is_bounded_as_any_other() -> None:
-    """Its length is looked at first."""
+def test_fast_check_of_urls_has_the_length_limit() -> None:
+    """The length is checked first."""
     with pytest.raises(InvalidInput, match="longer"):
         _check_url("model_image_url", URL + "x" * MAX_URL_LENGTH)

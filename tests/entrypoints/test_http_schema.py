@@ -1,5 +1,5 @@
-"""The API's description of itself. That every status seen in a test is documented is checked
-with every answer, in ``tests.support.http``."""
+"""The OpenAPI document. ``tests.support.http`` checks with every response that its status is
+documented."""
 
 import json
 import re
@@ -50,8 +50,8 @@ def responses(api: Api) -> list[tuple[str, Any]]:
     ]
 
 
-def test_every_route_is_described(api: Api) -> None:
-    """What there is is documented, with a summary, an explanation and a name for clients."""
+def test_every_route_is_documented(api: Api) -> None:
+    """With a summary, a description and a unique operation id."""
     described = operations(api)
 
     assert described.keys() == ROUTES
@@ -60,8 +60,8 @@ def test_every_route_is_described(api: Api) -> None:
     assert all(operation["description"] for operation in described.values())
 
 
-def test_every_response_has_the_headers_that_it_is_sent_with(api: Api) -> None:
-    """X-Request-Id with all, Retry-After where waiting helps, WWW-Authenticate with 401."""
+def test_response_headers_are_documented(api: Api) -> None:
+    """X-Request-Id on all, Retry-After on 429 and 503, WWW-Authenticate on 401."""
     by_status = {"429": "Retry-After", "503": "Retry-After", "401": "WWW-Authenticate"}
 
     for status, response in responses(api):
@@ -70,8 +70,8 @@ def test_every_response_has_the_headers_that_it_is_sent_with(api: Api) -> None:
     assert "Location" in submit["responses"]["202"]["headers"]
 
 
-def test_every_error_is_the_envelope_with_an_example(api: Api) -> None:
-    """Each code that a status can come with is shown."""
+def test_errors_are_envelopes_with_examples(api: Api) -> None:
+    """One example for each code that a status can have."""
     examples = {
         (status, example["value"]["error"]["code"])
         for status, response in responses(api)
@@ -87,16 +87,16 @@ def test_every_error_is_the_envelope_with_an_example(api: Api) -> None:
             assert content["schema"]["$ref"].endswith(("/ErrorEnvelope", "/NotReadyEnvelope"))
 
 
-def test_what_needs_a_token_says_so(api: Api) -> None:
-    """All of the API does, and can answer 401; probes and files do not."""
+def test_authentication_is_documented(api: Api) -> None:
+    """All API routes require it and can answer 401; probes and files do not."""
     for (path, _), operation in operations(api).items():
         is_public = path in PROBES_AND_FILES
         assert operation.get("security") == (None if is_public else [{"bearer": []}])
         assert ("401" in operation["responses"]) is not is_public
 
 
-def test_null_is_documented_where_it_can_come(api: Api) -> None:
-    """A field without a value is null, not missing: required, and of two types."""
+def test_nullable_fields_are_required(api: Api) -> None:
+    """A field without a value is null, not missing."""
     schemas = api.document["components"]["schemas"]
     session = schemas["Session"]
 
@@ -104,16 +104,16 @@ def test_null_is_documented_where_it_can_come(api: Api) -> None:
     assert {"type": "null"} in session["properties"]["queue_position"]["oneOf"]
 
 
-def test_what_an_upload_takes_is_described(api: Api) -> None:
-    """Bytes of a picture; Litestar itself says nothing of a body that it does not decode."""
+def test_upload_body_is_documented(api: Api) -> None:
+    """A picture's bytes; Litestar itself documents only bodies that it decodes."""
     body = operations(api)["/uploads/{key}", "put"]["requestBody"]
 
     assert body["required"] is True
     assert body["content"].keys() == {"image/*"}
 
 
-async def test_the_document_is_served(api: Api) -> None:
-    """As JSON, without a token, and the same that this process has."""
+async def test_document_is_served(api: Api) -> None:
+    """As JSON, without a token."""
     answer = await api.get("/schema/openapi.json", owner=None)
 
     assert answer.status == 200
@@ -121,8 +121,8 @@ async def test_the_document_is_served(api: Api) -> None:
     assert answer.json["openapi"].startswith("3.1")
 
 
-async def test_the_page_needs_no_other_host(api: Api) -> None:
-    """All that the page loads comes from here; links to elsewhere are the examples' only."""
+async def test_swagger_ui_works_offline(api: Api) -> None:
+    """The page loads its assets from us; only the examples mention other hosts."""
     page = await api.get("/schema", owner=None)
     html = page.body.decode()
 
@@ -135,8 +135,8 @@ async def test_the_page_needs_no_other_host(api: Api) -> None:
     assert set(re.findall(r"https?://([\w.-]+)", html)) == {"images.example.com"}
 
 
-async def test_assets_have_their_type(api: Api) -> None:
-    """Browsers refuse scripts and style sheets of another type."""
+async def test_assets_have_their_media_type(api: Api) -> None:
+    """Browsers reject scripts and style sheets with a wrong one."""
     script = await api.get("/schema/assets/swagger-ui-bundle.js", owner=None)
     style = await api.get("/schema/assets/swagger-ui.css", owner=None)
 

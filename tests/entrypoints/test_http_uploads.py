@@ -1,4 +1,4 @@
-"""Pictures of a caller's own: asked for, sent, and used."""
+"""Uploads: requested, sent, and used in a generation."""
 
 import asyncio
 from typing import Any
@@ -50,8 +50,8 @@ async def got(api: Api, url: str) -> Answer:
 
 
 @pytest.mark.parametrize("owner", [STORE, USER], ids=str)
-async def test_an_offer(api: Api, owner: Any) -> None:
-    """Says all that a client has to know to send the picture, whoever takes it."""
+async def test_offer(api: Api, owner: Any) -> None:
+    """Has everything that a client needs to send the picture, whichever storage receives it."""
     data = await offered(api, owner=owner)
 
     now = api.service.clock.now()
@@ -70,8 +70,8 @@ async def test_an_offer(api: Api, owner: Any) -> None:
     ("content_type", "data"),
     [("image/jpeg", JPEG), ("image/png", PNG), ("image/webp", encoded("WEBP"))],
 )
-async def test_a_picture_goes_all_the_way(api: Api, content_type: str, data: bytes) -> None:
-    """It is sent, anybody with its link gets it, and a request takes the link as it is."""
+async def test_upload_from_offer_to_generation(api: Api, content_type: str, data: bytes) -> None:
+    """The picture is sent, served by its link, and accepted in a generation request."""
     offer = await offered(api, content_type)
     await api.service.accounts.grant(USER, 1, note="test")
 
@@ -96,24 +96,24 @@ async def test_a_picture_goes_all_the_way(api: Api, content_type: str, data: byt
     ],
     ids=repr,
 )
-async def test_what_cannot_be_offered(api: Api, body: object, message: str) -> None:
-    """A type that the service does not read, and what is no request for an upload."""
+async def test_invalid_upload_requests(api: Api, body: object, message: str) -> None:
+    """An unsupported media type, and malformed bodies."""
     answer = await api.call("POST", UPLOADS, body=body)
 
     assert answer.error == (400, "VALIDATION_ERROR")
     assert message in answer.message
 
 
-async def test_an_offer_is_asked_for_in_json(api: Api) -> None:
-    """As everything else is."""
+async def test_upload_request_must_be_json(api: Api) -> None:
+    """415 for other media types, as on every route."""
     answer = await api.call("POST", UPLOADS, body=JPEG, content_type="image/jpeg")
 
     assert answer.error == (415, "UNSUPPORTED_MEDIA_TYPE")
     assert answer.message == "The Content-Type must be application/json"
 
 
-async def test_a_picture_stays_as_it_is(api: Api) -> None:
-    """Whoever has its upload link cannot replace it, neither later nor at the same moment."""
+async def test_upload_link_works_once(api: Api) -> None:
+    """A second PUT gets 409 and replaces nothing, concurrently or later."""
     offer = await offered(api)
     pictures = [encoded("JPEG", color=color) for color in ("red", "blue")]
 
@@ -137,8 +137,8 @@ async def test_a_picture_stays_as_it_is(api: Api) -> None:
     ],
     ids=["empty", "another type", "damaged", "small", "a png"],
 )
-async def test_what_is_no_such_picture(api: Api, body: bytes, message: str) -> None:
-    """Is told what it is, is not kept, and does not use the link up."""
+async def test_invalid_pictures(api: Api, body: bytes, message: str) -> None:
+    """400 with the reason; nothing is stored, and the link can still be used."""
     offer = await offered(api)
 
     answer = await put(api, offer["upload_url"], body)
@@ -150,8 +150,8 @@ async def test_what_is_no_such_picture(api: Api, body: bytes, message: str) -> N
 
 
 @pytest.mark.parametrize("content_type", [None, "image/png", "application/octet-stream"])
-async def test_the_header_is_the_one_that_was_told(api: Api, content_type: str | None) -> None:
-    """A storage service would keep another one, and give the picture out with it."""
+async def test_content_type_must_be_the_announced_one(api: Api, content_type: str | None) -> None:
+    """415 otherwise: cloud storage would store another one and serve the picture with it."""
     offer = await offered(api)
 
     answer = await put(api, offer["upload_url"], content_type=content_type)
@@ -161,20 +161,20 @@ async def test_the_header_is_the_one_that_was_told(api: Api, content_type: str |
 
 
 def padded(size: int) -> bytes:
-    """A JPEG of so many bytes; what follows its end is ignored."""
+    """A JPEG of this size; bytes after its end are ignored."""
     return JPEG + bytes(size - len(JPEG))
 
 
-async def test_a_picture_may_be_larger_than_a_request(api: Api) -> None:
-    """To the last byte of its own bound."""
+async def test_picture_at_the_size_limit(api: Api) -> None:
+    """Accepted: uploads have a limit of their own, above that of other bodies."""
     offer = await offered(api)
 
     assert (await put(api, offer["upload_url"], padded(MAX_UPLOAD_BYTES))).status == 200
 
 
 @pytest.mark.parametrize("how", ["announced", "in chunks", "announced as less"])
-async def test_what_is_too_large(api: Api, how: str) -> None:
-    """Is not taken, however it comes."""
+async def test_picture_above_the_size_limit(api: Api, how: str) -> None:
+    """413, with a true, a false or no Content-Length."""
     offer = await offered(api)
     data = padded(MAX_UPLOAD_BYTES + 1)
     chunks = [data[:50_000], data[50_000:100_000], data[100_000:]]
@@ -187,9 +187,9 @@ async def test_what_is_too_large(api: Api, how: str) -> None:
     assert (await got(api, offer["image_url"])).status == 404
 
 
-async def test_links_that_are_not_good(api: Api) -> None:
-    """404 for whatever was changed, for another's signature, and for the link to read by; nothing
-    of a body is read for it."""
+async def test_invalid_upload_links(api: Api) -> None:
+    """404 for every changed part, another link's signature and a read link, before the body is
+    read."""
     offer, other = await offered(api), await offered(api)
     path, _, query = target(offer["upload_url"]).partition("?")
     folder, _, name = path.rpartition("/")
@@ -215,16 +215,16 @@ async def test_links_that_are_not_good(api: Api) -> None:
     assert (await api.call("PUT", "/uploads/", owner=None)).status in {404, 405}
 
 
-async def test_a_link_expires(api: Api) -> None:
-    """It is no use once it is too late to send the picture."""
+async def test_upload_link_expires(api: Api) -> None:
+    """404 after ``expires_at``."""
     offer = await offered(api)
     api.service.clock.advance(api.uploads._policy.send_within)
 
     assert (await put(api, offer["upload_url"])).error == (404, "NOT_FOUND")
 
 
-async def test_a_day_has_its_bound(api: Api) -> None:
-    """For those who ask, and for those who asked early and send late; each is told until when."""
+async def test_daily_quota(api: Api) -> None:
+    """429 with Retry-After for a new offer, and for a PUT to a link that was issued earlier."""
     early = await offered(api)
     for _ in range(MAX_UPLOADS):
         assert (await put(api, (await offered(api))["upload_url"])).status == 200
@@ -238,8 +238,8 @@ async def test_a_day_has_its_bound(api: Api) -> None:
     assert (await put(api, (await offered(api, owner=STORE))["upload_url"])).status == 200
 
 
-async def test_many_at_once_are_bounded(api: Api) -> None:
-    """What is under way is in memory; the one too many is told to come again, and can."""
+async def test_uploads_in_flight_are_bounded(api: Api) -> None:
+    """503 above the bound, because they are held in memory; the link can still be used."""
     offers = [await offered(api) for _ in range(3)]
     arrive = asyncio.Event()
 
@@ -247,14 +247,14 @@ async def test_many_at_once_are_bounded(api: Api) -> None:
         await arrive.wait()
         return JPEG
 
-    under_way = [asyncio.create_task(received(api, offer, slow)) for offer in offers[:2]]
+    in_flight = [asyncio.create_task(received(api, offer, slow)) for offer in offers[:2]]
     await asyncio.sleep(0)
-    refused = await put(api, offers[2]["upload_url"])
+    rejected = await put(api, offers[2]["upload_url"])
     arrive.set()
-    await asyncio.gather(*under_way)
+    await asyncio.gather(*in_flight)
 
-    assert refused.error == (503, "SERVICE_UNAVAILABLE")
-    assert refused.headers["retry-after"] == "5"
+    assert rejected.error == (503, "SERVICE_UNAVAILABLE")
+    assert rejected.headers["retry-after"] == "5"
     assert (await put(api, offers[2]["upload_url"])).status == 200
 
 
@@ -269,8 +269,8 @@ async def received(api: Api, offer: Any, body: Any) -> None:
     )
 
 
-async def test_a_storage_that_is_away(api: Api) -> None:
-    """503 to both, and a good link stays good."""
+async def test_unavailable_storage(api: Api) -> None:
+    """503 for the offer and the PUT; the link can still be used afterwards."""
     offer = await offered(api)
     api.storage.faults.away |= {"count_uploads", "read_signed"}
 

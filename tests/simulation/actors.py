@@ -8,7 +8,8 @@ from datetime import timedelta
 from random import Random
 from uuid import UUID
 
-from adapters.images.jobs import JobLimits, JobPictureGenerator, JobProducedNothing, Jobs
+from adapters.images.jobs import JobPictureGenerator, JobProducedNothing, Jobs
+from adapters.images.limits import JobLimits
 from domain.credits import Owner
 from domain.errors import (
     IdempotencyKeyReused,

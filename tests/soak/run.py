@@ -40,7 +40,7 @@ SETTINGS = {
     "OPENAI_API_KEY": KEY,
     "WEARON_LEASE_SECONDS": "30",
     "WEARON_RECOVERY_SECONDS": "2",
-    "WEARON_PUSH_AGAIN_SECONDS": "15",
+    "WEARON_REQUEUE_AFTER_SECONDS": "15",
     "WEARON_PROVIDER_PER_MINUTE": "100000",
 }
 """The defaults again, instead of the short times of the system tests; except for the provider's

@@ -11,6 +11,10 @@ __all__ = ["START", "FakeClock", "VirtualTimeLoop", "loop_time"]
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
 class FakeClock:
     """The database's clock: stands still at START until it is advanced, or follows ``ticks``."""
 

@@ -1,4 +1,4 @@
-"""The HTTP API over a service in memory, called as a server calls it, but without a socket."""
+"""The HTTP API over an in-memory service, called like an ASGI server does, without a socket."""
 
 import asyncio
 import json
@@ -19,12 +19,12 @@ from adapters.auth.bearer import (
     mint_user_token,
     new_api_key,
 )
+from adapters.images.inspection import inspect_in_thread
 from adapters.images.samples import draw_sample
-from adapters.storage.receiving import UploadReceiver
 from adapters.storage.signing import UrlSigner
 from domain.credits import Channel, Owner
 from domain.ports import ApiKey
-from domain.uploads import UploadPolicy, Uploads
+from domain.uploads import UploadPolicy, UploadReceiver, Uploads
 from domain.views import SessionViews
 from entrypoints.http.app import Services, create_app
 from entrypoints.http.public import Check
@@ -39,6 +39,7 @@ MAX_UPLOAD_BYTES = 100_000
 PUBLIC_URL = "http://127.0.0.1:8000"
 RULES = JwtRules(secret="a key for tests, long enough for HS256", issuer="us", audience="them")
 
+_DOCUMENT: dict[str, Any] = {}
 _UNDOCUMENTED = {"/samples/{name}", "/schema", "/schema/openapi.json", "/schema/assets/{name}"}
 
 
@@ -70,8 +71,8 @@ class Answer:
 
 
 class Api:
-    """Every answer is held to what all answers must be: one X-Request-Id, the envelope wherever
-    JSON is answered, and a status that the OpenAPI document has for the route."""
+    """Checks every response: one X-Request-Id, no repeated header, the envelope in every JSON body,
+    and a status that the OpenAPI document lists for the route."""
 
     def __init__(self, *, max_body_bytes: int = 64 * 1024) -> None:
         self.service = Service()
@@ -88,12 +89,12 @@ class Api:
             clock=now,
         )
         self.receiver = UploadReceiver(
-            storage=self.storage,
-            signer=signer,
+            sink=self.storage,
             check_quota=self.uploads.check_quota,
-            max_at_once=2,
+            inspect=inspect_in_thread,
+            max_in_flight=2,
         )
-        self.readiness: dict[str, Check] = {"store": _answers, "queue": _answers}
+        self.readiness: dict[str, Check] = {"database": _answers, "queue": _answers}
         self.app = create_app(
             Services(
                 submission=self.service.submission,
@@ -111,8 +112,14 @@ class Api:
             max_body_bytes=max_body_bytes,
             max_upload_bytes=MAX_UPLOAD_BYTES,
         )
-        self.document: dict[str, Any] = msgspec.to_builtins(self.app.openapi_schema.to_schema())
         self._tokens: dict[Owner, str] = {}
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The OpenAPI document, which is the same for every ``Api``."""
+        if not _DOCUMENT:
+            _DOCUMENT.update(msgspec.to_builtins(self.app.openapi_schema.to_schema()))
+        return _DOCUMENT
 
     async def get(self, target: str, **options: Any) -> Answer:
         return await self.call("GET", target, content_type=None, **options)
@@ -133,8 +140,8 @@ class Api:
         body: object = b"",
         content_type: str | None = "application/json",
     ) -> Answer:
-        """``target`` is path and query. The token of ``owner``, if any, is sent along. A ``body``
-        that is not bytes is sent as JSON; a list of bytes in chunks, without a Content-Length."""
+        """``target`` is path and query. The token of ``owner``, if any, is added. Bytes are sent
+        unchanged, a list of them in chunks without a Content-Length, any other body as JSON."""
         chunks, sent = _encoded(body), [("host", "127.0.0.1:8000"), *headers]
         if owner is not None:
             sent.append(("authorization", f"Bearer {await self.token(owner)}"))
@@ -147,7 +154,7 @@ class Api:
         return answer
 
     async def token(self, owner: Owner) -> str:
-        """A user's JWT or a store's API key, the same for each call."""
+        """A user's JWT or a store's API key, the same in every call."""
         if owner not in self._tokens:
             is_user = owner.channel is Channel.B2C
             self._tokens[owner] = user_token(owner) if is_user else await self.new_key(owner)
@@ -183,12 +190,12 @@ class Api:
 
         await self.app(cast("Scope", scope), receive, send)
         names = [name.decode() for name, _ in sent[0]["headers"]]
-        assert len(set(names)) == len(names), f"a header was sent twice: {names}"
+        assert len(set(names)) == len(names), f"repeated header: {names}"
         return Answer(
             status=sent[0]["status"],
             headers={name.decode(): value.decode() for name, value in sent[0]["headers"]},
             body=b"".join(message["body"] for message in sent[1:]),
-            route=scope.get("path_template") or _without_framework(scope),
+            route=scope.get("path_template") or _fast_path_route(scope),
         )
 
     def _check(self, method: str, answer: Answer) -> None:
@@ -200,14 +207,14 @@ class Api:
             assert str(answer.status) in responses, f"{answer.status} is not documented"
 
 
-def _without_framework(scope: dict[str, Any]) -> str | None:
-    """The route that is answered before the framework has found it."""
-    is_hot = (scope["method"], scope["path"]) == ("POST", GENERATIONS)
-    return GENERATIONS if is_hot else None
+def _fast_path_route(scope: dict[str, Any]) -> str | None:
+    """The route that bypasses Litestar, which therefore does not note it in ``scope``."""
+    is_submission = (scope["method"], scope["path"]) == ("POST", GENERATIONS)
+    return GENERATIONS if is_submission else None
 
 
 async def _answers() -> None:
-    """What a dependency does that is well."""
+    """The check of a healthy dependency."""
 
 
 def user_token(owner: Owner) -> str:

@@ -1,6 +1,6 @@
-"""A stand-in for OpenAI's image edits: speaks the documented wire format, and fails on demand.
+"""A fake of OpenAI's image edits: speaks the documented wire format, and fails on demand.
 
-It knows one key and one model, refuses what it does not understand, and remembers every call.
+It accepts one key and one model, rejects unknown fields and values, and records every call.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from tests.support.images import encoded
 KEY = "sk-test-0123456789abcdef"
 MODEL = "gpt-image-1.5"
 SECRET = "only-the-provider-says-this"
-"""Is in every message of an error, and has no business anywhere else."""
+"""Part of every error message; must not appear anywhere else."""
 TOKENS = {"input_tokens": 1_923, "output_tokens": 6_240}
 
 _ALLOWED = {
@@ -47,7 +47,7 @@ class Upload:
 
 @dataclass(slots=True)
 class EditCall:
-    """What one call said, and when it came (on the monotonic clock)."""
+    """The contents of one call, and its time on the monotonic clock."""
 
     path: str
     headers: dict[str, str]
@@ -57,7 +57,7 @@ class EditCall:
 
 
 class FakeServer:
-    """Listens on this machine, and answers as ``_answer`` says."""
+    """Listens on this machine and answers with ``_answer``."""
 
     def __init__(self) -> None:
         app = web.Application(client_max_size=100_000_000)
@@ -79,7 +79,7 @@ class FakeServer:
 
 
 class FakeProvider(FakeServer):
-    """Gives ``replies`` one after the other, and then a picture to whoever asks rightly."""
+    """Sends ``replies`` one after the other, then a picture for every valid request."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class FakeProvider(FakeServer):
 
 @asynccontextmanager
 async def provider() -> AsyncIterator[FakeProvider]:
-    """One that runs in this event loop."""
+    """A provider in this event loop."""
     async with running(FakeProvider()) as fake:
         yield fake
 
@@ -113,13 +113,13 @@ async def running(fake: T) -> AsyncIterator[T]:
 
 
 def provider_in_thread() -> AbstractContextManager[FakeProvider]:
-    """One that other processes can ask while the test waits for them."""
+    """A provider that other processes can call while the test waits for them."""
     return in_thread(FakeProvider())
 
 
 @contextmanager
 def in_thread(fake: T) -> Iterator[T]:
-    """The server, where other processes can ask it while the test waits for them."""
+    """The server in a thread, so that other processes can call it while the test waits for them."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -134,7 +134,7 @@ def in_thread(fake: T) -> Iterator[T]:
 
 
 def edited(output_format: str = "png", **changes: Any) -> dict[str, Any]:
-    """The body of an answer with a picture."""
+    """The body of a response with a picture."""
     picture = encoded(output_format.upper(), size=(1024, 1536))
     return {
         "created": 1_764_000_000,
@@ -157,7 +157,7 @@ def error(code: str | None = None, *, type_: str = "invalid_request_error", **mo
 
 
 def says(status: int, body: object = None, **headers: str) -> Reply:
-    """A whole answer; headers have ``_`` for ``-``."""
+    """A complete response; header names have ``_`` for ``-``."""
 
     async def reply(_: web.Request) -> web.StreamResponse:
         text = body if isinstance(body, str) else json.dumps(error() if body is None else body)
@@ -168,7 +168,7 @@ def says(status: int, body: object = None, **headers: str) -> Reply:
 
 
 def in_pieces(status: int, body: object) -> Reply:
-    """A whole answer, as it comes over a slow line."""
+    """A complete response, byte by byte."""
 
     async def reply(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(status=status)
@@ -188,13 +188,13 @@ async def hangs(_: web.Request) -> web.StreamResponse:
 
 
 async def resets(request: web.Request) -> web.StreamResponse:
-    """Made and charged for the picture, perhaps; the connection is gone before a word of it."""
+    """Resets the connection before the response, as if the picture had been generated."""
     _connection(request).abort()
     return web.Response()
 
 
 async def breaks_off(request: web.Request) -> web.StreamResponse:
-    """Half a picture, and then the connection is gone."""
+    """Closes the connection after half of the response."""
     text = json.dumps(edited()).encode()
     response = web.StreamResponse(headers={"Content-Length": str(len(text))})
     await response.prepare(request)
@@ -204,7 +204,7 @@ async def breaks_off(request: web.Request) -> web.StreamResponse:
 
 
 async def drips(request: web.Request) -> web.StreamResponse:
-    """A byte now and then, for ever."""
+    """Sends a byte now and then, endlessly."""
     response = web.StreamResponse()
     await response.prepare(request)
     while True:
@@ -213,7 +213,7 @@ async def drips(request: web.Request) -> web.StreamResponse:
 
 
 async def floods(request: web.Request) -> web.StreamResponse:
-    """As much as is taken."""
+    """Sends data endlessly, as fast as it is read."""
     response = web.StreamResponse()
     await response.prepare(request)
     while True:

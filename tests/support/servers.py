@@ -11,7 +11,8 @@ from uuid import uuid4
 
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.embedded.valkey import EmbeddedValkey
-from adapters.postgres.database import Database, DatabaseLimits
+from adapters.postgres.database import Database
+from adapters.postgres.limits import DatabaseLimits
 from adapters.postgres.migrate import all_migrations, migrate
 from adapters.storage.s3 import S3Bucket
 from tests.suite import needs

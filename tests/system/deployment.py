@@ -24,9 +24,10 @@ from redis import Redis
 
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.embedded.postgres import EmbeddedPostgres
-from adapters.embedded.processes import die_with_parent
 from adapters.embedded.valkey import EmbeddedValkey
-from adapters.postgres.database import Database, DatabaseLimits
+from adapters.parent import die_with_parent
+from adapters.postgres.database import Database
+from adapters.postgres.limits import DatabaseLimits
 from domain.credits import Channel, Owner
 
 DEADLINE_SECONDS = 30.0
@@ -151,7 +152,7 @@ class Deployment:
             "WEARON_PUBLIC_URL": self.url,
             "WEARON_JWT_SECRET": secrets.token_hex(32),
             "WEARON_SIGNING_SECRET": secrets.token_hex(32),
-            "WEARON_PUSH_AGAIN_SECONDS": "5",
+            "WEARON_REQUEUE_AFTER_SECONDS": "5",
             "WEARON_RECOVERY_SECONDS": "0.2",
             "WEARON_LEASE_SECONDS": "1.5",
             **settings,
@@ -256,9 +257,9 @@ class Deployment:
         code = (
             "import os, datetime, uuid\n"
             "from config.container import Container\n"
-            "from config.settings import load_settings\n"
+            "from config.loading import load_settings\n"
             "container = Container(settings=load_settings(os.environ))\n"
-            f"print(container.user_token(uuid.UUID('{USER_ID}'), now=container.clock()(),"
+            f"print(container.user_token()(uuid.UUID('{USER_ID}'), now=container.clock()(),"
             " lifetime=datetime.timedelta(hours=1)))"
         )
         done = subprocess.run(

@@ -13,10 +13,10 @@ MARGIN_SECONDS = 1.0
 
 
 def test_a_revoked_key_stops_within_its_time(deployment: Deployment) -> None:
-    """``WEARON_CALLER_SECONDS`` after ``wearon keys revoke`` at most, while it is in use all the
-    time."""
+    """``WEARON_AUTH_CACHE_SECONDS`` after ``wearon keys revoke`` at most, while it is in use all
+    the time."""
     port = free_port()
-    deployment.start("serve", WEARON_PORT=str(port), WEARON_CALLER_SECONDS=str(SECONDS))
+    deployment.start("serve", WEARON_PORT=str(port), WEARON_AUTH_CACHE_SECONDS=str(SECONDS))
     made = deployment.wearon("keys", "create", "--store", STORE_ID, "--json").stdout
     key = json.loads(made)
     request = Request(

@@ -1,4 +1,4 @@
-"""What a newcomer runs: ``wearon demo`` and ``wearon dev``."""
+"""The first commands that a new user runs: ``wearon demo`` and ``wearon dev``."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from tests.support.replicate import TOKEN, FakeReplicate
 from tests.system.deployment import DEADLINE_SECONDS, eventually, free_port
 
 STOP_SECONDS = 60.0
-"""More than all parts of a stack may take to stop, one after the other."""
+"""More than all processes of a stack may take to stop, one after the other."""
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def folder() -> Iterator[Path]:
 
 
 class Started:
-    """The command, with its output as it comes."""
+    """A running command and its output."""
 
     def __init__(self, *arguments: str, **settings: str) -> None:
         bare = {name: value for name, value in os.environ.items() if not _is_ours(name)}
@@ -53,7 +53,7 @@ class Started:
         self._reader.start()
 
     def output_until(self, pattern: str) -> str:
-        """All that was said up to the first line that matches."""
+        """The output up to the first line that matches."""
         while not re.search(pattern, self._seen):
             try:
                 self._seen += self._lines.get(timeout=DEADLINE_SECONDS)
@@ -80,8 +80,8 @@ def _is_ours(variable: str) -> bool:
     return variable.startswith("WEARON_") or variable in named
 
 
-def test_the_demo_ends_with_two_pictures(folder: Path) -> None:
-    """One command and nothing else: a try-on for each channel, two portraits, exit code 0."""
+def test_demo_ends_with_two_pictures(folder: Path) -> None:
+    """One command without any setup: a try-on for each channel, two portraits, exit code 0."""
     demo = Started("demo", "--data-dir", str(folder / "demo"))
     output = demo.output_until(r"Done in")
     pictures = [Path(path) for path in re.findall(r"^  (/.+)$", output, re.MULTILINE)]
@@ -98,9 +98,9 @@ def test_the_demo_ends_with_two_pictures(folder: Path) -> None:
             assert picture.width * 4 == picture.height * 3
 
 
-def test_the_demo_with_a_provider(folder: Path) -> None:
-    """Both pictures are the provider's, one call each with all the inputs; what they took is told
-    as it is stored, and the key is in no output and no log."""
+def test_demo_with_a_provider(folder: Path) -> None:
+    """The provider makes both pictures, in one call each with all inputs. The usage is printed as
+    stored, and the key is in no output and no log."""
     with provider_in_thread() as provider:
         demo = Started(
             *("demo", "--data-dir", str(folder / "demo")),
@@ -114,7 +114,7 @@ def test_the_demo_with_a_provider(folder: Path) -> None:
 
     assert code == 0, output
     assert [len(call.uploads) for call in provider.calls] == [3, 4]
-    assert output.count("took 1923 + 6240 tokens, about 0.215064 USD") == 2
+    assert output.count("used 1923 + 6240 tokens, about 0.215064 USD") == 2
     for path in pictures:
         with Image.open(path) as picture:
             assert (picture.format, picture.size) == ("JPEG", (1024, 1536))
@@ -122,8 +122,8 @@ def test_the_demo_with_a_provider(folder: Path) -> None:
     assert KEY not in output + (folder / "demo" / "demo.log").read_text()
 
 
-def test_the_demo_with_a_provider_of_jobs(folder: Path) -> None:
-    """Both pictures are the provider's, one job each with all the inputs; the token is in no output
+def test_demo_with_a_provider_of_jobs(folder: Path) -> None:
+    """The provider makes both pictures, in one job each with all inputs. The token is in no output
     and no log."""
     fake = FakeReplicate()
     fake.seconds = 0.3
@@ -147,8 +147,8 @@ def test_the_demo_with_a_provider_of_jobs(folder: Path) -> None:
     assert TOKEN not in output + (folder / "demo" / "demo.log").read_text()
 
 
-def test_dev_finds_its_data_again(folder: Path) -> None:
-    """A second start of ``wearon dev`` has the first one's balance and accepts its API key."""
+def test_dev_keeps_its_data(folder: Path) -> None:
+    """A second start of ``wearon dev`` has the balance of the first and accepts its token."""
     arguments = ("dev", "--port", str(free_port()), "--data-dir", str(folder / "dev"))
     first = Started(*arguments)
     submit = _submit(first.output_until(r"Ctrl-C stops"))
@@ -162,8 +162,8 @@ def test_dev_finds_its_data_again(folder: Path) -> None:
     assert (first_code, second_code) == (0, 0)
 
 
-def test_dev_leaves_nothing_behind_when_killed(folder: Path) -> None:
-    """``kill -9`` of ``wearon dev`` alone takes servers, API and worker with it."""
+def test_killed_dev_leaves_no_process(folder: Path) -> None:
+    """``kill -9`` of ``wearon dev`` alone also ends its servers, API and worker."""
     dev = Started("dev", "--port", str(free_port()), "--data-dir", str(folder / "dev"))
     dev.output_until(r"Ctrl-C stops")
     children = _descendants(dev.process.pid)
@@ -177,7 +177,7 @@ def test_dev_leaves_nothing_behind_when_killed(folder: Path) -> None:
 
 
 def test_dev_in_memory(folder: Path) -> None:
-    """``--in-memory`` completes a try-on without any server, and says that nothing is kept."""
+    """``--in-memory`` completes a try-on without any server, and says that its data is lost."""
     dev = Started("dev", "--in-memory", "--port", str(free_port()))
     banner = dev.output_until(r"Ctrl-C stops")
     submitted = _submit(banner)["data"]
@@ -189,7 +189,7 @@ def test_dev_in_memory(folder: Path) -> None:
             return bool(json.load(response)["data"]["status"] == "completed")
 
     assert eventually(completed)
-    assert "gone when it stops" in banner
+    assert "lost when it stops" in banner
     assert dev.end() == 0
     assert list(folder.iterdir()) == []
 
@@ -203,7 +203,7 @@ def _token(banner: str) -> str:
 
 
 def _submit(banner: str) -> dict[str, Any]:
-    """Send what the first curl line of the banner would send."""
+    """Send the request of the banner's first curl command."""
     command = shlex.split(re.findall(r"  curl -s .*?\n.*?\n.*?\n", banner)[0])
     headers = [word for word, before in zip(command[1:], command, strict=False) if before == "-H"]
     body = command[command.index("-d") + 1].encode()

@@ -11,7 +11,7 @@ from tests.system.deployment import Deployment, eventually
 def test_an_old_picture_is_deleted(deployment: Deployment) -> None:
     """Its file is gone, its link is dead and its session says so, with the same money as before;
     a younger picture stays. What a failed attempt left in the folder goes as well."""
-    worker = deployment.start("worker", WEARON_PICTURE_DAYS="7")
+    worker = deployment.start("worker", WEARON_PICTURE_LIFETIME_SECONDS="604800")
     old, young = [deployment.submit().data["session_id"] for _ in range(2)]
     link, young_link = [
         deployment.wait_for(session_id, "completed")["generated_image_url"]

@@ -1,4 +1,4 @@
-"""Object keys: a session's prefix plus the extension of its picture's type."""
+"""Object keys in the picture storage: a prefix plus the extension of the picture's media type."""
 
 import re
 
@@ -13,17 +13,17 @@ _KEY = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")
 
 
 def stored_picture(prefix: str, media_type: str) -> StoredPicture:
-    """The stored that a picture of this type is kept as."""
+    """The picture of this media type under ``prefix``."""
     return StoredPicture(object_key=prefix + _EXTENSIONS[media_type], media_type=media_type)
 
 
 def possible_pictures(prefix: str) -> list[StoredPicture]:
-    """Everything that may have been kept under ``prefix``."""
+    """One picture for each media type, all under ``prefix``: at most one of them exists."""
     return [stored_picture(prefix, media_type) for media_type in _EXTENSIONS]
 
 
 def media_type_of(object_key: str) -> str:
-    """Raises ``NotFound`` for a key that no picture of ours can have."""
+    """The media type that the key's extension names. Raises ``NotFound`` for an invalid key."""
     if _KEY.fullmatch(object_key):
         for media_type, extension in _EXTENSIONS.items():
             if object_key.endswith(extension):

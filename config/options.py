@@ -1,0 +1,85 @@
+"""The types of the settings. ``config/container.py`` matches each value of the enumerations that
+choose an adapter."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from msgspec import Meta
+
+DAY = 86_400
+
+Seconds = Annotated[float, Meta(gt=0, le=DAY)]
+Secret = Annotated[str, Meta(min_length=32)]
+ApiKey = Annotated[str, Meta(pattern=r"^[!-~]+$")]
+# A string, because a float would not hold it exactly.
+Dollars = Annotated[str, Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,6})?$")]
+BaseUrl = Annotated[str, Meta(pattern=r"^https?://[^\s?#]*[^\s?#/]$")]
+ProviderUrl = Annotated[str, Meta(pattern=r"^https?://[^\s?#@/]+(/[^\s?#@]*)?$")]
+
+
+class Environment(StrEnum):
+    DEVELOPMENT = "development"
+    PRODUCTION = "production"
+
+
+class Database(StrEnum):
+    POSTGRES = "postgres"
+    MEMORY = "memory"
+
+
+class Queue(StrEnum):
+    REDIS = "redis"
+    MEMORY = "memory"
+
+
+class Storage(StrEnum):
+    LOCAL = "local"
+    S3 = "s3"
+    MEMORY = "memory"
+
+
+class Generator(StrEnum):
+    LOCAL = "local"
+    OPENAI = "openai"
+    REPLICATE = "replicate"
+
+
+class Quality(StrEnum):
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    AUTO = "auto"
+
+
+class OutputFormat(StrEnum):
+    JPEG = "jpeg"
+    PNG = "png"
+    WEBP = "webp"
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    JSON = "json"
+    CONSOLE = "console"
+
+
+def doc(
+    description: str,
+    *,
+    variable: str | None = None,
+    example: str | None = None,
+    secret: bool = False,
+) -> Meta:
+    """A row of the settings table. ``variable`` is set where it is not ``WEARON_`` + name,
+    ``example`` where a pattern defines the allowed values; a ``secret``'s value is never shown."""
+    return Meta(
+        description=description,
+        examples=None if example is None else [example],
+        extra={"variable": variable, "secret": secret},
+    )

@@ -1,0 +1,254 @@
+"""The policies, limits and arguments of services, built from the settings.
+
+Arguments are those of an adapter's constructor that come from the settings alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, TypedDict
+
+from obstore.store import S3Store
+from redis.asyncio import Redis
+
+from adapters.auth.bearer import JwtRules
+from adapters.coalescing import BatchLimits
+from adapters.images.limits import (
+    RESULT_LIMITS,
+    FetchLimits,
+    JobLimits,
+    PoolLimits,
+    ProviderLimits,
+)
+from adapters.limits.memory import Pace
+from adapters.postgres.limits import DatabaseLimits
+from adapters.queue.redis import redis_client
+from adapters.storage.s3 import S3Bucket, s3_store
+from adapters.storage.signing import UrlSigner
+from config.settings import Settings
+from domain.generation import WorkPolicy
+from domain.recovery import RecoveryPolicy
+from domain.submission import SubmissionPolicy
+from domain.uploads import UploadPolicy
+
+if TYPE_CHECKING:
+    from adapters.images.openai import Prices
+    from adapters.images.replicate import CallLimits, ReplicateModel
+
+
+class DatabaseArguments(TypedDict):
+    url: str
+    limits: DatabaseLimits
+    transaction_pooler: bool
+
+
+class RedisArguments(TypedDict):
+    client: Redis
+    timeout_seconds: float
+
+
+class RedisQueueArguments(RedisArguments):
+    batches: BatchLimits
+
+
+class S3Arguments(TypedDict):
+    store: S3Store
+    url_lifetime: timedelta
+    conditional_put: bool
+
+
+class FetchArguments(TypedDict):
+    limits: FetchLimits
+    allow_loopback: bool
+
+
+class OpenAiArguments(TypedDict):
+    base_url: str
+    api_key: str
+    model: str
+    quality: str
+    output_format: str
+    prices: "Prices"
+    limits: ProviderLimits
+
+
+class ReplicateArguments(TypedDict):
+    base_url: str
+    token: str
+    model: "ReplicateModel"
+    deadline_seconds: float
+    limits: "CallLimits"
+
+
+def submission(settings: Settings) -> SubmissionPolicy:
+    return SubmissionPolicy(
+        deadline=timedelta(seconds=settings.submit_seconds),
+        max_waiting=settings.max_waiting,
+        max_active=settings.max_active,
+    )
+
+
+def work(settings: Settings) -> WorkPolicy:
+    return WorkPolicy(
+        lease=timedelta(seconds=settings.lease_seconds),
+        max_attempts=settings.max_attempts,
+        attempt_timeout=timedelta(seconds=settings.attempt_seconds),
+        backoff_base=timedelta(seconds=settings.backoff_base_seconds),
+        backoff_cap=timedelta(seconds=settings.backoff_cap_seconds),
+    )
+
+
+def recovery(settings: Settings) -> RecoveryPolicy:
+    return RecoveryPolicy(
+        requeue_after=timedelta(seconds=settings.requeue_after_seconds),
+        max_attempts=settings.max_attempts,
+        external_timeout=timedelta(seconds=settings.external_worker_timeout_seconds),
+        queue_ttl=timedelta(seconds=settings.queue_ttl_seconds),
+        picture_lifetime=timedelta(seconds=settings.picture_lifetime_seconds),
+        upload_lifetime=timedelta(seconds=settings.upload_lifetime_seconds),
+    )
+
+
+def uploads(settings: Settings) -> UploadPolicy:
+    return UploadPolicy(max_per_day=settings.max_uploads, max_bytes=settings.fetch_max_bytes)
+
+
+def database(settings: Settings) -> DatabaseArguments:
+    """Raises ``SettingsError`` if the URL is not set."""
+    return DatabaseArguments(
+        url=settings.require("database_url"),
+        limits=DatabaseLimits(
+            connections=settings.database_connections, command_seconds=settings.database_seconds
+        ),
+        transaction_pooler=settings.database_transaction_pooler,
+    )
+
+
+def batches(settings: Settings) -> BatchLimits:
+    return BatchLimits(calls=settings.batch_limit)
+
+
+def redis(settings: Settings) -> RedisArguments:
+    """Raises ``SettingsError`` if the URL is not set."""
+    client = redis_client(settings.require("redis_url"))
+    return RedisArguments(client=client, timeout_seconds=settings.redis_seconds)
+
+
+def redis_queue(settings: Settings) -> RedisQueueArguments:
+    """One batch of pushes in flight at a time, which keeps their order."""
+    in_order = replace(batches(settings), in_flight=1)
+    return RedisQueueArguments(**redis(settings), batches=in_order)
+
+
+def provider_pace(settings: Settings) -> Pace:
+    return Pace.of(settings.provider_per_minute)
+
+
+def fallback_pace(settings: Settings) -> Pace:
+    """The share of one process while Redis is unavailable, never above the shared pace."""
+    return Pace.of(min(settings.provider_per_minute, settings.provider_fallback_per_minute))
+
+
+def downloads(settings: Settings) -> FetchArguments:
+    """For input pictures."""
+    limits = FetchLimits(
+        total_timeout_seconds=settings.fetch_seconds, max_bytes=settings.fetch_max_bytes
+    )
+    return FetchArguments(limits=limits, allow_loopback=settings.fetch_allow_loopback)
+
+
+def results(settings: Settings) -> FetchArguments:
+    """For generated pictures, from their provider."""
+    return FetchArguments(limits=RESULT_LIMITS, allow_loopback=settings.fetch_allow_loopback)
+
+
+def picture_pool(settings: Settings) -> PoolLimits:
+    return PoolLimits(
+        processes=settings.picture_processes,
+        memory_bytes=settings.picture_memory_mb * 1_000_000,
+        seconds=settings.picture_decode_seconds,
+    )
+
+
+def openai(settings: Settings) -> OpenAiArguments:
+    """Raises ``SettingsError`` if the key is not set."""
+    from adapters.images.openai import Prices
+
+    return OpenAiArguments(
+        base_url=settings.openai_base_url,
+        api_key=settings.require("openai_api_key"),
+        model=settings.openai_model,
+        quality=settings.openai_quality,
+        output_format=settings.openai_output_format,
+        prices=Prices(
+            input_usd_per_million=Decimal(settings.openai_input_usd_per_million),
+            output_usd_per_million=Decimal(settings.openai_output_usd_per_million),
+        ),
+        limits=ProviderLimits(
+            connect_seconds=settings.openai_connect_seconds,
+            answer_seconds=settings.openai_answer_seconds,
+            total_seconds=settings.openai_total_seconds,
+        ),
+    )
+
+
+def replicate(settings: Settings) -> ReplicateArguments:
+    """Raises ``SettingsError`` if the token is not set."""
+    from adapters.images.replicate import CallLimits, ReplicateModel
+
+    return ReplicateArguments(
+        base_url=settings.replicate_base_url,
+        token=settings.require("replicate_api_token"),
+        model=ReplicateModel(
+            name=settings.replicate_model, image_field=settings.replicate_image_field
+        ),
+        deadline_seconds=settings.replicate_total_seconds,
+        limits=CallLimits(),
+    )
+
+
+def replicate_jobs(settings: Settings) -> JobLimits:
+    longest = settings.replicate_poll_seconds
+    return JobLimits(
+        total_seconds=settings.replicate_total_seconds,
+        first_pause_seconds=min(JobLimits().first_pause_seconds, longest),
+        longest_pause_seconds=longest,
+    )
+
+
+def jwt(settings: Settings) -> JwtRules:
+    """Raises ``SettingsError`` if the secret is not set."""
+    return JwtRules(
+        secret=settings.require("jwt_secret"),
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+    )
+
+
+def url_signer(settings: Settings, clock: Callable[[], datetime]) -> UrlSigner:
+    """Raises ``SettingsError`` if the secret is not set."""
+    return UrlSigner(
+        base_url=settings.public_url,
+        secret=settings.require("signing_secret").encode(),
+        lifetime=timedelta(seconds=settings.picture_url_seconds),
+        clock=clock,
+    )
+
+
+def s3(settings: Settings) -> S3Arguments:
+    """Raises ``SettingsError`` if the bucket's name or the credentials are not set."""
+    bucket = S3Bucket(
+        name=settings.require("s3_bucket"),
+        region=settings.s3_region,
+        endpoint=settings.s3_endpoint,
+        path_style=settings.s3_path_style,
+        access_key_id=settings.require("s3_access_key_id"),
+        secret_access_key=settings.require("s3_secret_access_key"),
+        timeout_seconds=settings.s3_seconds,
+    )
+    return S3Arguments(
+        store=s3_store(bucket),
+        url_lifetime=timedelta(seconds=settings.picture_url_seconds),
+        conditional_put=settings.s3_conditional_put,
+    )

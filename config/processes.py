@@ -1,0 +1,19 @@
+"""Processes that end with the process that started them, even if that one is killed."""
+
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+
+from adapters.parent import die_with_parent
+
+
+def end_with_parent() -> None:
+    """Terminate this process when its parent ends. For a worker of a server, which would go on
+    serving otherwise."""
+    die_with_parent(signal.SIGTERM, os.getppid())
+
+
+def ending_with_us() -> Callable[[], None]:
+    """A ``preexec_fn`` that terminates the child when this process ends."""
+    return partial(die_with_parent, signal.SIGTERM, os.getpid())

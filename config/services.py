@@ -1,0 +1,51 @@
+"""The types of services that combine several ports. They choose and build nothing."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from domain.ports import (
+    ApiKeyRepoPort,
+    AttemptRepoPort,
+    CreditRepoPort,
+    DeadLetterPort,
+    PictureStoragePort,
+    RecoveryRepoPort,
+    SessionReadPort,
+    SessionRepoPort,
+    SignedReadPort,
+    TaskQueuePort,
+    UploadSinkPort,
+    UploadStoragePort,
+)
+
+
+class Queue(TaskQueuePort, DeadLetterPort, Protocol):
+    """Tasks and dead letters."""
+
+
+class Sessions(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, SessionReadPort, Protocol):
+    """Everything that is done with sessions in the database."""
+
+
+class Storage(PictureStoragePort, UploadStoragePort, Protocol):
+    """Generated and uploaded pictures."""
+
+
+@runtime_checkable
+class ServedStorage(Storage, SignedReadPort, UploadSinkPort, Protocol):
+    """Storage whose signed links lead to our API."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repositories:
+    """The repositories on one database."""
+
+    sessions: Sessions
+    accounts: CreditRepoPort
+    api_keys: ApiKeyRepoPort
+
+
+class Closable(Protocol):
+    """A service that holds connections or processes."""
+
+    async def close(self) -> None: ...

@@ -1,0 +1,198 @@
+"""``POST /api/v1/generations``: the whole route as a plain ASGI application.
+
+It is the busiest route, and Litestar would account for most of a request's cost. Litestar still
+declares the route: for the API's description, and for routing requests off the fast path to it.
+"""
+
+import re
+from collections.abc import Awaitable
+from typing import Annotated, TypeAlias
+
+import msgspec
+from litestar import post
+from litestar.exceptions import ClientException, HTTPException
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi.spec import Example
+from litestar.params import BodyKwarg
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from domain.errors import InvalidInput
+from domain.ports import Receipt
+from domain.submission import Submission, TryOnRequest
+from entrypoints.http.errors import envelope_for
+from entrypoints.http.generations import GENERATION_TAGS, try_on
+from entrypoints.http.inputs import IdempotencyKey, check_is_json, decoded
+from entrypoints.http.middleware import Authenticate, bearer_token
+from entrypoints.http.openapi import failures
+from entrypoints.http.request_info import RequestInfo
+from entrypoints.http.schemas import (
+    GENERATIONS_PATH,
+    ErrorEnvelope,
+    NewGeneration,
+    Submitted,
+    SubmittedEnvelope,
+)
+
+Reply: TypeAlias = tuple[int, dict[str, str], SubmittedEnvelope | ErrorEnvelope]
+"""Status, headers and body of a response."""
+
+_EXAMPLE = {
+    "model_image_url": "https://images.example.com/person.jpg",
+    "outfit_image_url": "https://images.example.com/coat.jpg",
+    "accessories": [{"type": "hat", "url": "https://images.example.com/hat.jpg"}],
+}
+Body = Annotated[NewGeneration, BodyKwarg(examples=[Example(value=_EXAMPLE)])]
+
+# The characters of a host and its port (RFC 3986), as Litestar has it for all other routes.
+_HOST = re.compile(rb"[0-9A-Za-z!$&'()*+,;=\-._~:\[\]@%]*")
+_decoder = msgspec.json.Decoder(NewGeneration)
+_encode = msgspec.json.Encoder().encode
+
+
+class SubmitRoute:
+    """Answers every request that it gets, also with errors, which it never raises."""
+
+    def __init__(
+        self, *, authenticate: Authenticate, submission: Submission, max_body_bytes: int
+    ) -> None:
+        self._authenticate = authenticate
+        self._submission = submission
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        info: RequestInfo = scope["state"]["request_info"]
+        try:
+            request = await self._request(scope, receive, info)
+            receipt = await self._submission.submit(request)
+            info["session_id"] = receipt.session.id
+            reply: Reply = accepted(receipt)
+        except Exception as error:  # noqa: BLE001 - answered, and logged if it is unexpected
+            reply = envelope_for(error)
+        await _respond(send, reply)
+
+    async def _request(self, scope: Scope, receive: Receive, info: RequestInfo) -> TryOnRequest:
+        """Raises the errors that ``envelope_for`` knows. An unknown caller gets its 401 before the
+        body is read."""
+        received = list(scope["headers"])
+        headers = dict(reversed(received))  # each header's first value
+        if not _HOST.fullmatch(headers.get(b"host", b"")):
+            raise ClientException("Invalid host header")
+        owner = await self._authenticate(bearer_token(scope["headers"]))
+        info["owner"] = str(owner)
+        body = await self._body(headers, receive)
+        if not body:
+            raise InvalidInput("body", "is required")
+        check_is_json(headers.get(b"content-type", b"").decode("latin-1"))
+        data = decoded(body, _decoder)
+        key = _idempotency_key(headers, received)
+        return try_on(data, owner=owner, request_id=info["request_id"], key=key)
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        """The whole body: up to its announced length, or else to the message that ends it."""
+        length = _announced_length(headers)
+        if length > self._max_body_bytes:
+            raise _too_large()
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise ClientException("body: the client disconnected")
+            pieces.append(message["body"])
+            size += len(message["body"])
+            if size > self._max_body_bytes:
+                raise _too_large()
+            # Some servers announce the end in a message of its own: do not wait for it.
+            if 0 < size == length or not message.get("more_body", False):
+                return b"".join(pieces)
+
+
+def fast_path(app: ASGIApp, submit: ASGIApp) -> ASGIApp:
+    """``app``, bypassed by requests for ``submit``. Litestar leads other spellings of the path to
+    ``submit`` as well, and answers other methods."""
+
+    def route(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        is_submission = scope["path"] == GENERATIONS_PATH and scope.get("method") == "POST"
+        return (submit if is_submission else app)(scope, receive, send)
+
+    return route
+
+
+def declare(submit: ASGIApp) -> HTTPRouteHandler:
+    """The route's declaration, for routing and the OpenAPI document. ``submit`` takes the place of
+    its handler."""
+
+    @post(
+        "/generations",
+        status_code=202,
+        middleware=[lambda app: submit],  # noqa: ARG005 - Litestar passes it by name
+        tags=GENERATION_TAGS,
+        summary="Create a generation",
+        response_description="Accepted and charged; the picture will be generated.",
+        responses=failures(401, 402, 413, 415, 422, 429, 503),
+    )
+    async def submit_generation(
+        data: Body, idempotency_key: IdempotencyKey = None
+    ) -> SubmittedEnvelope:
+        """Takes one credit and queues the work. After a 202 the session will reach a final status:
+        `completed` with a picture, or `failed` with the credit refunded. Poll `status_url`.
+        After a 503 the credit is refunded, now or automatically later.
+
+        With an `Idempotency-Key` you can repeat a request, whatever the first response was: you are
+        charged once and get the same session, in its current state, with
+        `Idempotency-Replayed: true`."""
+        raise NotImplementedError
+
+    return submit_generation
+
+
+def accepted(receipt: Receipt) -> tuple[int, dict[str, str], SubmittedEnvelope]:
+    """The status, headers and body of the answer to an accepted request."""
+    submitted = Submitted.of(receipt)
+    headers = {"Location": submitted.status_url}
+    if receipt.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return 202, headers, SubmittedEnvelope(data=submitted, error=None)
+
+
+def _announced_length(headers: dict[bytes, bytes]) -> int:
+    """The Content-Length; -1 if the body comes without, or in chunks, which override it."""
+    if b"transfer-encoding" in headers:
+        return -1
+    try:
+        return int(headers.get(b"content-length", b"-1"))
+    except ValueError as error:
+        raise InvalidInput("Content-Length", "is not a number") from error
+
+
+def _idempotency_key(
+    headers: dict[bytes, bytes], received: list[tuple[bytes, bytes]]
+) -> str | None:
+    key = headers.get(b"idempotency-key")
+    if key is None:
+        return None
+    repeated = len(headers) < len(received)
+    if repeated and [name for name, _ in received].count(b"idempotency-key") > 1:
+        raise InvalidInput("Idempotency-Key", "is given more than once")
+    return key.decode("latin-1")
+
+
+def _too_large() -> HTTPException:
+    return HTTPException(status_code=413)
+
+
+async def _respond(send: Send, reply: Reply) -> None:
+    status, headers, envelope = reply
+    body = _encode(envelope)
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [
+                (b"content-type", b"application/json"),
+                *((name.lower().encode(), value.encode()) for name, value in headers.items()),
+                (b"content-length", str(len(body)).encode()),
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from domain.credits import Owner
 from domain.ports import Position, Receipt, SessionReadPort
-from domain.sessions import Accessory, GenerationSession, SessionStatus
+from domain.sessions import GenerationSession, SessionStatus
 from domain.submission import Submission, TryOnRequest
 from domain.views import SessionViews
 from entrypoints.http.inputs import (
@@ -102,15 +102,7 @@ def accepted(receipt: Receipt) -> tuple[dict[str, str], SubmittedEnvelope]:
 
 def try_on(data: NewGeneration, *, owner: Owner, request_id: str, key: str | None) -> TryOnRequest:
     """What the body and the headers of a request ask for. Raises InvalidInput."""
-    return TryOnRequest(
-        idempotency_key=key,
-        owner=owner,
-        request_id=request_id,
-        model_image_url=data.model_image_url,
-        outfit_image_url=data.outfit_image_url,
-        accessories=tuple(Accessory(type=item.type, url=item.url) for item in data.accessories),
-        prompt=data.prompt,
-    )
+    return TryOnRequest(owner=owner, request_id=request_id, input=data.asked(), idempotency_key=key)
 
 
 @get(

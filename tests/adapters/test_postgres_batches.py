@@ -17,7 +17,7 @@ from adapters.coalescing import DEFAULT_LIMITS, BatchLimits
 from adapters.embedded.postgres import PORT, EmbeddedPostgres
 from adapters.postgres.database import Database, DatabaseLimits
 from adapters.queue.memory import InMemoryTaskQueue
-from adapters.sessions.postgres import STEP, PostgresSessionRepo
+from adapters.sessions.postgres import MAX_CLAIM_BATCH, PostgresSessionRepo
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.signing import UrlSigner
 from config.container import utc_now
@@ -40,6 +40,7 @@ from tests.support.examples import (
     STORED_PICTURE,
     USER,
     a_session,
+    an_input,
 )
 from tests.support.proxy import HOST, Proxy
 
@@ -141,11 +142,11 @@ async def test_each_creation_of_a_batch_has_its_own_outcome(
         create(a_session()),
         create(a_session(owner=NOBODY)),
         create(replace(earlier, id=uuid4())),
-        create(replace(earlier, id=uuid4(), prompt="something else")),
+        create(replace(earlier, id=uuid4(), input=an_input(prompt="something else"))),
         create(a_session(owner=OTHER)),
         create(new),
         create(replace(new, id=uuid4())),
-        create(replace(new, id=uuid4(), prompt="something else")),
+        create(replace(new, id=uuid4(), input=an_input(prompt="something else"))),
         create(a_session(owner=STORE), 1),
         create(a_session(owner=STORE), 1),
         create(a_session()),
@@ -176,7 +177,7 @@ async def test_each_creation_of_a_batch_has_its_own_outcome(
 
 @pytest.mark.parametrize(
     ("more", "max_active", "error"),
-    [(0, MANY, InsufficientCredits), (5, 0, TooManyActive)],
+    [(0, MANY, InsufficientCredits), (5, 1, TooManyActive)],
 )
 async def test_copies_of_what_is_refused_are_refused_alike(
     database: Gated, backend: PostgresBackend, more: int, max_active: int, error: type
@@ -227,7 +228,7 @@ async def test_one_is_decided_like_one_of_many(
         return backend.sessions.create(session, max_active=max_active)
 
     for _ in range(20):
-        key, max_active = chance.choice([None, None, "a", "b"]), chance.randrange(6)
+        key, max_active = chance.choice([None, None, "a", "b"]), chance.randint(1, 6)
         alone = await together(database, ask(USER, key, max_active))
         beside = await together(database, ask(OTHER, key, max_active), ask(NOBODY, None, MANY))
         assert kinds(alone) == kinds(beside[:1])
@@ -481,7 +482,9 @@ async def test_a_claim_of_a_batch_is_given_once(database: Gated, backend: Postgr
     assert [claim.attempt for claim in claims if claim] == [1, 1]
 
 
-@pytest.mark.parametrize(("limits", "step"), [(DEFAULT_LIMITS, STEP), (BatchLimits(calls=3), 3)])
+@pytest.mark.parametrize(
+    ("limits", "step"), [(DEFAULT_LIMITS, MAX_CLAIM_BATCH), (BatchLimits(calls=3), 3)]
+)
 async def test_a_busy_worker_takes_one_step_after_the_other(
     database: Gated, backend: PostgresBackend, limits: BatchLimits, step: int
 ) -> None:
@@ -658,7 +661,7 @@ async def test_a_batch_whose_connection_is_lost(
         ]
 
         if committed:
-            proxy.lose_replies(a_session().prompt.encode(), cut=True)
+            proxy.lose_replies(a_session().input.prompt.encode(), cut=True)
             outcomes = await together(database, *calls)
         else:
             async with backend._database.transaction() as blocker:

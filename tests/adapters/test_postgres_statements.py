@@ -19,7 +19,15 @@ from domain.errors import TooManyActive
 from domain.ports import RecoveryRepoPort
 from domain.sessions import ErrorCode, Failure
 from tests.contracts.backends import PostgresBackend
-from tests.support.examples import FAILURE, LEASE, MANY, STORED_PICTURE, USER, a_session
+from tests.support.examples import (
+    FAILURE,
+    LEASE,
+    MANY,
+    MODEL_URL,
+    STORED_PICTURE,
+    USER,
+    a_session,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -241,7 +249,7 @@ async def test_a_copy_never_waits_for_the_undoing_of_the_first(
         await account.execute(DEBIT)
         create = asyncio.create_task(backend.sessions.create(copy, max_active=MANY))
         await waiting(database, 1)
-        await database.fetch(SESSION, first.id, USER.id, first.prompt, first.model_image_url)
+        await database.fetch(SESSION, first.id, USER.id, first.input.prompt, MODEL_URL)
         await undoing.execute(UNDO, first.id)
         await account.execute("COMMIT AND CHAIN")
         receipt = await create

@@ -52,7 +52,7 @@ def no_op() -> Litestar:
     configure_logging(settings)
     container = Container(settings=settings)
     submission: Any = container.submission()
-    submission._repo, submission._queue = _NoSessions(), _NoQueue(clock=utc_now)
+    submission._sessions, submission._queue = _NoSessions(), _NoQueue(clock=utc_now)
     return application(container)
 
 

@@ -22,6 +22,7 @@ from adapters.postgres.database import Database
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.queue.payload import MAX_DEAD
 from adapters.queue.redis import TASKS_KEY, RedisTaskQueue
+from adapters.sessions.columns import COLUMNS
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
 from domain.credits import LedgerEntry, LedgerKind, Owner
@@ -60,6 +61,11 @@ class Backend(ABC):
 
         Raises IllegalTransition where the store refuses it.
         """
+
+    @abstractmethod
+    async def foreign_write_input(self, session_id: UUID, name: str, value: object) -> None:
+        """Write one field of a session's input by SQL. Raises IllegalTransition where the database
+        refuses it."""
 
     @abstractmethod
     async def advance(self, by: timedelta) -> None:
@@ -148,6 +154,11 @@ class MemoryBackend(Backend):
             columns["status"] = SessionStatus(columns["status"])
         self._repo.overwrite(session_id, **columns)
 
+    async def foreign_write_input(self, session_id: UUID, name: str, value: object) -> None:
+        session = await self.get(session_id)
+        changes: dict[str, Any] = {name: value}
+        self._repo.overwrite(session_id, input=replace(session.input, **changes))
+
     async def advance(self, by: timedelta) -> None:
         self._clock.advance(by)
 
@@ -221,6 +232,11 @@ class PostgresBackend(Backend):
             assert await self._database.fetch(sql, session_id, *columns.values())
         except asyncpg.RestrictViolationError as error:
             raise IllegalTransition(str(error)) from error
+
+    async def foreign_write_input(self, session_id: UUID, name: str, value: object) -> None:
+        (column,) = [column for column in COLUMNS if column.path == f"input.{name}"]
+        encoded = value if column.encode is None else column.encode(value)
+        await self.foreign_write(session_id, **{column.name: encoded})
 
     async def advance(self, by: timedelta) -> None:
         await self._rewrite(_ADVANCE, by)

@@ -333,14 +333,73 @@ async def test_a_repetition_is_never_refused_for_want_of_anything(backend: Backe
     )
 
 
-@pytest.mark.parametrize(("max_active", "error"), [(MANY, InsufficientCredits), (0, TooManyActive)])
+@pytest.mark.parametrize(("max_active", "error"), [(MANY, InsufficientCredits), (1, TooManyActive)])
 async def test_a_refused_request_does_not_take_its_key(
     backend: Backend, max_active: int, error: type[Exception]
 ) -> None:
     """Who could not pay or had to wait may send the same request again."""
+    await backend.queued()
     with pytest.raises(error):
         await backend.sessions.create(a_copy(), max_active=max_active)
 
     session = await first(backend)
 
     assert await backend.money_of(session.id) == ["debit"]
+
+
+@pytest.mark.parametrize("fate", [nothing, claim, complete, fail])
+async def test_find_replay_returns_the_current_state_of_the_session(
+    backend: Backend, fate: Callable[[Backend, GenerationSession], Awaitable[None]]
+) -> None:
+    """The same receipt as from ``create``, and nothing changes."""
+    session = await first(backend)
+    await fate(backend, session)
+    before = (await backend.ledger(), await backend.reads.stats(USER))
+
+    receipt = await backend.sessions.find_replay(a_copy())
+
+    assert receipt == await backend.sessions.create(a_copy(), max_active=MANY)
+    assert receipt == Receipt(
+        session=await backend.get(session.id),
+        credits_remaining=await backend.balance(),
+        replayed=True,
+    )
+    assert (await backend.ledger(), await backend.reads.stats(USER)) == before
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        {"idempotency_key": None},
+        {"idempotency_key": "another"},
+        {"owner": OTHER},
+        {"owner": Owner(channel=Channel.B2B, id=USER.id)},
+    ],
+)
+async def test_find_replay_finds_nothing_for_a_new_request(
+    backend: Backend, new: dict[str, Any]
+) -> None:
+    """Without a key, with a key of its own, or with another owner's key; and creates nothing."""
+    await first(backend)
+
+    assert await backend.sessions.find_replay(a_copy(**new)) is None
+
+    assert (await backend.reads.stats(USER)).total == 1
+    assert await backend.balance() == 1
+
+
+async def test_find_replay_finds_nothing_once_the_key_was_given_back(backend: Backend) -> None:
+    """The first request was answered 503, so the next one under this key is a new request."""
+    session = await first(backend)
+    assert await backend.sessions.fail_queued(session.id, NEVER_QUEUED)
+
+    assert await backend.sessions.find_replay(a_copy()) is None
+
+
+@pytest.mark.parametrize("other", OTHERS)
+async def test_find_replay_refuses_another_input(backend: Backend, other: str) -> None:
+    """Like ``create``."""
+    await first(backend)
+
+    with pytest.raises(IdempotencyKeyReused):
+        await backend.sessions.find_replay(a_copy(**OTHERS[other]))

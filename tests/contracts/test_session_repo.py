@@ -551,6 +551,7 @@ async def _write_unknown(write: Write, repo: AttemptRepoPort) -> bool:
 
 CALLS: dict[str, Callable[[PostgresSessionRepo], Awaitable[object]]] = {
     "create": lambda repo: repo.create(a_session(), max_active=MANY),
+    "find_replay": lambda repo: repo.find_replay(a_session(idempotency_key="k")),
     "confirm": lambda repo: repo.confirm([uuid4()]),
     "fail_queued": lambda repo: repo.fail_queued(uuid4(), FAILURE),
     "claim": lambda repo: repo.claim(uuid4(), lease=LEASE),

@@ -135,7 +135,7 @@ def test_the_same_request_may_be_repeated() -> None:
     wanted = {"outfit_image_url": OUTFIT_URL, "accessories": (HAT, BAG), "prompt": "In the rain"}
     session = a_session(**wanted).claimed(now=START, lease=LEASE)
 
-    session.check_repeated_by(a_session(**wanted, request_id="req_2", created_at=LATER))
+    session.check_replay(a_session(**wanted, request_id="req_2", created_at=LATER))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_another_request_is_no_repetition(other: dict[str, Any]) -> None:
     wanted = {"outfit_image_url": OUTFIT_URL, "accessories": (HAT, BAG), "prompt": "In the rain"}
 
     with pytest.raises(IdempotencyKeyReused):
-        a_session(**wanted).check_repeated_by(a_session(**wanted | other))
+        a_session(**wanted).check_replay(a_session(**wanted | other))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_pictures_come_in_the_order_of_the_contract(
     """The model is first, then the outfit if given, then accessories in the order given."""
     session = a_session(outfit_image_url=outfit, accessories=accessories)
 
-    assert list(session.image_urls) == expected
+    assert list(session.input.image_urls) == expected
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_a_task_carries_what_its_session_asks_for() -> None:
         task_id=task_id,
         owner=STORE,
         session_id=session.id,
-        image_urls=session.image_urls,
+        image_urls=session.input.image_urls,
         prompt="In the rain",
         request_id=session.request_id,
         created_at=START - timedelta(hours=1),

@@ -62,6 +62,10 @@ class FlakySessionRepo(InMemorySessionRepo):
         async with self.faults.around("create"):
             return await super().create(session, max_active=max_active)
 
+    async def find_replay(self, session: GenerationSession) -> Receipt | None:
+        async with self.faults.around("find_replay"):
+            return await super().find_replay(session)
+
     async def confirm(self, session_ids: Sequence[UUID]) -> int:
         async with self.faults.around("confirm"):
             return await super().confirm(session_ids)

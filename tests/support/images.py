@@ -73,10 +73,10 @@ class FakeImageGenerator(PictureGeneratorPort):
         self.finished: set[str] = set()
         self.resumed: list[str] = []
 
-    async def generate(self, request: PictureRequest, note: RecordJob) -> Generated:
+    async def generate(self, request: PictureRequest, record: RecordJob) -> Generated:
         self.requests.append(request)
         if self.jobs:
-            await note(self.jobs.pop(0))
+            await record(self.jobs.pop(0))
         outcome = self.outcomes.pop(0) if self.outcomes else A_PICTURE
         try:
             await asyncio.sleep(self.seconds)
@@ -86,7 +86,7 @@ class FakeImageGenerator(PictureGeneratorPort):
             await asyncio.sleep(self.seconds)
         return Generated(picture=_given(outcome), usage=self.usage)
 
-    async def resume(self, job: str, note: RecordJob) -> Generated | None:  # noqa: ARG002
+    async def resume(self, job: str, record: RecordJob) -> Generated | None:  # noqa: ARG002
         self.resumed.append(job)
         return Generated(picture=A_PICTURE) if job in self.finished else None
 

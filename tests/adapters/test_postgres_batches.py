@@ -407,7 +407,7 @@ async def test_what_the_accounts_count_is_true(  # noqa: C901 - many things happ
         queued = "SELECT id FROM generation_sessions WHERE status = 'queued' LIMIT 1"
         session_id = await database.fetch_value(queued)
         if session_id is not None:
-            await backend.foreign_write(session_id, status="failed")
+            await backend.external_write(session_id, status="failed")
 
     async def recover() -> None:
         await backend.recovery.refund_missing(limit=2)
@@ -439,7 +439,7 @@ async def test_what_failed_and_is_owed_its_refund_counts_as_failed(
 ) -> None:
     """As soon as it has failed, and once only when it has been refunded."""
     session_id = await backend.queued()
-    await backend.foreign_write(session_id, status="failed")
+    await backend.external_write(session_id, status="failed")
 
     owed = await backend.reads.stats(USER)
     await backend.recovery.refund_missing(limit=1)

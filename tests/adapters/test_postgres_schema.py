@@ -416,7 +416,7 @@ async def test_refund_to_another_account_is_refused(console: Console) -> None:
     """The refund goes to the account of the debit, and not more than the debit."""
     await console.credits.grant(USER, 1, note="test")
     session_id = await console.queued()
-    await console.foreign_write(session_id, status="failed")
+    await console.external_write(session_id, status="failed")
     await console.run(
         "INSERT INTO credit_accounts (channel, owner_id, balance) VALUES ('b2c', 'thief', 0)"
     )

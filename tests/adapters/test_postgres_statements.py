@@ -77,7 +77,7 @@ async def backend(postgres: EmbeddedPostgres) -> AsyncIterator[PostgresBackend]:
 async def foreign(backend: PostgresBackend, status: str) -> UUID:
     """A session to which a consumer that is not ours gave ``status``."""
     session_id = await backend.queued()
-    await backend.foreign_write(session_id, status=status)
+    await backend.external_write(session_id, status=status)
     return session_id
 
 

@@ -50,7 +50,7 @@ async def completed(backend: Backend, session: GenerationSession) -> GenerationS
     assert await backend.attempts.record_job(session.id, attempt=1, job=JOB)
     await backend.advance(timedelta(seconds=1))
     assert await backend.attempts.complete(session.id, attempt=1, picture=PICTURE, usage=USAGE)
-    await backend.foreign_write(session.id, generated_image_url=LINK)
+    await backend.external_write(session.id, generated_image_url=LINK)
     assert await backend.sessions.confirm([session.id]) == 0
     assert await backend.recovery.mark_images_deleted([session.id]) == 1
     return await backend.get(session.id)
@@ -158,6 +158,6 @@ async def test_no_field_of_the_input_can_be_overwritten(backend: Backend, name: 
     other = getattr(filled(GenerationInput, seed=50), name)
 
     with pytest.raises(IllegalTransition):
-        await backend.foreign_write_input(session.id, name, other)
+        await backend.external_write_input(session.id, name, other)
 
     assert await backend.get(session.id) == session

@@ -62,7 +62,7 @@ def _create(locking: str = "") -> str:
             ELSE least(unfinished_at_most, count_unfinished(channel, owner_id, max_active))
             END AS unfinished
         FROM account
-    ), looked_at AS MATERIALIZED (
+    ), checked AS MATERIALIZED (
         SELECT asked.*, balance, unfinished, CASE
             WHEN held.owner_id IS NULL THEN 'no_account'
             WHEN idempotency_key IS NOT NULL AND (
@@ -74,7 +74,7 @@ def _create(locking: str = "") -> str:
     ), placed AS MATERIALIZED (
         SELECT *, row_number() OVER (PARTITION BY channel, owner_id, refusal IS NULL
             ORDER BY number) AS place
-        FROM looked_at
+        FROM checked
     ), decided AS MATERIALIZED (
         SELECT *, CASE
             WHEN refusal IS NOT NULL THEN refusal

@@ -322,7 +322,7 @@ async def test_call_does_not_grow_with_the_database_behind_a_pooler(
 
 @pytest.mark.usefixtures("database")
 async def test_ledger_entries_are_found_by_owner(postgres: EmbeddedPostgres) -> None:
-    """Also without prepared statements and for an owner with many entries. A scan of everybody's
+    """Also without prepared statements and for an owner with many entries. A scan of all owners'
     newest entries would be slow for an owner that was idle for long."""
     explaining = Explaining(postgres.url())
     repo = credit_repo.PostgresCreditRepo(explaining)

@@ -175,7 +175,7 @@ async def test_overdue_by_age(backend: Backend) -> None:
 
 
 async def test_only_queued_sessions_are_overdue(backend: Backend) -> None:
-    """No processing or final session, whoever wrote it."""
+    """No processing or final session, by any writer."""
     ids = await in_every_status(backend)
     await backend.advance(AGAIN_AFTER)
 

@@ -206,10 +206,10 @@ class Generation:
             resumed = await self._generator.resume(session.provider_job, record_job)
             if resumed is not None:
                 return resumed
-        images = [await self._fetcher.fetch(url, session.owner) for url in session.image_urls]
+        images = [await self._fetcher.fetch(url, session.owner) for url in session.input.image_urls]
         request = PictureRequest(
             session_id=session.id,
-            prompt=session.prompt,
+            prompt=session.input.prompt,
             images=tuple(images),
             instead_of=session.provider_job,
         )

@@ -1,7 +1,6 @@
 """The commands of the README and of docs/deployment.md run as they are written, on a real stack.
 
-Every fenced block of the two pages is accounted for: commands are run, settings are loaded, a
-systemd unit is read. A block or a command that none of this fits makes a test fail.
+That every fenced block of the two pages is accounted for is shown in ``test_pages``.
 """
 
 import asyncio
@@ -21,7 +20,6 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from config.reference import variables
 from tests.docs.pages import ROOT, Block, Step, blocks, pages, steps
 from tests.docs.terminal import Ran, Terminal, looks_like
 from tests.system.deployment import free_port
@@ -31,7 +29,6 @@ pytestmark = pytest.mark.xdist_group("docs")
 README, DEPLOYMENT = "README.md", "docs/deployment.md"
 READY_SECONDS = 60.0
 STOP_SECONDS = 60.0
-DRAIN = "WEARON_DRAIN_SECONDS"
 PORT = "127.0.0.1:8000"
 """Where the pages have the API; in the test it gets a free port."""
 
@@ -166,25 +163,6 @@ async def with_new_database(url: str) -> str:
     return url.replace("@/wearon?", "@/deployment?")
 
 
-@pytest.mark.parametrize("page", [README, DEPLOYMENT])
-def test_every_block_is_accounted_for(page: str) -> None:
-    """The two pages have commands to run and settings to load; a block of any other kind would be
-    tested by nothing."""
-    kinds = {block.language for block in blocks(pages()[page])}
-
-    assert "console" in kinds
-    assert kinds <= {"console", "ini"}
-
-
-def test_commands_are_in_tested_pages_only() -> None:
-    """A fenced command in any other page would not be run."""
-    elsewhere = {page: text for page, text in pages().items() if page not in {README, DEPLOYMENT}}
-
-    kinds = {block.language for text in elsewhere.values() for block in blocks(text)}
-
-    assert kinds <= {"json", "sql", "mermaid", "text"}
-
-
 def test_settings_of_deployment_load(stack: Stack) -> None:
     """The settings of the page are accepted as they stand: the least that production needs, which
     the commands run with, and each further block on top of it."""
@@ -202,17 +180,6 @@ def test_settings_of_deployment_load(stack: Stack) -> None:
         assert loaded.returncode == 0, loaded.stderr
 
     assert further
-
-
-def test_unit_of_deployment_gives_time_to_drain() -> None:
-    """The systemd unit starts a worker, with time to drain before it is killed."""
-    (unit,) = (block.text for block in ini_blocks() if "[Service]" in block.text)
-    drain_seconds = {setting.name: setting.default for setting in variables()}[DRAIN]
-
-    assert "\nExecStart=/opt/wearon/.venv/bin/wearon worker\n" in unit
-    stop_seconds = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
-    assert stop_seconds
-    assert float(stop_seconds[1]) >= float(drain_seconds) + 10
 
 
 def settings_blocks() -> list[dict[str, str]]:

@@ -11,6 +11,10 @@ from tests.docs.pages import ROOT, anchors, blocks, code_spans, links, pages, pr
 README_LINES = 150
 ARCHITECTURE_WORDS = 1_800
 FOLDERS = ("domain", "adapters", "config", "entrypoints", "tests", "docs")
+TESTED = ("README.md", "docs/deployment.md")
+"""Their commands are run by ``test_commands``."""
+
+DRAIN = "WEARON_DRAIN_SECONDS"
 HISTORY = "CHANGELOG.md"
 """It may name what is gone."""
 
@@ -105,3 +109,35 @@ def test_decisions_are_numbered_and_listed() -> None:
         assert re.findall(r"^\*\*(\w+)\.\*\*", prose(text), re.MULTILINE) == [
             "Context", "Decision", "Consequences"
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", TESTED)
+def test_every_block_is_accounted_for(page: str) -> None:
+    """The two pages have commands to run and settings to load; a block of any other kind would be
+    tested by nothing."""
+    kinds = {block.language for block in blocks(pages()[page])}
+
+    assert "console" in kinds
+    assert kinds <= {"console", "ini"}
+
+
+def test_commands_are_in_tested_pages_only() -> None:
+    """A fenced command in any other page would not be run."""
+    elsewhere = {page: text for page, text in pages().items() if page not in TESTED}
+
+    kinds = {block.language for text in elsewhere.values() for block in blocks(text)}
+
+    assert kinds <= {"json", "sql", "mermaid", "text"}
+
+
+def test_unit_of_deployment_gives_time_to_drain() -> None:
+    """The systemd unit starts a worker, with time to drain before it is killed."""
+    (unit,) = (
+        block.text for block in blocks(pages()["docs/deployment.md"]) if "[Service]" in block.text
+    )
+    drain_seconds = {setting.name: setting.default for setting in variables()}[DRAIN]
+
+    assert "\nExecStart=/opt/wearon/.venv/bin/wearon worker\n" in unit
+    stop_seconds = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    assert stop_seconds
+    assert float(stop_seconds[1]) >= float(drain_seconds) + 10

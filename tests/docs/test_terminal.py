@@ -1,10 +1,11 @@
 """The tools of these tests can fail: a page that is wrong is noticed."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.docs.pages import Block, anchors, blocks, links, steps
 from tests.docs.terminal import Terminal, looks_like
-from tests.support.servers import folder
 
 CONSOLE = """\
 text
@@ -64,9 +65,9 @@ def test_output_is_compared_by_its_shape(shown: str, output: str, alike: bool) -
     assert looks_like(shown, output) is alike
 
 
-def test_terminal_keeps_variables_and_finds_no_other_programs() -> None:
+def test_terminal_keeps_variables_and_finds_no_other_programs(tmp_path: Path) -> None:
     """Commands share one shell; a program that a reader may not have fails."""
-    with folder() as path, Terminal(path) as terminal:
+    with Terminal(tmp_path) as terminal:
         terminal.run("name=value")
         known = terminal.run('printf "%s" "$name"')
         unknown = terminal.run("kubectl get pods")

@@ -10,7 +10,8 @@ from tests.docs.pages import ROOT, anchors, blocks, code_spans, links, pages, pr
 
 README_LINES = 150
 ARCHITECTURE_WORDS = 1_800
-FOLDERS = ("domain", "adapters", "config", "entrypoints", "tests", "docs")
+CODE = ("domain", "adapters", "config", "entrypoints")
+FOLDERS = (*CODE, "tests", "docs")
 TESTED = ("README.md", "docs/deployment.md")
 """Their commands are run by ``test_commands``."""
 
@@ -18,6 +19,7 @@ DRAIN = "WEARON_DRAIN_SECONDS"
 HISTORY = "CHANGELOG.md"
 """It may name what is gone."""
 
+_EVENT = re.compile(r"`([a-z]+(?:_[a-z]+)+)`")
 _PATH = re.compile(rf"(?:{'|'.join(FOLDERS)})(?:/[\w.]+)+/?")
 _SETTING = re.compile(r"\b(?:WEARON_[A-Z0-9_]+|DATABASE_URL|REDIS_URL)\b")
 _TARGET = re.compile(r"\bmake ([a-z][a-z-]*)\b")
@@ -83,6 +85,21 @@ def test_named_make_targets_exist(page: str) -> None:
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
     assert set(_TARGET.findall(code)) <= targets
+
+
+@pytest.mark.parametrize("page", sorted(pages().keys() - {HISTORY}))
+def test_named_log_events_exist(page: str) -> None:
+    """Every log event that a page tells to look for is logged by the code."""
+    sentences = re.split(r"(?<=[.;|]) ", prose(pages()[page]))
+    named = {
+        event
+        for sentence in sentences
+        if re.search(r"\blogs\b|\blogged\b|\balert\b", sentence)
+        for event in _EVENT.findall(sentence)
+    }
+    code = [path.read_text("utf-8") for part in CODE for path in (ROOT / part).rglob("*.py")]
+
+    assert [event for event in named if not any(f'"{event}"' in text for text in code)] == []
 
 
 def test_readme_is_short() -> None:

@@ -145,3 +145,13 @@ async def test_database_that_is_down_is_unavailable(tmp_path: Path) -> None:
         await PostgresSessionRepo(database).record_job(uuid4(), attempt=1, job=JOB)
 
     await database.close()
+
+
+async def test_job_is_recorded_on_its_session_only(backend: Backend) -> None:
+    """Other sessions in the same attempt keep their own."""
+    session, other = await backend.claimed(), await backend.claimed()
+
+    assert await backend.attempts.record_job(session.id, attempt=1, job=JOB)
+
+    assert (await backend.get(session.id)).provider_job == JOB
+    assert await backend.get(other.id) == other

@@ -30,7 +30,7 @@ from domain.tasks import GenerationTask
 from tests.contracts.backends import PostgresBackend
 from tests.support.clock import START
 from tests.support.examples import STORE, USER, a_request
-from tests.support.images import FakeImageFetcher, FakeImageGenerator
+from tests.support.images import FakePictureFetcher, FakePictureGenerator
 from tests.support.service import INPUTS
 
 pytestmark = pytest.mark.anyio
@@ -57,7 +57,7 @@ class Costs:
 
     container: Container
     redis: Redis
-    generator: FakeImageGenerator
+    generator: FakePictureGenerator
     sent: list[str] = field(default_factory=list)
 
     async def reset(self) -> None:
@@ -108,9 +108,9 @@ async def costs(
             }
         )
     )
-    generator = FakeImageGenerator()
+    generator = FakePictureGenerator()
     replace(container.generator, generator)
-    replace(container.fetcher, FakeImageFetcher(INPUTS))
+    replace(container.fetcher, FakePictureFetcher(INPUTS))
     redis = Redis.from_url(valkey.url)
     costs = Costs(container=container, redis=redis, generator=generator)
     monkeypatch.setattr(CountingConnection, "sent", costs.sent, raising=False)

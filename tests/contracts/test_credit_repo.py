@@ -262,3 +262,14 @@ async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) 
 def test_every_method_of_the_port_is_tried_without_a_server() -> None:
     """So that a new method cannot be forgotten above."""
     assert set(CALLS) == {name for name in vars(CreditRepoPort) if not name.startswith("_")}
+
+
+async def test_audit_finds_a_refund_on_the_other_channel(backend: Backend) -> None:
+    """The account of the same id there is somebody else's."""
+    session_id = await failed(backend)
+    await backend.credits.grant(NAMESAKE, 1, note="test")
+    await backend.strike(session_id, LedgerKind.REFUND)
+
+    await backend.enter(NAMESAKE, LedgerKind.REFUND, 1, session_id)
+
+    assert await off(backend) == {f"session {session_id}", str(USER), str(NAMESAKE)}

@@ -602,3 +602,43 @@ async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) 
 def test_every_method_of_the_port_is_tried_without_a_server() -> None:
     """So that a new method cannot be forgotten above."""
     assert set(CALLS) == {name for name in vars(RecoveryRepoPort) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("attempt", [1, MAX_ATTEMPTS])
+async def test_live_lease_has_no_other_bound(backend: Backend, attempt: int) -> None:
+    """The time since the claim counts only for an external consumer, which has no lease."""
+    claimed = await backend.claimed(attempt=attempt, lease=3 * WITHOUT_LEASE)
+    await backend.advance(2 * WITHOUT_LEASE)
+    before = await backend.get(claimed.id)
+
+    assert (await release(backend), await fail_dead(backend)) == (0, 0)
+
+    assert await backend.get(claimed.id) == before
+
+
+async def test_dead_lease_with_attempts_left_is_not_failed(backend: Backend) -> None:
+    """Even if nothing has released it yet."""
+    claimed = await backend.claimed(attempt=MAX_ATTEMPTS - 1)
+    external = await foreign(backend, "processing")
+    await backend.advance(WITHOUT_LEASE + MOMENT)
+
+    assert await fail_dead(backend) == 0
+
+    for session_id in (claimed.id, external):
+        assert (await backend.get(session_id)).status is SessionStatus.PROCESSING
+
+
+async def test_external_work_on_the_last_attempt_has_its_bound(backend: Backend) -> None:
+    """It is failed after the time without a lease, not before."""
+    session_id = await backend.queued()
+    for _ in range(MAX_ATTEMPTS - 1):
+        await backend.foreign_write(session_id, status="processing")
+        await backend.foreign_write(session_id, status="queued")
+    await backend.foreign_write(session_id, status="processing")
+
+    await backend.advance(WITHOUT_LEASE - MOMENT)
+    too_early = await fail_dead(backend)
+    await backend.advance(2 * MOMENT)
+
+    assert (too_early, await fail_dead(backend)) == (0, 1)
+    assert await backend.money_of(session_id) == REFUNDED

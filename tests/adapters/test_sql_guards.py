@@ -10,6 +10,7 @@ import pytest
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Connection, Database
 from adapters.postgres.limits import DatabaseLimits
+from domain.credits import Channel, Owner
 from domain.sessions import SessionStatus
 from tests.contracts.backends import PostgresBackend
 from tests.support.examples import FAILURE, STORED_PICTURE, USER
@@ -300,6 +301,25 @@ async def test_refund_needs_the_debit_of_its_session(console: Console) -> None:
 
     with pytest.raises(GUARD):
         await console.run(ADD_ENTRY, USER.id, "refund", 1, uncharged)
+
+
+async def test_refund_needs_the_failure_of_its_session(console: Console) -> None:
+    """Another session of the payer's failed."""
+    failed, waiting = await console.queued(), await console.queued()
+    await console.external_write(failed, status="failed")
+
+    with pytest.raises(GUARD):
+        await console.run(ADD_ENTRY, USER.id, "refund", 1, waiting)
+
+
+async def test_refund_goes_to_the_channel_of_the_payer(console: Console) -> None:
+    """The account of the same id on the other channel did not pay."""
+    session_id = await console.queued()
+    await console.external_write(session_id, status="failed")
+    await console.credits.grant(Owner(channel=Channel.B2B, id=USER.id), 1, note="test")
+
+    with pytest.raises(GUARD):
+        await console.run(ADD_ENTRY.replace("'b2c'", "'b2b'"), USER.id, "refund", 1, session_id)
 
 
 async def test_only_a_debit_vouches_for_a_refund(console: Console, rules: Rules) -> None:

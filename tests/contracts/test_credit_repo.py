@@ -262,3 +262,14 @@ async def test_database_that_is_down_is_unavailable(method: str, tmp_path: Path)
 def test_every_method_is_called_without_a_server() -> None:
     """A new method cannot be forgotten above."""
     assert set(CALLS) == {name for name in vars(CreditRepoPort) if not name.startswith("_")}
+
+
+async def test_audit_finds_a_refund_on_the_other_channel(backend: Backend) -> None:
+    """The account of the same id there is somebody else's."""
+    session_id = await failed(backend)
+    await backend.credits.grant(NAMESAKE, 1, note="test")
+    await backend.delete_entry(session_id, LedgerKind.REFUND)
+
+    await backend.add_entry(NAMESAKE, LedgerKind.REFUND, 1, session_id)
+
+    assert await wrong(backend) == {f"session {session_id}", str(USER), str(NAMESAKE)}

@@ -601,3 +601,43 @@ async def test_database_that_is_down_is_unavailable(method: str, tmp_path: Path)
 def test_every_method_is_called_without_a_server() -> None:
     """A new method cannot be forgotten above."""
     assert set(CALLS) == {name for name in vars(RecoveryRepoPort) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("attempt", [1, MAX_ATTEMPTS])
+async def test_live_lease_has_no_other_bound(backend: Backend, attempt: int) -> None:
+    """The time since the claim counts only for an external consumer, which has no lease."""
+    claimed = await backend.claimed(attempt=attempt, lease=3 * EXTERNAL_TIMEOUT)
+    await backend.advance(2 * EXTERNAL_TIMEOUT)
+    before = await backend.get(claimed.id)
+
+    assert (await release(backend), await fail_dead(backend)) == (0, 0)
+
+    assert await backend.get(claimed.id) == before
+
+
+async def test_dead_lease_with_attempts_left_is_not_failed(backend: Backend) -> None:
+    """Even if nothing has released it yet."""
+    claimed = await backend.claimed(attempt=MAX_ATTEMPTS - 1)
+    external = await set_externally(backend, "processing")
+    await backend.advance(EXTERNAL_TIMEOUT + MOMENT)
+
+    assert await fail_dead(backend) == 0
+
+    for session_id in (claimed.id, external):
+        assert (await backend.get(session_id)).status is SessionStatus.PROCESSING
+
+
+async def test_external_work_on_the_last_attempt_has_its_bound(backend: Backend) -> None:
+    """It is failed after the time without a lease, not before."""
+    session_id = await backend.queued()
+    for _ in range(MAX_ATTEMPTS - 1):
+        await backend.external_write(session_id, status="processing")
+        await backend.external_write(session_id, status="queued")
+    await backend.external_write(session_id, status="processing")
+
+    await backend.advance(EXTERNAL_TIMEOUT - MOMENT)
+    too_early = await fail_dead(backend)
+    await backend.advance(2 * MOMENT)
+
+    assert (too_early, await fail_dead(backend)) == (0, 1)
+    assert await backend.money_of(session_id) == REFUNDED

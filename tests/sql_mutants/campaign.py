@@ -84,7 +84,7 @@ class Campaign:
                 continue
             unused += count == 0
             self.print(
-                f"\nequivalent, {count} mutant(s): {equivalent.dropped} in {equivalent.within}:"
+                f"\nequivalent, {count} mutant(s): {equivalent.now}:"
                 f" {equivalent.reason}" + ("" if count else "\n  MATCHES NO MUTANT: remove it")
             )
         return unused

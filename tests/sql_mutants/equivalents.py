@@ -7,15 +7,17 @@ from tests.sql_mutants.mutants import Mutant
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Equivalent:
-    """``within``: part of the name or text of what is mutated; white space does not matter."""
+    """``now``: what the mutant says in place of what was ``within`` the text before; only the
+    mutant says so. White space does not matter."""
 
-    within: str
-    dropped: str
+    now: str
+    within: str = ""
     reason: str
 
     def covers(self, mutant: Mutant) -> bool:
-        text = _flat(f"{mutant.place} {mutant.before}")
-        return _flat(self.dropped) == _flat(mutant.dropped) and _flat(self.within) in text
+        before, after = _flat(mutant.before), _flat(mutant.after)
+        now = _flat(self.now)
+        return now in after and now not in before and _flat(self.within) in before
 
 
 def _flat(text: str) -> str:

@@ -136,19 +136,19 @@ def test_other_sources_are_judged_anew(path: Path) -> None:
 
 def test_an_equivalent_mutant_is_not_judged(path: Path) -> None:
     """It is printed with its reason."""
-    equivalent = Equivalent(within="pictures SET seen", dropped="NOT  seen", reason="same row")
+    equivalent = Equivalent(within="SET seen", now="(NOT  seen OR true)", reason="same row")
     tests = FakeTests(*NOTICING)
 
     exit_code, printed = run(tests, path, equivalent)
 
     assert exit_code == 0
     assert tests.judged() == ["id = $1", "owner_id = $2"]
-    assert "equivalent, 1 mutant(s): NOT  seen in pictures SET seen: same row" in printed
+    assert "equivalent, 1 mutant(s): (NOT  seen OR true): same row" in printed
 
 
 def test_an_equivalent_that_matches_nothing_fails(path: Path) -> None:
     """The code it is about is gone."""
-    gone = Equivalent(within="pictures", dropped="hidden", reason="same row")
+    gone = Equivalent(within="SET seen", now="(hidden OR true)", reason="same row")
 
     exit_code, printed = run(FakeTests(*NOTICING), path, gone)
 

@@ -4,6 +4,9 @@ UV_VERSION := 0.13.9
 export UV_PYTHON_DOWNLOADS := never
 # Like git, trust the certificate authorities that this machine trusts, a company's own among them.
 export UV_SYSTEM_CERTS ?= true
+# Compiled code is kept, whatever this machine's setting: tests, demo and dev start many processes,
+# and compiling everything again takes longer than what most of them do.
+unexport PYTHONDONTWRITEBYTECODE
 UV := .uv/bin/uv
 RUN := $(UV) run --locked --no-sync
 
@@ -29,10 +32,10 @@ dev: setup  ## PostgreSQL, Valkey, API and worker on this machine, with demo cre
 	@$(RUN) wearon dev
 
 test: setup  ## All tests, on real PostgreSQL and a real Redis-protocol server
-	@$(RUN) pytest -n 2 --dist loadgroup
+	@$(RUN) pytest -n 3
 
-test-fast: setup  ## The tests that need no server
-	@$(RUN) pytest tests/domain
+test-fast: setup  ## All tests that need no server, in seconds; the simulation with fewer seeds
+	@$(RUN) pytest -n 2 -m "not (postgres or redis or s3 or processes)"
 
 SEEDS ?= 10000
 FIRST ?= 0

@@ -1,18 +1,73 @@
-"""What every test may use."""
+"""What every test may use, and how the suite is run."""
 
+import gc
+import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
-from adapters.embedded.postgres import EmbeddedPostgres
-from adapters.embedded.valkey import EmbeddedValkey
-from tests.support import servers
+from tests.suite import needs
+
+if TYPE_CHECKING:
+    from adapters.embedded.postgres import EmbeddedPostgres
+    from adapters.embedded.valkey import EmbeddedValkey
 
 # The same examples in every run, so that a red build is red for everybody; no deadline, because
-# what shares its processors with other tests has no steady pace.
+# a test that shares its processors with others has no steady pace.
 settings.register_profile("wearon", deadline=None, derandomize=True)
 settings.load_profile("wearon")
+
+
+def pytest_configure() -> None:
+    sys.addaudithook(needs.GUARD.audit)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        needs.mark(item)
+    if hasattr(config, "workerinput"):  # one of several processes
+        from tests.suite.schedule import rank  # noqa: PLC0415 - imports xdist
+
+        items.sort(key=lambda item: rank(item.nodeid))
+
+
+def pytest_collection_finish() -> None:
+    """Keep the tests and all modules out of garbage collections, of which each would look through
+    them."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.suite.schedule import UnitScheduling  # noqa: PLC0415 - imports xdist
+
+    config.option.loadscopereorder = False
+    return UnitScheduling(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    log_plainly()
+    with needs.GUARD.only(needs.marked(item)):
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with needs.GUARD.only(needs.marked(item)):
+        yield
+
+
+def log_plainly() -> None:
+    """Spare what is logged unconfigured its coloured tracebacks: one takes longer than a test."""
+    structlog: Any = sys.modules.get("structlog")
+    if structlog is not None and not structlog.is_configured():
+        plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
 
 
 @pytest.fixture(scope="session")
@@ -21,8 +76,10 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[EmbeddedPostgres]:
+def postgres() -> "Iterator[EmbeddedPostgres]":
     """A PostgreSQL with our tables, shared by the tests of one process: empty them first."""
+    from tests.support import servers  # noqa: PLC0415 - imports the drivers
+
     with servers.postgres() as server:
         yield server
 
@@ -30,12 +87,16 @@ def postgres() -> Iterator[EmbeddedPostgres]:
 @pytest.fixture(scope="session")
 def s3_url() -> Iterator[str]:
     """An S3 service, shared by the tests of one process: each makes a bucket of its own."""
+    from tests.support import servers  # noqa: PLC0415 - imports the drivers
+
     with servers.s3() as url:
         yield url
 
 
 @pytest.fixture(scope="session")
-def valkey() -> Iterator[EmbeddedValkey]:
+def valkey() -> "Iterator[EmbeddedValkey]":
     """A Valkey, shared by the tests of one process: flush it first."""
+    from tests.support import servers  # noqa: PLC0415 - imports the drivers
+
     with servers.valkey() as server:
         yield server

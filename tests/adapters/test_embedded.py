@@ -31,8 +31,6 @@ from adapters.embedded.processes import (
 )
 from adapters.embedded.valkey import EmbeddedValkey, find_valkey
 
-pytestmark = pytest.mark.xdist_group("embedded")  # they share folders
-
 REPOSITORY = Path(__file__).parents[2]
 DEADLINE_SECONDS = 20.0
 

@@ -2,6 +2,7 @@
 ``QueueUnavailable`` for every failure of Redis."""
 
 import asyncio
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -31,6 +32,9 @@ POP_SECONDS = 0.1
 SLACK_SECONDS = 1.0
 """What a busy machine may add to a deadline."""
 DEADLINE_SECONDS = 10.0
+
+COMMAND = re.compile(rb"\*\d+\r\n\$")
+"""How each command begins: several may come at once."""
 
 Method = Callable[[RedisTaskQueue], Awaitable[object]]
 METHODS: dict[str, Method] = {
@@ -76,9 +80,9 @@ async def replying(
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         handlers.add(asyncio.current_task())
         try:
-            while await reader.read(65_536):
+            while data := await reader.read(65_536):
                 await asyncio.sleep(after_seconds)
-                writer.write(reply)
+                writer.write(reply * max(1, len(COMMAND.findall(data))))
         finally:
             writer.close()
 

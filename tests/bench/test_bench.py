@@ -144,7 +144,9 @@ async def test_generator_counts_responses_by_status() -> None:
     assert bad.wrong > 10
 
 
-@pytest.mark.xdist_group("system")
+@pytest.mark.postgres
+@pytest.mark.redis
+@pytest.mark.processes
 def test_wrong_responses_and_lost_sessions_are_void() -> None:
     """A rate of errors, of sessions that were not stored, or of a no-op that stores sessions is not
     a figure."""
@@ -169,7 +171,9 @@ def test_wrong_responses_and_lost_sessions_are_void() -> None:
                 stage.check_stored(3)
 
 
-@pytest.mark.xdist_group("system")
+@pytest.mark.postgres
+@pytest.mark.redis
+@pytest.mark.processes
 def test_small_run(capsys: pytest.CaptureFixture[str]) -> None:
     """It measures on durable servers, writes a table, JSON and a chart, and leaves no data."""
     with servers.folder() as folder:

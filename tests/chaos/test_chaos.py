@@ -2,11 +2,7 @@
 
 import asyncio
 
-import pytest
-
 from tests.chaos.run import run
-
-pytestmark = pytest.mark.xdist_group("system")
 
 SECONDS = 60.0
 SEED = 1

@@ -24,7 +24,7 @@ from tests.docs.pages import ROOT, Block, Step, blocks, pages, steps
 from tests.docs.terminal import Ran, Terminal, looks_like
 from tests.system.deployment import free_port
 
-pytestmark = pytest.mark.xdist_group("docs")
+pytestmark = [pytest.mark.postgres, pytest.mark.redis, pytest.mark.processes]
 
 README, DEPLOYMENT = "README.md", "docs/deployment.md"
 READY_SECONDS = 60.0

@@ -47,8 +47,6 @@ from tests.support.examples import (
     a_task,
 )
 
-pytestmark = pytest.mark.xdist_group("cli")  # they share a PostgreSQL
-
 T = TypeVar("T")
 
 NOWHERE = {

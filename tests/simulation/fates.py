@@ -29,7 +29,13 @@ class Fate(StrEnum):
     """The process stops for a long time, and then goes on as if nothing had happened."""
 
 
-FAULTS = [fate for fate in Fate if fate is not Fate.DONE]
+FAULTS: list[Fate] = [fate for fate in Fate if fate is not Fate.DONE]
+SAME_WITHOUT_EFFECT = {
+    Fate.TWICE: Fate.DONE,
+    Fate.NO_REPLY: Fate.UNREACHED,
+    Fate.DIE_AFTER: Fate.DIE_BEFORE,
+}
+"""If a call has no effect, the first makes exactly the same run as the second."""
 
 
 class Fates(Protocol):

@@ -23,7 +23,7 @@ from tests.simulation.actors import (
     WorkerProcess,
     keep_alive,
 )
-from tests.simulation.fates import Fate, PlannedFates, RandomFates
+from tests.simulation.fates import FAULTS, SAME_WITHOUT_EFFECT, Fate, PlannedFates, RandomFates
 from tests.simulation.world import Killed, Violation, World
 from tests.support.clock import VirtualTimeLoop
 from tests.support.examples import STORE, USER
@@ -58,10 +58,23 @@ def run_seed(seed: int) -> Summary:
 def run_plan(plan: Mapping[int, Fate]) -> list[str]:
     """One request, with faults at the calls with these numbers. Returns the calls that were made
     until it was settled. Raises Violation, which names the plan."""
+    return _run_plan(PlannedFates(plan), effects=None)
+
+
+def distinct_faults(plan: Mapping[int, Fate]) -> list[list[Fate]]:
+    """Run the plan. Returns for each of its calls the faults that a longer plan may have there:
+    of the faults that make the same run, only one."""
+    effects: set[int] = set()
+    calls = _run_plan(PlannedFates(plan), effects)
+    distinct = [fault for fault in FAULTS if fault not in SAME_WITHOUT_EFFECT]
+    return [FAULTS if number in effects else distinct for number in range(len(calls))]
+
+
+def _run_plan(fates: PlannedFates, effects: set[int] | None) -> list[str]:
     try:
-        return _run(_planned_run(plan))
+        return _run(_planned_run(fates, effects))
     except Violation as violation:
-        raise Violation(f"{plan}: {violation}") from violation
+        raise Violation(f"{fates.plan}: {violation}") from violation
 
 
 def _run(scenario: Coroutine[Any, Any, T]) -> T:
@@ -168,10 +181,10 @@ async def _break_things(random: Random, world: World, actors: list[Actor]) -> No
                 world.queue.messages.appendleft(random.choice((b"{", b"[]", b'{"version": 9}')))
 
 
-async def _planned_run(plan: Mapping[int, Fate]) -> list[str]:
+async def _planned_run(fates: PlannedFates, effects: set[int] | None) -> list[str]:
     random = Random(0)
-    fates = PlannedFates(plan)
     world = World(fates)
+    world.effects = effects
     await world.accounts.grant(HOT, 1, note="simulated")
     api = Api(world, "api", random)
     mood = Mood(random=random, steady_seconds=0.5)

@@ -2,8 +2,14 @@
 
 import pytest
 
-from tests.simulation.fates import FAULTS, Fate
-from tests.simulation.scenarios import run_backlog, run_long_work, run_plan, run_seed
+from tests.simulation.fates import FAULTS, SAME_WITHOUT_EFFECT, Fate
+from tests.simulation.scenarios import (
+    distinct_faults,
+    run_backlog,
+    run_long_work,
+    run_plan,
+    run_seed,
+)
 
 SEEDS = 1_000
 BATCH = 25
@@ -20,12 +26,25 @@ def test_random_faults(first: int) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_one_or_two_faults_at_every_call(fault: Fate) -> None:
     """Every call of a submission, its work and its recovery has every fault; and after each of
-    these, every later call has every fault again."""
-    for first in range(len(run_plan({}))):
-        calls = run_plan({first: fault})
+    these, every later call has every fault again. Faults that make the same run have one run."""
+    for first, faults in enumerate(distinct_faults({})):
+        if fault not in faults:
+            continue
+        calls = distinct_faults({first: fault})
         for second in range(first + 1, len(calls)):
-            for other in FAULTS:
+            for other in calls[second]:
                 run_plan({first: fault, second: other})
+
+
+@pytest.mark.parametrize("fault", SAME_WITHOUT_EFFECT)
+def test_faults_of_a_call_without_effect_make_the_same_run(fault: Fate) -> None:
+    """At each such call the run equals that of the fault which is tried in its place."""
+    same = SAME_WITHOUT_EFFECT[fault]
+    idle = [number for number, faults in enumerate(distinct_faults({})) if fault not in faults]
+
+    assert idle
+    for number in idle:
+        assert run_plan({number: fault}) == run_plan({number: same})
 
 
 def test_seed_replays_exactly() -> None:

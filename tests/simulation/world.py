@@ -26,6 +26,7 @@ from domain.sessions import (
     Usage,
 )
 from tests.simulation.fates import Fate, Fates
+from tests.simulation.state import state_of
 from tests.support.clock import FakeClock, loop_time
 from tests.support.faults import over_network
 
@@ -147,7 +148,7 @@ class WatchedSessionRepo(InMemorySessionRepo):
             self.breaches.append(f"the picture of {session_id} was deleted too early")
 
     def stored(self) -> Iterator[GenerationSession]:
-        """All sessions, in any order."""
+        """All sessions, the oldest first; none is ever removed."""
         return (row.session for row in self._rows.values())
 
     def _checked(self, done: bool, what: str, session_id: UUID, attempt: int) -> bool:
@@ -206,8 +207,11 @@ class World:
         """Sessions failed by the external consumer, which leaves the refund to recovery."""
         self.faults: Counter[Fate] = Counter()
         self.violations: list[Violation] = []
+        self.calls = 0
+        self.effects: set[int] | None = None
+        """The numbers of the calls that had an effect, if that is to be found out."""
         self._final: dict[UUID, tuple[SessionStatus, StoredPicture | None]] = {}
-        self._seen: dict[UUID, GenerationSession] = {}
+        self._seen: list[GenerationSession] = []
         self._entries_read = 0
         self._balances: Counter[Owner] = Counter()
         self._money: dict[UUID, Counter[LedgerKind]] = {}
@@ -229,6 +233,22 @@ class World:
         self._late.add(task)
         task.add_done_callback(self._late.discard)
 
+    async def suffer(self, number: int, effect: Callable[[], Awaitable[T]]) -> T:
+        """Let the call with that number have its effect."""
+        if self.effects is None:
+            return await effect()
+        self.effects.add(number)
+        turned: list[bool] = []
+        asyncio.get_running_loop().call_soon(turned.append, True)
+        before = self._state()
+        result = await effect()
+        if not turned and self._state() == before:
+            self.effects.remove(number)
+        return result
+
+    def _state(self) -> object:
+        return state_of([self.accounts, self.repo, self.queue, self.storage])
+
     def require(self, holds: bool, otherwise: str) -> None:
         """Record a Violation unless ``holds``, where raising it would not be noticed."""
         if not holds:
@@ -241,11 +261,14 @@ class World:
         """
         try:
             changed = self._read_ledger()
-            for session in self.repo.stored():
-                if session.id in changed or self._seen.get(session.id) is not session:
-                    self._seen[session.id] = session
-                    self._check_session(session)
-                    changed.discard(session.id)
+            for number, session in enumerate(self.repo.stored()):
+                if number == len(self._seen):
+                    self._seen.append(session)
+                elif self._seen[number] is session and not (changed and session.id in changed):
+                    continue
+                self._seen[number] = session
+                self._check_session(session)
+                changed.discard(session.id)
             if changed:
                 raise Violation(f"{changed} have ledger entries and do not exist")
             if self.repo.breaches:
@@ -383,6 +406,8 @@ class Process:
         self, name: str, effect: Callable[[], Awaitable[T]], error: Callable[[str, bool], Exception]
     ) -> T:
         await self.proceed()
+        number = self.world.calls
+        self.world.calls += 1
         fate = self.world.fates.next(f"{self.name} {name}")
         if fate is not Fate.DONE:
             self.world.faults[fate] += 1
@@ -390,7 +415,7 @@ class Process:
         await self.proceed()
         await self._meet(fate, name, effect, error)
         try:
-            result = await effect()
+            result = await self.world.suffer(number, effect)
         finally:
             await self.world.check()
         if fate is Fate.DIE_AFTER:

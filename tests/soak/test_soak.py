@@ -2,11 +2,7 @@
 
 import asyncio
 
-import pytest
-
 from tests.soak.run import run
-
-pytestmark = pytest.mark.xdist_group("system")
 
 
 def test_few_tasks() -> None:

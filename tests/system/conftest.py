@@ -1,4 +1,4 @@
-"""One deployment per test file; its API runs, workers are each test's own."""
+"""One deployment for all system tests of a process. Its API runs; each test starts its workers."""
 
 import shutil
 import tempfile
@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.deployment import Deployment, kill
+from tests.system.deployment import Deployment
 
 
-@pytest.fixture(scope="module")
-def deployed() -> Iterator[Deployment]:
-    # Not tmp_path: where we are root, the servers run as a user who cannot enter that.
+@pytest.fixture(scope="session")
+def running() -> Iterator[Deployment]:
+    """Open from the first test that uses it until the last one has ended."""
+    # Not tmp_path: if we are root, the servers run as a user who cannot enter it.
     folder = Path(tempfile.mkdtemp(prefix="wearon-test-"))
     folder.chmod(0o755)
     deployment = Deployment(folder)
@@ -24,11 +25,16 @@ def deployed() -> Iterator[Deployment]:
         shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="module")
+def deployed(running: Deployment) -> Iterator[Deployment]:
+    """The deployment as it was opened, whatever the tests of other files did."""
+    running.clear()
+    with running.started():
+        yield running
+
+
 @pytest.fixture
 def deployment(deployed: Deployment) -> Iterator[Deployment]:
-    """The deployment, without workers before and after, and with its servers up."""
-    api = deployed.processes[0]
-    yield deployed
-    for process in deployed.processes:
-        if process is not api:
-            kill(process)
+    """The deployment, without the processes that other tests started."""
+    with deployed.started():
+        yield deployed

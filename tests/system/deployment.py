@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,19 +22,25 @@ from uuid import UUID
 import asyncpg
 from redis import Redis
 
+from adapters.credits.postgres import PostgresCreditRepo
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.embedded.valkey import EmbeddedValkey
 from adapters.parent import die_with_parent
+from adapters.postgres.database import Database
+from adapters.postgres.limits import DatabaseLimits
+from domain.credits import Channel, Owner
 
 DEADLINE_SECONDS = 30.0
 T = TypeVar("T")
 
 USER_ID = UUID("5e0f9a3c-7a39-4b07-9d5c-0f4f6d1f2a11")
 STORE_ID = "corner-shop"
+OWNERS = (Owner(channel=Channel.B2C, id=str(USER_ID)), Owner(channel=Channel.B2B, id=STORE_ID))
+CREDITS = 100
 
 
 def eventually(look: Callable[[], T], *, seconds: float = DEADLINE_SECONDS) -> T:
-    """What ``look`` returns as soon as that is true; fails the test if it stays false."""
+    """The first true result of ``look``; fails the test if there is none in time."""
     deadline = time.monotonic() + seconds
     while not (seen := look()):
         assert time.monotonic() < deadline, f"still {seen!r} after {seconds} s"
@@ -55,14 +61,17 @@ class Answer:
 
 @dataclass(slots=True)
 class Deployment:
-    """Servers, API and workers. Everything that was started is stopped by ``close``."""
+    """Servers, API and workers. ``close`` stops everything that was started."""
 
     folder: Path
     postgres: EmbeddedPostgres = field(init=False)
     valkey: EmbeddedValkey = field(init=False)
     port: int = field(init=False)
     environ: dict[str, str] = field(init=False)
+    api: subprocess.Popen[bytes] | None = None
+    """Where ``url`` leads."""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    """The others."""
     tokens: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -70,19 +79,68 @@ class Deployment:
         self.valkey = EmbeddedValkey(self.folder / "valkey", durable=False)
         self.port = free_port()
 
-    def open(self, **settings: str) -> None:
+    def open(self) -> None:
         """Servers, migration, a user and a store with 100 credits each, and the API."""
         self.start_servers()
-        self.prepare(**settings)
-        self.start("serve")
+        self.prepare()
+        self._start_api()
+
+    def wait_until_ready(self) -> None:
         eventually(lambda: self.get("/health/ready").status == 200)
+
+    def clear(self) -> None:
+        """As ``open`` left it, for the next tests: no sessions, no tasks, no log lines, and the
+        same credits."""
+        asyncio.run(self._clear_database())
+        with closing(self.redis()) as redis:
+            redis.flushall()
+        for log in self.folder.glob("*.log"):
+            os.truncate(log, 0)
+
+    async def _clear_database(self) -> None:
+        database = Database(self.postgres.url(), limits=DatabaseLimits())
+        try:
+            await database.fetch("TRUNCATE credit_accounts, credit_ledger, generation_sessions")
+            for owner in OWNERS:
+                await PostgresCreditRepo(database).grant(owner, CREDITS, note="test")
+        finally:
+            await database.close()
+
+    @contextmanager
+    def started(self) -> Iterator[None]:
+        """Ends the processes that are started meanwhile."""
+        before = len(self.processes)
+        try:
+            yield
+        finally:
+            while len(self.processes) > before:
+                kill(self.processes.pop())
+
+    @contextmanager
+    def configured(self, **settings: str) -> Iterator[None]:
+        """Other settings for the API, which is started again, and for all processes meanwhile."""
+        before = self.environ
+        kill(self.api)
+        self.environ = before | settings
+        try:
+            self._start_api()
+            yield
+        finally:
+            kill(self.api)
+            self.environ = before
+            self._start_api()
+
+    def _start_api(self) -> None:
+        self.api = self.start("serve")
+        self.processes.remove(self.api)
+        self.wait_until_ready()
 
     def start_servers(self) -> None:
         self.postgres.start()
         self.valkey.start()
 
     def prepare(self, **settings: str) -> None:
-        """Everything that the API and workers need besides servers."""
+        """Settings, migration, credits and tokens."""
         self.environ = {
             **os.environ,
             "DATABASE_URL": self.postgres.url(),
@@ -100,13 +158,13 @@ class Deployment:
             **settings,
         }
         self.wearon("migrate")
-        self.wearon("credits", "grant", "--user", str(USER_ID), "100")
-        self.wearon("credits", "grant", "--store", STORE_ID, "100")
+        self.wearon("credits", "grant", "--user", str(USER_ID), str(CREDITS))
+        self.wearon("credits", "grant", "--store", STORE_ID, str(CREDITS))
         key = json.loads(self.wearon("keys", "create", "--store", STORE_ID, "--json").stdout)
         self.tokens = {"b2b": key["key"], "b2c": self._user_token()}
 
     def close(self) -> None:
-        for process in self.processes:
+        for process in (self.api, *self.processes):
             kill(process)
         self.valkey.stop()
         self.postgres.stop()
@@ -129,8 +187,8 @@ class Deployment:
         return done
 
     def start(self, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
-        """Start the command in a process group of its own, which dies with the thread that starts
-        it; its messages go to a log file."""
+        """Start the command in a process group of its own, which ends with the thread that starts
+        it. Its output goes to a log file."""
         with (self.folder / f"{arguments[0]}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "entrypoints.cli", *arguments],
@@ -144,20 +202,20 @@ class Deployment:
         return process
 
     def get(self, path: str, channel: str = "b2c") -> Answer:
-        return self._call(Request(self.url + path, headers=self._headers(channel)))
+        return self.call(Request(self.url + path, headers=self.headers(channel)))
 
     def submit(self, channel: str = "b2c", **fields: Any) -> Answer:
-        """Ask for a picture of the sample model, with ``fields`` besides."""
+        """Submit a generation for the sample model, with further ``fields``."""
         body = {"model_image_url": f"{self.url}/samples/model.png", **fields}
         data = json.dumps(body).encode()
-        return self._call(Request(f"{self.url}/api/v1/generations", data, self._headers(channel)))
+        return self.call(Request(f"{self.url}/api/v1/generations", data, self.headers(channel)))
 
     def session(self, session_id: str, channel: str = "b2c") -> dict[str, Any]:
         session: dict[str, Any] = self.get(f"/api/v1/generations/{session_id}", channel).data
         return session
 
     def wait_for(self, session_id: str, *statuses: str, channel: str = "b2c") -> dict[str, Any]:
-        """The session, once its status is one of ``statuses``."""
+        """The session, as soon as its status is one of ``statuses``."""
 
         def look() -> dict[str, Any] | None:
             session = self.session(session_id, channel)
@@ -175,11 +233,11 @@ class Deployment:
         return [item["kind"] for item in reversed(items) if item["session_id"] == session_id]
 
     def redis(self) -> Redis:
-        """A plain client, as another system's consumer would use."""
+        """A plain client, as an external consumer uses."""
         return Redis.from_url(self.valkey.url)
 
     def sql(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
-        """One statement, as another system's consumer would send it."""
+        """Run one statement, as an external consumer does."""
 
         async def run() -> list[asyncpg.Record]:
             connection = await asyncpg.connect(self.postgres.url())
@@ -191,7 +249,7 @@ class Deployment:
         return asyncio.run(run())
 
     def assert_books_are_right(self) -> None:
-        """``wearon credits verify``, which recomputes everything, finds nothing."""
+        """``wearon credits verify`` recomputes all balances and finds no difference."""
         verified = self.wearon("credits", "verify", check=False)
         assert verified.returncode == 0, verified.stdout + verified.stderr
 
@@ -214,13 +272,14 @@ class Deployment:
         )
         return done.stdout.strip()
 
-    def _headers(self, channel: str) -> dict[str, str]:
+    def headers(self, channel: str) -> dict[str, str]:
         return {
             "Authorization": f"Bearer {self.tokens[channel]}",
             "Content-Type": "application/json",
         }
 
-    def _call(self, request: Request) -> Answer:
+    def call(self, request: Request) -> Answer:
+        """Send it; status 0 if the API does not answer."""
         try:
             response = urlopen(request, timeout=DEADLINE_SECONDS)
         except HTTPError as error:
@@ -231,8 +290,11 @@ class Deployment:
             return Answer(response.status, dict(response.headers), json.load(response))
 
 
-def kill(process: subprocess.Popen[bytes], signum: signal.Signals = signal.SIGKILL) -> int:
-    """Send ``signum`` to the process and all that it started; returns its exit code."""
+def kill(process: subprocess.Popen[bytes] | None, signum: signal.Signals = signal.SIGKILL) -> int:
+    """Send ``signum`` to the process, if there is one, and to its children; returns its exit
+    code."""
+    if process is None:
+        return 0
     if process.poll() is None:
         os.killpg(process.pid, signum)
     return process.wait(DEADLINE_SECONDS)

@@ -5,11 +5,7 @@ import signal
 import time
 from urllib.request import Request, urlopen
 
-import pytest
-
 from tests.system.deployment import STORE_ID, Deployment, eventually, free_port, kill
-
-pytestmark = pytest.mark.xdist_group("system")
 
 SECONDS = 1.0
 MARGIN_SECONDS = 1.0
@@ -26,11 +22,11 @@ def test_a_revoked_key_stops_within_its_time(deployment: Deployment) -> None:
     request = Request(
         f"http://127.0.0.1:{port}/api/v1/credits", headers={"Authorization": f"Bearer {key['key']}"}
     )
-    eventually(lambda: deployment._call(request).status == 200)
+    eventually(lambda: deployment.call(request).status == 200)
 
     deployment.wearon("keys", "revoke", key["id"])
     revoked_at = time.monotonic()
-    eventually(lambda: deployment._call(request).status == 401)
+    eventually(lambda: deployment.call(request).status == 401)
 
     assert time.monotonic() - revoked_at < SECONDS + MARGIN_SECONDS
 
@@ -41,7 +37,7 @@ def test_a_request_s_line_is_written_soon(deployment: Deployment) -> None:
     port = free_port()
     api = deployment.start("serve", WEARON_PORT=str(port))
     live = Request(f"http://127.0.0.1:{port}/health/live")
-    eventually(lambda: deployment._call(live).status == 200)
+    eventually(lambda: deployment.call(live).status == 200)
 
     def called(name: str) -> None:
         with urlopen(Request(live.full_url, headers={"X-Request-Id": name})):

@@ -9,8 +9,6 @@ import pytest
 
 from tests.system.deployment import STORE_ID, USER_ID, Deployment, eventually
 
-pytestmark = pytest.mark.xdist_group("system")
-
 TASKS = "wearon:tasks:generation"
 
 

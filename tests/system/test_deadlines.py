@@ -21,9 +21,7 @@ from adapters.embedded.valkey import SOCKET_NAME
 from entrypoints.http.middleware import BODY_SECONDS
 from tests.support.pause import paused
 from tests.support.proxy import HOST, Proxy
-from tests.system.deployment import DEADLINE_SECONDS, Deployment, eventually, free_port, kill
-
-pytestmark = pytest.mark.xdist_group("system")
+from tests.system.deployment import DEADLINE_SECONDS, Deployment, eventually, free_port
 
 SUBMIT_SECONDS = 3.0
 DATABASE_SECONDS = 3.0
@@ -121,7 +119,7 @@ class Wires:
 
 @pytest.fixture(scope="module")
 def wires(deployed: Deployment) -> Iterator[Wires]:
-    """The deployment has them from now on."""
+    """The deployment has them while the tests of this file run."""
     postgres = Proxy(deployed.postgres.sockets / f".s.PGSQL.{PORT}")
     redis = Proxy(deployed.valkey.sockets / SOCKET_NAME)
     with (
@@ -129,14 +127,12 @@ def wires(deployed: Deployment) -> Iterator[Wires]:
         portal.wrap_async_context_manager(postgres.running()),
         portal.wrap_async_context_manager(redis.running()),
     ):
-        deployed.environ |= {
+        urls = {
             "DATABASE_URL": f"postgresql://wearon@{HOST}:{postgres.port}/wearon",
             "REDIS_URL": f"redis://{HOST}:{redis.port}",
         }
-        kill(deployed.processes.pop())
-        deployed.start("serve")
-        eventually(lambda: deployed.get("/health/ready").status == 200)
-        yield Wires(portal, postgres, redis)
+        with deployed.configured(**urls):
+            yield Wires(portal, postgres, redis)
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,6 @@ from tests.system.deployment import DEADLINE_SECONDS, eventually, free_port
 STOP_SECONDS = 60.0
 """More than all processes of a stack may take to stop, one after the other."""
 
-pytestmark = pytest.mark.xdist_group("system")
-
 
 @pytest.fixture
 def folder() -> Iterator[Path]:

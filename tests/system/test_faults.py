@@ -2,11 +2,7 @@
 
 import signal
 
-import pytest
-
 from tests.system.deployment import Deployment, eventually, kill
-
-pytestmark = pytest.mark.xdist_group("system")
 
 
 def test_redis_down_at_submit(deployment: Deployment) -> None:

@@ -11,8 +11,6 @@ import pytest
 
 from tests.system.deployment import DEADLINE_SECONDS, Answer, Deployment, eventually, free_port
 
-pytestmark = pytest.mark.xdist_group("system")
-
 COPIES = 100
 
 
@@ -30,11 +28,7 @@ def ask(deployment: Deployment, url: str, key: str) -> Answer:
     request = Request(
         f"{url}/api/v1/generations",
         json.dumps({"model_image_url": f"{deployment.url}/samples/model.png"}).encode(),
-        {
-            "Authorization": f"Bearer {deployment.tokens['b2c']}",
-            "Content-Type": "application/json",
-            "Idempotency-Key": key,
-        },
+        deployment.headers("b2c") | {"Idempotency-Key": key},
     )
     try:
         response = urlopen(request, timeout=DEADLINE_SECONDS)
@@ -44,14 +38,15 @@ def ask(deployment: Deployment, url: str, key: str) -> Answer:
         return Answer(response.status, dict(response.headers), json.load(response))
 
 
-@pytest.fixture
-def urls(deployment: Deployment) -> list[str]:
-    """Where two deployments of the same service listen, one of them with two processes."""
+@pytest.fixture(scope="module")
+def urls(deployed: Deployment) -> list[str]:
+    """The addresses of two APIs on the same servers. The second one, named twice, has two
+    processes."""
     port = free_port()
-    deployment.start("serve", WEARON_PORT=str(port), WEARON_API_WORKERS="2")
+    deployed.start("serve", WEARON_PORT=str(port), WEARON_API_WORKERS="2")
     other = f"http://127.0.0.1:{port}"
     eventually(lambda: ready(other))
-    return [deployment.url, other, other]
+    return [deployed.url, other, other]
 
 
 def at_once(deployment: Deployment, urls: list[str], keys: list[str]) -> list[Answer]:

@@ -11,8 +11,6 @@ from tests.support.provider import hangs, in_thread
 from tests.support.replicate import TOKEN, FakeReplicate
 from tests.system.deployment import Deployment, eventually, kill
 
-pytestmark = pytest.mark.xdist_group("system")
-
 
 @pytest.fixture
 def fake() -> Iterator[FakeReplicate]:

@@ -9,8 +9,6 @@ from adapters.limits.memory import Pace
 from tests.support.provider import KEY, FakeProvider, provider_in_thread
 from tests.system.deployment import Deployment, eventually
 
-pytestmark = pytest.mark.xdist_group("system")
-
 PER_MINUTE = 120
 WORKERS = 3
 TASKS = 20

@@ -5,11 +5,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-import pytest
-
 from tests.system.deployment import Deployment, eventually
-
-pytestmark = pytest.mark.xdist_group("system")
 
 
 def test_an_old_picture_is_deleted(deployment: Deployment) -> None:

@@ -2,10 +2,7 @@
 this machine: only its storage can have given the picture out."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -14,58 +11,49 @@ import pytest
 
 from tests.support.images import encoded
 from tests.support.servers import new_bucket
-from tests.system.deployment import DEADLINE_SECONDS, Deployment, eventually, kill
-
-pytestmark = pytest.mark.xdist_group("system")
+from tests.system.deployment import DEADLINE_SECONDS, Deployment
 
 PRODUCTION = {"WEARON_ENVIRONMENT": "production", "WEARON_FETCH_ALLOW_LOOPBACK": "false"}
 
 
 @pytest.fixture(scope="module")
-def deployed() -> Iterator[Deployment]:
-    folder = Path(tempfile.mkdtemp(prefix="wearon-test-"))
-    folder.chmod(0o755)
-    deployment = Deployment(folder)
-    try:
-        deployment.open(**PRODUCTION)
-        yield deployment
-    finally:
-        deployment.close()
-        shutil.rmtree(folder)
+def deployed(deployed: Deployment) -> Iterator[Deployment]:
+    """The deployment, with settings for production."""
+    with deployed.configured(**PRODUCTION):
+        yield deployed
 
 
-@pytest.fixture
-def in_s3(deployed: Deployment, s3_url: str) -> Iterator[Deployment]:
-    """Another API beside the usual one, whose pictures are in S3."""
+@pytest.fixture(scope="module")
+def other(deployed: Deployment, s3_url: str) -> Iterator[Deployment]:
+    """Another API on the same servers, which keeps its pictures in S3."""
     bucket = new_bucket(s3_url)
-    deployment = Deployment(deployed.folder)
-    deployment.environ = deployed.environ | {
+    other = Deployment(deployed.folder)
+    other.tokens = deployed.tokens
+    other.environ = deployed.environ | {
         "WEARON_STORAGE": "s3",
         "WEARON_S3_BUCKET": bucket.name,
         "WEARON_S3_ENDPOINT": s3_url,
         "AWS_ACCESS_KEY_ID": bucket.access_key_id,
         "AWS_SECRET_ACCESS_KEY": bucket.secret_access_key,
-        "WEARON_PORT": str(deployment.port),
-        "WEARON_PUBLIC_URL": deployment.url,
+        "WEARON_PORT": str(other.port),
+        "WEARON_PUBLIC_URL": other.url,
     }
-    deployment.tokens = deployed.tokens
-    api = deployment.start("serve")
-    eventually(lambda: deployment.get("/health/ready").status == 200)
-    yield deployment
-    for process in deployment.processes:
-        if process is not api:
-            kill(process)
-    kill(api)
+    with other.started():
+        other.start("serve")
+        other.wait_until_ready()
+        yield other
+
+
+@pytest.fixture
+def in_s3(other: Deployment) -> Iterator[Deployment]:
+    with other.started():
+        yield other
 
 
 def offered(deployment: Deployment, channel: str) -> Any:
     """Where to send a PNG."""
-    headers = {
-        "Authorization": f"Bearer {deployment.tokens[channel]}",
-        "Content-Type": "application/json",
-    }
     body = json.dumps({"content_type": "image/png"}).encode()
-    request = Request(f"{deployment.url}/api/v1/uploads", body, headers)
+    request = Request(f"{deployment.url}/api/v1/uploads", body, deployment.headers(channel))
     with urlopen(request, timeout=DEADLINE_SECONDS) as answer:
         assert answer.status == 201
         return json.load(answer)["data"]

@@ -10,8 +10,6 @@ import pytest
 from tests.support.provider import provider_in_thread
 from tests.system.deployment import DEADLINE_SECONDS, Deployment, eventually, kill
 
-pytestmark = pytest.mark.xdist_group("system")
-
 NOBODY = "127.0.0.1:1"
 """Where no server listens."""
 

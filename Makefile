@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 UV := .uv/bin/uv
 RUN := $(UV) run --locked --no-sync
 
-.PHONY: help setup demo dev test test-fast simulate mutants chaos soak bench bench-quick lint format
+.PHONY: help setup demo dev test test-fast simulate mutants mutants-sql chaos soak bench bench-quick lint format
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -44,6 +44,9 @@ simulate: setup  ## Simulated faults beyond those of the tests: SEEDS=10000 FIRS
 
 mutants: setup  ## Take each guard away and see that the simulation finds out
 	@$(RUN) python -m tests.simulation.mutants
+
+mutants-sql: setup  ## Drop each guard of the SQL and see that a test on PostgreSQL finds out
+	@$(RUN) python -m tests.sql_mutants
 
 SECONDS ?= 60
 SEED ?= 1

@@ -13,14 +13,14 @@ GENERATION_COST = 1
 """Credits that one generation costs."""
 
 MAX_GRANT = 1_000_000_000
-"""Largest single grant; far from the store's integer limit, near enough to catch a slip."""
+"""The largest single grant: far below the database's limit, and small enough to catch a typo."""
 
 _OWNER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-"""An owner's id is part of object keys and log lines, so it holds nothing that could escape."""
+"""An owner's id becomes part of object keys and log lines, so it has no special characters."""
 
 
 class Channel(StrEnum):
-    """Through which door a request came: a store's (``b2b``) or a user's (``b2c``)."""
+    """The kind of customer: a store (``b2b``) or a user (``b2c``)."""
 
     B2B = "b2b"
     B2C = "b2c"
@@ -28,7 +28,7 @@ class Channel(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """Who pays for a session and may see it: a store (``b2b``) or a user (``b2c``)."""
+    """The store (``b2b``) or user (``b2c``) that pays for a session and may see it."""
 
     channel: Channel
     id: str
@@ -45,7 +45,7 @@ class Owner:
 
 
 class LedgerKind(StrEnum):
-    """Why a balance changed."""
+    """The reason why a balance changed."""
 
     GRANT = "grant"
     DEBIT = "debit"
@@ -54,9 +54,9 @@ class LedgerKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """One change of a balance. Entries are only ever added.
+    """One change of a balance. The ledger is append-only.
 
-    ``amount`` is signed credits: positive for a grant or a refund, negative for a debit.
+    ``amount`` is in signed credits: positive for a grant or a refund, negative for a debit.
     ``session_id`` is set for debits and refunds, ``note`` for grants.
     """
 
@@ -71,7 +71,7 @@ class LedgerEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreditAccount:
-    """An owner's credits: what was granted, spent and given back, and what is left."""
+    """An owner's credits: the balance and the totals that explain it."""
 
     owner: Owner
     balance: int = 0
@@ -80,7 +80,7 @@ class CreditAccount:
     total_refunded: int = 0
 
     def with_entry(self, entry: LedgerEntry) -> Self:
-        """The account after ``entry``: a balance is what its ledger adds up to."""
+        """The account after ``entry``. The balance is the sum of the ledger."""
         match entry.kind:
             case LedgerKind.GRANT:
                 totals = replace(self, total_granted=self.total_granted + entry.amount)
@@ -100,7 +100,7 @@ class CreditAccount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Discrepancy:
-    """Something that an audit of the books found wrong: where (an account or a session), what."""
+    """An error found by an audit of the books. ``subject`` names the account or the session."""
 
     subject: str
     problem: str

@@ -1,29 +1,29 @@
-"""Every expected failure. Each has a stable ``code``; anything else that is raised is a bug.
+"""Every expected failure. Each has a stable ``code``; any other exception is a bug.
 
 ::
 
     WearonError
     ├── InvalidInput, InsufficientCredits, NotFound, Conflict, IdempotencyKeyReused,
-    │   TooManyActive, TooManyUploads, Unauthenticated: InvalidApiKey            the caller's
+    │   TooManyActive, TooManyUploads, Unauthenticated: InvalidApiKey     the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, DatabaseUnavailable,
-    │   StorageUnavailable                                                       ours, passing
-    ├── WorkFailed: TryAgain, Refused, ProviderMisconfigured           one attempt at a picture
-    ├── ClaimFailed                                                   ours, until somebody acts
-    ├── Superseded                                              an attempt that may not go on
-    └── IllegalTransition, InvalidTask                                 a rule of the domain broken
+    │   StorageUnavailable                                                our fault, temporary
+    ├── WorkFailed: TryAgain, Refused, ProviderMisconfigured              one attempt failed
+    ├── ClaimFailed                                                       our fault, permanent
+    ├── Superseded                                                        an attempt lost its lease
+    └── IllegalTransition, InvalidTask                                    a domain rule was broken
 """
 
 from typing import ClassVar
 
 
 class WearonError(Exception):
-    """Root of the tree. ``str(error)`` is fit for the caller's eyes."""
+    """Root of the tree. ``str(error)`` may be shown to the caller."""
 
     code: ClassVar[str] = "INTERNAL_ERROR"
 
 
 class InvalidInput(WearonError):
-    """A value that a caller sent cannot be accepted; ``field`` names it."""
+    """The caller sent an invalid value in ``field``."""
 
     code = "VALIDATION_ERROR"
 
@@ -43,31 +43,31 @@ class InsufficientCredits(WearonError):
 
 
 class NotFound(WearonError):
-    """No such thing, or it is somebody else's: the two are not told apart."""
+    """It does not exist or belongs to another owner. Callers cannot distinguish the two."""
 
     code = "NOT_FOUND"
 
 
 class Conflict(WearonError):
-    """The thing is not in a state that allows this."""
+    """The resource is not in a state that allows the operation."""
 
     code = "CONFLICT"
 
 
 class IdempotencyKeyReused(WearonError):
-    """The idempotency key belongs to an earlier request that asked for something else."""
+    """The idempotency key belongs to an earlier request with another input."""
 
     code = "IDEMPOTENCY_KEY_REUSED"
 
 
 class TooManyActive(WearonError):
-    """The owner has as many unfinished sessions as it may have; nothing was charged."""
+    """The owner has reached its limit of unfinished sessions; nothing was charged."""
 
     code = "RATE_LIMIT_EXCEEDED"
 
 
 class TooManyUploads(WearonError):
-    """The owner has uploaded as many pictures today as it may; the next day begins in
+    """The owner has reached its daily upload quota. The next day begins in
     ``retry_after_seconds``."""
 
     code = "RATE_LIMIT_EXCEEDED"
@@ -78,13 +78,13 @@ class TooManyUploads(WearonError):
 
 
 class Overloaded(WearonError):
-    """More work waits than we take in; nothing was charged."""
+    """The queue is full; nothing was charged."""
 
     code = "SERVICE_UNAVAILABLE"
 
 
 class Unauthenticated(WearonError):
-    """The caller did not prove who it is; ``code`` says which kind of proof was bad."""
+    """The credential is missing or invalid; ``code`` names its kind."""
 
     code = "INVALID_TOKEN"
 
@@ -96,7 +96,7 @@ class InvalidApiKey(Unauthenticated):
 
 
 class Unavailable(WearonError):
-    """Something that we depend on does not answer; trying again later may work.
+    """A dependency does not answer. A later retry may succeed.
 
     The outcome of the call is unknown: it may have taken effect.
     """
@@ -107,7 +107,8 @@ class Unavailable(WearonError):
 class QueueUnavailable(Unavailable):
     """The task queue failed or did not answer in time.
 
-    ``refused`` says that the call certainly had no effect: the queue said no, or was not reached.
+    ``refused`` means that the call certainly had no effect: Redis rejected the command, or was not
+    reached.
     """
 
     def __init__(self, message: str, *, refused: bool = False) -> None:
@@ -116,32 +117,32 @@ class QueueUnavailable(Unavailable):
 
 
 class DatabaseUnavailable(Unavailable):
-    """The store failed or did not answer in time."""
+    """The database failed or did not answer in time."""
 
 
 class StorageUnavailable(Unavailable):
-    """The picture storage failed or did not answer in time, outside of an attempt at a picture."""
+    """The picture storage failed or did not answer in time, outside an attempt."""
 
 
 class ClaimFailed(WearonError):
-    """The store answered a claim with an error that does not pass by itself, such as a missing
-    privilege; ``__cause__`` is that error. Nothing was begun, and its task is back in the queue, or
+    """The database rejected a claim with an error that needs an operator, such as a missing
+    privilege; ``__cause__`` is that error. No work was started. The task is back in the queue, or
     recovery pushes it again."""
 
 
 class WorkFailed(WearonError):
-    """An attempt to make a picture failed. ``str(error)`` may be shown to an end user."""
+    """An attempt failed to make its picture. ``str(error)`` may be shown to an end user."""
 
     code = "GENERATION_FAILED"
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
         self.reason = code or self.code
-        """The session's ``error_code`` if this ends it."""
+        """The ``error_code`` of the session if this error ends it."""
 
 
 class TryAgain(WorkFailed):
-    """A passing fault: another attempt may succeed, not before ``retry_after_seconds``."""
+    """A temporary fault: another attempt may succeed after ``retry_after_seconds``."""
 
     def __init__(
         self, message: str, *, code: str | None = None, retry_after_seconds: float = 0.0
@@ -151,12 +152,12 @@ class TryAgain(WorkFailed):
 
 
 class Refused(WorkFailed):
-    """No attempt can succeed: the session fails now, with its refund."""
+    """No attempt can succeed: the session fails at once, with its refund."""
 
 
 class ProviderMisconfigured(WorkFailed):
-    """Whatever is asked for, the generator turns us away until an operator mends a key, a quota
-    or the name of a model: the session is not to blame, and waits. ``detail`` is for the log."""
+    """The generator rejects every request until an operator fixes the key, the quota or the name of
+    the model. The session is not at fault and stays queued. ``detail`` is for the log."""
 
     def __init__(self, *, detail: str) -> None:
         super().__init__("Pictures cannot be made at the moment")
@@ -164,14 +165,15 @@ class ProviderMisconfigured(WorkFailed):
 
 
 class Superseded(WearonError):
-    """The attempt is not the session's current one: whatever is done for it now is done in vain."""
+    """The attempt is no longer the session's current one: its results would be discarded."""
 
 
 class IllegalTransition(WearonError):
-    """A session was asked for a change of status that ``SessionStatus`` does not have."""
+    """The session's status does not allow the transition, or a write would change what was paid
+    for."""
 
 
 class InvalidTask(WearonError):
-    """A task breaks the contract of the queue's payload; ``str(error)`` says how."""
+    """A task breaks the contract of the payload; ``str(error)`` says how."""
 
     code = "INVALID_TASK"

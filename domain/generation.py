@@ -35,10 +35,12 @@ from domain.sessions import ErrorCode, Failure, GenerationSession, StoredPicture
 from domain.tasks import GenerationTask, UnreadableTask
 
 NO_PICTURE = Failure(
-    code=ErrorCode.GENERATION_FAILED, message="The picture could not be made; the credit is back"
+    code=ErrorCode.GENERATION_FAILED,
+    message="The picture could not be made; the credit was refunded",
 )
 _UNREADABLE = Failure(
-    code=ErrorCode.INVALID_TASK, message="The request could not be read; the credit is back"
+    code=ErrorCode.INVALID_TASK,
+    message="The request could not be read; the credit was refunded",
 )
 _MAX_RETRY_AFTER_SECONDS = 3_600.0
 
@@ -206,10 +208,10 @@ class Generation:
             resumed = await self._generator.resume(session.provider_job, record_job)
             if resumed is not None:
                 return resumed
-        images = [await self._fetcher.fetch(url, session.owner) for url in session.image_urls]
+        images = [await self._fetcher.fetch(url, session.owner) for url in session.input.image_urls]
         request = PictureRequest(
             session_id=session.id,
-            prompt=session.prompt,
+            prompt=session.input.prompt,
             images=tuple(images),
             instead_of=session.provider_job,
         )

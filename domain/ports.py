@@ -1,9 +1,9 @@
-"""What the domain needs from the outside, one protocol per consumer's need.
+"""The interfaces that the domain needs from adapters, one protocol per consumer.
 
-A method may raise the ``Unavailable`` error that its port names, and then its outcome is unknown:
-it may have taken effect. ``tests/contracts`` holds each sentence here against every adapter, except
-for fetchers and generators: what can go wrong there differs with whom they ask, so each has tests
-of its own in ``tests/adapters``.
+If a method raises the ``Unavailable`` error that its port names, its outcome is unknown: it may
+have taken effect. ``tests/contracts`` checks every sentence here against every adapter. Fetchers
+and generators are the exception: their failures depend on the provider, so their tests are in
+``tests/adapters``.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,32 +18,32 @@ from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
 
 
 class TaskQueuePort(Protocol):
-    """A first-in, first-out list of tasks that may lose anything at any time.
+    """A first-in, first-out list of tasks. It may lose any of them at any time.
 
-    Every method raises ``QueueUnavailable`` when the queue does not answer, whatever the cause.
+    Every method raises ``QueueUnavailable`` if the queue does not answer, whatever the cause.
     """
 
     async def push(self, task: GenerationTask) -> None:
-        """Add a task behind all others."""
+        """Add a task at the end of the queue."""
 
     async def push_next(self, tasks: Sequence[GenerationTask]) -> None:
-        """Add tasks before all others. The last one of ``tasks`` is popped first."""
+        """Add tasks at the front of the queue. The last one of ``tasks`` is popped first."""
 
     async def pop(self, *, timeout_seconds: float) -> GenerationTask | UnreadableTask | None:
-        """Take the next message, waiting for one up to ``timeout_seconds``; None if none came.
+        """Take the next message, waiting for up to ``timeout_seconds``; None if none arrived.
 
-        Must be left to time out, never cancelled: a cancelled pop can swallow a task.
+        Never cancel it, let it time out: a cancelled pop can lose a task.
         """
 
     async def oldest(self) -> GenerationTask | UnreadableTask | None:
-        """The message that the next pop would take, left in place; None if there is none."""
+        """The message that the next pop would take, left in place; None if the queue is empty."""
 
     async def depth(self) -> int:
-        """How many messages wait."""
+        """The number of messages in the queue."""
 
     async def bury(self, message: GenerationTask | UnreadableTask, *, reason: str) -> None:
-        """Keep a message that nobody can read, or a task that killed its workers, in the dead
-        list. It keeps a bounded number, the newest."""
+        """Add an unreadable message, or a task that killed its workers, to the dead-letter list.
+        The list is bounded and keeps the newest."""
 
 
 class DeadLetterPort(Protocol):
@@ -59,18 +59,19 @@ class DeadLetterPort(Protocol):
         """How many dead letters there are."""
 
     async def requeue(self, letter_id: UUID) -> bool:
-        """Move the raw text of a letter behind all tasks. False if there is no such letter."""
+        """Move the raw text of a dead letter to the end of the queue. False if there is no such
+        dead letter."""
 
     async def discard(self, letter_id: UUID) -> bool:
-        """Delete a letter. False if there is no such letter."""
+        """Delete a dead letter. False if there is no such dead letter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What ``create`` did: the session as stored, and the credits that the owner has left.
+    """The session that a request has, and the owner's balance.
 
-    ``replayed`` says that the session is an earlier one, as it is now: its owner sent the same
-    request with the same idempotency key before.
+    ``replayed`` means that an earlier request with the same idempotency key created the session;
+    it is shown in its current state.
     """
 
     session: GenerationSession
@@ -79,23 +80,31 @@ class Receipt:
 
 
 class SessionRepoPort(Protocol):
-    """Creating sessions, and ending those that still wait: each transition is atomic with its
-    credit and guarded in its write. Raises ``DatabaseUnavailable``."""
+    """Submitting: creating sessions, and failing those that are still ``queued``. Each transition
+    is atomic with its credit and guarded in its write. Raises ``DatabaseUnavailable``."""
 
     async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:
-        """Nothing -> ``queued``: debit the owner, add the ledger entry and the session, or none.
+        """Nothing -> ``queued``: debit the owner, add the ledger entry and the session, all or
+        nothing.
 
-        The store sets ``created_at``. Where the owner has a session with the same idempotency key
-        already, nothing changes and the receipt is that session's, ``replayed``; however many
-        arrive at once, one of them creates it. Raises, and changes nothing:
-        ``IdempotencyKeyReused`` if that session was asked for something else, ``TooManyActive``
-        if the owner has ``max_active`` sessions that are not final, those that arrive at once
-        among them, ``InsufficientCredits``.
+        The database sets ``created_at``. If the owner already has a session with the same
+        idempotency key, nothing changes, and the receipt is that session's, ``replayed``. Of many
+        concurrent requests with one key, exactly one creates the session. Raises, and changes
+        nothing:
+
+        - ``IdempotencyKeyReused`` if the session with that key has another input;
+        - ``TooManyActive`` if the owner has ``max_active`` (at least 1) unfinished sessions;
+          concurrent requests count each other;
+        - ``InsufficientCredits``.
         """
 
+    async def find_replay(self, session: GenerationSession) -> Receipt | None:
+        """The receipt of ``create`` if ``session`` would be a replay, else None. Changes nothing.
+        Raises ``IdempotencyKeyReused``."""
+
     async def confirm(self, session_ids: Sequence[UUID]) -> int:
-        """Note that the tasks of these sessions reached the queue. Returns how many were noted;
-        sessions that are no longer ``queued`` do not need it."""
+        """Record that the tasks of these sessions reached the queue. Returns how many sessions
+        changed; only ``queued`` ones need it."""
 
     async def fail_queued(self, session_id: UUID, failure: Failure) -> bool:
         """``queued -> failed``, with the refund in the same transaction. False if the session is
@@ -103,8 +112,8 @@ class SessionRepoPort(Protocol):
 
 
 class AttemptRepoPort(Protocol):
-    """Working on sessions: a claim hands out an attempt number, and every later write carries it
-    and changes nothing unless that attempt is the current one (fencing).
+    """Working: a claim hands out an attempt number. Every later write carries it, and changes
+    nothing unless that attempt is the current one (fencing).
 
     Each transition is atomic with its credit. Leases are measured on the database's clock.
     Raises ``DatabaseUnavailable``.
@@ -113,7 +122,7 @@ class AttemptRepoPort(Protocol):
     async def claim(self, session_id: UUID, *, lease: timedelta) -> GenerationSession | None:
         """``queued -> processing`` with the next attempt number and a lease.
 
-        None if the session does not exist or is not ``queued``: then there is nothing to do.
+        None if the session does not exist or is not ``queued``.
         """
 
     async def renew(self, session_id: UUID, *, attempt: int, lease: timedelta) -> bool:
@@ -123,7 +132,7 @@ class AttemptRepoPort(Protocol):
         self, session_id: UUID, *, attempt: int, picture: StoredPicture, usage: Usage | None = None
     ) -> bool:
         """``processing -> completed`` if this attempt is the current one, else False. The session
-        keeps what the picture took."""
+        keeps the picture and its usage."""
 
     async def fail(self, session_id: UUID, failure: Failure, *, attempt: int) -> bool:
         """``processing -> failed`` if this attempt is the current one, with the refund in the same
@@ -136,63 +145,67 @@ class AttemptRepoPort(Protocol):
 
     async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
         """``processing -> queued`` if this attempt is the current one, else False. Recovery
-        pushes the session again once ``delay`` has passed, unless somebody did before."""
+        pushes the session again once ``delay`` has passed; a claim may come earlier."""
 
 
 class RecoveryRepoPort(Protocol):
-    """What brings sessions that nobody works on to their end. Batches of at most ``limit``,
-    safe to run in many processes at once. Raises ``DatabaseUnavailable``."""
+    """Recovery: bringing abandoned sessions to a final status. Works in batches of at most
+    ``limit``, and in many processes at once. Raises ``DatabaseUnavailable``."""
 
     async def claim_overdue(
         self, *, created_before: datetime | None, again_after: timedelta, limit: int
     ) -> list[GenerationSession]:
-        """Sessions ``queued`` that are due to be pushed again, newest first.
+        """Claim ``queued`` sessions that are due to be pushed again, newest first.
 
-        Due is what was created (or returned here) at least ``again_after`` ago, or released with
-        a delay that has passed; and, unless None, created before ``created_before``. Each one is
-        returned to one caller only, until ``again_after`` has passed once more.
+        A session is due ``again_after`` its creation or its last claim here, or after the delay
+        with which it was released. ``created_before`` leaves out younger sessions; None leaves out
+        none. Each session goes to one caller only, until ``again_after`` has passed again.
         """
 
     async def release_dead_leases(
         self, *, max_attempts: int, external_timeout: timedelta, limit: int
     ) -> int:
-        """``processing -> queued``, due at once, where the lease is over and attempts are left.
+        """``processing -> queued``, due at once, if the lease has expired and attempts are left.
+        Returns the number of sessions.
 
-        A session set to ``processing`` by a consumer that is not ours has no lease: its lease
-        counts as over once ``external_timeout`` has passed since, and that spends an attempt.
+        A session set to ``processing`` by an external consumer has no lease. It counts as expired
+        ``external_timeout`` after that change, and the attempt counts.
         """
 
     async def fail_dead_leases(
         self, failure: Failure, *, max_attempts: int, external_timeout: timedelta, limit: int
     ) -> list[GenerationSession]:
-        """``processing -> failed`` with refund, where the lease is over and attempts are spent.
-        Returns the sessions that it failed."""
+        """``processing -> failed`` with the refund, if the lease has expired and no attempts are
+        left. Returns the failed sessions."""
 
     async def fail_expired(self, failure: Failure, *, older_than: timedelta, limit: int) -> int:
-        """``queued -> failed`` with refund, for sessions created more than ``older_than`` ago."""
+        """``queued -> failed`` with the refund, for sessions created more than ``older_than`` ago.
+        Returns the number of sessions."""
 
     async def refund_missing(self, *, limit: int) -> int:
-        """Refund ``failed`` sessions without a refund: a consumer that is not ours wrote them."""
+        """Refund ``failed`` sessions that have no refund because an external consumer failed them.
+        Returns the number of sessions."""
 
     async def claim_expired_images(
         self, *, older_than: timedelta, again_after: timedelta, limit: int
     ) -> list[GenerationSession]:
-        """Final sessions whose pictures are to be deleted, in any order, the oldest taken first.
+        """Claim final sessions whose pictures are to be deleted. The oldest go first; the order
+        within the result is not defined.
 
-        Those that ended more than ``older_than`` ago and may have something in the image storage:
-        ``completed`` ones with an picture, and ``failed`` ones that were ever attempted. Each one
-        is returned to one caller only, until ``again_after`` has passed, and never after
+        These ended more than ``older_than`` ago and may have something in the picture storage:
+        ``completed`` sessions with a picture, and ``failed`` sessions with at least one attempt.
+        Each session goes to one caller only, until ``again_after`` has passed, and to none after
         ``mark_images_deleted``.
         """
 
     async def mark_images_deleted(self, session_ids: Sequence[UUID]) -> int:
-        """Note on final sessions that the image storage holds nothing of them any more. Returns
-        how many were noted now."""
+        """Record that the picture storage holds nothing of these final sessions any more. Returns
+        how many sessions changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionStats:
-    """How many sessions an owner has, by status."""
+    """An owner's number of sessions by status."""
 
     queued: int = 0
     processing: int = 0
@@ -210,18 +223,18 @@ class SessionStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """A place in a listing, newest first: the last item that was seen."""
+    """A position in a list, newest first: the last item of the previous page."""
 
     created_at: datetime
     id: UUID
 
 
 class SessionReadPort(Protocol):
-    """Sessions as their owner sees them; an ``owner`` of None is the operator, who sees all.
+    """Reading sessions. An ``owner`` of None means the operator, who sees every session.
     Raises ``DatabaseUnavailable``."""
 
     async def get(self, session_id: UUID, owner: Owner | None) -> GenerationSession:
-        """Raises ``NotFound`` for an unknown id and for another owner's, without distinction."""
+        """Raises ``NotFound`` for an unknown id, and the same for another owner's session."""
 
     async def history(
         self,
@@ -231,13 +244,13 @@ class SessionReadPort(Protocol):
         limit: int,
         after: Position | None,
     ) -> list[GenerationSession]:
-        """Newest first, beginning behind ``after``."""
+        """Newest first, starting after the position ``after``."""
 
     async def stats(self, owner: Owner) -> SessionStats:
-        """Counts by status."""
+        """The owner's counts by status."""
 
     async def queued_before(self, session: GenerationSession, *, limit: int) -> int:
-        """How many ``queued`` sessions of anybody are older than this one, counted to ``limit``."""
+        """The number of older ``queued`` sessions of all owners, counted up to ``limit``."""
 
 
 class CreditRepoPort(Protocol):
@@ -248,22 +261,22 @@ class CreditRepoPort(Protocol):
         """Balance and totals."""
 
     async def ledger(self, owner: Owner, *, limit: int, before_id: int | None) -> list[LedgerEntry]:
-        """Newest first, beginning behind ``before_id``."""
+        """Newest first, only entries older than ``before_id``."""
 
     async def grant(self, owner: Owner, amount: int, *, note: str) -> CreditAccount:
-        """Add credits and their ledger entry; makes the account if there is none."""
+        """Add credits with their ledger entry. Creates the account if there is none."""
 
     async def audit(self, *, limit: int) -> list[Discrepancy]:
-        """Recompute every balance from the ledger, and every session's debit and refund, and look
-        for what was paid for and completed without a picture.
+        """Check every balance against the ledger, every session's debit and refund, and that every
+        completed session has a picture.
 
-        Returns what is off, at most ``limit``; an empty list means that the books are right.
+        Returns at most ``limit`` discrepancies; none means that the books balance.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """A store's key, as we keep it: the SHA-256 of the key (hex), never the key."""
+    """A store's API key. Only its SHA-256 (hex) is kept, never the key itself."""
 
     id: UUID
     owner: Owner
@@ -277,40 +290,40 @@ class ApiKeyRepoPort(Protocol):
     """API keys. Raises ``DatabaseUnavailable``."""
 
     async def owner_of(self, key_sha256: str) -> Owner | None:
-        """The owner of a key that is not revoked; None if there is no such key."""
+        """The owner of the key; None if the key is unknown or revoked."""
 
     async def add(self, key: ApiKey) -> None:
-        """Keep a new key."""
+        """Add a new key."""
 
     async def all(self, owner: Owner | None) -> list[ApiKey]:
-        """The keys of ``owner`` or of everybody, newest first, revoked ones too."""
+        """The keys of ``owner``, or of all owners, newest first, including revoked keys."""
 
     async def revoke(self, key_id: UUID) -> bool:
-        """False if there is no such key or it was revoked before."""
+        """False if the key is unknown or already revoked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """An image's bytes in the format that ``media_type`` names, as found by looking at them."""
+    """A picture's bytes. ``media_type`` is the format of the bytes, not what a header claimed."""
 
     data: bytes
     media_type: str
 
 
 class PictureFetcherPort(Protocol):
-    """Gets the pictures that callers link to, and trusts neither the link nor the bytes."""
+    """Downloads the pictures that callers link to. Trusts neither the link nor the bytes."""
 
     async def fetch(self, url: str, owner: Owner) -> Picture:
-        """The picture that ``owner`` links to. Raises ``Refused`` (a forbidden address, not an
-        image, too large, gone) or ``TryAgain`` (the other side is slow, broken or busy)."""
+        """The picture behind ``owner``'s link. Raises ``Refused`` (a forbidden address, not a
+        picture, too large, gone) or ``TryAgain`` (the host is slow, broken or busy)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureRequest:
-    """What to draw: the input pictures in the contract's order, and the prompt.
+    """The input pictures in the order of the contract, and the prompt.
 
-    ``instead_of`` is the job that was noted before and came to nothing, if there was one: with the
-    session it names this request for a picture, so that a provider can tell a repetition of it.
+    ``instead_of`` is the previous recorded job if it produced nothing. Together with the session
+    it identifies this request, so that a provider can recognise a repetition.
     """
 
     session_id: UUID
@@ -321,63 +334,62 @@ class PictureRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """The picture that was made and what that took, where the generator knows."""
+    """The generated picture, and its usage if the generator reports it."""
 
     picture: Picture
     usage: Usage | None = None
 
 
 RecordJob = Callable[[str], Awaitable[None]]
-"""Keeps the name of a job with the session that it is for. May be called again with the same name,
-which shows that the attempt is still the current one. Raises ``Superseded`` if it is not, and
-``DatabaseUnavailable``: then the name may have been kept, and the job may go on."""
+"""Records the name of a provider job with its session. Calling it again with the same name is
+allowed and checks that the attempt is still the current one. Raises ``Superseded`` if it is not,
+and ``DatabaseUnavailable``, after which the name may have been recorded and the job may go on."""
 
 
 class PictureGeneratorPort(Protocol):
-    """Makes the picture, in one call or as a job that the provider goes on with by itself.
+    """Makes the picture, in one call or as a job that runs at the provider.
 
-    A generator of jobs calls ``record`` with the name of each job, at most 200 characters that
-    begin with the generator's own name, as soon as the provider has named the job. When cancelled,
-    it cancels the job, unless ``record`` says that a newer attempt may be waiting for it; it has a
-    few seconds for both.
+    A generator that starts jobs passes each job's name to ``record``, as soon as it knows it: at
+    most 200 characters, starting with the generator's own name. When cancelled, it stops the job
+    within a few seconds, unless ``record`` says that a newer attempt may already wait for the job.
     """
 
     async def generate(self, request: PictureRequest, record: RecordJob) -> Generated:
         """Raises ``Refused`` (moderation, unusable input), ``TryAgain`` (busy, broken) or
         ``ProviderMisconfigured`` (a wrong key, no quota: no request can succeed). After the last
-        the session goes back unharmed, and the worker's circuit opens: until it lets a probe
-        through, the worker takes no task off the queue. Lets through what ``record`` raises."""
+        one the session goes back to the queue and the worker's circuit opens: the worker takes no
+        task until the circuit lets a probe through. Errors of ``record`` are passed on."""
 
     async def resume(self, job: str, record: RecordJob) -> Generated | None:  # noqa: ARG002
-        """The picture of a job that was noted before, once it is made. None if it came to nothing
-        or is not this generator's. Begins no job; raises what ``generate`` raises.
+        """Wait for the picture of a recorded job. None if the job produced nothing or belongs to
+        another generator. Starts no job; raises the errors of ``generate``.
 
-        By default None: the generator's work does not outlive a call.
+        The default is None: without jobs, the generator's work does not outlive a call.
         """
         return None
 
 
 class StartLimitPort(Protocol):
-    """How many pieces of work may be started, over all who share the limit, as its provider asks.
+    """The provider's limit on started work, shared by all workers.
 
-    A permit is taken, and then used or given back. In any 60 seconds no more permits are used
-    than the limit says. One that is neither (its holder died) counts as used.
+    A permit is taken and then used or given back. In any 60 seconds at most the limit's number of
+    permits is used. A permit whose holder died counts as used.
 
-    Raises nothing where the others cannot be reached: it then permits a share of its own.
+    Raises nothing if the shared state is unreachable: each process then has a limit of its own.
     """
 
     async def take(self) -> float:
-        """0.0: a permit was taken, for one start. Otherwise none was, and asking again makes
-        sense after so many seconds."""
+        """0.0 if a permit for one start was taken. Otherwise no permit was taken, and the result is
+        the number of seconds after which to ask again."""
 
     async def give_back(self) -> None:
-        """A permit that was taken will not be used: another start may have it, now."""
+        """Return an unused permit, so that another start can have it at once."""
 
 
 class PictureStoragePort(Protocol):
-    """Keeps finished pictures. The first picture saved for a session stays its picture.
+    """Keeps finished pictures. The first picture saved for a session remains its picture.
 
-    Raises ``TryAgain`` when the storage does not answer.
+    Raises ``TryAgain`` if the storage does not answer.
     """
 
     async def find(self, prefix: str) -> StoredPicture | None:
@@ -417,10 +429,10 @@ class UploadLinks:
 
 
 class UploadStoragePort(Protocol):
-    """Keeps callers' own pictures in one folder per day and owner: the key is
-    ``uploads/{yyyy-mm-dd}/{channel}/{owner id}/{name}`` plus the extension of its type.
+    """Keeps callers' own pictures, in one folder per day and owner. The key is
+    ``uploads/{yyyy-mm-dd}/{channel}/{owner id}/{name}`` plus the extension of the type.
 
-    Raises ``TryAgain`` when the storage does not answer.
+    Raises ``TryAgain`` if the storage does not answer.
     """
 
     def upload_links(self, prefix: str, media_type: str, *, lifetime: timedelta) -> UploadLinks:

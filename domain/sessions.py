@@ -37,7 +37,7 @@ class SessionStatus(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """Why a session failed, in words that a program can act on."""
+    """Why a session failed, as a stable code for programs."""
 
     CANCELLED = "CANCELLED"
     EXPIRED = "EXPIRED"
@@ -51,7 +51,7 @@ class ErrorCode(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a session failed: a code for programs and a message fit for an end user."""
+    """Why a session failed: a code for programs and a message that an end user may read."""
 
     code: str
     message: str
@@ -59,7 +59,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accessory:
-    """One accessory of a request: what it is (``"hat"``) and where its picture is."""
+    """One accessory to wear: its type (``"hat"``) and the link to its picture."""
 
     type: str
     url: str
@@ -67,7 +67,7 @@ class Accessory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredPicture:
-    """A finished picture: its key in the image storage and the media type that it really has."""
+    """A finished picture: its key in the picture storage and its actual media type."""
 
     object_key: str
     media_type: str
@@ -75,8 +75,8 @@ class StoredPicture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What making a picture took of its provider. The cost is an estimate by the prices that were
-    set at the time, in whole millionths of a dollar."""
+    """The provider's tokens that one picture took. The cost is an estimate at the prices configured
+    at the time, in whole millionths of a dollar."""
 
     input_tokens: int
     output_tokens: int
@@ -84,30 +84,50 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationInput:
+    """What the caller asks and pays for, as one value: the request has it, the session keeps it,
+    a replay under the same idempotency key must equal it, and the database protects it.
+
+    A new field also needs its column (``adapters/sessions/columns.py``), a migration, and its place
+    in the HTTP schema. The contract tests discover it here and fail until it has all three.
+    """
+
+    model_image_url: str
+    outfit_image_url: str | None = None
+    accessories: tuple[Accessory, ...] = ()
+    prompt: str = DEFAULT_PROMPT
+
+    @property
+    def image_urls(self) -> tuple[str, ...]:
+        """The input pictures in the order of the contract: model, outfit if given, accessories."""
+        outfit = () if self.outfit_image_url is None else (self.outfit_image_url,)
+        return (self.model_image_url, *outfit, *(item.url for item in self.accessories))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationSession:
     """One paid request for a picture.
 
-    ``attempt`` counts claims, and takes by consumers that are not ours, and fences writes: a
-    worker may only write with the number that its claim returned. ``lease_expires_at`` is the
-    store's time until which that worker is taken to be alive; it is None unless ``processing``,
-    and also then for a consumer that is not ours. ``confirmed`` says that the task is known to
-    have reached the queue, so that the session may be pushed again if the queue loses it.
-    ``generated_image_url`` is only ever written by a consumer that is not ours; ours set
-    ``picture``. ``idempotency_key`` is the caller's; one session of an owner has it. ``usage`` is
-    that of the attempt that completed the session; None where the provider tells none, and where
-    that attempt found a picture that an earlier one had kept. ``provider_job`` is the latest job
-    that was begun at a provider for this session, by this or an earlier attempt, as its generator
-    names it; it may have come to nothing. ``image_deleted_at`` is when all that the image storage
-    may have held of the session was deleted; ``picture`` still says what it was.
+    - ``idempotency_key`` is the caller's. At most one session of an owner has it.
+    - ``confirmed``: the task is known to have reached the queue. Only then may recovery push it
+      again if the queue loses it.
+    - ``attempt`` counts the claims, including those by external consumers. It fences writes: a
+      worker writes only with the number that its claim returned.
+    - ``lease_expires_at``, on the database's clock: the worker counts as alive until then. None
+      unless ``processing``; always None for an external consumer.
+    - ``picture`` is written by our workers, ``generated_image_url`` only by external consumers.
+    - ``usage`` belongs to the attempt that completed the session. None if the provider reports
+      none, and if that attempt found a picture which an earlier attempt had saved.
+    - ``provider_job`` is the latest job started at a provider for this session, as its generator
+      names it. The job may have failed.
+    - ``image_deleted_at``: from then on the picture storage holds nothing of this session;
+      ``picture`` still says what there was.
     """
 
     id: UUID
     owner: Owner
     request_id: str
-    prompt: str
-    model_image_url: str
-    outfit_image_url: str | None
-    accessories: tuple[Accessory, ...]
+    input: GenerationInput
     created_at: datetime
     idempotency_key: str | None = None
     status: SessionStatus = SessionStatus.QUEUED
@@ -120,25 +140,19 @@ class GenerationSession:
     generated_image_url: str | None = None
     failure: Failure | None = None
     started_at: datetime | None = None
-    """When the latest attempt began."""
+    """The start of the latest attempt."""
     completed_at: datetime | None = None
     processing_time_ms: int | None = None
     image_deleted_at: datetime | None = None
 
     @property
     def image_expired(self) -> bool:
-        """Whether there was a picture of ours that was deleted since."""
+        """Whether our workers' picture existed and has been deleted since."""
         return self.picture is not None and self.image_deleted_at is not None
 
     @property
-    def image_urls(self) -> tuple[str, ...]:
-        """The pictures in the order of the contract: model, outfit if given, accessories."""
-        outfit = () if self.outfit_image_url is None else (self.outfit_image_url,)
-        return (self.model_image_url, *outfit, *(item.url for item in self.accessories))
-
-    @property
     def object_prefix(self) -> str:
-        """Where in the image storage this session's picture belongs, without its extension."""
+        """The key of this session's picture in the picture storage, without its extension."""
         match self.owner.channel:
             case Channel.B2B:
                 return f"stores/{self.owner.id}/generated/{self.id}"
@@ -148,28 +162,23 @@ class GenerationSession:
                 assert_never(self.owner.channel)
 
     def stored(self, *, created_at: datetime) -> Self:
-        """This new session as the store has it, which says when it was created. (``replace`` would
-        take longer than all that is checked of a request.)"""
+        """This new session as the database created it: with the database's ``created_at``.
+
+        Named arguments instead of ``replace``, which costs more than validating the request.
+        """
         return type(self)(
             id=self.id,
             owner=self.owner,
             request_id=self.request_id,
-            prompt=self.prompt,
-            model_image_url=self.model_image_url,
-            outfit_image_url=self.outfit_image_url,
-            accessories=self.accessories,
+            input=self.input,
             created_at=created_at,
             idempotency_key=self.idempotency_key,
         )
 
-    def check_repeated_by(self, other: Self) -> None:
-        """Raise IdempotencyKeyReused unless ``other`` asks for the same as this session."""
-        if self._asked_for != other._asked_for:
+    def check_replay(self, replay: Self) -> None:
+        """Raise IdempotencyKeyReused unless ``replay`` asks for exactly the same."""
+        if self.input != replay.input:
             raise IdempotencyKeyReused("This Idempotency-Key belongs to another request")
-
-    @property
-    def _asked_for(self) -> tuple[object, ...]:
-        return self.model_image_url, self.outfit_image_url, self.accessories, self.prompt
 
     def claimed(self, *, now: datetime, lease: timedelta) -> Self:
         """``queued -> processing``, with the next attempt number and a lease."""
@@ -207,7 +216,7 @@ class GenerationSession:
     def failed(self, failure: Failure, *, now: datetime) -> Self:
         """``queued | processing -> failed``. The caller refunds in the same transaction.
 
-        A session that never got into the queue was answered 503: its key may be used again.
+        A session that never reached the queue was answered 503, so it gives its key back.
         """
         self._require(SessionStatus.QUEUED, SessionStatus.PROCESSING)
         never_queued = failure.code == ErrorCode.QUEUE_UNAVAILABLE

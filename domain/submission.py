@@ -1,4 +1,4 @@
-"""Submit one generation: charge and record it, push its task, and tell the truth about both."""
+"""Submit one generation: charge and record it, push its task, and answer truthfully about both."""
 
 import asyncio
 import re
@@ -18,16 +18,15 @@ from domain.errors import (
     InvalidInput,
     Overloaded,
     QueueUnavailable,
-    TooManyActive,
 )
 from domain.ports import Receipt, SessionReadPort, SessionRepoPort, TaskQueuePort
 from domain.sessions import (
     DEFAULT_PROMPT,
     MAX_ACCESSORIES,
     MAX_PROMPT_LENGTH,
-    Accessory,
     ErrorCode,
     Failure,
+    GenerationInput,
     GenerationSession,
     SessionStatus,
 )
@@ -39,49 +38,51 @@ UNAVAILABLE_MESSAGE = "Generation service temporarily unavailable"
 NOT_PUSHED = Failure(code=ErrorCode.QUEUE_UNAVAILABLE, message=UNAVAILABLE_MESSAGE)
 
 _KEY = re.compile(r"[!-~]{1,255}")
-# Nothing is wrong with these, which are most, and nothing is to be taken apart to see that.
+# Fast path: nearly all URLs match, and what matches is valid without being parsed.
 _USUAL_URL = re.compile(r"https?://[A-Za-z0-9.-]+(?::[1-9][0-9]{0,3})?/[A-Za-z0-9._~/?&=%+,:-]*")
-_FULL = "Too many requests are waiting already; try again later"
+_QUEUE_FULL = "Too many requests are waiting already; try again later"
 _CANCELLED = Failure(code=ErrorCode.CANCELLED, message="Cancelled at the caller's request")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TryOnRequest:
-    """What a caller asks for. Only stores may give a ``prompt`` of their own.
+    """A caller's request for a picture. Only stores may give a prompt of their own.
 
     Raises ``InvalidInput``, which names the field.
     """
 
     owner: Owner
     request_id: str
-    model_image_url: str
-    outfit_image_url: str | None = None
-    accessories: tuple[Accessory, ...] = ()
-    prompt: str | None = None
+    input: GenerationInput
     idempotency_key: str | None = None
 
     def __post_init__(self) -> None:
-        _check_url("model_image_url", self.model_image_url)
-        if self.outfit_image_url is not None:
-            _check_url("outfit_image_url", self.outfit_image_url)
-        if len(self.accessories) > MAX_ACCESSORIES:
-            raise InvalidInput("accessories", f"at most {MAX_ACCESSORIES} are possible")
-        for index, accessory in enumerate(self.accessories):
-            _check_url(f"accessories[{index}].url", accessory.url)
-        if self.prompt is not None:
-            self._check_prompt(self.prompt)
+        _check_input(self.input, self.owner.channel)
         if self.idempotency_key is not None and not _KEY.fullmatch(self.idempotency_key):
             raise InvalidInput("Idempotency-Key", "must be 1 to 255 visible ASCII characters")
 
-    def _check_prompt(self, prompt: str) -> None:
-        if self.owner.channel is not Channel.B2B:
-            raise InvalidInput("prompt", "only stores may give a prompt of their own")
-        if not prompt.strip() or len(prompt) > MAX_PROMPT_LENGTH:
-            raise InvalidInput("prompt", f"must be 1 to {MAX_PROMPT_LENGTH} characters")
+
+def _check_input(asked: GenerationInput, channel: Channel) -> None:
+    _check_url("model_image_url", asked.model_image_url)
+    if asked.outfit_image_url is not None:
+        _check_url("outfit_image_url", asked.outfit_image_url)
+    if len(asked.accessories) > MAX_ACCESSORIES:
+        raise InvalidInput("accessories", f"at most {MAX_ACCESSORIES} are possible")
+    for index, accessory in enumerate(asked.accessories):
+        _check_url(f"accessories[{index}].url", accessory.url)
+    if asked.prompt != DEFAULT_PROMPT:
+        _check_prompt(asked.prompt, channel)
+
+
+def _check_prompt(prompt: str, channel: Channel) -> None:
+    if channel is not Channel.B2B:
+        raise InvalidInput("prompt", "only stores may give a prompt of their own")
+    if not prompt.strip() or len(prompt) > MAX_PROMPT_LENGTH:
+        raise InvalidInput("prompt", f"must be 1 to {MAX_PROMPT_LENGTH} characters")
 
 
 def _check_url(field: str, url: str) -> None:
-    """Refuse what cannot be a link to a picture. The fetcher checks where it really leads."""
+    """Reject text that cannot be a link to a picture. The fetcher checks the address behind it."""
     if len(url) > MAX_URL_LENGTH:
         raise InvalidInput(field, f"is longer than {MAX_URL_LENGTH} characters")
     if _USUAL_URL.fullmatch(url):
@@ -101,11 +102,11 @@ def _check_url(field: str, url: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmissionPolicy:
-    """How long a submission may take, and how much we take in.
+    """The limits on one submission and on the load that is accepted.
 
-    ``deadline`` is for charging, recording and pushing; undoing may take ``undo_deadline`` more.
-    ``max_waiting`` bounds the queue as last measured, ``max_active`` the unfinished sessions of
-    one owner.
+    Charging, recording and pushing share ``deadline``; undoing them may take ``undo_deadline``
+    more. ``max_waiting`` bounds the queue as last measured, ``max_active`` one owner's unfinished
+    sessions.
     """
 
     deadline: timedelta = timedelta(seconds=2)
@@ -115,7 +116,7 @@ class SubmissionPolicy:
 
 
 class Submission:
-    """Takes requests in, and takes them back while they still wait."""
+    """Submits requests, and cancels them while they are queued."""
 
     def __init__(
         self,
@@ -135,30 +136,32 @@ class Submission:
         self._clock = clock
         self._deadline = SharedTimeout(policy.deadline.total_seconds())
         self._waiting = 0
-        # No bound of its own: it grows by one per charged session and empties every second.
+        # Needs no bound: it grows by one per charged session and is emptied every second.
         self._unconfirmed: deque[UUID] = deque()
 
     async def submit(self, request: TryOnRequest) -> Receipt:
         """Debit one credit, create the session as ``queued`` and push its task.
 
-        Raises, before anything happened, ``Overloaded``, ``TooManyActive``,
-        ``InsufficientCredits`` and ``IdempotencyKeyReused``. Raises ``DatabaseUnavailable``
-        (nothing happened, or recovery undoes it) and ``QueueUnavailable`` (it is undone, or
-        recovery does that). A receipt means that the session will reach a final status.
+        Raises, without any effect: ``Overloaded``, ``TooManyActive``, ``InsufficientCredits`` and
+        ``IdempotencyKeyReused``. Raises ``DatabaseUnavailable`` (without any effect, or recovery
+        undoes it) and ``QueueUnavailable`` (it is undone, now or by recovery). A receipt means
+        that the session will reach a final status.
+
+        While the queue is full, only replays are answered.
         """
         full = self._waiting >= self._policy.max_waiting
         if full and request.idempotency_key is None:
-            raise Overloaded(_FULL)
+            raise Overloaded(_QUEUE_FULL)
         receipt: Receipt | None = None
         try:
             with self._deadline.running():
-                receipt = await self._create(request, full=full)
+                receipt = await (self._replay(request) if full else self._create(request))
                 if receipt.replayed and not self._is_abandoned(receipt.session):
                     return receipt
                 await self._queue.push(GenerationTask.of(receipt.session, task_id=self._new_id()))
         except TimeoutError as error:
             if receipt is None:
-                raise DatabaseUnavailable("The store took too long") from error
+                raise DatabaseUnavailable("The database took too long") from error
             await self._not_pushed(receipt, QueueUnavailable("The queue took too long"))
         except QueueUnavailable as error:
             assert receipt is not None  # noqa: S101 - only a push raises it
@@ -168,22 +171,23 @@ class Submission:
         return receipt
 
     async def _not_pushed(self, receipt: Receipt, cause: QueueUnavailable) -> None:
-        if not receipt.replayed:  # else recovery settles what another submitter began
+        if not receipt.replayed:  # A replay must not undo the first request; recovery settles it.
             await self._undo(receipt.session.id, cause)
 
-    async def _create(self, request: TryOnRequest, *, full: bool) -> Receipt:
-        """While the queue is ``full`` only what repeats an earlier request has a receipt."""
-        max_active = 0 if full else self._policy.max_active
-        try:
-            return await self._sessions.create(self._session(request), max_active=max_active)
-        except TooManyActive as error:
-            if full:
-                raise Overloaded(_FULL) from error
-            raise
+    async def _create(self, request: TryOnRequest) -> Receipt:
+        return await self._sessions.create(
+            self._session(request), max_active=self._policy.max_active
+        )
+
+    async def _replay(self, request: TryOnRequest) -> Receipt:
+        receipt = await self._sessions.find_replay(self._session(request))
+        if receipt is None:
+            raise Overloaded(_QUEUE_FULL)
+        return receipt
 
     def _is_abandoned(self, session: GenerationSession) -> bool:
-        """Whether a repeated request should push again, because the first one's submitter died or
-        never learnt that it had charged: it is past its deadline and confirmed nothing."""
+        """Whether a replay should push the task again: the first request is past its deadlines and
+        has confirmed no push, so its process died, or never learnt that it had charged."""
         gave_up_at = session.created_at + self._policy.deadline + self._policy.undo_deadline
         return (
             session.status is SessionStatus.QUEUED
@@ -192,15 +196,16 @@ class Submission:
         )
 
     async def _undo(self, session_id: UUID, cause: QueueUnavailable) -> None:
-        """Fail the session with its refund and raise; return if a worker has it already.
+        """Fail the session with its refund and raise; return if a worker has claimed it.
 
-        The push may have reached the queue although it failed here. Whoever changes the session
-        first decides: if we do, a claim finds it final; if a worker did, the push did succeed.
+        The task may have reached the queue although the push failed here. The first write to the
+        session decides: after ours, a claim finds a final session; after a worker's claim, the
+        push did succeed.
 
-        Where the store does not answer either, recovery settles the session. If the task is
-        certainly not in the queue, nobody can claim it until then and its refund is certain:
-        raise. Otherwise a worker may still complete it, so "unavailable" might turn out a lie;
-        that the session will reach a final status is true in any case: return.
+        If the database does not answer either, recovery settles the session. If the queue
+        certainly refused the task, no worker can claim it, so the refund is certain: raise.
+        Otherwise a worker may still complete the session, and "unavailable" could become false.
+        "It will reach a final status" is true in any case: return.
         """
         try:
             async with asyncio.timeout(self._policy.undo_deadline.total_seconds()):
@@ -211,9 +216,10 @@ class Submission:
             raise QueueUnavailable(UNAVAILABLE_MESSAGE) from cause
 
     async def measure_queue(self) -> int:
-        """See how many tasks wait, so that ``submit`` can refuse more; call about once a second.
+        """Measure the queue, so that ``submit`` can reject requests while it is full. Call it about
+        once a second; ``submit`` itself does not wait for it.
 
-        Not part of ``submit``, which would wait for it. An unknown length refuses nobody.
+        While the length is unknown, no request is rejected.
         """
         try:
             self._waiting = await self._queue.depth()
@@ -223,10 +229,10 @@ class Submission:
         return self._waiting
 
     async def confirm_pushed(self) -> int:
-        """Note in the store which tasks reached the queue; call about once a second.
+        """Record in the database which tasks reached the queue. Call it about once a second.
 
-        Only confirmed sessions are pushed again when the queue loses them. Not part of
-        ``submit``, so that a request does not wait for it and most sessions are claimed before.
+        Recovery pushes only confirmed sessions again if the queue loses them. It is not part of
+        ``submit``: no request waits for it, and a claim confirms most sessions before it runs.
         """
         confirmed = 0
         while batch := list(islice(self._unconfirmed, CONFIRM_BATCH)):
@@ -238,7 +244,7 @@ class Submission:
     async def cancel(self, session_id: UUID, owner: Owner) -> GenerationSession:
         """Fail a ``queued`` session with its refund.
 
-        Raises ``NotFound`` and, when it is no longer queued, ``Conflict``.
+        Raises ``NotFound``, and ``Conflict`` if it is no longer queued.
         """
         session = await self._reads.get(session_id, owner)
         if not await self._sessions.fail_queued(session.id, _CANCELLED):
@@ -250,10 +256,7 @@ class Submission:
             id=self._new_id(),
             owner=request.owner,
             request_id=request.request_id,
-            prompt=request.prompt or DEFAULT_PROMPT,
-            model_image_url=request.model_image_url,
-            outfit_image_url=request.outfit_image_url,
-            accessories=request.accessories,
+            input=request.input,
             created_at=self._clock(),
             idempotency_key=request.idempotency_key,
         )

@@ -1,4 +1,4 @@
-"""The task that travels to a worker. Its JSON form is a contract with consumers in any language."""
+"""The task in the queue. Its JSON form is a contract with consumers in any language."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,15 +9,15 @@ from domain.errors import InvalidTask
 from domain.sessions import GenerationSession
 
 TASK_PAYLOAD_VERSION = 1
-"""The version that we write, and the highest that we read."""
+"""The version that we write, and the highest version that we read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationTask:
-    """An invitation to work on a session; never a permission, which only a claim gives.
+    """An invitation to work on a session. Only a claim gives the permission.
 
-    ``created_at`` is the session's, also in a task that recovery pushes again: recovery finds
-    lost tasks by comparing it with the sessions' ages.
+    ``created_at`` is always the session's, even if recovery pushes the task again: recovery
+    compares it with the age of queued sessions to find lost tasks.
     """
 
     task_id: UUID
@@ -32,7 +32,7 @@ class GenerationTask:
     def __post_init__(self) -> None:
         if not 1 <= self.version <= TASK_PAYLOAD_VERSION:
             raise InvalidTask(
-                f"version {self.version} is not one that this consumer knows "
+                f"version {self.version} is not supported by this consumer "
                 f"(1 to {TASK_PAYLOAD_VERSION})"
             )
         if not self.image_urls:
@@ -45,8 +45,8 @@ class GenerationTask:
             task_id=task_id,
             owner=session.owner,
             session_id=session.id,
-            image_urls=session.image_urls,
-            prompt=session.prompt,
+            image_urls=session.input.image_urls,
+            prompt=session.input.prompt,
             request_id=session.request_id,
             created_at=session.created_at,
         )
@@ -54,8 +54,8 @@ class GenerationTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnreadableTask:
-    """A message in the queue that breaks the contract: its raw text, why, and the session that
-    it names, if it names one."""
+    """A message in the queue that breaks the contract: its raw text, the reason, and the id of the
+    session that it names, if any."""
 
     raw: bytes
     reason: str
@@ -64,8 +64,8 @@ class UnreadableTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """A message that was taken out of the queue for good: its raw text, why, and the session that
-    it names, if it names one."""
+    """A message that was moved out of the queue for good: its raw text, the reason, and the id of
+    the session that it names, if any."""
 
     id: UUID
     raw: bytes

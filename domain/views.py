@@ -1,4 +1,4 @@
-"""What an owner may see of its sessions."""
+"""Sessions as their owners see them."""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -8,16 +8,16 @@ from domain.ports import PictureStoragePort, SessionReadPort
 from domain.sessions import GenerationSession, SessionStatus
 
 MAX_QUEUE_POSITION = 100
-"""Each place before a session's is counted when it is read, so that it is the exact one, and a
-thousand would cost more than all else about it."""
+"""Positions past this one are unknown: a read counts the sessions ahead, and counting a thousand
+would cost more than the rest of the read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionView:
-    """A session with what is made when it is read.
+    """A session with the values that are computed on reading.
 
-    ``picture_url`` is signed and expires. ``queue_position`` is 1 for the next session to be
-    taken; None unless ``queued``, and where more than MAX_QUEUE_POSITION wait before it.
+    ``picture_url`` is signed and expires. ``queue_position`` is 1 for the next session in the
+    queue; None unless ``queued``, and past MAX_QUEUE_POSITION.
     """
 
     session: GenerationSession
@@ -26,14 +26,14 @@ class SessionView:
 
 
 class SessionViews:
-    """Reads that add something to what the store holds."""
+    """Reads sessions and adds the computed values."""
 
     def __init__(self, *, reads: SessionReadPort, storage: PictureStoragePort) -> None:
         self._reads = reads
         self._storage = storage
 
     async def get(self, session_id: UUID, owner: Owner) -> SessionView:
-        """Raises ``NotFound``, also for what is another's."""
+        """Raises ``NotFound``, also for another owner's session."""
         session = await self._reads.get(session_id, owner)
         return SessionView(
             session=session,
@@ -42,12 +42,12 @@ class SessionViews:
         )
 
     def view_of(self, session: GenerationSession) -> SessionView:
-        """For listings: a position for each row would cost a query for each row."""
+        """For lists: without a position, because each position costs a query."""
         return SessionView(session=session, picture_url=self._picture_url(session))
 
     def _picture_url(self, session: GenerationSession) -> str | None:
         if session.status is not SessionStatus.COMPLETED:
-            return None  # A consumer that is not ours may have left a link to what was refunded.
+            return None  # An external consumer may have written a link, then failed the session.
         if session.picture is None:
             return session.generated_image_url
         if session.image_expired:

@@ -1,4 +1,4 @@
-"""Credit accounts and ledger in this process's memory."""
+"""Credit accounts and their ledger in this process's memory, for tests."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -11,8 +11,8 @@ from domain.sessions import GenerationSession, SessionStatus
 
 
 class InMemoryCreditRepo(CreditRepoPort):
-    """Gone at exit. ``entries`` is the whole ledger, oldest first; ``sessions`` gives what was
-    bought, and is set by the repository that keeps it."""
+    """``entries`` is the whole ledger, oldest first. ``sessions`` returns all sessions, for the
+    audit; the session repository sets it."""
 
     def __init__(self, *, clock: Callable[[], datetime]) -> None:
         self.entries: list[LedgerEntry] = []
@@ -61,13 +61,13 @@ class InMemoryCreditRepo(CreditRepoPort):
         return self._accounts.get(owner) or CreditAccount(owner=owner)
 
     def debit(self, owner: Owner, cost: int, session_id: UUID) -> CreditAccount:
-        """Take ``cost`` for a session. Raises InsufficientCredits."""
+        """Debit ``cost`` for a session. Raises InsufficientCredits."""
         self.balance_of(owner).require(cost)
         self._record(owner, LedgerKind.DEBIT, -cost, session_id=session_id)
         return self.balance_of(owner)
 
     def refund(self, owner: Owner, cost: int, session_id: UUID) -> bool:
-        """Give ``cost`` back for a session; False if that was done before."""
+        """Refund ``cost`` for a session; False if it was refunded before."""
         if session_id in self._refunded:
             return False
         self._refunded.add(session_id)
@@ -104,8 +104,8 @@ class InMemoryCreditRepo(CreditRepoPort):
 
 
 def _is_right(session: GenerationSession, entries: list[LedgerEntry]) -> bool:
-    """Whether the owner was debited once, and was refunded as much if the session failed or has
-    a picture if it is completed."""
+    """Whether the owner was debited once, a failed session was refunded in full, and a completed
+    one has a picture."""
     failed = session.status is SessionStatus.FAILED
     kinds = [LedgerKind.DEBIT, LedgerKind.REFUND] if failed else [LedgerKind.DEBIT]
     return (
@@ -117,5 +117,5 @@ def _is_right(session: GenerationSession, entries: list[LedgerEntry]) -> bool:
 
 
 def _picture(session: GenerationSession) -> str | None:
-    """Where it is, or was until it was deleted."""
+    """Its place in the storage, or its link. Kept after the picture's deletion."""
     return session.picture.object_key if session.picture else session.generated_image_url

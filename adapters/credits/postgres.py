@@ -1,5 +1,5 @@
-"""Credit accounts and ledger in PostgreSQL. Debits and refunds belong to a session's transition
-and are made in the same statement: see ``adapters/sessions/postgres.py``."""
+"""Credit accounts and their ledger in PostgreSQL. Debits and refunds are written by the statements
+of the session's transitions: see ``adapters/sessions/statements.py``."""
 
 import asyncpg
 
@@ -31,10 +31,10 @@ _GRANT = """
     SELECT * FROM account"""
 
 AUDIT_SECONDS = 300.0
-"""It reads the whole ledger, for an operator who waits for it."""
+"""The audit reads the whole ledger while an operator waits."""
 
-# Reads one snapshot. What a consumer that is not ours failed is refunded by recovery soon after,
-# and until then it is reported here, for until then it is owed.
+# Reads one snapshot. A session that an external consumer failed is reported until recovery has
+# refunded it.
 _AUDIT = """
     WITH ledger AS (
         SELECT channel, owner_id, sum(amount)::bigint AS balance,
@@ -74,8 +74,6 @@ _AUDIT = """
 
 
 class PostgresCreditRepo(CreditRepoPort):
-    """The truth about credits."""
-
     def __init__(self, database: Database) -> None:
         self._database = database
 

@@ -1,6 +1,6 @@
-"""Sessions in this process's memory: for tests, for building on the domain, for a first try.
+"""Sessions in this process's memory, for tests.
 
-Each method runs without an ``await`` inside, so it is as atomic as a transaction.
+No method awaits anything, so each is as atomic as a transaction.
 """
 
 from collections import Counter
@@ -34,7 +34,7 @@ from domain.sessions import (
 
 @dataclass(slots=True)
 class _Row:
-    """A session and what only recovery needs to know of it."""
+    """A session and the state that only recovery needs."""
 
     session: GenerationSession
     status_changed_at: datetime
@@ -44,7 +44,7 @@ class _Row:
 
 
 class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, SessionReadPort):
-    """Gone at exit. ``clock`` is the store's clock, on which leases are measured."""
+    """``clock`` stands for the database's clock, on which leases are measured."""
 
     def __init__(self, *, accounts: InMemoryCreditRepo, clock: Callable[[], datetime]) -> None:
         self._accounts = accounts
@@ -53,11 +53,9 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         accounts.sessions = lambda: [row.session for row in self._rows.values()]
 
     async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:
-        earlier = self._with_key(session)
-        if earlier is not None:
-            earlier.check_repeated_by(session)
-            balance = self._accounts.balance_of(session.owner).balance
-            return Receipt(session=earlier, credits_remaining=balance, replayed=True)
+        replay = await self.find_replay(session)
+        if replay is not None:
+            return replay
         if self._stats(session.owner).active >= max_active:
             raise TooManyActive("Too many sessions are unfinished; wait for some to end")
         account = self._accounts.debit(session.owner, GENERATION_COST, session.id)
@@ -65,6 +63,14 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         stored = session.stored(created_at=now)
         self._rows[session.id] = _Row(session=stored, status_changed_at=now)
         return Receipt(session=stored, credits_remaining=account.balance)
+
+    async def find_replay(self, session: GenerationSession) -> Receipt | None:
+        earlier = self._with_key(session)
+        if earlier is None:
+            return None
+        earlier.check_replay(session)
+        balance = self._accounts.balance_of(session.owner).balance
+        return Receipt(session=earlier, credits_remaining=balance, replayed=True)
 
     async def confirm(self, session_ids: Sequence[UUID]) -> int:
         confirmed = 0
@@ -223,10 +229,13 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         return min(before, limit)
 
     def overwrite(self, session_id: UUID, **changes: Any) -> None:  # noqa: ANN401 - as SQL would
-        """Write a row as a consumer that is not ours does by SQL, knowing of no rule; what the
-        store's trigger does then happens here too. Raises IllegalTransition on a final row."""
+        """Write a row as an external consumer does by SQL, without knowing any rule. Does what the
+        database's triggers do: raises IllegalTransition if the session is final, or if a change
+        concerns what was paid for."""
         row = self._rows[session_id]
         changed = replace(row.session, **changes)
+        if _paid_for(changed) != _paid_for(row.session):
+            raise IllegalTransition(f"Session {session_id}: what was paid for cannot be changed")
         if changed.status is not row.session.status:
             if row.session.status.is_final:
                 raise IllegalTransition(f"Session {session_id} is {row.session.status}")
@@ -234,7 +243,7 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         self._put(row, changed)
 
     def _guarded(self, changed: GenerationSession) -> GenerationSession:
-        """What the store makes of another status that was written without a claim."""
+        """The row after the database's trigger, for a status that was written without a claim."""
         changed = replace(changed, lease_expires_at=None)
         if changed.status is SessionStatus.PROCESSING:
             return replace(changed, attempt=changed.attempt + 1, confirmed=True)
@@ -246,7 +255,7 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         return changed
 
     def _with_key(self, session: GenerationSession) -> GenerationSession | None:
-        """The session that has the owner and the key of this one."""
+        """The session with the same owner and idempotency key."""
         if session.idempotency_key is None:
             return None
         wanted = (session.owner, session.idempotency_key)
@@ -266,7 +275,7 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         return row if row is not None and row.session.status is SessionStatus.QUEUED else None
 
     def _current(self, session_id: UUID, attempt: int) -> _Row | None:
-        """The row, if ``attempt`` is the one that may write it."""
+        """The row, if ``attempt`` is its current attempt."""
         row = self._rows.get(session_id)
         if row is None or row.session.status is not SessionStatus.PROCESSING:
             return None
@@ -302,11 +311,23 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
 
 
 def _may_have_image(session: GenerationSession) -> bool:
-    """Whether the image storage may hold something of a session that has ended."""
+    """Whether the picture storage may hold something of a final session."""
     if session.image_deleted_at is not None:
         return False
     attempted = session.status is SessionStatus.FAILED and session.attempt > 0
     return session.picture is not None or attempted
+
+
+def _paid_for(session: GenerationSession) -> tuple[object, ...]:
+    """Who paid, when and for what. The idempotency key can only be given back by ``failed``."""
+    return (
+        session.id,
+        session.owner,
+        session.created_at,
+        session.request_id,
+        session.input,
+        session.idempotency_key,
+    )
 
 
 def _position(row: _Row) -> tuple[datetime, UUID]:

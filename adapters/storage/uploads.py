@@ -21,7 +21,7 @@ class StoredUploads(UploadStoragePort):
 
     @abstractmethod
     def _objects(self) -> ObjectStore:
-        """The store that holds them."""
+        """The uploads and all other objects."""
 
     async def count_uploads(self, folder: str, *, limit: int) -> int:
         count = 0
@@ -52,15 +52,15 @@ class StoredUploads(UploadStoragePort):
     async def _stored_before(self, moment: datetime, limit: int) -> list[str]:
         """Up to ``limit`` keys, oldest day first. An upload is stored on the day of its folder or
         later, so folders of days after ``moment`` hold none."""
-        store = self._objects()
-        listing = await store.list_with_delimiter_async(UPLOADS_ROOT)
+        objects = self._objects()
+        listing = await objects.list_with_delimiter_async(UPLOADS_ROOT)
         last_day = moment.astimezone(UTC).date()
         keys: list[str] = []
         for folder in sorted(listing["common_prefixes"]):
             day = day_of(folder)
             if day is None or day > last_day:
                 continue
-            async for page in store.list(folder, chunk_size=_PAGE):
+            async for page in objects.list(folder, chunk_size=_PAGE):
                 keys += [found["path"] for found in page if found["last_modified"] < moment]
                 if len(keys) >= limit:
                     return keys[:limit]
@@ -80,12 +80,12 @@ def day_of(path: str) -> date | None:
     return None
 
 
-async def _delete(store: ObjectStore, keys: list[str]) -> None:
+async def _delete(objects: ObjectStore, keys: list[str]) -> None:
     """All in one call. A local disk stops at the first file that another process has deleted
     already: then one by one."""
     try:
-        await store.delete_async(keys)
+        await objects.delete_async(keys)
     except FileNotFoundError:
         for key in keys:
             with suppress(FileNotFoundError):
-                await store.delete_async(key)
+                await objects.delete_async(key)

@@ -187,9 +187,19 @@ def show_session(session_id: UUID, *, as_json: bool) -> None:
     """Show everything that is stored of the session with the id SESSION_ID."""
     session = run(lambda container: container.sessions().get(session_id, None))
     if as_json:
-        print_json(session)
+        print_json(_flat(session))
     else:
         print_table(("FIELD", "VALUE"), _fields(session))
+
+
+def _flat(session: GenerationSession) -> dict[str, Any]:
+    """The session for JSON, with the fields of its input beside its own."""
+    import msgspec  # noqa: PLC0415
+
+    flat: dict[str, Any] = {}
+    for name, value in msgspec.to_builtins(session).items():
+        flat |= value if name == "input" else {name: value}
+    return flat
 
 
 def _fields(session: GenerationSession) -> list[tuple[str, object]]:
@@ -205,7 +215,7 @@ def _fields(session: GenerationSession) -> list[tuple[str, object]]:
         ("picture deleted", session.image_deleted_at if picture else None),
         ("failure", f"{failure.code}: {failure.message}" if failure else None),
         ("request id", session.request_id),
-        *((f"image {index}", url) for index, url in enumerate(session.image_urls, 1)),
+        *((f"image {index}", url) for index, url in enumerate(session.input.image_urls, 1)),
         ("created", session.created_at),
         ("started", session.started_at),
         ("completed", session.completed_at),
@@ -244,7 +254,7 @@ def list_sessions(
         )
     )
     if as_json:
-        print_json(found)
+        print_json([_flat(session) for session in found])
         return
     print_table(
         ("ID", "OWNER", "STATUS", "ATTEMPT", "ERROR", "CREATED (UTC)"),

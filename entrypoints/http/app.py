@@ -58,8 +58,8 @@ def create_app(
     *,
     lifespan: Sequence[Lifespan] = (),
     access_line: AccessLine = logged_access_line,
-    max_body_bytes: int = 64 * 1024,
-    max_upload_bytes: int = 10_000_000,
+    max_body_bytes: int,
+    max_upload_bytes: int,
 ) -> Litestar:
     """The ASGI application. Nothing connects before ``lifespan`` is entered."""
     submit = SubmitRoute(

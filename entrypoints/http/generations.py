@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from domain.credits import Owner
 from domain.ports import Position, SessionReadPort
-from domain.sessions import Accessory, GenerationSession, SessionStatus
+from domain.sessions import GenerationSession, SessionStatus
 from domain.submission import Submission, TryOnRequest
 from domain.views import SessionViews
 from entrypoints.http.inputs import (
@@ -48,15 +48,7 @@ _CURSOR: Cursor[tuple[int, UUID]] = Cursor(msgspec.json.Decoder(tuple[_Microseco
 
 def try_on(data: NewGeneration, *, owner: Owner, request_id: str, key: str | None) -> TryOnRequest:
     """The request that body and headers describe. Raises InvalidInput."""
-    return TryOnRequest(
-        idempotency_key=key,
-        owner=owner,
-        request_id=request_id,
-        model_image_url=data.model_image_url,
-        outfit_image_url=data.outfit_image_url,
-        accessories=tuple(Accessory(type=item.type, url=item.url) for item in data.accessories),
-        prompt=data.prompt,
-    )
+    return TryOnRequest(owner=owner, request_id=request_id, input=data.asked(), idempotency_key=key)
 
 
 @get(

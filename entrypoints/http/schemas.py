@@ -9,7 +9,14 @@ from msgspec import Meta, Struct
 
 from domain.credits import Channel, CreditAccount, LedgerEntry, LedgerKind
 from domain.ports import Receipt, SessionStats
-from domain.sessions import MAX_ACCESSORIES, MAX_PROMPT_LENGTH, Accessory, SessionStatus
+from domain.sessions import (
+    DEFAULT_PROMPT,
+    MAX_ACCESSORIES,
+    MAX_PROMPT_LENGTH,
+    Accessory,
+    GenerationInput,
+    SessionStatus,
+)
 from domain.submission import MAX_URL_LENGTH
 from domain.uploads import UploadOffer
 from domain.views import MAX_QUEUE_POSITION, SessionView
@@ -84,6 +91,15 @@ class NewGeneration(
         ]
         | None
     ) = None
+
+    def asked(self) -> GenerationInput:
+        """The input as the domain has it."""
+        return GenerationInput(
+            model_image_url=self.model_image_url,
+            outfit_image_url=self.outfit_image_url,
+            accessories=tuple(Accessory(type=item.type, url=item.url) for item in self.accessories),
+            prompt=DEFAULT_PROMPT if self.prompt is None else self.prompt,
+        )
 
 
 PictureType = Annotated[
@@ -259,16 +275,16 @@ class Session(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, view: SessionView) -> Self:
-        session = view.session
+        session, asked = view.session, view.session.input
         picture, failure, usage = session.picture, session.failure, session.usage
         return cls(
             session_id=session.id,
             status=session.status,
             channel=session.owner.channel,
-            model_image_url=session.model_image_url,
-            outfit_image_url=session.outfit_image_url,
-            accessories=[_accessory_item(accessory) for accessory in session.accessories],
-            prompt=session.prompt if session.owner.channel is Channel.B2B else None,
+            model_image_url=asked.model_image_url,
+            outfit_image_url=asked.outfit_image_url,
+            accessories=[_accessory_item(accessory) for accessory in asked.accessories],
+            prompt=asked.prompt if session.owner.channel is Channel.B2B else None,
             generated_image_url=view.picture_url,
             image_expired=session.image_expired,
             media_type=None if picture is None else picture.media_type,

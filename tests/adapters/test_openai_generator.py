@@ -405,7 +405,7 @@ async def test_rejected_request_fails_the_session_and_is_raised(
     assert str(bug.value).endswith(detail)
     assert SECRET not in str(bug.value)
     assert await shop.state() == (SessionStatus.FAILED, "GENERATION_FAILED")
-    assert await shop.message() == "The picture could not be made; the credit is back"
+    assert await shop.message() == "The picture could not be made; the credit was refunded"
     assert (shop.money, len(fake.calls)) == (REFUNDED, 1)
 
 

@@ -1,6 +1,6 @@
-"""What serves requests, workers and recovery never reads a big table from end to end, nor sorts
-what grows with it: by the server's plans for prepared statements in a store that is full. Behind a
-pooler nothing is prepared, and what grows with the store is looked at there as well."""
+"""The plans of our statements: none reads a large table from end to end, or sorts a result that
+grows with it. The generic plans of prepared statements are checked on a full database, and so are
+the plans behind a pooler, where no statement is prepared."""
 
 import json
 import re
@@ -20,7 +20,8 @@ from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Connection, Database
 from adapters.postgres.limits import DatabaseLimits
 from adapters.postgres.migrate import all_migrations, migrate
-from adapters.sessions import postgres as sessions
+from adapters.sessions import statements as sessions
+from adapters.sessions.postgres import PostgresSessionRepo
 from domain.credits import Channel, Owner
 from domain.errors import NotFound
 from domain.ports import Position, RecoveryRepoPort, SessionReadPort
@@ -43,13 +44,13 @@ WHOLE_INDEXES = {
     "sessions_of_owner",
 }
 SORTED_ROWS = 1_000
-"""So many may be sorted, by the planner's estimate."""
-NO_STATEMENTS = {"_COUNT_ENDED", "_CREATE", "_CREATE_ONE", "_CLAIM", "_RENEW", "_COMPLETE"}
+"""The largest number of rows that may be sorted, by the planner's estimate."""
+NO_STATEMENTS = {"_COUNT_ENDED"}
 FOR_OPERATORS = {"_AUDIT", "_ALL"}
-"""These read everything, for somebody who waits for it."""
+"""These read whole tables, for an operator."""
 
-# As a store is after some time: few sessions are unfinished, one in ten failed, and most pictures
-# are gone. One owner has a tenth of all.
+# A database after some time: few sessions are unfinished, one in ten failed, and most pictures are
+# deleted. One owner has a tenth of all sessions.
 FULL = """
     CREATE TEMPORARY TABLE filled ON COMMIT DROP AS
     SELECT gen_random_uuid() AS id, number,
@@ -86,7 +87,7 @@ def statements(module: ModuleType) -> Iterator[tuple[str, str]]:
     for name, value in vars(module).items():
         is_sql = isinstance(value, str) and re.match(r"\s*(WITH|SELECT|INSERT|UPDATE)\s", value)
         if is_sql and name not in NO_STATEMENTS | FOR_OPERATORS:
-            yield f"{module.__name__.split('.')[1]}{name}", value
+            yield f"{module.__name__.split('.')[1]}_{name.removeprefix('_')}", value
 
 
 STATEMENTS = dict(pair for module in (sessions, credit_repo, auth) for pair in statements(module))
@@ -94,7 +95,7 @@ STATEMENTS = dict(pair for module in (sessions, credit_repo, auth) for pair in s
 
 @pytest.fixture(scope="module")
 async def database(postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
-    """A full store."""
+    """A full database."""
     database = Database(postgres.url(), limits=DatabaseLimits(command_seconds=60))
     backend = PostgresBackend(database)
     await backend.empty()
@@ -109,7 +110,7 @@ async def database(postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
 
 
 async def plan_of(database: Database, sql: str) -> Plan:
-    """The one that serves whatever it is asked."""
+    """The generic plan."""
     async with database.transaction() as connection:
         return await explained(connection, sql)
 
@@ -147,7 +148,7 @@ def faults(plan: Plan, tables: set[str] = BIG_TABLES) -> list[str]:
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
-async def test_no_statement_grows_with_the_store(database: Database, name: str) -> None:
+async def test_statement_does_not_grow_with_the_database(database: Database, name: str) -> None:
     assert faults(await plan_of(database, STATEMENTS[name])) == []
 
 
@@ -159,19 +160,19 @@ async def test_no_statement_grows_with_the_store(database: Database, name: str) 
         ("SELECT id FROM credit_ledger WHERE id > 0 ORDER BY created_at", "sorts"),
     ],
 )
-async def test_what_would_grow_is_found(database: Database, sql: str, found: str) -> None:
+async def test_growing_statements_are_found(database: Database, sql: str, found: str) -> None:
     assert any(fault.startswith(found) for fault in faults(await plan_of(database, sql)))
 
 
 class Undone(Exception):
-    """Ends a transaction that is not to be committed."""
+    """Rolls a transaction back."""
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
-async def test_a_plan_made_on_an_empty_store_serves_a_full_one(
+async def test_plan_made_on_an_empty_database_serves_a_full_one(
     database: Database, name: str
 ) -> None:
-    """It is kept for a minute or more, in which a backlog may come in."""
+    """A plan is kept for a minute or more. A backlog may build up in that time."""
     with suppress(Undone):
         async with database.transaction() as connection:
             await connection.execute(f"TRUNCATE {', '.join(sorted(BIG_TABLES))}")
@@ -186,22 +187,22 @@ async def test_a_plan_made_on_an_empty_store_serves_a_full_one(
     ] == []
 
 
-async def test_a_statement_is_planned_once(database: Database) -> None:
-    """Also where a plan for the arguments of one call would look cheaper, as in a full store."""
-    repo = sessions.PostgresSessionRepo(database)
+async def test_statement_is_planned_once(database: Database) -> None:
+    """Even if a plan for the arguments of one call looks cheaper, as in a full database."""
+    repo = PostgresSessionRepo(database)
 
     for _ in range(10):
         await repo.history(WIDE, status=None, limit=21, after=None)
 
     (row,) = await database.fetch(
         "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement = $1",
-        sessions._HISTORY,
+        sessions.HISTORY,
     )
     assert (row["generic_plans"], row["custom_plans"]) == (10, 0)
 
 
 class Asking(Database):
-    """Asks at the end of each transaction whether it could read tables from end to end."""
+    """Records at the end of each transaction whether sequential scans were allowed."""
 
     seqscan = ""
 
@@ -220,11 +221,11 @@ class Asking(Database):
     ],
     ids=["audit", "migrate"],
 )
-async def test_what_reads_everything_may(
+async def test_audit_and_migration_may_read_whole_tables(
     postgres: EmbeddedPostgres, work: Callable[[Database], Awaitable[object]]
 ) -> None:
-    """In the order of an index a large table takes a read of the disk for each of its rows. What
-    comes after on the same connection may not."""
+    """In the order of an index, a large table costs one disk read per row. Later statements on the
+    same connection may not."""
     database = Asking(postgres.url(), limits=DatabaseLimits(connections=1))
 
     await work(database)
@@ -238,9 +239,9 @@ BY_ID = [name for name, sql in STATEMENTS.items() if "= ANY ($1::uuid[])" in sql
 
 
 @pytest.mark.parametrize("name", BY_ID)
-async def test_what_is_asked_for_by_id_is_found_by_id(database: Database, name: str) -> None:
-    """Not in the index of what waits or is worked on, which is small when the plan is made and may
-    be long when it is used."""
+async def test_sessions_given_by_id_are_found_by_id(database: Database, name: str) -> None:
+    """Not by the index of a status: it is small when the plan is made, and may be large when the
+    plan is used."""
     plan = await plan_of(database, STATEMENTS[name])
 
     assert {node["Index Name"] for node in nodes(plan) if "Index Name" in node} == {
@@ -249,8 +250,8 @@ async def test_what_is_asked_for_by_id_is_found_by_id(database: Database, name: 
 
 
 class Explaining(Database):
-    """Keeps the plans that the server makes for the arguments of each call, as it does where
-    nothing is prepared, and runs none of them."""
+    """Records the plan for the arguments of each call, as without prepared statements. Runs no
+    statement."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url, limits=DatabaseLimits(command_seconds=60), transaction_pooler=True)
@@ -273,13 +274,13 @@ LONG_AGO = Position(created_at=datetime(2000, 1, 1, tzinfo=UTC), id=a_session().
 MINUTE, BATCH = timedelta(minutes=1), 100
 
 
-async def history_of_each_kind(repo: sessions.PostgresSessionRepo) -> None:
+async def history_of_each_kind(repo: PostgresSessionRepo) -> None:
     for owner, status, after in product((WIDE, NARROW), (None, *SessionStatus), (None, LONG_AGO)):
         await repo.history(owner, status=status, limit=21, after=after)
 
 
-CALLS: dict[str, Callable[[sessions.PostgresSessionRepo], Awaitable[object]]] = {
-    "overdue": lambda repo: repo.claim_overdue(
+CALLS: dict[str, Callable[[PostgresSessionRepo], Awaitable[object]]] = {
+    "claim_overdue": lambda repo: repo.claim_overdue(
         created_before=None, again_after=MINUTE, limit=BATCH
     ),
     "release_dead_leases": lambda repo: repo.release_dead_leases(
@@ -303,27 +304,27 @@ CALLS: dict[str, Callable[[sessions.PostgresSessionRepo], Awaitable[object]]] = 
 
 @pytest.mark.usefixtures("database")
 @pytest.mark.parametrize("call", CALLS)
-async def test_no_call_grows_with_the_store_where_nothing_is_prepared(
+async def test_call_does_not_grow_with_the_database_behind_a_pooler(
     postgres: EmbeddedPostgres, call: str
 ) -> None:
-    """Where the planner knows the arguments it may take another way for some of them: for a short
-    LIMIT it reads a table from its start, if it expects to meet soon what in fact is rare."""
+    """Without prepared statements the planner knows the arguments and may choose another plan. For
+    a small LIMIT it scans a table from the start, if it wrongly expects an early match."""
     explaining = Explaining(postgres.url())
 
     with suppress(NotFound):
-        await CALLS[call](sessions.PostgresSessionRepo(explaining))
+        await CALLS[call](PostgresSessionRepo(explaining))
 
     await explaining.close()
     assert explaining.plans
-    # A batch of a hundred refunds may read some hundred accounts, on a server that takes a page
-    # read at random to be dear.
+    # A batch of a hundred refunds may read some hundred accounts, if the server expects random
+    # reads to be expensive.
     assert [fault for plan in explaining.plans for fault in faults(plan, ENDLESS_TABLES)] == []
 
 
 @pytest.mark.usefixtures("database")
-async def test_an_owner_s_entries_are_found_by_owner(postgres: EmbeddedPostgres) -> None:
-    """Also where nothing is prepared and it is thought to have many: were the newest entries of all
-    owners read until enough are its own, one that was idle for long would wait for the others'."""
+async def test_ledger_entries_are_found_by_owner(postgres: EmbeddedPostgres) -> None:
+    """Also without prepared statements and for an owner with many entries. A scan of all owners'
+    newest entries would be slow for an owner that was idle for long."""
     explaining = Explaining(postgres.url())
     repo = credit_repo.PostgresCreditRepo(explaining)
 
@@ -336,13 +337,13 @@ async def test_an_owner_s_entries_are_found_by_owner(postgres: EmbeddedPostgres)
     assert all("owner_id" in node.get("Index Cond", "") for node in found)
 
 
-def test_every_call_that_reads_or_recovers_is_looked_at() -> None:
-    """So that a new one cannot be forgotten."""
+def test_every_read_and_recovery_call_is_checked() -> None:
+    """A new one cannot be forgotten."""
     methods = {*vars(SessionReadPort), *vars(RecoveryRepoPort)}
     assert set(CALLS) == {name for name in methods if not name.startswith("_")}
 
 
-def test_every_statement_is_looked_at() -> None:
+def test_every_statement_is_checked() -> None:
     assert len(STATEMENTS) >= 30
     assert len(BY_ID) == 8
-    assert {"sessions_CREATE_IN_TURN", "credits_GRANT", "auth_OWNER_OF"} <= set(STATEMENTS)
+    assert {"sessions_CREATE_WAIT", "credits_GRANT", "auth_OWNER_OF"} <= set(STATEMENTS)

@@ -1,4 +1,4 @@
-"""What becomes of calls that share a statement: to each it looks as if it were alone."""
+"""Calls that share a statement: each has the result that it would have alone."""
 
 import asyncio
 import random
@@ -18,7 +18,7 @@ from adapters.embedded.postgres import PORT, EmbeddedPostgres
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
 from adapters.queue.memory import InMemoryTaskQueue
-from adapters.sessions.postgres import STEP, PostgresSessionRepo
+from adapters.sessions.postgres import MAX_CLAIM_BATCH, PostgresSessionRepo
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.signing import UrlSigner
 from domain.credits import Channel, Owner
@@ -41,6 +41,7 @@ from tests.support.examples import (
     STORED_PICTURE,
     USER,
     a_session,
+    an_input,
 )
 from tests.support.proxy import HOST, Proxy
 
@@ -50,12 +51,12 @@ DEADLINE_SECONDS = 20.0
 NO_STORAGE = InMemoryPictureStorage(
     signer=UrlSigner(base_url="", secret=b"", lifetime=LEASE, clock=utc_now)
 )
-NOBODY = Owner(channel=Channel.B2B, id="nobody")
+WITHOUT_ACCOUNT = Owner(channel=Channel.B2B, id="without-account")
 
 
 class Gated(Database):
-    """Counts the statements, and holds them back until the gate opens, so that what arrives
-    meanwhile has to share one."""
+    """Counts the statements, and holds them back until the gate opens, so that calls which arrive
+    in the meantime share one."""
 
     def __init__(self, url: str, *, command_seconds: float = 10.0) -> None:
         super().__init__(url, limits=DatabaseLimits(command_seconds=command_seconds))
@@ -69,7 +70,7 @@ class Gated(Database):
         return await super().fetch(sql, *arguments)
 
     def sizes(self) -> list[int]:
-        """Of the batches, in their order."""
+        """The sizes of the batches, in their order."""
         return [size for _, size in self.statements]
 
 
@@ -89,7 +90,7 @@ async def backend(database: Gated) -> PostgresBackend:
 
 
 async def together(database: Gated, *calls: Any) -> list[Any]:
-    """What comes of calls that share a statement."""
+    """The results of calls that share a statement."""
     database.gate.clear()
     database.statements.clear()
     tasks = [asyncio.ensure_future(call) for call in calls]
@@ -108,8 +109,8 @@ def kinds(outcomes: Sequence[Any]) -> list[str]:
     ]
 
 
-async def books_are_right(backend: PostgresBackend, database: Database) -> None:
-    """The ledger, the balances, and what the accounts count."""
+async def books_balance(backend: PostgresBackend, database: Database) -> None:
+    """The ledger, the balances, and the counters of the accounts."""
     assert await backend.credits.audit(limit=10) == []
     wrong = await database.fetch("""
         SELECT account.owner_id, sessions_created, sessions_refunded, unfinished_at_most,
@@ -127,7 +128,7 @@ async def books_are_right(backend: PostgresBackend, database: Database) -> None:
 async def test_each_creation_of_a_batch_has_its_own_outcome(
     database: Gated, backend: PostgresBackend
 ) -> None:
-    """Whatever is wrong with its neighbours; and the credits go to those who came first."""
+    """Whatever the others' outcome. The first ones get the credits."""
     await backend.credits.grant(USER, 4, note="test")
     await backend.credits.grant(STORE, 2, note="test")
     earlier = a_session(idempotency_key="earlier")
@@ -140,13 +141,13 @@ async def test_each_creation_of_a_batch_has_its_own_outcome(
     outcomes = await together(
         database,
         create(a_session()),
-        create(a_session(owner=NOBODY)),
+        create(a_session(owner=WITHOUT_ACCOUNT)),
         create(replace(earlier, id=uuid4())),
-        create(replace(earlier, id=uuid4(), prompt="something else")),
+        create(replace(earlier, id=uuid4(), input=an_input(prompt="something else"))),
         create(a_session(owner=OTHER)),
         create(new),
         create(replace(new, id=uuid4())),
-        create(replace(new, id=uuid4(), prompt="something else")),
+        create(replace(new, id=uuid4(), input=an_input(prompt="something else"))),
         create(a_session(owner=STORE), 1),
         create(a_session(owner=STORE), 1),
         create(a_session()),
@@ -172,17 +173,17 @@ async def test_each_creation_of_a_batch_has_its_own_outcome(
     assert outcomes[2].session.id == earlier.id
     assert outcomes[6].session.id == new.id
     assert [await backend.balance(owner) for owner in (USER, STORE)] == [0, 1]
-    await books_are_right(backend, database)
+    await books_balance(backend, database)
 
 
 @pytest.mark.parametrize(
     ("more", "max_active", "error"),
-    [(0, MANY, InsufficientCredits), (5, 0, TooManyActive)],
+    [(0, MANY, InsufficientCredits), (5, 1, TooManyActive)],
 )
-async def test_copies_of_what_is_refused_are_refused_alike(
+async def test_copies_of_a_refused_request_are_refused_alike(
     database: Gated, backend: PostgresBackend, more: int, max_active: int, error: type
 ) -> None:
-    """However many of them come at once: none of them has the key."""
+    """None of them gets the key."""
     await backend.credits.grant(USER, 1 + more, note="test")
     await backend.sessions.create(a_session(), max_active=MANY)
     session = a_session(idempotency_key="k")
@@ -196,8 +197,11 @@ async def test_copies_of_what_is_refused_are_refused_alike(
     assert database.sizes() == [9]
 
 
-async def test_each_has_its_own_bound(database: Gated, backend: PostgresBackend) -> None:
-    """How many may be unfinished is asked of what there is, not of what there may be, for each."""
+async def test_each_creation_of_a_batch_has_its_own_limit(
+    database: Gated, backend: PostgresBackend
+) -> None:
+    """The limit is checked against the actual number of unfinished sessions, not against its upper
+    bound."""
     await backend.credits.grant(USER, 9, note="test")
     for _ in range(3):
         done = (await backend.sessions.create(a_session(), max_active=MANY)).session
@@ -214,11 +218,11 @@ async def test_each_has_its_own_bound(database: Gated, backend: PostgresBackend)
 
 
 @pytest.mark.parametrize("seed", range(10))
-async def test_one_is_decided_like_one_of_many(
+async def test_batch_of_one_is_decided_like_a_larger_batch(
     database: Gated, backend: PostgresBackend, seed: int
 ) -> None:
-    """It has a statement of its own, which answers the same and leaves the same: here each of two
-    owners asks for the same, one of them always beside somebody who has no account."""
+    """Its statement is another one, with the same results. Two owners make the same requests, one
+    alone, the other beside an owner without an account."""
     chance = random.Random(seed)
     await backend.credits.grant(USER, 6, note="test")
     await backend.credits.grant(OTHER, 6, note="test")
@@ -228,9 +232,11 @@ async def test_one_is_decided_like_one_of_many(
         return backend.sessions.create(session, max_active=max_active)
 
     for _ in range(20):
-        key, max_active = chance.choice([None, None, "a", "b"]), chance.randrange(6)
+        key, max_active = chance.choice([None, None, "a", "b"]), chance.randint(1, 6)
         alone = await together(database, ask(USER, key, max_active))
-        beside = await together(database, ask(OTHER, key, max_active), ask(NOBODY, None, MANY))
+        beside = await together(
+            database, ask(OTHER, key, max_active), ask(WITHOUT_ACCOUNT, None, MANY)
+        )
         assert kinds(alone) == kinds(beside[:1])
         if isinstance(alone[0], Receipt):
             assert alone[0].credits_remaining == beside[0].credits_remaining
@@ -252,13 +258,11 @@ async def test_one_is_decided_like_one_of_many(
         for owner in (USER, OTHER)
     ]
     assert mine == theirs
-    await books_are_right(backend, database)
+    await books_balance(backend, database)
 
 
-async def test_what_the_store_refuses_fails_its_caller_only(
-    database: Gated, backend: PostgresBackend
-) -> None:
-    """No text may hold a NUL, and whoever sent one must not cost others their pictures."""
+async def test_invalid_call_fails_alone(database: Gated, backend: PostgresBackend) -> None:
+    """PostgreSQL rejects text with NUL. The other calls of the batch succeed."""
     await backend.credits.grant(USER, 5, note="test")
 
     outcomes = await together(
@@ -271,15 +275,15 @@ async def test_what_the_store_refuses_fails_its_caller_only(
     assert [isinstance(outcome, Receipt) for outcome in outcomes] == [True, False, True]
     assert isinstance(outcomes[1], asyncpg.PostgresError)
     assert await backend.balance() == 3
-    await books_are_right(backend, database)
+    await books_balance(backend, database)
 
 
 @pytest.mark.parametrize("calls", [1, 8])
-async def test_many_at_once_over_few_accounts(
+async def test_concurrent_processes_over_few_accounts(
     postgres: EmbeddedPostgres, backend: PostgresBackend, database: Gated, calls: int
 ) -> None:
-    """By three processes, each one by one or several together: no deadlock, no credit spent twice,
-    and none left unspent."""
+    """Three processes, with and without batching: no deadlock, and every credit is spent exactly
+    once."""
     owners = [Owner(channel=Channel.B2B, id=f"store-{number}") for number in range(4)]
     for owner in owners:
         await backend.credits.grant(owner, 40, note="test")
@@ -304,14 +308,14 @@ async def test_many_at_once_over_few_accounts(
 
     assert Counter(kinds(outcomes)) == {"created": 160, "InsufficientCredits": 40}
     assert [await backend.balance(owner) for owner in owners] == [0] * 4
-    await books_are_right(backend, database)
+    await books_balance(backend, database)
 
 
-async def test_an_account_that_is_held_delays_its_owner_only(
+async def test_locked_account_delays_only_its_owner(
     postgres: EmbeddedPostgres, backend: PostgresBackend
 ) -> None:
-    """Its neighbours in the batch are answered meanwhile, and so is whoever waited for an account
-    that was free sooner; then its own come in their order."""
+    """The other calls of the batch are answered, also an owner whose account was locked for a
+    shorter time. The owner's own calls keep their order."""
     for owner in (USER, OTHER, STORE):
         await backend.credits.grant(owner, 3, note="test")
     holder = Database(postgres.url(), limits=DatabaseLimits())
@@ -340,10 +344,10 @@ async def test_an_account_that_is_held_delays_its_owner_only(
     assert [receipt.credits_remaining for receipt in receipts] == [2, 1, 0]
 
 
-async def test_an_account_that_is_held_delays_no_other_owner(
+async def test_locked_account_of_a_lone_call_delays_no_later_batch(
     postgres: EmbeddedPostgres, backend: PostgresBackend
 ) -> None:
-    """Also where its owner's call came alone: it waits apart, and holds up no later batch."""
+    """The call waits apart from the batches."""
     for owner in (USER, STORE):
         await backend.credits.grant(owner, 1, note="test")
     repo = PostgresSessionRepo(backend._database, batches=BatchLimits(in_flight=1))
@@ -365,11 +369,11 @@ async def test_an_account_that_is_held_delays_no_other_owner(
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_what_the_accounts_count_is_true(  # noqa: C901 - many things happen
+async def test_counters_of_the_accounts_are_correct(  # noqa: C901 - many things happen
     database: Gated, backend: PostgresBackend, seed: int
 ) -> None:
-    """After whatever happened to their sessions: what is unfinished is never more than noted, the
-    bound is kept, and the figures are those of the rows."""
+    """After any transitions: the upper bound is never below the number of unfinished sessions, the
+    limit is kept, and the counters match the rows."""
     chance = random.Random(seed)
     owners = [USER, OTHER, STORE]
     for owner in owners:
@@ -403,24 +407,22 @@ async def test_what_the_accounts_count_is_true(  # noqa: C901 - many things happ
     async def release() -> None:
         await backend.attempts.release(chance.choice(ids), attempt=1, delay=timedelta(0))
 
-    async def fail_as_a_stranger() -> None:
+    async def fail_externally() -> None:
         queued = "SELECT id FROM generation_sessions WHERE status = 'queued' LIMIT 1"
         session_id = await database.fetch_value(queued)
         if session_id is not None:
-            await backend.foreign_write(session_id, status="failed")
+            await backend.external_write(session_id, status="failed")
 
     async def recover() -> None:
         await backend.recovery.refund_missing(limit=2)
 
-    steps = (
-        [create] * 6 + [claim] * 5 + [complete] * 2 + [fail, release, fail_as_a_stranger, recover]
-    )
+    steps = [create] * 6 + [claim] * 5 + [complete] * 2 + [fail, release, fail_externally, recover]
     await create()
     for _ in range(120):
         await chance.choice(steps)()
 
     await backend.recovery.refund_missing(limit=1_000)
-    await books_are_right(backend, database)
+    await books_balance(backend, database)
     for owner in owners:
         rows = await database.fetch(
             "SELECT status, count(*) FROM generation_sessions WHERE owner_id = $1 GROUP BY 1",
@@ -434,12 +436,12 @@ async def test_what_the_accounts_count_is_true(  # noqa: C901 - many things happ
         )
 
 
-async def test_what_failed_and_is_owed_its_refund_counts_as_failed(
+async def test_failed_session_without_its_refund_counts_as_failed(
     backend: PostgresBackend,
 ) -> None:
-    """As soon as it has failed, and once only when it has been refunded."""
+    """At once, and still once after its refund."""
     session_id = await backend.queued()
-    await backend.foreign_write(session_id, status="failed")
+    await backend.external_write(session_id, status="failed")
 
     owed = await backend.reads.stats(USER)
     await backend.recovery.refund_missing(limit=1)
@@ -449,10 +451,10 @@ async def test_what_failed_and_is_owed_its_refund_counts_as_failed(
     assert (owed.failed, owed.completed) == (1, 0)
 
 
-async def test_the_bound_counts_anew_what_has_ended(
+async def test_upper_bound_is_recounted_at_the_limit(
     database: Gated, backend: PostgresBackend
 ) -> None:
-    """Nobody takes anything away when a session ends, until the figure reaches the bound."""
+    """Ending a session does not lower it."""
     await backend.credits.grant(USER, 10, note="test")
     noted = []
     for _ in range(5):
@@ -464,9 +466,8 @@ async def test_the_bound_counts_anew_what_has_ended(
     assert noted == [1, 2, 3, 1, 2]
 
 
-async def test_a_claim_of_a_batch_is_given_once(database: Gated, backend: PostgresBackend) -> None:
-    """Also where several ask for the same session; those who ask for others get theirs. What was
-    not to be had is looked at once more, alone."""
+async def test_session_is_claimed_once_per_batch(database: Gated, backend: PostgresBackend) -> None:
+    """Also if several calls ask for it. A call without a session is tried again, alone."""
     first, second = await backend.queued(), await backend.queued()
 
     claims = await together(
@@ -482,12 +483,13 @@ async def test_a_claim_of_a_batch_is_given_once(database: Gated, backend: Postgr
     assert [claim.attempt for claim in claims if claim] == [1, 1]
 
 
-@pytest.mark.parametrize(("limits", "step"), [(DEFAULT_LIMITS, STEP), (BatchLimits(calls=3), 3)])
-async def test_a_busy_worker_takes_one_step_after_the_other(
+@pytest.mark.parametrize(
+    ("limits", "step"), [(DEFAULT_LIMITS, MAX_CLAIM_BATCH), (BatchLimits(calls=3), 3)]
+)
+async def test_claims_and_completions_have_smaller_batches(
     database: Gated, backend: PostgresBackend, limits: BatchLimits, step: int
 ) -> None:
-    """The store writes what some of its slots ask for while others work: claims and completions
-    are never all those that wait, nor more than any batch may be."""
+    """The database writes for some of a worker's slots while the others work."""
     repo = PostgresSessionRepo(database, batches=limits)
     ids = [await backend.queued() for _ in range(step + 2)]
 
@@ -515,14 +517,15 @@ def complete(repo: PostgresSessionRepo, session_id: UUID) -> Awaitable[object]:
 
 
 @pytest.mark.parametrize("call", [claim, renew, complete])
-async def test_a_session_that_is_held_delays_its_own_call_only(
+async def test_locked_session_delays_only_its_own_call(
     postgres: EmbeddedPostgres,
     database: Gated,
     backend: PostgresBackend,
     call: Callable[[PostgresSessionRepo, UUID], Awaitable[object]],
 ) -> None:
-    """By a consumer that is not ours, for long: were the others to wait, a worker would lose all
-    its leases. Neither does a later batch wait, nor what somebody else holds for less long."""
+    """An external consumer may hold it for long. If the other calls waited, a worker would lose all
+    its leases. Nor does a later batch wait, nor a call for a session that is locked for a shorter
+    time."""
     ids = [await backend.queued() for _ in range(4)]
     if call is not claim:
         for session_id in ids:
@@ -552,7 +555,7 @@ async def test_a_session_that_is_held_delays_its_own_call_only(
     assert sorted(database.sizes()[-4:]) == [1, 1, 1, 3]
 
 
-async def test_leases_of_a_batch_are_each_ones_own(
+async def test_each_claim_of_a_batch_has_its_own_lease(
     database: Gated, backend: PostgresBackend
 ) -> None:
     ids = [await backend.queued() for _ in range(2)]
@@ -567,10 +570,8 @@ async def test_leases_of_a_batch_are_each_ones_own(
     assert (short, long) == (LEASE, 10 * LEASE)
 
 
-async def test_who_was_superseded_disturbs_nobody(
-    database: Gated, backend: PostgresBackend
-) -> None:
-    """In a batch of renewals or of pictures: it is told so, and the others are written."""
+async def test_superseded_attempt_fails_alone(database: Gated, backend: PostgresBackend) -> None:
+    """In a batch of renewals or completions its result is False, and the others are written."""
     stale = await backend.claimed(attempt=2)
     good = await backend.claimed()
 
@@ -593,10 +594,10 @@ async def test_who_was_superseded_disturbs_nobody(
     assert (await backend.get(good.id)).status == "completed"
 
 
-async def test_processes_that_want_the_same_never_wait_in_a_circle(
+async def test_processes_with_the_same_sessions_never_deadlock(
     postgres: EmbeddedPostgres, backend: PostgresBackend
 ) -> None:
-    """They claim, renew and settle in opposite orders, and each session is claimed once."""
+    """They claim, renew and complete in opposite orders. Each session is claimed once."""
     ids = [await backend.queued() for _ in range(40)]
     async with AsyncExitStack() as stack:
         repos = []
@@ -623,10 +624,10 @@ async def test_processes_that_want_the_same_never_wait_in_a_circle(
     assert sum(done) == 40
 
 
-async def test_a_batch_of_unknown_outcome_is_not_tried_again(
+async def test_batch_of_unknown_outcome_is_not_retried(
     postgres: EmbeddedPostgres, backend: PostgresBackend
 ) -> None:
-    """Each of its callers hears that the store did not answer."""
+    """Each caller gets DatabaseUnavailable."""
     await backend.credits.grant(USER, 5, note="test")
     slow = Gated(postgres.url(), command_seconds=0.3)
     repo = PostgresSessionRepo(slow)
@@ -643,12 +644,11 @@ async def test_a_batch_of_unknown_outcome_is_not_tried_again(
 
 
 @pytest.mark.parametrize("committed", [True, False])
-async def test_a_batch_whose_connection_is_lost(
+async def test_batch_whose_connection_is_lost(
     postgres: EmbeddedPostgres, backend: PostgresBackend, *, committed: bool
 ) -> None:
-    """In its middle, or when it had committed and only the reply was on its way: each of its
-    callers hears that the store did not answer, nothing is tried again, and recovery gives every
-    credit back, for nobody was told that its session was created."""
+    """Before or after its commit: each caller gets DatabaseUnavailable, nothing is retried, and
+    recovery refunds every credit, because no caller was told of a session."""
     await backend.credits.grant(USER, 3, note="test")
     await backend.credits.grant(STORE, 3, note="test")
     async with Proxy(postgres.sockets / f".s.PGSQL.{PORT}").running() as proxy:
@@ -659,7 +659,7 @@ async def test_a_batch_whose_connection_is_lost(
         ]
 
         if committed:
-            proxy.lose_replies(a_session().prompt.encode(), cut=True)
+            proxy.lose_replies(a_session().input.prompt.encode(), cut=True)
             outcomes = await together(database, *calls)
         else:
             async with backend._database.transaction() as blocker:
@@ -687,7 +687,7 @@ async def test_a_batch_whose_connection_is_lost(
     assert database.sizes() == [6]
     assert created == (6 if committed else 0)
     assert [await backend.balance(owner) for owner in (USER, STORE)] == [3, 3]
-    await books_are_right(backend, backend._database)
+    await books_balance(backend, backend._database)
 
 
 async def waiting_for_a_lock(database: Database) -> None:

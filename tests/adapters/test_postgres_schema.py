@@ -1,5 +1,5 @@
-"""The store defends the invariants by itself, against any SQL: consumers that are not ours write
-sessions without knowing a rule, and so may a person at a console."""
+"""The database defends the invariants by itself against any SQL: external consumers write sessions
+without knowing a rule, and so may a person at a console."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -11,6 +11,8 @@ import pytest
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
+from adapters.sessions.columns import COLUMNS, IMMUTABLE
+from adapters.sessions.guards import RULES, session_guards
 from domain.sessions import Failure, SessionStatus
 from tests.contracts.backends import PostgresBackend
 from tests.support.examples import FAILURE, LEASE, STORED_PICTURE, USER
@@ -25,7 +27,7 @@ GUARD = asyncpg.RestrictViolationError
 
 
 class Console(PostgresBackend):
-    """The store, and any SQL on it."""
+    """The database, and any SQL on it."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
@@ -35,7 +37,7 @@ class Console(PostgresBackend):
         await self.database.fetch(sql, *arguments)
 
     async def in_state(self, state: str) -> UUID:
-        """A session of USER's, brought there by ours."""
+        """A session of USER's that our own code brought into ``state``."""
         session_id = (await self.created(idempotency_key="key")).session.id
         if state != "queued":
             await self.claim(session_id)
@@ -51,12 +53,12 @@ class Console(PostgresBackend):
 
 
 @pytest.fixture
-async def store(postgres: EmbeddedPostgres) -> AsyncIterator[Console]:
+async def console(postgres: EmbeddedPostgres) -> AsyncIterator[Console]:
     database = Database(postgres.url(), limits=DatabaseLimits())
     try:
-        store = Console(database)
-        await store.empty()
-        yield store
+        console = Console(database)
+        await console.empty()
+        yield console
     finally:
         await database.close()
 
@@ -69,7 +71,7 @@ SESSION = """
     SELECT gen_random_uuid(), channel, user_id, request_id, prompt, model_image_url, {value}
     FROM generation_sessions WHERE id = $1"""
 SET = "UPDATE generation_sessions SET {} WHERE id = $1"
-WITH_ANOTHERS_KEY = """
+WITH_KEY_OF_ANOTHER = """
     WITH another AS (
         INSERT INTO generation_sessions (id, channel, user_id, request_id, prompt, model_image_url,
             idempotency_key)
@@ -82,151 +84,153 @@ OPEN = ("queued", "processing")
 FINAL = ("completed", "failed")
 ALL = (*OPEN, *FINAL)
 
+CHANGES = {
+    "uuid": "gen_random_uuid()",
+    "text": "'another'",
+    "timestamptz": "now() + interval '1 s'",
+    "jsonb": "'[{}]'",
+}
+"""Another value for an immutable column of the type."""
+
 ATTACKS: dict[str, tuple[tuple[str, ...], str, Refusal]] = {
-    "a status that is none": (OPEN, SET.format("status = 'cancelled'"), CHECK),
-    "no status": (OPEN, SET.format("status = NULL"), asyncpg.NotNullViolationError),
-    "back to the queue": (FINAL, SET.format("status = 'queued'"), GUARD),
-    "back to work": (FINAL, SET.format("status = 'processing'"), GUARD),
-    "from completed to failed": (("completed",), SET.format("status = 'failed'"), GUARD),
-    "from failed to completed": (("failed",), SET.format("status = 'completed'"), GUARD),
-    "another channel": (ALL, SET.format("channel = 'b2b'"), GUARD),
-    "another payer": (ALL, SET.format("user_id = 'somebody'"), GUARD),
-    "a second payer": (ALL, SET.format("store_id = 'somebody'"), GUARD),
-    "another id": (ALL, SET.format("id = gen_random_uuid()"), GUARD),
-    "another age": (ALL, SET.format("created_at = created_at + interval '1 s'"), GUARD),
-    "another order": (ALL, SET.format("prompt = 'something else'"), GUARD),
-    "another key": (ALL, SET.format("idempotency_key = 'another'"), GUARD),
-    "another session's key": (ALL, WITH_ANOTHERS_KEY, GUARD),
-    "a key less": (ALL, SET.format("idempotency_key = NULL"), GUARD),
-    "a key less in the end": (
+    "unknown status": (OPEN, SET.format("status = 'cancelled'"), CHECK),
+    "status is NULL": (OPEN, SET.format("status = NULL"), asyncpg.NotNullViolationError),
+    "final to queued": (FINAL, SET.format("status = 'queued'"), GUARD),
+    "final to processing": (FINAL, SET.format("status = 'processing'"), GUARD),
+    "completed to failed": (("completed",), SET.format("status = 'failed'"), GUARD),
+    "failed to completed": (("failed",), SET.format("status = 'completed'"), GUARD),
+    "idempotency key changed": (ALL, SET.format("idempotency_key = 'another'"), GUARD),
+    "idempotency key of another session": (ALL, WITH_KEY_OF_ANOTHER, GUARD),
+    "idempotency key removed": (ALL, SET.format("idempotency_key = NULL"), GUARD),
+    "idempotency key removed by another failure": (
         OPEN,
         SET.format("status = 'failed', error_code = 'EXPIRED', idempotency_key = NULL"),
         GUARD,
     ),
-    "a key less without a reason": (
+    "idempotency key removed without an error code": (
         OPEN,
         SET.format("status = 'failed', idempotency_key = NULL"),
         GUARD,
     ),
-    "a key less after the end": (
+    "idempotency key removed after the end": (
         ("failed",),
         SET.format("error_code = 'QUEUE_UNAVAILABLE', idempotency_key = NULL"),
         GUARD,
     ),
-    "a key less while it waits": (
+    "idempotency key removed while queued": (
         ("queued",),
         SET.format("error_code = 'QUEUE_UNAVAILABLE', idempotency_key = NULL"),
         GUARD,
     ),
-    "a key without a text": (
+    "idempotency key empty": (
         ("queued",),
         SESSION.format(column="idempotency_key", value="''"),
         CHECK,
     ),
-    "an endless key": (
+    "idempotency key too long": (
         ("queued",),
         SESSION.format(column="idempotency_key", value="repeat('x', 256)"),
         CHECK,
     ),
-    "a second session of a key": (
+    "idempotency key used twice": (
         ALL,
         SESSION.format(column="idempotency_key", value="idempotency_key"),
         UNIQUE,
     ),
-    "a claim on another attempt": (ALL, SET.format("attempt = attempt + 1"), GUARD),
-    "an attempt less": (ALL, SET.format("attempt = attempt - 1"), GUARD),
-    "two attempts at once": (
+    "attempt increased without a claim": (ALL, SET.format("attempt = attempt + 1"), GUARD),
+    "attempt decreased": (ALL, SET.format("attempt = attempt - 1"), GUARD),
+    "attempt increased by two": (
         ("queued",),
         SET.format("status = 'processing', attempt = attempt + 2"),
         GUARD,
     ),
-    "half a usage": (ALL, SET.format("input_tokens = 1, output_tokens = 1"), CHECK),
-    "an input below nothing": (
+    "usage incomplete": (ALL, SET.format("input_tokens = 1, output_tokens = 1"), CHECK),
+    "input tokens negative": (
         ALL,
         SET.format("input_tokens = -1, output_tokens = 1, estimated_cost_usd = 0"),
         CHECK,
     ),
-    "an output below nothing": (
+    "output tokens negative": (
         ALL,
         SET.format("input_tokens = 1, output_tokens = -1, estimated_cost_usd = 0"),
         CHECK,
     ),
-    "a cost below nothing": (
+    "cost negative": (
         ALL,
         SET.format("input_tokens = 1, output_tokens = 1, estimated_cost_usd = -0.000001"),
         CHECK,
     ),
-    "a job without a name": (ALL, SET.format("provider_job = ''"), CHECK),
-    "an endless job": (ALL, SET.format("provider_job = repeat('x', 201)"), CHECK),
-    "a claim for ever": (
+    "provider job empty": (ALL, SET.format("provider_job = ''"), CHECK),
+    "provider job too long": (ALL, SET.format("provider_job = repeat('x', 201)"), CHECK),
+    "claim without an end": (
         ("queued",),
         SET.format("status = 'processing', attempt = attempt + 1, lease_expires_at = 'infinity'"),
         GUARD,
     ),
-    "a lease for ever": (("processing",), SET.format("lease_expires_at = 'infinity'"), GUARD),
-    "a lease without work": (
+    "lease without an end": (("processing",), SET.format("lease_expires_at = 'infinity'"), GUARD),
+    "lease without an attempt": (
         ("queued", *FINAL),
         SET.format("lease_expires_at = now()"),
         CHECK,
     ),
-    "an end without its status": (
+    "completed_at on an unfinished session": (
         OPEN,
         SET.format("completed_at = now()"),
         CHECK,
     ),
-    "a status without its end": (FINAL, SET.format("completed_at = NULL"), CHECK),
-    "a failure without its code": (("failed",), SET.format("error_code = NULL"), CHECK),
-    "a picture without its type": (
+    "final status without completed_at": (FINAL, SET.format("completed_at = NULL"), CHECK),
+    "failure without an error code": (("failed",), SET.format("error_code = NULL"), CHECK),
+    "picture without a media type": (
         OPEN,
         SET.format("object_key = 'somewhere'"),
         CHECK,
     ),
-    "deleting a picture that is still to come": (
+    "image deleted before the end": (
         OPEN,
         SET.format("image_deleted_at = now()"),
         CHECK,
     ),
-    "a refund mark on what did not fail": (
+    "refund mark without a failure": (
         (*OPEN, "completed"),
         SET.format("refunded = true"),
         CHECK,
     ),
-    "a failure that claims its refund": (
+    "refund mark without a refund": (
         OPEN,
         SET.format("status = 'failed', refunded = true"),
         GUARD,
     ),
-    "deleting what is waited for": (
+    "unfinished session deleted": (
         OPEN,
         "DELETE FROM generation_sessions WHERE id = $1",
         GUARD,
     ),
-    "a session that begins at its end": (
+    "session inserted as completed": (
         ("queued",),
         SESSION.format(column="status, completed_at", value="'completed', now()"),
         GUARD,
     ),
-    "a session that begins as a refundable failure": (
+    "session inserted as failed": (
         ("queued",),
         SESSION.format(column="status, error_code, completed_at", value="'failed', 'X', now()"),
         GUARD,
     ),
-    "a session that begins in work": (
+    "session inserted as processing": (
         ("queued",),
         SESSION.format(column="status", value="'processing'"),
         GUARD,
     ),
-    "a session that begins with attempts": (
+    "session inserted with attempts": (
         ("queued",),
         SESSION.format(column="attempt", value="-2147483648"),
         GUARD,
     ),
-    "a session of two owners": (
+    "session of two owners": (
         ("queued",),
         SESSION.format(column="store_id", value="'store-1'"),
         CHECK,
     ),
-    "a session without an account": (
+    "session without an account": (
         ("queued",),
         """
         INSERT INTO generation_sessions (id, channel, user_id, request_id, prompt, model_image_url)
@@ -234,81 +238,133 @@ ATTACKS: dict[str, tuple[tuple[str, ...], str, Refusal]] = {
         FROM generation_sessions WHERE id = $1""",
         FOREIGN_KEY,
     ),
-    "a second debit": (
+    "second debit": (
         ALL,
         f"{LEDGER} {PAYER}, 'debit', -1, id FROM generation_sessions WHERE id = $1",
         UNIQUE,
     ),
-    "a second refund": (
+    "second refund": (
         ("failed",),
         f"{LEDGER} {PAYER}, 'refund', 1, id FROM generation_sessions WHERE id = $1",
         UNIQUE,
     ),
-    "a refund of what did not fail": (
+    "refund without a failure": (
         (*OPEN, "completed"),
         f"{LEDGER} {PAYER}, 'refund', 1, id FROM generation_sessions WHERE id = $1",
         GUARD,
     ),
-    "a debit that gives": (
+    "positive debit": (
         ALL,
         f"{LEDGER} {PAYER}, 'debit', 1, gen_random_uuid() FROM generation_sessions WHERE id = $1",
         CHECK,
     ),
-    "a grant that takes": (
+    "negative grant": (
         ALL,
         f"{LEDGER} {PAYER}, 'grant', -1, NULL FROM generation_sessions WHERE id = $1",
         CHECK,
     ),
-    "an entry of no kind": (
+    "ledger entry of an unknown kind": (
         ALL,
         f"{LEDGER} {PAYER}, 'gift', 1, NULL FROM generation_sessions WHERE id = $1",
         CHECK,
     ),
-    "a debit for nothing": (
+    "debit without a session": (
         ALL,
         f"{LEDGER} {PAYER}, 'debit', -1, NULL FROM generation_sessions WHERE id = $1",
         CHECK,
     ),
-    "another amount in the ledger": (
+    "ledger entry changed": (
         ALL,
         "UPDATE credit_ledger SET amount = amount * 2 WHERE session_id = $1",
         GUARD,
     ),
-    "an entry less": (ALL, "DELETE FROM credit_ledger WHERE session_id = $1", GUARD),
-    "a balance below 0": (
+    "ledger entry deleted": (ALL, "DELETE FROM credit_ledger WHERE session_id = $1", GUARD),
+    "balance below 0": (
         ("queued",),
         "UPDATE credit_accounts SET balance = balance - 1, total_debited = total_debited + 1"
         " WHERE $1::uuid IS NOT NULL",
         CHECK,
     ),
-    "a balance that its totals do not explain": (
+    "balance without its totals": (
         ALL,
         "UPDATE credit_accounts SET balance = balance + 1 WHERE $1::uuid IS NOT NULL",
         CHECK,
     ),
-    "an account less": (ALL, "DELETE FROM credit_accounts WHERE $1::uuid IS NOT NULL", FOREIGN_KEY),
+    "account with a ledger deleted": (
+        ALL,
+        "DELETE FROM credit_accounts WHERE $1::uuid IS NOT NULL",
+        FOREIGN_KEY,
+    ),
+    **{
+        f"{column.name} changed": (
+            ALL,
+            SET.format(f"{column.name} = {CHANGES[column.type]}"),
+            GUARD,
+        )
+        for column in IMMUTABLE
+    },
 }
+
+
+BROKEN: dict[str, tuple[str, str]] = {
+    "its status is one of the four": ("queued", SET.format("status = 'cancelled'")),
+    "its owner matches its channel": (
+        "queued",
+        SESSION.format(column="store_id", value="'store-1'"),
+    ),
+    "its idempotency key has 1 to 255 characters": (
+        "queued",
+        SESSION.format(column="idempotency_key", value="''"),
+    ),
+    "its provider job has 1 to 200 characters": ("queued", SET.format("provider_job = ''")),
+    "it has a lease only while it is processing": (
+        "queued",
+        SET.format("lease_expires_at = now()"),
+    ),
+    "it has a completed_at exactly if it is final": ("queued", SET.format("completed_at = now()")),
+    "it has an error code if it failed": ("failed", SET.format("error_code = NULL")),
+    "its picture has both a key and a media type": ("queued", SET.format("object_key = 'k'")),
+    "it is refunded only if it failed": ("queued", SET.format("refunded = true")),
+    "its images are deleted only if it is final": (
+        "queued",
+        SET.format("image_deleted_at = now()"),
+    ),
+    "its usage is whole": ("queued", SET.format("input_tokens = 1")),
+    "its usage is not negative": (
+        "queued",
+        SET.format("input_tokens = 1, output_tokens = 1, estimated_cost_usd = -1"),
+    ),
+}
+"""By rule, the state of a session and a statement that would break this rule alone."""
+
+GUARDS = """
+    SELECT prosrc, pg_get_function_arguments(oid) FROM pg_proc WHERE proname = 'session_is_sound'
+    UNION ALL
+    SELECT pg_get_constraintdef(oid), '' FROM pg_constraint WHERE conname = 'session_is_sound'
+    UNION ALL
+    SELECT pg_get_triggerdef(oid), '' FROM pg_trigger
+    WHERE tgname = 'session_stays_what_was_paid'"""
 
 
 @pytest.mark.parametrize(
     ("attack", "state"),
     [(name, state) for name, (states, *_) in ATTACKS.items() for state in states],
 )
-async def test_the_store_refuses(store: Console, attack: str, state: str) -> None:
-    """Whatever breaks an invariant fails as a whole and leaves everything as it was."""
+async def test_attack_is_refused(console: Console, attack: str, state: str) -> None:
+    """A statement that would break an invariant fails as a whole and changes nothing."""
     _, sql, refusal = ATTACKS[attack]
-    session_id = await store.in_state(state)
-    before = await store.everything()
+    session_id = await console.in_state(state)
+    before = await console.everything()
 
     with pytest.raises(refusal):
-        await store.run(sql, session_id)
+        await console.run(sql, session_id)
 
-    assert await store.everything() == before
+    assert await console.everything() == before
 
 
-async def test_the_rules_of_a_row_are_one_check(store: Console) -> None:
-    """Every statement that writes sessions reads the text of each CHECK anew."""
-    checks = await store.database.fetch(
+async def test_rules_of_a_row_are_one_check(console: Console) -> None:
+    """PostgreSQL parses the text of every CHECK anew for each statement that writes sessions."""
+    checks = await console.database.fetch(
         "SELECT conname FROM pg_constraint"
         " WHERE conrelid = 'generation_sessions'::regclass AND contype = 'c'"
     )
@@ -316,162 +372,204 @@ async def test_the_rules_of_a_row_are_one_check(store: Console) -> None:
     assert [check["conname"] for check in checks] == ["session_is_sound"]
 
 
-async def test_a_refund_to_somebody_else_is_refused(store: Console) -> None:
-    """Of what a failed session was charged, by and to another account than its payer's, or more
-    than that."""
-    await store.credits.grant(USER, 1, note="test")
-    session_id = await store.queued()
-    await store.foreign_write(session_id, status="failed")
-    await store.run(
+@pytest.mark.parametrize("rule", RULES)
+async def test_check_names_the_broken_rule(console: Console, rule: str) -> None:
+    """And the session, so that an operator finds both."""
+    state, sql = BROKEN[rule]
+    session_id = await console.in_state(state)
+
+    with pytest.raises(
+        CHECK, match=rf"^session [0-9a-f-]{{36}} breaks the rule: {rule}$"
+    ) as broken:
+        await console.run(sql, session_id)
+
+    assert broken.value.constraint_name == "session_is_sound"
+
+
+async def test_guards_in_the_database_are_those_of_the_table_of_columns(console: Console) -> None:
+    """A change of the columns or rules needs a migration: append the output of
+    ``python -m adapters.sessions.guards`` to it."""
+    async with console.database.transaction() as connection:
+        migrated = await connection.fetch(GUARDS)
+        await connection.execute(session_guards())
+        rendered = await connection.fetch(GUARDS)
+        await connection.execute("ROLLBACK AND CHAIN")
+
+    assert len(migrated) == 3
+    assert migrated == rendered
+
+
+async def test_table_of_columns_has_every_column_of_the_database(console: Console) -> None:
+    """With its type; and no other."""
+    migrated = await console.database.fetch("""
+        SELECT attname, atttypid::regtype::text FROM pg_attribute
+        WHERE attrelid = 'generation_sessions'::regclass AND attnum > 0 AND NOT attisdropped""")
+    listed = await console.database.fetch(
+        "SELECT name, type::regtype::text FROM unnest($1::text[], $2::text[]) AS c (name, type)",
+        [column.name for column in COLUMNS],
+        [column.type for column in COLUMNS],
+    )
+
+    assert sorted(map(tuple, listed)) == sorted(map(tuple, migrated))
+
+
+async def test_refund_to_another_account_is_refused(console: Console) -> None:
+    """The refund goes to the account of the debit, and not more than the debit."""
+    await console.credits.grant(USER, 1, note="test")
+    session_id = await console.queued()
+    await console.external_write(session_id, status="failed")
+    await console.run(
         "INSERT INTO credit_accounts (channel, owner_id, balance) VALUES ('b2c', 'thief', 0)"
     )
 
     for owner_id, amount in (("thief", 1), (USER.id, 2)):
         with pytest.raises(GUARD):
-            await store.run(
+            await console.run(
                 f"{LEDGER} VALUES ('b2c', $1, 'refund', $2, $3)", owner_id, amount, session_id
             )
 
-    assert await store.recovery.refund_missing(limit=10) == 1
-    assert await store.credits.audit(limit=10) == []
+    assert await console.recovery.refund_missing(limit=10) == 1
+    assert await console.credits.audit(limit=10) == []
 
 
-async def test_a_refund_for_nothing_is_refused(store: Console) -> None:
+async def test_refund_of_an_unknown_session_is_refused(console: Console) -> None:
     """A session that does not exist was not paid for."""
-    await store.credits.grant(USER, 1, note="test")
+    await console.credits.grant(USER, 1, note="test")
 
     with pytest.raises(GUARD):
-        await store.run(f"{LEDGER} VALUES ('b2c', $1, 'refund', 1, $2)", USER.id, uuid4())
+        await console.run(f"{LEDGER} VALUES ('b2c', $1, 'refund', 1, $2)", USER.id, uuid4())
 
 
-async def test_a_forgotten_refund_mark_makes_no_second_refund(store: Console) -> None:
-    """The ledger knows better than a column that somebody reset."""
-    session_id = await store.in_state("failed")
-    await store.run(SET.format("refunded = false"), session_id)
+async def test_reset_refund_mark_makes_no_second_refund(console: Console) -> None:
+    """The ledger decides, not the column ``refunded``."""
+    session_id = await console.in_state("failed")
+    await console.run(SET.format("refunded = false"), session_id)
 
-    await store.recovery.refund_missing(limit=10)
+    await console.recovery.refund_missing(limit=10)
 
-    assert await store.money_of(session_id) == ["debit", "refund"]
-    assert await store.credits.audit(limit=10) == []
+    assert await console.money_of(session_id) == ["debit", "refund"]
+    assert await console.credits.audit(limit=10) == []
 
 
-async def test_a_foreign_failure_gets_what_a_failure_has(store: Console) -> None:
-    """A code, its end, no lease; its refund is recovery's, so it must not be deleted before."""
-    session_id = await store.in_state("processing")
+async def test_external_failure_is_completed_by_the_database(console: Console) -> None:
+    """It gets an error code and completed_at, and loses its lease. Recovery refunds it, so it
+    cannot be deleted before."""
+    session_id = await console.in_state("processing")
 
-    await store.run(SET.format("status = 'failed', error_message = 'no'"), session_id)
+    await console.run(SET.format("status = 'failed', error_message = 'no'"), session_id)
 
-    session = await store.get(session_id)
+    session = await console.get(session_id)
     assert session.failure == Failure(code="GENERATION_FAILED", message="no")
     assert session.completed_at is not None
     assert session.lease_expires_at is None
     with pytest.raises(GUARD):
-        await store.run("DELETE FROM generation_sessions WHERE id = $1", session_id)
+        await console.run("DELETE FROM generation_sessions WHERE id = $1", session_id)
 
 
-async def test_a_foreign_end_keeps_what_its_writer_said(store: Console) -> None:
-    """The store only fills in what is missing."""
-    failed, completed = await store.queued(), await store.in_state("processing")
+async def test_external_end_keeps_its_values(console: Console) -> None:
+    """The database only fills in missing values."""
+    failed, completed = await console.queued(), await console.in_state("processing")
 
-    await store.run(
+    await console.run(
         SET.format("status = 'failed', error_code = 'BUSY', completed_at = '2026-01-01Z'"), failed
     )
-    await store.run(
+    await console.run(
         SET.format("status = 'completed', generated_image_url = 'https://x.example/'"), completed
     )
 
-    failure, done = await store.get(failed), await store.get(completed)
+    failure, done = await console.get(failed), await console.get(completed)
     assert failure.failure == Failure(code="BUSY", message="")
     assert failure.completed_at is not None
     assert failure.completed_at.isoformat() == "2026-01-01T00:00:00+00:00"
     assert (done.status, done.completed_at is None) == (SessionStatus.COMPLETED, False)
 
 
-async def test_a_final_session_may_still_get_its_link(store: Console) -> None:
-    """A consumer that is not ours may write the status first; writing it twice is no change."""
-    session_id = await store.in_state("queued")
-    await store.run(SET.format("status = 'completed'"), session_id)
+async def test_final_session_may_still_get_its_link(console: Console) -> None:
+    """An external consumer may write the status first. Writing it twice is no change."""
+    session_id = await console.in_state("queued")
+    await console.run(SET.format("status = 'completed'"), session_id)
 
-    await store.run(
+    await console.run(
         SET.format("status = 'completed', generated_image_url = 'https://x.example/'"), session_id
     )
 
-    assert (await store.get(session_id)).generated_image_url == "https://x.example/"
+    assert (await console.get(session_id)).generated_image_url == "https://x.example/"
 
 
 @pytest.mark.parametrize("later", ["NULL", "now() + interval '1 day'"])
-async def test_a_deleted_picture_does_not_come_back(store: Console, later: str) -> None:
-    """When it was deleted stays as it was noted."""
-    session_id = await store.in_state("completed")
-    await store.recovery.mark_images_deleted([session_id])
-    before = await store.everything()
+async def test_image_deleted_at_cannot_be_changed(console: Console, later: str) -> None:
+    """A deleted picture does not come back."""
+    session_id = await console.in_state("completed")
+    await console.recovery.mark_images_deleted([session_id])
+    before = await console.everything()
 
     with pytest.raises(GUARD):
-        await store.run(SET.format(f"image_deleted_at = {later}"), session_id)
+        await console.run(SET.format(f"image_deleted_at = {later}"), session_id)
 
-    assert await store.everything() == before
+    assert await console.everything() == before
 
 
-async def test_a_foreign_take_has_an_attempt_and_no_lease(store: Console) -> None:
-    """Whatever lease it writes is not a worker's: only a claim, which takes the next attempt,
-    has one."""
-    session_id = await store.in_state("queued")
+async def test_external_claim_has_an_attempt_and_no_lease(console: Console) -> None:
+    """Only a worker's claim, which writes the next attempt number, may have a lease."""
+    session_id = await console.in_state("queued")
 
-    await store.run(
+    await console.run(
         SET.format("status = 'processing', lease_expires_at = now() + interval '1 h'"), session_id
     )
 
-    session = await store.get(session_id)
+    session = await console.get(session_id)
     assert (session.status, session.attempt) == (SessionStatus.PROCESSING, 1)
     assert session.lease_expires_at is None
     assert session.confirmed
 
 
-async def test_a_foreign_take_cannot_put_its_bound_off(store: Console) -> None:
-    """The time of the change is the store's."""
-    session_id = await store.in_state("queued")
-    await store.run(SET.format("status = 'processing', status_changed_at = 'infinity'"), session_id)
-    await store.run(SET.format("status_changed_at = 'infinity'"), session_id)
-    await store.advance(2 * LEASE)
+async def test_external_claim_cannot_postpone_its_timeout(console: Console) -> None:
+    """The database sets ``status_changed_at``."""
+    session_id = await console.in_state("queued")
+    await console.run(
+        SET.format("status = 'processing', status_changed_at = 'infinity'"), session_id
+    )
+    await console.run(SET.format("status_changed_at = 'infinity'"), session_id)
+    await console.advance(2 * LEASE)
 
-    released = await store.recovery.release_dead_leases(
+    released = await console.recovery.release_dead_leases(
         max_attempts=2, external_timeout=LEASE, limit=10
     )
 
     assert released == 1
 
 
-async def test_a_foreign_return_to_the_queue_ends_the_attempt(store: Console) -> None:
-    """``processing -> queued`` without a lease, and the worker of before may not write."""
-    session_id = await store.in_state("processing")
+async def test_external_release_ends_the_attempt(console: Console) -> None:
+    """``processing -> queued`` clears the lease, and the previous worker may not write."""
+    session_id = await console.in_state("processing")
 
-    await store.run(SET.format("status = 'queued'"), session_id)
+    await console.run(SET.format("status = 'queued'"), session_id)
 
-    assert (await store.get(session_id)).lease_expires_at is None
-    assert not await store.attempts.complete(session_id, attempt=1, picture=STORED_PICTURE)
-    assert (await store.claim(session_id)).attempt == 2
+    assert (await console.get(session_id)).lease_expires_at is None
+    assert not await console.attempts.complete(session_id, attempt=1, picture=STORED_PICTURE)
+    assert (await console.claim(session_id)).attempt == 2
 
 
 @pytest.mark.parametrize("state", FINAL)
-async def test_a_final_session_may_be_deleted(store: Console, state: str) -> None:
-    """The ledger outlives it and the books stay right."""
-    session_id = await store.in_state(state)
-    money = await store.money_of(session_id)
+async def test_final_session_may_be_deleted(console: Console, state: str) -> None:
+    """The ledger outlives it, and the books still balance."""
+    session_id = await console.in_state(state)
+    money = await console.money_of(session_id)
 
-    await store.run("DELETE FROM generation_sessions WHERE id = $1", session_id)
+    await console.run("DELETE FROM generation_sessions WHERE id = $1", session_id)
 
-    assert await store.money_of(session_id) == money
-    assert await store.credits.audit(limit=10) == []
+    assert await console.money_of(session_id) == money
+    assert await console.credits.audit(limit=10) == []
 
 
-async def test_a_session_without_a_debit_can_still_end(store: Console) -> None:
-    """Somebody inserted it by SQL: nothing is owed for it, and it stops no batch of others."""
-    paid = await store.queued()
-    await store.run(SESSION.format(column="outfit_image_url", value="NULL"), paid)
-    await store.advance(timedelta(hours=2))
+async def test_session_without_a_debit_does_not_stop_a_batch(console: Console) -> None:
+    """It was inserted by SQL. It fails with its batch, and without a refund."""
+    paid = await console.queued()
+    await console.run(SESSION.format(column="outfit_image_url", value="NULL"), paid)
+    await console.advance(timedelta(hours=2))
 
-    failed = await store.recovery.fail_expired(FAILURE, older_than=timedelta(hours=1), limit=10)
+    failed = await console.recovery.fail_expired(FAILURE, older_than=timedelta(hours=1), limit=10)
 
     assert failed == 2
-    assert await store.balance() == 1
-    assert len(await store.credits.audit(limit=10)) == 1
+    assert await console.balance() == 1
+    assert len(await console.credits.audit(limit=10)) == 1

@@ -1,4 +1,4 @@
-"""What our statements hold to whatever plan the server chooses and whoever waits for whom."""
+"""Our statements keep their promises under every plan and under every lock."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,7 +20,15 @@ from domain.errors import TooManyActive
 from domain.ports import RecoveryRepoPort
 from domain.sessions import ErrorCode, Failure
 from tests.contracts.backends import PostgresBackend
-from tests.support.examples import FAILURE, LEASE, MANY, STORED_PICTURE, USER, a_session
+from tests.support.examples import (
+    FAILURE,
+    LEASE,
+    MANY,
+    MODEL_URL,
+    STORED_PICTURE,
+    USER,
+    a_session,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +59,7 @@ MANY_SESSIONS = """
 async def connected(
     server: EmbeddedPostgres, without: tuple[str, ...] = ()
 ) -> AsyncIterator[PostgresBackend]:
-    """The store, by a planner that avoids some of its methods."""
+    """The database, with a planner that avoids some of its methods."""
     url = server.url() + "".join(f"&enable_{method}=off" for method in without)
     database = Database(url, limits=DatabaseLimits())
     try:
@@ -67,10 +75,10 @@ async def backend(postgres: EmbeddedPostgres) -> AsyncIterator[PostgresBackend]:
         yield backend
 
 
-async def foreign(backend: PostgresBackend, status: str) -> UUID:
-    """A session to which a consumer that is not ours gave ``status``."""
+async def set_externally(backend: PostgresBackend, status: str) -> UUID:
+    """A session to which an external consumer gave ``status``."""
     session_id = await backend.queued()
-    await backend.foreign_write(session_id, status=status)
+    await backend.external_write(session_id, status=status)
     return session_id
 
 
@@ -81,7 +89,7 @@ async def _fail_dead_leases(repo: RecoveryRepoPort, limit: int) -> int:
     return len(failed)
 
 
-async def _past_lifetime(repo: RecoveryRepoPort, limit: int) -> int:
+async def _claim_expired_images(repo: RecoveryRepoPort, limit: int) -> int:
     return len(await repo.claim_expired_images(older_than=LEASE, again_after=LEASE, limit=limit))
 
 
@@ -101,22 +109,22 @@ BATCHES: dict[str, tuple[str, Callable[[RecoveryRepoPort, int], Awaitable[int]]]
         ),
     ),
     "refund_missing": ("failed", lambda repo, limit: repo.refund_missing(limit=limit)),
-    "claim_expired_images": ("attempted", _past_lifetime),
+    "claim_expired_images": ("attempted", _claim_expired_images),
 }
 
 
 @pytest.mark.parametrize("method", BATCHES)
-async def test_a_batch_is_bounded_under_every_plan(
+async def test_batch_keeps_its_limit_under_every_plan(
     postgres: EmbeddedPostgres, backend: PostgresBackend, method: str
 ) -> None:
-    """Rows are picked once, also where the planner would pick again for each row it joins."""
+    """Rows are picked once, even where a join would run the subquery again for each row."""
     status, run = BATCHES[method]
     for _ in range(7):
         if status == "attempted":
             session = await backend.claimed()
             await backend.attempts.fail(session.id, FAILURE, attempt=1)
         else:
-            await foreign(backend, status)
+            await set_externally(backend, status)
     await backend.advance(2 * LEASE)
 
     async with connected(postgres, NESTED_LOOPS) as nested:
@@ -125,10 +133,10 @@ async def test_a_batch_is_bounded_under_every_plan(
     assert counts == [3, 3, 1, 0]
 
 
-async def test_what_is_overdue_is_bounded_under_every_plan(
+async def test_overdue_batch_keeps_its_limit_under_every_plan(
     postgres: EmbeddedPostgres, backend: PostgresBackend
 ) -> None:
-    """Newest first, and no more than asked for."""
+    """Newest first, up to the limit."""
     ids = await backend.queued_in_turn(7)
 
     async with connected(postgres, NESTED_LOOPS) as nested:
@@ -144,11 +152,10 @@ async def test_what_is_overdue_is_bounded_under_every_plan(
     ]
 
 
-async def test_confirmations_wait_for_nobody(
+async def test_confirm_skips_locked_sessions(
     postgres: EmbeddedPostgres, backend: PostgresBackend
 ) -> None:
-    """A session that somebody holds is skipped, so that the others are confirmed in time and
-    two batches never wait for each other."""
+    """The others are confirmed in time, and two batches never wait for each other."""
     ids = [await backend.queued() for _ in range(3)]
     database = Database(postgres.url(), limits=DatabaseLimits())
 
@@ -161,11 +168,11 @@ async def test_confirmations_wait_for_nobody(
     assert [(await backend.get(id_)).confirmed for id_ in ids] == [True, False, True]
 
 
-async def test_the_accounts_of_a_batch_are_locked_in_one_order(
+async def test_accounts_of_a_batch_are_locked_in_one_order(
     postgres: EmbeddedPostgres, backend: PostgresBackend
 ) -> None:
-    """While it waits for the first one it holds none of the others, so that two batches never
-    wait for each other."""
+    """While a batch waits for the first account it holds no other, so two batches never wait for
+    each other."""
     owners = [Owner(channel=Channel.B2C, id=name) for name in "zyxwvutsa"]
     for owner in owners:
         await backend.queued(owner)
@@ -186,11 +193,11 @@ async def test_the_accounts_of_a_batch_are_locked_in_one_order(
     assert failed == len(owners)
 
 
-async def test_the_ledger_is_in_the_order_of_the_balances(
+async def test_ledger_is_in_the_order_of_the_balances(
     postgres: EmbeddedPostgres, backend: PostgresBackend
 ) -> None:
-    """An entry never appears behind one that a reader has seen already: whoever waits for an
-    account has no entry yet."""
+    """A new entry never gets a lower number than an entry that is already visible: a statement that
+    waits for an account has no entry yet."""
     await backend.credits.grant(USER, 2, note="test")
     refunded, charged = a_session(), a_session()
     await backend.sessions.create(refunded, max_active=MANY)
@@ -209,8 +216,7 @@ async def test_the_ledger_is_in_the_order_of_the_balances(
     assert entries[-2:] == [("debit", charged.id), ("refund", refunded.id)]
 
 
-# What a submission of the key "k" has done by the time at which it commits, in two steps, and what
-# undoing it does first.
+# The two steps of a submission with the key "k", and the first step of its undo.
 DEBIT = """
     UPDATE credit_accounts
     SET balance = balance - 1, total_debited = total_debited + 1,
@@ -228,11 +234,11 @@ UNDO = """
     SET status = 'failed', error_code = 'QUEUE_UNAVAILABLE', idempotency_key = NULL WHERE id = $1"""
 
 
-async def test_a_copy_never_waits_for_the_undoing_of_the_first(
+async def test_copy_does_not_wait_for_the_undo_of_the_first(
     postgres: EmbeddedPostgres, backend: PostgresBackend
 ) -> None:
-    """Which has its session, and waits for the account that the copy holds. The copy began before
-    there was a session with its key, but looks once more when it has the account."""
+    """The undo holds the session and waits for the account, which the copy holds. The copy started
+    before that session existed, but looks for its key again once it has the account."""
     await backend.credits.grant(USER, 2, note="test")
     copy = a_session(idempotency_key="k")
     first = replace(copy, id=uuid4())
@@ -242,7 +248,7 @@ async def test_a_copy_never_waits_for_the_undoing_of_the_first(
         await account.execute(DEBIT)
         create = asyncio.create_task(backend.sessions.create(copy, max_active=MANY))
         await waiting(database, 1)
-        await database.fetch(SESSION, first.id, USER.id, first.prompt, first.model_image_url)
+        await database.fetch(SESSION, first.id, USER.id, first.input.prompt, MODEL_URL)
         await undoing.execute(UNDO, first.id)
         await account.execute("COMMIT AND CHAIN")
         receipt = await create
@@ -254,7 +260,7 @@ async def test_a_copy_never_waits_for_the_undoing_of_the_first(
 
 
 class Undoing(Database):
-    """Gives the key of a session back just before anybody reads why it could not be had."""
+    """Gives the key of a session back just before a statement runs."""
 
     def __init__(self, url: str, undo: Callable[[], Awaitable[object]]) -> None:
         super().__init__(url, limits=DatabaseLimits())
@@ -265,10 +271,10 @@ class Undoing(Database):
         return await super().fetch(sql, *arguments)
 
 
-async def test_a_key_that_was_given_back_meanwhile_is_tried_again(
+async def test_key_given_back_in_the_meantime_is_tried_again(
     postgres: EmbeddedPostgres, backend: PostgresBackend
 ) -> None:
-    """The request is a new one then, though the first had the only credit and the only place."""
+    """The request is then a new one, although the first had the only credit and the only place."""
     first = (await backend.created(idempotency_key="k")).session
     database = Undoing(postgres.url(), lambda: backend.sessions.fail_queued(first.id, NEVER_QUEUED))
     repo = PostgresSessionRepo(database)
@@ -308,11 +314,11 @@ class Watched(Database):
         return {row["name"]: row["scans"] for row in rows}
 
 
-async def test_a_submission_looks_only_at_its_owners_sessions(
+async def test_submission_scans_only_its_owners_index_entries(
     postgres: EmbeddedPostgres, backend: PostgresBackend
 ) -> None:
-    """However many there are: for the key in the keys' index; and at what is unfinished only where
-    there may be too much of it, in the index of that. The same for a repeated request."""
+    """The key is found by the index of the keys. Unfinished sessions are counted only near the
+    limit, by the index of the owner. The same for a replay."""
     await backend.credits.grant(USER, 2, note="test")
     database = Watched(
         postgres.url(), "generation_sessions", "one_session_per_key", "sessions_of_owner"
@@ -335,7 +341,7 @@ async def test_a_submission_looks_only_at_its_owners_sessions(
 
 
 A_FEW_ENTRIES = 2 * 8_192
-"""The size of an index that has one page of them and one about itself."""
+"""The size of an index with one page of entries and its meta page."""
 
 OLD_SESSIONS = """
     UPDATE generation_sessions
@@ -343,11 +349,10 @@ OLD_SESSIONS = """
         status_changed_at = now() - interval '40 days', image_deleted_at = now()"""
 
 
-async def test_old_pictures_are_found_without_a_look_at_what_is_gone(
+async def test_expired_pictures_are_found_by_a_small_index(
     postgres: EmbeddedPostgres, backend: PostgresBackend
 ) -> None:
-    """However many sessions there ever were: in the index of what may still have a picture, of
-    which no more is read than there is."""
+    """Its size follows the number of pictures, not of sessions."""
     database = Watched(postgres.url(), "generation_sessions", "sessions_with_image")
     async with database.transaction() as connection:
         await connection.execute("SET LOCAL session_replication_role = replica")
@@ -376,10 +381,10 @@ async def test_old_pictures_are_found_without_a_look_at_what_is_gone(
     assert database.scans[:2] == [{"generation_sessions": 0, "sessions_with_image": 1}] * 2
 
 
-async def test_what_another_process_sweeps_is_passed_over(
+async def test_locked_sessions_are_skipped_when_pictures_are_deleted(
     postgres: EmbeddedPostgres, backend: PostgresBackend
 ) -> None:
-    """A session that somebody holds is somebody else's to sweep, and nobody waits for it."""
+    """Another process is deleting those, and no process waits."""
     ids = []
     for _ in range(3):
         ids.append((await backend.claimed()).id)
@@ -408,8 +413,8 @@ async def waiting(database: Database, count: int) -> None:
 
 
 @pytest.mark.usefixtures("backend")
-async def test_an_audit_of_many_sessions_takes_a_moment(postgres: EmbeddedPostgres) -> None:
-    """It reads each table once, not the ledger for each session."""
+async def test_audit_of_many_sessions_is_fast(postgres: EmbeddedPostgres) -> None:
+    """It reads each table once, and not the ledger once per session."""
     database = Database(postgres.url(), limits=DatabaseLimits(command_seconds=3))
     async with database.transaction() as connection:
         await connection.execute("SET LOCAL session_replication_role = replica")

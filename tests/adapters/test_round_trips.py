@@ -1,7 +1,6 @@
-"""What each operation costs in statements and in Redis commands, counted where they are sent.
+"""The number of statements and Redis commands per operation, counted where they are sent.
 
-A figure that times nothing tells of a slip long before a bench does: a query in a loop, a second
-round trip, a command repeated.
+It reveals a query in a loop, a second round trip or a repeated command long before a benchmark.
 """
 
 from collections import Counter
@@ -26,23 +25,24 @@ from domain.errors import Refused
 from domain.generation import Outcome
 from domain.ports import ApiKey
 from domain.sessions import ErrorCode, GenerationSession
+from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
 from tests.contracts.backends import PostgresBackend
 from tests.support.clock import START
 from tests.support.examples import STORE, USER, a_request
-from tests.support.images import FakeImageFetcher, FakeImageGenerator
+from tests.support.images import FakePictureFetcher, FakePictureGenerator
 from tests.support.service import INPUTS
 
 pytestmark = pytest.mark.anyio
 
 OF_A_CONNECTION = {"client|setinfo", "client", "hello", "select", "auth", "ping"}
-"""Commands that a client sends once, when it connects."""
+"""Commands that a client sends once per connection."""
 OURS = {"info", "config|resetstat", "flushall"}
 CONFIRMED_AT_ONCE = 500
 
 
 class CountingConnection(database_module._Connection):
-    """Keeps the text of every statement that it sends."""
+    """Records the text of every statement."""
 
     sent: list[str]
 
@@ -53,11 +53,11 @@ class CountingConnection(database_module._Connection):
 
 @dataclass
 class Costs:
-    """A whole service on real servers, and what has been sent to them."""
+    """A whole service on real servers, and the statements and commands sent to them."""
 
     container: Container
     redis: Redis
-    generator: FakeImageGenerator
+    generator: FakePictureGenerator
     sent: list[str] = field(default_factory=list)
 
     async def reset(self) -> None:
@@ -65,13 +65,13 @@ class Costs:
         await self.redis.config_resetstat()
 
     async def commands(self) -> dict[str, int]:
-        """How often each command reached Redis since ``reset``, but for those of a new client."""
+        """The number of each command since ``reset``, except for those of new clients."""
         stats: dict[str, Any] = await self.redis.info("commandstats")
         counts = Counter({name.removeprefix("cmdstat_"): of["calls"] for name, of in stats.items()})
         return {name: counts[name] for name in counts if name not in OF_A_CONNECTION | OURS}
 
     async def spent(self) -> tuple[int, dict[str, int]]:
-        """Statements and commands since ``reset``."""
+        """The statements and commands since ``reset``."""
         return len(self.sent), await self.commands()
 
     async def submitted(self, **changes: Any) -> GenerationSession:
@@ -93,7 +93,7 @@ async def costs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Costs]:
-    """Everything is connected, and nothing is counted yet."""
+    """A service with open connections and empty counters."""
     monkeypatch.setattr(database_module, "_Connection", CountingConnection)
     container = Container(
         settings=load_settings(
@@ -108,16 +108,16 @@ async def costs(
             }
         )
     )
-    generator = FakeImageGenerator()
+    generator = FakePictureGenerator()
     replace(container.generator, generator)
-    replace(container.fetcher, FakeImageFetcher(INPUTS))
+    replace(container.fetcher, FakePictureFetcher(INPUTS))
     redis = Redis.from_url(valkey.url)
     costs = Costs(container=container, redis=redis, generator=generator)
     monkeypatch.setattr(CountingConnection, "sent", costs.sent, raising=False)
     await PostgresBackend(container.database()).empty()
     await redis.flushall()
     try:
-        # Each connection asks once for the types that it did not know.
+        # Each connection looks up unknown types once.
         for refusals in ([], [Refused("no", code=ErrorCode.MODERATION_BLOCKED)]):
             generator.outcomes = [*refusals]
             await costs.submitted()
@@ -130,8 +130,8 @@ async def costs(
         await close(container)
 
 
-async def test_a_submission(costs: Costs) -> None:
-    """Charging and recording are one statement, and the push is one command."""
+async def test_submission(costs: Costs) -> None:
+    """Charging and recording are one statement. The push is one command."""
     await costs.container.accounts().grant(USER, 1, note="test")
     await costs.reset()
 
@@ -140,8 +140,8 @@ async def test_a_submission(costs: Costs) -> None:
     assert await costs.spent() == (1, {"lpush": 1})
 
 
-async def test_a_repeated_submission(costs: Costs) -> None:
-    """The statement that would have charged, and the one that finds out why it did not."""
+async def test_replay(costs: Costs) -> None:
+    """The CREATE statement, and the one that reads the earlier session."""
     await costs.submitted(idempotency_key="k")
     await costs.reset()
 
@@ -150,8 +150,28 @@ async def test_a_repeated_submission(costs: Costs) -> None:
     assert await costs.spent() == (2, {})
 
 
-async def test_what_a_submission_leaves_to_be_done(costs: Costs) -> None:
-    """Hundreds are confirmed by one statement."""
+async def test_replay_while_the_queue_is_full(costs: Costs) -> None:
+    """Only the statement that reads the earlier session."""
+    container = costs.container
+    submission = Submission(
+        sessions=container.sessions(),
+        reads=container.sessions(),
+        queue=container.queue(),
+        policy=SubmissionPolicy(max_waiting=0),
+        new_id=uuid4,
+        clock=container.clock(),
+    )
+    await costs.submitted(idempotency_key="k")
+    await costs.reset()
+
+    receipt = await submission.submit(a_request(USER, idempotency_key="k"))
+
+    assert receipt.replayed
+    assert await costs.spent() == (1, {})
+
+
+async def test_confirm_and_measure(costs: Costs) -> None:
+    """Many sessions are confirmed by one statement."""
     for _ in range(3):
         await costs.submitted()
     await costs.reset()
@@ -162,8 +182,8 @@ async def test_what_a_submission_leaves_to_be_done(costs: Costs) -> None:
     assert await costs.spent() == (1, {"llen": 1})
 
 
-async def test_confirming_many(costs: Costs) -> None:
-    """One statement for every five hundred."""
+async def test_confirm_many(costs: Costs) -> None:
+    """One statement per five hundred sessions."""
     submission = costs.container.submission()
     submission._unconfirmed.extend(uuid4() for _ in range(2 * CONFIRMED_AT_ONCE + 1))
 
@@ -172,8 +192,8 @@ async def test_confirming_many(costs: Costs) -> None:
     assert await costs.spent() == (3, {})
 
 
-async def test_who_is_asking(costs: Costs) -> None:
-    """A store's key is looked up, once in a while; a user's token speaks for itself."""
+async def test_authentication(costs: Costs) -> None:
+    """A store's key is looked up once per cache lifetime. A user's token needs no look-up."""
     key, user = new_api_key(), UUID(USER.id)
     await costs.container.api_keys().add(
         ApiKey(id=uuid4(), owner=STORE, key_sha256=key_sha256(key), label="test", created_at=START)
@@ -189,8 +209,8 @@ async def test_who_is_asking(costs: Costs) -> None:
     assert await costs.spent() == (1, {})
 
 
-async def test_looking_at_a_session(costs: Costs) -> None:
-    """One statement; while it waits, another one for its place in the queue."""
+async def test_get_session(costs: Costs) -> None:
+    """One statement; for a queued session another one for its position."""
     session = await costs.submitted()
     await costs.reset()
 
@@ -205,8 +225,8 @@ async def test_looking_at_a_session(costs: Costs) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 7])
-async def test_listing(costs: Costs, count: int) -> None:
-    """However many there are."""
+async def test_lists(costs: Costs, count: int) -> None:
+    """The number of items does not matter."""
     for _ in range(count):
         await costs.submitted()
     await costs.reset()
@@ -226,9 +246,9 @@ async def test_listing(costs: Costs, count: int) -> None:
         (Refused("no", code=ErrorCode.MODERATION_BLOCKED), Outcome.FAILED),
     ],
 )
-async def test_a_task(costs: Costs, made: Refused | None, outcome: Outcome) -> None:
-    """One command to take it, one statement to claim it, one to settle it: also a failure, which
-    gives the credit back."""
+async def test_task(costs: Costs, made: Refused | None, outcome: Outcome) -> None:
+    """One command to pop it, one statement to claim it, one to settle it, even a failure with its
+    refund."""
     await costs.submitted()
     costs.generator.outcomes = [] if made is None else [made]
     await costs.reset()
@@ -239,8 +259,8 @@ async def test_a_task(costs: Costs, made: Refused | None, outcome: Outcome) -> N
     assert await costs.spent() == (2, {"brpop": 1})
 
 
-async def test_a_task_of_what_was_settled(costs: Costs) -> None:
-    """A copy costs the claim that finds it out, and one that waits for whoever might hold it."""
+async def test_task_of_a_final_session(costs: Costs) -> None:
+    """The claim, and the claim that waits for a lock."""
     await costs.submitted()
     task = await costs.popped()
     await costs.container.generation().run(task)
@@ -253,8 +273,8 @@ async def test_a_task_of_what_was_settled(costs: Costs) -> None:
     assert await costs.spent() == (2, {"brpop": 1})
 
 
-async def test_cancelling(costs: Costs) -> None:
-    """Look, fail with the refund, look again."""
+async def test_cancel(costs: Costs) -> None:
+    """Read, fail with the refund, read again."""
     session = await costs.submitted()
     await costs.reset()
 
@@ -263,8 +283,8 @@ async def test_cancelling(costs: Costs) -> None:
     assert await costs.spent() == (3, {})
 
 
-async def test_recovery_with_nothing_to_do(costs: Costs) -> None:
-    """A run looks for each fault once, at the oldest task, and for pictures past their time."""
+async def test_idle_recovery_run(costs: Costs) -> None:
+    """One statement per step, and a look at the oldest task."""
     await costs.reset()
 
     await costs.container.recovery().run_once()
@@ -272,8 +292,8 @@ async def test_recovery_with_nothing_to_do(costs: Costs) -> None:
     assert await costs.spent() == (6, {"lindex": 1})
 
 
-async def test_what_is_counted_is_what_is_sent(costs: Costs) -> None:
-    """Whichever way it takes: within a transaction, and also what fails."""
+async def test_every_statement_and_command_is_counted(costs: Costs) -> None:
+    """Also within a transaction, and also a failing one."""
     async with costs.container.database().transaction() as connection:
         await connection.execute("SELECT 1")
         await connection.fetch("SELECT 1")

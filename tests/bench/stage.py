@@ -20,6 +20,7 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import msgspec
 from redis import Redis
 from uuid_utils.compat import uuid7
 
@@ -33,7 +34,7 @@ from config.container import Container, close
 from config.loading import load_settings
 from config.settings import Settings
 from domain.credits import Channel, Owner
-from domain.sessions import DEFAULT_PROMPT, Accessory, GenerationSession
+from domain.sessions import DEFAULT_PROMPT, GenerationInput, GenerationSession
 from domain.tasks import GenerationTask
 from entrypoints.http.schemas import GENERATIONS_PATH
 from tests.bench.load import BODY, HOST, Void
@@ -373,15 +374,11 @@ def tasks(count: int) -> list[bytes]:
 
 
 def _task(*, id: UUID, owner_id: str, request_id: str, created_at: datetime) -> GenerationTask:  # noqa: A002 - as in the row
-    body = json.loads(BODY)
     session = GenerationSession(
         id=id,
         owner=Owner(channel=Channel.B2B, id=owner_id),
         request_id=request_id,
-        prompt=DEFAULT_PROMPT,
-        model_image_url=body["model_image_url"],
-        outfit_image_url=body["outfit_image_url"],
-        accessories=tuple(Accessory(**item) for item in body["accessories"]),
+        input=msgspec.json.decode(BODY, type=GenerationInput),
         created_at=created_at,
     )
     return GenerationTask.of(session, task_id=uuid7())

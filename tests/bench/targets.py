@@ -34,6 +34,9 @@ class _NoSessions(SessionRepoPort):
     async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:  # noqa: ARG002
         return Receipt(session=session, credits_remaining=999_999_999)
 
+    async def find_replay(self, session: GenerationSession) -> Receipt | None:  # noqa: ARG002
+        return None
+
     async def confirm(self, session_ids: Sequence[UUID]) -> int:
         return len(session_ids)
 

@@ -54,7 +54,7 @@ from domain.tasks import GenerationTask
 from entrypoints.http.server import application, services_of
 from entrypoints.worker import build_worker
 from tests.support.examples import MODEL_URL, OUTFIT_URL, STORE, a_request
-from tests.support.images import FakeImageFetcher, FakeImageGenerator, encoded
+from tests.support.images import FakePictureFetcher, FakePictureGenerator, encoded
 from tests.support.servers import new_bucket
 
 T = TypeVar("T")
@@ -98,7 +98,7 @@ async def test_service_runs_in_one_process() -> None:
     credit and without any server."""
     container = in_memory()
     picture = Picture(data=encoded(), media_type="image/png")
-    replace(container.fetcher, FakeImageFetcher({MODEL_URL: picture, OUTFIT_URL: picture}))
+    replace(container.fetcher, FakePictureFetcher({MODEL_URL: picture, OUTFIT_URL: picture}))
     await container.accounts().grant(STORE, 1, note="test")
 
     receipt = await container.submission().submit(a_request(STORE, outfit_image_url=OUTFIT_URL))
@@ -135,7 +135,7 @@ async def test_pictures_are_stored_in_s3(s3_url: str) -> None:
         picture_url_seconds=60,
     )
     picture = Picture(data=encoded(), media_type="image/png")
-    replace(container.fetcher, FakeImageFetcher({MODEL_URL: picture}))
+    replace(container.fetcher, FakePictureFetcher({MODEL_URL: picture}))
     await container.accounts().grant(STORE, 1, note="test")
 
     receipt = await container.submission().submit(a_request(STORE))
@@ -278,7 +278,7 @@ def test_adapter_can_be_replaced() -> None:
     """A replaced adapter reaches every use case that is built afterwards; at the end of the
     ``with`` block the chosen adapter is back."""
     container = in_memory()
-    generator = FakeImageGenerator()
+    generator = FakePictureGenerator()
 
     with replace(container.generator, generator):
         assert container.generation()._generator is generator

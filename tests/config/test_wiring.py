@@ -9,8 +9,6 @@ import pytest
 
 from config.container import Container
 
-pytestmark = pytest.mark.xdist_group("mypy")  # one run of the type checker serves all tests
-
 REPOSITORY = Path(__file__).parents[2]
 ROOT = REPOSITORY / "config" / "container.py"
 MAX_LINES = 250

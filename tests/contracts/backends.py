@@ -1,5 +1,5 @@
-"""The adapters behind one handle each, with what a test needs beyond the ports: other programs
-that use the same store or queue, and the passing of time."""
+"""One handle per adapter, with what tests need beyond the ports: external programs that use the
+same database or queue, and the passing of time."""
 
 import asyncio
 import time
@@ -22,6 +22,7 @@ from adapters.postgres.database import Database
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.queue.payload import MAX_DEAD
 from adapters.queue.redis import TASKS_KEY, RedisTaskQueue
+from adapters.sessions.columns import COLUMNS
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
 from domain.credits import LedgerEntry, LedgerKind, Owner
@@ -45,7 +46,7 @@ from tests.support.examples import LEASE, MANY, USER, a_session
 
 
 class Backend(ABC):
-    """A store."""
+    """A database, or its substitute in memory."""
 
     sessions: SessionRepoPort
     attempts: AttemptRepoPort
@@ -55,35 +56,41 @@ class Backend(ABC):
     api_keys: ApiKeyRepoPort
 
     @abstractmethod
-    async def foreign_write(self, session_id: UUID, **columns: Any) -> None:
-        """Write a session's row as a consumer that is not ours does, knowing of no rule.
+    async def external_write(self, session_id: UUID, **columns: Any) -> None:
+        """Write a session's row as an external consumer does, without knowing any rule.
 
-        Raises IllegalTransition where the store refuses it.
+        Raises IllegalTransition where the database refuses it.
         """
 
     @abstractmethod
+    async def external_write_input(self, session_id: UUID, name: str, value: object) -> None:
+        """Write one field of a session's input by SQL. Raises IllegalTransition where the database
+        refuses it."""
+
+    @abstractmethod
     async def advance(self, by: timedelta) -> None:
-        """Let time pass. A session that was read before may be dated differently from now on:
-        read it again."""
+        """Let time pass. This may change the times of a session, so read it again afterwards."""
 
     @abstractmethod
     async def align(self) -> None:
         """Give all sessions the same ``created_at``."""
 
     @abstractmethod
-    async def misbook(self, owner: Owner, amount: int) -> None:
-        """Change a balance behind the ledger's back."""
+    async def change_balance(self, owner: Owner, amount: int) -> None:
+        """Change a balance without a ledger entry."""
 
     @abstractmethod
-    async def strike(self, session_id: UUID, kind: LedgerKind) -> None:
-        """Remove an entry from the ledger, which no store allows; the balance stays."""
+    async def delete_entry(self, session_id: UUID, kind: LedgerKind) -> None:
+        """Delete a ledger entry, which the database refuses otherwise. The balance stays."""
 
     @abstractmethod
-    async def enter(self, owner: Owner, kind: LedgerKind, amount: int, session_id: UUID) -> None:
-        """Add an entry to the ledger that the store would refuse; the balance stays."""
+    async def add_entry(
+        self, owner: Owner, kind: LedgerKind, amount: int, session_id: UUID
+    ) -> None:
+        """Add a ledger entry that the database refuses otherwise. The balance stays."""
 
     async def created(self, owner: Owner = USER, **changes: Any) -> Receipt:
-        """A session that was paid for with a credit granted for it."""
+        """A new session, paid for with a credit granted for it."""
         await self.credits.grant(owner, 1, note="test")
         return await self.sessions.create(a_session(owner=owner, **changes), max_active=MANY)
 
@@ -91,19 +98,19 @@ class Backend(ABC):
         return (await self.created(owner)).session.id
 
     async def queued_in_turn(
-        self, count: int, *, apart: timedelta = timedelta(minutes=1)
+        self, count: int, *, interval: timedelta = timedelta(minutes=1)
     ) -> list[UUID]:
-        """The ids of sessions created one after the other, oldest first."""
+        """The ids of sessions created ``interval`` apart, oldest first."""
         ids = []
         for _ in range(count):
             ids.append(await self.queued())
-            await self.advance(apart)
+            await self.advance(interval)
         return ids
 
     async def claimed(
         self, owner: Owner = USER, *, attempt: int = 1, lease: timedelta = LEASE
     ) -> GenerationSession:
-        """A session in its attempt number ``attempt``."""
+        """A session in attempt number ``attempt``."""
         session_id = await self.queued(owner)
         for number in range(1, attempt):
             await self.claim(session_id)
@@ -119,11 +126,11 @@ class Backend(ABC):
         return await self.reads.get(session_id, None)
 
     async def ledger(self, owner: Owner = USER) -> list[LedgerEntry]:
-        """Everything, oldest first."""
+        """The whole ledger, oldest first."""
         return (await self.credits.ledger(owner, limit=10_000, before_id=None))[::-1]
 
     async def money_of(self, session_id: UUID, owner: Owner = USER) -> list[str]:
-        """What the ledger says of a session, oldest first: ``["debit", "refund"]``."""
+        """The kinds of a session's ledger entries, oldest first: ``["debit", "refund"]``."""
         return [entry.kind for entry in await self.ledger(owner) if entry.session_id == session_id]
 
     async def balance(self, owner: Owner = USER) -> int:
@@ -139,7 +146,7 @@ class MemoryBackend(Backend):
         self.credits = self._accounts
         self.api_keys = InMemoryApiKeyRepo(clock=self._clock.now)
 
-    async def foreign_write(self, session_id: UUID, **columns: Any) -> None:
+    async def external_write(self, session_id: UUID, **columns: Any) -> None:
         if "error_message" in columns:
             columns["failure"] = Failure(
                 code=ErrorCode.GENERATION_FAILED, message=columns.pop("error_message")
@@ -148,26 +155,33 @@ class MemoryBackend(Backend):
             columns["status"] = SessionStatus(columns["status"])
         self._repo.overwrite(session_id, **columns)
 
+    async def external_write_input(self, session_id: UUID, name: str, value: object) -> None:
+        session = await self.get(session_id)
+        changes: dict[str, Any] = {name: value}
+        self._repo.overwrite(session_id, input=replace(session.input, **changes))
+
     async def advance(self, by: timedelta) -> None:
         self._clock.advance(by)
 
     async def align(self) -> None:
-        """Time stands still here, so they have it already where nothing advanced it."""
+        """Time stands still here, so they are equal unless a test advanced it."""
         sessions = await self.reads.history(None, status=None, limit=10_000, after=None)
         assert len({session.created_at for session in sessions}) == 1
 
-    async def misbook(self, owner: Owner, amount: int) -> None:
+    async def change_balance(self, owner: Owner, amount: int) -> None:
         account = self._accounts.balance_of(owner)
         self._accounts._accounts[owner] = replace(
             account, balance=account.balance + amount, total_granted=account.total_granted + amount
         )
 
-    async def strike(self, session_id: UUID, kind: LedgerKind) -> None:
+    async def delete_entry(self, session_id: UUID, kind: LedgerKind) -> None:
         entries = self._accounts.entries
         (entry,) = (e for e in entries if (e.session_id, e.kind) == (session_id, kind))
         entries.remove(entry)
 
-    async def enter(self, owner: Owner, kind: LedgerKind, amount: int, session_id: UUID) -> None:
+    async def add_entry(
+        self, owner: Owner, kind: LedgerKind, amount: int, session_id: UUID
+    ) -> None:
         entry = LedgerEntry(
             id=len(self._accounts.entries) + 1,
             owner=owner,
@@ -182,7 +196,7 @@ class MemoryBackend(Backend):
 
 _TRUNCATE = "TRUNCATE credit_accounts, credit_ledger, generation_sessions, api_keys"
 
-# The store's clock is real, so the past is moved instead: every time that a rule looks at.
+# The database's clock is real, so every time that a rule reads is moved into the past instead.
 _ADVANCE = """
     UPDATE generation_sessions
     SET created_at = created_at - $1::interval,
@@ -194,11 +208,11 @@ _ADVANCE = """
 _ALIGN = """
     UPDATE generation_sessions
     SET created_at = (SELECT max(created_at) FROM generation_sessions)"""
-_MISBOOK = """
+_CHANGE_BALANCE = """
     UPDATE credit_accounts SET balance = balance + $3, total_granted = total_granted + $3
     WHERE channel = $1 AND owner_id = $2"""
-_STRIKE = "DELETE FROM credit_ledger WHERE session_id = $1 AND kind = $2"
-_ENTER = """
+_DELETE_ENTRY = "DELETE FROM credit_ledger WHERE session_id = $1 AND kind = $2"
+_ADD_ENTRY = """
     INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
     VALUES ($1, $2, $3, $4, $5)"""
 
@@ -214,7 +228,7 @@ class PostgresBackend(Backend):
     async def empty(self) -> None:
         await self._database.fetch(_TRUNCATE)
 
-    async def foreign_write(self, session_id: UUID, **columns: Any) -> None:
+    async def external_write(self, session_id: UUID, **columns: Any) -> None:
         assignments = ", ".join(f"{name} = ${index}" for index, name in enumerate(columns, 2))
         sql = f"UPDATE generation_sessions SET {assignments} WHERE id = $1 RETURNING id"  # noqa: S608
         try:
@@ -222,48 +236,55 @@ class PostgresBackend(Backend):
         except asyncpg.RestrictViolationError as error:
             raise IllegalTransition(str(error)) from error
 
+    async def external_write_input(self, session_id: UUID, name: str, value: object) -> None:
+        (column,) = [column for column in COLUMNS if column.path == f"input.{name}"]
+        encoded = value if column.encode is None else column.encode(value)
+        await self.external_write(session_id, **{column.name: encoded})
+
     async def advance(self, by: timedelta) -> None:
         await self._rewrite(_ADVANCE, by)
 
     async def align(self) -> None:
         await self._rewrite(_ALIGN)
 
-    async def misbook(self, owner: Owner, amount: int) -> None:
-        await self._database.fetch(_MISBOOK, owner.channel, owner.id, amount)
+    async def change_balance(self, owner: Owner, amount: int) -> None:
+        await self._database.fetch(_CHANGE_BALANCE, owner.channel, owner.id, amount)
 
-    async def strike(self, session_id: UUID, kind: LedgerKind) -> None:
-        await self._rewrite(_STRIKE, session_id, kind)
+    async def delete_entry(self, session_id: UUID, kind: LedgerKind) -> None:
+        await self._rewrite(_DELETE_ENTRY, session_id, kind)
 
-    async def enter(self, owner: Owner, kind: LedgerKind, amount: int, session_id: UUID) -> None:
-        await self._rewrite(_ENTER, owner.channel, owner.id, kind, amount, session_id)
+    async def add_entry(
+        self, owner: Owner, kind: LedgerKind, amount: int, session_id: UUID
+    ) -> None:
+        await self._rewrite(_ADD_ENTRY, owner.channel, owner.id, kind, amount, session_id)
 
     async def _rewrite(self, sql: str, *arguments: object) -> None:
-        """Run a statement that the triggers would refuse."""
+        """Run a statement that the triggers refuse otherwise."""
         async with self._database.transaction() as connection:
             await connection.execute("SET LOCAL session_replication_role = replica")
             await connection.execute(sql, *arguments)
 
 
 class QueueBackend(ABC):
-    """A queue, with what other producers and consumers see of it."""
+    """A queue, as other producers and consumers see it."""
 
     queue: TaskQueuePort
     letters: DeadLetterPort
 
     @abstractmethod
     async def send(self, raw: bytes) -> None:
-        """Add a message as a producer that is not ours does, behind all others."""
+        """Add a message at the end of the queue, as an external producer does."""
 
     @abstractmethod
     async def messages(self) -> list[bytes]:
-        """What waits, the next message first."""
+        """The messages in the queue, the next one first."""
 
     @abstractmethod
     def keeping(self, max_dead: int) -> "QueueBackend":
-        """The same queue, by an adapter that keeps so many dead letters."""
+        """The same queue through an adapter that keeps up to ``max_dead`` dead letters."""
 
     async def dead(self) -> list[UnreadableTask]:
-        """The dead list, newest first, as the messages that went into it."""
+        """The dead letters, newest first, as the messages that were buried."""
         return [
             UnreadableTask(raw=letter.raw, reason=letter.reason, session_id=letter.session_id)
             for letter in await self.letters.dead(limit=100)
@@ -308,19 +329,19 @@ class RedisQueueBackend(QueueBackend):
 
 
 class LimitBackend(ABC):
-    """What starts are limited by."""
+    """A limit on started work."""
 
     @abstractmethod
     def sharer(self, pace: Pace) -> StartLimitPort:
-        """One of those who share a limit."""
+        """One of the processes that share the limit."""
 
     @abstractmethod
     async def wait(self, seconds: float) -> None:
-        """Let that much time pass, or a little more."""
+        """Let the time pass, or a little more."""
 
     @abstractmethod
     def now(self) -> float:
-        """Seconds on a clock that goes as fast as the limit's."""
+        """Seconds on a clock as fast as the limit's."""
 
 
 class MemoryLimitBackend(LimitBackend):
@@ -359,4 +380,4 @@ class RedisLimitBackend(LimitBackend):
 
 
 _NONE = Pace(burst=0, interval_us=1)
-"""Of a limit that permits nothing, so that nobody passes a test by falling back on it."""
+"""A fallback that permits nothing, so that no test passes because of it."""

@@ -1,4 +1,4 @@
-"""Every adapter of a port, one after the other, empty."""
+"""Every adapter of each port, empty."""
 
 from collections.abc import AsyncIterator
 
@@ -26,8 +26,8 @@ from tests.contracts.backends import (
 
 
 @pytest.fixture(params=["memory", "postgres"])
-def store_url(request: pytest.FixtureRequest) -> str | None:
-    """Where the store is; None: in memory."""
+def database_url(request: pytest.FixtureRequest) -> str | None:
+    """None stands for the adapters in memory."""
     if request.param == "memory":
         return None
     server: EmbeddedPostgres = request.getfixturevalue("postgres")
@@ -35,11 +35,11 @@ def store_url(request: pytest.FixtureRequest) -> str | None:
 
 
 @pytest.fixture
-async def backend(store_url: str | None) -> AsyncIterator[Backend]:
-    if store_url is None:
+async def backend(database_url: str | None) -> AsyncIterator[Backend]:
+    if database_url is None:
         yield MemoryBackend()
         return
-    database = Database(store_url, limits=DatabaseLimits())
+    database = Database(database_url, limits=DatabaseLimits())
     try:
         postgres = PostgresBackend(database)
         await postgres.empty()
@@ -50,7 +50,7 @@ async def backend(store_url: str | None) -> AsyncIterator[Backend]:
 
 @pytest.fixture(params=["memory", "fakeredis", "valkey"])
 def queue_url(request: pytest.FixtureRequest) -> str:
-    """Where the queue is, or what stands in for it."""
+    """The URL of a server, or the name of its substitute."""
     if request.param != "valkey":
         return str(request.param)
     server: EmbeddedValkey = request.getfixturevalue("valkey")

@@ -1,4 +1,4 @@
-"""The books stay right while everything happens at once."""
+"""The books balance while all transitions run concurrently."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -29,7 +29,7 @@ LIMIT = 10
 
 
 class Crowd:
-    """Everybody who writes: submitters, workers, consumers that are not ours, and recovery."""
+    """All writers: submitters, workers, external consumers and recovery."""
 
     def __init__(self, backend: Backend, random: Random) -> None:
         self.backend = backend
@@ -42,7 +42,7 @@ class Crowd:
             *[self.work] * 4,
             self.cancel,
             self.confirm,
-            self.interfere,
+            self.write_externally,
             self.grant,
             *[self.recover] * 3,
         ]
@@ -80,10 +80,10 @@ class Crowd:
     async def confirm(self) -> None:
         await self.backend.sessions.confirm(self.random.sample(self.ids, min(len(self.ids), 20)))
 
-    async def interfere(self) -> None:
+    async def write_externally(self) -> None:
         status = self.random.choice(["processing", "completed", "failed", "failed"])
         picture = {"generated_image_url": "https://x.example/"} if status == "completed" else {}
-        await self.backend.foreign_write(self.some_id(), status=status, **picture)
+        await self.backend.external_write(self.some_id(), status=status, **picture)
 
     async def grant(self) -> None:
         await self.backend.credits.grant(self.random.choice(OWNERS), 5, note="test")
@@ -106,10 +106,10 @@ class Crowd:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_the_books_are_right_after_everything_at_once(backend: Backend, seed: int) -> None:
-    """Submitting, working, cancelling, interfering and recovering over five accounts: nobody
-    waits in a circle, every failure is refunded, and what was granted is what is left plus what
-    was delivered or is still to come."""
+async def test_books_balance_after_concurrent_work(backend: Backend, seed: int) -> None:
+    """Submitting, working, cancelling, external writes and recovery over five accounts: no
+    deadlock, every failure is refunded, and the grants equal the balances plus the delivered and
+    the unfinished sessions."""
     for owner in OWNERS:
         await backend.credits.grant(owner, 40, note="test")
     crowd = Crowd(backend, Random(seed))

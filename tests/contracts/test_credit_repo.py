@@ -1,4 +1,4 @@
-"""CreditRepoPort: a balance is what its ledger adds up to, and an audit finds where it is not."""
+"""CreditRepoPort: a balance is the sum of its ledger, and an audit finds every exception."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -19,7 +19,7 @@ from tests.support.examples import FAILURE, OTHER, STORE, STORED_PICTURE, USER
 pytestmark = pytest.mark.anyio
 
 NAMESAKE = Owner(channel=Channel.B2B, id=USER.id)
-"""Another account than USER's, on the other channel."""
+"""The same id as USER's on the other channel: another account."""
 
 
 async def failed(backend: Backend) -> UUID:
@@ -34,20 +34,20 @@ async def completed(backend: Backend) -> UUID:
     return session.id
 
 
-async def off(backend: Backend) -> set[str]:
-    """What an audit names."""
+async def wrong(backend: Backend) -> set[str]:
+    """The subjects that an audit names."""
     return {found.subject for found in await backend.credits.audit(limit=100)}
 
 
-async def test_an_owner_without_an_account_has_nothing(backend: Backend) -> None:
-    """A balance of 0 and an empty ledger, not an error; asking makes no account."""
+async def test_owner_without_an_account(backend: Backend) -> None:
+    """A balance of 0 and an empty ledger, not an error. Reading creates no account."""
     assert await backend.credits.account(USER) == CreditAccount(owner=USER)
     assert await backend.credits.ledger(USER, limit=10, before_id=None) == []
     assert await backend.credits.audit(limit=10) == []
 
 
-async def test_a_grant_is_added(backend: Backend) -> None:
-    """To an account that is made for it, and then to that one; each has its entry."""
+async def test_grants_add_up(backend: Backend) -> None:
+    """The first one creates the account. Each has its ledger entry."""
     first = await backend.credits.grant(USER, 5, note="for a start")
     second = await backend.credits.grant(USER, 7, note="Nachschub 👒")
 
@@ -64,8 +64,8 @@ async def test_a_grant_is_added(backend: Backend) -> None:
     ]
 
 
-async def test_accounts_are_apart(backend: Backend) -> None:
-    """A grant is nobody else's, not a namesake's on the other channel either."""
+async def test_grant_changes_one_account(backend: Backend) -> None:
+    """Not another owner's, nor that of the same id on the other channel."""
     await backend.credits.grant(USER, 5, note="test")
 
     for owner in (OTHER, NAMESAKE):
@@ -73,8 +73,8 @@ async def test_accounts_are_apart(backend: Backend) -> None:
         assert await backend.ledger(owner) == []
 
 
-async def test_grants_at_once_all_count(backend: Backend) -> None:
-    """Also where each of them would have made the account: every answer is another balance."""
+async def test_concurrent_grants_all_count(backend: Backend) -> None:
+    """Even if each would have created the account: every answer has another balance."""
     accounts = await asyncio.gather(
         *(backend.credits.grant(USER, 1, note="test") for _ in range(20))
     )
@@ -82,11 +82,11 @@ async def test_grants_at_once_all_count(backend: Backend) -> None:
     assert sorted(account.balance for account in accounts) == list(range(1, 21))
     assert (await backend.credits.account(USER)).total_granted == 20
     assert len(await backend.ledger()) == 20
-    assert await off(backend) == set()
+    assert await wrong(backend) == set()
 
 
-async def test_totals_tell_what_became_of_the_credits(backend: Backend) -> None:
-    """Granted, spent, given back, and what is left."""
+async def test_totals_explain_the_balance(backend: Backend) -> None:
+    """Granted, debited and refunded."""
     await completed(backend)
     await failed(backend)
     await backend.queued()
@@ -96,9 +96,8 @@ async def test_totals_tell_what_became_of_the_credits(backend: Backend) -> None:
     )
 
 
-async def test_the_ledger_explains_the_balance(backend: Backend) -> None:
-    """Newest first: each debit and refund names its session, each grant its note, all their
-    time."""
+async def test_ledger_explains_the_balance(backend: Backend) -> None:
+    """Newest first. Debits and refunds have their session, grants their note."""
     session_id = await failed(backend)
 
     refund, debit, grant = await backend.credits.ledger(USER, limit=10, before_id=None)
@@ -113,9 +112,9 @@ async def test_the_ledger_explains_the_balance(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 3, 7, 8])
-async def test_pages_of_the_ledger_lose_and_repeat_nothing(backend: Backend, limit: int) -> None:
-    """Each begins behind the last entry of the one before, whatever others and later entries do
-    in between."""
+async def test_pages_of_the_ledger_lose_and_repeat_no_entry(backend: Backend, limit: int) -> None:
+    """Each page starts after the last entry of the previous one, whatever entries are added in
+    between."""
     for amount in range(1, 8):
         await backend.credits.grant(USER, amount, note="test")
         await backend.credits.grant(OTHER, 100, note="test")
@@ -131,8 +130,8 @@ async def test_pages_of_the_ledger_lose_and_repeat_nothing(backend: Backend, lim
     assert [entry.amount for entry in found] == [7, 6, 5, 4, 3, 2, 1]
 
 
-async def test_an_audit_of_right_books_finds_nothing(backend: Backend) -> None:
-    """Sessions in every status, several owners, and an owner who only has credits."""
+async def test_audit_of_correct_books_is_empty(backend: Backend) -> None:
+    """Sessions in every status, several owners, and an owner with credits only."""
     await completed(backend)
     await failed(backend)
     await backend.claimed(STORE)
@@ -143,98 +142,98 @@ async def test_an_audit_of_right_books_finds_nothing(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("amount", [1, -1])
-async def test_an_audit_finds_a_balance_without_its_entries(backend: Backend, amount: int) -> None:
-    """More or less than the ledger adds up to; the owner is named, and no other."""
+async def test_audit_finds_a_wrong_balance(backend: Backend, amount: int) -> None:
+    """Higher or lower than the sum of the ledger. Only that owner is named."""
     await backend.credits.grant(USER, 5, note="test")
     await backend.credits.grant(OTHER, 5, note="test")
 
-    await backend.misbook(USER, amount)
+    await backend.change_balance(USER, amount)
 
-    assert await off(backend) == {str(USER)}
+    assert await wrong(backend) == {str(USER)}
 
 
-async def test_an_audit_finds_a_session_that_nobody_paid_for(backend: Backend) -> None:
-    """Its debit is missing, and so the balance is too small for the ledger."""
+async def test_audit_finds_a_missing_debit(backend: Backend) -> None:
+    """The session is named, and the balance, which is too low for the ledger."""
     session_id = await backend.queued()
     await backend.queued()
 
-    await backend.strike(session_id, LedgerKind.DEBIT)
+    await backend.delete_entry(session_id, LedgerKind.DEBIT)
 
-    assert await off(backend) == {f"session {session_id}", str(USER)}
+    assert await wrong(backend) == {f"session {session_id}", str(USER)}
 
 
-async def test_an_audit_finds_a_failure_without_its_refund(backend: Backend) -> None:
-    """Its refund is gone, and so the balance is too large for the ledger."""
+async def test_audit_finds_a_missing_refund(backend: Backend) -> None:
+    """The session is named, and the balance, which is too high for the ledger."""
     session_id = await failed(backend)
     await failed(backend)
 
-    await backend.strike(session_id, LedgerKind.REFUND)
+    await backend.delete_entry(session_id, LedgerKind.REFUND)
 
-    assert await off(backend) == {f"session {session_id}", str(USER)}
+    assert await wrong(backend) == {f"session {session_id}", str(USER)}
 
 
-async def test_an_audit_finds_what_is_still_owed(backend: Backend) -> None:
-    """What another consumer failed counts until it is refunded: only the session is off."""
+async def test_audit_finds_an_external_failure_before_its_refund(backend: Backend) -> None:
+    """Only the session is named. After the refund the books balance."""
     session_id = await backend.queued()
-    await backend.foreign_write(session_id, status="failed")
+    await backend.external_write(session_id, status="failed")
 
-    owed = await off(backend)
+    owed = await wrong(backend)
     await backend.recovery.refund_missing(limit=10)
 
-    assert (owed, await off(backend)) == ({f"session {session_id}"}, set())
+    assert (owed, await wrong(backend)) == ({f"session {session_id}"}, set())
 
 
-async def test_an_audit_finds_a_refund_of_what_was_delivered(backend: Backend) -> None:
-    """A completed session is never refunded, nor is one that is still waiting."""
+async def test_audit_finds_a_refund_without_a_failure(backend: Backend) -> None:
+    """A completed or unfinished session has no refund."""
     delivered, waiting = await completed(backend), await backend.queued()
 
     for session_id in (delivered, waiting):
-        await backend.enter(USER, LedgerKind.REFUND, 1, session_id)
+        await backend.add_entry(USER, LedgerKind.REFUND, 1, session_id)
 
-    assert await off(backend) == {f"session {delivered}", f"session {waiting}", str(USER)}
+    assert await wrong(backend) == {f"session {delivered}", f"session {waiting}", str(USER)}
 
 
-async def test_an_audit_finds_a_refund_of_another_amount(backend: Backend) -> None:
-    """What comes back is what was charged."""
+async def test_audit_finds_a_refund_of_another_amount(backend: Backend) -> None:
+    """The refund equals the debit."""
     session_id = await failed(backend)
-    await backend.strike(session_id, LedgerKind.REFUND)
+    await backend.delete_entry(session_id, LedgerKind.REFUND)
 
-    await backend.enter(USER, LedgerKind.REFUND, 2, session_id)
+    await backend.add_entry(USER, LedgerKind.REFUND, 2, session_id)
 
-    assert f"session {session_id}" in await off(backend)
+    assert f"session {session_id}" in await wrong(backend)
 
 
-async def test_an_audit_finds_a_refund_to_somebody_else(backend: Backend) -> None:
-    """It belongs to who paid: both balances are off, and the session is."""
+async def test_audit_finds_a_refund_to_another_account(backend: Backend) -> None:
+    """The session is named, and both balances."""
     session_id = await failed(backend)
     await backend.credits.grant(OTHER, 1, note="test")
-    await backend.strike(session_id, LedgerKind.REFUND)
+    await backend.delete_entry(session_id, LedgerKind.REFUND)
 
-    await backend.enter(OTHER, LedgerKind.REFUND, 1, session_id)
+    await backend.add_entry(OTHER, LedgerKind.REFUND, 1, session_id)
 
-    assert await off(backend) == {f"session {session_id}", str(USER), str(OTHER)}
+    assert await wrong(backend) == {f"session {session_id}", str(USER), str(OTHER)}
 
 
-async def test_an_audit_finds_what_was_completed_without_a_picture(backend: Backend) -> None:
-    """Its owner paid for nothing, until a consumer that is not ours adds its link; a picture that
-    was deleted after its time was there."""
+async def test_audit_finds_a_completed_session_without_a_picture(backend: Backend) -> None:
+    """Until an external consumer adds its link. A picture that was deleted after its lifetime
+    counts."""
     session_id, expired = await backend.queued(), await completed(backend)
-    await backend.foreign_write(session_id, status="completed")
+    await backend.external_write(session_id, status="completed")
     await backend.recovery.mark_images_deleted([expired])
 
-    without = await off(backend)
-    await backend.foreign_write(session_id, generated_image_url="https://x.example/")
+    without = await wrong(backend)
+    await backend.external_write(session_id, generated_image_url="https://x.example/")
 
-    assert (without, await off(backend)) == ({f"session {session_id}"}, set())
+    assert (without, await wrong(backend)) == ({f"session {session_id}"}, set())
 
 
-async def test_an_audit_returns_no_more_than_its_limit(backend: Backend) -> None:
-    """Whether accounts or sessions are off."""
+async def test_audit_stops_at_its_limit(backend: Backend) -> None:
+    """For accounts and for sessions."""
     for owner in (USER, OTHER, STORE):
         await backend.credits.grant(owner, 1, note="test")
-        await backend.misbook(owner, 1)
+        await backend.change_balance(owner, 1)
     for _ in range(3):
-        await backend.foreign_write(await backend.queued(NAMESAKE), status="failed")
+        await backend.external_write(await backend.queued(NAMESAKE), status="failed")
 
     counts = [len(await backend.credits.audit(limit=limit)) for limit in (1, 4, 6, 100)]
 
@@ -250,8 +249,8 @@ CALLS: dict[str, Callable[[CreditRepoPort], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("method", CALLS)
-async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) -> None:
-    """Every method says so by the same error."""
+async def test_database_that_is_down_is_unavailable(method: str, tmp_path: Path) -> None:
+    """Every method raises DatabaseUnavailable."""
     database = Database(f"postgresql://wearon@/wearon?host={tmp_path}", limits=DatabaseLimits())
 
     with pytest.raises(DatabaseUnavailable):
@@ -260,6 +259,17 @@ async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) 
     await database.close()
 
 
-def test_every_method_of_the_port_is_tried_without_a_server() -> None:
-    """So that a new method cannot be forgotten above."""
+def test_every_method_is_called_without_a_server() -> None:
+    """A new method cannot be forgotten above."""
     assert set(CALLS) == {name for name in vars(CreditRepoPort) if not name.startswith("_")}
+
+
+async def test_audit_finds_a_refund_on_the_other_channel(backend: Backend) -> None:
+    """The account of the same id there is somebody else's."""
+    session_id = await failed(backend)
+    await backend.credits.grant(NAMESAKE, 1, note="test")
+    await backend.delete_entry(session_id, LedgerKind.REFUND)
+
+    await backend.add_entry(NAMESAKE, LedgerKind.REFUND, 1, session_id)
+
+    assert await wrong(backend) == {f"session {session_id}", str(USER), str(NAMESAKE)}

@@ -1,5 +1,5 @@
-"""SessionRepoPort.create: the same key with the same request makes one session and one debit, and
-an owner has a bounded number of unfinished sessions."""
+"""SessionRepoPort.create and find_replay: one key and one input make one session and one debit. The
+number of an owner's unfinished sessions is limited."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -35,7 +35,7 @@ NEVER_QUEUED = Failure(code=ErrorCode.QUEUE_UNAVAILABLE, message="not now")
 
 
 def a_copy(**changes: Any) -> GenerationSession:
-    """The same request once more: another session and correlation id, the same key."""
+    """The same key and input again, with its own session id and correlation id."""
     wanted = {
         "idempotency_key": KEY,
         "outfit_image_url": OUTFIT_URL,
@@ -46,7 +46,7 @@ def a_copy(**changes: Any) -> GenerationSession:
 
 
 async def first(backend: Backend, **changes: Any) -> GenerationSession:
-    """The session that has the key; its owner has one more credit than it cost."""
+    """The session with the key. Its owner has one more credit than it cost."""
     await backend.credits.grant(changes.get("owner", USER), 2, note="test")
     receipt = await backend.sessions.create(a_copy(**changes), max_active=MANY)
     assert not receipt.replayed
@@ -54,7 +54,7 @@ async def first(backend: Backend, **changes: Any) -> GenerationSession:
 
 
 async def nothing(_: Backend, __: GenerationSession) -> None:
-    """The session stays as it was created."""
+    """The session stays queued."""
 
 
 async def claim(backend: Backend, session: GenerationSession) -> None:
@@ -72,10 +72,10 @@ async def fail(backend: Backend, session: GenerationSession) -> None:
 
 
 @pytest.mark.parametrize("fate", [nothing, claim, complete, fail])
-async def test_a_repeated_request_gets_its_session_as_it_is_now(
+async def test_replay_returns_the_current_state_of_the_session(
     backend: Backend, fate: Callable[[Backend, GenerationSession], Awaitable[None]]
 ) -> None:
-    """Whatever became of it, and whatever id the copy brought; the money stays as it is."""
+    """Whatever its state, and whatever id the copy has. The ledger does not change."""
     session = await first(backend)
     await fate(backend, session)
     ledger = await backend.ledger()
@@ -92,8 +92,8 @@ async def test_a_repeated_request_gets_its_session_as_it_is_now(
 
 
 @pytest.mark.parametrize("balance", [1, 200])
-async def test_a_hundred_copies_at_once_are_one(backend: Backend, balance: int) -> None:
-    """One session, one debit, 99 replays of it; also where the balance covers just one."""
+async def test_hundred_concurrent_copies_create_one_session(backend: Backend, balance: int) -> None:
+    """One session, one debit and 99 replays, even if the balance covers just one."""
     await backend.credits.grant(USER, balance, note="test")
 
     receipts = await asyncio.gather(
@@ -108,10 +108,10 @@ async def test_a_hundred_copies_at_once_are_one(backend: Backend, balance: int) 
 
 
 @pytest.mark.parametrize("balance", [1, 200])
-async def test_copies_that_meet_the_undoing_of_the_first(backend: Backend, balance: int) -> None:
-    """The queue is away, so whoever creates the session undoes it at once, while copies wait for
-    the same account. None waits for ever, none is told that the credits do not suffice, and all
-    money comes back."""
+async def test_concurrent_copies_while_the_first_is_undone(backend: Backend, balance: int) -> None:
+    """The queue is down, so the request that creates the session undoes it at once, while copies
+    wait for the same account. None waits forever, none gets InsufficientCredits, and every credit
+    is refunded."""
     await backend.credits.grant(USER, balance, note="test")
 
     async def submit() -> Receipt:
@@ -146,8 +146,8 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-async def test_a_key_belongs_to_what_was_asked_for(backend: Backend, other: str) -> None:
-    """Something else under the same key is refused, and nothing is charged or made."""
+async def test_key_belongs_to_its_input(backend: Backend, other: str) -> None:
+    """Another input under the same key is refused. Nothing is charged or created."""
     session = await first(backend)
     ledger = await backend.ledger()
 
@@ -159,8 +159,9 @@ async def test_a_key_belongs_to_what_was_asked_for(backend: Backend, other: str)
     assert (await backend.reads.stats(USER)).total == 1
 
 
-async def test_of_two_requests_under_one_key_one_wins(backend: Backend) -> None:
-    """Copies of both at once: one kind has its session, the other is refused in every copy."""
+async def test_two_inputs_under_one_key(backend: Backend) -> None:
+    """Concurrent copies of both: one of them has its session, and all copies of the other are
+    refused."""
     await backend.credits.grant(USER, 200, note="test")
     requests: list[dict[str, Any]] = [{}, OTHERS["another prompt"]] * 50
 
@@ -176,8 +177,8 @@ async def test_of_two_requests_under_one_key_one_wins(backend: Backend) -> None:
     assert await backend.balance() == 199
 
 
-async def test_a_key_is_its_owners(backend: Backend) -> None:
-    """Two owners, also of the same id on two channels, know nothing of each other's keys."""
+async def test_key_belongs_to_its_owner(backend: Backend) -> None:
+    """The same key of two owners is two keys, also for the same id on two channels."""
     owners = [USER, OTHER, Owner(channel=Channel.B2B, id=USER.id)]
 
     sessions = [await first(backend, owner=owner) for owner in owners]
@@ -186,8 +187,8 @@ async def test_a_key_is_its_owners(backend: Backend) -> None:
     assert [await backend.balance(owner) for owner in owners] == [1, 1, 1]
 
 
-async def test_an_owner_has_many_keys(backend: Backend) -> None:
-    """Keys that differ, if only in case, are different requests."""
+async def test_owner_has_many_keys(backend: Backend) -> None:
+    """Keys that differ, even only in case, are different requests."""
     await backend.credits.grant(USER, 3, note="test")
 
     receipts = [
@@ -199,8 +200,8 @@ async def test_an_owner_has_many_keys(backend: Backend) -> None:
     assert await backend.balance() == 0
 
 
-async def test_without_a_key_nothing_is_a_repetition(backend: Backend) -> None:
-    """Each request is its own, however alike."""
+async def test_request_without_a_key_is_no_replay(backend: Backend) -> None:
+    """Each one is a new session."""
     await backend.credits.grant(USER, 3, note="test")
 
     receipts = await asyncio.gather(
@@ -211,9 +212,9 @@ async def test_without_a_key_nothing_is_a_repetition(backend: Backend) -> None:
     assert await backend.balance() == 0
 
 
-async def test_what_was_never_queued_gives_its_key_back(backend: Backend) -> None:
-    """Its caller was told 503 and has the credit back: the repetition is a new request, which may
-    also be another one."""
+async def test_session_that_was_never_queued_gives_its_key_back(backend: Backend) -> None:
+    """The caller was answered 503, and refunded. The next request is a new one and may have another
+    input."""
     session = await first(backend)
     assert await backend.sessions.fail_queued(session.id, NEVER_QUEUED)
 
@@ -227,8 +228,8 @@ async def test_what_was_never_queued_gives_its_key_back(backend: Backend) -> Non
 @pytest.mark.parametrize(
     "code", [code for code in ErrorCode if code is not ErrorCode.QUEUE_UNAVAILABLE]
 )
-async def test_what_failed_otherwise_keeps_its_key(backend: Backend, code: ErrorCode) -> None:
-    """The caller was told 202: a repetition is told how that ended, and is not charged."""
+async def test_failed_session_keeps_its_key(backend: Backend, code: ErrorCode) -> None:
+    """The caller was answered 202. A replay returns the failed session, and is not charged."""
     session = await first(backend)
     failure = Failure(code=code, message="no")
     assert await backend.sessions.fail_queued(session.id, failure)
@@ -239,8 +240,8 @@ async def test_what_failed_otherwise_keeps_its_key(backend: Backend, code: Error
     assert await backend.balance() == 2
 
 
-async def test_what_expired_keeps_its_key(backend: Backend) -> None:
-    """Also where recovery failed it, in a batch."""
+async def test_expired_session_keeps_its_key(backend: Backend) -> None:
+    """Recovery failed it in a batch."""
     session = await first(backend)
     expired = Failure(code=ErrorCode.EXPIRED, message="The request waited too long")
     await backend.advance(2 * LONG)
@@ -251,9 +252,8 @@ async def test_what_expired_keeps_its_key(backend: Backend) -> None:
     assert (receipt.replayed, receipt.session.id) == (True, session.id)
 
 
-async def test_an_owner_may_have_so_many_unfinished_sessions(backend: Backend) -> None:
-    """Those that wait and those that are worked on count; one more is refused before a credit is
-    taken."""
+async def test_limit_of_unfinished_sessions(backend: Backend) -> None:
+    """Queued and processing sessions count. One more is refused before a credit is taken."""
     await backend.queued()
     await backend.claimed()
     await backend.credits.grant(USER, 1, note="test")
@@ -269,10 +269,8 @@ async def test_an_owner_may_have_so_many_unfinished_sessions(backend: Backend) -
 
 
 @pytest.mark.parametrize("max_active", [1, 3])
-async def test_those_that_arrive_at_once_count_each_other(
-    backend: Backend, max_active: int
-) -> None:
-    """However many there are, no more than the limit are created."""
+async def test_concurrent_creations_keep_the_limit(backend: Backend, max_active: int) -> None:
+    """No more than the limit are created."""
     await backend.credits.grant(USER, 20, note="test")
 
     outcomes = await asyncio.gather(
@@ -287,7 +285,7 @@ async def test_those_that_arrive_at_once_count_each_other(
 
 
 @pytest.mark.parametrize("fate", [complete, fail])
-async def test_what_is_finished_does_not_count(
+async def test_final_sessions_do_not_count_towards_the_limit(
     backend: Backend, fate: Callable[[Backend, GenerationSession], Awaitable[None]]
 ) -> None:
     """However many there are."""
@@ -301,8 +299,8 @@ async def test_what_is_finished_does_not_count(
     assert (await backend.reads.stats(USER)).active == 1
 
 
-async def test_what_others_have_does_not_count(backend: Backend) -> None:
-    """Not another owner's, and not those of the same id on the other channel."""
+async def test_other_owners_sessions_do_not_count_towards_the_limit(backend: Backend) -> None:
+    """Nor those of the same id on the other channel."""
     for owner in (OTHER, Owner(channel=Channel.B2B, id=USER.id)):
         await backend.queued(owner)
     await backend.credits.grant(USER, 1, note="test")
@@ -312,16 +310,16 @@ async def test_what_others_have_does_not_count(backend: Backend) -> None:
     assert (await backend.get(receipt.session.id)).owner == USER
 
 
-async def test_who_has_too_many_and_no_credits_is_told_to_wait(backend: Backend) -> None:
-    """Credits come back when sessions fail, so buying some would help less than waiting."""
+async def test_limit_is_checked_before_the_balance(backend: Backend) -> None:
+    """Credits may come back when sessions fail, so waiting helps more than buying."""
     await backend.queued()
 
     with pytest.raises(TooManyActive):
         await backend.sessions.create(a_session(), max_active=1)
 
 
-async def test_a_repetition_is_never_refused_for_want_of_anything(backend: Backend) -> None:
-    """It takes no credit and no place: neither an empty account nor a full one matters."""
+async def test_replay_needs_no_credit_and_no_place(backend: Backend) -> None:
+    """Neither an empty account nor the limit of unfinished sessions matters."""
     session = (await backend.created(idempotency_key=KEY)).session
 
     receipt = await backend.sessions.create(a_session(idempotency_key=KEY), max_active=1)
@@ -333,14 +331,73 @@ async def test_a_repetition_is_never_refused_for_want_of_anything(backend: Backe
     )
 
 
-@pytest.mark.parametrize(("max_active", "error"), [(MANY, InsufficientCredits), (0, TooManyActive)])
-async def test_a_refused_request_does_not_take_its_key(
+@pytest.mark.parametrize(("max_active", "error"), [(MANY, InsufficientCredits), (1, TooManyActive)])
+async def test_refused_request_does_not_take_its_key(
     backend: Backend, max_active: int, error: type[Exception]
 ) -> None:
-    """Who could not pay or had to wait may send the same request again."""
+    """The same request may be sent again later."""
+    await backend.queued()
     with pytest.raises(error):
         await backend.sessions.create(a_copy(), max_active=max_active)
 
     session = await first(backend)
 
     assert await backend.money_of(session.id) == ["debit"]
+
+
+@pytest.mark.parametrize("fate", [nothing, claim, complete, fail])
+async def test_find_replay_returns_the_current_state_of_the_session(
+    backend: Backend, fate: Callable[[Backend, GenerationSession], Awaitable[None]]
+) -> None:
+    """The same receipt as from ``create``, and nothing changes."""
+    session = await first(backend)
+    await fate(backend, session)
+    before = (await backend.ledger(), await backend.reads.stats(USER))
+
+    receipt = await backend.sessions.find_replay(a_copy())
+
+    assert receipt == await backend.sessions.create(a_copy(), max_active=MANY)
+    assert receipt == Receipt(
+        session=await backend.get(session.id),
+        credits_remaining=await backend.balance(),
+        replayed=True,
+    )
+    assert (await backend.ledger(), await backend.reads.stats(USER)) == before
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        {"idempotency_key": None},
+        {"idempotency_key": "another"},
+        {"owner": OTHER},
+        {"owner": Owner(channel=Channel.B2B, id=USER.id)},
+    ],
+)
+async def test_find_replay_finds_nothing_for_a_new_request(
+    backend: Backend, new: dict[str, Any]
+) -> None:
+    """Without a key, with a key of its own, or with another owner's key; and creates nothing."""
+    await first(backend)
+
+    assert await backend.sessions.find_replay(a_copy(**new)) is None
+
+    assert (await backend.reads.stats(USER)).total == 1
+    assert await backend.balance() == 1
+
+
+async def test_find_replay_finds_nothing_once_the_key_was_given_back(backend: Backend) -> None:
+    """The first request was answered 503, so the next one under this key is a new request."""
+    session = await first(backend)
+    assert await backend.sessions.fail_queued(session.id, NEVER_QUEUED)
+
+    assert await backend.sessions.find_replay(a_copy()) is None
+
+
+@pytest.mark.parametrize("other", OTHERS)
+async def test_find_replay_refuses_another_input(backend: Backend, other: str) -> None:
+    """Like ``create``."""
+    await first(backend)
+
+    with pytest.raises(IdempotencyKeyReused):
+        await backend.sessions.find_replay(a_copy(**OTHERS[other]))

@@ -1,4 +1,4 @@
-"""AttemptRepoPort: the job that makes a session's picture is known to whoever works on it next."""
+"""AttemptRepoPort: the next attempt knows the provider job of the one before."""
 
 import asyncio
 from dataclasses import replace
@@ -22,16 +22,16 @@ NO_DELAY = timedelta(0)
 JOB, OTHER_JOB = "provider:1", "provider:2"
 
 
-async def in_work(backend: Backend) -> GenerationSession:
-    """A session whose second attempt has noted a job."""
+async def processing(backend: Backend) -> GenerationSession:
+    """A session whose second attempt has recorded a job."""
     claimed = await backend.claimed(attempt=2)
     assert await backend.attempts.record_job(claimed.id, attempt=2, job=JOB)
     return await backend.get(claimed.id)
 
 
 @pytest.mark.parametrize("job", ["x", JOB, "provider:" + "x" * 191, "\N{UMBRELLA}"])
-async def test_a_job_is_noted(backend: Backend, job: str) -> None:
-    """The session has it from then on, and nothing else of the session changes."""
+async def test_job_is_recorded(backend: Backend, job: str) -> None:
+    """Nothing else of the session changes."""
     claimed = await backend.claimed()
 
     assert await backend.attempts.record_job(claimed.id, attempt=1, job=job)
@@ -40,9 +40,9 @@ async def test_a_job_is_noted(backend: Backend, job: str) -> None:
     assert await backend.get(claimed.id) == replace(claimed, provider_job=job)
 
 
-async def test_a_later_job_takes_its_place(backend: Backend) -> None:
-    """The latest counts; noting it again shows that the attempt is current, and changes nothing."""
-    session = await in_work(backend)
+async def test_later_job_replaces_the_earlier_one(backend: Backend) -> None:
+    """Recording the same job again checks the attempt and changes nothing."""
+    session = await processing(backend)
 
     for _ in range(2):
         assert await backend.attempts.record_job(session.id, attempt=2, job=OTHER_JOB)
@@ -51,19 +51,19 @@ async def test_a_later_job_takes_its_place(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("attempt", [0, 1, 3])
-async def test_only_the_current_attempt_notes(backend: Backend, attempt: int) -> None:
-    """A worker that another one took the session from cannot hide the other's job."""
-    session = await in_work(backend)
+async def test_only_the_current_attempt_records_a_job(backend: Backend, attempt: int) -> None:
+    """A superseded worker cannot hide the job of the current one."""
+    session = await processing(backend)
 
     assert not await backend.attempts.record_job(session.id, attempt=attempt, job=OTHER_JOB)
 
     assert await backend.get(session.id) == session
 
 
-@pytest.mark.parametrize("end", ["release", "complete", "fail", "foreign"])
-async def test_nothing_is_noted_without_work(backend: Backend, end: str) -> None:
-    """An attempt that is over has no say, and what it noted stays, however it ended."""
-    session = await in_work(backend)
+@pytest.mark.parametrize("end", ["release", "complete", "fail", "external"])
+async def test_ended_attempt_records_no_job(backend: Backend, end: str) -> None:
+    """The recorded job stays, whatever ended the attempt."""
+    session = await processing(backend)
     match end:
         case "release":
             await backend.attempts.release(session.id, attempt=2, delay=NO_DELAY)
@@ -71,8 +71,8 @@ async def test_nothing_is_noted_without_work(backend: Backend, end: str) -> None
             await backend.attempts.complete(session.id, attempt=2, picture=STORED_PICTURE)
         case "fail":
             await backend.attempts.fail(session.id, FAILURE, attempt=2)
-        case "foreign":
-            await backend.foreign_write(session.id, status="failed", error_message="no")
+        case "external":
+            await backend.external_write(session.id, status="failed", error_message="no")
 
     assert not await backend.attempts.record_job(session.id, attempt=2, job=OTHER_JOB)
 
@@ -82,8 +82,8 @@ async def test_nothing_is_noted_without_work(backend: Backend, end: str) -> None
 
 
 @pytest.mark.parametrize("attempt", [0, 1])
-async def test_nothing_is_noted_before_a_claim(backend: Backend, attempt: int) -> None:
-    """A queued session is nobody's, and an unknown one is no error."""
+async def test_no_job_is_recorded_before_a_claim(backend: Backend, attempt: int) -> None:
+    """A queued session has no current attempt. An unknown session is no error."""
     session_id = await backend.queued()
 
     assert not await backend.attempts.record_job(session_id, attempt=attempt, job=JOB)
@@ -92,9 +92,9 @@ async def test_nothing_is_noted_before_a_claim(backend: Backend, attempt: int) -
     assert (await backend.get(session_id)).provider_job is None
 
 
-async def test_the_next_attempt_knows_the_job(backend: Backend) -> None:
-    """Whether its worker gave the session back or died: the claim tells it."""
-    given_back, died = await in_work(backend), await in_work(backend)
+async def test_next_attempt_gets_the_job(backend: Backend) -> None:
+    """The claim returns it, after a release and after a dead lease."""
+    given_back, died = await processing(backend), await processing(backend)
     await backend.attempts.release(given_back.id, attempt=2, delay=NO_DELAY)
     await backend.advance(2 * LEASE)
     released = await backend.recovery.release_dead_leases(
@@ -107,11 +107,11 @@ async def test_the_next_attempt_knows_the_job(backend: Backend) -> None:
     assert [(claim.attempt, claim.provider_job) for claim in claims] == [(3, JOB)] * 2
 
 
-async def test_another_consumer_leaves_the_job(backend: Backend) -> None:
-    """One that knows of no jobs takes and gives back a session: its job is still known."""
-    session = await in_work(backend)
-    await backend.foreign_write(session.id, status="queued")
-    await backend.foreign_write(session.id, status="processing")
+async def test_external_consumer_keeps_the_job(backend: Backend) -> None:
+    """It claims and releases the session without knowing of jobs. The job stays."""
+    session = await processing(backend)
+    await backend.external_write(session.id, status="queued")
+    await backend.external_write(session.id, status="processing")
 
     assert not await backend.attempts.record_job(session.id, attempt=2, job=OTHER_JOB)
 
@@ -119,8 +119,8 @@ async def test_another_consumer_leaves_the_job(backend: Backend) -> None:
     assert (after.attempt, after.provider_job) == (3, JOB)
 
 
-async def test_of_two_attempts_at_once_the_newer_notes(backend: Backend) -> None:
-    """However their writes interleave with the change from one to the other."""
+async def test_newer_of_two_concurrent_attempts_records_its_job(backend: Backend) -> None:
+    """For any order of their writes."""
     sessions = [await backend.claimed() for _ in range(20)]
 
     async def change_hands(session: GenerationSession) -> bool:
@@ -137,11 +137,21 @@ async def test_of_two_attempts_at_once_the_newer_notes(backend: Backend) -> None
     assert {(await backend.get(item.id)).provider_job for item in sessions} == {OTHER_JOB}
 
 
-async def test_a_store_that_is_away_is_unavailable(tmp_path: Path) -> None:
-    """Then it is not known whether the job was noted."""
+async def test_database_that_is_down_is_unavailable(tmp_path: Path) -> None:
+    """The job may or may not have been recorded."""
     database = Database(f"postgresql://wearon@/wearon?host={tmp_path}", limits=DatabaseLimits())
 
     with pytest.raises(DatabaseUnavailable):
         await PostgresSessionRepo(database).record_job(uuid4(), attempt=1, job=JOB)
 
     await database.close()
+
+
+async def test_job_is_recorded_on_its_session_only(backend: Backend) -> None:
+    """Other sessions in the same attempt keep their own."""
+    session, other = await backend.claimed(), await backend.claimed()
+
+    assert await backend.attempts.record_job(session.id, attempt=1, job=JOB)
+
+    assert (await backend.get(session.id)).provider_job == JOB
+    assert await backend.get(other.id) == other

@@ -1,4 +1,4 @@
-"""RecoveryRepoPort: what nobody works on comes to its end, once, in bounded batches."""
+"""RecoveryRepoPort: abandoned sessions reach a final status once, in bounded batches."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -22,12 +22,12 @@ from tests.support.examples import FAILURE, LEASE, STORE, STORED_PICTURE, USER
 pytestmark = pytest.mark.anyio
 
 AGAIN_AFTER = timedelta(minutes=5)
-WITHOUT_LEASE = timedelta(minutes=15)
-TIME_TO_LIVE = timedelta(hours=1)
+EXTERNAL_TIMEOUT = timedelta(minutes=15)
+QUEUE_TTL = timedelta(hours=1)
 LIFETIME = timedelta(days=30)
 MAX_ATTEMPTS = 3
 MOMENT = timedelta(seconds=30)
-"""Less than any bound here, and more than a test takes."""
+"""Shorter than any timeout here, and longer than a test."""
 
 CHARGED = ["debit"]
 REFUNDED = ["debit", "refund"]
@@ -48,46 +48,46 @@ async def overdue_ids(backend: Backend, *, limit: int = 100) -> list[UUID]:
 
 async def release(backend: Backend, *, limit: int = 100) -> int:
     return await backend.recovery.release_dead_leases(
-        max_attempts=MAX_ATTEMPTS, external_timeout=WITHOUT_LEASE, limit=limit
+        max_attempts=MAX_ATTEMPTS, external_timeout=EXTERNAL_TIMEOUT, limit=limit
     )
 
 
 async def fail_dead(backend: Backend, *, limit: int = 100) -> int:
     failed = await backend.recovery.fail_dead_leases(
-        FAILURE, max_attempts=MAX_ATTEMPTS, external_timeout=WITHOUT_LEASE, limit=limit
+        FAILURE, max_attempts=MAX_ATTEMPTS, external_timeout=EXTERNAL_TIMEOUT, limit=limit
     )
     assert failed == [await backend.get(session.id) for session in failed]
     return len(failed)
 
 
 async def fail_expired(backend: Backend, *, limit: int = 100) -> int:
-    return await backend.recovery.fail_expired(FAILURE, older_than=TIME_TO_LIVE, limit=limit)
+    return await backend.recovery.fail_expired(FAILURE, older_than=QUEUE_TTL, limit=limit)
 
 
 async def refund_missing(backend: Backend, *, limit: int = 100) -> int:
     return await backend.recovery.refund_missing(limit=limit)
 
 
-async def foreign(backend: Backend, status: str, owner: Owner = USER) -> UUID:
-    """A session to which a consumer that is not ours gave ``status``."""
+async def set_externally(backend: Backend, status: str, owner: Owner = USER) -> UUID:
+    """A session to which an external consumer gave ``status``."""
     session_id = await backend.queued(owner)
-    await backend.foreign_write(session_id, status=status)
+    await backend.external_write(session_id, status=status)
     return session_id
 
 
 async def in_every_status(backend: Backend) -> dict[str, UUID]:
-    """A session in each state that nothing is to be done about for a while."""
+    """One session in each state in which recovery leaves it alone."""
     released, completed, failed = [await backend.claimed() for _ in range(3)]
-    await backend.attempts.release(released.id, attempt=1, delay=2 * TIME_TO_LIVE)
+    await backend.attempts.release(released.id, attempt=1, delay=2 * QUEUE_TTL)
     await backend.attempts.complete(completed.id, attempt=1, picture=STORED_PICTURE)
     await backend.attempts.fail(failed.id, FAILURE, attempt=1)
     return {
         "queued": await backend.queued(),
         "released": released.id,
-        "working": (await backend.claimed()).id,
-        "working elsewhere": await foreign(backend, "processing"),
+        "processing": (await backend.claimed()).id,
+        "processing externally": await set_externally(backend, "processing"),
         "completed": completed.id,
-        "completed elsewhere": await foreign(backend, "completed"),
+        "completed externally": await set_externally(backend, "completed"),
         "failed": failed.id,
     }
 
@@ -105,23 +105,23 @@ async def spent(backend: Backend, owner: Owner) -> UUID:
 
 
 async def unrefunded(backend: Backend, owner: Owner) -> UUID:
-    return await foreign(backend, "failed", owner)
+    return await set_externally(backend, "failed", owner)
 
 
 Make = Callable[[Backend, Owner], Awaitable[UUID]]
 STEPS: dict[str, tuple[Make, Callable[..., Awaitable[int]], timedelta, list[str]]] = {
     "release_dead_leases": (dead, release, LEASE, CHARGED),
     "fail_dead_leases": (spent, fail_dead, LEASE, REFUNDED),
-    "fail_expired": (expired, fail_expired, TIME_TO_LIVE, REFUNDED),
+    "fail_expired": (expired, fail_expired, QUEUE_TTL, REFUNDED),
     "refund_missing": (unrefunded, refund_missing, timedelta(0), REFUNDED),
 }
-"""By method: who makes a session for it, how it is called, when the session is due for it, and
-what the ledger says of the session afterwards."""
+"""By method: a function that makes a session for it, the call, the time after which the session is
+due, and the session's ledger entries afterwards."""
 
 
 @pytest.mark.parametrize("method", STEPS)
-async def test_a_step_does_no_more_than_its_limit(backend: Backend, method: str) -> None:
-    """The next call goes on where this one ended, and the last one finds nothing to do."""
+async def test_step_stops_at_its_limit(backend: Backend, method: str) -> None:
+    """The next call continues, and the last one finds no session."""
     make, step, due_after, money = STEPS[method]
     ids = [await make(backend, USER) for _ in range(5)]
     await backend.advance(due_after + MOMENT)
@@ -133,10 +133,8 @@ async def test_a_step_does_no_more_than_its_limit(backend: Backend, method: str)
 
 
 @pytest.mark.parametrize("method", STEPS)
-async def test_a_step_in_many_processes_at_once_moves_each_session_once(
-    backend: Backend, method: str
-) -> None:
-    """20 at once over the sessions of five owners: no deadlock, every credit moved once."""
+async def test_concurrent_steps_move_each_session_once(backend: Backend, method: str) -> None:
+    """20 at once over the sessions of five owners: no deadlock, and each credit moves once."""
     make, step, due_after, money = STEPS[method]
     owner_of = {await make(backend, owner): owner for _ in range(6) for owner in OWNERS}
     await backend.advance(due_after + MOMENT)
@@ -151,8 +149,8 @@ async def test_a_step_in_many_processes_at_once_moves_each_session_once(
 
 
 @pytest.mark.parametrize("method", STEPS)
-async def test_a_step_leaves_alone_what_is_not_its_own(backend: Backend, method: str) -> None:
-    """Sessions that wait for their turn, that somebody works on, and that ended."""
+async def test_step_leaves_other_sessions_alone(backend: Backend, method: str) -> None:
+    """Queued sessions that are not due, sessions with a live lease, and final sessions."""
     ids = await in_every_status(backend)
     before = {name: await backend.get(session_id) for name, session_id in ids.items()}
 
@@ -162,8 +160,8 @@ async def test_a_step_leaves_alone_what_is_not_its_own(backend: Backend, method:
     assert after == before
 
 
-async def test_due_is_what_was_created_long_enough_ago(backend: Backend) -> None:
-    """At least ``again_after``; what is younger is on its way."""
+async def test_overdue_by_age(backend: Backend) -> None:
+    """At least ``again_after``. A younger session's push is still in progress."""
     older = await backend.queued()
     await backend.advance(MOMENT)
     younger = await backend.queued()
@@ -177,16 +175,16 @@ async def test_due_is_what_was_created_long_enough_ago(backend: Backend) -> None
     assert (too_early, first, second) == ([], [older], [younger])
 
 
-async def test_only_queued_sessions_are_pushed_again(backend: Backend) -> None:
-    """Not those that somebody works on, here or elsewhere, and none that ended."""
+async def test_only_queued_sessions_are_overdue(backend: Backend) -> None:
+    """No processing or final session, by any writer."""
     ids = await in_every_status(backend)
     await backend.advance(AGAIN_AFTER)
 
     assert await overdue_ids(backend) == [ids["queued"]]
 
 
-async def test_overdue_sessions_come_as_they_are(backend: Backend) -> None:
-    """Confirmed or not, and nothing that an owner can see changes by it."""
+async def test_overdue_session_does_not_change(backend: Backend) -> None:
+    """Confirmed or not, its owner sees no difference."""
     confirmed, unconfirmed = await backend.queued_in_turn(2)
     await backend.sessions.confirm([confirmed])
     await backend.advance(AGAIN_AFTER)
@@ -199,8 +197,8 @@ async def test_overdue_sessions_come_as_they_are(backend: Backend) -> None:
     assert [await backend.get(session.id) for session in sessions] == before
 
 
-async def test_overdue_sessions_come_newest_first_up_to_the_limit(backend: Backend) -> None:
-    """Each batch is the newest of what is left."""
+async def test_overdue_sessions_are_newest_first(backend: Backend) -> None:
+    """Each batch has the newest of the rest, up to the limit."""
     ids = await backend.queued_in_turn(5)
     await backend.advance(AGAIN_AFTER)
 
@@ -209,8 +207,8 @@ async def test_overdue_sessions_come_newest_first_up_to_the_limit(backend: Backe
     assert batches == [[ids[4], ids[3]], [ids[2], ids[1]], [ids[0]], []]
 
 
-async def test_overdue_sessions_of_one_time_are_in_order_too(backend: Backend) -> None:
-    """By their ids, so that two readers agree about it."""
+async def test_overdue_sessions_of_one_time_are_ordered_by_id(backend: Backend) -> None:
+    """So two readers agree."""
     ids = [await backend.queued() for _ in range(5)]
     await backend.align()
     await backend.advance(AGAIN_AFTER)
@@ -218,8 +216,8 @@ async def test_overdue_sessions_of_one_time_are_in_order_too(backend: Backend) -
     assert await overdue_ids(backend) == sorted(ids, reverse=True)
 
 
-async def test_overdue_ends_before_the_oldest_task(backend: Backend) -> None:
-    """Only what was created before ``created_before``, and not at that very time."""
+async def test_created_before_is_exclusive(backend: Backend) -> None:
+    """A session created at that very time is left out."""
     await backend.queued_in_turn(3)
     await backend.advance(AGAIN_AFTER)
     oldest, middle, _ = reversed(
@@ -232,8 +230,8 @@ async def test_overdue_ends_before_the_oldest_task(backend: Backend) -> None:
     assert ([session.id for session in older], none) == ([oldest.id], [])
 
 
-async def test_what_was_returned_is_due_again_when_the_time_has_passed(backend: Backend) -> None:
-    """Once more after ``again_after``, counted from the return, as often as it takes."""
+async def test_overdue_session_is_due_again_after_again_after(backend: Backend) -> None:
+    """Counted from its last claim, as often as needed."""
     session_id = await backend.queued()
     await backend.advance(2 * AGAIN_AFTER)
     returned = []
@@ -247,8 +245,8 @@ async def test_what_was_returned_is_due_again_when_the_time_has_passed(backend: 
     assert returned == [[session_id], [], []] * 3
 
 
-async def test_of_many_callers_one_gets_each_overdue_session(backend: Backend) -> None:
-    """20 at once: none is returned twice and none is forgotten."""
+async def test_concurrent_callers_share_the_overdue_sessions(backend: Backend) -> None:
+    """20 at once: no session is returned twice, and none is missed."""
     ids = [await backend.queued() for _ in range(30)]
     await backend.advance(AGAIN_AFTER)
 
@@ -258,8 +256,8 @@ async def test_of_many_callers_one_gets_each_overdue_session(backend: Backend) -
     assert max(map(len, batches)) <= 7
 
 
-async def test_a_released_session_is_due_by_its_delay(backend: Backend) -> None:
-    """However long ago it was created, or returned here before."""
+async def test_released_session_is_due_by_its_delay(backend: Backend) -> None:
+    """Its age and its earlier claims do not count."""
     session_id = await backend.queued()
     await backend.advance(AGAIN_AFTER)
     assert await overdue_ids(backend) == [session_id]
@@ -272,8 +270,8 @@ async def test_a_released_session_is_due_by_its_delay(backend: Backend) -> None:
     assert (too_early, await overdue_ids(backend)) == ([], [session_id])
 
 
-async def test_a_dead_lease_gives_the_session_back(backend: Backend) -> None:
-    """``processing -> queued``, due at once, with its attempt counted and its price paid."""
+async def test_dead_lease_is_released(backend: Backend) -> None:
+    """``processing -> queued``, due at once. The attempt counts, and there is no refund."""
     claimed = await backend.claimed(lease=LEASE)
     await backend.advance(LEASE + MOMENT)
     before = await backend.get(claimed.id)
@@ -288,8 +286,8 @@ async def test_a_dead_lease_gives_the_session_back(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("attempt", [1, MAX_ATTEMPTS])
-async def test_a_live_lease_is_left_alone(backend: Backend, attempt: int) -> None:
-    """However old the session is: alive means a renewed lease, never an age."""
+async def test_live_lease_is_left_alone(backend: Backend, attempt: int) -> None:
+    """Alive means a renewed lease. The session's age does not count."""
     claimed = await backend.claimed(attempt=attempt, lease=LEASE)
     for _ in range(4):
         await backend.advance(LEASE - timedelta(seconds=10))
@@ -302,10 +300,10 @@ async def test_a_live_lease_is_left_alone(backend: Backend, attempt: int) -> Non
 
 
 @pytest.mark.parametrize("attempt", range(1, MAX_ATTEMPTS + 2))
-async def test_a_dead_lease_is_tried_again_until_its_attempts_are_spent(
+async def test_dead_lease_is_released_until_its_attempts_are_spent(
     backend: Backend, attempt: int
 ) -> None:
-    """Of the two steps the number of the attempt allows one."""
+    """Depending on the attempt number, exactly one of the two steps applies."""
     claimed = await backend.claimed(attempt=attempt)
     await backend.advance(LEASE + MOMENT)
 
@@ -317,7 +315,7 @@ async def test_a_dead_lease_is_tried_again_until_its_attempts_are_spent(
 
 
 async def test_spent_attempts_end_in_a_refund(backend: Backend) -> None:
-    """``processing -> failed`` with the reason, the end and the credit."""
+    """``processing -> failed`` with the reason, the end and the refund."""
     claimed = await backend.claimed(attempt=MAX_ATTEMPTS)
     await backend.advance(LEASE + MOMENT)
     before = await backend.get(claimed.id)
@@ -337,8 +335,8 @@ async def test_spent_attempts_end_in_a_refund(backend: Backend) -> None:
     assert await backend.balance() == 1
 
 
-async def test_after_a_dead_lease_its_worker_may_not_write(backend: Backend) -> None:
-    """Released or failed, the attempt is over, also for a worker that was only slow."""
+async def test_worker_may_not_write_after_its_lease_died(backend: Backend) -> None:
+    """After a release and after a failure, also if the worker was only slow."""
     released, failed = await backend.claimed(), await backend.claimed(attempt=MAX_ATTEMPTS)
     await backend.advance(LEASE + MOMENT)
     assert (await release(backend), await fail_dead(backend)) == (1, 1)
@@ -349,14 +347,14 @@ async def test_after_a_dead_lease_its_worker_may_not_write(backend: Backend) -> 
         )
 
 
-async def test_another_consumers_work_has_its_own_bound(backend: Backend) -> None:
-    """Without a lease the time since it was set to ``processing`` counts, not the session's age
-    and not what it writes meanwhile; then it is due at once."""
+async def test_external_timeout(backend: Backend) -> None:
+    """An external consumer has no lease. The time since ``processing`` counts, not the session's
+    age, nor later writes. Then it is due at once."""
     session_id = await backend.queued()
-    await backend.advance(WITHOUT_LEASE)
-    await backend.foreign_write(session_id, status="processing")
-    await backend.advance(WITHOUT_LEASE - MOMENT)
-    await backend.foreign_write(session_id, status="processing", error_message="slow today")
+    await backend.advance(EXTERNAL_TIMEOUT)
+    await backend.external_write(session_id, status="processing")
+    await backend.advance(EXTERNAL_TIMEOUT - MOMENT)
+    await backend.external_write(session_id, status="processing", error_message="slow today")
     too_early = await release(backend) + await fail_dead(backend)
     await backend.advance(2 * MOMENT)
 
@@ -368,13 +366,13 @@ async def test_another_consumers_work_has_its_own_bound(backend: Backend) -> Non
     assert await overdue_ids(backend) == [session_id]
 
 
-async def test_another_consumers_work_spends_an_attempt(backend: Backend) -> None:
-    """So that a task on which every consumer dies ends in a refund as well."""
+async def test_external_claim_counts_as_an_attempt(backend: Backend) -> None:
+    """So a task that kills every consumer ends in a refund as well."""
     session_id = await backend.queued()
     steps = []
     for _ in range(MAX_ATTEMPTS):
-        await backend.foreign_write(session_id, status="processing")
-        await backend.advance(WITHOUT_LEASE + MOMENT)
+        await backend.external_write(session_id, status="processing")
+        await backend.advance(EXTERNAL_TIMEOUT + MOMENT)
         steps.append((await release(backend), await fail_dead(backend)))
 
     assert steps == [(1, 0)] * (MAX_ATTEMPTS - 1) + [(0, 1)]
@@ -382,12 +380,12 @@ async def test_another_consumers_work_spends_an_attempt(backend: Backend) -> Non
     assert await backend.money_of(session_id) == REFUNDED
 
 
-async def test_another_consumers_work_ends_the_attempt_before_it(backend: Backend) -> None:
-    """A worker of ours that lost its lease cannot write on what another consumer took since."""
+async def test_external_claim_ends_the_attempt_before_it(backend: Backend) -> None:
+    """A worker that lost its lease cannot write after an external consumer's claim."""
     claimed = await backend.claimed()
     await backend.advance(LEASE + MOMENT)
     assert await release(backend) == 1
-    await backend.foreign_write(claimed.id, status="processing")
+    await backend.external_write(claimed.id, status="processing")
 
     stale = [
         await backend.attempts.renew(claimed.id, attempt=1, lease=LEASE),
@@ -400,18 +398,18 @@ async def test_another_consumers_work_ends_the_attempt_before_it(backend: Backen
     assert (await backend.get(claimed.id)).status is SessionStatus.PROCESSING
 
 
-async def test_another_consumers_work_proves_the_push(backend: Backend) -> None:
-    """Who took a session has got its task."""
-    session_id = await foreign(backend, "processing")
+async def test_external_claim_confirms_the_push(backend: Backend) -> None:
+    """Its consumer has had the task."""
+    session_id = await set_externally(backend, "processing")
 
     assert (await backend.get(session_id)).confirmed
 
 
-async def test_what_waited_too_long_expires_with_a_refund(backend: Backend) -> None:
-    """``queued -> failed`` with the reason, the end and the credit, more than ``older_than``
-    after its creation."""
+async def test_expired_session_is_refunded(backend: Backend) -> None:
+    """``queued -> failed`` with the reason, the end and the refund, more than ``older_than`` after
+    its creation."""
     session_id = await backend.queued()
-    await backend.advance(TIME_TO_LIVE - MOMENT)
+    await backend.advance(QUEUE_TTL - MOMENT)
     too_early = await fail_expired(backend)
     await backend.advance(2 * MOMENT)
     before = await backend.get(session_id)
@@ -426,10 +424,10 @@ async def test_what_waited_too_long_expires_with_a_refund(backend: Backend) -> N
     assert await backend.money_of(session_id) == REFUNDED
 
 
-async def test_only_what_is_queued_expires(backend: Backend) -> None:
-    """A released session expires by its creation; one that somebody works on does not."""
+async def test_only_queued_sessions_expire(backend: Backend) -> None:
+    """A released session expires by its creation. A processing one does not."""
     ids = await in_every_status(backend)
-    await backend.advance(TIME_TO_LIVE + MOMENT)
+    await backend.advance(QUEUE_TTL + MOMENT)
 
     assert await fail_expired(backend) == 2
 
@@ -438,10 +436,10 @@ async def test_only_what_is_queued_expires(backend: Backend) -> None:
     assert {session.id for session in failed} == expected
 
 
-async def test_another_consumers_failure_is_refunded(backend: Backend) -> None:
-    """Once, and what it wrote of the reason stays."""
+async def test_external_failure_is_refunded_once(backend: Backend) -> None:
+    """The consumer's error message stays."""
     session_id = await backend.queued()
-    await backend.foreign_write(session_id, status="failed", error_message="upstream said no")
+    await backend.external_write(session_id, status="failed", error_message="upstream said no")
     before = await backend.get(session_id)
 
     counts = (await refund_missing(backend), await refund_missing(backend))
@@ -453,11 +451,11 @@ async def test_another_consumers_failure_is_refunded(backend: Backend) -> None:
     assert await backend.balance() == 1
 
 
-async def test_a_refund_goes_to_who_paid(backend: Backend) -> None:
-    """A store and a user of the same id are two accounts."""
+async def test_refund_goes_to_the_payer(backend: Backend) -> None:
+    """A store and a user with the same id have two accounts."""
     store, user = (Owner(channel=channel, id="same") for channel in Channel)
     await backend.queued(user)
-    await foreign(backend, "failed", store)
+    await set_externally(backend, "failed", store)
 
     await refund_missing(backend)
 
@@ -472,21 +470,21 @@ async def claim_expired_images(backend: Backend, *, limit: int = 100) -> list[UU
     return [session.id for session in sessions]
 
 
-async def pictured(backend: Backend, owner: Owner = USER) -> UUID:
-    """A session with a picture of ours."""
+async def with_picture(backend: Backend, owner: Owner = USER) -> UUID:
+    """A completed session with a picture of our worker."""
     session = await backend.claimed(owner)
     assert await backend.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
     return session.id
 
 
-async def test_a_picture_is_past_its_lifetime_by_its_sessions_end(backend: Backend) -> None:
-    """Not by its beginning, nor by what another consumer says of its end; after ``older_than``
-    and not before."""
+async def test_picture_expires_by_the_end_of_its_session(backend: Backend) -> None:
+    """``older_than`` after the change to a final status. Its creation does not count, nor the
+    ``completed_at`` of an external consumer."""
     session_id = await backend.queued()
     await backend.advance(2 * LIFETIME)
     await backend.claim(session_id)
     await backend.attempts.complete(session_id, attempt=1, picture=STORED_PICTURE)
-    await backend.foreign_write(session_id, completed_at=datetime(1999, 12, 31, tzinfo=UTC))
+    await backend.external_write(session_id, completed_at=datetime(1999, 12, 31, tzinfo=UTC))
     await backend.advance(LIFETIME - MOMENT)
     too_early = await claim_expired_images(backend)
     await backend.advance(2 * MOMENT)
@@ -494,26 +492,25 @@ async def test_a_picture_is_past_its_lifetime_by_its_sessions_end(backend: Backe
     assert (too_early, await claim_expired_images(backend)) == ([], [session_id])
 
 
-async def test_only_what_may_have_a_picture_of_ours_is_swept(backend: Backend) -> None:
-    """What has one, and what failed after an attempt, which may have kept one. Not what is still
-    to end, what was never attempted, nor another consumer's picture, which is not ours to delete.
-    """
+async def test_only_sessions_that_may_have_a_picture_are_claimed(backend: Backend) -> None:
+    """Completed ones with our picture, and failed ones with an attempt, which may have saved one.
+    Not an external consumer's picture: it is not in our storage."""
     ids = await in_every_status(backend)
     never_attempted = await backend.queued()
     await backend.sessions.fail_queued(never_attempted, FAILURE)
-    await backend.foreign_write(
-        ids["completed elsewhere"], generated_image_url="https://x.example/"
+    await backend.external_write(
+        ids["completed externally"], generated_image_url="https://x.example/"
     )
     await backend.advance(2 * LIFETIME)
 
     assert set(await claim_expired_images(backend)) == {ids["completed"], ids["failed"]}
 
 
-async def test_the_oldest_pictures_are_taken_first_up_to_the_limit(backend: Backend) -> None:
-    """The next call goes on where this one ended, and the last one finds nothing to do."""
+async def test_oldest_pictures_are_claimed_first(backend: Backend) -> None:
+    """The next call continues after the limit, and the last one finds no session."""
     ids = []
     for _ in range(5):
-        ids.append(await pictured(backend))
+        ids.append(await with_picture(backend))
         await backend.advance(timedelta(minutes=1))
     await backend.advance(LIFETIME)
 
@@ -522,9 +519,9 @@ async def test_the_oldest_pictures_are_taken_first_up_to_the_limit(backend: Back
     assert batches == [set(ids[:2]), set(ids[2:4]), set(ids[4:]), set()]
 
 
-async def test_a_picture_that_could_not_be_deleted_comes_up_again(backend: Backend) -> None:
-    """Whenever ``again_after`` has passed since, until its deletion is noted."""
-    session_id = await pictured(backend)
+async def test_undeleted_picture_is_claimed_again(backend: Backend) -> None:
+    """Each time after ``again_after``, until its deletion is recorded."""
+    session_id = await with_picture(backend)
     await backend.advance(LIFETIME + MOMENT)
     returned = []
 
@@ -539,9 +536,9 @@ async def test_a_picture_that_could_not_be_deleted_comes_up_again(backend: Backe
     assert await claim_expired_images(backend) == []
 
 
-async def test_of_many_callers_one_gets_each_picture(backend: Backend) -> None:
-    """20 at once: none is returned twice, none is forgotten, and all are noted once."""
-    ids = [await pictured(backend, owner) for _ in range(6) for owner in OWNERS]
+async def test_concurrent_callers_share_the_expired_pictures(backend: Backend) -> None:
+    """20 at once: none is returned twice or missed, and each deletion is recorded once."""
+    ids = [await with_picture(backend, owner) for _ in range(6) for owner in OWNERS]
     await backend.advance(LIFETIME + MOMENT)
 
     batches = await asyncio.gather(*(claim_expired_images(backend, limit=7) for _ in range(20)))
@@ -552,9 +549,8 @@ async def test_of_many_callers_one_gets_each_picture(backend: Backend) -> None:
     assert sum(marks) == len(ids)
 
 
-async def test_a_deletion_is_noted_on_what_has_ended(backend: Backend) -> None:
-    """Once, with its time; nothing else changes, and what may still get its picture, or does not
-    exist, is left alone."""
+async def test_deletion_is_recorded_on_final_sessions(backend: Backend) -> None:
+    """Once, with its time. Nothing else changes. Unfinished and unknown sessions are left alone."""
     ids = await in_every_status(backend)
     before = {name: await backend.get(session_id) for name, session_id in ids.items()}
     mine = [*ids.values(), UUID(int=0)]
@@ -562,9 +558,9 @@ async def test_a_deletion_is_noted_on_what_has_ended(backend: Backend) -> None:
     counts = [await backend.recovery.mark_images_deleted(mine) for _ in range(2)]
 
     after = {name: await backend.get(session_id) for name, session_id in ids.items()}
-    noted = {name for name, session in after.items() if session.image_deleted_at is not None}
+    marked = {name for name, session in after.items() if session.image_deleted_at is not None}
     assert counts == [3, 0]
-    assert noted == {"completed", "completed elsewhere", "failed"}
+    assert marked == {"completed", "completed externally", "failed"}
     assert {name for name, session in after.items() if session.image_expired} == {"completed"}
     assert {
         name: replace(session, image_deleted_at=None) for name, session in after.items()
@@ -573,7 +569,9 @@ async def test_a_deletion_is_noted_on_what_has_ended(backend: Backend) -> None:
 
 
 CALLS: dict[str, Callable[[RecoveryRepoPort], Awaitable[object]]] = {
-    "overdue": lambda repo: repo.claim_overdue(created_before=None, again_after=LEASE, limit=1),
+    "claim_overdue": lambda repo: repo.claim_overdue(
+        created_before=None, again_after=LEASE, limit=1
+    ),
     "release_dead_leases": lambda repo: repo.release_dead_leases(
         max_attempts=1, external_timeout=LEASE, limit=1
     ),
@@ -590,8 +588,8 @@ CALLS: dict[str, Callable[[RecoveryRepoPort], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("method", CALLS)
-async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) -> None:
-    """Every method says so by the same error."""
+async def test_database_that_is_down_is_unavailable(method: str, tmp_path: Path) -> None:
+    """Every method raises DatabaseUnavailable."""
     database = Database(f"postgresql://wearon@/wearon?host={tmp_path}", limits=DatabaseLimits())
 
     with pytest.raises(DatabaseUnavailable):
@@ -600,6 +598,46 @@ async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) 
     await database.close()
 
 
-def test_every_method_of_the_port_is_tried_without_a_server() -> None:
-    """So that a new method cannot be forgotten above."""
+def test_every_method_is_called_without_a_server() -> None:
+    """A new method cannot be forgotten above."""
     assert set(CALLS) == {name for name in vars(RecoveryRepoPort) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("attempt", [1, MAX_ATTEMPTS])
+async def test_live_lease_has_no_other_bound(backend: Backend, attempt: int) -> None:
+    """The time since the claim counts only for an external consumer, which has no lease."""
+    claimed = await backend.claimed(attempt=attempt, lease=3 * EXTERNAL_TIMEOUT)
+    await backend.advance(2 * EXTERNAL_TIMEOUT)
+    before = await backend.get(claimed.id)
+
+    assert (await release(backend), await fail_dead(backend)) == (0, 0)
+
+    assert await backend.get(claimed.id) == before
+
+
+async def test_dead_lease_with_attempts_left_is_not_failed(backend: Backend) -> None:
+    """Even if nothing has released it yet."""
+    claimed = await backend.claimed(attempt=MAX_ATTEMPTS - 1)
+    external = await set_externally(backend, "processing")
+    await backend.advance(EXTERNAL_TIMEOUT + MOMENT)
+
+    assert await fail_dead(backend) == 0
+
+    for session_id in (claimed.id, external):
+        assert (await backend.get(session_id)).status is SessionStatus.PROCESSING
+
+
+async def test_external_work_on_the_last_attempt_has_its_bound(backend: Backend) -> None:
+    """It is failed after the time without a lease, not before."""
+    session_id = await backend.queued()
+    for _ in range(MAX_ATTEMPTS - 1):
+        await backend.external_write(session_id, status="processing")
+        await backend.external_write(session_id, status="queued")
+    await backend.external_write(session_id, status="processing")
+
+    await backend.advance(EXTERNAL_TIMEOUT - MOMENT)
+    too_early = await fail_dead(backend)
+    await backend.advance(2 * MOMENT)
+
+    assert (too_early, await fail_dead(backend)) == (0, 1)
+    assert await backend.money_of(session_id) == REFUNDED

@@ -1,4 +1,4 @@
-"""SessionReadPort: sessions as their owner sees them, and nobody else."""
+"""SessionReadPort: owners see their own sessions only, the operator sees all."""
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -19,9 +19,9 @@ from tests.support.examples import FAILURE, OTHER, STORE, STORED_PICTURE, USER, 
 
 pytestmark = pytest.mark.anyio
 
-EVERYBODY = None
+OPERATOR = None
 NAMESAKE = Owner(channel=Channel.B2B, id=USER.id)
-"""Another account than USER's, on the other channel."""
+"""The same id as USER's on the other channel: another account."""
 
 
 async def history(
@@ -39,7 +39,7 @@ async def history(
 async def pages(
     backend: Backend, *, limit: int, status: SessionStatus | None = None
 ) -> list[list[UUID]]:
-    """All pages of USER's listing, each begun behind the last item of the one before."""
+    """All pages of USER's sessions, each starting after the last item of the previous page."""
     found: list[list[UUID]] = []
     after = None
     while page := await backend.reads.history(USER, status=status, limit=limit, after=after):
@@ -65,17 +65,16 @@ async def one_in_every_status(backend: Backend, owner: Owner = USER) -> dict[Ses
     }
 
 
-async def test_an_owner_gets_its_session(backend: Backend) -> None:
-    """As it is now; the operator, who has no owner, gets the same."""
+async def test_owner_gets_its_session(backend: Backend) -> None:
+    """In its current state. The operator gets the same."""
     session = (await backend.created(USER)).session
 
     assert await backend.reads.get(session.id, USER) == session
-    assert await backend.reads.get(session.id, EVERYBODY) == session
+    assert await backend.reads.get(session.id, OPERATOR) == session
 
 
-async def test_anothers_session_is_like_none(backend: Backend) -> None:
-    """Also for the owner of the same id on the other channel: the two errors cannot be told
-    apart."""
+async def test_another_owners_session_is_not_found(backend: Backend) -> None:
+    """Nor that of the same id on the other channel. The error is that of an unknown id."""
     session_id = await backend.queued(USER)
     errors = []
 
@@ -87,14 +86,14 @@ async def test_anothers_session_is_like_none(backend: Backend) -> None:
     assert len(set(errors)) == 1
 
 
-async def test_the_operator_does_not_find_what_does_not_exist(backend: Backend) -> None:
-    """NotFound there, too."""
+async def test_unknown_session_is_not_found(backend: Backend) -> None:
+    """Also for the operator."""
     with pytest.raises(NotFound):
-        await backend.reads.get(uuid4(), EVERYBODY)
+        await backend.reads.get(uuid4(), OPERATOR)
 
 
-async def test_a_listing_is_newest_first(backend: Backend) -> None:
-    """By creation, not by the latest change, with the sessions as ``get`` shows them."""
+async def test_history_is_newest_first(backend: Backend) -> None:
+    """By creation, not by the latest change. The sessions equal those of ``get``."""
     ids = await backend.queued_in_turn(3)
     await backend.claim(ids[0])
 
@@ -104,20 +103,20 @@ async def test_a_listing_is_newest_first(backend: Backend) -> None:
     assert listed == [await backend.get(session_id) for session_id in ids[::-1]]
 
 
-async def test_a_listing_shows_what_is_the_owners(backend: Backend) -> None:
-    """Nothing of others, not of a namesake either; the operator sees all."""
+async def test_history_shows_only_the_owners_sessions(backend: Backend) -> None:
+    """Not those of the same id on the other channel. The operator sees all."""
     ids = {owner: await backend.queued(owner) for owner in (USER, OTHER, STORE, NAMESAKE)}
 
     listed = {owner: await history(backend, owner) for owner in ids}
 
     assert listed == {owner: [session_id] for owner, session_id in ids.items()}
-    assert set(await history(backend, EVERYBODY)) == set(ids.values())
+    assert set(await history(backend, OPERATOR)) == set(ids.values())
     assert await history(backend, Owner(channel=Channel.B2C, id="nobody")) == []
 
 
-@pytest.mark.parametrize("owner", [USER, EVERYBODY])
-async def test_a_listing_of_one_status(backend: Backend, owner: Owner | None) -> None:
-    """Each session is in the listing of its status, and in no other."""
+@pytest.mark.parametrize("owner", [USER, OPERATOR])
+async def test_history_of_one_status(backend: Backend, owner: Owner | None) -> None:
+    """Each session is in the list of its status and in no other."""
     ids = await one_in_every_status(backend)
     others = await one_in_every_status(backend, OTHER)
 
@@ -130,8 +129,8 @@ async def test_a_listing_of_one_status(backend: Backend, owner: Owner | None) ->
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 7, 8])
-async def test_pages_lose_and_repeat_nothing(backend: Backend, limit: int) -> None:
-    """Also where all were created at one time: their ids decide, and a page may end anywhere."""
+async def test_pages_lose_and_repeat_no_session(backend: Backend, limit: int) -> None:
+    """Even if all were created at the same time: then the ids decide."""
     ids = [await backend.queued() for _ in range(7)]
     await backend.queued(OTHER)
     await backend.align()
@@ -142,8 +141,8 @@ async def test_pages_lose_and_repeat_nothing(backend: Backend, limit: int) -> No
     assert all(len(page) == limit for page in found[:-1])
 
 
-async def test_pages_of_one_status_skip_the_others(backend: Backend) -> None:
-    """They are full pages of that status."""
+async def test_pages_of_one_status_are_full(backend: Backend) -> None:
+    """Sessions of another status take no place."""
     ids = await backend.queued_in_turn(6)
     for session_id in ids[::2]:
         await backend.claim(session_id)
@@ -154,7 +153,7 @@ async def test_pages_of_one_status_skip_the_others(backend: Backend) -> None:
 
 
 async def test_pages_do_not_shift_while_sessions_are_added(backend: Backend) -> None:
-    """What is newer than the first page does not push an item to the next one again."""
+    """A new session does not push an item onto the next page again."""
     ids = await backend.queued_in_turn(3)
     (first,) = await backend.reads.history(USER, status=None, limit=1, after=None)
 
@@ -164,9 +163,9 @@ async def test_pages_do_not_shift_while_sessions_are_added(backend: Backend) -> 
     assert await history(backend, after=position(first)) == [ids[1], ids[0]]
 
 
-async def test_a_listing_may_begin_behind_what_does_not_exist(backend: Backend) -> None:
-    """A position is a place, not a session: in the past it has nothing behind it, in the future
-    everything."""
+async def test_history_may_start_after_an_unknown_session(backend: Backend) -> None:
+    """A position is a place, not a session: after one in the past there is nothing, after one in
+    the future everything."""
     session_id = await backend.queued()
     past, future = datetime(1999, 12, 31, tzinfo=UTC), datetime(2999, 1, 1, tzinfo=UTC)
 
@@ -174,8 +173,8 @@ async def test_a_listing_may_begin_behind_what_does_not_exist(backend: Backend) 
     assert await history(backend, after=Position(created_at=future, id=uuid4())) == [session_id]
 
 
-async def test_stats_count_the_owners_sessions(backend: Backend) -> None:
-    """By status, and nobody else's."""
+async def test_stats_count_only_the_owners_sessions(backend: Backend) -> None:
+    """By status."""
     await one_in_every_status(backend)
     await backend.queued()
     await backend.queued(OTHER)
@@ -187,17 +186,16 @@ async def test_stats_count_the_owners_sessions(backend: Backend) -> None:
     assert (stats.total, stats.active) == (5, 3)
 
 
-async def test_who_has_no_sessions_has_zeros(backend: Backend) -> None:
-    """No error, whether or not there is an account."""
+async def test_stats_without_sessions_are_zero(backend: Backend) -> None:
+    """With and without an account."""
     await backend.credits.grant(STORE, 1, note="test")
 
     assert await backend.reads.stats(STORE) == SessionStats()
     assert await backend.reads.stats(USER) == SessionStats()
 
 
-async def test_the_queue_before_a_session_is_everybodys(backend: Backend) -> None:
-    """Older ``queued`` sessions count, whoever owns them; those being worked on or ended, and
-    younger ones, do not."""
+async def test_queued_before_counts_all_owners(backend: Backend) -> None:
+    """Only older ``queued`` sessions count."""
     await one_in_every_status(backend, OTHER)
     await backend.queued(STORE)
     await backend.advance(timedelta(minutes=1))
@@ -210,8 +208,8 @@ async def test_the_queue_before_a_session_is_everybodys(backend: Backend) -> Non
     assert await backend.reads.queued_before(session, limit=100) == 2
 
 
-async def test_the_queue_before_a_session_is_counted_to_a_limit(backend: Backend) -> None:
-    """So that a long queue costs no more than the limit."""
+async def test_queued_before_counts_up_to_its_limit(backend: Backend) -> None:
+    """A long queue costs no more than the limit."""
     ids = await backend.queued_in_turn(5)
 
     last = await backend.get(ids[-1])
@@ -220,8 +218,8 @@ async def test_the_queue_before_a_session_is_counted_to_a_limit(backend: Backend
     assert counts == [1, 3, 4, 4]
 
 
-async def test_sessions_of_one_time_queue_in_the_order_of_their_ids(backend: Backend) -> None:
-    """Each has another place."""
+async def test_queued_before_orders_sessions_of_one_time_by_id(backend: Backend) -> None:
+    """Each has its own position."""
     ids = [await backend.queued() for _ in range(4)]
     await backend.align()
 
@@ -240,8 +238,8 @@ CALLS: dict[str, Callable[[SessionReadPort], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("method", CALLS)
-async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) -> None:
-    """Every method says so by the same error."""
+async def test_database_that_is_down_is_unavailable(method: str, tmp_path: Path) -> None:
+    """Every method raises DatabaseUnavailable."""
     database = Database(f"postgresql://wearon@/wearon?host={tmp_path}", limits=DatabaseLimits())
 
     with pytest.raises(DatabaseUnavailable):
@@ -250,6 +248,6 @@ async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) 
     await database.close()
 
 
-def test_every_method_of_the_port_is_tried_without_a_server() -> None:
-    """So that a new method cannot be forgotten above."""
+def test_every_method_is_called_without_a_server() -> None:
+    """A new method cannot be forgotten above."""
     assert set(CALLS) == {name for name in vars(SessionReadPort) if not name.startswith("_")}

@@ -1,4 +1,5 @@
-"""SessionRepoPort: every transition is atomic with its money and guarded in its write."""
+"""SessionRepoPort and AttemptRepoPort: each transition is atomic with its credit and guarded in its
+write."""
 
 import asyncio
 from collections import Counter
@@ -53,7 +54,7 @@ WRITES: dict[str, Write] = {
 
 
 async def finished(backend: Backend, status: SessionStatus) -> GenerationSession:
-    """A session that came to its end in the regular way."""
+    """A session that our own code brought to its final status."""
     session = await backend.claimed()
     if status is SessionStatus.COMPLETED:
         assert await backend.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
@@ -70,8 +71,8 @@ async def is_due(backend: Backend, session_id: UUID) -> bool:
     return session_id in {session.id for session in due}
 
 
-async def test_creating_debits_once_and_keeps_everything(backend: Backend) -> None:
-    """The receipt shows the session as stored and what is left; the ledger has one debit."""
+async def test_create_debits_once_and_stores_the_session(backend: Backend) -> None:
+    """The receipt has the stored session and the new balance. The ledger has one debit."""
     await backend.credits.grant(STORE, 3, note="test")
     session = a_session(
         owner=STORE,
@@ -90,8 +91,8 @@ async def test_creating_debits_once_and_keeps_everything(backend: Backend) -> No
     assert await backend.money_of(session.id, STORE) == CHARGED
 
 
-async def test_the_store_sets_the_time_of_creation(backend: Backend) -> None:
-    """Whatever the clock of the process says."""
+async def test_created_at_is_set_by_the_database(backend: Backend) -> None:
+    """The clock of the process does not count."""
     claimed_time = datetime(1999, 12, 31, tzinfo=UTC)
 
     receipt = await backend.created(created_at=claimed_time)
@@ -101,8 +102,8 @@ async def test_the_store_sets_the_time_of_creation(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize(("granted", "spent"), [(0, 0), (2, 2)])
-async def test_who_cannot_pay_gets_nothing(backend: Backend, granted: int, spent: int) -> None:
-    """InsufficientCredits tells the cost, and leaves no session and no entry behind."""
+async def test_insufficient_credits(backend: Backend, granted: int, spent: int) -> None:
+    """The error has the cost. There is no session and no ledger entry."""
     if granted:
         await backend.credits.grant(USER, granted, note="test")
     for _ in range(spent):
@@ -118,8 +119,8 @@ async def test_who_cannot_pay_gets_nothing(backend: Backend, granted: int, spent
         await backend.get(session.id)
 
 
-async def test_the_credits_of_others_do_not_pay(backend: Backend) -> None:
-    """Not another owner's, and not those of the same id on the other channel."""
+async def test_credits_of_another_owner_do_not_count(backend: Backend) -> None:
+    """Nor those of the same id on the other channel."""
     await backend.credits.grant(OTHER, 1, note="test")
     await backend.credits.grant(Owner(channel=Channel.B2B, id=USER.id), 1, note="test")
 
@@ -129,9 +130,9 @@ async def test_the_credits_of_others_do_not_pay(backend: Backend) -> None:
     assert await backend.balance(OTHER) == 1
 
 
-async def test_many_at_once_spend_what_is_there_and_no_more(backend: Backend) -> None:
-    """50 submissions on a balance of 20: exactly 20 are made, each shows another remainder, and
-    the others are refused."""
+async def test_concurrent_creations_never_overspend(backend: Backend) -> None:
+    """50 submissions with a balance of 20: exactly 20 sessions, each with another remaining
+    balance. The others are refused."""
     await backend.credits.grant(USER, 20, note="test")
 
     results = await asyncio.gather(
@@ -148,9 +149,8 @@ async def test_many_at_once_spend_what_is_there_and_no_more(backend: Backend) ->
     assert (await backend.reads.stats(USER)).queued == 20
 
 
-async def test_confirming_counts_what_it_noted(backend: Backend) -> None:
-    """Queued sessions that were not confirmed yet; others do not need it, unknown ones exist
-    nowhere."""
+async def test_confirm_counts_the_changed_sessions(backend: Backend) -> None:
+    """Only queued, unconfirmed sessions change. Unknown ids are ignored."""
     first, second, left_out = [await backend.queued() for _ in range(3)]
     claimed = await backend.claimed()
     ended = await finished(backend, SessionStatus.FAILED)
@@ -165,9 +165,9 @@ async def test_confirming_counts_what_it_noted(backend: Backend) -> None:
     assert await backend.get(ended.id) == ended
 
 
-async def test_a_claim_starts_an_attempt(backend: Backend) -> None:
-    """``queued -> processing`` with the next attempt number and a lease from now on; the push
-    is proven."""
+async def test_claim_starts_an_attempt(backend: Backend) -> None:
+    """``queued -> processing`` with the next attempt number and a lease from now on. It confirms
+    the push."""
     queued = (await backend.created()).session
 
     claimed = await backend.claim(queued.id, lease=LEASE)
@@ -184,8 +184,8 @@ async def test_a_claim_starts_an_attempt(backend: Backend) -> None:
     )
 
 
-async def test_each_claim_has_the_next_number_and_its_own_start(backend: Backend) -> None:
-    """So that an older attempt can be told from a newer one."""
+async def test_each_claim_has_its_own_attempt_number_and_start(backend: Backend) -> None:
+    """So an older attempt can be distinguished from a newer one."""
     first = await backend.claimed()
     await backend.attempts.release(first.id, attempt=1, delay=NO_DELAY)
     first = await backend.get(first.id)
@@ -199,8 +199,8 @@ async def test_each_claim_has_the_next_number_and_its_own_start(backend: Backend
     assert second.started_at > first.started_at
 
 
-async def test_there_is_nothing_to_claim(backend: Backend) -> None:
-    """None for a session that does not exist, is worked on, or is final."""
+async def test_claim_of_an_unclaimable_session(backend: Backend) -> None:
+    """None for a session that is unknown, processing or final."""
     working = await backend.claimed()
     ended = [await finished(backend, status) for status in SessionStatus if status.is_final]
 
@@ -213,7 +213,7 @@ async def test_there_is_nothing_to_claim(backend: Backend) -> None:
     assert await backend.get(working.id) == working
 
 
-async def test_one_of_many_claims_wins(backend: Backend) -> None:
+async def test_one_of_many_concurrent_claims_wins(backend: Backend) -> None:
     """Copies of a task are harmless: each session gets one worker and one attempt."""
     ids = [await backend.queued() for _ in range(5)]
 
@@ -226,7 +226,7 @@ async def test_one_of_many_claims_wins(backend: Backend) -> None:
     assert {claim.attempt for claim in winners} == {1}
 
 
-async def test_a_renewed_lease_lasts_from_now_on(backend: Backend) -> None:
+async def test_renewed_lease_starts_now(backend: Backend) -> None:
     """The new end is ``lease`` after the renewal, not after the old end."""
     claimed = await backend.claimed(lease=LEASE)
     await backend.advance(LEASE / 2)
@@ -242,8 +242,8 @@ async def test_a_renewed_lease_lasts_from_now_on(backend: Backend) -> None:
     assert after == replace(before, lease_expires_at=after.lease_expires_at)
 
 
-async def test_a_late_renewal_counts_while_nobody_took_over(backend: Backend) -> None:
-    """What ends an attempt is another one, not the time."""
+async def test_expired_lease_can_be_renewed(backend: Backend) -> None:
+    """Only another attempt ends an attempt, time alone does not."""
     claimed = await backend.claimed()
     await backend.advance(2 * LEASE)
 
@@ -255,8 +255,9 @@ async def test_a_late_renewal_counts_while_nobody_took_over(backend: Backend) ->
     assert released == 0
 
 
-async def test_a_completed_session_keeps_its_picture_and_its_price(backend: Backend) -> None:
-    """``processing -> completed`` with picture, end and duration; no refund, no lease."""
+async def test_complete_records_the_picture(backend: Backend) -> None:
+    """``processing -> completed`` with picture, end and duration. The lease is cleared, and there
+    is no refund."""
     claimed = await backend.claimed()
     await backend.advance(timedelta(seconds=2))
     before = await backend.get(claimed.id)
@@ -281,8 +282,8 @@ async def test_a_completed_session_keeps_its_picture_and_its_price(backend: Back
     assert await backend.money_of(claimed.id) == CHARGED
 
 
-async def test_a_completed_session_keeps_what_its_picture_took(backend: Backend) -> None:
-    """Tokens and money to the last digit; where nothing is known of them, nothing is made up."""
+async def test_complete_records_the_usage(backend: Backend) -> None:
+    """Tokens and cost, to the last digit. None if the usage is unknown."""
     known, unknown = await backend.claimed(), await backend.claimed()
 
     assert await backend.attempts.complete(known.id, attempt=1, picture=STORED_PICTURE, usage=USAGE)
@@ -298,7 +299,7 @@ async def test_a_completed_session_keeps_what_its_picture_took(backend: Backend)
 
 
 @pytest.mark.parametrize("claimed", [False, True])
-async def test_a_failed_session_gets_its_credit_back(backend: Backend, *, claimed: bool) -> None:
+async def test_fail_refunds_the_session(backend: Backend, *, claimed: bool) -> None:
     """``queued | processing -> failed`` with the reason, the end and the refund."""
     session = await backend.claimed() if claimed else (await backend.created()).session
 
@@ -320,8 +321,8 @@ async def test_a_failed_session_gets_its_credit_back(backend: Backend, *, claime
     assert await backend.balance() == 1
 
 
-async def test_a_refund_goes_to_who_paid(backend: Backend) -> None:
-    """A store and a user of the same id are two accounts."""
+async def test_refund_goes_to_the_payer(backend: Backend) -> None:
+    """A store and a user with the same id have two accounts."""
     store, user = (Owner(channel=channel, id="same") for channel in Channel)
     await backend.queued(user)
     session_id = await backend.queued(store)
@@ -331,8 +332,8 @@ async def test_a_refund_goes_to_who_paid(backend: Backend) -> None:
     assert (await backend.balance(store), await backend.balance(user)) == (1, 0)
 
 
-async def test_a_released_session_waits_for_its_next_attempt(backend: Backend) -> None:
-    """``processing -> queued`` without a lease; the attempt stays counted, the price paid."""
+async def test_release_returns_the_session_to_the_queue(backend: Backend) -> None:
+    """``processing -> queued`` without a lease. The attempt counts, and there is no refund."""
     claimed = await backend.claimed()
 
     assert await backend.attempts.release(claimed.id, attempt=1, delay=NO_DELAY)
@@ -343,8 +344,8 @@ async def test_a_released_session_waits_for_its_next_attempt(backend: Backend) -
     assert await backend.money_of(claimed.id) == CHARGED
 
 
-async def test_a_release_with_a_delay_is_due_when_it_has_passed(backend: Backend) -> None:
-    """Recovery leaves it alone until then, although it was created long ago."""
+async def test_released_session_is_due_after_its_delay(backend: Backend) -> None:
+    """Not earlier, although it was created long ago."""
     claimed = await backend.claimed()
     await backend.advance(timedelta(hours=1))
     await backend.attempts.release(claimed.id, attempt=1, delay=timedelta(minutes=5))
@@ -357,8 +358,8 @@ async def test_a_release_with_a_delay_is_due_when_it_has_passed(backend: Backend
     assert await is_due(backend, claimed.id)
 
 
-async def test_a_released_session_can_be_claimed_before_its_delay(backend: Backend) -> None:
-    """The delay is recovery's; a task that is in the queue anyway counts."""
+async def test_released_session_can_be_claimed_before_its_delay(backend: Backend) -> None:
+    """The delay is for recovery only. A task in the queue may be claimed at any time."""
     claimed = await backend.claimed()
     await backend.attempts.release(claimed.id, attempt=1, delay=timedelta(hours=1))
 
@@ -370,8 +371,7 @@ async def test_a_released_session_can_be_claimed_before_its_delay(backend: Backe
 async def test_only_the_current_attempt_may_write(
     backend: Backend, write: str, attempt: int
 ) -> None:
-    """A worker with another number than the latest claim's changes nothing, neither the session
-    nor the money."""
+    """A worker with another attempt number changes neither the session nor the ledger."""
     current = await backend.claimed(attempt=2)
     ledger = await backend.ledger()
 
@@ -382,8 +382,8 @@ async def test_only_the_current_attempt_may_write(
 
 
 @pytest.mark.parametrize("write", WRITES)
-async def test_a_released_attempt_may_not_write(backend: Backend, write: str) -> None:
-    """Who gave the session back has no say in it, also before anybody else claimed it."""
+async def test_released_attempt_may_not_write(backend: Backend, write: str) -> None:
+    """Not even before the next claim."""
     claimed = await backend.claimed()
     await backend.attempts.release(claimed.id, attempt=1, delay=NO_DELAY)
     before = await backend.get(claimed.id)
@@ -395,16 +395,16 @@ async def test_a_released_attempt_may_not_write(backend: Backend, write: str) ->
 
 
 @pytest.mark.parametrize("write", WRITES)
-async def test_nobody_writes_what_does_not_exist(backend: Backend, write: str) -> None:
-    """An unknown session is False, not an error, and nobody is refunded for it."""
+async def test_write_to_an_unknown_session(backend: Backend, write: str) -> None:
+    """The result is False, not an error, and there is no refund."""
     assert not await WRITES[write](backend.attempts, uuid4(), 1)
     assert not await backend.sessions.fail_queued(uuid4(), FAILURE)
 
     assert await backend.ledger() == []
 
 
-async def test_failing_a_queued_session_needs_it_queued(backend: Backend) -> None:
-    """Without an attempt number nobody can take a session from its worker."""
+async def test_fail_queued_needs_a_queued_session(backend: Backend) -> None:
+    """It cannot take a session from its worker."""
     claimed = await backend.claimed()
 
     assert not await backend.sessions.fail_queued(claimed.id, FAILURE)
@@ -413,8 +413,8 @@ async def test_failing_a_queued_session_needs_it_queued(backend: Backend) -> Non
     assert await backend.money_of(claimed.id) == CHARGED
 
 
-async def test_failing_an_attempt_needs_it_working(backend: Backend) -> None:
-    """A queued session has attempt 0, which is nobody's."""
+async def test_fail_needs_a_processing_session(backend: Backend) -> None:
+    """A queued session has no current attempt."""
     session_id = await backend.queued()
 
     assert not await backend.attempts.fail(session_id, FAILURE, attempt=0)
@@ -423,8 +423,8 @@ async def test_failing_an_attempt_needs_it_working(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("status", [SessionStatus.COMPLETED, SessionStatus.FAILED])
-async def test_final_is_final(backend: Backend, status: SessionStatus) -> None:
-    """No write of ours changes a final session, and none moves money again."""
+async def test_final_status_is_final(backend: Backend, status: SessionStatus) -> None:
+    """None of our writes changes a final session or its ledger entries."""
     ended = await finished(backend, status)
     ledger = await backend.ledger()
 
@@ -440,13 +440,15 @@ async def test_final_is_final(backend: Backend, status: SessionStatus) -> None:
 
 
 @pytest.mark.parametrize("status", [SessionStatus.COMPLETED, SessionStatus.FAILED])
-async def test_final_is_final_for_everybody(backend: Backend, status: SessionStatus) -> None:
-    """The store refuses a consumer that is not ours as well."""
+async def test_final_status_is_final_for_external_consumers(
+    backend: Backend, status: SessionStatus
+) -> None:
+    """The database refuses their writes as well."""
     ended = await finished(backend, status)
 
     for other in set(SessionStatus) - {status}:
         with pytest.raises(IllegalTransition):
-            await backend.foreign_write(ended.id, status=other)
+            await backend.external_write(ended.id, status=other)
 
     assert await backend.get(ended.id) == ended
 
@@ -454,8 +456,8 @@ async def test_final_is_final_for_everybody(backend: Backend, status: SessionSta
 @pytest.mark.parametrize(
     "attempt", [pytest.param(None, id="queued"), pytest.param(1, id="processing")]
 )
-async def test_many_failures_at_once_make_one_refund(backend: Backend, attempt: int | None) -> None:
-    """Of all that fail the same session one succeeds."""
+async def test_concurrent_failures_make_one_refund(backend: Backend, attempt: int | None) -> None:
+    """Of many that fail the same session one succeeds."""
     session_id = (await backend.claimed()).id if attempt else await backend.queued()
 
     def fail() -> Awaitable[bool]:
@@ -470,8 +472,8 @@ async def test_many_failures_at_once_make_one_refund(backend: Backend, attempt: 
     assert await backend.balance() == 1
 
 
-async def test_sessions_of_one_owner_that_fail_at_once_are_all_refunded(backend: Backend) -> None:
-    """No refund is lost where many change one balance."""
+async def test_concurrent_failures_of_one_owner_are_all_refunded(backend: Backend) -> None:
+    """No refund is lost if many change one balance."""
     ids = [await backend.queued() for _ in range(20)]
 
     await asyncio.gather(
@@ -492,10 +494,10 @@ async def test_sessions_of_one_owner_that_fail_at_once_are_all_refunded(backend:
         (True, "fail", "release"),
     ],
 )
-async def test_of_two_transitions_at_once_one_happens(
+async def test_one_of_two_concurrent_transitions_wins(
     backend: Backend, *, claimed: bool, one: str, other: str
 ) -> None:
-    """Whoever is first decides, and the money follows the status."""
+    """The first one decides, and the ledger matches the status."""
     sessions = [await (backend.claimed() if claimed else backend.created()) for _ in range(20)]
     ids = [item.id if isinstance(item, GenerationSession) else item.session.id for item in sessions]
 
@@ -525,14 +527,14 @@ async def _write(write: Write, repo: AttemptRepoPort, session_id: UUID) -> bool:
     return await write(repo, session_id, 1)
 
 
-async def test_another_consumers_end_is_the_end(backend: Backend) -> None:
-    """It completed or failed the session meanwhile: our worker's writes come too late, and the
-    store has given the row what a final session has."""
+async def test_external_end_is_final(backend: Backend) -> None:
+    """An external consumer completed or failed the session in the meantime. Our worker's writes
+    come too late, and the database has filled in the missing columns."""
     completed, failed = await backend.claimed(), await backend.claimed()
-    await backend.foreign_write(
+    await backend.external_write(
         completed.id, status="completed", generated_image_url="https://x.example/", attempt=1
     )
-    await backend.foreign_write(failed.id, status="failed", error_message="upstream said no")
+    await backend.external_write(failed.id, status="failed", error_message="upstream said no")
 
     for session in (completed, failed):
         for write in WRITES.values():
@@ -552,6 +554,7 @@ async def _write_unknown(write: Write, repo: AttemptRepoPort) -> bool:
 
 CALLS: dict[str, Callable[[PostgresSessionRepo], Awaitable[object]]] = {
     "create": lambda repo: repo.create(a_session(), max_active=MANY),
+    "find_replay": lambda repo: repo.find_replay(a_session(idempotency_key="k")),
     "confirm": lambda repo: repo.confirm([uuid4()]),
     "fail_queued": lambda repo: repo.fail_queued(uuid4(), FAILURE),
     "claim": lambda repo: repo.claim(uuid4(), lease=LEASE),
@@ -560,8 +563,8 @@ CALLS: dict[str, Callable[[PostgresSessionRepo], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("method", CALLS)
-async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) -> None:
-    """Every method says so by the same error."""
+async def test_database_that_is_down_is_unavailable(method: str, tmp_path: Path) -> None:
+    """Every method raises DatabaseUnavailable."""
     database = Database(f"postgresql://wearon@/wearon?host={tmp_path}", limits=DatabaseLimits())
 
     with pytest.raises(DatabaseUnavailable):
@@ -570,7 +573,34 @@ async def test_a_store_that_is_away_is_unavailable(method: str, tmp_path: Path) 
     await database.close()
 
 
-def test_every_method_of_the_port_is_tried_without_a_server() -> None:
-    """So that a new method cannot be forgotten above."""
+def test_every_method_is_called_without_a_server() -> None:
+    """A new method cannot be forgotten above."""
     methods = {*vars(SessionRepoPort), *vars(AttemptRepoPort)}
     assert set(CALLS) == {name for name in methods if not name.startswith("_")}
+
+
+async def test_final_session_is_not_confirmed(backend: Backend) -> None:
+    """Also one that failed before its push was confirmed: nothing of a final session changes."""
+    session_id = await backend.queued()
+    await backend.sessions.fail_queued(session_id, FAILURE)
+    before = await backend.get(session_id)
+
+    assert await backend.sessions.confirm([session_id]) == 0
+
+    assert await backend.get(session_id) == before
+    assert not before.confirmed
+
+
+async def test_pictures_completed_at_once_belong_each_to_its_session(backend: Backend) -> None:
+    """However many calls share a statement."""
+    sessions = [await backend.claimed() for _ in range(5)]
+    pictures = [replace(STORED_PICTURE, object_key=f"picture-{n}.png") for n in range(5)]
+
+    await asyncio.gather(
+        *(
+            backend.attempts.complete(session.id, attempt=1, picture=picture)
+            for session, picture in zip(sessions, pictures, strict=True)
+        )
+    )
+
+    assert [(await backend.get(session.id)).picture for session in sessions] == pictures

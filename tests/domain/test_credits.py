@@ -1,4 +1,4 @@
-"""Owners, accounts and what a ledger adds up to."""
+"""Owners, accounts and the sum of a ledger."""
 
 from functools import reduce
 from uuid import uuid4
@@ -38,18 +38,18 @@ REFUNDS = st.builds(an_entry, st.just(LedgerKind.REFUND), st.integers(1, 10))
         (LedgerKind.REFUND, 1, CreditAccount(owner=USER, balance=1, total_refunded=1)),
     ],
 )
-def test_an_entry_changes_the_balance_and_its_own_total(
+def test_entry_changes_the_balance_and_its_total(
     kind: LedgerKind, amount: int, expected: CreditAccount
 ) -> None:
-    """Amounts are signed, totals are not."""
+    """Amounts are signed; totals are positive."""
     account = CreditAccount(owner=USER).with_entry(an_entry(kind, amount))
 
     assert account == expected
 
 
 @given(st.lists(GRANTS | DEBITS | REFUNDS))
-def test_a_balance_is_the_sum_of_its_ledger(entries: list[LedgerEntry]) -> None:
-    """Whatever happened: balance = sum of entries = granted - debited + refunded."""
+def test_balance_is_the_sum_of_its_ledger(entries: list[LedgerEntry]) -> None:
+    """For any entries: balance = sum of entries = granted - debited + refunded."""
     account = reduce(CreditAccount.with_entry, entries, CreditAccount(owner=USER))
 
     assert account.balance == sum(entry.amount for entry in entries)
@@ -59,7 +59,7 @@ def test_a_balance_is_the_sum_of_its_ledger(entries: list[LedgerEntry]) -> None:
 
 
 @pytest.mark.parametrize("balance", [1, 2])
-def test_a_balance_that_covers_the_cost_is_enough(balance: int) -> None:
+def test_balance_that_covers_the_cost_is_sufficient(balance: int) -> None:
     """The last credit can be spent."""
     account = CreditAccount(owner=USER, balance=balance)
 
@@ -68,8 +68,8 @@ def test_a_balance_that_covers_the_cost_is_enough(balance: int) -> None:
     assert account.balance == balance
 
 
-def test_a_balance_below_the_cost_is_refused() -> None:
-    """The caller learns what it needs."""
+def test_balance_below_the_cost_is_insufficient() -> None:
+    """The error has the cost."""
     with pytest.raises(InsufficientCredits) as refusal:
         CreditAccount(owner=USER, balance=2).require(3)
 
@@ -78,8 +78,8 @@ def test_a_balance_below_the_cost_is_refused() -> None:
 
 
 @pytest.mark.parametrize("owner_id", ["a", "7", "shop.example:eu-1_x", "x" * 128])
-def test_ids_that_owners_may_have(owner_id: str) -> None:
-    """Letters, digits and . _ : - in up to 128 characters."""
+def test_valid_owner_id(owner_id: str) -> None:
+    """1 to 128 letters, digits and . _ : - are allowed."""
     assert str(Owner(channel=Channel.B2B, id=owner_id)) == f"b2b:{owner_id}"
 
 
@@ -87,14 +87,14 @@ def test_ids_that_owners_may_have(owner_id: str) -> None:
     "owner_id",
     ["", "x" * 129, "..", "../up", "a/b", "a b", "a\n", "\x00", "-a", ".a", "ä", "a%2f"],
 )
-def test_ids_that_could_escape_are_refused(owner_id: str) -> None:
-    """An id becomes part of object keys and log lines: nothing in it may have a meaning there."""
+def test_invalid_owner_id(owner_id: str) -> None:
+    """An id becomes part of object keys and log lines, so it has no special characters."""
     with pytest.raises(InvalidInput) as refusal:
         Owner(channel=Channel.B2C, id=owner_id)
 
     assert refusal.value.field == "owner_id"
 
 
-def test_the_same_id_on_two_channels_is_two_owners() -> None:
+def test_same_id_on_two_channels_is_two_owners() -> None:
     """A store and a user never share an account."""
     assert Owner(channel=Channel.B2B, id="same") != Owner(channel=Channel.B2C, id="same")

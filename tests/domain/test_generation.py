@@ -46,7 +46,7 @@ from tests.support.examples import (
     USAGE,
     a_task,
 )
-from tests.support.images import A_PICTURE, FakeImageFetcher
+from tests.support.images import A_PICTURE, FakePictureFetcher
 from tests.support.service import INPUTS, Service, seeded_random
 
 POLICY = WorkPolicy()
@@ -55,7 +55,8 @@ SECOND = timedelta(seconds=1)
 CHARGED = [LedgerKind.DEBIT]
 REFUNDED = [LedgerKind.DEBIT, LedgerKind.REFUND]
 GENERIC = Failure(
-    code="GENERATION_FAILED", message="The picture could not be made; the credit is back"
+    code="GENERATION_FAILED",
+    message="The picture could not be made; the credit was refunded",
 )
 
 pytestmark = pytest.mark.anyio
@@ -710,7 +711,7 @@ class Traced(Picture):
     """Allows weak references, unlike its parent."""
 
 
-class HeldPictures(FakeImageFetcher, PictureGeneratorPort):
+class HeldPictures(FakePictureFetcher, PictureGeneratorPort):
     """Fetches traced pictures, and meets its ``fate`` while it holds them."""
 
     def __init__(self, fate: Fate) -> None:
@@ -808,7 +809,8 @@ async def test_unreadable_message_is_buried_and_its_session_refunded(service: Se
 
     assert service.queue.buried == [message]
     assert await failure_of(service, session_id) == Failure(
-        code="INVALID_TASK", message="The request could not be read; the credit is back"
+        code="INVALID_TASK",
+        message="The request could not be read; the credit was refunded",
     )
 
 

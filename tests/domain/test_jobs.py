@@ -24,7 +24,7 @@ from domain.recovery import RecoveryPolicy
 from domain.sessions import GenerationSession, SessionStatus
 from tests.support.clock import loop_time
 from tests.support.examples import LEASE, MODEL_URL
-from tests.support.images import A_PICTURE, FakeImageGenerator
+from tests.support.images import A_PICTURE, FakePictureGenerator
 from tests.support.service import Service, seeded_random
 
 pytestmark = pytest.mark.anyio
@@ -237,7 +237,7 @@ async def test_generator_without_jobs_resumes_none(shop: Shop) -> None:
     await shop.worker_dies_after(1)
     await shop.recovered()
 
-    class OneCall(FakeImageGenerator):
+    class OneCall(FakePictureGenerator):
         resume = PictureGeneratorPort.resume
 
     generator = OneCall()

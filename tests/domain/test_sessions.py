@@ -1,4 +1,4 @@
-"""A session's life: which changes of status exist, and what each one notes."""
+"""A session's life: the transitions that exist, and what each one records."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,16 +44,16 @@ ILLEGAL = [pair for pair in product(SessionStatus, CHANGES) if pair not in LEGAL
 
 
 @pytest.mark.parametrize(("before", "change"), LEGAL)
-def test_a_legal_change_leads_to_its_status(before: SessionStatus, change: str) -> None:
-    """The five changes that ``SessionStatus`` tells of exist."""
+def test_legal_transition(before: SessionStatus, change: str) -> None:
+    """The five transitions of ``SessionStatus`` exist."""
     session = a_session(status=before)
 
     assert CHANGES[change](session).status is LEGAL[before, change]
 
 
 @pytest.mark.parametrize(("before", "change"), ILLEGAL)
-def test_no_other_change_exists(before: SessionStatus, change: str) -> None:
-    """Whatever is not among them raises, so also every change of a final status."""
+def test_illegal_transition(before: SessionStatus, change: str) -> None:
+    """Every other transition raises, including all from a final status."""
     session = a_session(status=before)
 
     with pytest.raises(IllegalTransition, match=before):
@@ -69,8 +69,8 @@ def test_final_statuses(status: str, *, is_final: bool) -> None:
     assert SessionStatus(status).is_final is is_final
 
 
-def test_a_claim_counts_and_dates_the_attempt() -> None:
-    """A claim has the next attempt number, a lease from now on, and proves the push."""
+def test_claim_starts_the_next_attempt() -> None:
+    """It has the next attempt number and a lease from now on, and it confirms the push."""
     claimed = a_session(attempt=1).claimed(now=LATER, lease=LEASE)
 
     assert claimed.attempt == 2
@@ -79,8 +79,8 @@ def test_a_claim_counts_and_dates_the_attempt() -> None:
     assert claimed.confirmed
 
 
-def test_a_released_session_waits_as_before() -> None:
-    """A release gives up the lease; the attempt stays counted and the push proven."""
+def test_release_clears_the_lease() -> None:
+    """The attempt still counts, and the push stays confirmed."""
     released = a_session().claimed(now=START, lease=LEASE).released()
 
     assert released.lease_expires_at is None
@@ -88,8 +88,8 @@ def test_a_released_session_waits_as_before() -> None:
     assert released.confirmed
 
 
-def test_a_completed_session_tells_what_came_out_and_when() -> None:
-    """Completion keeps the picture, the time and how long the last attempt took."""
+def test_completion_records_picture_time_and_duration() -> None:
+    """The duration is that of the last attempt. The lease is cleared."""
     first = a_session().claimed(now=START - timedelta(minutes=5), lease=LEASE)
     completed = (
         first.released().claimed(now=START, lease=LEASE).completed(STORED_PICTURE, now=LATER)
@@ -101,16 +101,16 @@ def test_a_completed_session_tells_what_came_out_and_when() -> None:
     assert completed.lease_expires_at is None
 
 
-def test_a_session_without_a_start_took_no_time() -> None:
-    """A consumer that is not ours may not note when it began."""
+def test_duration_without_a_start_is_zero() -> None:
+    """An external consumer may not write ``started_at``."""
     session = a_session(status=SessionStatus.PROCESSING, started_at=None)
 
     assert session.completed(STORED_PICTURE, now=LATER).processing_time_ms == 0
 
 
 @pytest.mark.parametrize("status", [SessionStatus.QUEUED, SessionStatus.PROCESSING])
-def test_a_failed_session_tells_why_and_when(status: SessionStatus) -> None:
-    """Failure keeps its reason and the time, and gives up the lease."""
+def test_failure_records_reason_and_time(status: SessionStatus) -> None:
+    """The lease is cleared."""
     session = a_session(status=status, lease_expires_at=START + LEASE)
 
     failed = session.failed(FAILURE, now=LATER)
@@ -121,8 +121,8 @@ def test_a_failed_session_tells_why_and_when(status: SessionStatus) -> None:
 
 
 @pytest.mark.parametrize("code", ErrorCode)
-def test_a_failed_session_keeps_its_key_unless_it_was_never_queued(code: ErrorCode) -> None:
-    """Who was answered 503 may ask again with the key; whoever was answered 202 is told the end."""
+def test_failed_session_keeps_its_key_unless_it_was_never_queued(code: ErrorCode) -> None:
+    """After a 503 the caller may use the key again. After a 202 the key returns the session."""
     session = a_session(idempotency_key="k")
 
     failed = session.failed(Failure(code=code, message=""), now=LATER)
@@ -130,12 +130,12 @@ def test_a_failed_session_keeps_its_key_unless_it_was_never_queued(code: ErrorCo
     assert failed.idempotency_key == (None if code == "QUEUE_UNAVAILABLE" else "k")
 
 
-def test_the_same_request_may_be_repeated() -> None:
-    """With another id, time and correlation id, and whatever became of the first."""
+def test_equal_input_is_a_replay() -> None:
+    """Whatever its id, time and correlation id, and whatever the state of the session."""
     wanted = {"outfit_image_url": OUTFIT_URL, "accessories": (HAT, BAG), "prompt": "In the rain"}
     session = a_session(**wanted).claimed(now=START, lease=LEASE)
 
-    session.check_repeated_by(a_session(**wanted, request_id="req_2", created_at=LATER))
+    session.check_replay(a_session(**wanted, request_id="req_2", created_at=LATER))
 
 
 @pytest.mark.parametrize(
@@ -150,12 +150,12 @@ def test_the_same_request_may_be_repeated() -> None:
         {"prompt": "In the sun"},
     ],
 )
-def test_another_request_is_no_repetition(other: dict[str, Any]) -> None:
-    """Whatever makes another picture; the same pictures in other places do."""
+def test_other_input_is_no_replay(other: dict[str, Any]) -> None:
+    """Any difference counts, even the same pictures in other places."""
     wanted = {"outfit_image_url": OUTFIT_URL, "accessories": (HAT, BAG), "prompt": "In the rain"}
 
     with pytest.raises(IdempotencyKeyReused):
-        a_session(**wanted).check_repeated_by(a_session(**wanted | other))
+        a_session(**wanted).check_replay(a_session(**wanted | other))
 
 
 @pytest.mark.parametrize(
@@ -168,28 +168,28 @@ def test_another_request_is_no_repetition(other: dict[str, Any]) -> None:
         (OUTFIT_URL, (BAG, HAT), [MODEL_URL, OUTFIT_URL, BAG.url, HAT.url]),
     ],
 )
-def test_pictures_come_in_the_order_of_the_contract(
+def test_input_pictures_are_in_the_order_of_the_contract(
     outfit: str | None, accessories: tuple[Accessory, ...], expected: list[str]
 ) -> None:
-    """The model is first, then the outfit if given, then accessories in the order given."""
+    """The model, the outfit if given, and the accessories in the order given."""
     session = a_session(outfit_image_url=outfit, accessories=accessories)
 
-    assert list(session.image_urls) == expected
+    assert list(session.input.image_urls) == expected
 
 
 @pytest.mark.parametrize(
     ("owner", "prefix"),
     [(STORE, f"stores/{STORE.id}/generated/"), (USER, f"generated/{USER.id}/")],
 )
-def test_a_picture_belongs_under_its_owner(owner: Owner, prefix: str) -> None:
-    """The object key begins with the owner's place, stores apart from users."""
+def test_object_prefix_starts_with_the_owner(owner: Owner, prefix: str) -> None:
+    """Stores and users have separate folders."""
     session = a_session(owner=owner)
 
     assert session.object_prefix == f"{prefix}{session.id}"
 
 
-def test_a_store_and_a_user_of_the_same_id_share_no_place() -> None:
-    """Whatever ids owners choose, their channels keep their pictures apart."""
+def test_store_and_user_with_the_same_id_share_no_prefix() -> None:
+    """Their channels keep their pictures apart."""
     session = a_session()
     prefixes = {
         a_session(id=session.id, owner=Owner(channel=channel, id="same")).object_prefix

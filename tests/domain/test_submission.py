@@ -1,7 +1,6 @@
-"""Submitting: one debit, one session, one task, and the truth about all three."""
+"""Submitting: one debit, one session, one task, and a truthful answer about all three."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -44,7 +43,7 @@ UNAVAILABLE = "Generation service temporarily unavailable"
 
 
 @pytest.mark.anyio
-async def test_a_submission_charges_records_and_pushes(service: Service) -> None:
+async def test_submission_charges_records_and_pushes(service: Service) -> None:
     """One credit is debited, a queued session exists, and its task waits."""
     await service.accounts.grant(STORE, 3, note="test")
     request = a_request(
@@ -58,16 +57,16 @@ async def test_a_submission_charges_records_and_pushes(service: Service) -> None
     assert receipt.session == session
     assert receipt.credits_remaining == service.balance(STORE) == 2
     assert session.status is SessionStatus.QUEUED
-    assert session.image_urls == (MODEL_URL, OUTFIT_URL, HAT.url, BAG.url)
-    assert (session.prompt, session.request_id) == ("In the rain", request.request_id)
+    assert session.input.image_urls == (MODEL_URL, OUTFIT_URL, HAT.url, BAG.url)
+    assert (session.input.prompt, session.request_id) == ("In the rain", request.request_id)
     assert task == GenerationTask.of(session, task_id=task.task_id)
     assert service.money_of(session.id) == [LedgerKind.DEBIT]
 
 
 @pytest.mark.anyio
-async def test_every_submission_is_its_own(service: Service) -> None:
-    """The same request twice is two sessions with two tasks and two debits: the correlation id
-    is never a key for money."""
+async def test_request_without_a_key_is_no_replay(service: Service) -> None:
+    """The same request twice makes two sessions, two tasks and two debits. The correlation id is
+    never a key for credits."""
     await service.accounts.grant(USER, 2, note="test")
 
     first = await service.submission.submit(a_request())
@@ -79,17 +78,17 @@ async def test_every_submission_is_its_own(service: Service) -> None:
 
 
 @pytest.mark.anyio
-async def test_without_a_prompt_the_default_is_used(service: Service) -> None:
-    """A caller that gives no prompt gets ours, in the session and in the task."""
+async def test_default_prompt(service: Service) -> None:
+    """A request without a prompt has the default prompt, in the session and in the task."""
     receipt = await service.submitted()
 
-    assert receipt.session.prompt == DEFAULT_PROMPT
+    assert receipt.session.input.prompt == DEFAULT_PROMPT
     assert service.waiting()[0].prompt == DEFAULT_PROMPT
 
 
 @pytest.mark.anyio
 async def test_insufficient_credits_change_nothing(service: Service) -> None:
-    """Who cannot pay gets no session, no ledger entry and no task."""
+    """There is no session, no ledger entry and no task."""
     with pytest.raises(InsufficientCredits):
         await service.submission.submit(a_request())
 
@@ -99,8 +98,8 @@ async def test_insufficient_credits_change_nothing(service: Service) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_failed_push_is_undone(service: Service) -> None:
-    """The queue is down: 503 in the contract's words, session failed, credit back."""
+async def test_failed_push_is_undone(service: Service) -> None:
+    """The queue is down: 503 with the contract's message, the session fails and is refunded."""
     await service.accounts.grant(USER, 1, note="test")
     service.queue.faults.away.add("push")
 
@@ -117,9 +116,9 @@ async def test_a_failed_push_is_undone(service: Service) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_push_without_a_reply_leaves_a_task_that_nobody_may_claim(service: Service) -> None:
-    """The task may be in the queue although the caller got its credit back: its claim finds a
-    final session, so there is no free picture."""
+async def test_push_without_a_reply_leaves_a_task_without_a_claim(service: Service) -> None:
+    """The task may be in the queue although the session was refunded. Its claim finds a final
+    session, so there is no free picture."""
     await service.accounts.grant(USER, 1, note="test")
     service.queue.faults.deaf.add("push")
 
@@ -132,10 +131,10 @@ async def test_a_push_without_a_reply_leaves_a_task_that_nobody_may_claim(servic
 
 
 @pytest.mark.anyio
-async def test_a_worker_faster_than_the_lost_reply_wins(
+async def test_claim_before_the_undo_wins(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The push took effect and a worker claimed before we could undo: the receipt is the truth."""
+    """The push took effect and a worker claimed the session before the undo: answer the receipt."""
     await service.accounts.grant(USER, 1, note="test")
     push = service.queue.push
 
@@ -154,11 +153,9 @@ async def test_a_worker_faster_than_the_lost_reply_wins(
 
 
 @pytest.mark.anyio
-async def test_a_store_that_is_down_as_well_leaves_the_refund_to_recovery(
-    service: Service,
-) -> None:
-    """The task is certainly not in the queue, so 503 is the truth: the session ends in a refund,
-    for recovery never pushes what was never confirmed."""
+async def test_failed_undo_leaves_the_refund_to_recovery(service: Service) -> None:
+    """The queue certainly refused the task, so 503 is true: recovery never pushes an unconfirmed
+    session, it refunds it."""
     await service.accounts.grant(USER, 1, note="test")
     service.queue.faults.away.add("push")
     service.repo.faults.away.add("fail_queued")
@@ -180,11 +177,11 @@ async def test_a_store_that_is_down_as_well_leaves_the_refund_to_recovery(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("claimed", [False, True])
-async def test_where_nothing_is_known_the_session_is_promised(
+async def test_unknown_push_and_failed_undo_answer_the_receipt(
     service: Service, *, claimed: bool
 ) -> None:
-    """The push may have worked and the store cannot say whether a worker has the session: 503
-    could turn out a lie, but that it will reach a final status is true."""
+    """The push may have worked, and the database cannot say whether a worker has the session. 503
+    could become false; "it will reach a final status" is true."""
     await service.accounts.grant(USER, 1, note="test")
     service.queue.faults.deaf.add("push")
     service.repo.faults.away.add("fail_queued")
@@ -204,17 +201,17 @@ async def test_where_nothing_is_known_the_session_is_promised(
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("seam", ["store", "queue", "undo"])
-async def test_a_submission_has_a_deadline(service: Service, seam: str) -> None:
-    """Whatever hangs, the caller has an answer in time, and it is true."""
+@pytest.mark.parametrize("seam", ["database", "queue", "undo"])
+async def test_submission_has_a_deadline(service: Service, seam: str) -> None:
+    """Whatever hangs, the caller gets a true answer in time."""
     await service.accounts.grant(USER, 1, note="test")
-    if seam == "store":
+    if seam == "database":
         service.repo.faults.slow["create"] = 60
     else:
         service.queue.faults.slow["push"] = 60
     if seam == "undo":
         service.repo.faults.slow["fail_queued"] = 60
-    expected = {"store": DatabaseUnavailable, "queue": QueueUnavailable, "undo": None}[seam]
+    expected = {"database": DatabaseUnavailable, "queue": QueueUnavailable, "undo": None}[seam]
     began = loop_time()
 
     if expected is None:
@@ -232,8 +229,8 @@ async def test_a_submission_has_a_deadline(service: Service, seam: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_repeated_request_is_charged_once(service: Service) -> None:
-    """The same key and the same request: the same session, one debit, one task."""
+async def test_replay_is_not_charged(service: Service) -> None:
+    """The same key and the same input: the same session, one debit, one task."""
     await service.accounts.grant(USER, 2, note="test")
 
     first = await service.submission.submit(a_request(idempotency_key="k"))
@@ -246,8 +243,8 @@ async def test_a_repeated_request_is_charged_once(service: Service) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_key_belongs_to_its_request(service: Service) -> None:
-    """With the same key something else cannot be asked for, and nothing is charged."""
+async def test_key_belongs_to_its_input(service: Service) -> None:
+    """The same key with another input is refused, and not charged."""
     await service.accounts.grant(USER, 2, note="test")
     await service.submission.submit(a_request(idempotency_key="k"))
 
@@ -258,8 +255,8 @@ async def test_a_key_belongs_to_its_request(service: Service) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_key_is_free_again_after_a_503(service: Service) -> None:
-    """The first request was undone; the second one is made and charged."""
+async def test_key_is_free_again_after_a_503(service: Service) -> None:
+    """The first request was undone. The second one is a new session, and is charged."""
     await service.accounts.grant(USER, 1, note="test")
     service.queue.faults.away.add("push")
     with pytest.raises(QueueUnavailable):
@@ -274,11 +271,9 @@ async def test_a_key_is_free_again_after_a_503(service: Service) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("abandoned", [False, True])
-async def test_a_repetition_resumes_what_its_submitter_abandoned(
-    service: Service, *, abandoned: bool
-) -> None:
-    """The charge took effect and its reply was lost. Once the first submitter is past its
-    deadline, the repetition pushes the task; before that it leaves it to the first one."""
+async def test_replay_pushes_an_abandoned_submission(service: Service, *, abandoned: bool) -> None:
+    """The charge took effect and its reply was lost. Once the first request is past its deadline,
+    the replay pushes the task. Before that it leaves the push to the first request."""
     await service.accounts.grant(USER, 1, note="test")
     service.repo.faults.deaf.add("create")
     with pytest.raises(DatabaseUnavailable):
@@ -295,8 +290,8 @@ async def test_a_repetition_resumes_what_its_submitter_abandoned(
 
 
 @pytest.mark.anyio
-async def test_a_repetition_never_undoes_anothers_submission(service: Service) -> None:
-    """Its push fails, but the first submitter's may have worked: recovery decides."""
+async def test_replay_never_undoes_the_first_request(service: Service) -> None:
+    """The replay's push fails, but the first request's may have worked: recovery decides."""
     await service.accounts.grant(USER, 1, note="test")
     first = await service.submission.submit(a_request(idempotency_key="k"))
     service.clock.advance(timedelta(seconds=4))
@@ -310,8 +305,8 @@ async def test_a_repetition_never_undoes_anothers_submission(service: Service) -
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("key", ["", " ", "a b", "x" * 256, "k\n", "\u00e9"])
-async def test_keys_that_are_refused(key: str) -> None:
-    """1 to 255 visible ASCII characters, or the field is named."""
+async def test_invalid_key(key: str) -> None:
+    """A key has 1 to 255 visible ASCII characters. The error names the field."""
     with pytest.raises(InvalidInput) as refusal:
         a_request(idempotency_key=key)
 
@@ -319,8 +314,8 @@ async def test_keys_that_are_refused(key: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_full_queue_takes_no_credit(service: Service) -> None:
-    """As many wait as may: refused before anything is charged, until the queue is shorter."""
+async def test_full_queue_refuses_requests(service: Service) -> None:
+    """Nothing is charged, until the queue is shorter."""
     await service.accounts.grant(USER, 3, note="test")
     submission = service.submission_with(SubmissionPolicy(max_waiting=1))
     await submission.submit(a_request())
@@ -336,8 +331,8 @@ async def test_a_full_queue_takes_no_credit(service: Service) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_full_queue_still_answers_repetitions(service: Service) -> None:
-    """Whoever lost the answer learns of its session; a key that is new is refused like all."""
+async def test_full_queue_still_answers_replays(service: Service) -> None:
+    """A request with a new key is refused, and one with another input under the old key as well."""
     await service.accounts.grant(USER, 3, note="test")
     submission = service.submission_with(SubmissionPolicy(max_waiting=1))
     first = await submission.submit(a_request(idempotency_key="k"))
@@ -346,6 +341,8 @@ async def test_a_full_queue_still_answers_repetitions(service: Service) -> None:
     again = await submission.submit(a_request(idempotency_key="k"))
     with pytest.raises(Overloaded):
         await submission.submit(a_request(idempotency_key="new"))
+    with pytest.raises(IdempotencyKeyReused):
+        await submission.submit(a_request(idempotency_key="k", outfit_image_url=OUTFIT_URL))
 
     assert again.replayed
     assert again.session.id == first.session.id
@@ -353,8 +350,8 @@ async def test_a_full_queue_still_answers_repetitions(service: Service) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_queue_of_unknown_length_refuses_nobody(service: Service) -> None:
-    """If it is away, the push tells so; if it is back, it may be empty."""
+async def test_queue_of_unknown_length_refuses_no_request(service: Service) -> None:
+    """If the queue is down, the push says so. If it is back, it may be empty."""
     await service.accounts.grant(USER, 2, note="test")
     submission = service.submission_with(SubmissionPolicy(max_waiting=1))
     await submission.submit(a_request())
@@ -368,8 +365,8 @@ async def test_a_queue_of_unknown_length_refuses_nobody(service: Service) -> Non
 
 
 @pytest.mark.anyio
-async def test_an_owner_may_have_so_many_unfinished_sessions(service: Service) -> None:
-    """One more is refused before a credit is taken; other owners are not concerned."""
+async def test_limit_of_unfinished_sessions(service: Service) -> None:
+    """One more is refused before a credit is taken. Other owners are not affected."""
     await service.accounts.grant(USER, 2, note="test")
     await service.accounts.grant(OTHER, 1, note="test")
     submission = service.submission_with(SubmissionPolicy(max_active=1))
@@ -383,8 +380,8 @@ async def test_an_owner_may_have_so_many_unfinished_sessions(service: Service) -
 
 
 @pytest.mark.anyio
-async def test_a_store_that_is_down_says_so(service: Service) -> None:
-    """Without a session there is nothing to push."""
+async def test_database_that_is_down(service: Service) -> None:
+    """Without a session, no task is pushed."""
     await service.accounts.grant(USER, 1, note="test")
     service.repo.faults.away.add("create")
 
@@ -396,8 +393,8 @@ async def test_a_store_that_is_down_says_so(service: Service) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_charge_without_a_reply_is_refunded_by_recovery(service: Service) -> None:
-    """The store took the credit and its reply was lost: the caller was told 503."""
+async def test_charge_without_a_reply_is_refunded_by_recovery(service: Service) -> None:
+    """The database took the credit and its reply was lost: the caller was answered 503."""
     await service.accounts.grant(USER, 1, note="test")
     service.repo.faults.deaf.add("create")
 
@@ -410,8 +407,8 @@ async def test_a_charge_without_a_reply_is_refunded_by_recovery(service: Service
 
 
 @pytest.mark.anyio
-async def test_confirming_notes_each_push_once(service: Service) -> None:
-    """The first call notes what was pushed since the last one; the next has nothing to do."""
+async def test_confirm_records_each_push_once(service: Service) -> None:
+    """A call records the pushes since the last call; the next one has nothing to do."""
     receipt = await service.submitted(confirmed=False)
     assert not (await service.session(receipt.session.id)).confirmed
 
@@ -423,10 +420,10 @@ async def test_confirming_notes_each_push_once(service: Service) -> None:
 
 
 @pytest.mark.anyio
-async def test_confirming_goes_in_bounded_batches(
+async def test_confirm_runs_in_bounded_batches(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many were pushed, no statement carries more than a batch, and none is left out."""
+    """For any number of pushes, no statement exceeds a batch, and no session is left out."""
     sizes = []
     confirm = service.repo.confirm
 
@@ -447,8 +444,8 @@ async def test_confirming_goes_in_bounded_batches(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("fault", ["away", "deaf"])
-async def test_confirming_survives_a_store_that_is_down(service: Service, fault: str) -> None:
-    """What could not be confirmed is confirmed by a later call, with all that came since."""
+async def test_confirm_survives_a_database_that_is_down(service: Service, fault: str) -> None:
+    """A later call confirms the earlier and the newer sessions."""
     first = await service.submitted(confirmed=False)
     getattr(service.repo.faults, fault).add("confirm")
 
@@ -462,8 +459,8 @@ async def test_confirming_survives_a_store_that_is_down(service: Service, fault:
 
 
 @pytest.mark.anyio
-async def test_what_was_undone_is_never_confirmed(service: Service) -> None:
-    """Only a push that is known to have worked counts, whoever won afterwards."""
+async def test_undone_submission_is_never_confirmed(service: Service) -> None:
+    """Only a push that is known to have worked is confirmed."""
     await service.accounts.grant(USER, 1, note="test")
     service.queue.faults.deaf.add("push")
     with pytest.raises(QueueUnavailable):
@@ -475,8 +472,8 @@ async def test_what_was_undone_is_never_confirmed(service: Service) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_queued_session_can_be_cancelled(service: Service) -> None:
-    """It fails with CANCELLED and the credit comes back; its task is a ghost from now on."""
+async def test_cancel_of_a_queued_session(service: Service) -> None:
+    """It fails with CANCELLED and is refunded. Its task can no longer be claimed."""
     receipt = await service.submitted()
 
     cancelled = await service.submission.cancel(receipt.session.id, USER)
@@ -490,8 +487,8 @@ async def test_a_queued_session_can_be_cancelled(service: Service) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_session_that_is_worked_on_cannot_be_cancelled(service: Service) -> None:
-    """Conflict, and neither the session nor the money moves."""
+async def test_cancel_of_a_processing_session_is_a_conflict(service: Service) -> None:
+    """Neither the session nor the ledger changes."""
     receipt = await service.submitted()
     claimed = await service.claimed(receipt.session.id)
 
@@ -503,8 +500,8 @@ async def test_a_session_that_is_worked_on_cannot_be_cancelled(service: Service)
 
 
 @pytest.mark.anyio
-async def test_cancelling_twice_is_a_conflict_with_one_refund(service: Service) -> None:
-    """A final session is not queued."""
+async def test_second_cancel_is_a_conflict(service: Service) -> None:
+    """There is one refund."""
     receipt = await service.submitted()
     await service.submission.cancel(receipt.session.id, USER)
 
@@ -515,8 +512,8 @@ async def test_cancelling_twice_is_a_conflict_with_one_refund(service: Service) 
 
 
 @pytest.mark.anyio
-async def test_anothers_session_cannot_be_cancelled(service: Service) -> None:
-    """It answers as an id that does not exist, and stays as it was."""
+async def test_cancel_of_another_owners_session_is_not_found(service: Service) -> None:
+    """The error is that of an unknown id, and the session does not change."""
     receipt = await service.submitted(USER)
 
     with pytest.raises(NotFound) as anothers:
@@ -540,13 +537,13 @@ async def test_anothers_session_cannot_be_cancelled(service: Service) -> None:
         URL + "x" * (2048 - len(URL)),
     ],
 )
-def test_links_that_may_be_given(url: str) -> None:
-    """Any http or https URL within the limit; where it leads is checked when it is fetched."""
+def test_valid_url(url: str) -> None:
+    """Any http or https URL within the limit. The fetcher checks the address behind it."""
     request = a_request(
         model_image_url=url, outfit_image_url=url, accessories=(Accessory(type="hat", url=url),)
     )
 
-    assert request.model_image_url == url
+    assert request.input.model_image_url == url
 
 
 BAD_URLS = [
@@ -594,8 +591,8 @@ BAD_URLS = [
         ),
     ],
 )
-def test_links_that_are_refused(field: str, change: Any, url: str) -> None:
-    """What cannot be a link to a picture is refused before anything is charged, by name."""
+def test_invalid_url(field: str, change: Any, url: str) -> None:
+    """It is refused before anything is charged. The error names the field."""
     with pytest.raises(InvalidInput) as refusal:
         a_request(**change(url))
 
@@ -603,33 +600,35 @@ def test_links_that_are_refused(field: str, change: Any, url: str) -> None:
     assert str(refusal.value).startswith(f"{field}: ")
 
 
-def test_the_number_of_accessories_is_bounded() -> None:
-    """Eight are possible, nine are not."""
-    request = a_request(accessories=(HAT,) * 8)
+def test_limit_of_accessories() -> None:
+    """Eight are valid, nine are not."""
+    a_request(accessories=(HAT,) * 8)
 
     with pytest.raises(InvalidInput) as refusal:
-        replace(request, accessories=(HAT,) * 9)
+        a_request(accessories=(HAT,) * 9)
 
     assert refusal.value.field == "accessories"
 
 
 @pytest.mark.parametrize("prompt", ["x", "x" * 4000, "Zwei Zeilen,\nund ein 👒"])
-def test_prompts_that_a_store_may_give(prompt: str) -> None:
-    """Up to 4,000 characters of text."""
-    assert a_request(STORE, prompt=prompt).prompt == prompt
+def test_valid_prompt_of_a_store(prompt: str) -> None:
+    """Up to 4,000 characters."""
+    assert a_request(STORE, prompt=prompt).input.prompt == prompt
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n", "x" * 4001])
-def test_prompts_that_are_refused(prompt: str) -> None:
-    """Nothing to draw, or too much."""
+def test_invalid_prompt_of_a_store(prompt: str) -> None:
+    """Blank, or too long."""
     with pytest.raises(InvalidInput) as refusal:
         a_request(STORE, prompt=prompt)
 
     assert refusal.value.field == "prompt"
 
 
-def test_a_user_may_not_give_a_prompt() -> None:
-    """Only stores may."""
+def test_prompt_of_a_user_is_refused() -> None:
+    """Only stores may give a prompt of their own. The default prompt counts as none."""
+    a_request(USER, prompt=DEFAULT_PROMPT)
+
     with pytest.raises(InvalidInput, match="only stores") as refusal:
         a_request(USER, prompt="In the rain")
 

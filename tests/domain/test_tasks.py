@@ -1,4 +1,4 @@
-"""What travels to a worker."""
+"""The task in the queue."""
 
 from datetime import timedelta
 from uuid import uuid4
@@ -11,9 +11,9 @@ from tests.support.clock import START
 from tests.support.examples import BAG, HAT, OUTFIT_URL, STORE, a_session, a_task
 
 
-def test_a_task_carries_what_its_session_asks_for() -> None:
-    """Owner, pictures in order, prompt and correlation id are the session's; so is the age,
-    by which recovery finds out whether the queue lost something older."""
+def test_task_has_the_values_of_its_session() -> None:
+    """Owner, pictures in order, prompt and correlation id. Also ``created_at``, by which recovery
+    finds lost tasks."""
     session = a_session(
         owner=STORE,
         prompt="In the rain",
@@ -27,7 +27,7 @@ def test_a_task_carries_what_its_session_asks_for() -> None:
         task_id=task_id,
         owner=STORE,
         session_id=session.id,
-        image_urls=session.image_urls,
+        image_urls=session.input.image_urls,
         prompt="In the rain",
         request_id=session.request_id,
         created_at=START - timedelta(hours=1),
@@ -36,13 +36,13 @@ def test_a_task_carries_what_its_session_asks_for() -> None:
 
 
 @pytest.mark.parametrize("version", [-1, 0, TASK_PAYLOAD_VERSION + 1])
-def test_a_version_that_we_do_not_know_is_refused(version: int) -> None:
-    """A newer producer may mean something else by the same fields."""
+def test_unknown_version_is_refused(version: int) -> None:
+    """The same fields may have another meaning there."""
     with pytest.raises(InvalidTask, match=f"version {version} "):
         a_task(version=version)
 
 
-def test_a_task_without_pictures_is_refused() -> None:
-    """``image_urls`` has one entry or more."""
+def test_task_without_pictures_is_refused() -> None:
+    """``image_urls`` has at least one entry."""
     with pytest.raises(InvalidTask, match="image_urls"):
         a_task(image_urls=())

@@ -1,4 +1,4 @@
-"""What an owner sees of its sessions beyond what is stored."""
+"""The computed values of a session: its picture's link and its position in the queue."""
 
 from datetime import timedelta
 
@@ -14,8 +14,8 @@ from tests.support.service import Service
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_deleted_picture_has_no_link(service: Service) -> None:
-    """Another consumer's picture is its own affair: its link stays."""
+async def test_deleted_picture_has_no_link(service: Service) -> None:
+    """The link to an external consumer's picture stays: it is not in our storage."""
     views = SessionViews(reads=service.repo, storage=service.storage)
     ours, theirs = [(await service.submitted()).session.id for _ in range(2)]
     await service.repo.claim(ours, lease=LEASE)
@@ -34,10 +34,10 @@ async def test_a_deleted_picture_has_no_link(service: Service) -> None:
     ("status", "link"),
     [(SessionStatus.COMPLETED, "https://elsewhere.example/p.png"), (SessionStatus.FAILED, None)],
 )
-async def test_only_what_was_paid_for_has_its_picture(
+async def test_only_a_completed_session_has_a_link(
     service: Service, status: SessionStatus, link: str | None
 ) -> None:
-    """A consumer that is not ours may have left its link with a session that was refunded."""
+    """An external consumer may have written a link to a session that was then refunded."""
     signer = UrlSigner(base_url="", secret=b"", lifetime=LEASE, clock=service.clock.now)
     views = SessionViews(reads=service.repo, storage=InMemoryPictureStorage(signer=signer))
     session_id = (await service.submitted()).session.id
@@ -49,9 +49,8 @@ async def test_only_what_was_paid_for_has_its_picture(
     assert view.picture_url == link
 
 
-async def test_a_place_in_the_queue_is_exact_or_not_told(service: Service) -> None:
-    """Whoever is far back learns its place when it is near, and then it shrinks with each session
-    that is taken."""
+async def test_queue_position_is_exact_or_unknown(service: Service) -> None:
+    """It is unknown past the limit, and then shrinks with each claimed session."""
     views = SessionViews(reads=service.repo, storage=service.storage)
     ids = []
     for _ in range(MAX_QUEUE_POSITION + 1):

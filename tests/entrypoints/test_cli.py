@@ -137,7 +137,9 @@ class Shop:
         return session
 
     def misbook(self, owner: Owner, amount: int) -> None:
-        self.do(lambda container: PostgresBackend(container.database()).misbook(owner, amount))
+        self.do(
+            lambda container: PostgresBackend(container.database()).change_balance(owner, amount)
+        )
 
     def owner_of(self, key: str) -> Owner | None:
         async def look(container: Container) -> Owner | None:

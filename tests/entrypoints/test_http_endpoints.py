@@ -166,7 +166,7 @@ async def test_completed_session(api: Api) -> None:
     assert (data["status"], data["media_type"], data["attempt"]) == ("completed", "image/png", 1)
     assert data["generated_image_url"] == api.storage.url(picture.object_key)
     assert data["image_expired"] is False
-    assert data["prompt"] == session.prompt
+    assert data["prompt"] == session.input.prompt
     assert data["queue_position"] is None
     assert data["started_at"] == z(START + timedelta(seconds=1))
     assert data["completed_at"] == z(START + timedelta(seconds=3))

@@ -1,6 +1,10 @@
 """The table of error responses, request ids, and log lines."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 from uuid import uuid4
@@ -345,6 +349,35 @@ async def test_access_log_line_correlates_the_request(api: Api) -> None:
     assert (missing["path"], missing["status"]) == ("/nowhere", 404)
     assert "session_id" not in missing
     assert await api.token(USER) not in str(lines)
+
+
+def test_all_log_lines_of_the_api_process_have_the_request_s_id() -> None:
+    """Those of our modules and of libraries, as the process configures its logs."""
+    code = (
+        "import logging, structlog\n"
+        "from entrypoints.http.request_info import REQUEST_INFO\n"
+        "from entrypoints.http.server import app\n"
+        "app()\n"
+        "REQUEST_INFO.set({'request_id': 'mine-1'})\n"
+        "structlog.get_logger().warning('ours')\n"
+        "logging.getLogger('library').warning('theirs')\n"
+    )
+    environ = os.environ | {
+        "DATABASE_URL": "postgresql://127.0.0.1/none",
+        "REDIS_URL": "redis://127.0.0.1",
+        "WEARON_JWT_SECRET": "x" * 32,
+        "WEARON_SIGNING_SECRET": "y" * 32,
+    }
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environ
+    )
+
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(line["event"], line["request_id"]) for line in lines] == [
+        ("ours", "mine-1"),
+        ("theirs", "mine-1"),
+    ]
 
 
 async def test_unexpected_error_is_logged_once(api: Api) -> None:

@@ -260,7 +260,7 @@ async def test_other_methods_are_not_this_route(api: Api, method: str) -> None:
 
 
 @pytest.mark.parametrize("path", [GENERATIONS, GENERATIONS + "/"])
-async def test_unknown_callers_of_a_store_s_key_are_told_so(api: Api, path: str) -> None:
+async def test_rejected_and_unchecked_api_keys(api: Api, path: str) -> None:
     """401 names the kind of credential, and 503 says that it could not be checked."""
     bearer = (b"authorization", b"Bearer wk_" + b"0" * 32)
     unknown = await Call(path=path, owner=None, headers=(HOST, JSON, bearer)).made(api)

@@ -10,7 +10,13 @@ and the small ones that only compute fill what is left.
 
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-FIRST = ("tests/chaos/", "tests/system/", "tests/soak/", "tests/bench/")
+FIRST = (
+    "tests/chaos/",
+    "tests/system/",
+    "tests/docs/test_commands.py",
+    "tests/soak/",
+    "tests/bench/",
+)
 LAST = ("tests/simulation/",)
 SHARED = ("tests/system/",)
 """Folders whose tests are one unit."""

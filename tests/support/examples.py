@@ -1,6 +1,6 @@
 """Owners, sessions, tasks and requests for tests to vary."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -10,9 +10,9 @@ from uuid_utils.compat import uuid7
 
 from domain.credits import Channel, Owner
 from domain.sessions import (
-    DEFAULT_PROMPT,
     Accessory,
     Failure,
+    GenerationInput,
     GenerationSession,
     StoredPicture,
     Usage,
@@ -38,15 +38,17 @@ HAT = Accessory(type="hat", url="https://pictures.example/hat.webp")
 BAG = Accessory(type="bag", url="https://pictures.example/bag.jpg?size=large")
 
 
+def an_input(**changes: Any) -> GenerationInput:
+    return GenerationInput(**{"model_image_url": MODEL_URL} | changes)
+
+
 def a_session(**changes: Any) -> GenerationSession:
+    """``changes`` are fields of the session and of its input."""
     session = GenerationSession(
         id=uuid7(),
         owner=USER,
         request_id="req_1",
-        prompt=DEFAULT_PROMPT,
-        model_image_url=MODEL_URL,
-        outfit_image_url=None,
-        accessories=(),
+        input=an_input(**_of_input(changes)),
         created_at=START,
     )
     return replace(session, **changes)
@@ -57,5 +59,12 @@ def a_task(**changes: Any) -> GenerationTask:
 
 
 def a_request(owner: Owner = USER, **changes: Any) -> TryOnRequest:
-    request = TryOnRequest(owner=owner, request_id="req_1", model_image_url=MODEL_URL)
-    return replace(request, **changes)
+    """``changes`` are fields of the request and of its input."""
+    asked = an_input(**_of_input(changes))
+    return replace(TryOnRequest(owner=owner, request_id="req_1", input=asked), **changes)
+
+
+def _of_input(changes: dict[str, Any]) -> dict[str, Any]:
+    """Takes the fields of an input out of ``changes``."""
+    names = {field.name for field in fields(GenerationInput)}
+    return {name: changes.pop(name) for name in names & changes.keys()}

@@ -41,7 +41,7 @@ async def no_job(job: str) -> None:
     raise AssertionError(job)
 
 
-class FakeImageFetcher(PictureFetcherPort):
+class FakePictureFetcher(PictureFetcherPort):
     """Returns or raises what ``pictures`` has for a URL; other URLs are unreachable."""
 
     def __init__(self, pictures: Mapping[str, Picture | Exception]) -> None:
@@ -55,7 +55,7 @@ class FakeImageFetcher(PictureFetcherPort):
         return _given(self.pictures[url])
 
 
-class FakeImageGenerator(PictureGeneratorPort):
+class FakePictureGenerator(PictureGeneratorPort):
     """Returns or raises the next of ``outcomes``, or returns A_PICTURE once there are none; each
     after ``seconds`` and with ``usage``.
 

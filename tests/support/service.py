@@ -20,7 +20,7 @@ from domain.tasks import GenerationTask
 from tests.support.clock import FakeClock, loop_time
 from tests.support.examples import BAG, HAT, LEASE, MANY, MODEL_URL, OUTFIT_URL, USER, a_request
 from tests.support.faults import FlakyPictureStorage, FlakySessionRepo, FlakyTaskQueue, flaky
-from tests.support.images import FakeImageFetcher, FakeImageGenerator
+from tests.support.images import FakePictureFetcher, FakePictureGenerator
 
 INPUTS = {
     url: Picture(data=url.encode(), media_type="image/jpeg")
@@ -42,8 +42,8 @@ class Service:
         self.accounts = InMemoryCreditRepo(clock=self.clock.now)
         self.repo = flaky(FlakySessionRepo(accounts=self.accounts, clock=self.clock.now))
         self.queue = flaky(FlakyTaskQueue(clock=self.clock.now))
-        self.fetcher = FakeImageFetcher(INPUTS)
-        self.generator = FakeImageGenerator()
+        self.fetcher = FakePictureFetcher(INPUTS)
+        self.generator = FakePictureGenerator()
         signer = UrlSigner(
             base_url="https://wearon.example",
             secret=b"secret",

@@ -1,0 +1,97 @@
+"""The guards of a session's row in the database, rendered from the table of columns.
+
+There are two: the CHECK ``session_is_sound`` and the trigger ``session_stays_what_was_paid``.
+Migrations are plain SQL files that never change once applied. So after a change of the columns or
+of RULES, append the output of ``python -m adapters.sessions.guards`` to the new migration. A test
+compares the migrated database with it.
+"""
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+
+from adapters.sessions.columns import COLUMNS, IMMUTABLE
+
+_FINAL = "status IN ('completed', 'failed')"
+
+RULES: Mapping[str, str] = {
+    "its status is one of the four": "status IN ('queued', 'processing', 'completed', 'failed')",
+    "its owner matches its channel": (
+        "(channel = 'b2b' AND store_id IS NOT NULL AND user_id IS NULL)"
+        "\n            OR (channel = 'b2c' AND user_id IS NOT NULL AND store_id IS NULL)"
+    ),
+    "its idempotency key has 1 to 255 characters": "length(idempotency_key) BETWEEN 1 AND 255",
+    "its provider job has 1 to 200 characters": "length(provider_job) BETWEEN 1 AND 200",
+    "it has a lease only while it is processing": (
+        "lease_expires_at IS NULL OR status = 'processing'"
+    ),
+    "it has a completed_at exactly if it is final": f"(completed_at IS NOT NULL) = ({_FINAL})",
+    "it has an error code if it failed": "status <> 'failed' OR error_code IS NOT NULL",
+    "its picture has both a key and a media type": "(object_key IS NULL) = (media_type IS NULL)",
+    "it is refunded only if it failed": "NOT refunded OR status = 'failed'",
+    "its images are deleted only if it is final": f"image_deleted_at IS NULL OR {_FINAL}",
+    "its usage is whole": ("num_nulls(input_tokens, output_tokens, estimated_cost_usd) IN (0, 3)"),
+    "its usage is not negative": (
+        "input_tokens >= 0 AND output_tokens >= 0 AND estimated_cost_usd >= 0"
+    ),
+}
+"""The rules of a row, by the name that an error shows. As in a CHECK, a rule that is NULL holds."""
+
+
+def session_guards(rules: Mapping[str, str] = RULES) -> str:
+    """The SQL that replaces both guards.
+
+    All rules are one function, because PostgreSQL parses the text of every CHECK anew for every
+    statement that writes the table, but parses a function once per connection. NOT VALID skips the
+    rows that exist: they were written under the same rules, and reading them all would lock the
+    table for long.
+    """
+    words = set(re.findall(r"\w+", " ".join(rules.values())))
+    used = [column for column in COLUMNS if column.name in words | {"id"}]
+    parameters = _wrapped([f"{column.name} {column.type}" for column in used])
+    arguments = _wrapped([column.name for column in used])
+    broken = "\n".join(
+        f"        WHEN NOT ({rule})\n            THEN '{name}'" for name, rule in rules.items()
+    )
+    immutable = _wrapped([column.name for column in IMMUTABLE])
+    changed = "\n        OR ".join(
+        f"NEW.{column.name} IS DISTINCT FROM OLD.{column.name}" for column in IMMUTABLE
+    )
+    return f"""\
+ALTER TABLE generation_sessions DROP CONSTRAINT session_is_sound;
+DROP FUNCTION session_is_sound;
+CREATE FUNCTION session_is_sound(
+{parameters}
+) RETURNS boolean LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+    broken_rule text := CASE
+{broken}
+    END;
+BEGIN
+    IF broken_rule IS NULL THEN
+        RETURN true;
+    END IF;
+    RAISE EXCEPTION 'session % breaks the rule: %', id, broken_rule USING
+        ERRCODE = 'check_violation', TABLE = 'generation_sessions', CONSTRAINT = 'session_is_sound';
+END $$;
+ALTER TABLE generation_sessions ADD CONSTRAINT session_is_sound CHECK (session_is_sound(
+{arguments}
+)) NOT VALID;
+
+DROP TRIGGER session_stays_what_was_paid ON generation_sessions;
+CREATE TRIGGER session_stays_what_was_paid BEFORE UPDATE OF
+{immutable}
+ON generation_sessions FOR EACH ROW
+    WHEN (
+        {changed})
+    EXECUTE FUNCTION refuse('who paid, when and for what cannot be changed');
+"""
+
+
+def _wrapped(names: Sequence[str]) -> str:
+    return fill(", ".join(names), width=100, initial_indent="    ", subsequent_indent="    ")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(session_guards())

@@ -1,0 +1,420 @@
+"""All SQL on ``generation_sessions``, except for the guards (``guards.py``) and the audit
+(``adapters/credits/postgres.py``).
+
+Every write is one statement, so it is one transaction and one round trip. Guards are part of the
+WHERE of the write itself.
+
+No deadlocks: a statement that locks several rows locks sessions before accounts, skips locked
+sessions, and locks accounts in one order. Where a statement exists twice, ``..._FREE`` skips locked
+rows and ``..._LOCKED`` waits for them. A batch runs the first; a call whose row was locked, perhaps
+for long by an external consumer, runs the second in a batch of its own.
+
+A batch is picked by ``ARRAY (SELECT ... LIMIT ... FOR UPDATE)``, which runs once. ``IN (SELECT``
+would be a join, which may run the subquery once per row and so exceed the limit.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from uuid import UUID
+
+from adapters.sessions.columns import INSERTED, RESULTS
+from adapters.sessions.rows import SELECTED
+from domain.sessions import ErrorCode
+
+# The arguments of both CREATE statements: these, the inserted columns, and the cost.
+_ASKED = {
+    "channel": "text",
+    "owner_id": "text",
+    "idempotency_key": "text",
+    "max_active": "bigint",
+    **{column.name: column.wire_type for column in INSERTED},
+}
+_ARGUMENT = {name: f"${place}::{type_}" for place, (name, type_) in enumerate(_ASKED.items(), 1)}
+_ARRAYS = ", ".join(f"{argument}[]" for argument in _ARGUMENT.values())
+_COST = f"${len(_ASKED) + 1}::bigint"
+_INSERTED = ", ".join(column.name for column in INSERTED)
+_INSERTED_VALUES = ", ".join(f"{column.name}::{column.type}" for column in INSERTED)
+_INSERTED_ARGUMENTS = ", ".join(f"{_ARGUMENT[column.name]}::{column.type}" for column in INSERTED)
+
+
+def _create(locking: str = "") -> str:
+    """Creates the sessions of a batch, as far as each account allows, in the order of the batch.
+
+    The lock on the account keeps every other creation for its owner out. So ``key_is_taken`` and
+    ``count_unfinished``, which see what was committed before they run, stay right until the commit.
+    No other creation reaches the unique index of the keys, where it would wait for a transaction
+    that is giving the key back.
+    """
+    return f"""
+    WITH asked AS (
+        SELECT * FROM unnest({_ARRAYS}) WITH ORDINALITY AS asked ({", ".join(_ASKED)}, number)
+    ), account AS MATERIALIZED (
+        SELECT account.channel, account.owner_id, balance, unfinished_at_most, asked, least_active,
+            max_active
+        FROM (SELECT channel, owner_id, count(*) AS asked, min(max_active) AS least_active,
+                    max(max_active) AS max_active
+                FROM asked GROUP BY 1, 2) AS owner
+            JOIN credit_accounts AS account USING (channel, owner_id)
+        ORDER BY 1, 2 FOR NO KEY UPDATE OF account {locking}
+    ), held AS MATERIALIZED (
+        SELECT channel, owner_id, balance, CASE WHEN unfinished_at_most + asked <= least_active
+            THEN unfinished_at_most
+            ELSE least(unfinished_at_most, count_unfinished(channel, owner_id, max_active))
+            END AS unfinished
+        FROM account
+    ), checked AS MATERIALIZED (
+        SELECT asked.*, balance, unfinished, CASE
+            WHEN held.owner_id IS NULL THEN 'no_account'
+            WHEN idempotency_key IS NOT NULL AND (
+                row_number() OVER (PARTITION BY channel, owner_id, idempotency_key
+                    ORDER BY number) > 1
+                OR key_is_taken(held.channel, held.owner_id, idempotency_key)) THEN 'key_is_taken'
+            WHEN unfinished >= max_active THEN 'too_many_active' END AS refusal
+        FROM asked LEFT JOIN held USING (channel, owner_id)
+    ), placed AS MATERIALIZED (
+        SELECT *, row_number() OVER (PARTITION BY channel, owner_id, refusal IS NULL
+            ORDER BY number) AS place
+        FROM checked
+    ), decided AS MATERIALIZED (
+        SELECT *, CASE
+            WHEN refusal IS NOT NULL THEN refusal
+            WHEN unfinished + place > max_active THEN 'too_many_active'
+            WHEN place * {_COST} > balance THEN 'too_little_balance'
+            ELSE 'created' END AS outcome
+        FROM placed
+    ), created AS (
+        SELECT * FROM decided WHERE outcome = 'created' ORDER BY number
+    ), debit AS (
+        UPDATE credit_accounts AS account
+        SET balance = account.balance - made.sessions * {_COST},
+            total_debited = total_debited + made.sessions * {_COST},
+            sessions_created = sessions_created + made.sessions,
+            unfinished_at_most = made.unfinished + made.sessions
+        FROM (SELECT channel, owner_id, unfinished, count(*) AS sessions
+                FROM created GROUP BY 1, 2, 3) AS made
+        WHERE account.channel = made.channel AND account.owner_id = made.owner_id
+    ), entry AS (
+        INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
+        SELECT channel, owner_id, 'debit', -{_COST}, id FROM created
+    ), session AS (
+        INSERT INTO generation_sessions (channel, store_id, user_id, idempotency_key, {_INSERTED})
+        SELECT channel, CASE channel WHEN 'b2b' THEN owner_id END,
+            CASE channel WHEN 'b2c' THEN owner_id END, idempotency_key, {_INSERTED_VALUES}
+        FROM created
+        RETURNING id, created_at
+    )
+    SELECT outcome, balance - place * {_COST} AS balance, session.created_at
+    FROM decided LEFT JOIN session USING (id) ORDER BY number"""
+
+
+CREATE_SKIP_LOCKED = _create("SKIP LOCKED")
+CREATE_WAIT = _create()
+
+
+def _create_one(locking: str = "") -> str:
+    """The same for a batch of one, without the parts that only a larger batch needs: they would be
+    a fifth of the work. Returns no row if there is no account, or if it was locked and skipped."""
+    return f"""
+    WITH account AS MATERIALIZED (
+        SELECT channel, owner_id, balance, unfinished_at_most FROM credit_accounts
+        WHERE channel = {_ARGUMENT["channel"]} AND owner_id = {_ARGUMENT["owner_id"]}
+        FOR NO KEY UPDATE {locking}
+    ), held AS MATERIALIZED (
+        SELECT channel, owner_id, balance,
+            CASE WHEN unfinished_at_most < {_ARGUMENT["max_active"]} THEN unfinished_at_most
+            ELSE least(unfinished_at_most,
+                count_unfinished(channel, owner_id, {_ARGUMENT["max_active"]}))
+            END AS unfinished
+        FROM account
+    ), decided AS MATERIALIZED (
+        SELECT *, CASE
+            WHEN {_ARGUMENT["idempotency_key"]} IS NOT NULL
+                AND key_is_taken(channel, owner_id, {_ARGUMENT["idempotency_key"]})
+                THEN 'key_is_taken'
+            WHEN unfinished >= {_ARGUMENT["max_active"]} THEN 'too_many_active'
+            WHEN {_COST} > balance THEN 'too_little_balance'
+            ELSE 'created' END AS outcome
+        FROM held
+    ), debit AS (
+        UPDATE credit_accounts AS account
+        SET balance = account.balance - {_COST}, total_debited = total_debited + {_COST},
+            sessions_created = sessions_created + 1, unfinished_at_most = unfinished + 1
+        FROM decided
+        WHERE account.channel = decided.channel AND account.owner_id = decided.owner_id
+            AND outcome = 'created'
+    ), entry AS (
+        INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
+        SELECT channel, owner_id, 'debit', -{_COST}, {_ARGUMENT["id"]}
+        FROM decided WHERE outcome = 'created'
+    ), session AS (
+        INSERT INTO generation_sessions (channel, store_id, user_id, idempotency_key, {_INSERTED})
+        SELECT channel, CASE channel WHEN 'b2b' THEN owner_id END,
+            CASE channel WHEN 'b2c' THEN owner_id END, {_ARGUMENT["idempotency_key"]},
+            {_INSERTED_ARGUMENTS}
+        FROM decided WHERE outcome = 'created'
+        RETURNING created_at
+    )
+    SELECT outcome, balance - {_COST} AS balance, created_at
+    FROM decided LEFT JOIN session ON true"""
+
+
+CREATE_ONE_SKIP_LOCKED = _create_one("SKIP LOCKED")
+CREATE_ONE_WAIT = _create_one()
+
+FIND_BY_KEY = f"""
+    SELECT {SELECTED}, balance
+    FROM generation_sessions AS s JOIN credit_accounts USING (channel, owner_id)
+    WHERE s.channel = $1 AND s.owner_id = $2 AND s.idempotency_key = $3"""
+
+# A session given by its id is locked by its id, and its status is checked afterwards. The planner
+# could also use the index of the status, and would then read a whole backlog.
+# Locked rows are skipped: they are being claimed, ended or pushed again, or an external consumer
+# holds them for long.
+CONFIRM = """
+    WITH free AS MATERIALIZED (
+        SELECT id, status, confirmed FROM generation_sessions
+        WHERE id = ANY ($1::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED
+    ), confirmed AS (
+        UPDATE generation_sessions SET confirmed = true
+        WHERE id = ANY (ARRAY (SELECT id FROM free WHERE status = 'queued' AND NOT confirmed))
+        RETURNING id
+    )
+    SELECT count(*) FROM confirmed"""
+
+
+def _claim(locking: str = "") -> str:
+    return f"""
+    WITH locked AS MATERIALIZED (
+        SELECT id, status FROM generation_sessions
+        WHERE id = ANY ($1::uuid[]) FOR NO KEY UPDATE {locking}
+    ), asked AS (
+        SELECT DISTINCT ON (id) * FROM unnest($1::uuid[], $2::interval[]) AS asked (id, lease)
+    )
+    UPDATE generation_sessions AS s
+    SET status = 'processing', attempt = attempt + 1, confirmed = true,
+        lease_expires_at = now() + asked.lease, started_at = now()
+    FROM locked JOIN asked USING (id)
+    WHERE s.id = locked.id AND locked.status = 'queued'
+    RETURNING {SELECTED}"""
+
+
+CLAIM_SKIP_LOCKED = _claim("SKIP LOCKED")
+CLAIM_WAIT = _claim()
+
+
+def _fenced_update(locking: str, *, columns: Mapping[str, str], changes: str) -> str:
+    """Updates the session of each attempt in a batch, if that attempt is the current one. The
+    arguments are arrays: ids, attempts, and one for each of ``columns``, given with their types."""
+    asked = {"id": "uuid", "attempt": "integer", **columns}
+    arrays = ", ".join(f"${place}::{type_}[]" for place, type_ in enumerate(asked.values(), 1))
+    return f"""
+    WITH asked AS (
+        SELECT * FROM unnest({arrays}) AS asked ({", ".join(asked)})
+    ), locked AS MATERIALIZED (
+        SELECT id, status, attempt FROM generation_sessions
+        WHERE id = ANY ($1::uuid[]) FOR NO KEY UPDATE {locking}
+    )
+    UPDATE generation_sessions AS s SET {changes}
+    FROM locked JOIN asked USING (id, attempt)
+    WHERE s.id = locked.id AND locked.status = 'processing'
+    RETURNING s.id, s.attempt"""
+
+
+def _renew(locking: str = "") -> str:
+    return _fenced_update(
+        locking,
+        columns={"lease": "interval"},
+        changes="lease_expires_at = now() + asked.lease",
+    )
+
+
+RENEW_SKIP_LOCKED = _renew("SKIP LOCKED")
+RENEW_WAIT = _renew()
+
+
+def _complete(locking: str = "") -> str:
+    results = ", ".join(f"{column.name} = asked.{column.name}" for column in RESULTS)
+    return _fenced_update(
+        locking,
+        columns={column.name: column.type for column in RESULTS},
+        changes=f"""
+        status = 'completed', {results}, lease_expires_at = NULL, completed_at = now(),
+        processing_time_ms = round(extract(epoch FROM now() - s.started_at) * 1000)""",
+    )
+
+
+COMPLETE_SKIP_LOCKED = _complete("SKIP LOCKED")
+COMPLETE_WAIT = _complete()
+
+RECORD_JOB = """
+    UPDATE generation_sessions SET provider_job = $3
+    WHERE id = $1 AND status = 'processing' AND attempt = $2
+    RETURNING true"""
+
+RELEASE = """
+    UPDATE generation_sessions
+    SET status = 'queued', lease_expires_at = NULL, push_again_at = now() + $3::interval
+    WHERE id = $1 AND status = 'processing' AND attempt = $2
+    RETURNING true"""
+
+# Refunds the sessions in "ended": once each, the amount of the debit, to the account of the debit.
+# The accounts are locked first, so that each account's entries are numbered in the order of its
+# balances.
+_REFUND_ENDED = """
+    charged AS (
+        SELECT debit.channel, debit.owner_id, debit.amount, debit.session_id
+        FROM ended JOIN credit_ledger AS debit ON debit.session_id = ended.id
+        WHERE debit.kind = 'debit'
+    ), payer AS MATERIALIZED (
+        SELECT channel, owner_id FROM credit_accounts AS account
+            JOIN (SELECT DISTINCT channel, owner_id FROM charged) AS of_charged
+                USING (channel, owner_id)
+        ORDER BY 1, 2 FOR NO KEY UPDATE OF account
+    ), refund AS (
+        INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
+        SELECT channel, owner_id, 'refund', -amount, session_id
+        FROM charged JOIN payer USING (channel, owner_id)
+        ON CONFLICT (session_id) WHERE kind = 'refund' DO NOTHING
+        RETURNING channel, owner_id, amount
+    ), credit AS (
+        UPDATE credit_accounts AS account
+        SET balance = balance + due.amount, total_refunded = total_refunded + due.amount,
+            sessions_refunded = sessions_refunded + due.sessions
+        FROM (SELECT channel, owner_id, sum(amount)::bigint AS amount, count(*) AS sessions
+                FROM refund GROUP BY 1, 2) AS due
+        WHERE account.channel = due.channel AND account.owner_id = due.owner_id
+    )"""
+_COUNT_ENDED = "SELECT count(*) FROM ended"
+
+
+def _fail_where(guard: str, *, result: str = _COUNT_ENDED) -> str:
+    """Fails and refunds the sessions that match ``guard``. A session that never reached the queue
+    was answered 503, so it gives its idempotency key back."""
+    return f"""
+    WITH ended AS (
+        UPDATE generation_sessions AS s
+        SET status = 'failed', error_code = $1, error_message = $2, refunded = true,
+            lease_expires_at = NULL, completed_at = now(), idempotency_key =
+                CASE WHEN $1 <> '{ErrorCode.QUEUE_UNAVAILABLE}' THEN s.idempotency_key END
+        WHERE {guard}
+        RETURNING {SELECTED}
+    ), {_REFUND_ENDED}
+    {result}"""
+
+
+def _lease_expired(external_timeout: str) -> str:
+    """A session that an external consumer set to 'processing' has no lease."""
+    return f"""
+    status = 'processing' AND (lease_expires_at < now()
+        OR (lease_expires_at IS NULL
+            AND status_changed_at < now() - {external_timeout}::interval))"""
+
+
+FAIL_QUEUED = _fail_where("id = $3 AND status = 'queued'")
+FAIL_ATTEMPT = _fail_where("id = $3 AND status = 'processing' AND attempt = $4")
+FAIL_EXPIRED = _fail_where("""
+    id = ANY (ARRAY (
+        SELECT id FROM generation_sessions
+        WHERE status = 'queued' AND created_at < now() - $3::interval
+        ORDER BY created_at, id LIMIT $4 FOR UPDATE SKIP LOCKED))""")
+FAIL_DEAD_LEASES = _fail_where(
+    f"""
+    id = ANY (ARRAY (
+        SELECT id FROM generation_sessions
+        WHERE {_lease_expired("$3")} AND attempt >= $4
+        LIMIT $5 FOR UPDATE SKIP LOCKED))""",
+    result="SELECT * FROM ended",
+)
+
+RELEASE_DEAD_LEASES = f"""
+    WITH released AS (
+        UPDATE generation_sessions
+        SET status = 'queued', lease_expires_at = NULL, push_again_at = now()
+        WHERE id = ANY (ARRAY (
+            SELECT id FROM generation_sessions
+            WHERE {_lease_expired("$1")} AND attempt < $2
+            LIMIT $3 FOR UPDATE SKIP LOCKED))
+        RETURNING id
+    )
+    SELECT count(*) FROM released"""
+
+# ORDER BY the index's columns forces that index. Without it the planner expects matches early in
+# any order: it does not know that most failed sessions have their refund.
+REFUND_MISSING = f"""
+    WITH ended AS (
+        UPDATE generation_sessions SET refunded = true
+        WHERE id = ANY (ARRAY (
+            SELECT id FROM generation_sessions
+            WHERE status = 'failed' AND NOT refunded
+            ORDER BY channel, owner_id LIMIT $1 FOR UPDATE SKIP LOCKED))
+        RETURNING id
+    ), {_REFUND_ENDED}
+    {_COUNT_ENDED}"""
+
+CLAIM_OVERDUE = f"""
+    UPDATE generation_sessions AS s SET push_again_at = now() + $2::interval
+    WHERE id = ANY (ARRAY (
+        SELECT id FROM generation_sessions
+        WHERE status = 'queued' AND created_at < coalesce($1::timestamptz, 'infinity')
+            AND coalesce(push_again_at, created_at + $2::interval) <= now()
+        ORDER BY created_at DESC, id DESC LIMIT $3 FOR UPDATE SKIP LOCKED))
+    RETURNING {SELECTED}"""
+
+# The condition on the pictures is that of the index sessions_with_image.
+CLAIM_EXPIRED_IMAGES = f"""
+    UPDATE generation_sessions AS s SET delete_again_at = now() + $2::interval
+    WHERE id = ANY (ARRAY (
+        SELECT id FROM generation_sessions
+        WHERE image_deleted_at IS NULL AND ((status = 'completed' AND object_key IS NOT NULL)
+                OR (status = 'failed' AND attempt > 0))
+            AND status_changed_at < now() - $1::interval
+            AND coalesce(delete_again_at, '-infinity') <= now()
+        ORDER BY status_changed_at LIMIT $3 FOR UPDATE SKIP LOCKED))
+    RETURNING {SELECTED}"""
+
+MARK_IMAGES_DELETED = """
+    WITH marked AS (
+        UPDATE generation_sessions SET image_deleted_at = now()
+        WHERE id = ANY (ARRAY (
+            SELECT id FROM generation_sessions
+            WHERE id = ANY ($1::uuid[]) AND status IN ('completed', 'failed')
+                AND image_deleted_at IS NULL
+            ORDER BY id FOR UPDATE SKIP LOCKED))
+        RETURNING id
+    )
+    SELECT count(*) FROM marked"""
+
+GET = f"SELECT {SELECTED} FROM generation_sessions AS s WHERE s.id = $1"
+GET_OWNED = f"{GET} AND s.channel = $2 AND s.owner_id = $3"
+
+# Counts only few rows: unfinished sessions, and failed ones that still lack their refund.
+STATS = """
+    SELECT status, count(*) FROM generation_sessions
+    WHERE channel = $1 AND owner_id = $2 AND status IN ('queued', 'processing') GROUP BY status
+    UNION ALL
+    SELECT 'owed', count(*) FROM generation_sessions
+    WHERE channel = $1 AND owner_id = $2 AND status = 'failed' AND NOT refunded
+    UNION ALL
+    SELECT unnest(ARRAY['created', 'refunded']), unnest(ARRAY[sessions_created, sessions_refunded])
+    FROM credit_accounts WHERE channel = $1 AND owner_id = $2"""
+
+# The newest of each status, by the index, and then the newest of those.
+HISTORY = f"""
+    SELECT s.* FROM unnest($3::text[]) AS wanted (status) CROSS JOIN LATERAL (
+        SELECT {SELECTED} FROM generation_sessions AS s
+        WHERE s.channel = $1 AND s.owner_id = $2 AND s.status = wanted.status
+            AND (s.created_at, s.id) < ($4, $5)
+        ORDER BY s.created_at DESC, s.id DESC LIMIT $6) AS s
+    ORDER BY s.created_at DESC, s.id DESC LIMIT $6"""
+
+# By the primary key: ids are UUIDv7, so their order is the order of creation.
+HISTORY_OF_ALL = f"""
+    SELECT {SELECTED} FROM generation_sessions AS s
+    WHERE s.status = ANY ($1::text[]) AND s.id < $2 ORDER BY s.id DESC LIMIT $3"""
+END_OF_TIME = datetime.max.replace(tzinfo=UTC)
+LAST_ID = UUID(int=2**128 - 1)
+
+QUEUED_BEFORE = """
+    SELECT count(*) FROM (
+        SELECT FROM generation_sessions
+        WHERE status = 'queued' AND (created_at, id) < ($1, $2) LIMIT $3) AS older"""

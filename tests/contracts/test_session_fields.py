@@ -1,0 +1,163 @@
+"""Every field of a session is stored, compared and protected, on every adapter.
+
+The fields are discovered: a new one makes these tests fail until it is handled everywhere.
+"""
+
+from dataclasses import MISSING, fields
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from domain.credits import Owner
+from domain.errors import IdempotencyKeyReused, IllegalTransition
+from domain.sessions import (
+    Failure,
+    GenerationInput,
+    GenerationSession,
+    SessionStatus,
+    StoredPicture,
+    Usage,
+)
+from tests.contracts.backends import Backend
+from tests.support.examples import LEASE, MANY, a_session
+from tests.support.filling import filled, variations
+
+pytestmark = pytest.mark.anyio
+
+OWNER = filled(Owner)
+INPUT = filled(GenerationInput)
+PICTURE, USAGE, FAILURE = filled(StoredPicture), filled(Usage), filled(Failure)
+JOB, LINK = "provider-job", "https://elsewhere.example/picture.png"
+VARIATIONS = dict(variations(INPUT))
+
+
+def a_filled_session(**changes: Any) -> GenerationSession:
+    """A new session; all that its creator decides is filled."""
+    values = {"owner": OWNER, "request_id": "req-7", "input": INPUT, "idempotency_key": "key-7"}
+    return a_session(**values | changes)
+
+
+async def created(backend: Backend, **changes: Any) -> GenerationSession:
+    session = a_filled_session(**changes)
+    await backend.credits.grant(session.owner, 1, note="test")
+    return (await backend.sessions.create(session, max_active=MANY)).session
+
+
+async def completed(backend: Backend, session: GenerationSession) -> GenerationSession:
+    """The session after a life that left a trace in every field that completion allows."""
+    await backend.claim(session.id)
+    assert await backend.attempts.record_job(session.id, attempt=1, job=JOB)
+    await backend.advance(timedelta(seconds=1))
+    assert await backend.attempts.complete(session.id, attempt=1, picture=PICTURE, usage=USAGE)
+    await backend.external_write(session.id, generated_image_url=LINK)
+    assert await backend.sessions.confirm([session.id]) == 0
+    assert await backend.recovery.mark_images_deleted([session.id]) == 1
+    return await backend.get(session.id)
+
+
+async def test_creation_stores_every_field_of_the_input(backend: Backend) -> None:
+    """The receipt shows the session exactly as it is read afterwards, with the creator's values."""
+    session = await created(backend)
+
+    assert session == await backend.get(session.id)
+    assert session == a_filled_session(id=session.id, created_at=session.created_at)
+
+
+async def test_every_field_of_a_session_is_stored(backend: Backend) -> None:
+    """Over the lives of a claimed, a failed and a completed session every field has had a value
+    other than its default, and the values are those that were written."""
+    processing = await backend.claim((await created(backend, idempotency_key="key-8")).id)
+    failing = await created(backend, idempotency_key="key-9")
+    assert await backend.sessions.fail_queued(failing.id, FAILURE)
+    failed = await backend.get(failing.id)
+    done = await completed(backend, await created(backend))
+
+    assert (done.owner, done.input, done.request_id) == (OWNER, INPUT, "req-7")
+    assert (done.picture, done.usage, done.idempotency_key) == (PICTURE, USAGE, "key-7")
+    assert (done.provider_job, done.generated_image_url) == (JOB, LINK)
+    assert failed.failure == FAILURE
+    assert (processing.status, failed.status, done.status) == (
+        SessionStatus.PROCESSING,
+        SessionStatus.FAILED,
+        SessionStatus.COMPLETED,
+    )
+    lives = (processing, failed, done)
+    unset = [
+        field.name
+        for field in fields(GenerationSession)
+        if field.default is not MISSING
+        and all(getattr(life, field.name) == field.default for life in lives)
+    ]
+    assert unset == []
+
+
+async def test_every_read_returns_every_field(backend: Backend) -> None:
+    """Each statement that returns sessions has a row mapping of its own to get wrong."""
+    session = await completed(backend, await created(backend))
+
+    assert await backend.reads.get(session.id, OWNER) == session
+    for owner in (None, OWNER):
+        assert await backend.reads.history(owner, status=None, limit=9, after=None) == [session]
+    replay = await backend.sessions.find_replay(a_filled_session())
+    assert replay is not None
+    assert replay.session == session
+
+
+async def test_every_claim_returns_every_field(backend: Backend) -> None:
+    """Recovery and workers get what is stored."""
+    queued = await created(backend)
+    await backend.advance(2 * LEASE)
+    (overdue,) = await backend.recovery.claim_overdue(
+        created_before=None, again_after=LEASE, limit=9
+    )
+    assert overdue == await backend.get(queued.id)
+    assert await backend.claim(queued.id) == await backend.get(queued.id)
+    await backend.advance(2 * LEASE)
+    (failed,) = await backend.recovery.fail_dead_leases(
+        FAILURE, max_attempts=1, external_timeout=LEASE, limit=9
+    )
+    assert failed == await backend.get(queued.id)
+    await backend.advance(2 * LEASE)
+    (expired,) = await backend.recovery.claim_expired_images(
+        older_than=LEASE, again_after=LEASE, limit=9
+    )
+    assert expired == await backend.get(queued.id)
+    assert expired.input == INPUT
+
+
+@pytest.mark.parametrize("place", VARIATIONS)
+async def test_replay_is_compared_in_every_field_of_the_input(backend: Backend, place: str) -> None:
+    """Under the same key another value in one place is another request: refused, not charged."""
+    session = await created(backend)
+    other = a_filled_session(input=VARIATIONS[place])
+    ledger = await backend.ledger(OWNER)
+
+    with pytest.raises(IdempotencyKeyReused):
+        await backend.sessions.create(other, max_active=MANY)
+    with pytest.raises(IdempotencyKeyReused):
+        await backend.sessions.find_replay(other)
+
+    assert await backend.get(session.id) == session
+    assert await backend.ledger(OWNER) == ledger
+
+
+async def test_equal_input_is_a_replay(backend: Backend) -> None:
+    """Whatever the copy's own id and correlation id."""
+    session = await created(backend)
+
+    receipt = await backend.sessions.create(a_filled_session(request_id="req-8"), max_active=MANY)
+
+    assert (receipt.replayed, receipt.session) == (True, session)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(GenerationInput)])
+async def test_no_field_of_the_input_can_be_overwritten(backend: Backend, name: str) -> None:
+    """It is what was paid for, so the database refuses even an external consumer's SQL."""
+    session = await created(backend)
+    other = getattr(filled(GenerationInput, seed=50), name)
+
+    with pytest.raises(IllegalTransition):
+        await backend.external_write_input(session.id, name, other)
+
+    assert await backend.get(session.id) == session

@@ -1,0 +1,73 @@
+"""What a run knows already, kept in a file, so that the next one goes on from there."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from tests.sql_mutants.judging import Verdict
+from tests.sql_mutants.mutants import Mutant
+from tests.sql_mutants.recording import Recording
+
+REPOSITORY = Path(__file__).parents[2]
+_SOURCES = ("adapters", "config", "domain", "entrypoints", "tests")
+
+
+@dataclass(slots=True, kw_only=True)
+class Known:
+    """A verdict, and the state of the sources that it is about."""
+
+    sources: str
+    verdict: Verdict
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """``recorded``: of which sources and suites the recording is."""
+
+    path: Path
+    recorded: str = ""
+    recording: Recording = field(default_factory=Recording)
+    known: dict[str, Known] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """An empty one if there is no file."""
+        if not path.exists():
+            return cls(path=path)
+        return msgspec.json.decode(path.read_bytes(), type=cls, dec_hook=_path)
+
+    def save(self) -> None:
+        """As a whole or not at all."""
+        self.path.parent.mkdir(exist_ok=True)
+        unfinished = self.path.with_suffix(".new")
+        unfinished.write_bytes(msgspec.json.encode(self, enc_hook=str))
+        unfinished.replace(self.path)
+
+    def verdict(self, mutant: Mutant, sources: str) -> Verdict | None:
+        """If it is about these sources."""
+        known = self.known.get(mutant.key)
+        return known.verdict if known is not None and known.sources == sources else None
+
+    def nearest(self, mutant: Mutant, tests: Iterable[str]) -> tuple[str, ...]:
+        """The tests, first of all the one that caught the mutant in other sources."""
+        known = self.known.get(mutant.key)
+        catcher = None if known is None else known.verdict.test
+        return tuple(sorted(tests, key=lambda test: test != catcher))
+
+
+def _path(_: type, value: object) -> Path:
+    return Path(str(value))
+
+
+def hash_of_sources() -> str:
+    """Of all that decides what a mutant does to the tests, so not of this package itself."""
+    found = hashlib.sha256()
+    for folder in _SOURCES:
+        for path in sorted((REPOSITORY / folder).rglob("*")):
+            if path.suffix in (".py", ".sql") and not path.is_relative_to(Path(__file__).parent):
+                found.update(f"{path.relative_to(REPOSITORY)}\0".encode() + path.read_bytes())
+    return found.hexdigest()[:16]

@@ -34,8 +34,8 @@ dev: setup  ## PostgreSQL, Valkey, API and worker on this machine, with demo cre
 test: setup  ## All tests, on real PostgreSQL and a real Redis-protocol server
 	@$(RUN) pytest -n 3
 
-test-fast: setup  ## All tests that need no server, in seconds; the simulation with fewer seeds
-	@$(RUN) pytest -n 2 -m "not (postgres or redis or s3 or processes)"
+test-fast: setup  ## All tests that need no server, the simulation with a tenth of its seeds
+	@$(RUN) pytest -n 2 --quick -m "not (postgres or redis or s3 or processes)"
 
 SEEDS ?= 10000
 FIRST ?= 0

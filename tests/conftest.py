@@ -20,6 +20,14 @@ settings.register_profile("wearon", deadline=None, derandomize=True)
 settings.load_profile("wearon")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="simulate a tenth of the seeds, and of the planned faults one at a time",
+    )
+
+
 def pytest_configure() -> None:
     sys.addaudithook(needs.GUARD.audit)
 
@@ -68,6 +76,12 @@ def log_plainly() -> None:
     if structlog is not None and not structlog.is_configured():
         plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
         structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
+
+
+@pytest.fixture(scope="session")
+def quick(pytestconfig: pytest.Config) -> bool:
+    """Whether a sample is enough for a test of thousands of runs."""
+    return bool(pytestconfig.getoption("--quick"))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from functools import cache
 from io import BytesIO
 from itertools import pairwise
 from typing import Any
@@ -50,6 +51,7 @@ def with_chunks(*chunks: bytes) -> bytes:
     return whole[:start] + b"".join(chunks) + whole[start:]
 
 
+@cache
 def packed(megabytes: int) -> bytes:
     """This many megabytes of zeros, compressed to a thousandth."""
     squeeze = zlib.compressobj(9)

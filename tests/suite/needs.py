@@ -24,6 +24,8 @@ OF_PATH = {
     "soak": DEPLOYED,
     "system": DEPLOYED,
     "test_embedded.py": (POSTGRES, REDIS),
+    "test_pool.py": (PROCESSES,),
+    "test_sql_mutants.py": (POSTGRES, PROCESSES),
 }
 """By a folder or a file in the path."""
 OF_FIXTURE = {
@@ -42,6 +44,8 @@ OF_PROGRAM = {
     "redis-server": REDIS,
     "valkey-server": REDIS,
 }
+OUR_PROGRAMS = ("adapters.", "entrypoints.", "tests.")
+"""Modules that are run as ``python -m``."""
 OF_SOCKET = {f".s.PGSQL.{PORT}": POSTGRES, SOCKET_NAME: REDIS}
 
 
@@ -77,7 +81,8 @@ def marked(item: pytest.Item) -> set[str]:
 
 def need_of_command(command: Sequence[str]) -> str | None:
     """The marker that it takes to start a process."""
-    if "entrypoints.cli" in command:
+    module = command[command.index("-m") + 1] if "-m" in command else ""
+    if module.startswith(OUR_PROGRAMS):
         return PROCESSES
     return None if "--version" in command else OF_PROGRAM.get(PurePath(command[0]).name)
 

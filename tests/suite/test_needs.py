@@ -55,6 +55,7 @@ def connect(server):
         ("tests/contracts/test_task_queue.py", ["queue_backend"], ["fakeredis"], set()),
         ("tests/contracts/test_task_queue.py", ["queue_backend"], ["valkey"], {"redis"}),
         ("tests/contracts/test_image_storage.py", ["storage"], ["s3 without locks"], {"s3"}),
+        ("tests/adapters/test_pool.py", ["pool"], [], {"processes"}),
         ("tests/system/test_api.py", ["deployment"], [], {"postgres", "redis", "processes"}),
     ],
 )

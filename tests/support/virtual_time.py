@@ -106,14 +106,12 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
             calls.append(heapq.heappop(timers)[2])
         for _ in range(len(calls)):
             call = calls.popleft()
-            if not call.is_cancelled:
-                self._run(call)
-
-    def _run(self, call: _Call) -> None:
-        try:
-            call.context.run(call.callback, *call.args)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # noqa: BLE001 - as in every event loop
-            message = f"exception in callback {call.callback}"
-            self.call_exception_handler({"message": message, "exception": error})
+            if call.is_cancelled:
+                continue
+            try:
+                call.context.run(call.callback, *call.args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001 - as in every event loop
+                message = f"exception in callback {call.callback}"
+                self.call_exception_handler({"message": message, "exception": error})

@@ -424,3 +424,31 @@ async def test_audit_of_many_sessions_is_fast(postgres: EmbeddedPostgres) -> Non
 
     await database.close()
     assert found == []
+
+
+class Keeping(Database):
+    """Keeps all rows that it was answered."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, limits=DatabaseLimits())
+        self.rows: list[asyncpg.Record] = []
+
+    async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+        rows = await super().fetch(sql, *arguments)
+        self.rows += rows
+        return rows
+
+
+async def test_stats_read_no_session_that_has_ended(
+    postgres: EmbeddedPostgres, backend: PostgresBackend
+) -> None:
+    """The account counts those, however many there are."""
+    session = await backend.claimed()
+    await backend.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
+    database = Keeping(postgres.url())
+
+    stats = await PostgresBackend(database).reads.stats(USER)
+
+    await database.close()
+    assert stats.completed == 1
+    assert "completed" not in {row["status"] for row in database.rows}

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -401,3 +402,27 @@ async def test_find_replay_refuses_another_input(backend: Backend, other: str) -
 
     with pytest.raises(IdempotencyKeyReused):
         await backend.sessions.find_replay(a_copy(**OTHERS[other]))
+
+
+async def test_repetition_is_answered_from_its_own_account(backend: Backend) -> None:
+    """The same key of the same id on the other channel, and of another owner on the same one, is
+    another session of another balance."""
+    namesake, other = Owner(channel=Channel.B2B, id=USER.id), OTHER
+    sessions = {owner: a_session(owner=owner, idempotency_key="k") for owner in (namesake, other)}
+    sessions[USER] = a_session(owner=USER, idempotency_key="k")
+    for number, (owner, session) in enumerate(sessions.items(), 2):
+        await backend.credits.grant(owner, number, note="test")
+        await backend.sessions.create(session, max_active=MANY)
+
+    receipts = {
+        owner: await backend.sessions.create(replace(session, id=uuid4()), max_active=MANY)
+        for owner, session in sessions.items()
+    }
+
+    assert {
+        owner: (receipt.replayed, receipt.session.id, receipt.credits_remaining)
+        for owner, receipt in receipts.items()
+    } == {
+        owner: (True, session.id, number)
+        for number, (owner, session) in enumerate(sessions.items(), 1)
+    }

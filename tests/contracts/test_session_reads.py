@@ -251,3 +251,43 @@ async def test_database_that_is_down_is_unavailable(method: str, tmp_path: Path)
 def test_every_method_is_called_without_a_server() -> None:
     """A new method cannot be forgotten above."""
     assert set(CALLS) == {name for name in vars(SessionReadPort) if not name.startswith("_")}
+
+
+async def test_operator_pages_lose_and_repeat_nothing(backend: Backend) -> None:
+    """Over the sessions of all owners."""
+    ids = [await backend.queued(owner) for owner in (USER, STORE, OTHER)]
+    sessions = {session_id: await backend.get(session_id) for session_id in ids}
+
+    behind = [
+        await history(backend, OPERATOR, after=position(sessions[session_id])) for session_id in ids
+    ]
+
+    assert behind == [[], [ids[0]], [ids[1], ids[0]]]
+
+
+async def test_queue_order_is_that_of_creation(backend: Backend) -> None:
+    """The ids decide only between sessions of one time."""
+    older = (await backend.created(id=UUID(int=2))).session.id
+    await backend.advance(timedelta(minutes=1))
+    younger = (await backend.created(id=UUID(int=1))).session.id
+
+    sessions = [await backend.get(session_id) for session_id in (older, younger)]
+
+    before = [await backend.reads.queued_before(session, limit=100) for session in sessions]
+    assert before == [0, 1]
+
+
+async def test_stats_count_nothing_of_neighbours(backend: Backend) -> None:
+    """The same id on the other channel and other ids on the same one, in each status, and what is
+    owed its refund."""
+    for owner, times in ((USER, 1), (NAMESAKE, 2), (OTHER, 3)):
+        for _ in range(times):
+            await one_in_every_status(backend, owner)
+            await backend.external_write(await backend.queued(owner), status="failed")
+
+    stats = {owner: await backend.reads.stats(owner) for owner in (USER, NAMESAKE, OTHER)}
+
+    assert stats == {
+        owner: SessionStats(queued=times, processing=times, completed=times, failed=2 * times)
+        for owner, times in ((USER, 1), (NAMESAKE, 2), (OTHER, 3))
+    }

@@ -577,30 +577,3 @@ def test_every_method_is_called_without_a_server() -> None:
     """A new method cannot be forgotten above."""
     methods = {*vars(SessionRepoPort), *vars(AttemptRepoPort)}
     assert set(CALLS) == {name for name in methods if not name.startswith("_")}
-
-
-async def test_final_session_is_not_confirmed(backend: Backend) -> None:
-    """Also one that failed before its push was confirmed: nothing of a final session changes."""
-    session_id = await backend.queued()
-    await backend.sessions.fail_queued(session_id, FAILURE)
-    before = await backend.get(session_id)
-
-    assert await backend.sessions.confirm([session_id]) == 0
-
-    assert await backend.get(session_id) == before
-    assert not before.confirmed
-
-
-async def test_pictures_completed_at_once_belong_each_to_its_session(backend: Backend) -> None:
-    """However many calls share a statement."""
-    sessions = [await backend.claimed() for _ in range(5)]
-    pictures = [replace(STORED_PICTURE, object_key=f"picture-{n}.png") for n in range(5)]
-
-    await asyncio.gather(
-        *(
-            backend.attempts.complete(session.id, attempt=1, picture=picture)
-            for session, picture in zip(sessions, pictures, strict=True)
-        )
-    )
-
-    assert [(await backend.get(session.id)).picture for session in sessions] == pictures

@@ -24,4 +24,33 @@ def _flat(text: str) -> str:
     return " ".join(text.split())
 
 
-EQUIVALENTS: tuple[Equivalent, ...] = ()
+_NULL_PASSES = "the length of NULL is NULL, which passes a CHECK"
+_WAITS_FOR_ONE = "a statement that waits for a locked session or account is about that one only"
+_LOCKED_PAYERS = (
+    "the accounts of exactly these charges were locked, and ON CONFLICT skips a refund's copies"
+)
+
+EQUIVALENTS = (
+    Equivalent(now="(idempotency_key IS NULL AND false)", reason=_NULL_PASSES),
+    Equivalent(now="(provider_job IS NULL AND false)", reason=_NULL_PASSES),
+    Equivalent(
+        now="FROM locked JOIN asked ON true", within="FOR NO KEY UPDATE )", reason=_WAITS_FOR_ONE
+    ),
+    Equivalent(
+        now="FROM locked JOIN asked USING (attempt)",
+        within="FOR NO KEY UPDATE )",
+        reason=_WAITS_FOR_ONE,
+    ),
+    Equivalent(
+        now="asked LEFT JOIN held USING (channel)",
+        within="FOR NO KEY UPDATE OF account )",
+        reason=_WAITS_FOR_ONE,
+    ),
+    Equivalent(
+        now="asked LEFT JOIN held USING (owner_id)",
+        within="FOR NO KEY UPDATE OF account )",
+        reason=_WAITS_FOR_ONE,
+    ),
+    Equivalent(now="FROM charged JOIN payer USING (channel)", reason=_LOCKED_PAYERS),
+    Equivalent(now="FROM charged JOIN payer USING (owner_id)", reason=_LOCKED_PAYERS),
+)

@@ -5,7 +5,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -45,7 +45,7 @@ class Job:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Attempt:
+class Attempt:
     """What came of one run of tests. ``used``: whether the mutant took part."""
 
     red: str | None = None
@@ -82,14 +82,14 @@ class Laboratory:
     def record(self) -> Recording:
         """Run every test once, without a mutant. Those that are red twice are noted as red."""
         everything = [item.nodeid for item in self.session.items]
-        attempt = self._attempt(self.postgres[0], None, everything)
+        attempt = self.attempt(self.postgres[0], None, everything)
         if attempt.recording is None:
             raise RuntimeError(f"The tests did not end: {attempt.red} {attempt.why}")
         recording = attempt.recording
         recording.red = [
             test
             for test in recording.red
-            if self._attempt(self.postgres[0], None, [test]).red is not None
+            if self.attempt(self.postgres[0], None, [test]).red is not None
         ]
         return recording
 
@@ -122,19 +122,20 @@ class Laboratory:
                 raise RuntimeError(f"A worker ended with exit code {worker.exitcode}")
 
     def _work(self, pipe: Connection, server: EmbeddedPostgres, jobs: Sequence[Job]) -> None:
-        while (number := pipe.recv()) is not None:
-            pipe.send((number, self._verdict(server, jobs[number])))
+        with suppress(EOFError, BrokenPipeError):  # The run was ended.
+            while (number := pipe.recv()) is not None:
+                pipe.send((number, self.verdict(server, jobs[number])))
 
-    def _verdict(self, server: EmbeddedPostgres, job: Job) -> Verdict:
+    def verdict(self, server: EmbeddedPostgres, job: Job) -> Verdict:
         """A red test counts if it is red twice: what is flaky shows nothing."""
         began = time.monotonic()
         remaining, used = list(job.tests), False
         while remaining:
-            attempt = self._attempt(server, job.mutant, remaining)
+            attempt = self.attempt(server, job.mutant, remaining)
             used = used or attempt.used
             if attempt.red is None:
                 break
-            again = self._attempt(server, job.mutant, [attempt.red])
+            again = self.attempt(server, job.mutant, [attempt.red])
             if again.red is not None and again.used:
                 seconds = time.monotonic() - began
                 return Verdict(test=attempt.red, why=attempt.why, seconds=seconds)
@@ -142,27 +143,30 @@ class Laboratory:
         why = "" if used else "no test uses it"
         return Verdict(test=None, why=why, seconds=time.monotonic() - began)
 
-    def _attempt(
+    def attempt(
         self, server: EmbeddedPostgres, mutant: Mutant | None, tests: Sequence[str]
-    ) -> _Attempt:
+    ) -> Attempt:
+        """Run tests in a fork. Raises RuntimeError if not even the first one began."""
         pipe, end = _FORK.Pipe(duplex=False)
         process = _FORK.Process(target=self._run, args=(end, server, mutant, tests))
         process.start()
         end.close()
-        test: str | None = None
+        test, why = None, "does not end"
         try:
             while pipe.poll(self._patience(test)):
                 message = pipe.recv()
-                if isinstance(message, _Attempt):
+                if isinstance(message, Attempt):
                     return message
                 test = message
-            return _Attempt(red=test, why="does not end", used=True)
         except EOFError:
-            return _Attempt(red=test, why="ends its process", used=True)
+            why = "ends its process"
         finally:
             process.kill()
             process.join()
             pipe.close()
+        if test is None:
+            raise RuntimeError(f"No test began: {mutant}")
+        return Attempt(red=test, why=why, used=True)
 
     def _patience(self, test: str | None) -> float:
         usual = self.recording.tests[test].seconds if test in self.recording.tests else 0.0
@@ -197,7 +201,7 @@ class Laboratory:
         red, why = reports.red[0] if reports.red else (None, "")
         used = hear.count > 0
         recording = recorder.recording if mutant is None else None
-        pipe.send(_Attempt(red=red, why=why, used=used, recording=recording))
+        pipe.send(Attempt(red=red, why=why, used=used, recording=recording))
 
 
 def _message(report: pytest.TestReport) -> str:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -75,13 +75,6 @@ async def backend(postgres: EmbeddedPostgres) -> AsyncIterator[PostgresBackend]:
         yield backend
 
 
-async def set_externally(backend: PostgresBackend, status: str) -> UUID:
-    """A session to which an external consumer gave ``status``."""
-    session_id = await backend.queued()
-    await backend.external_write(session_id, status=status)
-    return session_id
-
-
 async def _fail_dead_leases(repo: RecoveryRepoPort, limit: int) -> int:
     failed = await repo.fail_dead_leases(
         FAILURE, max_attempts=1, external_timeout=LEASE, limit=limit
@@ -124,7 +117,7 @@ async def test_batch_keeps_its_limit_under_every_plan(
             session = await backend.claimed()
             await backend.attempts.fail(session.id, FAILURE, attempt=1)
         else:
-            await set_externally(backend, status)
+            await backend.set_externally(status)
     await backend.advance(2 * LEASE)
 
     async with connected(postgres, NESTED_LOOPS) as nested:

@@ -42,7 +42,7 @@ from domain.ports import (
 from domain.sessions import ErrorCode, Failure, GenerationSession, SessionStatus
 from domain.tasks import UnreadableTask
 from tests.support.clock import FakeClock
-from tests.support.examples import LEASE, MANY, USER, a_session
+from tests.support.examples import FAILURE, LEASE, MANY, STORED_PICTURE, USER, a_session
 
 
 class Backend(ABC):
@@ -121,6 +121,35 @@ class Backend(ABC):
         session = await self.attempts.claim(session_id, lease=lease)
         assert session is not None
         return session
+
+    async def finished(self, status: SessionStatus) -> GenerationSession:
+        """A session that our own code brought to its final status."""
+        session = await self.claimed()
+        if status is SessionStatus.COMPLETED:
+            assert await self.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
+        else:
+            assert await self.attempts.fail(session.id, FAILURE, attempt=1)
+        return await self.get(session.id)
+
+    async def set_externally(self, status: str, owner: Owner = USER) -> UUID:
+        """A session to which an external consumer gave ``status``."""
+        session_id = await self.queued(owner)
+        await self.external_write(session_id, status=status)
+        return session_id
+
+    async def in_every_status(self) -> dict[str, UUID]:
+        """One session in each state in which recovery leaves it alone for now."""
+        released = await self.claimed()
+        await self.attempts.release(released.id, attempt=1, delay=timedelta(days=1))
+        return {
+            "queued": await self.queued(),
+            "released": released.id,
+            "processing": (await self.claimed()).id,
+            "processing externally": await self.set_externally("processing"),
+            "completed": (await self.finished(SessionStatus.COMPLETED)).id,
+            "completed externally": await self.set_externally("completed"),
+            "failed": (await self.finished(SessionStatus.FAILED)).id,
+        }
 
     async def get(self, session_id: UUID) -> GenerationSession:
         return await self.reads.get(session_id, None)

@@ -24,7 +24,6 @@ pytestmark = pytest.mark.anyio
 AGAIN_AFTER = timedelta(minutes=5)
 EXTERNAL_TIMEOUT = timedelta(minutes=15)
 QUEUE_TTL = timedelta(hours=1)
-LIFETIME = timedelta(days=30)
 MAX_ATTEMPTS = 3
 MOMENT = timedelta(seconds=30)
 """Shorter than any timeout here, and longer than a test."""
@@ -68,30 +67,6 @@ async def refund_missing(backend: Backend, *, limit: int = 100) -> int:
     return await backend.recovery.refund_missing(limit=limit)
 
 
-async def set_externally(backend: Backend, status: str, owner: Owner = USER) -> UUID:
-    """A session to which an external consumer gave ``status``."""
-    session_id = await backend.queued(owner)
-    await backend.external_write(session_id, status=status)
-    return session_id
-
-
-async def in_every_status(backend: Backend) -> dict[str, UUID]:
-    """One session in each state in which recovery leaves it alone."""
-    released, completed, failed = [await backend.claimed() for _ in range(3)]
-    await backend.attempts.release(released.id, attempt=1, delay=2 * QUEUE_TTL)
-    await backend.attempts.complete(completed.id, attempt=1, picture=STORED_PICTURE)
-    await backend.attempts.fail(failed.id, FAILURE, attempt=1)
-    return {
-        "queued": await backend.queued(),
-        "released": released.id,
-        "processing": (await backend.claimed()).id,
-        "processing externally": await set_externally(backend, "processing"),
-        "completed": completed.id,
-        "completed externally": await set_externally(backend, "completed"),
-        "failed": failed.id,
-    }
-
-
 async def expired(backend: Backend, owner: Owner) -> UUID:
     return await backend.queued(owner)
 
@@ -105,7 +80,7 @@ async def spent(backend: Backend, owner: Owner) -> UUID:
 
 
 async def unrefunded(backend: Backend, owner: Owner) -> UUID:
-    return await set_externally(backend, "failed", owner)
+    return await backend.set_externally("failed", owner)
 
 
 Make = Callable[[Backend, Owner], Awaitable[UUID]]
@@ -151,7 +126,7 @@ async def test_concurrent_steps_move_each_session_once(backend: Backend, method:
 @pytest.mark.parametrize("method", STEPS)
 async def test_step_leaves_other_sessions_alone(backend: Backend, method: str) -> None:
     """Queued sessions that are not due, sessions with a live lease, and final sessions."""
-    ids = await in_every_status(backend)
+    ids = await backend.in_every_status()
     before = {name: await backend.get(session_id) for name, session_id in ids.items()}
 
     assert await STEPS[method][1](backend) == 0
@@ -177,7 +152,7 @@ async def test_overdue_by_age(backend: Backend) -> None:
 
 async def test_only_queued_sessions_are_overdue(backend: Backend) -> None:
     """No processing or final session, by any writer."""
-    ids = await in_every_status(backend)
+    ids = await backend.in_every_status()
     await backend.advance(AGAIN_AFTER)
 
     assert await overdue_ids(backend) == [ids["queued"]]
@@ -400,7 +375,7 @@ async def test_external_claim_ends_the_attempt_before_it(backend: Backend) -> No
 
 async def test_external_claim_confirms_the_push(backend: Backend) -> None:
     """Its consumer has had the task."""
-    session_id = await set_externally(backend, "processing")
+    session_id = await backend.set_externally("processing")
 
     assert (await backend.get(session_id)).confirmed
 
@@ -426,7 +401,7 @@ async def test_expired_session_is_refunded(backend: Backend) -> None:
 
 async def test_only_queued_sessions_expire(backend: Backend) -> None:
     """A released session expires by its creation. A processing one does not."""
-    ids = await in_every_status(backend)
+    ids = await backend.in_every_status()
     await backend.advance(QUEUE_TTL + MOMENT)
 
     assert await fail_expired(backend) == 2
@@ -455,117 +430,11 @@ async def test_refund_goes_to_the_payer(backend: Backend) -> None:
     """A store and a user with the same id have two accounts."""
     store, user = (Owner(channel=channel, id="same") for channel in Channel)
     await backend.queued(user)
-    await set_externally(backend, "failed", store)
+    await backend.set_externally("failed", store)
 
     await refund_missing(backend)
 
     assert (await backend.balance(store), await backend.balance(user)) == (1, 0)
-
-
-async def claim_expired_images(backend: Backend, *, limit: int = 100) -> list[UUID]:
-    sessions = await backend.recovery.claim_expired_images(
-        older_than=LIFETIME, again_after=AGAIN_AFTER, limit=limit
-    )
-    assert sessions == [await backend.get(session.id) for session in sessions]
-    return [session.id for session in sessions]
-
-
-async def with_picture(backend: Backend, owner: Owner = USER) -> UUID:
-    """A completed session with a picture of our worker."""
-    session = await backend.claimed(owner)
-    assert await backend.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
-    return session.id
-
-
-async def test_picture_expires_by_the_end_of_its_session(backend: Backend) -> None:
-    """``older_than`` after the change to a final status. Its creation does not count, nor the
-    ``completed_at`` of an external consumer."""
-    session_id = await backend.queued()
-    await backend.advance(2 * LIFETIME)
-    await backend.claim(session_id)
-    await backend.attempts.complete(session_id, attempt=1, picture=STORED_PICTURE)
-    await backend.external_write(session_id, completed_at=datetime(1999, 12, 31, tzinfo=UTC))
-    await backend.advance(LIFETIME - MOMENT)
-    too_early = await claim_expired_images(backend)
-    await backend.advance(2 * MOMENT)
-
-    assert (too_early, await claim_expired_images(backend)) == ([], [session_id])
-
-
-async def test_only_sessions_that_may_have_a_picture_are_claimed(backend: Backend) -> None:
-    """Completed ones with our picture, and failed ones with an attempt, which may have saved one.
-    Not an external consumer's picture: it is not in our storage."""
-    ids = await in_every_status(backend)
-    never_attempted = await backend.queued()
-    await backend.sessions.fail_queued(never_attempted, FAILURE)
-    await backend.external_write(
-        ids["completed externally"], generated_image_url="https://x.example/"
-    )
-    await backend.advance(2 * LIFETIME)
-
-    assert set(await claim_expired_images(backend)) == {ids["completed"], ids["failed"]}
-
-
-async def test_oldest_pictures_are_claimed_first(backend: Backend) -> None:
-    """The next call continues after the limit, and the last one finds no session."""
-    ids = []
-    for _ in range(5):
-        ids.append(await with_picture(backend))
-        await backend.advance(timedelta(minutes=1))
-    await backend.advance(LIFETIME)
-
-    batches = [set(await claim_expired_images(backend, limit=2)) for _ in range(4)]
-
-    assert batches == [set(ids[:2]), set(ids[2:4]), set(ids[4:]), set()]
-
-
-async def test_undeleted_picture_is_claimed_again(backend: Backend) -> None:
-    """Each time after ``again_after``, until its deletion is recorded."""
-    session_id = await with_picture(backend)
-    await backend.advance(LIFETIME + MOMENT)
-    returned = []
-
-    for _ in range(2):
-        returned += [await claim_expired_images(backend), await claim_expired_images(backend)]
-        await backend.advance(AGAIN_AFTER - MOMENT)
-        returned.append(await claim_expired_images(backend))
-        await backend.advance(MOMENT)
-    await backend.recovery.mark_images_deleted([session_id])
-
-    assert returned == [[session_id], [], []] * 2
-    assert await claim_expired_images(backend) == []
-
-
-async def test_concurrent_callers_share_the_expired_pictures(backend: Backend) -> None:
-    """20 at once: none is returned twice or missed, and each deletion is recorded once."""
-    ids = [await with_picture(backend, owner) for _ in range(6) for owner in OWNERS]
-    await backend.advance(LIFETIME + MOMENT)
-
-    batches = await asyncio.gather(*(claim_expired_images(backend, limit=7) for _ in range(20)))
-    marks = await asyncio.gather(*(backend.recovery.mark_images_deleted(ids) for _ in range(20)))
-
-    assert sorted(session_id for batch in batches for session_id in batch) == sorted(ids)
-    assert max(map(len, batches)) <= 7
-    assert sum(marks) == len(ids)
-
-
-async def test_deletion_is_recorded_on_final_sessions(backend: Backend) -> None:
-    """Once, with its time. Nothing else changes. Unfinished and unknown sessions are left alone."""
-    ids = await in_every_status(backend)
-    before = {name: await backend.get(session_id) for name, session_id in ids.items()}
-    mine = [*ids.values(), UUID(int=0)]
-
-    counts = [await backend.recovery.mark_images_deleted(mine) for _ in range(2)]
-
-    after = {name: await backend.get(session_id) for name, session_id in ids.items()}
-    marked = {name for name, session in after.items() if session.image_deleted_at is not None}
-    assert counts == [3, 0]
-    assert marked == {"completed", "completed externally", "failed"}
-    assert {name for name, session in after.items() if session.image_expired} == {"completed"}
-    assert {
-        name: replace(session, image_deleted_at=None) for name, session in after.items()
-    } == before
-    assert await backend.recovery.mark_images_deleted([]) == 0
 
 
 CALLS: dict[str, Callable[[RecoveryRepoPort], Awaitable[object]]] = {

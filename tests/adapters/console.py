@@ -1,0 +1,42 @@
+"""The database with any SQL, as a person at a console or an external program runs it."""
+
+from uuid import UUID
+
+import asyncpg
+
+from adapters.postgres.database import Database
+from tests.contracts.backends import PostgresBackend
+from tests.support.examples import FAILURE, STORED_PICTURE
+
+SESSION = """
+    INSERT INTO generation_sessions (id, channel, user_id, request_id, prompt, model_image_url,
+        {column})
+    SELECT gen_random_uuid(), channel, user_id, request_id, prompt, model_image_url, {value}
+    FROM generation_sessions WHERE id = $1"""
+SET = "UPDATE generation_sessions SET {} WHERE id = $1"
+
+
+class Console(PostgresBackend):
+    """The database, and any SQL on it."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.database = database
+
+    async def run(self, sql: str, *arguments: object) -> None:
+        await self.database.fetch(sql, *arguments)
+
+    async def in_state(self, state: str) -> UUID:
+        """A session of USER's that our own code brought into ``state``."""
+        session_id = (await self.created(idempotency_key="key")).session.id
+        if state != "queued":
+            await self.claim(session_id)
+        if state == "completed":
+            await self.attempts.complete(session_id, attempt=1, picture=STORED_PICTURE)
+        if state == "failed":
+            await self.attempts.fail(session_id, FAILURE, attempt=1)
+        return session_id
+
+    async def everything(self) -> list[list[asyncpg.Record]]:
+        tables = ("credit_accounts", "credit_ledger", "generation_sessions")
+        return [await self.database.fetch(f"SELECT * FROM {table}") for table in tables]  # noqa: S608

@@ -24,12 +24,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick",
         action="store_true",
-        help="simulate a tenth of the seeds, and of the planned faults one at a time",
+        help="simulate one seed of 25, and of the planned faults one at a time",
     )
 
 
 def pytest_configure() -> None:
-    sys.addaudithook(needs.GUARD.audit)
+    sys.addaudithook(needs.audit)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -13,7 +13,7 @@ from tests.simulation.scenarios import (
 
 SEEDS = 1_000
 BATCH = 25
-QUICK_BATCH = 2
+QUICK_BATCH = 1
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BATCH))

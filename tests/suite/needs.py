@@ -49,6 +49,9 @@ OUR_PROGRAMS = ("adapters.", "entrypoints.", "tests.")
 OF_SOCKET = {f".s.PGSQL.{PORT}": POSTGRES, SOCKET_NAME: REDIS}
 
 
+EVENTS = frozenset({"subprocess.Popen", "socket.connect"})
+
+
 class NotMarked(OSError):
     """A test uses what it is not marked with. To the code under test, a server does not answer."""
 
@@ -118,17 +121,22 @@ class Guard:
             self._refused.append(f"{what} takes the marker {need!r}, which this test does not have")
             raise NotMarked(self._refused[-1])
 
-    def audit(self, event: str, args: tuple[Any, ...]) -> None:
-        """For ``sys.addaudithook``, which tells of every process and every connection."""
+    def check(self, event: str, args: tuple[Any, ...]) -> None:
+        """Raises NotMarked if the test may not start this process or make this connection."""
         if event == "subprocess.Popen":
             command = [os.fsdecode(word) for word in args[1]]
             need, what = need_of_command(command), " ".join(command)
-        elif event == "socket.connect":
-            need, what = need_of_address(args[1]), f"a connection to {args[1]}"
         else:
-            return
+            need, what = need_of_address(args[1]), f"a connection to {args[1]}"
         if need is not None:
             self.require(need, what)
 
 
 GUARD = Guard()
+
+
+def audit(event: str, args: tuple[Any, ...]) -> None:
+    """For ``sys.addaudithook``, which tells of every process and every connection, and of much
+    else that is not to take longer."""
+    if event in EVENTS:
+        GUARD.check(event, args)

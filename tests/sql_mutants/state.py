@@ -10,7 +10,7 @@ import msgspec
 
 from tests.sql_mutants.judging import Verdict
 from tests.sql_mutants.mutants import Mutant
-from tests.sql_mutants.recording import Recording
+from tests.sql_mutants.recording import PLAN_SUITES, Recording
 
 REPOSITORY = Path(__file__).parents[2]
 _SOURCES = ("adapters", "config", "domain", "entrypoints", "tests")
@@ -53,9 +53,12 @@ class State:
         return known.verdict if known is not None and known.sources == sources else None
 
     def nearest(self, mutant: Mutant, tests: Iterable[str]) -> tuple[str, ...]:
-        """The tests, first of all the one that caught the mutant in other sources."""
+        """The tests, first of all the one that caught the mutant in other sources: but no test of
+        plans, because a new test may show what the guard is for."""
         known = self.known.get(mutant.key)
         catcher = None if known is None else known.verdict.test
+        if catcher is not None and catcher.startswith(PLAN_SUITES):
+            catcher = None
         return tuple(sorted(tests, key=lambda test: test != catcher))
 
 

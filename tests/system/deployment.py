@@ -1,4 +1,4 @@
-"""A whole wearon out of real processes, which a test may stop, kill and start as it likes."""
+"""A whole deployment of real processes, which a test can stop, kill and start."""
 
 import asyncio
 import json

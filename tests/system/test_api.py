@@ -1,4 +1,4 @@
-"""The API process as operators see it: what keys do, and what its log says."""
+"""The API process as operators see it: its keys and its log."""
 
 import json
 import signal
@@ -9,12 +9,11 @@ from tests.system.deployment import STORE_ID, Deployment, eventually, free_port,
 
 SECONDS = 1.0
 MARGIN_SECONDS = 1.0
-"""What a busy machine may add to a bound."""
+"""Added to a bound on a busy machine."""
 
 
-def test_a_revoked_key_stops_within_its_time(deployment: Deployment) -> None:
-    """``WEARON_AUTH_CACHE_SECONDS`` after ``wearon keys revoke`` at most, while it is in use all
-    the time."""
+def test_revoked_key_stops_within_the_cache_time(deployment: Deployment) -> None:
+    """At most ``WEARON_AUTH_CACHE_SECONDS`` after ``wearon keys revoke``, even in constant use."""
     port = free_port()
     deployment.start("serve", WEARON_PORT=str(port), WEARON_AUTH_CACHE_SECONDS=str(SECONDS))
     made = deployment.wearon("keys", "create", "--store", STORE_ID, "--json").stdout
@@ -31,9 +30,9 @@ def test_a_revoked_key_stops_within_its_time(deployment: Deployment) -> None:
     assert time.monotonic() - revoked_at < SECONDS + MARGIN_SECONDS
 
 
-def test_a_request_s_line_is_written_soon(deployment: Deployment) -> None:
-    """About a second later, though nothing else happens; and one that was answered just before
-    SIGTERM is in the log as any other."""
+def test_access_line_is_written_within_a_second(deployment: Deployment) -> None:
+    """Also if no other request comes. The line of a request that was answered just before SIGTERM
+    is in the log too."""
     port = free_port()
     api = deployment.start("serve", WEARON_PORT=str(port))
     live = Request(f"http://127.0.0.1:{port}/health/live")

@@ -1,4 +1,4 @@
-"""What other programs rely on: the bytes in the Redis list, and consumers that are not ours."""
+"""What other programs rely on: the bytes in the Redis list, and external consumers."""
 
 import json
 import re
@@ -16,11 +16,11 @@ TASKS = "wearon:tasks:generation"
     ("channel", "owner"),
     [("b2c", {"user_id": str(USER_ID)}), ("b2b", {"store_id": STORE_ID})],
 )
-def test_the_task_in_the_list_is_the_contract_s(
+def test_task_in_the_list_follows_the_contract(
     deployment: Deployment, channel: str, owner: dict[str, str]
 ) -> None:
-    """LPUSH leaves one JSON object with exactly the contract's fields, snake_case, owner's key of
-    the channel only, images in the order model, outfit, accessories."""
+    """One JSON object with exactly the contract's fields: snake_case, only the owner key of the
+    channel, and the pictures in the order model, outfit, accessories."""
     url = deployment.url
     redis = deployment.redis()
     redis.flushall()
@@ -52,9 +52,9 @@ def test_the_task_in_the_list_is_the_contract_s(
     redis.close()
 
 
-def test_a_foreign_consumer_s_result_is_seen(deployment: Deployment) -> None:
-    """A consumer that pops with plain BRPOP and writes the row by SQL, knowing of no lease, has
-    its picture shown to the owner, with the time of completion."""
+def test_external_consumer_s_result_is_shown(deployment: Deployment) -> None:
+    """An external consumer pops with plain BRPOP and writes the row by SQL, without a lease. The
+    owner sees its picture, with the time of completion."""
     redis = deployment.redis()
     redis.flushall()
     session_id = deployment.submit().data["session_id"]
@@ -79,9 +79,8 @@ def test_a_foreign_consumer_s_result_is_seen(deployment: Deployment) -> None:
     redis.close()
 
 
-def test_a_foreign_consumer_s_failure_is_refunded(deployment: Deployment) -> None:
-    """A consumer that only writes status = 'failed' leaves the refund to recovery, which makes
-    it once."""
+def test_external_consumer_s_failure_is_refunded(deployment: Deployment) -> None:
+    """An external consumer only writes status = 'failed'. Recovery refunds the session once."""
     session_id = deployment.submit().data["session_id"]
 
     deployment.sql("UPDATE generation_sessions SET status = 'failed' WHERE id = $1", session_id)
@@ -92,9 +91,11 @@ def test_a_foreign_consumer_s_failure_is_refunded(deployment: Deployment) -> Non
     deployment.assert_books_are_right()
 
 
-def test_an_unreadable_message_is_kept_and_its_session_refunded(deployment: Deployment) -> None:
-    """A message of a newer version is buried with its raw text and a reason, the session that it
-    names fails with its refund, and the next task is worked on."""
+def test_unreadable_message_becomes_a_dead_letter_and_its_session_is_refunded(
+    deployment: Deployment,
+) -> None:
+    """A message of a newer version becomes a dead letter with its raw text and a reason. The
+    session that it names fails with its refund, and the next task is worked on."""
     redis = deployment.redis()
     redis.flushall()
     doomed = deployment.submit().data["session_id"]

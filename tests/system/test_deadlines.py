@@ -1,5 +1,5 @@
-"""While PostgreSQL or Redis is away, in whichever way, every request ends within its bound and is
-told the truth; afterwards the same processes go on."""
+"""While PostgreSQL or Redis does not answer, every request ends by its deadline with a truthful
+response. Afterwards the same processes go on."""
 
 import json
 import signal
@@ -28,13 +28,13 @@ DATABASE_SECONDS = 3.0
 CHECK_SECONDS = 2.0
 AT_ONCE_SECONDS = 0.0
 MARGIN_SECONDS = 2.0
-"""What a busy machine may add to a bound."""
+"""Added to a bound on a busy machine."""
 BACK_SECONDS = 5.0
-"""Within this time after a fault everything is as before."""
+"""The time in which the service has recovered from a fault."""
 
 
 class Call(NamedTuple):
-    """A request, the bound of its answer, and the answer without Redis."""
+    """A request, the deadline of its response, and its status without Redis."""
 
     target: str
     seconds: float
@@ -49,7 +49,7 @@ READY = Call("GET /health/ready", CHECK_SECONDS, 503)
 
 
 def calls(session_id: str) -> list[Call]:
-    """One of each, and twenty more at once than there are connections for."""
+    """One of each, and twenty more concurrent ones than there are connections."""
     return [
         SUBMIT,
         Call(f"GET /api/v1/generations/{session_id}", DATABASE_SECONDS, 200),
@@ -74,7 +74,7 @@ class Answer:
 def ask(
     deployment: Deployment, call: Call, *, channel: str = "b2c", port: int | None = None
 ) -> Answer:
-    """At the deployment's own API, unless the ``port`` is another's."""
+    """To the deployment's own API, unless ``port`` is another one's."""
     method, path = call.target.split()
     body = json.dumps({"model_image_url": f"{deployment.url}/samples/model.png"})
     headers = {
@@ -93,14 +93,14 @@ def ask(
 
 
 def ask_all(deployment: Deployment, asked: Sequence[Call]) -> list[Answer]:
-    """All at the same time."""
+    """All of them concurrently."""
     with ThreadPoolExecutor(len(asked)) as threads:
         return list(threads.map(lambda call: ask(deployment, call), asked))
 
 
 @dataclass(frozen=True, slots=True)
 class Wires:
-    """What API and worker reach their servers through."""
+    """The proxies between API, worker and their servers."""
 
     portal: BlockingPortal
     postgres: Proxy
@@ -119,7 +119,7 @@ class Wires:
 
 @pytest.fixture(scope="module")
 def wires(deployed: Deployment) -> Iterator[Wires]:
-    """The deployment has them while the tests of this file run."""
+    """In place while the tests of this file run."""
     postgres = Proxy(deployed.postgres.sockets / f".s.PGSQL.{PORT}")
     redis = Proxy(deployed.valkey.sockets / SOCKET_NAME)
     with (
@@ -137,7 +137,7 @@ def wires(deployed: Deployment) -> Iterator[Wires]:
 
 @pytest.fixture(scope="module")
 def told_unavailable() -> list[str]:
-    """The ids of the submissions that were answered 503, by all tests so far."""
+    """The ids of all submissions answered 503 so far."""
     return []
 
 
@@ -167,9 +167,9 @@ def away(name: str, how: str, deployment: Deployment, wires: Wires) -> AbstractC
 def test_every_request_ends_in_time(
     deployment: Deployment, wires: Wires, told_unavailable: list[str], name: str, how: str
 ) -> None:
-    """Without the store only a sign of life is left; without the queue, everything that does not
-    need it. A 503 says when to come back. Then the same API, and a worker that had to start
-    meanwhile, do their work again."""
+    """Without the database only the liveness probe works; without the queue, everything that does
+    not need it. A 503 carries Retry-After. Afterwards the same API works again, and so does a
+    worker that was started meanwhile."""
     asked = calls(deployment.submit().data["session_id"])
     logged = log_of_workers(deployment)
 
@@ -192,8 +192,8 @@ def test_every_request_ends_in_time(
     assert worker.poll() is None
 
 
-def test_a_store_s_key_is_looked_up_in_time(deployment: Deployment, wires: Wires) -> None:
-    """Before it is known who asks, too."""
+def test_api_key_is_looked_up_in_time(deployment: Deployment, wires: Wires) -> None:
+    """The deadline also covers authentication."""
     with wires.cut("postgres"):
         answer = ask(deployment, SUBMIT, channel="b2b")
 
@@ -202,11 +202,11 @@ def test_a_store_s_key_is_looked_up_in_time(deployment: Deployment, wires: Wires
 
 
 @pytest.mark.usefixtures("wires")
-def test_in_the_end_everything_is_settled(
+def test_every_session_is_settled_in_the_end(
     deployment: Deployment, told_unavailable: list[str]
 ) -> None:
-    """Whoever was told 503 has the credit back, although some of what was cut off took effect
-    later; only completed sessions were paid for."""
+    """Every 503 is refunded, although some statements took effect after they were cut off. Only
+    completed sessions stay charged."""
     deployment.start("worker")
     eventually(lambda: deployment.get("/api/v1/generations/stats").data["active"] == 0)
     kept = deployment.sql(
@@ -221,9 +221,9 @@ def test_in_the_end_everything_is_settled(
     deployment.assert_books_are_right()
 
 
-def test_an_api_stops_in_time_without_its_store(deployment: Deployment) -> None:
-    """SIGTERM, and the store is silent: the request in flight is answered within its bound, and
-    closing the pool takes no time; the exit code is 0."""
+def test_api_stops_in_time_without_its_database(deployment: Deployment) -> None:
+    """SIGTERM while the database is silent: the request in flight is answered by its deadline,
+    closing the pool waits for nothing, and the exit code is 0."""
     port = free_port()
     api = deployment.start("serve", WEARON_PORT=str(port))
     lock = "DO $$ BEGIN LOCK TABLE generation_sessions; PERFORM pg_sleep(2); END $$"
@@ -252,8 +252,8 @@ def listens(port: int) -> bool:
         return probe.connect_ex((HOST, port)) == 0
 
 
-def test_a_body_that_drips_is_cut_off(deployment: Deployment) -> None:
-    """A caller that never ends its request is told so after ten seconds, and let go."""
+def test_slow_drip_body_is_cut_off(deployment: Deployment) -> None:
+    """A request that never ends is answered after ten seconds, and its connection is closed."""
     head = (
         "POST /api/v1/generations HTTP/1.1\r\nHost: wearon\r\nContent-Type: application/json\r\n"
         f"Authorization: Bearer {deployment.tokens['b2c']}\r\nContent-Length: 1000\r\n\r\n"

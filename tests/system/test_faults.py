@@ -1,4 +1,4 @@
-"""Faults in mid-flight: afterwards every session is settled and the books are right."""
+"""Faults while work is in flight: afterwards every session is settled and the books are right."""
 
 import signal
 
@@ -6,7 +6,7 @@ from tests.system.deployment import Deployment, eventually, kill
 
 
 def test_redis_down_at_submit(deployment: Deployment) -> None:
-    """Redis unavailable is a 503 with Retry-After; the session is failed and its credit back."""
+    """Redis unavailable is a 503 with Retry-After; the session fails with its refund."""
     before = deployment.balance()
 
     deployment.valkey.stop()
@@ -87,8 +87,8 @@ def test_worker_drains_on_sigterm(deployment: Deployment) -> None:
     assert deployment.session(waiting)["status"] == "queued"
 
 
-def test_work_beyond_the_grace_time_is_given_back(deployment: Deployment) -> None:
-    """A task that does not finish in the grace time goes back and another worker completes it."""
+def test_work_beyond_the_drain_time_is_requeued(deployment: Deployment) -> None:
+    """A task that does not finish in the drain time goes back; another worker completes it."""
     worker = deployment.start(
         "worker", WEARON_LOCAL_GENERATOR_SECONDS="60", WEARON_DRAIN_SECONDS="5"
     )

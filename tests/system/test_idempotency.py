@@ -1,4 +1,4 @@
-"""One key through several API processes: one session and one debit, however many ask at once."""
+"""One key through several API processes: one session and one debit for any number of copies."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ COPIES = 100
 
 
 def ready(url: str) -> bool:
-    """Whether an API answers there, with all that it needs."""
+    """Whether the API there is ready."""
     try:
         with urlopen(f"{url}/health/ready", timeout=DEADLINE_SECONDS) as response:
             return bool(response.status == 200)
@@ -24,7 +24,7 @@ def ready(url: str) -> bool:
 
 
 def ask(deployment: Deployment, url: str, key: str) -> Answer:
-    """Ask for a picture of the sample model, once, with a key."""
+    """Submit the sample model once, with a key."""
     request = Request(
         f"{url}/api/v1/generations",
         json.dumps({"model_image_url": f"{deployment.url}/samples/model.png"}).encode(),
@@ -51,10 +51,10 @@ def urls(deployed: Deployment) -> list[str]:
 
 def at_once(deployment: Deployment, urls: list[str], keys: list[str]) -> list[Answer]:
     """The answers to one request per key, all sent at the same moment, to one URL after another."""
-    everybody = Barrier(len(keys))
+    barrier = Barrier(len(keys))
 
     def one(number: int) -> Answer:
-        everybody.wait(DEADLINE_SECONDS)
+        barrier.wait(DEADLINE_SECONDS)
         return ask(deployment, urls[number % len(urls)], keys[number])
 
     with ThreadPoolExecutor(len(keys)) as threads:
@@ -80,8 +80,8 @@ def test_a_hundred_copies_through_several_processes(
 
 
 def test_copies_while_the_queue_is_away(deployment: Deployment, urls: list[str]) -> None:
-    """Whoever makes the session undoes it at once while the others wait for the same account: none
-    waits for ever, no credit is lost, and afterwards the key makes a session again."""
+    """One copy creates the session and undoes it at once, while the others wait for the same
+    account. None waits forever, no credit is lost, and afterwards the key is free again."""
     before = deployment.balance()
     deployment.valkey.stop()
 

@@ -29,7 +29,7 @@ def worker(deployment: Deployment, fake: FakeReplicate, **settings: str) -> Pope
 
 
 def noted(deployment: Deployment, session_id: str) -> str | None:
-    """The job that the store knows of."""
+    """The job that the database knows."""
     (row,) = deployment.sql(
         "SELECT provider_job FROM generation_sessions WHERE id = $1", session_id
     )
@@ -37,7 +37,7 @@ def noted(deployment: Deployment, session_id: str) -> str | None:
     return job
 
 
-def test_a_job_outlives_its_worker(deployment: Deployment, fake: FakeReplicate) -> None:
+def test_job_outlives_its_worker(deployment: Deployment, fake: FakeReplicate) -> None:
     """SIGKILL between the job and its result: the next worker waits for the same job, and the
     provider was asked for one picture."""
     fake.seconds = 4
@@ -59,11 +59,11 @@ def test_a_job_outlives_its_worker(deployment: Deployment, fake: FakeReplicate) 
 
 
 @pytest.mark.parametrize("is_idempotent", [True, False])
-def test_a_worker_dies_before_it_can_note_its_job(
+def test_worker_killed_before_it_records_its_job(
     deployment: Deployment, fake: FakeReplicate, *, is_idempotent: bool
 ) -> None:
-    """SIGKILL while the provider, which has begun the job, answers: a provider that heeds keys has
-    one job in the end. Of one that does not the first is lost, and the customer pays once."""
+    """SIGKILL while the provider, which has begun the job, responds. A provider with idempotency
+    keys has one job in the end; at another one the first job is lost. The customer pays once."""
     fake.is_idempotent = is_idempotent
 
     async def begins_and_hangs(request: web.Request) -> web.StreamResponse:
@@ -87,10 +87,8 @@ def test_a_worker_dies_before_it_can_note_its_job(
     deployment.assert_books_are_right()
 
 
-def test_a_worker_that_has_to_stop_cancels_its_job(
-    deployment: Deployment, fake: FakeReplicate
-) -> None:
-    """A job that outlasts the grace time is ended at the provider; the session goes back, and
+def test_stopping_worker_cancels_its_job(deployment: Deployment, fake: FakeReplicate) -> None:
+    """A job that outlasts the drain time is cancelled at the provider. The session goes back, and
     another worker completes it."""
     fake.seconds = 60
     stopping = worker(deployment, fake, WEARON_DRAIN_SECONDS="5")
@@ -110,9 +108,9 @@ def test_a_worker_that_has_to_stop_cancels_its_job(
     deployment.assert_books_are_right()
 
 
-def test_a_lost_store_costs_no_second_job(deployment: Deployment, fake: FakeReplicate) -> None:
-    """PostgreSQL is gone for longer than a lease while a job is made, and the worker has to stop:
-    the job is left to whoever has the session next."""
+def test_lost_database_costs_no_second_job(deployment: Deployment, fake: FakeReplicate) -> None:
+    """PostgreSQL is down for longer than a lease while a job runs, and the worker has to stop: the
+    job is left to the next attempt."""
     fake.seconds = 6
     worker(deployment, fake)
     session_id = deployment.submit().data["session_id"]

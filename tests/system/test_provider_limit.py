@@ -1,4 +1,4 @@
-"""The provider's limit holds over all workers together."""
+"""All workers together keep to the provider's limit."""
 
 import time
 from collections.abc import Iterator
@@ -20,10 +20,9 @@ def provider() -> Iterator[FakeProvider]:
         yield provider
 
 
-def test_three_workers_keep_to_one_limit(deployment: Deployment, provider: FakeProvider) -> None:
-    """Twelve slots, a provider that answers at once and more work than they may start: from the
-    beginning on, calls are as many as the pace permits in the time that passed, and no more;
-    everything is completed all the same."""
+def test_three_workers_share_one_limit(deployment: Deployment, provider: FakeProvider) -> None:
+    """Twelve slots, a provider that responds at once, and more tasks than may start: at every
+    moment the calls are as many as the limit permits, and no more. Every session is completed."""
     ids = [deployment.submit().data["session_id"] for _ in range(TASKS)]
     began = time.monotonic()
 

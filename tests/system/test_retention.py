@@ -1,4 +1,4 @@
-"""Pictures are kept for the days that the settings say, and no longer."""
+"""Pictures are kept for the lifetime in the settings, and no longer."""
 
 from contextlib import closing
 from pathlib import Path
@@ -8,9 +8,9 @@ from urllib.request import urlopen
 from tests.system.deployment import Deployment, eventually
 
 
-def test_an_old_picture_is_deleted(deployment: Deployment) -> None:
-    """Its file is gone, its link is dead and its session says so, with the same money as before;
-    a younger picture stays. What a failed attempt left in the folder goes as well."""
+def test_expired_picture_is_deleted(deployment: Deployment) -> None:
+    """Its file and its link are gone and its session says so; its credits do not change. A younger
+    picture stays. The leftovers of a failed attempt are deleted as well."""
     worker = deployment.start("worker", WEARON_PICTURE_LIFETIME_SECONDS="604800")
     old, young = [deployment.submit().data["session_id"] for _ in range(2)]
     link, young_link = [
@@ -47,7 +47,7 @@ def file_of(deployment: Deployment, session_id: str) -> Path:
 
 
 def backdate(deployment: Deployment, *session_ids: str, days: int) -> None:
-    """Let the sessions have ended so long ago, which no trigger would allow."""
+    """Move the end of sessions ``days`` back, which a trigger would refuse."""
     deployment.sql("ALTER TABLE generation_sessions DISABLE TRIGGER session_is_guarded")
     deployment.sql(
         "UPDATE generation_sessions"

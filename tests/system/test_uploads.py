@@ -1,5 +1,5 @@
-"""A picture of a caller's own, from its bytes to a try-on, where the worker may fetch nothing from
-this machine: only its storage can have given the picture out."""
+"""A caller's own picture, from its bytes to a try-on. The worker may fetch nothing from this
+machine, so the picture can only come from the storage."""
 
 import json
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ PRODUCTION = {"WEARON_ENVIRONMENT": "production", "WEARON_FETCH_ALLOW_LOOPBACK":
 
 @pytest.fixture(scope="module")
 def deployed(deployed: Deployment) -> Iterator[Deployment]:
-    """The deployment, with settings for production."""
+    """The deployment, with production settings."""
     with deployed.configured(**PRODUCTION):
         yield deployed
 
 
 @pytest.fixture(scope="module")
 def other(deployed: Deployment, s3_url: str) -> Iterator[Deployment]:
-    """Another API on the same servers, which keeps its pictures in S3."""
+    """Another API on the same servers, with its pictures in S3."""
     bucket = new_bucket(s3_url)
     other = Deployment(deployed.folder)
     other.tokens = deployed.tokens
@@ -51,7 +51,7 @@ def in_s3(other: Deployment) -> Iterator[Deployment]:
 
 
 def offered(deployment: Deployment, channel: str) -> Any:
-    """Where to send a PNG."""
+    """An offer for a PNG."""
     body = json.dumps({"content_type": "image/png"}).encode()
     request = Request(f"{deployment.url}/api/v1/uploads", body, deployment.headers(channel))
     with urlopen(request, timeout=DEADLINE_SECONDS) as answer:
@@ -60,7 +60,7 @@ def offered(deployment: Deployment, channel: str) -> Any:
 
 
 def sent(offer: Any, data: bytes) -> int:
-    """Do as one was told; the status."""
+    """Upload as offered; the status."""
     request = Request(offer["upload_url"], data, offer["headers"], method=offer["method"])
     try:
         with urlopen(request, timeout=DEADLINE_SECONDS) as answer:
@@ -76,7 +76,7 @@ def read(url: str) -> bytes:
 
 
 def uploaded(deployment: Deployment, channel: str, data: bytes) -> str:
-    """The link of a picture that was sent as the API said."""
+    """The link of an uploaded picture."""
     offer = offered(deployment, channel)
     assert sent(offer, data) == 200
     return str(offer["image_url"])
@@ -84,10 +84,10 @@ def uploaded(deployment: Deployment, channel: str, data: bytes) -> str:
 
 @pytest.mark.parametrize("channel", ["b2b", "b2c"])
 @pytest.mark.parametrize("storage", ["local", "s3"])
-def test_a_try_on_with_pictures_of_ones_own(
+def test_try_on_with_uploaded_pictures(
     request: pytest.FixtureRequest, storage: str, channel: str
 ) -> None:
-    """Larger than any other request may be, and done without the network."""
+    """Larger than any other request may be, and read without the network."""
     deployment: Deployment = request.getfixturevalue(
         "deployment" if storage == "local" else "in_s3"
     )
@@ -108,8 +108,8 @@ def test_a_try_on_with_pictures_of_ones_own(
     deployment.assert_books_are_right()
 
 
-def test_anothers_picture_is_not_read(deployment: Deployment) -> None:
-    """Its link leads through the network, as from anywhere: here to an address that is refused."""
+def test_other_owner_s_upload_is_not_read(deployment: Deployment) -> None:
+    """Its link goes through the network like any other, here to an address that is refused."""
     picture = uploaded(deployment, "b2b", encoded())
     deployment.start("worker")
 
@@ -121,8 +121,8 @@ def test_anothers_picture_is_not_read(deployment: Deployment) -> None:
     deployment.assert_books_are_right()
 
 
-def test_a_picture_that_was_never_sent(deployment: Deployment) -> None:
-    """Fails the session that uses it, with its refund; a link is not a picture."""
+def test_upload_that_was_never_sent(deployment: Deployment) -> None:
+    """A session that uses its link fails with its refund."""
     offer = offered(deployment, "b2c")
     deployment.start("worker")
 
@@ -134,8 +134,8 @@ def test_a_picture_that_was_never_sent(deployment: Deployment) -> None:
     assert deployment.entries(session["session_id"]) == ["debit", "refund"]
 
 
-def test_what_is_too_large_is_not_taken(deployment: Deployment) -> None:
-    """Over a real socket, and the server goes on. It may hang up while we still send."""
+def test_too_large_upload_is_rejected(deployment: Deployment) -> None:
+    """Over a real socket. The server may close the connection before all is sent, and goes on."""
     offer = offered(deployment, "b2c")
 
     try:

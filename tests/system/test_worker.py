@@ -1,4 +1,4 @@
-"""How a worker process ends, as whoever started it sees: by its exit code."""
+"""How a worker process ends: its exit codes."""
 
 import os
 import signal
@@ -15,19 +15,19 @@ NOBODY = "127.0.0.1:1"
 
 
 def once(deployment: Deployment, *options: str, **settings: str) -> int:
-    """The exit code of a worker that does what waits and ends."""
+    """The exit code of a worker with ``--once``."""
     worker = deployment.start("worker", "--once", *options, **settings)
     return worker.wait(DEADLINE_SECONDS)
 
 
 def logged(deployment: Deployment) -> str:
-    """What the workers of this deployment said."""
+    """The log of the deployment's workers."""
     return (deployment.folder / "worker.log").read_text()
 
 
 def test_once(deployment: Deployment) -> None:
-    """More than it has slots are done, then it ends by itself; and so it does if none waits. Each
-    has its line in the log."""
+    """It works through more tasks than it has slots, then ends by itself; with an empty queue it
+    ends too. Each task has its line in the log."""
     sessions = [deployment.submit().data["session_id"] for _ in range(5)]
 
     exit_codes = [once(deployment, "--concurrency", "2"), once(deployment)]
@@ -44,7 +44,7 @@ def test_once(deployment: Deployment) -> None:
     [("REDIS_URL", f"redis://{NOBODY}/0"), ("DATABASE_URL", f"postgresql://{NOBODY}/wearon")],
 )
 def test_once_without_a_server(deployment: Deployment, variable: str, url: str) -> None:
-    """It does not wait for it: work may be left, and here it is, for the next run."""
+    """It does not wait for the server. Work may be left, here for the next run."""
     session_id = deployment.submit().data["session_id"]
 
     exit_code = once(deployment, **{variable: url})
@@ -55,8 +55,8 @@ def test_once_without_a_server(deployment: Deployment, variable: str, url: str) 
 
 
 def test_once_with_a_wrong_key(deployment: Deployment) -> None:
-    """The provider turns everybody away: work is left and nobody harmed. A log line says that a
-    stop might cut off a call that is paid for."""
+    """The provider rejects every request: work is left, and no session fails. A log line warns that
+    a stop might cut off a paid call."""
     session_id = deployment.submit().data["session_id"]
 
     with provider_in_thread() as fake:
@@ -76,7 +76,7 @@ def test_once_with_a_wrong_key(deployment: Deployment) -> None:
 
 @contextmanager
 def without_a_column(deployment: Deployment) -> Iterator[None]:
-    """One has another name, as in a database of another version."""
+    """One column has another name, as in a database of another version."""
     rename = "ALTER TABLE generation_sessions RENAME COLUMN {} TO {}"
     deployment.sql(rename.format("lease_expires_at", "renamed"))
     try:
@@ -85,8 +85,8 @@ def without_a_column(deployment: Deployment) -> Iterator[None]:
         deployment.sql(rename.format("renamed", "lease_expires_at"))
 
 
-def test_once_with_an_error_that_nobody_expects(deployment: Deployment) -> None:
-    """It says so, fails, and the task is in the queue for the next run."""
+def test_once_with_an_unexpected_error(deployment: Deployment) -> None:
+    """The error is logged, the exit code is 1, and the task is in the queue for the next run."""
     session_id = deployment.submit().data["session_id"]
 
     with without_a_column(deployment):
@@ -98,8 +98,8 @@ def test_once_with_an_error_that_nobody_expects(deployment: Deployment) -> None:
     assert deployment.session(session_id)["status"] == "completed"
 
 
-def test_a_worker_that_cannot_be_started(deployment: Deployment) -> None:
-    """A setting is a failure, a command line that cannot be understood is another."""
+def test_worker_that_cannot_start(deployment: Deployment) -> None:
+    """An invalid setting and an invalid command line have exit codes of their own."""
     without_secret = deployment.start("worker", WEARON_SIGNING_SECRET="")
     misspelt = deployment.start("worker", "--twice")
 
@@ -107,9 +107,9 @@ def test_a_worker_that_cannot_be_started(deployment: Deployment) -> None:
     assert misspelt.wait(DEADLINE_SECONDS) == 2
 
 
-def test_a_second_signal_gives_the_work_back(deployment: Deployment) -> None:
-    """A worker that has a minute to finish its task is gone at once, as it was told: nothing is
-    lost, and the exit code is 0."""
+def test_second_signal_requeues_the_work(deployment: Deployment) -> None:
+    """A worker that has a minute to finish its task stops at once. Nothing is lost, and the exit
+    code is 0."""
     (deployment.folder / "worker.log").write_text("")
     worker = deployment.start(
         "worker", WEARON_LOCAL_GENERATOR_SECONDS="60", WEARON_DRAIN_SECONDS="60"

@@ -241,27 +241,23 @@ async def test_error_inside_a_deletion_s_200_raises_try_again(new_service: NewSe
     assert len(asked) == 3
 
 
-@pytest.mark.parametrize("call", CALLS)
-async def test_error_status_raises_try_again(
-    new_service: NewService, call: Callable[..., Awaitable[object]]
-) -> None:
-    """Wrong credentials, throttling and faults are not the picture's fault. At most three tries for
-    each of the three types that a picture may have."""
+@pytest.mark.parametrize("status", [400, 401, 403, 429, 500, 503])
+async def test_error_status_raises_try_again(new_service: NewService, status: int) -> None:
+    """Wrong credentials, throttling and faults are not the picture's fault. Each call makes at most
+    three tries for each of the three types that a picture may have."""
 
-    def refusing(status: int) -> Handler:
-        async def refuse(_: web.Request) -> web.Response:
-            return web.Response(status=status)
+    async def refuse(_: web.Request) -> web.Response:
+        return web.Response(status=status)
 
-        return refuse
-
-    services = [await new_service(refusing(status)) for status in (400, 401, 403, 429, 500, 503)]
+    services = [await new_service(refuse) for _ in CALLS]
 
     # At the same time, because each waits before it tries again.
     outcomes = await asyncio.gather(
-        *(call(service.storage()) for service in services), return_exceptions=True
+        *(call(service.storage()) for call, service in zip(CALLS, services, strict=True)),
+        return_exceptions=True,
     )
 
-    assert [type(outcome) for outcome in outcomes] == [TryAgain] * len(services)
+    assert [type(outcome) for outcome in outcomes] == [TryAgain] * len(CALLS)
     assert all(0 < len(service.requests) <= 9 for service in services)
 
 

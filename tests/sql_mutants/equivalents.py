@@ -1,4 +1,4 @@
-"""Mutants that no test can catch, for they change nothing, each with the reason."""
+"""Mutants that no test can catch because they change nothing, each with the reason."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,8 @@ from tests.sql_mutants.mutants import Mutant
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Equivalent:
-    """``now``: what the mutant says in place of what was ``within`` the text before; only the
-    mutant says so. White space does not matter."""
+    """Matches a mutant that contains ``now``, made from a text that contains ``within`` but not
+    ``now``. White space does not matter."""
 
     now: str
     within: str = ""

@@ -2,15 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, cast
 from urllib.parse import unquote
 from uuid import UUID, uuid4
 
 import msgspec
-from litestar.types import Message, Scope
+from litestar import Litestar
+from litestar.types import Message, Receive, Scope, Send
 
 from adapters.auth.bearer import (
     BearerAuthenticator,
@@ -70,6 +73,35 @@ class Answer:
         return str(self.json["error"]["message"])
 
 
+_SERVICES: ContextVar[Services] = ContextVar("services")
+"""Of the ``Api`` that is being called."""
+
+
+class _Called:
+    """One of the services of the ``Api`` that is being called."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(getattr(_SERVICES.get(), self._name), attribute)
+
+    def __call__(self, *args: Any) -> Any:
+        return getattr(_SERVICES.get(), self._name)(*args)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(getattr(_SERVICES.get(), self._name))
+
+
+@cache
+def _application(max_body_bytes: int) -> Litestar:
+    """Shared by all ``Api`` objects: it takes longer to build than most tests to run."""
+    services: Any = {field.name: _Called(field.name) for field in fields(Services)}
+    return create_app(
+        Services(**services), max_body_bytes=max_body_bytes, max_upload_bytes=MAX_UPLOAD_BYTES
+    )
+
+
 class Api:
     """Checks every response: one X-Request-Id, no repeated header, the envelope in every JSON body,
     and a status that the OpenAPI document lists for the route."""
@@ -95,31 +127,34 @@ class Api:
             max_in_flight=2,
         )
         self.readiness: dict[str, Check] = {"database": _answers, "queue": _answers}
-        self.app = create_app(
-            Services(
-                submission=self.service.submission,
-                views=SessionViews(reads=self.service.repo, storage=self.storage),
-                sessions=self.service.repo,
-                credits=self.service.accounts,
-                authenticate=BearerAuthenticator(keys=self.keys, rules=RULES),
-                readiness=self.readiness,
-                uploads=self.uploads,
-                files=self.storage,
-                receiver=self.receiver,
-                samples=draw_sample,
-                clock=now,
-            ),
-            max_body_bytes=max_body_bytes,
-            max_upload_bytes=MAX_UPLOAD_BYTES,
+        self._services = Services(
+            submission=self.service.submission,
+            views=SessionViews(reads=self.service.repo, storage=self.storage),
+            sessions=self.service.repo,
+            credits=self.service.accounts,
+            authenticate=BearerAuthenticator(keys=self.keys, rules=RULES),
+            readiness=self.readiness,
+            uploads=self.uploads,
+            files=self.storage,
+            receiver=self.receiver,
+            samples=draw_sample,
+            clock=now,
         )
+        self._application = _application(max_body_bytes)
         self._tokens: dict[Owner, str] = {}
 
     @property
     def document(self) -> dict[str, Any]:
         """The OpenAPI document, which is the same for every ``Api``."""
         if not _DOCUMENT:
-            _DOCUMENT.update(msgspec.to_builtins(self.app.openapi_schema.to_schema()))
+            schema = self._application.openapi_schema.to_schema()
+            _DOCUMENT.update(msgspec.to_builtins(schema))
         return _DOCUMENT
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application, on the services of this object."""
+        _SERVICES.set(self._services)
+        await self._application(scope, receive, send)
 
     async def get(self, target: str, **options: Any) -> Answer:
         return await self.call("GET", target, content_type=None, **options)

@@ -147,32 +147,25 @@ def test_demo_with_a_provider_of_jobs(folder: Path) -> None:
     assert TOKEN not in output + (folder / "demo" / "demo.log").read_text()
 
 
-def test_dev_keeps_its_data(folder: Path) -> None:
-    """A second start of ``wearon dev`` has the balance of the first and accepts its token."""
+def test_dev_keeps_its_data_and_leaves_no_process(folder: Path) -> None:
+    """A second start of ``wearon dev`` has the balance of the first and accepts its token. Stopped
+    by a signal, it exits with 0; ``kill -9`` of it alone also ends its servers, API and worker."""
     arguments = ("dev", "--port", str(free_port()), "--data-dir", str(folder / "dev"))
     first = Started(*arguments)
     submit = _submit(first.output_until(r"Ctrl-C stops"))
     first_code = first.end()
     second = Started(*arguments)
     account = _credits(second.output_until(r"Ctrl-C stops"))
-    second_code = second.end()
+    children = _descendants(second.process.pid)
+
+    second.process.kill()
+    second.process.wait(DEADLINE_SECONDS)
+    eventually(lambda: not any(_alive(pid) for pid in children))
+    second.end()
 
     assert submit["data"]["credits_remaining"] == 99
     assert account["data"]["balance"] == 99
-    assert (first_code, second_code) == (0, 0)
-
-
-def test_killed_dev_leaves_no_process(folder: Path) -> None:
-    """``kill -9`` of ``wearon dev`` alone also ends its servers, API and worker."""
-    dev = Started("dev", "--port", str(free_port()), "--data-dir", str(folder / "dev"))
-    dev.output_until(r"Ctrl-C stops")
-    children = _descendants(dev.process.pid)
-
-    dev.process.kill()
-    dev.process.wait(DEADLINE_SECONDS)
-    eventually(lambda: not any(_alive(pid) for pid in children))
-    dev.end()
-
+    assert first_code == 0
     assert len(children) >= 5
 
 

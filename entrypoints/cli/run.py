@@ -61,13 +61,13 @@ def worker(
 
     \b
     Exit codes:
-      0   stopped cleanly on a signal (tasks finished or requeued); with --once, also: the
-          queue was empty
-      1   failed: an invalid setting, or an unexpected error, which is in the log
+      0   stopped cleanly on a signal (tasks finished or requeued); with
+          --once, also: the queue was empty
+      1   failed: an invalid setting, or an unexpected error (see the log)
       2   invalid command line
-      75  with --once: tasks may be left, because the database or Redis did not answer,
-          recovery failed, or the provider rejected every request (circuit open); try again
-          later
+      75  with --once: tasks may be left, because the database or Redis did
+          not answer, recovery failed, or the provider rejected every
+          request (circuit open); try again later
     """
     from config.loading import load_settings  # noqa: PLC0415
     from entrypoints.worker import run_worker  # noqa: PLC0415

@@ -275,7 +275,7 @@ async def test_submission_is_decided_by_its_own_account(
 async def test_owners_of_one_statement_pay_each_for_itself(
     gated: Gated, plain: Database, backend: PostgresBackend
 ) -> None:
-    """Also a store and a user of the same id, with the same key."""
+    """Also a store and a user of the same id, with the same key; the statement decides them all."""
     await backend.credits.grant(USER, 3, note="test")
     before = await _accounts(plain)
 
@@ -287,6 +287,7 @@ async def test_owners_of_one_statement_pay_each_for_itself(
     )
 
     assert outcomes == ["created"] * 4
+    assert [size for size, _ in gated.sent] == [4]
     assert await _accounts(plain) == {
         **before,
         ("b2c", USER.id): (1, 2, 2, 2),
@@ -301,10 +302,11 @@ async def test_owners_of_one_statement_pay_each_for_itself(
 async def test_owner_without_an_account_gets_nothing(
     gated: Gated, plain: Database, count: int
 ) -> None:
-    """Alone or twice at once."""
+    """Alone or twice at once: neither statement fails."""
     before = await _accounts(plain)
 
     outcomes = await submitted(gated, plain, [(NOBODY, None, MANY)] * count, held=False)
 
     assert outcomes == ["InsufficientCredits"] * count
+    assert [size for size, _ in gated.sent] == [count, count]
     assert await _accounts(plain) == before

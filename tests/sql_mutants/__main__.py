@@ -19,7 +19,7 @@ import pytest
 from tests.sql_mutants.campaign import Campaign
 from tests.sql_mutants.constants import constants
 from tests.sql_mutants.equivalents import EQUIVALENTS
-from tests.sql_mutants.judging import TEMPLATE, Laboratory
+from tests.sql_mutants.judging import TEMPLATE, MutantRunner
 from tests.sql_mutants.mutants import Chosen, Mutant, Refused, accepted, schema_mutants
 from tests.sql_mutants.recording import Recording, named
 from tests.sql_mutants.state import State, hash_of_sources
@@ -27,7 +27,7 @@ from tests.support import servers
 
 SUITES = ("tests/contracts", "tests/adapters", "tests/entrypoints")
 FIXTURE = "postgres"
-"""What a test asks for, directly or not, to use the PostgreSQL that the tests share."""
+"""The fixture of the PostgreSQL server that the tests share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class Options:
 
 
 class Plugin:
-    """Runs the campaign in place of the tests that pytest has collected."""
+    """A pytest plugin that runs the campaign in place of the collected tests."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -61,9 +61,9 @@ class Plugin:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         with ExitStack() as stack:
             started = [stack.enter_context(servers.postgres()) for _ in range(self.options.workers)]
-            laboratory = Laboratory(session=session, postgres=started)
-            laboratory.prepare()
-            self.exit_code = _run(laboratory, self.options)
+            runner = MutantRunner(session=session, postgres=started)
+            runner.prepare()
+            self.exit_code = _run(runner, self.options)
         return True
 
 
@@ -72,18 +72,18 @@ def _uses_postgres(item: pytest.Item) -> bool:
     return FIXTURE in fixtures or FIXTURE in item.nodeid
 
 
-def _run(laboratory: Laboratory, options: Options) -> int:
+def _run(runner: MutantRunner, options: Options) -> int:
     state, sources = State.load(options.state), hash_of_sources()
     recorded = f"{sources} {' '.join(options.suites)}"
     if state.recorded != recorded:
-        _print(f"Recording what {len(laboratory.session.items)} tests send")
-        state.recording, state.recorded = laboratory.record(), recorded
+        _print(f"Recording what {len(runner.session.items)} tests send")
+        state.recording, state.recorded = runner.record(), recorded
         state.save()
-    recording = laboratory.recording = state.recording
+    recording = runner.recording = state.recording
     if recording.red:
         _print("Red without a mutant:", *recording.red)
         return 2
-    url = laboratory.postgres[0].url(TEMPLATE)
+    url = runner.postgres[0].url(TEMPLATE)
     mutants, refused = asyncio.run(_mutants(url, recording, options.chooses))
     if options.sample is not None:
         mutants = mutants[:: -(-len(mutants) // options.sample) or 1]
@@ -95,7 +95,7 @@ def _run(laboratory: Laboratory, options: Options) -> int:
         recording=recording,
         state=state,
         sources=sources,
-        judge=laboratory.judge,
+        judge=runner.judge,
         print=_print,
     ).run()
 
@@ -103,7 +103,7 @@ def _run(laboratory: Laboratory, options: Options) -> int:
 async def _mutants(
     url: str, recording: Recording, chosen: Chosen
 ) -> tuple[list[Mutant], list[Refused]]:
-    """Of all statements and of the schema, by whether PostgreSQL takes them."""
+    """Mutants of all statements and of the schema, by whether PostgreSQL accepts them."""
     connection = await asyncpg.connect(url)
     try:
         mutants, refused = await schema_mutants(connection, chosen)

@@ -1,4 +1,4 @@
-"""A suite that sends statements and would never notice what they do: every mutant survives it."""
+"""A suite that sends statements and asserts nothing: every mutant survives it."""
 
 import pytest
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_nothing(postgres: EmbeddedPostgres) -> None:
-    """Not collected with the others, because of the file's name."""
+    """The file's name keeps pytest from collecting it with the others."""
     database = Database(postgres.url(), limits=DatabaseLimits())
     backend = PostgresBackend(database)
     session = await backend.claimed()

@@ -1,4 +1,4 @@
-"""Where SQL leaves the process: each text on its way to asyncpg is heard, and may be changed."""
+"""Intercepts every statement on its way to asyncpg, to record or to replace it."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -10,8 +10,8 @@ import asyncpg
 
 from adapters.postgres.database import Database
 
-Hear: TypeAlias = Callable[[str, tuple[Any, ...]], tuple[str, tuple[Any, ...]]]
-"""Given a text and its arguments, what to send."""
+Intercept: TypeAlias = Callable[[str, tuple[Any, ...]], tuple[str, tuple[Any, ...]]]
+"""Takes a statement and its arguments, and returns those to send."""
 
 _METHODS = (
     "execute",
@@ -28,28 +28,28 @@ _BETWEEN = ("asyncpg", "contextlib")
 
 
 @contextmanager
-def hearing(hear: Hear) -> Iterator[None]:
-    """Every statement of this process goes through ``hear``."""
+def intercepted(intercept: Intercept) -> Iterator[None]:
+    """Send every statement of this process through ``intercept``."""
     originals = {name: getattr(asyncpg.Connection, name) for name in _METHODS}
     try:
         for name, original in originals.items():
-            setattr(asyncpg.Connection, name, _through(hear, original))
+            setattr(asyncpg.Connection, name, _through(intercept, original))
         yield
     finally:
         for name, original in originals.items():
             setattr(asyncpg.Connection, name, original)
 
 
-def _through(hear: Hear, original: Callable[..., Any]) -> Callable[..., Any]:
+def _through(intercept: Intercept, original: Callable[..., Any]) -> Callable[..., Any]:
     def send(connection: object, sql: str, *arguments: Any, **options: Any) -> Any:
-        sql, arguments = hear(sql, arguments)
+        sql, arguments = intercept(sql, arguments)
         return original(connection, sql, *arguments, **options)
 
     return send
 
 
 def sent_by_product() -> bool:
-    """Whether the statement that is being heard was written by the product, not by a test."""
+    """Whether the intercepted statement is the product's rather than a test's, by its caller."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and _passes_on(frame):
         frame = frame.f_back
@@ -57,7 +57,7 @@ def sent_by_product() -> bool:
 
 
 def _passes_on(frame: FrameType) -> bool:
-    """Whether this is on the way of a statement from its author to the server."""
+    """Whether this frame only forwards statements: asyncpg, ``Database``, or this package."""
     if frame.f_globals.get("__package__") == __package__ or _package(frame) in _BETWEEN:
         return True
     return isinstance(frame.f_locals.get("self"), Database)

@@ -1,4 +1,4 @@
-"""A run over many mutants: what is known is not asked again, what survives is printed."""
+"""A run over many mutants: skips known verdicts, and prints the survivors."""
 
 import difflib
 from collections import Counter
@@ -17,8 +17,8 @@ Print = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Campaign:
-    """``sources`` names the state of the code that the verdicts are about. ``is_whole``: whether
-    the mutants are all that there are, so that each equivalent is one of them."""
+    """``sources``: the hash of the code that the verdicts are about. ``is_whole``: whether these
+    are all mutants, so that an equivalent that matches none is out of date."""
 
     mutants: Sequence[Mutant]
     refused: Sequence[Refused] = ()
@@ -32,7 +32,7 @@ class Campaign:
     verdicts: dict[Mutant, Verdict] = field(default_factory=dict)
 
     def run(self) -> int:
-        """The exit code: 0 if every mutant was caught and every equivalent is one of them."""
+        """The exit code: 0 if every mutant was caught and every equivalent matched one."""
         excused = {m for m in self.mutants if any(e.covers(m) for e in self.equivalents)}
         judged = [mutant for mutant in self.mutants if mutant not in excused]
         for mutant in judged:
@@ -48,7 +48,7 @@ class Campaign:
         jobs = [
             Job(
                 mutant=mutant,
-                tests=self.state.nearest(mutant, self.recording.tests_for(mutant)),
+                tests=self.state.in_order(mutant, self.recording.tests_for(mutant)),
             )
             for mutant in mutants
         ]
@@ -62,8 +62,7 @@ class Campaign:
         survivors = [mutant for mutant, verdict in self.verdicts.items() if verdict.test is None]
         for mutant in survivors:
             self.print(f"\nSURVIVED {mutant.title}\n{_difference(mutant)}")
-        for each in self.refused:
-            self.print(f"\nPostgreSQL refuses {each.mutant.title}: {each.message}")
+        unreadable = self._report_refused()
         unused = self._report_equivalents()
         by_plan = [
             mutant
@@ -73,10 +72,17 @@ class Campaign:
         for mutant in by_plan:
             self.print(f"only a plan shows {mutant.title}")
         self._print_table(excused)
-        return 1 if survivors or unused else 0
+        return 1 if survivors or unreadable or unused else 0
+
+    def _report_refused(self) -> int:
+        """Print them, and return the number of those that are no target of ON CONFLICT, without
+        which the server would not know what to do."""
+        for each in self.refused:
+            self.print(f"\nPostgreSQL refuses {each.mutant.title}: {each.message}")
+        return sum(each.mutant.kind != "ON CONFLICT" for each in self.refused)
 
     def _report_equivalents(self) -> int:
-        """Print them; how many match no mutant."""
+        """Print them, and return the number of those that match no mutant."""
         unused = 0
         for equivalent in self.equivalents:
             count = sum(equivalent.covers(mutant) for mutant in self.mutants)

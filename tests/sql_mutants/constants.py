@@ -1,4 +1,4 @@
-"""The texts that the modules of the adapters keep."""
+"""The texts in the modules of the adapters."""
 
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping

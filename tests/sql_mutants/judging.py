@@ -1,5 +1,5 @@
-"""Runs tests on a mutant: each time in a fork of a process that has collected the tests, on a new
-copy of a migrated database."""
+"""Runs tests on mutants, each time in a fork of the process that has collected the tests, on a new
+copy of the migrated database."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from adapters.embedded.postgres import DATABASE, EmbeddedPostgres
-from tests.sql_mutants.boundary import hearing
+from tests.sql_mutants.boundary import intercepted
 from tests.sql_mutants.mutants import Mutant
 from tests.sql_mutants.recording import Recorder, Recording, Translator
 from tests.support import servers
@@ -22,7 +22,7 @@ from tests.support import servers
 TEMPLATE = "migrated"
 TEST_SECONDS = 30.0
 SLOWER = 10
-"""A test has ended badly if it takes this many times as long as without a mutant, and the above."""
+"""A test is red after ``TEST_SECONDS`` and this many times its usual duration."""
 
 _FORK = get_context("fork")
 
@@ -46,7 +46,7 @@ class Job:
 
 @dataclass(slots=True, kw_only=True)
 class Attempt:
-    """What came of one run of tests. ``used``: whether the mutant took part."""
+    """The outcome of one run of tests. ``used``: whether the mutant took part."""
 
     red: str | None = None
     why: str = ""
@@ -55,7 +55,7 @@ class Attempt:
 
 
 class _Reports:
-    """A plugin of pytest: how the tests of a fork go."""
+    """A pytest plugin that keeps the failures and the durations of a fork's tests."""
 
     def __init__(self) -> None:
         self.red: list[tuple[str, str]] = []
@@ -68,8 +68,8 @@ class _Reports:
 
 
 @dataclass(kw_only=True)
-class Laboratory:
-    """The collected tests of a session, and a server for each worker."""
+class MutantRunner:
+    """``session`` holds the collected tests. Each of the servers has a worker."""
 
     session: pytest.Session
     postgres: Sequence[EmbeddedPostgres]
@@ -80,7 +80,7 @@ class Laboratory:
             asyncio.run(_keep_template(server))
 
     def record(self) -> Recording:
-        """Run every test once, without a mutant. Those that are red twice are noted as red."""
+        """Run every test once, without a mutant. ``red`` are those that fail twice."""
         everything = [item.nodeid for item in self.session.items]
         attempt = self.attempt(self.postgres[0], None, everything)
         if attempt.recording is None:
@@ -94,7 +94,7 @@ class Laboratory:
         return recording
 
     def judge(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Verdict]]:
-        """In the order in which the workers are done."""
+        """One worker per server; the verdicts come as they are reached."""
         waiting = iter(range(len(jobs)))
         pipes: list[Connection] = []
         workers = []
@@ -127,7 +127,7 @@ class Laboratory:
                 pipe.send((number, self.verdict(server, jobs[number])))
 
     def verdict(self, server: EmbeddedPostgres, job: Job) -> Verdict:
-        """A red test counts if it is red twice: what is flaky shows nothing."""
+        """A red test counts only if it is red again alone, so that a flaky test catches nothing."""
         began = time.monotonic()
         remaining, used = list(job.tests), False
         while remaining:
@@ -184,12 +184,12 @@ class Laboratory:
         asyncio.run(_renew(server, () if mutant is None else mutant.ddl))
         pytest.MonkeyPatch().setattr(servers, "postgres", lambda: nullcontext(server))
         recorder, reports = Recorder(), _Reports()
-        hear: Recorder | Translator = recorder if mutant is None else Translator(mutant)
+        interceptor: Recorder | Translator = recorder if mutant is None else Translator(mutant)
         reports.took = recorder.took
         self.session.config.pluginmanager.register(reports)
         by_id = {item.nodeid: item for item in self.session.items}
         items = [by_id[test] for test in tests]
-        with hearing(hear.hear):
+        with intercepted(interceptor.intercept):
             for item, following in zip(items, [*items[1:], None], strict=True):
                 pipe.send(item.nodeid)
                 recorder.test = item.nodeid
@@ -199,7 +199,7 @@ class Laboratory:
             self.session.config.hook.pytest_sessionfinish(session=self.session, exitstatus=0)
         recorder.recording.red = [test for test, _ in reports.red]
         red, why = reports.red[0] if reports.red else (None, "")
-        used = hear.count > 0
+        used = interceptor.count > 0
         recording = recorder.recording if mutant is None else None
         pipe.send(Attempt(red=red, why=why, used=used, recording=recording))
 
@@ -221,8 +221,7 @@ async def _keep_template(server: EmbeddedPostgres) -> None:
 
 
 async def _renew(server: EmbeddedPostgres, ddl: Sequence[str]) -> None:
-    """Replace all that tests left on the server with one database as migrations make it, but for
-    ``ddl``."""
+    """Drop all databases of earlier tests, and create the migrated one anew, changed by ``ddl``."""
     connection = await asyncpg.connect(server.url("postgres"))
     try:
         for row in await connection.fetch(_LEFT, TEMPLATE):

@@ -1,4 +1,4 @@
-"""One guard less, in a statement that the adapters send or in the schema after all migrations."""
+"""Mutants of the statements that the adapters send, and of the schema after all migrations."""
 
 import hashlib
 import re
@@ -10,15 +10,15 @@ import asyncpg
 from tests.sql_mutants.splitting import Drop, drops
 
 MAX_AMBIGUOUS = 10
-"""Columns that a dropped USING column may leave ambiguous in one statement."""
+"""Bound on the columns that a dropped USING leaves ambiguous in one statement."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutant:
     """``before`` and ``after`` are texts of one statement, or of one definition in the schema.
 
-    ``ddl``: what changes the schema; empty for a statement. ``objects``: the tables that a test of
-    this guard writes, or the function that it calls; empty for a statement, whose tests send it.
+    ``ddl``: the changes to the schema; empty for a statement. ``objects``: the tables that a test
+    of this guard writes, or the function that it calls; empty for a statement.
     """
 
     place: str
@@ -31,7 +31,7 @@ class Mutant:
 
     @property
     def key(self) -> str:
-        """The same for the same change, wherever the text is kept."""
+        """Names the change, independent of the place of the text."""
         text = "\0".join((self.before, self.after, *self.ddl))
         return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
 
@@ -42,7 +42,7 @@ class Mutant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """A mutant that PostgreSQL does not accept, and why: it could never run."""
+    """A mutant that could never run, because PostgreSQL does not accept it."""
 
     mutant: Mutant
     message: str
@@ -68,7 +68,7 @@ Chosen = Callable[[Mutant], bool]
 async def accepted(
     connection: asyncpg.Connection, place: str, sql: str, chosen: Chosen
 ) -> tuple[list[Mutant], list[Refused]]:
-    """The mutants of a statement, by whether the server can plan them."""
+    """Mutants of a statement, by whether the server can plan them."""
     mutants, refused = [], []
     for mutant, drop in statement_mutants(place, sql):
         if not chosen(mutant):
@@ -83,7 +83,7 @@ async def accepted(
 
 
 async def _planned(connection: asyncpg.Connection, sql: str, table: str | None) -> str:
-    """The statement, with the columns qualified that are ambiguous without a join's USING."""
+    """The statement, with a table before each column that a dropped USING left ambiguous."""
     for _ in range(MAX_AMBIGUOUS):
         try:
             await _plan(connection, sql)
@@ -117,7 +117,8 @@ class _Undone(Exception):
 async def schema_mutants(
     connection: asyncpg.Connection, chosen: Chosen
 ) -> tuple[list[Mutant], list[Refused]]:
-    """Of constraints, triggers, functions and unique indexes, by whether the server takes them."""
+    """Mutants of constraints, triggers, functions and unique indexes, by whether the server accepts
+    them."""
     mutants, refused = [], []
     everything = [
         *_of_constraints(await connection.fetch(_CONSTRAINTS)),

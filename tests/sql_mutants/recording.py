@@ -10,7 +10,8 @@ from tests.sql_mutants.boundary import sent_by_product
 from tests.sql_mutants.mutants import Mutant
 
 PLAN_SUITES = ("tests/adapters/test_plans.py",)
-"""They run last: a guard that changes what a statement does needs a test of that, too."""
+"""They run last, because a guard that changes the result of a statement needs a test of the
+result."""
 
 _WRAPPED = re.compile(r"(?:PREPARE \w+ AS|EXPLAIN(?: \([^)]*\))?)\s*", re.IGNORECASE)
 _STATEMENT = re.compile(r"\s*(?:WITH|SELECT|INSERT|UPDATE|DELETE)\s")
@@ -31,7 +32,8 @@ class TestRun:
 
 @dataclass(kw_only=True)
 class Recording:
-    """``by_product``: the places of what the product sends. ``red``: tests that fail anyway."""
+    """``by_product``: the places of the product's statements. ``red``: tests that fail without a
+    mutant."""
 
     statements: list[str] = field(default_factory=list)
     by_product: set[int] = field(default_factory=set)
@@ -42,8 +44,8 @@ class Recording:
         return [self.statements[i] for i in sorted(self.by_product) if guards(self.statements[i])]
 
     def tests_for(self, mutant: Mutant) -> list[str]:
-        """Nearest first: those that send little else, or that write the table by SQL of their own;
-        of these the fastest first."""
+        """The nearest first: tests that send few other statements, or that write the table by
+        their own SQL. Among those the fastest first."""
         if mutant.objects:
             names = f"(?:{'|'.join(map(re.escape, mutant.objects))})"
             writing = re.compile(_WRITES.format(names))
@@ -72,12 +74,12 @@ class Recording:
 
 
 def guards(sql: str) -> bool:
-    """Whether this is one statement on rows, rather than a setting or a migration."""
+    """Whether this is a statement on rows, rather than a setting or a migration."""
     return _STATEMENT.match(sql) is not None and ";" not in sql
 
 
 def carries(sent: str, statement: str) -> bool:
-    """Whether a text is the statement, or prepares or explains it."""
+    """Whether ``sent`` is the statement, or prepares or explains it."""
     if not sent.endswith(statement):
         return False
     wrapped = sent[: len(sent) - len(statement)]
@@ -85,7 +87,7 @@ def carries(sent: str, statement: str) -> bool:
 
 
 class Recorder:
-    """Hears every statement on behalf of the test that runs."""
+    """Records each statement under the test that runs."""
 
     count = 0
 
@@ -94,7 +96,7 @@ class Recorder:
         self.test: str | None = None
         self._places: dict[str, int] = {}
 
-    def hear(self, sql: str, arguments: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
+    def intercept(self, sql: str, arguments: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
         recording = self.recording
         place = self._places.setdefault(sql, len(recording.statements))
         if place == len(recording.statements):
@@ -111,16 +113,16 @@ class Recorder:
 
 
 class Translator:
-    """Sends a mutant in place of its statement, also where a test asks about the statement.
+    """Sends a mutant in place of its statement, also if a test passes the statement as an argument.
 
-    ``count``: how often; of a mutant of the schema, how much was sent at all.
+    ``count``: of the replaced statements; for a mutant of the schema, of all statements.
     """
 
     def __init__(self, mutant: Mutant) -> None:
         self.mutant = mutant
         self.count = 0
 
-    def hear(self, sql: str, arguments: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
+    def intercept(self, sql: str, arguments: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
         before, after = self.mutant.before, self.mutant.after
         if self.mutant.ddl:
             self.count += 1
@@ -132,10 +134,10 @@ class Translator:
 
 
 def named(statements: Iterable[str], constants: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Where each statement is from: its name in a module of the adapters, else how it begins.
+    """Statements with their names in the modules of the adapters, else with their first words.
 
-    Statements that no test sends are among them, for a guard in them is tested by nothing; parts
-    of others and templates are not.
+    Includes the statements that no test sends, because their guards are untested. Excludes parts
+    of other statements, and templates.
     """
     names = {sql: name for name, sql in constants}
     sent = list(statements)

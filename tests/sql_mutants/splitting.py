@@ -1,4 +1,4 @@
-"""Finds in SQL and PL/pgSQL what guards, and how to drop each part of it.
+"""Finds the guards in SQL and PL/pgSQL, and an edit that drops each part of them.
 
 An operand of AND is dropped as ``(operand OR true)`` and an operand of OR as ``(operand AND
 false)``: the planner removes both, while the parameters in them keep their places and types.
@@ -27,7 +27,7 @@ _KINDS = {
     "if": "IF",
     "elsif": "IF",
 }
-_ACCEPTS = frozenset({"WHERE", "FILTER", "ON", "HAVING", "WHEN"})
+_ACCEPTS = frozenset({"WHERE", "FILTER", "ON", "HAVING", "WHEN", "ON CONFLICT"})
 """Without a condition, all pass."""
 _REFUSES = frozenset({"CASE", "IF"})
 """Without a condition, the branch is never taken."""
@@ -35,8 +35,7 @@ _REFUSES = frozenset({"CASE", "IF"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drop:
-    """An edit of a text. ``table``: the one whose columns are meant where names without a table
-    became ambiguous by it."""
+    """An edit of a text. ``table``: qualifies the column names that it leaves ambiguous."""
 
     kind: str
     dropped: str
@@ -51,7 +50,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class _Region:
-    """Nodes between two keywords of clauses, and the clause that they belong to."""
+    """The nodes between two keywords, and the clause that they belong to."""
 
     kind: str
     begins_clause: bool
@@ -59,7 +58,7 @@ class _Region:
 
 
 def drops(sql: str) -> list[Drop]:
-    """All of them, in the order of the text."""
+    """In the order of the text."""
     found = _Finder(sql).in_list(parse(sql), "SELECT")
     return sorted(found, key=lambda drop: (drop.start, drop.end))
 
@@ -202,14 +201,14 @@ def _kind_in(group: Group, is_filter: bool, kind: str) -> str:
 
 
 def _regions(nodes: Sequence[Node], kind: str) -> Iterator[_Region]:
-    """``kind``: what the list is part of."""
+    """``kind``: the clause that the list is part of."""
     outer, begins_clause, start = kind, False, 0
     for place, node in enumerate([*nodes, None]):
         if node is not None and not _begins_clause(nodes, place):
             continue
         yield _Region(kind, begins_clause, tuple(nodes[start:place]))
         if node is not None and nodes[place].name != ",":
-            kind, begins_clause = _clause(nodes, place, outer)
+            kind, begins_clause = _clause(nodes, place, outer, kind)
         else:
             begins_clause = False
         start = place + 1
@@ -223,13 +222,16 @@ def _begins_clause(nodes: Sequence[Node], place: int) -> bool:
     return node.name in _CLAUSES
 
 
-def _clause(nodes: Sequence[Node], place: int, outer: str) -> tuple[str, bool]:
-    """The kind of the clause that begins here, and whether a condition follows."""
+def _clause(nodes: Sequence[Node], place: int, outer: str, last: str) -> tuple[str, bool]:
+    """The kind of the clause that begins here, after one of the kind ``last``, and whether a
+    condition follows."""
     word = nodes[place].name
     before = nodes[place - 1].name if place else ""
     after = nodes[place + 1].name if place + 1 < len(nodes) else ""
-    if (before, word) in (("distinct", "on"), ("end", "if")) or (word, after) == ("on", "conflict"):
+    if (before, word) in (("distinct", "on"), ("end", "if")):
         return "SELECT", False
+    if (word, after) == ("on", "conflict"):
+        return "ON CONFLICT", False
     belongs_to_outer = (
         word in ("then", "else")
         or (word == "where" and outer == "FILTER")
@@ -237,6 +239,8 @@ def _clause(nodes: Sequence[Node], place: int, outer: str) -> tuple[str, bool]:
     )
     if belongs_to_outer:
         kind = outer
+    elif last == "ON CONFLICT" and word in ("conflict", "where"):
+        kind = last
     elif nodes[place].name == ":=":
         kind = "ASSIGNMENT"
     else:
@@ -259,7 +263,7 @@ def _split(nodes: Sequence[Node], separator: str) -> list[tuple[Node, ...]]:
 
 
 def _is_chain(nodes: Sequence[Node], connective: str) -> bool:
-    """Only ``(a OR b)``, or only ``(a AND b)``: what is in it is dropped part by part."""
+    """Only ``(a OR b)``, or only ``(a AND b)``, of which each part is dropped by itself."""
     if len(nodes) != 1 or not isinstance(nodes[0], Group) or nodes[0].opening != "(":
         return False
     inner = nodes[0].nodes
@@ -278,7 +282,7 @@ def _is_row(node: Node) -> bool:
 
 
 def _comparison_length(nodes: Sequence[Node], place: int) -> int:
-    """How many tokens compare what is at ``place`` with what comes next; 0 if none do."""
+    """The number of tokens in the comparison after ``place``; 0 if there is none."""
     words = tuple(node.name for node in nodes[place + 1 : place + 5])
     if len(words) < 2:
         return 0

@@ -1,4 +1,4 @@
-"""What a run knows already, kept in a file, so that the next one goes on from there."""
+"""The state of a run, kept in a file, from which the next run resumes."""
 
 import hashlib
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ _SOURCES = ("adapters", "config", "domain", "entrypoints", "tests")
 
 @dataclass(slots=True, kw_only=True)
 class Known:
-    """A verdict, and the state of the sources that it is about."""
+    """A verdict, and the hash of the sources that it is about."""
 
     sources: str
     verdict: Verdict
@@ -26,7 +26,7 @@ class Known:
 
 @dataclass(slots=True, kw_only=True)
 class State:
-    """``recorded``: of which sources and suites the recording is."""
+    """``recorded`` names the sources and suites of the recording."""
 
     path: Path
     recorded: str = ""
@@ -41,18 +41,18 @@ class State:
         return msgspec.json.decode(path.read_bytes(), type=cls, dec_hook=_path)
 
     def save(self) -> None:
-        """As a whole or not at all."""
+        """Replace the file atomically."""
         self.path.parent.mkdir(exist_ok=True)
         unfinished = self.path.with_suffix(".new")
         unfinished.write_bytes(msgspec.json.encode(self, enc_hook=str))
         unfinished.replace(self.path)
 
     def verdict(self, mutant: Mutant, sources: str) -> Verdict | None:
-        """If it is about these sources."""
+        """The known verdict if it is about these sources."""
         known = self.known.get(mutant.key)
         return known.verdict if known is not None and known.sources == sources else None
 
-    def nearest(self, mutant: Mutant, tests: Iterable[str]) -> tuple[str, ...]:
+    def in_order(self, mutant: Mutant, tests: Iterable[str]) -> tuple[str, ...]:
         """The tests, first of all the one that caught the mutant in other sources: but no test of
         plans, because a new test may show what the guard is for."""
         known = self.known.get(mutant.key)
@@ -67,7 +67,7 @@ def _path(_: type, value: object) -> Path:
 
 
 def hash_of_sources() -> str:
-    """Of all that decides what a mutant does to the tests, so not of this package itself."""
+    """Of everything that a verdict depends on, except for this package."""
     found = hashlib.sha256()
     for folder in _SOURCES:
         for path in sorted((REPOSITORY / folder).rglob("*")):

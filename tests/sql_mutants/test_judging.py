@@ -1,11 +1,11 @@
-"""A verdict is about the mutant: not about a flaky test, nor one that never met the mutant."""
+"""A verdict is about the mutant, not about a flaky test or one that does not use the mutant."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from tests.sql_mutants.judging import Attempt, Job, Laboratory, Verdict
+from tests.sql_mutants.judging import Attempt, Job, MutantRunner, Verdict
 from tests.sql_mutants.mutants import Mutant, statement_mutants
 
 ((MUTANT, _),) = statement_mutants("a.B", "DELETE FROM t WHERE a")
@@ -19,8 +19,8 @@ def red(test: str, *, used: bool = True) -> Attempt:
     return Attempt(red=test, why="assert False", used=used)
 
 
-class Scripted(Laboratory):
-    """Attempts that end as they are told. Which tests each of them ran is kept."""
+class Scripted(MutantRunner):
+    """Attempts with scripted outcomes. Keeps the tests of each."""
 
     def script(self, *attempts: Attempt) -> None:
         self.attempts = list(attempts)
@@ -37,39 +37,39 @@ class Scripted(Laboratory):
 
 
 @pytest.fixture
-def laboratory(request: pytest.FixtureRequest) -> Scripted:
+def runner(request: pytest.FixtureRequest) -> Scripted:
     return Scripted(session=request.session, postgres=())
 
 
-def verdict(laboratory: Scripted, *attempts: Attempt) -> Verdict:
-    laboratory.script(*attempts)
-    return laboratory.verdict(NO_SERVER, Job(mutant=MUTANT, tests=("a", "b", "c")))
+def verdict(runner: Scripted, *attempts: Attempt) -> Verdict:
+    runner.script(*attempts)
+    return runner.verdict(NO_SERVER, Job(mutant=MUTANT, tests=("a", "b", "c")))
 
 
-def test_mutant_is_caught_by_a_test_that_is_red_twice(laboratory: Scripted) -> None:
+def test_mutant_is_caught_by_a_test_that_is_red_twice(runner: Scripted) -> None:
     """The second time alone."""
-    found = verdict(laboratory, red("b"), red("b"))
+    found = verdict(runner, red("b"), red("b"))
 
     assert (found.test, found.why) == ("b", "assert False")
-    assert laboratory.ran == [("a", "b", "c"), ("b",)]
+    assert runner.ran == [("a", "b", "c"), ("b",)]
 
 
-def test_flaky_test_catches_nothing(laboratory: Scripted) -> None:
+def test_flaky_test_catches_nothing(runner: Scripted) -> None:
     """The tests behind it may."""
-    assert verdict(laboratory, red("a"), GREEN, red("c"), red("c")).test == "c"
-    assert laboratory.ran == [("a", "b", "c"), ("a",), ("b", "c"), ("c",)]
+    assert verdict(runner, red("a"), GREEN, red("c"), red("c")).test == "c"
+    assert runner.ran == [("a", "b", "c"), ("a",), ("b", "c"), ("c",)]
 
 
-def test_test_that_does_not_meet_the_mutant_catches_nothing(laboratory: Scripted) -> None:
-    """It would be red without the mutant, too."""
-    assert verdict(laboratory, red("c"), red("c", used=False)).test is None
+def test_unused_mutant_is_not_caught(runner: Scripted) -> None:
+    """The test would be red without it, too."""
+    assert verdict(runner, red("c"), red("c", used=False)).test is None
 
 
-def test_mutant_survives_green_tests(laboratory: Scripted) -> None:
-    found = verdict(laboratory, GREEN)
+def test_mutant_survives_green_tests(runner: Scripted) -> None:
+    found = verdict(runner, GREEN)
 
     assert (found.test, found.why) == (None, "")
 
 
-def test_survivor_that_no_test_met_is_told_apart(laboratory: Scripted) -> None:
-    assert verdict(laboratory, UNUSED).why == "no test uses it"
+def test_verdict_tells_that_no_test_uses_the_mutant(runner: Scripted) -> None:
+    assert verdict(runner, UNUSED).why == "no test uses it"

@@ -1,4 +1,4 @@
-"""What the mutants of the SQL drop: each part of each condition, and nothing else."""
+"""Mutants drop each part of each condition of the SQL, and nothing else."""
 
 import pytest
 
@@ -60,13 +60,13 @@ def test_a_lone_condition_is_dropped(sql: str) -> None:
         "SELECT t.where, t.and FROM t",
     ],
 )
-def test_what_is_no_condition_is_left_alone(sql: str) -> None:
-    """Lists, values, comments, quoted text and names."""
+def test_lists_values_and_comments_are_no_conditions(sql: str) -> None:
+    """Nor are quoted texts, names, or the value of a simple CASE."""
     assert mutants(sql) == []
 
 
 def test_alternatives_are_dropped_apart() -> None:
-    """And the whole, where the alternatives are all that there is."""
+    """And the whole condition, if it has only alternatives."""
     assert mutants("SELECT FROM t WHERE a OR b") == [
         "SELECT FROM t WHERE (a AND false) OR b",
         "SELECT FROM t WHERE ((a OR b) OR true)",
@@ -74,7 +74,7 @@ def test_alternatives_are_dropped_apart() -> None:
     ]
 
 
-def test_conditions_within_conditions_are_dropped_as_well() -> None:
+def test_nested_conditions_are_dropped() -> None:
     """At each depth, in parentheses, subqueries and functions."""
     sql = "SELECT FROM t WHERE a AND (b OR (c AND NOT d)) AND EXISTS (SELECT FROM u WHERE e)"
 
@@ -91,7 +91,7 @@ def test_conditions_within_conditions_are_dropped_as_well() -> None:
 
 
 def test_a_chain_in_parentheses_is_one_chain() -> None:
-    """PostgreSQL prints ``a OR b OR c`` so: the inner two together are no part of their own."""
+    """PostgreSQL prints ``a OR b OR c`` this way: the inner pair is no part of its own."""
     assert dropped("CHECK (((a OR b) OR c))") == [("CHECK", "a"), ("CHECK", "b"), ("CHECK", "c")]
     assert dropped("CHECK (((a AND b) AND c))") == [("CHECK", "a"), ("CHECK", "b"), ("CHECK", "c")]
 
@@ -124,7 +124,7 @@ def test_a_branch_with_alternatives_is_dropped_as_a_whole() -> None:
 
 
 def test_case_is_one_operand() -> None:
-    """What is in it is dropped by itself."""
+    """The conditions in it are dropped by themselves."""
     assert dropped("SELECT FROM t WHERE a AND CASE b WHEN 1 THEN c OR d ELSE e END") == [
         ("WHERE", "a"),
         ("WHERE", "CASE b WHEN 1 THEN c OR d ELSE e END"),
@@ -155,7 +155,7 @@ def test_a_compared_row_keeps_its_parameters() -> None:
 
 
 def test_columns_of_using_are_dropped() -> None:
-    """One at a time, with the table that a name means that is in both from then on."""
+    """One at a time, with the table that qualifies the name from then on."""
     sql = "SELECT FROM (SELECT) AS t LEFT JOIN u USING (a, b) JOIN v USING (c)"
 
     assert [(drop.dropped, drop.text, drop.table) for drop in drops(sql)] == [
@@ -169,11 +169,19 @@ def test_targets_of_on_conflict_are_dropped() -> None:
     """The target, the whole clause, and the condition of the index."""
     sql = "INSERT INTO t (a) VALUES ($1) ON CONFLICT (a) WHERE b DO NOTHING RETURNING a"
 
+    assert {drop.kind for drop in drops(sql)} == {"ON CONFLICT"}
     assert sorted(" ".join(text.split()) for text in mutants(sql)) == [
         "INSERT INTO t (a) VALUES ($1) ON CONFLICT (a) WHERE (b OR true) DO NOTHING RETURNING a",
         "INSERT INTO t (a) VALUES ($1) ON CONFLICT DO NOTHING RETURNING a",
         "INSERT INTO t (a) VALUES ($1) RETURNING a",
     ]
+
+
+def test_condition_of_an_update_on_conflict_is_dropped() -> None:
+    """It is one of the update, not of the target."""
+    sql = "INSERT INTO t VALUES ($1) ON CONFLICT (a) DO UPDATE SET b = 1 WHERE c RETURNING a"
+
+    assert dropped(sql)[-1] == ("WHERE", "c")
 
 
 def test_guards_of_a_trigger_are_dropped() -> None:
@@ -214,7 +222,7 @@ def test_the_condition_of_a_trigger_is_dropped() -> None:
 
 
 def test_groups_are_nested() -> None:
-    """Parentheses, brackets and CASE; not what looks like them in a text or a comment."""
+    """Parentheses, brackets and CASE, but none in a text or a comment."""
     (group, *_) = parse("(a[1] || CASE WHEN ')' THEN $$ ( $$ END /* ( */) -- )")
 
     assert isinstance(group, Group)
@@ -223,6 +231,6 @@ def test_groups_are_nested() -> None:
 
 @pytest.mark.parametrize("sql", ["SELECT (a", "SELECT a)", "SELECT CASE a", "SELECT (a]"])
 def test_an_unreadable_text_is_an_error(sql: str) -> None:
-    """Rather than a text without guards."""
+    """It is not taken for a text without guards."""
     with pytest.raises(ValueError, match=r"has no|nothing is open"):
         parse(sql)

@@ -1,4 +1,4 @@
-"""A sample of the SQL's mutants, on PostgreSQL: tests catch them, or the run says so."""
+"""A sample of the mutants of the SQL, on PostgreSQL."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
 from tests.contracts.backends import PostgresBackend
-from tests.sql_mutants.boundary import hearing, sent_by_product
+from tests.sql_mutants.boundary import intercepted, sent_by_product
 from tests.sql_mutants.state import REPOSITORY
 
 SECONDS = 120.0
@@ -52,7 +52,7 @@ def test_a_sample_is_caught(tmp_path: Path) -> None:
 
 
 def test_a_suite_that_never_goes_red_is_reported(tmp_path: Path) -> None:
-    """It records a job and looks at nothing."""
+    """Here the suite records a job and asserts nothing."""
     exit_code, numbers, output = run(
         tmp_path, "tests/sql_mutants/blind.py", "--only=SET provider_job = "
     )
@@ -62,27 +62,27 @@ def test_a_suite_that_never_goes_red_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_statements_of_the_product_are_told_from_those_of_a_test(
+async def test_statements_of_the_product_and_of_tests_are_told_apart(
     postgres: EmbeddedPostgres,
 ) -> None:
-    """Whoever passes them on."""
-    heard: dict[str, bool] = {}
+    """Through whatever classes they are sent."""
+    sent: dict[str, bool] = {}
 
-    def hear(sql: str, arguments: tuple[object, ...]) -> tuple[str, tuple[object, ...]]:
-        heard[sql] = sent_by_product()
+    def intercept(sql: str, arguments: tuple[object, ...]) -> tuple[str, tuple[object, ...]]:
+        sent[sql] = sent_by_product()
         return sql, arguments
 
     database = Database(postgres.url(), limits=DatabaseLimits())
     backend = PostgresBackend(database)
-    with hearing(hear):
+    with intercepted(intercept):
         await backend.empty()
         await backend.queued()
         async with database.transaction() as connection:
             await connection.fetchval("SELECT 1")
     await database.close()
 
-    of_tests = {sql for sql, by_product in heard.items() if not by_product}
+    of_tests = {sql for sql, by_product in sent.items() if not by_product}
     assert "SELECT 1" in of_tests
     assert [sql for sql in of_tests if sql.startswith("TRUNCATE")]
-    assert [sql for sql in heard.keys() - of_tests if "INSERT INTO generation_sessions" in sql]
+    assert [sql for sql in sent.keys() - of_tests if "INSERT INTO generation_sessions" in sql]
     assert len(of_tests) == 2

@@ -21,8 +21,8 @@ _CLOSING = {"(": ")", "[": "]", "case": "end"}
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A word, a constant or a sign. ``name``: of a word that may be a keyword, in lower case, or
-    of a sign."""
+    """A word, a constant or a sign. ``name``: the sign, or the word in lower case if it may be a
+    keyword."""
 
     text: str
     start: int
@@ -32,7 +32,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What is between ``(`` and ``)``, ``[`` and ``]`` or ``CASE`` and ``END``."""
+    """The nodes between ``(`` and ``)``, ``[`` and ``]``, or ``CASE`` and ``END``."""
 
     opening: str
     nodes: tuple["Node", ...]

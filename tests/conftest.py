@@ -28,8 +28,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure() -> None:
-    sys.addaudithook(needs.audit)
+def pytest_configure(config: pytest.Config) -> None:
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    needs.GUARD.watch(patch)
 
 
 @pytest.hookimpl(tryfirst=True)

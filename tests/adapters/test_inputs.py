@@ -4,6 +4,7 @@ another owner."""
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
+from functools import cache
 from urllib.parse import quote
 from uuid import UUID
 
@@ -44,6 +45,7 @@ def in_memory() -> InMemoryPictureStorage:
     )
 
 
+@cache
 def in_s3(endpoint: str | None, *, path_style: bool) -> S3PictureStorage:
     bucket = replace(bucket_at(""), endpoint=endpoint, path_style=path_style)
     return S3PictureStorage(s3_store(bucket), url_lifetime=LIFETIME)

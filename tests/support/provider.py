@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
 from aiohttp import BodyPartReader, web
@@ -133,13 +134,18 @@ def in_thread(fake: T) -> Iterator[T]:
         loop.close()
 
 
+@cache
+def _picture(output_format: str) -> str:
+    """As base64."""
+    return base64.b64encode(encoded(output_format.upper(), size=(1024, 1536))).decode()
+
+
 def edited(output_format: str = "png", **changes: Any) -> dict[str, Any]:
     """The body of a response with a picture."""
-    picture = encoded(output_format.upper(), size=(1024, 1536))
     return {
         "created": 1_764_000_000,
         "background": "opaque",
-        "data": [{"b64_json": base64.b64encode(picture).decode()}],
+        "data": [{"b64_json": _picture(output_format)}],
         "output_format": output_format,
         "quality": "medium",
         "size": "1024x1536",

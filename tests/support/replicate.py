@@ -8,6 +8,7 @@ import base64
 import re
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from aiohttp import web
@@ -173,8 +174,13 @@ def serves(data: bytes, media_type: str = "image/png", status: int = 200) -> Rep
     return reply
 
 
+@cache
+def _picture_data() -> bytes:
+    return encoded("PNG", size=(768, 1024))
+
+
 def _picture() -> web.Response:
-    return web.Response(body=encoded("PNG", size=(768, 1024)), content_type="image/png")
+    return web.Response(body=_picture_data(), content_type="image/png")
 
 
 def _kind_of(request: web.Request) -> str:

@@ -45,7 +45,7 @@ def s3() -> Iterator[str]:
     """The URL of an S3 server (moto). It supports conditional uploads, but does not check
     signatures or their expiry. It handles one request at a time: with several threads it loses
     objects that are written twice."""
-    needs.GUARD.require(needs.S3, "the start of an S3 service")
+    needs.GUARD.check(needs.S3, "the start of an S3 service")
     # Importing moto takes a second, so only tests that need S3 do it.
     from moto.moto_server.werkzeug_app import (  # noqa: PLC0415
         DomainDispatcherApplication,

@@ -100,11 +100,11 @@ class MutantRunner:
         workers = []
         for server in self.postgres:
             pipe, end = _FORK.Pipe()
-            worker = _FORK.Process(target=self._work, args=(end, server, jobs))
+            pipes.append(pipe)
+            worker = _FORK.Process(target=self._work, args=(end, pipes, server, jobs))
             worker.start()
             end.close()
             workers.append(worker)
-            pipes.append(pipe)
             pipe.send(next(waiting, None))
         while pipes:
             for ready in wait(pipes):
@@ -121,7 +121,16 @@ class MutantRunner:
             if worker.exitcode != 0:
                 raise RuntimeError(f"A worker ended with exit code {worker.exitcode}")
 
-    def _work(self, pipe: Connection, server: EmbeddedPostgres, jobs: Sequence[Job]) -> None:
+    def _work(
+        self,
+        pipe: Connection,
+        inherited: Sequence[Connection],
+        server: EmbeddedPostgres,
+        jobs: Sequence[Job],
+    ) -> None:
+        """Ends with the parent: its ends of the pipes, which the fork inherited, are closed."""
+        for end in inherited:
+            end.close()
         with suppress(EOFError, BrokenPipeError):  # The run was ended.
             while (number := pipe.recv()) is not None:
                 pipe.send((number, self.verdict(server, jobs[number])))

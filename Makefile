@@ -35,7 +35,7 @@ test: setup  ## All tests, on real PostgreSQL and a real Redis-protocol server
 	@$(RUN) pytest -n 3
 
 test-fast: setup  ## All tests that need no server, the simulation with few of its seeds
-	@$(RUN) pytest -n 2 --quick -m "not (postgres or redis or s3 or processes)"
+	@$(RUN) pytest -n 3 --quick -m "not (postgres or redis or s3 or processes)"
 
 SEEDS ?= 10000
 FIRST ?= 0

@@ -16,8 +16,16 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Self
 
+import pytest
+
 PROGRAMS = ("cat", "curl", "cut", "grep", "head", "sleep", "tee")
 """What the pages' commands may use, besides bash and ``wearon``."""
+
+_MISSING = [name for name in ("bash", *PROGRAMS) if shutil.which(name) is None]
+needs_programs = pytest.mark.skipif(
+    bool(_MISSING) and "CI" not in os.environ, reason=f"not installed: {', '.join(_MISSING)}"
+)
+"""CI installs what is missing, so there a test without its programs is red."""
 
 STEP_SECONDS = 60.0
 STOP_SECONDS = 30.0

@@ -21,10 +21,15 @@ import asyncpg
 import pytest
 
 from tests.docs.pages import ROOT, Block, Step, blocks, pages, steps
-from tests.docs.terminal import Ran, Terminal, looks_like
+from tests.docs.terminal import Ran, Terminal, looks_like, needs_programs
 from tests.system.deployment import free_port
 
-pytestmark = [pytest.mark.postgres, pytest.mark.redis, pytest.mark.processes]
+pytestmark = [
+    pytest.mark.postgres,
+    pytest.mark.redis,
+    pytest.mark.processes,
+    needs_programs,
+]
 
 README, DEPLOYMENT = "README.md", "docs/deployment.md"
 READY_SECONDS = 60.0

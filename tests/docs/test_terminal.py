@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import Block, anchors, blocks, links, steps
-from tests.docs.terminal import Terminal, looks_like
+from tests.docs.terminal import Terminal, looks_like, needs_programs
 
 CONSOLE = """\
 text
@@ -65,6 +65,7 @@ def test_output_is_compared_by_its_shape(shown: str, output: str, alike: bool) -
     assert looks_like(shown, output) is alike
 
 
+@needs_programs
 def test_terminal_keeps_variables_and_finds_no_other_programs(tmp_path: Path) -> None:
     """Commands share one shell; a program that a reader may not have fails."""
     with Terminal(tmp_path) as terminal:

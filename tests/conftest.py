@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # The same examples in every run, so that a red build is red for everybody; no deadline, because
 # a test that shares its processors with others has no steady pace.
 settings.register_profile("wearon", deadline=None, derandomize=True)
+settings.register_profile("quick", parent=settings.get_profile("wearon"), max_examples=20)
 settings.load_profile("wearon")
 
 
@@ -24,11 +25,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick",
         action="store_true",
-        help="simulate one seed of 25, and of the planned faults one at a time",
+        help="a fifth of the examples of each property, one simulated seed of 25, and of the "
+        "planned faults one at a time",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--quick"):
+        settings.load_profile("quick")
     patch = pytest.MonkeyPatch()
     config.add_cleanup(patch.undo)
     needs.GUARD.watch(patch)

@@ -210,7 +210,7 @@ some_limits = st.builds(
     downs=st.lists(st.sampled_from([False, False, False, True]), min_size=1, max_size=5),
     locks=st.lists(st.sampled_from(["", "", "a", "ab"]), min_size=1, max_size=5),
 )
-@settings(max_examples=500)
+@settings(max_examples=5 * settings().max_examples)
 def test_each_call_gets_its_own_answer(
     calls: list[Call],
     limits: BatchLimits,

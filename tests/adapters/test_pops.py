@@ -274,7 +274,7 @@ some_waits = st.lists(
     reply_seconds=st.sampled_from([0, 1, 2]),
     failed_at=st.one_of(st.none(), some_seconds),
 )
-@settings(max_examples=500)
+@settings(max_examples=5 * settings().max_examples)
 def test_no_message_is_lost_or_delivered_twice(
     waits: list[Wait], sent_at: list[int], reply_seconds: int, failed_at: int | None
 ) -> None:

@@ -967,6 +967,7 @@ def test_worker_s_exit_codes_are_documented() -> None:
     assert [line[0] for line in lines if line and line[0].isdigit()] == ["0", "1", "2", "75"]
 
 
+@pytest.mark.processes
 def test_api_imports_no_unused_libraries() -> None:
     """The HTTP client of workers and the generator of examples took a quarter of the start time."""
     code = (
@@ -993,6 +994,7 @@ def test_api_imports_no_unused_libraries() -> None:
     assert not {"aiohttp", "faker", "polyfactory", "adapters.embedded"} & imported
 
 
+@pytest.mark.processes
 def test_help_imports_no_heavy_libraries() -> None:
     """Each of them would cost more than the help itself."""
     heavy = {"asyncio", "asyncpg", "granian", "litestar", "msgspec", "PIL", "redis", "structlog"}

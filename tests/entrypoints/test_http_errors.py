@@ -351,6 +351,7 @@ async def test_access_log_line_correlates_the_request(api: Api) -> None:
     assert await api.token(USER) not in str(lines)
 
 
+@pytest.mark.processes
 def test_all_log_lines_of_the_api_process_have_the_request_s_id() -> None:
     """Those of our modules and of libraries, as the process configures its logs."""
     code = (

@@ -868,6 +868,7 @@ async def test_one_shot_worker_can_be_stopped(service: Service, busy: str) -> No
     assert set(waiting(service)) == set(ids)
 
 
+@pytest.mark.processes
 def test_worker_process_freezes_startup_objects_and_buffers_logs() -> None:
     """``run_on`` has the process to itself, so it may set both for the whole process."""
     code = (

@@ -34,7 +34,7 @@ dev: setup  ## PostgreSQL, Valkey, API and worker on this machine, with demo cre
 test: setup  ## All tests, on real PostgreSQL and a real Redis-protocol server
 	@$(RUN) pytest -n 3
 
-test-fast: setup  ## All tests that need no server, the simulation with few of its seeds
+test-fast: setup  ## All tests that need no server, with fewer examples and simulated seeds
 	@$(RUN) pytest -n 3 --quick -m "not (postgres or redis or s3 or processes)"
 
 SEEDS ?= 10000

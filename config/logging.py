@@ -27,15 +27,6 @@ and duration in milliseconds."""
 TASK_LOG = "tasks"
 """The logger that writes one line per finished task."""
 
-GRANIAN_LOGGING: dict[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {},
-    "handlers": {},
-    "loggers": {"_granian": {"propagate": True}},
-}
-"""Passes granian's messages on to our root logger."""
-
 
 def configure_logging(settings: Settings, *processors: structlog.typing.Processor) -> None:
     """Send structlog's events and the standard library's records through one renderer, after

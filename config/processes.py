@@ -1,5 +1,6 @@
 """Processes that end with the process that started them, even if that one is killed."""
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -9,9 +10,11 @@ from adapters.parent import die_with_parent
 
 
 def end_with_parent() -> None:
-    """Terminate this process when its parent ends. For a worker of a server, which would go on
-    serving otherwise."""
-    die_with_parent(signal.SIGTERM, os.getppid())
+    """Terminate this process when the one that started it through ``multiprocessing`` ends, or has
+    ended; a process of an API would go on serving otherwise. Does nothing in any other process."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        die_with_parent(signal.SIGTERM, parent.pid)
 
 
 def ending_with_us() -> Callable[[], None]:

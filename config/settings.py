@@ -119,6 +119,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     host: Annotated[str, doc("Address the API listens on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=1, le=65_535), doc("Port the API listens on")] = 8000
     api_workers: Annotated[int, Meta(ge=1, le=64), doc("Number of API processes")] = 1
+    http_max_connections: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000),
+        doc(
+            "Open connections of one API process, or as many as its file descriptors allow; "
+            "further ones get a 503"
+        ),
+    ] = 16_384
+    http_max_headers: Annotated[
+        int, Meta(ge=10, le=1_000), doc("Most headers of a request; more get a 431")
+    ] = 100
+    http_max_header_bytes: Annotated[
+        int,
+        Meta(ge=4_096, le=1_048_576),
+        doc("Largest request line and headers together; larger ones get a 431"),
+    ] = 65_536
+    http_header_seconds: Annotated[
+        Seconds, doc("Deadline for the headers of a request to arrive")
+    ] = 10
+    http_idle_seconds: Annotated[
+        Seconds,
+        doc(
+            "How long a connection is kept open between requests; keep it longer than the idle "
+            "timeout of a proxy in front"
+        ),
+    ] = 75
+    http_stop_seconds: Annotated[
+        int,
+        Meta(ge=1, le=3_600),
+        doc("How long an API process may take to finish its requests after SIGTERM"),
+    ] = 20
     public_url: Annotated[
         BaseUrl,
         doc(

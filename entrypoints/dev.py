@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ from litestar import Litestar
 from config.container import Container, close
 from config.loading import load_settings
 from config.logging import configure_logging
-from config.processes import end_with_parent, ending_with_us
+from config.processes import ending_with_us
 from config.servers import EmbeddedUnavailable, servers
 from config.settings import Settings
 from domain.credits import Channel, Owner
@@ -94,29 +95,25 @@ def run_in_memory(port: int) -> None:
     environ = (
         _environment(os.environ, identity, port)
         | {"WEARON_DATABASE": "memory", "WEARON_QUEUE": "memory", "WEARON_STORAGE": "memory"}
-        | {"WEARON_API_WORKERS": "1", _IDENTITY: msgspec.json.encode(identity).decode()}
+        | {"WEARON_API_WORKERS": "1"}
     )
     settings = load_settings(environ)
     _require_provider_key(settings)
-    os.environ.update(environ)
-    serve_http(settings, target="entrypoints.dev:in_memory_app")
+    serve_http(settings, partial(_in_memory_app, settings, identity))
 
 
-def in_memory_app() -> Litestar:
+def _in_memory_app(settings: Settings, identity: Identity) -> Litestar:
     """API and worker in one process, with the demo accounts."""
-    end_with_parent()
-    settings = load_settings(os.environ)
     configure_logging(settings, merge_request_info)
     container = Container(settings=settings)
-    identity = msgspec.json.decode(os.environ[_IDENTITY], type=Identity)
 
     @asynccontextmanager
     async def with_worker(_: Litestar) -> AsyncIterator[None]:
         await _seed(container, identity)
         worker = build_worker(container, concurrency=None, recovery=True)
         working = asyncio.create_task(worker.run())
-        # An API whose worker has crashed would look healthy, so stop the main process as well.
-        working.add_done_callback(lambda _: os.kill(os.getppid(), signal.SIGTERM))
+        # An API whose worker has crashed would look healthy, so stop the API as well.
+        working.add_done_callback(lambda _: signal.raise_signal(signal.SIGTERM))
         running = _running_stack(container, identity, data_dir=None)
         announcement = asyncio.create_task(_print_banner_when_ready(running))
         yield
@@ -211,10 +208,6 @@ Then GET the status_url of the response with the same Authorization header.
 {data}
 Ctrl-C stops everything.
 """
-
-
-_IDENTITY = "_WEARON_IDENTITY"
-"""Passes the identity from granian's main process to the in-memory application."""
 
 
 def _url(port: int) -> str:

@@ -2,4 +2,5 @@
 
 from entrypoints.cli import main
 
-main()
+if __name__ == "__main__":  # not in an API process, which imports this module again
+    main()

@@ -1,9 +1,8 @@
 """Middleware around every request: its id, its log line, its body's deadline, authentication."""
 
 import asyncio
-import random
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from time import perf_counter
 
 from litestar.enums import ScopeType
@@ -13,12 +12,10 @@ from config.logging import AccessLine, logged_access_line
 from domain.credits import Owner
 from domain.deadlines import SharedTimeout
 from domain.errors import InvalidApiKey, InvalidInput, Unauthenticated
-from entrypoints.http.request_info import REQUEST_INFO, RequestInfo
+from entrypoints.http.request_info import REQUEST_INFO, RawHeaders, RequestInfo, request_id_of
 
 Authenticate = Callable[[str], Awaitable[Owner]]
 """From a bearer token to its owner. Raises Unauthenticated, InvalidApiKey, DatabaseUnavailable."""
-
-RawHeaders = Iterable[tuple[bytes, bytes]]
 
 BODY_SECONDS = 10.0
 """The deadline for a body to arrive, counted from when we start reading it."""
@@ -26,7 +23,6 @@ BODY_SECONDS = 10.0
 UPLOAD_SECONDS = 60.0
 """The same for a picture: 10 MB at a little more than one megabit per second."""
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _BEARER = re.compile(rb"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
 _LOOKS_LIKE_A_KEY = re.compile(rb"bearer +wk_", re.IGNORECASE)
 
@@ -50,7 +46,7 @@ class RequestContext:
         if scope["query_string"]:
             # Litestar crashes on bytes that are not UTF-8; replaced, they are just invalid values.
             scope["query_string"] = scope["query_string"].decode(errors="replace").encode()
-        request_id = _request_id(scope["headers"])
+        request_id = request_id_of(scope["headers"])
         info: RequestInfo = {"request_id": request_id}
         scope["state"]["request_info"] = info
         REQUEST_INFO.set(info)
@@ -109,14 +105,6 @@ class _Body:
             raise InvalidInput("body", "did not arrive in time") from error
         self._complete = not message.get("more_body", False)
         return message
-
-
-def _request_id(headers: RawHeaders) -> str:
-    """The caller's request id if it is well formed, else a new one."""
-    for name, value in headers:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return value.decode()
-    return f"req_{random.getrandbits(96):024x}"
 
 
 class Authentication:

@@ -1,10 +1,17 @@
 """What is known about the request being answered, for its log lines."""
 
+import random
+import re
+from collections.abc import Iterable
 from contextvars import ContextVar
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypeAlias, TypedDict
 from uuid import UUID
 
 from structlog.typing import EventDict
+
+RawHeaders: TypeAlias = Iterable[tuple[bytes, bytes]]
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestInfo(TypedDict):
@@ -22,3 +29,11 @@ def merge_request_info(_: object, __: str, event: EventDict) -> EventDict:
     """Add the current request to a log event: a structlog processor."""
     info = REQUEST_INFO.get()
     return {**{name: str(value) for name, value in info.items()}, **event} if info else event
+
+
+def request_id_of(headers: RawHeaders) -> str:
+    """The caller's request id if it is well formed, else a new one."""
+    for name, value in headers:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return value.decode()
+    return f"req_{random.getrandbits(96):024x}"

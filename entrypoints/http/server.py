@@ -1,32 +1,40 @@
-"""The API process: granian in front, and the application in each of its workers."""
+"""The API processes: uvicorn with our connections in front of the application."""
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+import resource
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from typing import TypeAlias
 
 import structlog
-from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes
-from granian.server import Server as Granian
 from litestar import Litestar
+from litestar.types import ASGIApp
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.server import Server
+from uvicorn.supervisors.multiprocess import Multiprocess
 
 from config.container import Container, close
 from config.loading import load_settings
 from config.logging import (
-    GRANIAN_LOGGING,
     access_line,
     buffer_access_logs,
     configure_logging,
     flush_logs,
 )
 from config.processes import end_with_parent
-from config.settings import Settings
+from config.settings import Settings, SettingsError
 from domain.credits import Channel, Owner
 from domain.errors import Unavailable
 from domain.ports import CreditRepoPort, TaskQueuePort
 from domain.submission import Submission
 from entrypoints.gc_tuning import freeze_startup_objects
 from entrypoints.http.app import Lifespan, Services, create_app
+from entrypoints.http.connections import ConnectionConfig, ConnectionLimits
 from entrypoints.http.public import Check
 from entrypoints.http.request_info import merge_request_info
 
@@ -34,39 +42,109 @@ HOUSEKEEPING_SECONDS = 1.0
 """How often pushed tasks are confirmed and the queue is measured. The settings refuse a
 ``requeue_after_seconds`` that is too short for it."""
 
-STOP_SECONDS = 20
-"""How long a worker may take to finish its requests. Every request fits, except a slow upload, of
-which nothing is kept and which can be repeated. Without this limit, granian waits forever for a
-worker that was told to stop while it was starting."""
+CLOSE_SECONDS = 5
+"""How long a process may take to close its own connections, once its requests have ended."""
+
+OWN_DESCRIPTORS = 128
+"""Descriptors for everything that is not a client's connection."""
+
+FEWEST_CONNECTIONS = 64
+
+Application: TypeAlias = Callable[[], ASGIApp]
+"""Builds the ASGI application of a process. Picklable, because each API process calls it."""
 
 log = structlog.get_logger(__name__)
 
 
-def serve_http(settings: Settings, *, target: str = "entrypoints.http.server:app") -> None:
-    """Serve until SIGTERM or SIGINT, then finish the requests in flight.
+def serve_http(settings: Settings, build: Application | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then finish the requests in flight and return.
 
-    Raises ``SettingsError`` for settings that are missing, before any worker starts.
+    Raises ``SettingsError`` for settings that are missing, before any process starts, and
+    ``SystemExit`` if the application does not start.
     """
     configure_logging(settings)
     services_of(Container(settings=settings))
-    Granian(
-        target=target,
-        factory=True,
-        interface=Interfaces.ASGI,
-        address=settings.host,
+    config = ConnectionConfig(
+        build or app,
+        limits=_limits(settings),
+        host=settings.host,
         port=settings.port,
-        workers=settings.api_workers,
-        loop=Loops.uvloop,
-        runtime_mode=RuntimeModes.st,
-        http=HTTPModes.http1,
-        websockets=False,
-        workers_kill_timeout=STOP_SECONDS,
-        log_dictconfig=GRANIAN_LOGGING,
-    ).serve()
+        processes=settings.api_workers,
+        stop_seconds=settings.http_stop_seconds,
+    )
+    if settings.api_workers == 1:
+        _serve_here(config)
+    else:
+        _ApiProcesses(config, [config.bind_socket()]).run_all()
+
+
+def _serve_here(config: ConnectionConfig) -> None:
+    server = Server(config)
+    # uvicorn raises the signal again after its stop. With its handler in place that changes
+    # nothing, and the exit status is 0.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, server.handle_exit)
+    server.run()
+
+
+class _ApiProcesses(Multiprocess):
+    """Several processes that accept connections from one socket. The parent replaces those that
+    die, and stops them all."""
+
+    config: ConnectionConfig
+
+    def run_all(self) -> None:
+        """Until a signal. Raises ``SystemExit`` if the application does not start."""
+        self.run()
+        if any(process.exitcode == STARTUP_FAILURE for process in self.processes):
+            sys.exit(STARTUP_FAILURE)
+
+    def join_all(self) -> None:
+        """Kill the processes that do not stop within their bound."""
+        deadline = time.monotonic() + self.config.stop_seconds + CLOSE_SECONDS
+        for process in self.processes:
+            process.process.join(max(0.0, deadline - time.monotonic()))
+            if process.exitcode is None:
+                process.kill()
+        super().join_all()
+
+
+def _limits(settings: Settings) -> ConnectionLimits:
+    """The settings' limits, with no more connections than there are descriptors for. Raises
+    ``SettingsError`` if those are too few to serve."""
+    limits = ConnectionLimits(
+        connections=settings.http_max_connections,
+        headers=settings.http_max_headers,
+        header_bytes=settings.http_max_header_bytes,
+        header_seconds=settings.http_header_seconds,
+        idle_seconds=settings.http_idle_seconds,
+    )
+    reserved = limits.surplus + OWN_DESCRIPTORS
+    descriptors = _raise_descriptor_limit(limits.connections + reserved)
+    possible = descriptors - reserved
+    if possible < min(limits.connections, FEWEST_CONNECTIONS):
+        raise SettingsError(
+            f"The API may open only {descriptors} files (ulimit -n); it needs at least "
+            f"{FEWEST_CONNECTIONS + reserved}"
+        )
+    if possible < limits.connections:
+        log.warning("few_descriptors", descriptors=descriptors, connections=possible)
+    return replace(limits, connections=min(limits.connections, possible))
+
+
+def _raise_descriptor_limit(wanted: int) -> int:
+    """Raise the soft limit as far as the hard one allows, and return how many of ``wanted``
+    descriptors there are. API processes inherit the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+    return possible
 
 
 def app() -> Litestar:
-    """The application of one granian worker."""
+    """The application of one API process."""
     end_with_parent()
     settings = load_settings(os.environ)
     configure_logging(settings, merge_request_info)

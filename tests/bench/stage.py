@@ -39,6 +39,7 @@ from domain.tasks import GenerationTask
 from entrypoints.http.schemas import GENERATIONS_PATH
 from tests.bench.load import BODY, HOST, Void
 from tests.bench.targets import ANSWER_VARIABLE
+from tests.support.processes import family
 from tests.system.deployment import eventually, free_port, kill
 
 ROOT = Path(__file__).parents[2]
@@ -245,11 +246,11 @@ class Stage:
         return self._apis[api][1]
 
     def cpu_seconds(self, api: str) -> float:
-        """CPU time of the API's workers so far; its main process only waits for them."""
-        return sum(_cpu_seconds(pid) for pid in descendants(self._apis[api][0].pid))
+        """CPU time of the API's processes so far."""
+        return sum(_cpu_seconds(pid) for pid in self.pids_of(api))
 
     def pids_of(self, api: str) -> list[int]:
-        return descendants(self._apis[api][0].pid)
+        return family(self._apis[api][0].pid)
 
     def _start_api(self, api: str) -> tuple[subprocess.Popen[bytes], int]:
         extra = {"unbatched": {"WEARON_BATCH_LIMIT": "1"}}.get(api, {})
@@ -399,14 +400,6 @@ def is_ready(port: int) -> bool:
         connection.request("GET", "/health/ready")
         return connection.getresponse().status < 300
     return False
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes started by a process, directly or indirectly."""
-    found: list[int] = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += [int(child), *descendants(int(child))]
-    return found
 
 
 def _cpu_seconds(pid: int) -> float:

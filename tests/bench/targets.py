@@ -4,7 +4,7 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +17,6 @@ from adapters.queue.memory import InMemoryTaskQueue
 from config.container import Container
 from config.loading import load_settings
 from config.logging import configure_logging
-from config.processes import end_with_parent
 from domain.ports import Receipt, SessionRepoPort
 from domain.sessions import Failure, GenerationSession
 from domain.tasks import GenerationTask
@@ -53,7 +52,6 @@ class _NoQueue(InMemoryTaskQueue):
 def no_op() -> Litestar:
     """The whole API, but a submission reaches neither store nor queue. Who is asking is found out
     as ever."""
-    end_with_parent()
     settings = load_settings(os.environ)
     configure_logging(settings)
     container = Container(settings=settings)
@@ -64,7 +62,6 @@ def no_op() -> Litestar:
 
 def bare() -> ASGIApp:
     """Reads a body and answers; the least that this server can do."""
-    end_with_parent()
     answer = json.loads(os.environ[ANSWER_VARIABLE])
     headers = [(name.encode(), value.encode()) for name, value in answer["headers"]]
     body = answer["body"].encode()
@@ -83,4 +80,5 @@ def bare() -> ASGIApp:
 
 
 if __name__ == "__main__":
-    serve_http(load_settings(os.environ), target=f"tests.bench.targets:{sys.argv[1]}")
+    targets: dict[str, Callable[[], ASGIApp]] = {"no_op": no_op, "bare": bare}
+    serve_http(load_settings(os.environ), targets[sys.argv[1]])

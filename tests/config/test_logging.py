@@ -85,11 +85,11 @@ def test_event_is_a_line_of_json(events: Events) -> None:
 def test_records_of_the_standard_library_look_the_same(events: Events) -> None:
     """Libraries that use ``logging`` log through the same renderer."""
     configure()
-    logging.getLogger("_granian").warning("Starting %s", "granian")
+    logging.getLogger("uvicorn.error").warning("Starting %s", "uvicorn")
 
     (event,) = events()
     assert event["timestamp"].endswith("Z")
-    assert (event["event"], event["level"]) == ("Starting granian", "warning")
+    assert (event["event"], event["level"]) == ("Starting uvicorn", "warning")
 
 
 def test_bound_context_is_in_every_event(events: Events) -> None:

@@ -997,7 +997,7 @@ def test_api_imports_no_unused_libraries() -> None:
 @pytest.mark.processes
 def test_help_imports_no_heavy_libraries() -> None:
     """Each of them would cost more than the help itself."""
-    heavy = {"asyncio", "asyncpg", "granian", "litestar", "msgspec", "PIL", "redis", "structlog"}
+    heavy = {"asyncio", "asyncpg", "litestar", "msgspec", "PIL", "redis", "structlog", "uvicorn"}
     code = (
         "import atexit, sys\n"
         "atexit.register(lambda: print('imported:', *sys.modules))\n"

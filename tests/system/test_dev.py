@@ -19,6 +19,7 @@ from urllib.request import Request, urlopen
 import pytest
 from PIL import Image
 
+from tests.support.processes import family, is_alive
 from tests.support.provider import KEY, in_thread, provider_in_thread
 from tests.support.replicate import TOKEN, FakeReplicate
 from tests.system.deployment import DEADLINE_SECONDS, eventually, free_port
@@ -156,17 +157,17 @@ def test_dev_keeps_its_data_and_leaves_no_process(folder: Path) -> None:
     first_code = first.end()
     second = Started(*arguments)
     account = _credits(second.output_until(r"Ctrl-C stops"))
-    children = _descendants(second.process.pid)
+    processes = family(second.process.pid)
 
     second.process.kill()
     second.process.wait(DEADLINE_SECONDS)
-    eventually(lambda: not any(_alive(pid) for pid in children))
+    eventually(lambda: not any(is_alive(pid) for pid in processes))
     second.end()
 
     assert submit["data"]["credits_remaining"] == 99
     assert account["data"]["balance"] == 99
     assert first_code == 0
-    assert len(children) >= 5
+    assert len(processes) >= 5
 
 
 def test_dev_in_memory(folder: Path) -> None:
@@ -213,16 +214,3 @@ def _credits(banner: str) -> dict[str, Any]:
     with urlopen(request) as response:
         answer: dict[str, Any] = json.load(response)
     return answer
-
-
-def _descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    found = [int(child) for child in children]
-    return found + [deeper for child in found for deeper in _descendants(child)]
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False

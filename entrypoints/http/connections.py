@@ -1,0 +1,406 @@
+"""HTTP/1.1 connections: uvicorn's protocol, plus a bound on everything that a client can send, hold
+or leave unsaid, and an answer in our envelope to whatever is not a request.
+
+A connection has one deadline at most, checked by ``sweep`` once a second, so that no request costs
+a timer:
+
+- until the headers of a request are complete: ``header_seconds``;
+- while the application answers: none. The application bounds the body and its own calls;
+- between two requests: ``idle_seconds``;
+- while the client takes nothing of a response: ``write_seconds``;
+- after the last response: ``CLOSE_SECONDS``.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import unquote
+
+import httptools
+import msgspec
+import structlog
+from litestar.types import ASGIApp
+from uvicorn._types import ASGI3Application, ASGISendEvent
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from domain.errors import InvalidInput, Unavailable
+from entrypoints.http.request_info import request_id_of
+from entrypoints.http.schemas import ErrorBody, ErrorEnvelope
+
+CLOSE_SECONDS = 2.0
+"""How long the client may take to receive the last response and to close its side. Closed at once,
+the connection would be reset if the client were still sending, and the response lost."""
+
+MAX_PIPELINED = 100
+"""Requests that may wait on one connection for the response to an earlier one."""
+
+_NEVER: Final = float("inf")
+
+log = structlog.get_logger(__name__)
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """The bounds of one API process. ``header_bytes`` counts the request line too.
+
+    Beyond ``connections``, so many as ``surplus`` are answered 503, and any further ones are closed
+    unanswered.
+    """
+
+    connections: int
+    surplus: int = 64
+    headers: int = 100
+    header_bytes: int = 65_536
+    header_seconds: float = 10.0
+    idle_seconds: float = 75.0
+    write_seconds: float = 30.0
+
+
+class ConnectionConfig(Config):
+    """uvicorn's configuration, and our limits, which its protocol takes from here."""
+
+    def __init__(
+        self,
+        build: Callable[[], ASGIApp],
+        *,
+        limits: ConnectionLimits,
+        host: str,
+        port: int,
+        processes: int,
+        stop_seconds: int,
+    ) -> None:
+        super().__init__(
+            build,
+            factory=True,
+            host=host,
+            port=port,
+            workers=processes,
+            http=BoundedHttpProtocol,
+            loop="uvloop",
+            ws="none",
+            interface="asgi3",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=stop_seconds,
+            timeout_notify=0,
+            callback_notify=self.sweep,
+        )
+        self.limits = limits
+        self.stop_seconds = stop_seconds
+        self.open: set[BoundedHttpProtocol] = set()
+
+    async def sweep(self) -> None:
+        """Close the connections that are past their deadlines. uvicorn calls this every second."""
+        now = asyncio.get_running_loop().time()
+        for connection in tuple(self.open):
+            connection.close_if_late(now)
+
+
+class _Refused(Exception):
+    """What arrived is answered with ``status``, and is the last of its connection."""
+
+    def __init__(self, status: HTTPStatus, message: str, *, code: str = InvalidInput.code) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class _Exchange(RequestResponseCycle):
+    """One request and its response."""
+
+    async def run_asgi(self, app: ASGI3Application) -> None:
+        """Run the application. It answers its own errors, so an exception here is a bug, or a stop
+        that has waited long enough."""
+        try:
+            await app(self.scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            log.warning("request_cut_off", path=self.scope["path"])
+        except Exception:
+            log.exception("application_failed", path=self.scope["path"])
+        finally:
+            if not (self.response_complete or self.disconnected):
+                self.transport.abort()
+            self.on_response = _do_nothing  # It would keep the connection's objects in a cycle.
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """A response to an unfinished request is the last: nobody wants the rest of the body."""
+        if message["type"] == "http.response.start" and self.more_body:
+            self.keep_alive = False
+        await super().send(message)
+
+
+def _do_nothing() -> None: ...
+
+
+class _Outlet(asyncio.Transport):
+    """What a response is written to: the transport, except that closing it waits for the client."""
+
+    def __init__(self, protocol: "BoundedHttpProtocol") -> None:
+        super().__init__()
+        self._protocol = protocol
+        self.write = protocol.transport.write  # type: ignore[method-assign]
+        self.abort = protocol.transport.abort  # type: ignore[method-assign]
+        self.is_closing = protocol.transport.is_closing  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        self._protocol.end_response()
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    config: ConnectionConfig
+
+    def __init__(
+        self,
+        config: ConnectionConfig,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits = config.limits
+        self._deadline = _NEVER
+        self._stalled_until = _NEVER
+        self._is_over = False  # No further request is read.
+        self._is_surplus = False
+        self._in_head = False
+        self._head_bytes = 0
+        self._answering: RequestResponseCycle | None = None
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        connections = self.config.open
+        connections.add(self)
+        self._outlet = _Outlet(self)
+        self._deadline = self.loop.time() + self._limits.header_seconds
+        self._is_surplus = len(connections) > self._limits.connections
+        if len(connections) > self._limits.connections + self._limits.surplus:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.config.open.discard(self)
+        self._disconnect_answering()  # uvicorn tells only the newest of pipelined requests.
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_over:
+            return
+        self._head_bytes += len(data)
+        try:
+            if self._is_surplus:
+                raise _too_many()
+            self.parser.feed_data(data)
+            if self._in_head and self._head_bytes > self._limits.header_bytes:
+                raise _too_large(f"are longer than {self._limits.header_bytes} bytes")
+        except _Refused as refusal:
+            self._refuse(refusal)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self._refuse(cause if isinstance(cause, _Refused) else _malformed())
+
+    def pause_writing(self) -> None:
+        self._stalled_until = self.loop.time() + self._limits.write_seconds
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._stalled_until = _NEVER
+        super().resume_writing()
+
+    # What the parser calls. Its ``feed_data`` raises with an error from here as the context.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = 0
+        if not self._is_answering:
+            self._deadline = self.loop.time() + self._limits.header_seconds
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # A trailer, after the body. uvicorn would add it to the headers.
+        if len(self.headers) >= self._limits.headers:
+            raise _too_large(f"are more than {self._limits.headers}")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # The parser stops here, and ``data_received`` goes on.
+        self._in_head = False
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > self._limits.header_bytes:
+            raise _too_large(f"are longer than {self._limits.header_bytes} bytes")
+        version = self.parser.get_http_version()
+        if version not in {"1.0", "1.1"}:
+            raise _malformed()
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
+            raise _Refused(HTTPStatus.BAD_REQUEST, "Host: is required, once")
+        self._complete_scope(version)
+        self.cycle = _Exchange(
+            scope=self.scope,
+            transport=self._outlet,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version == "1.1" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if not self._is_answering:
+            self._start_asgi_task(self.cycle, self.app)
+        elif len(self.pipeline) < MAX_PIPELINED:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+        else:
+            raise _Refused(HTTPStatus.BAD_REQUEST, "Too many requests were sent ahead")
+
+    def on_message_complete(self) -> None:
+        if not self._in_head:
+            super().on_message_complete()
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Read the request again without its wish for another protocol, which the parser would
+        follow, taking the body for that protocol's first bytes."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(_malformed())
+            return
+        line = b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())
+        headers = [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"\r\n".join([line, *headers, b"", rest]))
+
+    def _complete_scope(self, version: str) -> None:
+        target = httptools.parse_url(self.url)
+        if target.path is None:
+            raise _malformed()
+        path = target.path.decode("ascii")
+        self.scope["http_version"] = version
+        self.scope["method"] = self.parser.get_method().decode("ascii")
+        self.scope["path"] = unquote(path) if "%" in path else path
+        self.scope["raw_path"] = target.path
+        self.scope["query_string"] = target.query or b""
+
+    # The life of a connection.
+
+    @property
+    def _is_answering(self) -> bool:
+        return self._answering is not None and not self._answering.response_complete
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        self._deadline = _NEVER
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        """Start the next request that waits, or wait for one. No further one is read while some
+        wait here: a client could send faster than we answer, without an end."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        if self.pipeline and not self._is_over:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self.flow.resume_reading()
+        if not self._is_over:
+            self._deadline = self.loop.time() + self._limits.idle_seconds
+
+    def end_response(self) -> None:
+        """The last response of this connection is written."""
+        current = self._answering
+        self._end(has_unread=current is not None and current.more_body)
+
+    def _end(self, *, has_unread: bool) -> None:
+        """Close the connection: at once, or while something is on its way, once the client has
+        closed its side. Otherwise the response would be lost in a reset."""
+        self._is_over = True
+        self.pipeline.clear()
+        self._deadline = self.loop.time() + CLOSE_SECONDS
+        if not has_unread:
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self.flow.resume_reading()
+            self.transport.write_eof()
+
+    def close_if_late(self, now: float) -> None:
+        """A client that does not take what was sent is cut off at the second deadline."""
+        if now >= self._stalled_until or (now >= self._deadline and self.transport.is_closing()):
+            self.transport.abort()
+        elif now >= self._deadline:
+            if self._in_head:
+                message = "headers: did not arrive in time"
+                self._refuse(_Refused(HTTPStatus.REQUEST_TIMEOUT, message))
+            else:
+                self._deadline = now + CLOSE_SECONDS
+                self.transport.close()
+
+    def _end_after_response(self) -> None:
+        self._is_over = True
+        self.pipeline.clear()
+        if self._answering is not None:
+            self._answering.keep_alive = False
+
+    def _refuse(self, refusal: _Refused) -> None:
+        """Answer with an error, and end the connection. If an earlier request is complete, it is
+        answered, and this one is not."""
+        current = self._answering
+        if current is not None and not current.response_complete:
+            if not current.more_body:
+                self._end_after_response()
+                return
+            self._disconnect_answering()  # It is the refused one: the rest of its body is wrong.
+            if current.response_started:
+                self.transport.abort()
+                return
+        request_id = request_id_of(self.headers or ())
+        log.info("request_refused", request_id=request_id, reason=str(refusal))
+        self.transport.write(_response(refusal, request_id))
+        self._end(has_unread=True)
+
+    def _disconnect_answering(self) -> None:
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+
+
+def _malformed() -> _Refused:
+    return _Refused(HTTPStatus.BAD_REQUEST, "The request is not valid HTTP/1.1")
+
+
+def _too_large(problem: str) -> _Refused:
+    return _Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"headers: {problem}")
+
+
+def _too_many() -> _Refused:
+    message = "Too many open connections; try again later"
+    return _Refused(HTTPStatus.SERVICE_UNAVAILABLE, message, code=Unavailable.code)
+
+
+def _response(refusal: _Refused, request_id: str) -> bytes:
+    error = ErrorBody(code=refusal.code, message=str(refusal))
+    body = _encode(ErrorEnvelope(data=None, error=error))
+    lines = [
+        f"HTTP/1.1 {refusal.status.value} {refusal.status.phrase}",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+        f"x-request-id: {request_id}",
+        "connection: close",
+        *(["retry-after: 5"] if refusal.status is HTTPStatus.SERVICE_UNAVAILABLE else []),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body

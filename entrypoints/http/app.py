@@ -1,6 +1,6 @@
 """The application: its routes, their dependencies, and the middleware around them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,6 +8,7 @@ from datetime import datetime
 from litestar import Litestar, Router
 from litestar.di import Provide
 from litestar.handlers import HTTPRouteHandler
+from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp
 
 from config.logging import AccessLine, logged_access_line
@@ -19,12 +20,14 @@ from entrypoints.http import public
 from entrypoints.http.credits import CREDIT_HANDLERS
 from entrypoints.http.errors import respond
 from entrypoints.http.generations import GENERATION_HANDLERS
+from entrypoints.http.inputs import AnyRequest, check_is_plain, check_query
 from entrypoints.http.middleware import Authenticate, Authentication, RequestContext
 from entrypoints.http.openapi import (
     SECURITY_SCHEME,
-    describe_headers,
+    complete_document,
     get_asset,
     openapi_config,
+    query_parameters,
 )
 from entrypoints.http.submit import SubmitRoute, declare, fast_path
 from entrypoints.http.uploads import offer_upload, put_upload
@@ -67,6 +70,14 @@ def create_app(
         submission=services.submission,
         max_body_bytes=max_body_bytes,
     )
+    parameters: dict[tuple[str, str], Collection[str]] = {}
+
+    async def check_request(request: AnyRequest) -> None:
+        if request.method != "OPTIONS":
+            route = (request.scope["path_template"], request.method)
+            check_query(request.scope["query_string"], parameters.get(route, ()))
+            check_is_plain(request.headers.get("content-encoding", ""))
+
     app = Litestar(
         [_api(services, submit), *_public(services, max_upload_bytes), get_asset],
         dependencies={
@@ -81,15 +92,23 @@ def create_app(
             "samples": _always(services.samples),
             "clock": _always(services.clock),
         },
+        before_request=check_request,
         exception_handlers={Exception: respond},
         lifespan=lifespan,
         logging_config=None,
         openapi_config=openapi_config(),
         request_max_body_size=max_body_bytes,
     )
-    describe_headers(app.openapi_schema)
+    complete_document(app.openapi_schema)
+    parameters.update(query_parameters(app.openapi_schema))
     # Litestar's own middleware does not see requests that match no route.
-    app.asgi_handler = RequestContext(fast_path(app.asgi_handler, submit), access_line=access_line)
+    app.asgi_handler = RequestContext(
+        fast_path(app.asgi_handler, submit),
+        methods={
+            route.path_format: route.methods for route in app.routes if isinstance(route, HTTPRoute)
+        },
+        access_line=access_line,
+    )
     return app
 
 

@@ -4,7 +4,10 @@ import base64
 import binascii
 import json
 import re
+from codecs import BOM_UTF8
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeAlias, TypeVar
+from urllib.parse import parse_qsl
 from uuid import UUID
 
 import msgspec
@@ -28,6 +31,8 @@ T = TypeVar("T")
 Injected: TypeAlias = NamedDependency[SkipValidation[T]]
 """A handler's argument that the application injects, by its name."""
 
+AnyRequest: TypeAlias = Request[Any, Any, Any]
+
 OwnedRequest: TypeAlias = Request[Owner, Any, Any]
 """A request whose ``user`` is authenticated."""
 
@@ -50,6 +55,8 @@ IdempotencyKey = Annotated[
         " long as the session.",
     ),
 ]
+
+MAX_PARAMETERS = 20
 
 TIMESTAMP = re.compile(r"[0-9]{1,12}")
 """A valid ``expires`` of a signed link."""
@@ -87,6 +94,29 @@ class NewUploadBody(StrictBody[NewUpload]):
     decoder = msgspec.json.Decoder(NewUpload)
 
 
+def check_query(query: bytes, known: Collection[str] = ()) -> None:
+    """Raises InvalidInput for a parameter that is unknown or given twice, like for such a field of
+    a body."""
+    if not query:
+        return
+    try:
+        given = parse_qsl(query.decode(errors="replace"), True, max_num_fields=MAX_PARAMETERS)
+    except ValueError as error:
+        raise InvalidInput("query", f"has more than {MAX_PARAMETERS} parameters") from error
+    names = [name for name, _ in given]
+    for name in names:
+        if name not in known:
+            raise InvalidInput(name, "is not a parameter of this request")
+        if names.count(name) > 1:
+            raise InvalidInput(name, "is given more than once")
+
+
+def check_is_plain(content_encoding: str) -> None:
+    """Raises 415 for a compressed body."""
+    if content_encoding.strip().lower() not in {"", "identity"}:
+        raise HTTPException("A Content-Encoding is not supported", status_code=415)
+
+
 def check_is_json(content_type: str) -> None:
     """Raises 415 unless the media type is JSON; parameters such as a charset are allowed."""
     media_type, _, _ = content_type.partition(";")
@@ -95,7 +125,9 @@ def check_is_json(content_type: str) -> None:
 
 
 def decoded(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """The body's value. Raises InvalidInput, which names the field."""
+    """The body's value; a byte order mark before it is ignored. Raises InvalidInput, which names
+    the field."""
+    body = body.removeprefix(BOM_UTF8)
     try:
         request = decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -139,10 +171,16 @@ _NAMED_FIELD_PROBLEMS = {
 }
 
 
+_TOO_LONG = re.compile(r"Expected `(str|array)` of length <= (\d+)")
+_PARTS = {"str": "characters", "array": "items"}
+
+
 def humanize(problem: str) -> str:
     """msgspec's message about a value, in the style of our own messages."""
     if "matching regex" in problem:
         return "contains a character that is not allowed"
+    if too_long := _TOO_LONG.match(problem):
+        return f"has more than {too_long[2]} {_PARTS[too_long[1]]}"
     return problem[:1].lower() + problem[1:].replace("`", "")
 
 

@@ -2,11 +2,11 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from time import perf_counter
 
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, ReceiveMessage, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, ReceiveMessage, Scope, Send
 
 from config.logging import AccessLine, logged_access_line
 from domain.credits import Owner
@@ -28,11 +28,19 @@ _LOOKS_LIKE_A_KEY = re.compile(rb"bearer +wk_", re.IGNORECASE)
 
 
 class RequestContext:
-    """The outermost layer: gives every request an id, every response the id's header, every body a
-    deadline, and the log one line per request."""
+    """The outermost layer: gives every request an id, every response its general headers, every
+    body a deadline, and the log one line per request. Answers ``HEAD`` like ``GET``, without the
+    body. ``methods`` has those of each route, by its path template."""
 
-    def __init__(self, app: ASGIApp, *, access_line: AccessLine = logged_access_line) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        methods: Mapping[str, Collection[str]],
+        access_line: AccessLine = logged_access_line,
+    ) -> None:
         self._app = app
+        self._methods = methods
         self._access_line = access_line
         self._bodies = SharedTimeout(BODY_SECONDS)
         self._uploads = SharedTimeout(UPLOAD_SECONDS)
@@ -52,30 +60,69 @@ class RequestContext:
         REQUEST_INFO.set(info)
         is_upload = path.startswith("/uploads/")
         body = _Body(receive, self._uploads if is_upload else self._bodies)
-        answer = _Answer(send, request_id)
+        method = scope["method"]
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}
+            send = _without_body(send)
+        answer = _Answer(send, request_id, scope, self._methods)
         try:
             await self._app(scope, body.receive, answer.send)
         finally:
             duration_ms = round((perf_counter() - started) * 1000, 1)
-            self._access_line(info, scope["method"], path, answer.status, duration_ms)
+            self._access_line(info, method, path, answer.status, duration_ms)
+
+
+def _without_body(send: Send) -> Send:
+    async def send_headers(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return send_headers
 
 
 class _Answer:
-    """Adds the request's id to the response headers, and keeps the status for the log."""
+    """Adds the general headers to a response, and keeps its status for the log.
 
-    __slots__ = ("_request_id", "_send", "status")
+    Nothing that says how the caller's data is now may be stored on the way: unless a response has a
+    ``Cache-Control`` of its own, it gets ``no-store``.
+    """
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    __slots__ = ("_methods", "_request_id", "_scope", "_send", "status")
+
+    def __init__(
+        self,
+        send: Send,
+        request_id: str,
+        scope: HTTPScope,
+        methods: Mapping[str, Collection[str]],
+    ) -> None:
         self._send = send
         self._request_id = request_id
+        self._scope = scope
+        self._methods = methods
         self.status: int | None = None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            header = (b"x-request-id", self._request_id.encode())
-            message["headers"] = [*message["headers"], header]
+            message["headers"] = [*self._headers(message["headers"])]
         await self._send(message)
+
+    def _headers(self, given: RawHeaders) -> Iterator[tuple[bytes, bytes]]:
+        has_own = False
+        for header in given:
+            has_own = has_own or header[0] == b"cache-control"
+            yield self._allow(header[1]) if header[0] == b"allow" else header
+        if not has_own:
+            yield b"cache-control", b"no-store"
+        yield b"x-request-id", self._request_id.encode()
+
+    def _allow(self, given: bytes) -> tuple[bytes, bytes]:
+        """Litestar omits ``HEAD`` and, answering ``OPTIONS``, other methods of the route."""
+        template = self._scope.get("path_template", "")
+        methods = set(self._methods.get(template) or given.decode().split(", "))
+        if "GET" in methods:
+            methods.add("HEAD")
+        return b"allow", ", ".join(sorted(methods)).encode()
 
 
 class _Body:

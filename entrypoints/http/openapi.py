@@ -1,5 +1,6 @@
 """The OpenAPI document, and Swagger UI to read it, with no assets from other hosts."""
 
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,8 @@ from litestar.openapi.spec import (
     OpenAPIHeader,
     OpenAPIResponse,
     OpenAPIType,
+    Operation,
+    Parameter,
     Schema,
     SecurityScheme,
     Tag,
@@ -215,14 +218,34 @@ _HEADERS_BY_STATUS = {
 }
 
 
-def describe_headers(document: OpenAPI) -> None:
-    """Describe response headers, which Litestar leaves out, by status."""
-    for path in (document.paths or {}).values():
-        for operation in filter(None, (path.get, path.post, path.put)):
-            for status, response in (operation.responses or {}).items():
-                if isinstance(response, OpenAPIResponse):
-                    response.headers = {
-                        **(response.headers or {}),
-                        **_HEADERS_BY_STATUS.get(status, {}),
-                        "X-Request-Id": _REQUEST_ID,
-                    }
+def complete_document(document: OpenAPI) -> None:
+    """Add what Litestar leaves out: the headers of responses, and that a call needs no token."""
+    for _, _, operation in _operations(document):
+        if operation.security is None:
+            operation.security = []
+        for status, response in (operation.responses or {}).items():
+            if isinstance(response, OpenAPIResponse):
+                response.headers = {
+                    **(response.headers or {}),
+                    **_HEADERS_BY_STATUS.get(status, {}),
+                    "X-Request-Id": _REQUEST_ID,
+                }
+
+
+def query_parameters(document: OpenAPI) -> Mapping[tuple[str, str], Collection[str]]:
+    """The names of the query parameters of each call, by its path template and method."""
+    return {
+        (path, method): {
+            parameter.name
+            for parameter in operation.parameters or ()
+            if isinstance(parameter, Parameter) and parameter.param_in == "query"
+        }
+        for path, method, operation in _operations(document)
+    }
+
+
+def _operations(document: OpenAPI) -> Iterator[tuple[str, str, Operation]]:
+    for path, item in (document.paths or {}).items():
+        for method, operation in (("GET", item.get), ("POST", item.post), ("PUT", item.put)):
+            if operation is not None:
+                yield path, method, operation

@@ -74,10 +74,13 @@ class NewGeneration(
 
     model_image_url: Url
     outfit_image_url: Url | None = None
-    accessories: Annotated[
-        list[AccessoryItem],
-        Meta(max_length=MAX_ACCESSORIES, description="Further items to wear."),
-    ] = []
+    accessories: (
+        Annotated[
+            list[AccessoryItem],
+            Meta(max_length=MAX_ACCESSORIES, description="Further items to wear."),
+        ]
+        | None
+    ) = None
     prompt: (
         Annotated[
             str,
@@ -97,7 +100,9 @@ class NewGeneration(
         return GenerationInput(
             model_image_url=self.model_image_url,
             outfit_image_url=self.outfit_image_url,
-            accessories=tuple(Accessory(type=item.type, url=item.url) for item in self.accessories),
+            accessories=tuple(
+                Accessory(type=item.type, url=item.url) for item in self.accessories or ()
+            ),
             prompt=DEFAULT_PROMPT if self.prompt is None else self.prompt,
         )
 

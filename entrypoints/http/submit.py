@@ -21,7 +21,13 @@ from domain.ports import Receipt
 from domain.submission import Submission, TryOnRequest
 from entrypoints.http.errors import envelope_for
 from entrypoints.http.generations import GENERATION_TAGS, try_on
-from entrypoints.http.inputs import IdempotencyKey, check_is_json, decoded
+from entrypoints.http.inputs import (
+    IdempotencyKey,
+    check_is_json,
+    check_is_plain,
+    check_query,
+    decoded,
+)
 from entrypoints.http.middleware import Authenticate, bearer_token
 from entrypoints.http.openapi import failures
 from entrypoints.http.request_info import RequestInfo
@@ -79,6 +85,8 @@ class SubmitRoute:
             raise ClientException("Invalid host header")
         owner = await self._authenticate(bearer_token(scope["headers"]))
         info["owner"] = str(owner)
+        check_query(scope["query_string"])
+        check_is_plain(headers.get(b"content-encoding", b"").decode("latin-1"))
         body = await self._body(headers, receive)
         if not body:
             raise InvalidInput("body", "is required")

@@ -444,7 +444,7 @@ async def test_body_deadline(path: str, seconds: float) -> None:
     }  # fmt: skip
 
     with pytest.raises(InvalidInput, match="did not arrive in time"):
-        await RequestContext(read_body)(scope, drip, ignore)
+        await RequestContext(read_body, methods={})(scope, drip, ignore)
 
     assert waited == [pytest.approx(seconds, abs=0.01)]
 

@@ -310,12 +310,12 @@ async def test_405_lists_the_allowed_methods(api: Api) -> None:
     """Also for unknown methods."""
     answers = [
         await api.call(method, GENERATIONS, owner=None)
-        for method in ("PUT", "DELETE", "PATCH", "HEAD", "TRACE", "BREW")
+        for method in ("PUT", "DELETE", "PATCH", "TRACE", "BREW")
     ]
 
     assert {answer.error for answer in answers} == {(405, "METHOD_NOT_ALLOWED")}
     for answer in answers:
-        assert set(answer.headers["allow"].split(", ")) == {"GET", "OPTIONS", "POST"}
+        assert answer.headers["allow"] == "GET, HEAD, OPTIONS, POST"
 
 
 @pytest.mark.parametrize(

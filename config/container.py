@@ -29,7 +29,7 @@ from adapters.images.samples import draw_sample
 from adapters.limits.memory import InMemoryStartLimit
 from adapters.limits.redis import RedisStartLimit
 from adapters.postgres.database import Database
-from adapters.postgres.migrate import all_migrations, migrate
+from adapters.postgres.migrate import Schema, all_migrations, migrate
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.queue.redis import RedisTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
@@ -97,6 +97,7 @@ class Container(containers.DeclarativeContainer):
                     sessions=PostgresSessionRepo(database, batches=batches),
                     accounts=PostgresCreditRepo(database),
                     api_keys=PostgresApiKeyRepo(database),
+                    schema=Schema(database, all_migrations()),
                 )
             case options.Database.MEMORY:
                 accounts = InMemoryCreditRepo(clock=self.clock())

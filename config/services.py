@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from adapters.postgres.migrate import Schema
 from domain.ports import (
     ApiKeyRepoPort,
     AttemptRepoPort,
@@ -38,11 +39,12 @@ class ServedStorage(Storage, SignedReadPort, UploadSinkPort, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repositories:
-    """The repositories on one database."""
+    """The repositories on one database, and its schema if it has one."""
 
     sessions: Sessions
     accounts: CreditRepoPort
     api_keys: ApiKeyRepoPort
+    schema: Schema | None = None
 
 
 class Closable(Protocol):

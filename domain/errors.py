@@ -5,8 +5,8 @@
     WearonError
     ├── InvalidInput, InsufficientCredits, NotFound, Conflict, IdempotencyKeyReused,
     │   TooManyActive, TooManyUploads, Unauthenticated: InvalidApiKey     the caller's fault
-    ├── Overloaded, Unavailable: QueueUnavailable, DatabaseUnavailable,
-    │   StorageUnavailable                                                our fault, temporary
+    ├── Overloaded, Unavailable: QueueUnavailable, StorageUnavailable,
+    │   DatabaseUnavailable: SchemaMismatch                             our fault, temporary
     ├── WorkFailed: TryAgain, Refused, ProviderMisconfigured              one attempt failed
     ├── ClaimFailed                                                       our fault, permanent
     ├── Superseded                                                        an attempt lost its lease
@@ -118,6 +118,11 @@ class QueueUnavailable(Unavailable):
 
 class DatabaseUnavailable(Unavailable):
     """The database failed or did not answer in time."""
+
+
+class SchemaMismatch(DatabaseUnavailable):
+    """The database's schema is older or newer than this version of the service, or missing;
+    ``str(error)`` says what to do."""
 
 
 class StorageUnavailable(Unavailable):

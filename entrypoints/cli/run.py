@@ -82,8 +82,14 @@ def worker(
 @click.command()
 @json_option
 def migrate(*, as_json: bool) -> None:
-    """Migrate the database to the current schema. Safe to repeat and to run concurrently."""
-    applied = run(lambda container: container.migrate()())
+    """Migrate the database to the current schema. Safe to repeat and to run concurrently.
+
+    A table's lock is waited for two seconds at a time, because all other work on the table waits
+    behind it. Who holds the lock is printed on standard error.
+    """
+    applied = run(
+        lambda container: container.migrate()(report=lambda line: click.echo(line, err=True))
+    )
     if as_json:
         print_json({"applied": applied})
     else:

@@ -27,10 +27,11 @@ from config.logging import (
     flush_logs,
 )
 from config.processes import end_with_parent
+from config.services import Repositories
 from config.settings import Settings, SettingsError
 from domain.credits import Channel, Owner
 from domain.errors import Unavailable
-from domain.ports import CreditRepoPort, TaskQueuePort
+from domain.ports import TaskQueuePort
 from domain.submission import Submission
 from entrypoints.gc_tuning import freeze_startup_objects
 from entrypoints.http.app import Lifespan, Services, create_app
@@ -159,6 +160,7 @@ def application(container: Container, *lifespan: Lifespan) -> Litestar:
 
     @asynccontextmanager
     async def connected(_: Litestar) -> AsyncIterator[None]:
+        await _check_schema(container.repositories())
         housekeeping = asyncio.create_task(_run_housekeeping(container.submission()))
         try:
             yield
@@ -180,6 +182,15 @@ def application(container: Container, *lifespan: Lifespan) -> Litestar:
     )
 
 
+async def _check_schema(repositories: Repositories) -> None:
+    """Say in the log why the API will not become ready."""
+    try:
+        if repositories.schema is not None:
+            await repositories.schema.check()
+    except Unavailable as error:
+        log.warning("not_ready", cause=type(error).__name__, reason=str(error))
+
+
 def services_of(container: Container) -> Services:
     """Raises ``SettingsError`` for a setting that the API requires."""
     return Services(
@@ -188,7 +199,7 @@ def services_of(container: Container) -> Services:
         sessions=container.sessions(),
         credits=container.accounts(),
         authenticate=container.authenticate(),
-        readiness=readiness_checks(container.accounts(), container.queue()),
+        readiness=readiness_checks(container.repositories(), container.queue()),
         uploads=container.uploads(),
         files=container.files(),
         receiver=container.receiver(),
@@ -197,11 +208,13 @@ def services_of(container: Container) -> Services:
     )
 
 
-def readiness_checks(accounts: CreditRepoPort, queue: TaskQueuePort) -> Mapping[str, Check]:
+def readiness_checks(repositories: Repositories, queue: TaskQueuePort) -> Mapping[str, Check]:
     """A check of each dependency of the API, by name."""
 
     async def check_database() -> None:
-        await accounts.account(Owner(channel=Channel.B2C, id="readiness"))
+        if repositories.schema is not None:
+            await repositories.schema.check()
+        await repositories.accounts.account(Owner(channel=Channel.B2C, id="readiness"))
 
     async def check_queue() -> None:
         await queue.depth()

@@ -10,6 +10,7 @@ import uvloop
 from config.container import Container, close
 from config.logging import buffer_access_logs, configure_logging, flush_logs
 from config.settings import Settings
+from domain.errors import SchemaMismatch, Unavailable
 from entrypoints.gc_tuning import freeze_startup_objects
 from entrypoints.worker.loop import OneShotWorker, Worker
 from entrypoints.worker.tasks import WorkerLimits
@@ -25,7 +26,8 @@ FLUSH_SECONDS = 1.0
 def run_worker(
     settings: Settings, *, concurrency: int | None, recovery: bool, once: bool = False
 ) -> bool:
-    """Run a worker in this process until it has stopped. Returns what ``Worker.run`` does."""
+    """Run a worker in this process until it has stopped. Returns what ``Worker.run`` does. Raises
+    ``SchemaMismatch`` before any task is taken."""
     configure_logging(settings)
     container = Container(settings=settings)
     if not settings.drain_outlasts_attempt:
@@ -43,9 +45,23 @@ def run_on(
     """Run a worker on the container's adapters, with this process to itself."""
     buffer_access_logs()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_check_schema(container))
         worker = build_worker(container, concurrency=concurrency, recovery=recovery, once=once)
         freeze_startup_objects()
         return runner.run(flushing_logs(run_until_signalled(worker, lambda: close(container))))
+
+
+async def _check_schema(container: Container) -> None:
+    """Raises ``SchemaMismatch``: with another schema, no task could be worked on. A database that
+    does not answer is waited for later, like at any other time."""
+    try:
+        if (schema := container.repositories().schema) is not None:
+            await schema.check()
+    except SchemaMismatch:
+        await close(container)
+        raise
+    except Unavailable as error:
+        log.warning("worker_waiting", cause=type(error).__name__, reason=str(error))
 
 
 def build_worker(

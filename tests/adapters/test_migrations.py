@@ -13,7 +13,14 @@ import pytest
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
-from adapters.postgres.migrate import Migration, MigrationError, all_migrations, migrate
+from adapters.postgres.migrate import (
+    Migration,
+    MigrationError,
+    Schema,
+    all_migrations,
+    migrate,
+)
+from domain.errors import SchemaMismatch
 
 pytestmark = pytest.mark.anyio
 
@@ -76,8 +83,8 @@ async def test_only_missing_migrations_are_applied(database: Database) -> None:
 async def test_concurrent_runs_apply_migrations_once(
     postgres: EmbeddedPostgres, database: Database
 ) -> None:
-    """Every process of a deployment may migrate when it starts. One does; the others wait for it,
-    longer than the timeout of other statements if needed."""
+    """Every process of a deployment may migrate when it starts. One applies each migration; the
+    others wait for it, longer than the timeout of other statements if needed."""
     slow = Migration(name="0003_slow", sql="SELECT pg_sleep(1.5); CREATE TABLE slow ();")
     name = await database.fetch_value("SELECT current_database()")
     limits = DatabaseLimits(command_seconds=1)
@@ -85,7 +92,11 @@ async def test_concurrent_runs_apply_migrations_once(
 
     results = await asyncio.gather(*(migrate(each, [FIRST, SECOND, slow]) for each in processes))
 
-    assert sorted(results) == [[]] * 9 + [["0001_first", "0002_second", "0003_slow"]]
+    assert sorted(name for names in results for name in names) == [
+        "0001_first",
+        "0002_second",
+        "0003_slow",
+    ]
     await asyncio.gather(*(each.close() for each in processes))
 
 
@@ -114,15 +125,65 @@ async def test_newer_database_is_rejected(database: Database) -> None:
 
 
 async def test_failed_migration_leaves_nothing_behind(database: Database) -> None:
-    """Neither its own first half, nor earlier migrations of the same run, nor the table of
-    migrations."""
+    """Earlier migrations of the same run stay applied; of the failed one there is no half."""
     broken = Migration(name="0002_broken", sql="CREATE TABLE half (); SELECT 1 / 0;")
 
     with pytest.raises(asyncpg.DivisionByZeroError):
         await migrate(database, [FIRST, broken])
 
-    assert await contents(database) == []
-    assert await migrate(database, [FIRST, SECOND]) == ["0001_first", "0002_second"]
+    assert "half." not in await contents(database)
+    assert await migrate(database, [FIRST, SECOND]) == ["0002_second"]
+
+
+async def test_migration_that_is_blocked(postgres: EmbeddedPostgres, database: Database) -> None:
+    """While a transaction holds a table, the migration gives up its place in the line again and
+    again, so that other statements on the table get through; it says who holds the lock, and is
+    applied once the lock is free."""
+    await migrate(database, [FIRST])
+    url = postgres.url(await database.fetch_value("SELECT current_database()"))
+    holder = await asyncpg.connect(url, server_settings={"application_name": "report"})
+    await holder.execute("BEGIN; SELECT FROM first")
+    reported: asyncio.Queue[str] = asyncio.Queue()
+
+    migrating = asyncio.create_task(migrate(database, [FIRST, SECOND], report=reported.put_nowait))
+    line = await asyncio.wait_for(reported.get(), 20)
+    reader = Database(url, limits=DatabaseLimits(command_seconds=20))
+    await reader.fetch("SELECT FROM first")
+    await holder.execute("COMMIT")
+    applied = await asyncio.wait_for(migrating, 20)
+    await holder.close()
+    await reader.close()
+
+    assert line.startswith("waiting for process ")
+    assert "(report, idle in transaction, in a transaction for" in line
+    assert applied == ["0002_second"]
+
+
+async def test_schema_of_this_version(database: Database) -> None:
+    """The check names the first missing migration, and passes once all are applied."""
+    schema = Schema(database, [FIRST, SECOND])
+
+    with pytest.raises(SchemaMismatch, match="The database is empty: run `wearon migrate`"):
+        await schema.check()
+    await migrate(database, [FIRST])
+    with pytest.raises(SchemaMismatch, match="lacks migration 0002_second: run `wearon migrate`"):
+        await schema.check()
+    await migrate(database, [FIRST, SECOND])
+    await schema.check()
+
+
+async def test_schema_of_a_newer_version(database: Database) -> None:
+    """An older version does not start on it. One that runs already goes on: a deployment migrates
+    before it replaces the processes."""
+    running = Schema(database, [FIRST])
+    await migrate(database, [FIRST])
+    await running.check()
+    await migrate(database, [FIRST, SECOND])
+
+    await running.check()
+
+    with pytest.raises(SchemaMismatch, match="0002_second was applied by a newer version"):
+        await Schema(database, [FIRST]).check()
 
 
 async def test_migrations_apply_behind_a_transaction_pooler(

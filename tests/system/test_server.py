@@ -202,3 +202,32 @@ def test_processes_that_cannot_start(deployment: Deployment) -> None:
 
     assert done.returncode == 1
     assert "cannot listen" in done.stderr
+
+
+@pytest.fixture
+def unmigrated(deployment: Deployment) -> str:
+    """The URL of an empty database on the same server."""
+    deployment.postgres.create_database(name := f"empty-{free_port()}")
+    return deployment.postgres.url(name)
+
+
+def test_database_that_is_not_migrated(deployment: Deployment, unmigrated: str) -> None:
+    """The API is alive, not ready, and logs why; a worker says so in a sentence and exits."""
+    _, port = start(deployment, DATABASE_URL=unmigrated)
+    ready = answer_to(port, LIVE.replace(b"live", b"ready"))
+    log = (deployment.folder / "serve.log").read_text()
+    environ = deployment.environ | {"DATABASE_URL": unmigrated}
+    worker = subprocess.run(
+        [sys.executable, "-P", "-m", "entrypoints.cli", "worker"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=False,
+    )
+
+    assert ready.startswith(b"HTTP/1.1 503")
+    assert "The database is empty: run `wearon migrate`" in log
+    assert worker.returncode == 1
+    assert "DATABASE_URL: The database is empty: run `wearon migrate`" in worker.stderr
+    assert "Traceback" not in worker.stderr

@@ -158,7 +158,7 @@ class Container(containers.DeclarativeContainer):
     def generator(self) -> PictureGeneratorPort:
         settings = self.settings()
         match settings.generator:
-            case options.Generator.LOCAL:
+            case None | options.Generator.LOCAL:
                 return LocalPictureGenerator(delay_seconds=settings.local_generator_seconds)
             case options.Generator.OPENAI:
                 from adapters.images.openai import OpenAiPictureGenerator

@@ -43,6 +43,8 @@ PREFIX = "WEARON_"
 _CONFIRM_SECONDS = 2
 """A submission may take one second longer than its setting, and is confirmed within one more."""
 _HIDDEN = "***"
+_FEWEST_CHARACTERS = 10
+"""Different ones in a secret. A random one of 32 hexadecimal digits has fewer once in a million."""
 
 _SUBMISSION, _UPLOADS = SubmissionPolicy(), UploadPolicy()
 _WORK, _RECOVERY = WorkPolicy(), RecoveryPolicy()
@@ -84,9 +86,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     queue: Annotated[Queue, doc("What carries the tasks")] = Queue.REDIS
     storage: Annotated[Storage, doc("Where pictures are stored")] = Storage.LOCAL
     generator: Annotated[
-        Generator,
-        doc("What generates the pictures; `local` draws a contact sheet, for development"),
-    ] = Generator.LOCAL
+        Generator | None,
+        doc(
+            "What makes the pictures; workers need it, because `local` only pastes the inputs"
+            " together. In development `local` is the default"
+        ),
+    ] = None
     data_dir: Annotated[
         Path, doc("Folder of the `local` storage and of the embedded servers' data")
     ] = Path(".wearon")
@@ -398,11 +403,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             return
         if self.fetch_allow_loopback:
             yield "WEARON_FETCH_ALLOW_LOOPBACK: requires WEARON_ENVIRONMENT=development"
+        yield from self._weak_secrets()
         for name in self._in_memory():
             yield (
                 f"{variable_of(name)}: `memory` is lost at exit,"
                 " so it requires WEARON_ENVIRONMENT=development"
             )
+
+    def _weak_secrets(self) -> Iterator[str]:
+        secrets = {name: getattr(self, name) for name in ("jwt_secret", "signing_secret")}
+        for name, secret in secrets.items():
+            if secret is not None and len(set(secret)) < _FEWEST_CHARACTERS:
+                yield f"{variable_of(name)}: is too easy to guess"
+        if self.jwt_secret is not None and self.jwt_secret == self.signing_secret:
+            yield "WEARON_SIGNING_SECRET: must differ from WEARON_JWT_SECRET"
 
     def _in_memory(self) -> list[str]:
         names = ("database", "queue", "storage")
@@ -450,7 +464,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def for_generator(self) -> tuple[str, ...]:
         """The optional settings that the chosen generator requires."""
         match self.generator:
-            case Generator.LOCAL:
+            case None if self.environment is Environment.PRODUCTION:
+                return ("generator",)
+            case None | Generator.LOCAL:
                 return ()
             case Generator.OPENAI:
                 return ("openai_api_key",)
@@ -462,7 +478,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def generator_is_paid(self) -> bool:
         """Whether the chosen generator belongs to a provider, which bills and limits its calls."""
-        return bool(self.for_generator)
+        return self.generator not in {None, Generator.LOCAL}
 
     @property
     def drain_outlasts_attempt(self) -> bool:

@@ -59,7 +59,8 @@ from tests.support.servers import new_bucket
 
 T = TypeVar("T")
 S = timedelta(seconds=1)
-SECRET = "s" * 32
+SECRET = "signs the tokens of the users: 0123456789"
+OTHER_SECRET = "signs the links to the pictures: 9876543210"
 NOWHERE = Settings(
     environment=Environment.DEVELOPMENT,
     database_url="postgresql://nobody@127.0.0.1:1/nothing",
@@ -196,7 +197,8 @@ def test_every_option_has_adapters(setting: str, options: type[StrEnum]) -> None
     """With every value of a setting that chooses adapters, the whole service can be built, and each
     adapter inherits its ports."""
     for option in options:
-        container = Container(settings=msgspec.structs.replace(NOWHERE, **{setting: option}))
+        settings = msgspec.structs.replace(NOWHERE, **{"jwt_secret": OTHER_SECRET, setting: option})
+        container = Container(settings=settings)
 
         services_of(container), build_worker(container, concurrency=1, recovery=True)
         for name, ports in PORTS.items():

@@ -292,6 +292,24 @@ def test_production_refuses_unsafe_settings() -> None:
     assert load_settings(unsafe | DEVELOPMENT).database is Database.MEMORY
 
 
+@pytest.mark.parametrize(
+    ("secrets", "problem"),
+    [
+        ({"WEARON_JWT_SECRET": "s" * 64}, "WEARON_JWT_SECRET: is too easy to guess"),
+        ({"WEARON_SIGNING_SECRET": "changeme" * 4}, "WEARON_SIGNING_SECRET: is too easy to guess"),
+        (
+            {"WEARON_JWT_SECRET": SECRET, "WEARON_SIGNING_SECRET": SECRET},
+            "WEARON_SIGNING_SECRET: must differ from WEARON_JWT_SECRET",
+        ),
+    ],
+)
+def test_production_refuses_weak_secrets(secrets: dict[str, str], problem: str) -> None:
+    """Whoever guesses one signs tokens of any user. One secret for both would let a link's owner
+    try it out."""
+    assert problems_of(secrets) == [problem]
+    assert load_settings(secrets | DEVELOPMENT).environment == "development"
+
+
 def test_settings_without_an_environment_are_checked_too() -> None:
     """The rules hold for ``Settings`` that are made in code."""
     with pytest.raises(ValueError, match="WEARON_DATABASE: `memory` is lost at exit"):
@@ -326,7 +344,7 @@ def test_secrets_are_not_shown() -> None:
     settings = load_settings(
         {
             "WEARON_JWT_SECRET": SECRET,
-            "WEARON_SIGNING_SECRET": SECRET,
+            "WEARON_SIGNING_SECRET": SECRET[::-1],
             "DATABASE_URL": f"postgresql://user:{SECRET}@db/wearon",
             "REDIS_URL": f"redis://:{SECRET}@cache",
             "AWS_ACCESS_KEY_ID": SECRET,
@@ -339,6 +357,7 @@ def test_secrets_are_not_shown() -> None:
     shown = f"{settings} {settings!r} {pretty_repr(settings)}"
 
     assert SECRET not in shown
+    assert SECRET[::-1] not in shown
     assert shown.count("***") == 8 * 3
     assert "port=8000" in shown
 
@@ -351,12 +370,14 @@ def test_missing_setting_is_named() -> None:
 
 def test_generator_names_the_key_it_requires() -> None:
     """The settings load without a key, because only workers use it. A generator that was not chosen
-    requires no key."""
-    local = load_settings({})
+    requires no key. In production a worker draws its own pictures only if it is told to."""
+    local = load_settings({"WEARON_GENERATOR": "local"})
+    unset, development = load_settings({}), load_settings(DEVELOPMENT)
     openai = load_settings({"WEARON_GENERATOR": "openai"})
     replicate = load_settings({"WEARON_GENERATOR": "replicate"})
 
-    assert local.for_generator == ()
+    assert local.for_generator == development.for_generator == ()
+    assert unset.for_generator == ("generator",)
     assert [it.generator_is_paid for it in (local, openai, replicate)] == [False, True, True]
     with pytest.raises(SettingsError, match=r"^OPENAI_API_KEY: must be set"):
         openai.require(*openai.for_generator)

@@ -53,7 +53,10 @@ NOWHERE = {
     "DATABASE_URL": "postgresql://user:hunter2@127.0.0.1:1/nothing",
     "REDIS_URL": "redis://:hunter2@127.0.0.1:1/0",
 }
-SECRETS = {"WEARON_JWT_SECRET": "s" * 32, "WEARON_SIGNING_SECRET": "s" * 32}
+SECRETS = {
+    "WEARON_JWT_SECRET": "signs the tokens of the users: 0123456789",
+    "WEARON_SIGNING_SECRET": "signs the links to the pictures: 9876543210",
+}
 NO_LETTER = "Error: No such dead letter; it may have been requeued or discarded already\n"
 IN_MEMORY = {
     "WEARON_ENVIRONMENT": "development",
@@ -635,7 +638,10 @@ def missing(*names: str) -> str:
     ("command", "names"),
     [
         (("serve",), ("DATABASE_URL", "REDIS_URL", "WEARON_JWT_SECRET", "WEARON_SIGNING_SECRET")),
-        (("worker",), ("DATABASE_URL", "REDIS_URL", "WEARON_SIGNING_SECRET")),
+        (
+            ("worker",),
+            ("DATABASE_URL", "REDIS_URL", "WEARON_SIGNING_SECRET", "WEARON_GENERATOR"),
+        ),
         (("migrate",), ("DATABASE_URL",)),
         (("queue", "status"), ("REDIS_URL",)),
         (("dead", "list"), ("REDIS_URL",)),
@@ -652,7 +658,11 @@ def test_missing_settings_are_named(command: tuple[str, ...], names: tuple[str, 
 @pytest.mark.parametrize("command", ["serve", "worker"])
 def test_missing_s3_settings_are_named(command: str) -> None:
     """Bucket and credentials, and no signing secret, because S3 signs the links."""
-    result = wearon(command, env=NOWHERE | {"WEARON_STORAGE": "s3", "WEARON_JWT_SECRET": "s" * 32})
+    jwt_secret = {"WEARON_JWT_SECRET": SECRETS["WEARON_JWT_SECRET"]}
+
+    result = wearon(
+        command, env=NOWHERE | {"WEARON_STORAGE": "s3", "WEARON_GENERATOR": "local"} | jwt_secret
+    )
 
     assert (result.exit_code, result.stderr) == (
         1,
@@ -799,7 +809,7 @@ def test_demo_ignores_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
     environ = demo._environment("local", None)
 
-    assert load_settings(environ) == Settings()
+    assert load_settings(environ) == Settings(generator=Generator.LOCAL)
     assert not environ.keys() & NOWHERE.keys()
     assert environ["THEIRS"] == "x"
 
@@ -981,8 +991,7 @@ def test_api_imports_no_unused_libraries() -> None:
     environ = os.environ | {
         "DATABASE_URL": "postgresql://127.0.0.1/none",
         "REDIS_URL": "redis://127.0.0.1",
-        "WEARON_JWT_SECRET": "x" * 32,
-        "WEARON_SIGNING_SECRET": "y" * 32,
+        **SECRETS,
     }
 
     done = subprocess.run(

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from select import PIPE_BUF
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TextIO, TypeAlias
 
 import msgspec
 import structlog
 
 from config.options import LogFormat
+from config.printable import printable
 from config.settings import Settings
 
 ACCESS_LOG = "access"
@@ -149,15 +150,29 @@ def _renderers(log_format: LogFormat) -> list[structlog.typing.Processor]:
     """Tracebacks omit local variables, because they contain tokens, keys and signed links."""
     if log_format is LogFormat.CONSOLE:
         return [
+            _escape,
             structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-            )
+                colors=sys.stderr.isatty(), exception_formatter=_plain_traceback
+            ),
         ]
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [
         structlog.processors.ExceptionRenderer(tracebacks),
         structlog.processors.JSONRenderer(_json),
     ]
+
+
+def _escape(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return {
+        name: printable(value) if isinstance(value, str) else value for name, value in event.items()
+    }
+
+
+def _plain_traceback(output: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+    """The message of an error may come from a caller too."""
+    buffer = io.StringIO()
+    structlog.dev.plain_traceback(buffer, exc_info)
+    output.write(printable(buffer.getvalue(), keep="\n"))
 
 
 def _json(event: object, default: Callable[[Any], Any]) -> str:

@@ -339,16 +339,16 @@ def _wait_until_ready(
     )
 
 
-def make_folder(path: Path) -> Path:
-    """Make the folder if it does not exist, and return its absolute path. Raises ``StackFailed`` if
-    we may not write to it."""
+def make_folder(path: Path, *, option: str = "--data-dir") -> Path:
+    """Make the folder if it does not exist, and return its absolute path. Raises ``StackFailed``,
+    which names the ``option``, if we may not write to it."""
     path = path.resolve()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StackFailed(f"--data-dir {path}: {error.strerror}") from error
+        raise StackFailed(f"{option} {path}: {error.strerror}") from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise StackFailed(f"--data-dir {path}: not writable")
+        raise StackFailed(f"{option} {path}: not writable")
     return path
 
 

@@ -6,8 +6,9 @@ from uuid import UUID
 
 import rich_click as click
 
-from domain.credits import MAX_GRANT, Channel, Owner
+from domain.credits import MAX_GRANT, Channel, CreditAccount, Owner
 from domain.errors import InvalidInput
+from domain.ports import ApiKey
 from domain.sessions import GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
 from entrypoints.cli.output import json_option, limit_option, print_json, print_table, run
@@ -40,6 +41,16 @@ def _a_store(_: click.Context, __: click.Parameter, value: str | None) -> Owner 
         return None if value is None else Owner(channel=Channel.B2B, id=value)
     except InvalidInput as error:
         raise click.BadParameter(str(error).removeprefix(f"{error.field}: ")) from error
+
+
+async def _check_known(container: "Container", owner: Owner | None) -> None:
+    """Fail for an owner who has nothing here: most likely a mistyped id."""
+    if (
+        owner is not None
+        and await container.accounts().account(owner) == CreditAccount(owner=owner)
+        and not await container.api_keys().all(owner)
+    ):
+        raise click.ClickException(f"{owner} is unknown: no credits were granted, no key was made.")
 
 
 user_option = click.option(
@@ -83,6 +94,7 @@ def show_balance(user: Owner | None, store: Owner | None, limit: int, *, as_json
     owner = _required_owner(user, store)
 
     async def read(container: "Container") -> tuple[Any, Any]:
+        await _check_known(container, owner)
         accounts = container.accounts()
         return (
             await accounts.account(owner),
@@ -156,7 +168,12 @@ def create_key(store: Owner, label: str, *, as_json: bool) -> None:
 @json_option
 def list_keys(store: Owner | None, *, as_json: bool) -> None:
     """List the keys of one store or of all stores."""
-    found = run(lambda container: container.api_keys().all(store))
+
+    async def read(container: "Container") -> list[ApiKey]:
+        await _check_known(container, store)
+        return await container.api_keys().all(store)
+
+    found = run(read)
     if as_json:
         print_json(found)
         return
@@ -248,11 +265,12 @@ def list_sessions(
     """List sessions, newest first."""
     owner = _one_owner(user, store)
     wanted = None if status is None else SessionStatus(status)
-    found = run(
-        lambda container: container.sessions().history(
-            owner, status=wanted, limit=limit, after=None
-        )
-    )
+
+    async def read(container: "Container") -> list[GenerationSession]:
+        await _check_known(container, owner)
+        return await container.sessions().history(owner, status=wanted, limit=limit, after=None)
+
+    found = run(read)
     if as_json:
         print_json([_flat(session) for session in found])
         return

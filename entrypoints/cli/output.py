@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
 
+from config.printable import printable
 from domain.errors import DatabaseUnavailable, QueueUnavailable, WearonError
 
 if TYPE_CHECKING:
@@ -101,11 +102,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def _cell(value: object) -> str:
-    """A cell's text. Control characters, which may come from callers, are escaped."""
+    """A cell's text."""
     if value is None:
         return "-"
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M:%S")
-    return "".join(
-        character if character.isprintable() else repr(character)[1:-1] for character in str(value)
-    )
+    return printable(str(value))

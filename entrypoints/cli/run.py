@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 import rich_click as click
+from click.core import ParameterSource
 
 from entrypoints.cli.output import json_option, print_json, print_table, run
 
@@ -142,7 +143,8 @@ def list_settings(*, as_env: bool, as_markdown: bool, as_json: bool) -> None:
 @click.option(
     "--in-memory", is_flag=True, help="One process without servers; all data is lost at exit."
 )
-def dev(port: int, data_dir: Path, *, in_memory: bool) -> None:
+@click.pass_context
+def dev(context: click.Context, port: int, data_dir: Path, *, in_memory: bool) -> None:
     """Start a development stack: PostgreSQL, Redis, API, worker, a demo user and a demo store.
 
     DATABASE_URL and REDIS_URL are used if they are set, and so are all settings except those that
@@ -150,11 +152,19 @@ def dev(port: int, data_dir: Path, *, in_memory: bool) -> None:
     """
     from entrypoints import dev as development  # noqa: PLC0415
 
-    _require_free("127.0.0.1", port, "--port")
+    _require_free("127.0.0.1", port, _given_as(context, "port"))
     if in_memory:
         development.run_in_memory(port)
     else:
-        development.run_stack(port, data_dir)
+        folder = development.make_folder(data_dir, option=_given_as(context, "data_dir"))
+        development.run_stack(port, folder)
+
+
+def _given_as(context: click.Context, name: str) -> str:
+    """What an option's value came from: its variable, or else the option itself."""
+    option = next(option for option in context.command.params if option.name == name)
+    is_variable = context.get_parameter_source(name) is ParameterSource.ENVIRONMENT
+    return str(option.envvar) if is_variable else option.opts[0]
 
 
 @click.command()

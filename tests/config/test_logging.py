@@ -170,6 +170,22 @@ def test_configuring_twice_logs_once(events: Events) -> None:
     assert len(events()) == 1
 
 
+def test_console_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of callers, such as a path, and those in an error's message: a terminal would execute
+    them, and a line end would begin a forged line."""
+    configure(log_format=LogFormat.CONSOLE)
+    try:
+        raise ValueError("\x1b]0;title\x07")
+    except ValueError:
+        structlog.get_logger().exception("failed\nforged", path="/\x1b[2J\r")
+    logging.getLogger("other").warning("\x1b[31mred")
+
+    shown = capsys.readouterr().err
+    assert "\\x1b]0;title\\x07" in shown
+    assert "failed\\nforged" in shown
+    assert not set(shown) & {"\x1b", "\x07", "\r"}
+
+
 def test_console_format_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     """Its lines have no colour codes unless standard error is a terminal."""
     assert not sys.stderr.isatty()

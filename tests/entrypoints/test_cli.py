@@ -38,7 +38,6 @@ from tests.support.examples import (
     LEASE,
     MANY,
     MODEL_URL,
-    OTHER,
     STORE,
     STORED_PICTURE,
     USAGE,
@@ -187,14 +186,15 @@ def test_credits_are_granted(shop: Shop) -> None:
 
 
 def test_users_and_stores_have_separate_accounts(shop: Shop) -> None:
-    """--user and --store; an account without a grant is empty."""
+    """--user and --store, even if the ids are the same."""
     shop.run("credits", "grant", "--user", USER.id, 7)
+    shop.run("credits", "grant", "--store", USER.id, 2)
 
-    ours = shop.json("credits", "balance", "--user", USER.id)
-    theirs = shop.run("credits", "balance", "--user", OTHER.id)
+    user = shop.json("credits", "balance", "--user", USER.id)
+    store = shop.run("credits", "balance", "--store", USER.id)
 
-    assert ours["account"]["balance"] == 7
-    assert theirs.stdout.splitlines()[0] == f"b2c:{OTHER.id}: 0 credit(s)"
+    assert user["account"]["balance"] == 7
+    assert store.stdout.splitlines()[0] == f"b2b:{USER.id}: 2 credit(s)"
 
 
 @pytest.mark.parametrize(
@@ -734,6 +734,31 @@ def test_data_folder_that_cannot_be_created(command: str, tmp_path: Path) -> Non
 
     assert result.exit_code == 1
     assert result.stderr == f"Error: --data-dir {folder}: Not a directory\n"
+
+
+def test_data_folder_of_the_environment(tmp_path: Path) -> None:
+    """The error names the variable that was set, not an option that was not given."""
+    folder = tmp_path / "file" / "data"
+    folder.parent.touch()
+
+    result = wearon("dev", *port_of("dev"), env={"WEARON_DATA_DIR": str(folder)})
+
+    assert result.stderr == f"Error: WEARON_DATA_DIR {folder}: Not a directory\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("keys", "list"), ("sessions", "list"), ("credits", "balance")],
+    ids=" ".join,
+)
+def test_unknown_owner(shop: Shop, command: tuple[str, ...]) -> None:
+    """A mistyped id is an error; an empty table would pass for an answer."""
+    result = shop.run(*command, "--store", "misspelt")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "Error: b2b:misspelt is unknown: no credits were granted, no key was made.\n"
+    )
 
 
 def test_damaged_credentials(tmp_path: Path) -> None:

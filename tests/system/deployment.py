@@ -146,6 +146,7 @@ class Deployment:
             "DATABASE_URL": self.postgres.url(),
             "REDIS_URL": self.valkey.url,
             "WEARON_ENVIRONMENT": "development",
+            "WEARON_GENERATOR": "local",
             "WEARON_FETCH_ALLOW_LOOPBACK": "true",
             "WEARON_DATA_DIR": str(self.folder / "data"),
             "WEARON_PORT": str(self.port),

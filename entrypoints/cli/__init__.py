@@ -5,12 +5,12 @@ import rich_click as click
 from entrypoints.cli.dead import dead_group
 from entrypoints.cli.operate import credits_group, keys_group, queue_group, sessions_group
 from entrypoints.cli.output import CommandGroup
-from entrypoints.cli.run import demo, dev, list_settings, migrate, serve, worker
+from entrypoints.cli.run import demo, dev, list_settings, migrate, recover, serve, worker
 
 click.rich_click.COMMAND_GROUPS = {
     "wearon": [
         {"name": "Try it", "commands": ["demo", "dev"]},
-        {"name": "Run it", "commands": ["settings", "migrate", "serve", "worker"]},
+        {"name": "Run it", "commands": ["settings", "migrate", "serve", "worker", "recover"]},
         {"name": "Operate it", "commands": ["sessions", "credits", "keys", "queue", "dead"]},
     ]
 }
@@ -35,6 +35,7 @@ for command in (
     migrate,
     serve,
     worker,
+    recover,
     sessions_group,
     credits_group,
     keys_group,

@@ -81,6 +81,31 @@ def worker(
 
 
 @click.command()
+@click.option("--watch", is_flag=True, help="Go on at WEARON_RECOVERY_SECONDS until SIGTERM.")
+@click.pass_context
+def recover(context: click.Context, *, watch: bool) -> None:
+    """Run recovery without a worker: refund, requeue, expire, and delete old pictures.
+
+    For deployments whose tasks are worked on by other programs. It takes no task. Any number of
+    processes may run it, beside any number of workers, which run it too.
+
+    \b
+    Exit codes:
+      0   everything that was due is done, or stopped by a signal
+      1   failed: an invalid setting, or an unexpected error (see the log)
+      75  something is left, because the database, Redis or the picture
+          storage did not answer; try again later
+    """
+    from config.loading import load_settings  # noqa: PLC0415
+    from entrypoints.worker import run_recovery  # noqa: PLC0415
+
+    settings = load_settings(os.environ)
+    settings.require_shared(*settings.for_storage)
+    if not run_recovery(settings, watch=watch):
+        context.exit(os.EX_TEMPFAIL)
+
+
+@click.command()
 @json_option
 def migrate(*, as_json: bool) -> None:
     """Migrate the database to the current schema. Safe to repeat and to run concurrently.

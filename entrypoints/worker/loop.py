@@ -9,6 +9,7 @@ from domain.errors import Unavailable
 from domain.generation import Generation
 from domain.ports import StartLimitPort, TaskQueuePort
 from domain.recovery import Recovery
+from entrypoints.worker.recovering import RecoveryLoop
 from entrypoints.worker.stop import Stop
 from entrypoints.worker.tasks import Backoff, Patience, TaskRunner, Turn, WorkerLimits
 
@@ -30,9 +31,7 @@ class Worker:
         start_limit: StartLimitPort | None = None,
     ) -> None:
         self.start_limit = start_limit
-        self._recovery = recovery
         self._limits = limits
-        self._random = random
         self._stop = Stop(drain_seconds=limits.drain_seconds)
         self._backoff = Backoff(limits=limits, random=random, stop=self._stop)
         self._tasks = TaskRunner(
@@ -43,6 +42,13 @@ class Worker:
             patience=self._patience(),
             backoff=self._backoff,
             stop=self._stop,
+        )
+        self._recovery = (
+            None
+            if recovery is None
+            else RecoveryLoop(
+                recovery, interval_seconds=limits.recovery_seconds, random=random, stop=self._stop
+            )
         )
         self._recovering: asyncio.Task[bool] | None = None
 
@@ -60,8 +66,7 @@ class Worker:
         slots = range(1, self._limits.concurrency + 1)
         loops = [asyncio.create_task(self._slot(), name=f"slot-{number}") for number in slots]
         if self._recovery is not None:
-            recover = self._recover(self._recovery)
-            self._recovering = asyncio.create_task(recover, name="recovery")
+            self._recovering = asyncio.create_task(self._recover(self._recovery), name="recovery")
             loops.append(self._recovering)
         log.info("worker_started", concurrency=self._limits.concurrency)
         did_all = await self._stop.run(loops)
@@ -86,27 +91,8 @@ class Worker:
                     await self._stop.pause(self._limits.pop_seconds)
         return True
 
-    async def _recover(self, recovery: Recovery) -> bool:
-        while not self._stop.has_begun:
-            await self._recover_once(recovery)
-            interval = self._limits.recovery_seconds * self._random.uniform(0.8, 1.2)
-            await self._stop.pause(interval)
-        return True
-
-    async def _recover_once(self, recovery: Recovery) -> bool:
-        """Returns whether recovery did everything that was due."""
-        try:
-            with self._stop.interruptible():
-                report = await recovery.run_once()
-        except Unavailable as error:
-            log.warning("recovery_postponed", cause=type(error).__name__)
-            return False
-        except Exception:
-            log.exception("recovery_crashed")
-            return False
-        if report.total:
-            log.info("recovered", **report.counts())
-        return True
+    async def _recover(self, recovery: RecoveryLoop) -> bool:
+        return await recovery.run()
 
 
 class OneShotWorker(Worker):
@@ -134,5 +120,5 @@ class OneShotWorker(Worker):
             raise
         return did_all
 
-    async def _recover(self, recovery: Recovery) -> bool:
-        return await self._recover_once(recovery)
+    async def _recover(self, recovery: RecoveryLoop) -> bool:
+        return await recovery.run_once()

@@ -13,6 +13,8 @@ from config.settings import Settings
 from domain.errors import SchemaMismatch, Unavailable
 from entrypoints.gc_tuning import freeze_startup_objects
 from entrypoints.worker.loop import OneShotWorker, Worker
+from entrypoints.worker.recovering import RecoveryLoop
+from entrypoints.worker.stop import Stop
 from entrypoints.worker.tasks import WorkerLimits
 
 log = structlog.get_logger(__name__)
@@ -64,6 +66,33 @@ async def _check_schema(container: Container) -> None:
         log.warning("worker_waiting", cause=type(error).__name__, reason=str(error))
 
 
+def run_recovery(settings: Settings, *, watch: bool) -> bool:
+    """Run recovery without a worker: once, or with ``watch`` at its interval until a signal.
+    Returns whether everything that was due was done."""
+    configure_logging(settings)
+    container = Container(settings=settings)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_check_schema(container))
+        return runner.run(_recover(container, watch=watch))
+
+
+async def _recover(container: Container, *, watch: bool) -> bool:
+    settings = container.settings()
+    stop = Stop(drain_seconds=settings.drain_seconds)
+    recovery = RecoveryLoop(
+        container.recovery(),
+        interval_seconds=settings.recovery_seconds,
+        random=container.random(),
+        stop=stop,
+    )
+    _stop_on_signals(stop.request)
+    work = recovery.run() if watch else recovery.run_once()
+    try:
+        return await stop.run([asyncio.create_task(work, name="recovery")])
+    finally:
+        await close(container)
+
+
 def build_worker(
     container: Container, *, concurrency: int | None, recovery: bool, once: bool = False
 ) -> Worker:
@@ -88,13 +117,16 @@ def build_worker(
 async def run_until_signalled(worker: Worker, close: Callable[[], Awaitable[None]]) -> bool:
     """Run ``worker`` until SIGTERM or SIGINT, then ``close``. A second signal ends its grace
     period. Returns what ``Worker.run`` does."""
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, worker.stop)
+    _stop_on_signals(worker.stop)
     try:
         return await worker.run()
     finally:
         await close()
+
+
+def _stop_on_signals(stop: Callable[[], None]) -> None:
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stop)
 
 
 async def flushing_logs(work: Awaitable[bool]) -> bool:

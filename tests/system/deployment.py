@@ -174,11 +174,13 @@ class Deployment:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def wearon(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def wearon(
+        self, *arguments: str, check: bool = True, **settings: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run the command to its end; it has to succeed unless ``check`` is off."""
         done = subprocess.run(
             [sys.executable, "-P", "-m", "entrypoints.cli", *arguments],
-            env=self.environ,
+            env=self.environ | settings,
             capture_output=True,
             text=True,
             timeout=DEADLINE_SECONDS,

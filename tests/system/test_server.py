@@ -191,13 +191,8 @@ def test_processes_that_cannot_start(deployment: Deployment) -> None:
     """Another program takes the port while they start: the parent ends with an error."""
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "entrypoints.cli", "serve"],
-            env=deployment.environ | {"WEARON_PORT": str(port), "WEARON_API_WORKERS": "2"},
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_SECONDS,
-            check=False,
+        done = deployment.wearon(
+            "serve", check=False, WEARON_PORT=str(port), WEARON_API_WORKERS="2"
         )
 
     assert done.returncode == 1
@@ -216,15 +211,7 @@ def test_database_that_is_not_migrated(deployment: Deployment, unmigrated: str) 
     _, port = start(deployment, DATABASE_URL=unmigrated)
     ready = answer_to(port, LIVE.replace(b"live", b"ready"))
     log = (deployment.folder / "serve.log").read_text()
-    environ = deployment.environ | {"DATABASE_URL": unmigrated}
-    worker = subprocess.run(
-        [sys.executable, "-P", "-m", "entrypoints.cli", "worker"],
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_SECONDS,
-        check=False,
-    )
+    worker = deployment.wearon("worker", check=False, DATABASE_URL=unmigrated)
 
     assert ready.startswith(b"HTTP/1.1 503")
     assert "The database is empty: run `wearon migrate`" in log

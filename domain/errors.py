@@ -3,8 +3,9 @@
 ::
 
     WearonError
-    ├── InvalidInput, InsufficientCredits, NotFound, Conflict, IdempotencyKeyReused,
-    │   TooManyActive, TooManyUploads, Unauthenticated: InvalidApiKey     the caller's fault
+    ├── InvalidInput, InsufficientCredits, NotFound, Conflict: Unconfirmed,
+    │   IdempotencyKeyReused, TooManyActive, TooManyUploads,
+    │   Unauthenticated: InvalidApiKey                                    the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, DatabaseUnavailable,
     │   StorageUnavailable                                                our fault, temporary
     ├── WorkFailed: TryAgain, Refused, ProviderMisconfigured              one attempt failed
@@ -52,6 +53,11 @@ class Conflict(WearonError):
     """The resource is not in a state that allows the operation."""
 
     code = "CONFLICT"
+
+
+class Unconfirmed(Conflict):
+    """It is not known yet whether the first request with this idempotency key will stand. Nothing
+    was charged twice; repeat the request with the same key later."""
 
 
 class IdempotencyKeyReused(WearonError):

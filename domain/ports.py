@@ -106,9 +106,12 @@ class SessionRepoPort(Protocol):
         """Record that the tasks of these sessions reached the queue. Returns how many sessions
         changed; only ``queued`` ones need it."""
 
-    async def fail_queued(self, session_id: UUID, failure: Failure) -> bool:
+    async def fail_queued(self, session_id: UUID, failure: Failure, *, undo: bool = False) -> bool:
         """``queued -> failed``, with the refund in the same transaction. False if the session is
-        not ``queued``."""
+        not ``queued``. It keeps its idempotency key.
+
+        ``undo`` is for the caller of ``create`` alone: it frees the key. Then it is also False if
+        the session is confirmed, because its key may have been answered to a replay."""
 
 
 class AttemptRepoPort(Protocol):

@@ -169,9 +169,9 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         written = {(row["id"], row["attempt"]) for row in rows}
         return [(session_id, attempt) in written for session_id, attempt, *_ in attempts]
 
-    async def fail_queued(self, session_id: UUID, failure: Failure) -> bool:
-        arguments = (failure.code, failure.message, session_id)
-        return await self._count(sql.FAIL_QUEUED, *arguments) == 1
+    async def fail_queued(self, session_id: UUID, failure: Failure, *, undo: bool = False) -> bool:
+        statement = sql.UNDO_QUEUED if undo else sql.FAIL_QUEUED
+        return await self._count(statement, failure.code, failure.message, session_id) == 1
 
     async def fail(self, session_id: UUID, failure: Failure, *, attempt: int) -> bool:
         arguments = (failure.code, failure.message, session_id, attempt)

@@ -19,7 +19,6 @@ from uuid import UUID
 
 from adapters.sessions.columns import INSERTED, RESULTS
 from adapters.sessions.rows import SELECTED
-from domain.sessions import ErrorCode
 
 # The arguments of both CREATE statements: these, the inserted columns, and the cost.
 _ASKED = {
@@ -287,15 +286,13 @@ _REFUND_ENDED = """
 _COUNT_ENDED = "SELECT count(*) FROM ended"
 
 
-def _fail_where(guard: str, *, result: str = _COUNT_ENDED) -> str:
-    """Fails and refunds the sessions that match ``guard``. A session that never reached the queue
-    was answered 503, so it gives its idempotency key back."""
+def _fail_where(guard: str, *, changes: str = "", result: str = _COUNT_ENDED) -> str:
+    """Fails and refunds the sessions that match ``guard``."""
     return f"""
     WITH ended AS (
         UPDATE generation_sessions AS s
         SET status = 'failed', error_code = $1, error_message = $2, refunded = true,
-            lease_expires_at = NULL, completed_at = now(), idempotency_key =
-                CASE WHEN $1 <> '{ErrorCode.QUEUE_UNAVAILABLE}' THEN s.idempotency_key END
+            lease_expires_at = NULL, completed_at = now(){changes}
         WHERE {guard}
         RETURNING {SELECTED}
     ), {_REFUND_ENDED}
@@ -311,6 +308,9 @@ def _lease_expired(external_timeout: str) -> str:
 
 
 FAIL_QUEUED = _fail_where("id = $3 AND status = 'queued'")
+UNDO_QUEUED = _fail_where(
+    "id = $3 AND status = 'queued' AND NOT confirmed", changes=", idempotency_key = NULL"
+)
 FAIL_ATTEMPT = _fail_where("id = $3 AND status = 'processing' AND attempt = $4")
 FAIL_EXPIRED = _fail_where("""
     id = ANY (ARRAY (

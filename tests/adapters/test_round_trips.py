@@ -162,6 +162,7 @@ async def test_replay_while_the_queue_is_full(costs: Costs) -> None:
         clock=container.clock(),
     )
     await costs.submitted(idempotency_key="k")
+    await container.submission().confirm_pushed()
     await costs.reset()
 
     receipt = await submission.submit(a_request(USER, idempotency_key="k"))
@@ -185,7 +186,7 @@ async def test_confirm_and_measure(costs: Costs) -> None:
 async def test_confirm_many(costs: Costs) -> None:
     """One statement per five hundred sessions."""
     submission = costs.container.submission()
-    submission._unconfirmed.extend(uuid4() for _ in range(2 * CONFIRMED_AT_ONCE + 1))
+    submission._unconfirmed = dict.fromkeys(uuid4() for _ in range(2 * CONFIRMED_AT_ONCE + 1))
 
     await submission.confirm_pushed()
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from socket import gaierror
+from ssl import SSLCertVerificationError
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4, uuid5
 
@@ -20,7 +21,7 @@ import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from adapters.coalescing import DEFAULT_LIMITS, BatchLimits, Coalescer
@@ -33,6 +34,32 @@ from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
 
 TASKS_KEY = "wearon:tasks:generation"
 DEAD_KEY = "wearon:tasks:dead"
+
+
+REFUSALS = frozenset(
+    {
+        "READONLY",  # a replica
+        "OOM",  # maxmemory
+        "NOREPLICAS",  # too few replicas for a write
+        "MISCONF",  # a write while snapshots fail
+        "NOAUTH",
+        "WRONGPASS",
+        "NOPERM",
+        "DENIED",  # protected mode
+        "LOADING",
+        "BUSY",  # a script runs
+        "MASTERDOWN",
+        "CLUSTERDOWN",
+        "MOVED",
+        "ASK",
+        "TRYAGAIN",
+        "CROSSSLOT",
+        "WRONGTYPE",  # LPUSH looks at the type of the key first
+    }
+)
+"""The codes of errors that Redis returns before it acts. Any other error, a plain ERR above all,
+may be a proxy's that lost track of a command after passing it on (twemproxy, Envoy)."""
+_NEVER_SENT = (ConnectionRefusedError, FileNotFoundError, gaierror, SSLCertVerificationError)
 
 
 class DeadMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -238,15 +265,20 @@ def _too_many() -> QueueUnavailable:
 
 
 def _had_no_effect(error: BaseException) -> bool:
-    """Whether the server replied with an error, or was never reached."""
-    if isinstance(error, ResponseError | AuthenticationError | BusyLoadingError):
+    """Whether Redis rejected the command before it acted, or was never reached."""
+    if isinstance(error, RedisError) and (
+        isinstance(error, AuthenticationError) or _code(error) in REFUSALS
+    ):
         return True
-    causes: set[type[BaseException]] = set()
     cause: BaseException | None = error
-    while cause is not None:
-        causes.add(type(cause))
+    while cause is not None and not isinstance(cause, _NEVER_SENT):
         cause = cause.__cause__ or cause.__context__
-    return not causes.isdisjoint({ConnectionRefusedError, FileNotFoundError, gaierror})
+    return cause is not None
+
+
+def _code(error: RedisError) -> str:
+    """The first word of the reply. The client cuts it off from the messages of errors it knows."""
+    return error.status_code or str(error).partition(" ")[0]
 
 
 def _dead(raw: bytes, reason: str, session_id: UUID | None, buried_at: datetime) -> DeadMessage:

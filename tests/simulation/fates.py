@@ -17,6 +17,8 @@ class Fate(StrEnum):
     """It has no effect, and the caller waits for its timeout."""
     NO_REPLY = "no reply"
     """It has its effect, and the caller waits for its timeout."""
+    FALSE_ERROR = "false error"
+    """It has its effect, and the caller gets an error reply, as from a proxy that passed it on."""
     LATE = "late"
     """The caller waits for its timeout, and then the call has its effect."""
     TWICE = "twice"
@@ -34,6 +36,7 @@ SAME_WITHOUT_EFFECT = {
     Fate.TWICE: Fate.DONE,
     Fate.NO_REPLY: Fate.UNREACHED,
     Fate.DIE_AFTER: Fate.DIE_BEFORE,
+    Fate.FALSE_ERROR: Fate.REFUSED,
 }
 """If a call has no effect, the first makes exactly the same run as the second."""
 

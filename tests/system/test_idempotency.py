@@ -80,8 +80,8 @@ def test_a_hundred_copies_through_several_processes(
 
 
 def test_copies_while_the_queue_is_away(deployment: Deployment, urls: list[str]) -> None:
-    """One copy creates the session and undoes it at once, while the others wait for the same
-    account. None waits forever, no credit is lost, and afterwards the key is free again."""
+    """One copy creates the session and undoes it at once, while the others wait for it. None is
+    accepted or waits forever, no credit is lost, and afterwards the key is free again."""
     before = deployment.balance()
     deployment.valkey.stop()
 
@@ -89,7 +89,7 @@ def test_copies_while_the_queue_is_away(deployment: Deployment, urls: list[str])
 
     deployment.valkey.start()
     undone = Counter(answer.status for answer in answers)
-    assert set(undone) <= {202, 503}
+    assert set(undone) <= {409, 503}
     assert deployment.balance() == before
     eventually(lambda: ask(deployment, urls[0], "undone").status == 202)
     assert deployment.balance() == before - 1

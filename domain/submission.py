@@ -44,8 +44,8 @@ _KEY = re.compile(r"[!-~]{1,255}")
 # Fast path: nearly all URLs match, and what matches is valid without being parsed.
 _USUAL_URL = re.compile(r"https?://[A-Za-z0-9.-]+(?::[1-9][0-9]{0,3})?/[A-Za-z0-9._~/?&=%+,:-]*")
 _QUEUE_FULL = "Too many requests are waiting already; try again later"
-_UNCONFIRMED = "The first request with this Idempotency-Key is still being accepted; try again"
-_UNDONE = "The first request with this Idempotency-Key was not accepted; try again"
+_NOT_SETTLED = "It is not known yet whether the first request with this key is accepted"
+_UNDONE = "The first request with this key was not accepted"
 _FIRST_LOOK_SECONDS = 0.02
 _LOOK_SECONDS = 0.4
 """A waiting replay reads its session again after the first, then after twice as long each time, up
@@ -175,7 +175,7 @@ class Submission:
             if receipt is None:
                 raise DatabaseUnavailable("The database took too long") from error
             if receipt.replayed:
-                raise Unconfirmed(_UNCONFIRMED) from error
+                raise Unconfirmed(_NOT_SETTLED) from error
             await self._undo(receipt.session, QueueUnavailable("The queue took too long"))
         except Exception as error:
             if receipt is None or receipt.replayed:
@@ -249,7 +249,7 @@ class Submission:
                 undone = await self._sessions.fail_queued(session.id, NOT_PUSHED, undo=True)
         except (DatabaseUnavailable, TimeoutError):
             if session.idempotency_key is not None and not refused:
-                raise Unconfirmed(_UNCONFIRMED) from cause
+                raise Unconfirmed(_NOT_SETTLED) from cause
             undone = refused
         if not undone:
             return

@@ -4,7 +4,7 @@
 
     WearonError
     ├── InvalidInput, InsufficientCredits, NotFound, Conflict: Unconfirmed,
-    │   IdempotencyKeyReused, TooManyActive, TooManyUploads,
+    │   TruncatedLetter; IdempotencyKeyReused, TooManyActive, TooManyUploads,
     │   Unauthenticated: InvalidApiKey                                    the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, DatabaseUnavailable,
     │   StorageUnavailable                                                our fault, temporary
@@ -58,6 +58,10 @@ class Conflict(WearonError):
 class Unconfirmed(Conflict):
     """It is not known yet whether the first request with this idempotency key will stand. Nothing
     was charged twice; repeat the request with the same key later."""
+
+
+class TruncatedLetter(Conflict):
+    """Only the beginning of the dead letter's text was kept, so it is no task."""
 
 
 class IdempotencyKeyReused(WearonError):

@@ -6,6 +6,8 @@
 | ``wearon:tasks:dead``      | list | dead letters, newest first, as ``DeadMessage``; the       |
 |                            |      | newest ``MAX_DEAD`` are kept. An entry in another format  |
 |                            |      | is shown as a letter too, its id derived from its bytes   |
+| ``wearon:tasks:dead:once`` | zset | sessions whose task was buried once, by the time of that; |
+|                            |      | the newest ``MAX_DEAD`` are kept                          |
 """
 
 import asyncio
@@ -25,7 +27,13 @@ from redis.exceptions import AuthenticationError, RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from adapters.coalescing import DEFAULT_LIMITS, BatchLimits, Coalescer
-from adapters.queue.payload import MAX_DEAD, MAX_REASON_LENGTH, decode, encode
+from adapters.queue.payload import (
+    MAX_DEAD,
+    MAX_LETTER_BYTES,
+    MAX_REASON_LENGTH,
+    decode,
+    encode,
+)
 from adapters.queue.pops import SharedPops
 from domain.deadlines import SharedTimeout
 from domain.errors import QueueUnavailable
@@ -34,6 +42,7 @@ from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
 
 TASKS_KEY = "wearon:tasks:generation"
 DEAD_KEY = "wearon:tasks:dead"
+ONCE_KEY = "wearon:tasks:dead:once"
 
 
 REFUSALS = frozenset(
@@ -64,7 +73,8 @@ _NEVER_SENT = (ConnectionRefusedError, FileNotFoundError, gaierror, SSLCertVerif
 
 class DeadMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An entry of the dead-letter list. ``raw`` is the message's text; for a message that is not
-    UTF-8, ``raw_base64`` has its bytes instead. The first version wrote no ``id``."""
+    UTF-8, ``raw_base64`` has its bytes instead. ``size`` is the number of bytes of a message of
+    which only the beginning was kept. The first version wrote no ``id``."""
 
     id: UUID | None = None
     reason: str
@@ -72,6 +82,7 @@ class DeadMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     session_id: UUID | None = None
     raw: str | None = None
     raw_base64: bytes | None = None
+    size: int | None = None
 
 
 _DEAD_BATCH = 500
@@ -184,14 +195,26 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
         with self._bounded():
             return await self._client.llen(TASKS_KEY)
 
-    async def bury(self, message: GenerationTask | UnreadableTask, *, reason: str) -> None:
+    async def bury(
+        self, message: GenerationTask | UnreadableTask, *, reason: str, once: bool = False
+    ) -> None:
+        if once and await self._was_buried_once(message.session_id):
+            return
         raw = message.raw if isinstance(message, UnreadableTask) else encode(message)
-        dead = _dead(raw, reason, message.session_id, self._clock())
+        now = self._clock()
+        dead = _dead(raw, reason, message.session_id, now)
         with self._bounded():
             async with self._client.pipeline(transaction=True) as transaction:
                 transaction.lpush(DEAD_KEY, _encode_dead(dead))
                 transaction.ltrim(DEAD_KEY, 0, self._max_dead - 1)
+                if once:
+                    transaction.zadd(ONCE_KEY, {str(message.session_id): now.timestamp()})
+                    transaction.zremrangebyrank(ONCE_KEY, 0, -1 - self._max_dead)
                 await transaction.execute()
+
+    async def _was_buried_once(self, session_id: UUID | None) -> bool:
+        with self._bounded():
+            return await self._client.zscore(ONCE_KEY, str(session_id)) is not None
 
     async def dead(self, *, limit: int) -> list[DeadLetter]:
         return [_letter(entry) for entry in await self._dead_entries(0, limit)]
@@ -206,12 +229,12 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
 
     async def requeue(self, letter_id: UUID) -> bool:
         entry = await self._find_dead(letter_id)
-        if entry is None:
+        if entry is None or (letter := _letter(entry)).is_truncated:
             return False
         with self._bounded():
-            moved = await self._client.eval(
-                _REQUEUE, 2, DEAD_KEY, TASKS_KEY, entry, _letter(entry).raw
-            )
+            # Before the move: a worker may take the task at once, and has to bury it again.
+            await self._client.zrem(ONCE_KEY, str(letter.session_id))
+            moved = await self._client.eval(_REQUEUE, 2, DEAD_KEY, TASKS_KEY, entry, letter.raw)
         return bool(moved)
 
     async def discard(self, letter_id: UUID) -> bool:
@@ -282,11 +305,18 @@ def _code(error: RedisError) -> str:
 
 
 def _dead(raw: bytes, reason: str, session_id: UUID | None, buried_at: datetime) -> DeadMessage:
-    dead = DeadMessage(id=uuid4(), reason=reason, buried_at=buried_at, session_id=session_id)
+    kept = raw[:MAX_LETTER_BYTES]
+    dead = DeadMessage(
+        id=uuid4(),
+        reason=reason,
+        buried_at=buried_at,
+        session_id=session_id,
+        size=len(raw) if len(kept) < len(raw) else None,
+    )
     try:
-        return msgspec.structs.replace(dead, raw=raw.decode())
+        return msgspec.structs.replace(dead, raw=kept.decode())
     except UnicodeDecodeError:
-        return msgspec.structs.replace(dead, raw_base64=raw)
+        return msgspec.structs.replace(dead, raw_base64=kept)
 
 
 def _letter(entry: bytes) -> DeadLetter:
@@ -298,12 +328,19 @@ def _letter(entry: bytes) -> DeadLetter:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         reason = f"not a dead-letter entry: {error}"[:MAX_REASON_LENGTH]
         return DeadLetter(
-            id=derived_id, raw=entry, reason=reason, session_id=None, buried_at=_LONG_AGO
+            id=derived_id,
+            raw=entry,
+            reason=reason,
+            session_id=None,
+            buried_at=_LONG_AGO,
+            size=len(entry),
         )
+    raw = (dead.raw or "").encode() if dead.raw_base64 is None else dead.raw_base64
     return DeadLetter(
         id=dead.id or derived_id,
-        raw=(dead.raw or "").encode() if dead.raw_base64 is None else dead.raw_base64,
+        raw=raw,
         reason=dead.reason,
         session_id=dead.session_id,
         buried_at=dead.buried_at,
+        size=len(raw) if dead.size is None else dead.size,
     )

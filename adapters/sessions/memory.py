@@ -108,6 +108,9 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         self._fail(row, failure, frees_key=undo)
         return True
 
+    async def is_known(self, session_id: UUID) -> bool:
+        return session_id in self._rows
+
     async def fail(self, session_id: UUID, failure: Failure, *, attempt: int) -> bool:
         row = self._current(session_id, attempt)
         if row is not None:

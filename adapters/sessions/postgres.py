@@ -173,6 +173,10 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         statement = sql.UNDO_QUEUED if undo else sql.FAIL_QUEUED
         return await self._count(statement, failure.code, failure.message, session_id) == 1
 
+    async def is_known(self, session_id: UUID) -> bool:
+        known: bool = await self._database.fetch_value(sql.IS_KNOWN, session_id)
+        return known
+
     async def fail(self, session_id: UUID, failure: Failure, *, attempt: int) -> bool:
         arguments = (failure.code, failure.message, session_id, attempt)
         return await self._count(sql.FAIL_ATTEMPT, *arguments) == 1

@@ -165,6 +165,8 @@ FIND_BY_KEY = f"""
     FROM generation_sessions AS s JOIN credit_accounts USING (channel, owner_id)
     WHERE s.channel = $1 AND s.owner_id = $2 AND s.idempotency_key = $3"""
 
+IS_KNOWN = "SELECT EXISTS (SELECT FROM generation_sessions WHERE id = $1)"
+
 # A session given by its id is locked by its id, and its status is checked afterwards. The planner
 # could also use the index of the status, and would then read a whole backlog.
 # Locked rows are skipped: they are being claimed, ended or pushed again, or an external consumer

@@ -261,7 +261,7 @@ async def test_task(costs: Costs, made: Refused | None, outcome: Outcome) -> Non
 
 
 async def test_task_of_a_final_session(costs: Costs) -> None:
-    """The claim, and the claim that waits for a lock."""
+    """The claim, the claim that waits for a lock, and whether there is such a session."""
     await costs.submitted()
     task = await costs.popped()
     await costs.container.generation().run(task)
@@ -271,7 +271,7 @@ async def test_task_of_a_final_session(costs: Costs) -> None:
     ended = await costs.container.generation().run(await costs.popped())
 
     assert ended is Outcome.SKIPPED
-    assert await costs.spent() == (2, {"brpop": 1})
+    assert await costs.spent() == (3, {"brpop": 1})
 
 
 async def test_cancel(costs: Costs) -> None:

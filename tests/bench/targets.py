@@ -43,6 +43,9 @@ class _NoSessions(SessionRepoPort):
     async def fail_queued(self, session_id: UUID, failure: Failure, *, undo: bool = False) -> bool:
         raise NotImplementedError(session_id)  # No push fails.
 
+    async def is_known(self, session_id: UUID) -> bool:
+        raise NotImplementedError(session_id)
+
 
 class _NoQueue(InMemoryTaskQueue):
     """Drops every task."""

@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from socket import gaierror
 from ssl import SSLCertVerificationError
-from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4, uuid5
 
 import msgspec
@@ -35,6 +34,7 @@ from adapters.queue.payload import (
     encode,
 )
 from adapters.queue.pops import SharedPops
+from adapters.queue.urls import redis_py_url
 from domain.deadlines import SharedTimeout
 from domain.errors import QueueUnavailable
 from domain.ports import DeadLetterPort, TaskQueuePort
@@ -101,14 +101,14 @@ _DISCARD = "return redis.call('LREM', KEYS[1], 1, ARGV[1])"
 
 
 def redis_client(url: str) -> Redis:
-    """A client that connects on first use.
+    """A client that connects on first use. Raises ``InvalidUrl``.
 
     It never retries a command: retrying an LPUSH whose reply was lost leaves copies. It has no
     timeouts either: its users set one deadline over everything that a command takes, and the
     client's own timeouts would cost each command a task and two timers more.
     """
     return Redis.from_url(
-        _with_tls(url),
+        redis_py_url(url),
         socket_timeout=None,
         socket_connect_timeout=None,
         retry=Retry(NoBackoff(), 0),
@@ -116,14 +116,6 @@ def redis_client(url: str) -> Redis:
         driver_info=None,
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
-
-
-def _with_tls(url: str) -> str:
-    """Upstash requires TLS even if its URL says ``redis://``."""
-    parts = urlsplit(url)
-    if parts.scheme == "redis" and f".{parts.hostname}".endswith(".upstash.io"):
-        return urlunsplit(parts._replace(scheme="rediss"))
-    return url
 
 
 class RedisTaskQueue(TaskQueuePort, DeadLetterPort):

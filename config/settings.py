@@ -15,7 +15,7 @@ from msgspec import Meta, inspect
 from adapters.coalescing import BatchLimits
 from adapters.images.limits import FetchLimits, JobLimits, PoolLimits, ProviderLimits
 from adapters.postgres.limits import DatabaseLimits
-from adapters.postgres.urls import parse_postgres_url
+from adapters.postgres.urls import check_postgres_url
 from adapters.queue.urls import check_redis_url
 from adapters.urls import problem_of
 from config.options import (
@@ -350,7 +350,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for name in ("database_url", "redis_url", "openai_base_url", "replicate_base_url"):
             if not _has_valid_port(getattr(self, name)):
                 yield f"{variable_of(name)}: the port must be a number from 1 to 65535"
-        for name, parse in (("database_url", parse_postgres_url), ("redis_url", check_redis_url)):
+        for name, parse in (("database_url", check_postgres_url), ("redis_url", check_redis_url)):
             if problem := problem_of(parse, getattr(self, name)):
                 yield f"{variable_of(name)}: {problem}"
 

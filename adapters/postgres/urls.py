@@ -70,10 +70,16 @@ class PostgresUrl:
     system_ca: bool
 
 
+def check_postgres_url(url: str) -> None:
+    """Raises ``InvalidUrl``, also for a parameter that is not in the table."""
+    parse_postgres_url(url)
+    refuse_unknown(split(url)[1], _KNOWN)
+
+
 def parse_postgres_url(url: str) -> PostgresUrl:
-    """Raises ``InvalidUrl``, for an unknown parameter too."""
+    """A parameter that is not in the table counts as a setting of the server, as for asyncpg; the
+    URL of a deployment is checked at the start. Raises ``InvalidUrl``."""
     parts, given = split(url)
-    refuse_unknown(given, _KNOWN)
     checked(given, "channel_binding", _BINDINGS)
     checked(given, "target_session_attrs", _SESSIONS)
     if given.get("schema", "public") != "public":
@@ -84,7 +90,8 @@ def parse_postgres_url(url: str) -> PostgresUrl:
     system_ca = passed.get("sslrootcert") == "system"
     if system_ca:
         del passed["sslrootcert"]
-    settings = {name: value for name, value in given.items() if name in SERVER_SETTINGS and value}
+    others = PASSED_ON | TRANSLATED | IGNORED
+    settings = {name: value for name, value in given.items() if name not in others and value}
     if fallback := given.get("fallback_application_name"):
         settings.setdefault("application_name", fallback)
     return PostgresUrl(

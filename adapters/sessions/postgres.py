@@ -170,8 +170,8 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         return [(session_id, attempt) in written for session_id, attempt, *_ in attempts]
 
     async def fail_queued(self, session_id: UUID, failure: Failure, *, undo: bool = False) -> bool:
-        statement = sql.UNDO_QUEUED if undo else sql.FAIL_QUEUED
-        return await self._count(statement, failure.code, failure.message, session_id) == 1
+        arguments = (failure.code, failure.message, session_id, undo)
+        return await self._count(sql.FAIL_QUEUED, *arguments) == 1
 
     async def is_known(self, session_id: UUID) -> bool:
         known: bool = await self._database.fetch_value(sql.IS_KNOWN, session_id)

@@ -309,9 +309,10 @@ def _lease_expired(external_timeout: str) -> str:
             AND status_changed_at < now() - {external_timeout}::interval))"""
 
 
-FAIL_QUEUED = _fail_where("id = $3 AND status = 'queued'")
-UNDO_QUEUED = _fail_where(
-    "id = $3 AND status = 'queued' AND NOT confirmed", changes=", idempotency_key = NULL"
+# $4 undoes the creation: of a session that was never confirmed, and with its idempotency key.
+FAIL_QUEUED = _fail_where(
+    "id = $3 AND status = 'queued' AND NOT (confirmed AND $4)",
+    changes=", idempotency_key = CASE WHEN NOT $4 THEN idempotency_key END",
 )
 FAIL_ATTEMPT = _fail_where("id = $3 AND status = 'processing' AND attempt = $4")
 FAIL_EXPIRED = _fail_where("""

@@ -7,7 +7,7 @@ from adapters.embedded.valkey import EmbeddedValkey
 from adapters.postgres import urls as postgres_urls
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
-from adapters.postgres.urls import parse_postgres_url
+from adapters.postgres.urls import check_postgres_url, parse_postgres_url
 from adapters.queue import urls as redis_urls
 from adapters.queue.redis import RedisTaskQueue, redis_client
 from adapters.queue.urls import check_redis_url, redis_py_url
@@ -39,6 +39,7 @@ OF_PROVIDERS = {
 @pytest.mark.parametrize("query", OF_PROVIDERS.values(), ids=OF_PROVIDERS)
 def test_postgres_urls_of_providers(query: str) -> None:
     """asyncpg gets only what it knows, and the server only its settings."""
+    check_postgres_url(f"{PG}?{query}")
     parsed = parse_postgres_url(f"{PG}?{query}")
 
     left = dict(item.split("=") for item in parsed.dsn.partition("?")[2].split("&") if item)
@@ -101,7 +102,7 @@ def test_parameters_that_asyncpg_gets_otherwise() -> None:
 def test_unusable_postgres_url(url: str, problem: str) -> None:
     """One sentence with the parameter's name, without any value."""
     with pytest.raises(InvalidUrl) as error:
-        parse_postgres_url(url)
+        check_postgres_url(url)
 
     assert str(error.value).startswith(problem)
     assert "pass" not in str(error.value).replace("password", "")

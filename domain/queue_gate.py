@@ -13,11 +13,17 @@ class QueueGate:
     def __init__(self) -> None:
         self._works = True
         self._may_try = False
+        self._answers = True
 
     @property
     def is_open(self) -> bool:
         """Whether a credit may be taken for a push."""
         return self._works or self._may_try
+
+    @property
+    def may_answer_again(self) -> bool:
+        """Whether another measurement could open it now: the last one got no answer."""
+        return not self._answers
 
     def pushing(self) -> None:
         """A push begins. While the queue is not known to work, others wait for its outcome."""
@@ -34,6 +40,7 @@ class QueueGate:
 
     def measured(self, *, answered: bool) -> None:
         """The queue was measured, or did not answer."""
+        self._answers = answered
         if not answered:
             self._works = False
         self._may_try = answered and not self._works

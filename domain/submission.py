@@ -46,6 +46,7 @@ _USUAL_URL = re.compile(r"https?://[A-Za-z0-9.-]+(?::[1-9][0-9]{0,3})?/[A-Za-z0-
 _QUEUE_FULL = "Too many requests are waiting already; try again later"
 _NOT_SETTLED = "It is not known yet whether the first request with this key is accepted"
 _UNDONE = "The first request with this key was not accepted"
+_PROBE_SECONDS = 0.5
 _FIRST_LOOK_SECONDS = 0.02
 _LOOK_SECONDS = 0.4
 """A waiting replay reads its session again after the first, then after twice as long each time, up
@@ -146,6 +147,7 @@ class Submission:
         self._deadline = SharedTimeout(policy.deadline.total_seconds())
         self._waiting = 0
         self._gate = QueueGate()
+        self._is_probing = False
         # Needs no bound: it grows by one per charged session and is emptied every second.
         self._unconfirmed: dict[UUID, None] = {}
         """The sessions that this process pushed and has not confirmed in the database, in order."""
@@ -187,13 +189,28 @@ class Submission:
         return receipt
 
     async def _create(self, session: GenerationSession) -> Receipt:
-        refusal = self._refusal()
-        if refusal is None:
-            return await self._sessions.create(session, max_active=self._policy.max_active)
-        replay = await self._sessions.find_replay(session)
-        if replay is None:
-            raise refusal
-        return replay
+        if self._refusal() is not None:
+            replay = await self._sessions.find_replay(session)
+            if replay is not None:
+                return replay
+            await self._probe_queue()
+            if refusal := self._refusal():
+                raise refusal
+        return await self._sessions.create(session, max_active=self._policy.max_active)
+
+    async def _probe_queue(self) -> None:
+        """While the queue does not answer, measure it again, for one submission at a time: so the
+        next one is accepted as soon as the queue is back."""
+        if not self._gate.may_answer_again or self._is_probing:
+            return
+        self._is_probing = True
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS):
+                await self.measure_queue()
+        except (QueueUnavailable, TimeoutError):
+            return
+        finally:
+            self._is_probing = False
 
     def _refusal(self) -> WearonError | None:
         """Why no credit may be taken at the moment."""

@@ -6,6 +6,7 @@ import pytest
 
 from domain.errors import InsufficientCredits, Overloaded, QueueUnavailable
 from domain.submission import UNAVAILABLE_MESSAGE, SubmissionPolicy
+from tests.support.clock import loop_time
 from tests.support.examples import OTHER, USER, a_request
 from tests.support.service import Service
 
@@ -58,6 +59,37 @@ async def test_queue_is_used_again_once_it_can_be_measured(service: Service) -> 
     await asyncio.gather(*(service.submission.submit(a_request()) for _ in range(5)))
 
     assert len(service.waiting()) == 6
+
+
+@pytest.mark.anyio
+async def test_queue_is_used_again_as_soon_as_it_is_back(service: Service) -> None:
+    """The next request measures the queue itself, instead of waiting for the next second."""
+    await measured_as_down(service)
+    service.queue.faults.clear()
+
+    await service.submission.submit(a_request())
+
+    assert len(service.waiting()) == 1
+
+
+@pytest.mark.anyio
+async def test_silent_queue_keeps_one_request_waiting(service: Service) -> None:
+    """For half a second; all others are refused at once."""
+    await measured_as_down(service)
+    service.queue.faults.clear()
+    service.queue.faults.slow["depth"] = 60
+    ended: list[float] = []
+
+    async def refused() -> None:
+        with pytest.raises(QueueUnavailable, match=UNAVAILABLE_MESSAGE):
+            await service.submission.submit(a_request())
+        ended.append(loop_time() - began)
+
+    began = loop_time()
+    await asyncio.gather(*(refused() for _ in range(5)))
+
+    assert [round(seconds, 1) for seconds in ended] == [0, 0, 0, 0, 0.5]
+    assert await service.sessions() == []
 
 
 @pytest.mark.anyio

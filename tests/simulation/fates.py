@@ -79,3 +79,16 @@ class PlannedFates:
 
     def pause(self) -> float:
         return 0.001
+
+
+@dataclass(slots=True)
+class NamedFates:
+    """The first call of each name in ``plan`` has this fate; all others succeed."""
+
+    plan: dict[str, Fate]
+
+    def next(self, call: str) -> Fate:
+        return self.plan.pop(call, Fate.DONE)
+
+    def pause(self) -> float:
+        return 0.001

@@ -31,7 +31,13 @@ from domain.submission import Submission
 from domain.tasks import GenerationTask
 from tests.simulation import actors
 from tests.simulation.fates import FAULTS
-from tests.simulation.scenarios import run_backlog, run_long_work, run_plan, run_seed
+from tests.simulation.scenarios import (
+    run_backlog,
+    run_long_work,
+    run_plan,
+    run_repetitions,
+    run_seed,
+)
 from tests.simulation.world import Violation
 
 SEEDS = 1_000
@@ -401,7 +407,7 @@ def caught(mutant: Mutant) -> str | None:
 
 
 def _scenarios() -> Iterator[Callable[[], object]]:
-    yield from (run_backlog, run_long_work)
+    yield from (run_backlog, run_long_work, run_repetitions)
 
 
 def _seeds() -> Iterator[Callable[[], object]]:

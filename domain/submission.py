@@ -182,6 +182,8 @@ class Submission:
         except Exception as error:
             if receipt is None or receipt.replayed:
                 raise
+            if isinstance(error, QueueUnavailable):  # Neither a slow database nor a bug.
+                self._gate.failed()
             await self._undo(receipt.session, error)
         else:
             self._gate.pushed()
@@ -259,7 +261,6 @@ class Submission:
         return. But if it has an idempotency key, the undo may have freed that: raise
         ``Unconfirmed``, so that the caller asks again.
         """
-        self._gate.failed()
         refused = isinstance(cause, QueueUnavailable) and cause.refused
         try:
             async with asyncio.timeout(self._policy.undo_deadline.total_seconds()):
@@ -276,7 +277,8 @@ class Submission:
 
     async def measure_queue(self) -> int:
         """Measure the queue, so that ``submit`` can reject requests while it is full or does not
-        answer. Call it about once a second; ``submit`` itself does not wait for it."""
+        answer. Call it about once a second. ``submit`` waits for it only while the queue does not
+        answer."""
         try:
             self._waiting = await self._queue.depth()
         except QueueUnavailable:

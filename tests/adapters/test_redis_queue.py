@@ -186,8 +186,9 @@ async def test_tls_checks_the_certificate(tmp_path: Path, monkeypatch: pytest.Mo
     tls, _ = self_signed("localhost", tmp_path)
     async with replying(b":7\r\n", tls=tls) as port:
         async with connected(f"rediss://localhost:{port}") as queue:
-            with pytest.raises(QueueUnavailable):
+            with pytest.raises(QueueUnavailable) as failure:
                 await queue.depth()
+        assert failure.value.refused
 
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "server.pem"))
         async with connected(f"rediss://localhost:{port}") as queue:

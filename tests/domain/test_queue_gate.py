@@ -107,6 +107,26 @@ async def test_one_lost_connection_refuses_nobody(service: Service) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("fault", ["broken", "slow"])
+async def test_other_failures_close_nothing(service: Service, fault: str) -> None:
+    """A bug that one caller's requests meet, and a deadline that the database has used up, say
+    nothing about the queue."""
+    if fault == "broken":
+        service.queue.faults.broken.add("push")
+    else:
+        service.queue.faults.slow["push"] = 60
+    for _ in range(3):
+        with pytest.raises((RuntimeError, QueueUnavailable)):
+            await service.submission.submit(a_request())
+    service.queue.faults.clear()
+    service.queue.messages.clear()
+
+    await service.submission.submit(a_request())
+
+    assert len(service.waiting()) == 1
+
+
+@pytest.mark.anyio
 async def test_two_failed_pushes_take_no_more_credits(service: Service) -> None:
     """Redis answers a measurement also while it rejects every push, so one request per measurement
     tries, and all others are refused before their debit."""

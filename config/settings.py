@@ -15,6 +15,9 @@ from msgspec import Meta, inspect
 from adapters.coalescing import BatchLimits
 from adapters.images.limits import FetchLimits, JobLimits, PoolLimits, ProviderLimits
 from adapters.postgres.limits import DatabaseLimits
+from adapters.postgres.urls import check_postgres_url
+from adapters.queue.urls import check_redis_url
+from adapters.urls import problem_of
 from config.options import (
     DAY,
     ApiKey,
@@ -376,14 +379,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = LogFormat.JSON
 
     def __post_init__(self) -> None:
-        if problems := [*self._contradictions()]:
+        if problems := [*self._url_problems(), *self._contradictions()]:
             raise ValueError("\n".join(problems))
 
-    def _contradictions(self) -> Iterator[str]:
-        """Problems of values that are valid on their own but not together."""
+    def _url_problems(self) -> Iterator[str]:
         for name in ("database_url", "redis_url", "openai_base_url", "replicate_base_url"):
             if not _has_valid_port(getattr(self, name)):
                 yield f"{variable_of(name)}: the port must be a number from 1 to 65535"
+        for name, parse in (("database_url", check_postgres_url), ("redis_url", check_redis_url)):
+            if problem := problem_of(parse, getattr(self, name)):
+                yield f"{variable_of(name)}: {problem}"
+
+    def _contradictions(self) -> Iterator[str]:
+        """Problems of values that are valid on their own but not together."""
         if self.requeue_after_seconds <= self.submit_seconds + _CONFIRM_SECONDS:
             yield (
                 f"WEARON_REQUEUE_AFTER_SECONDS: must exceed WEARON_SUBMIT_SECONDS by more than"

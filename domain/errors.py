@@ -3,10 +3,11 @@
 ::
 
     WearonError
-    ├── InvalidInput, InsufficientCredits, NotFound, Conflict, IdempotencyKeyReused,
-    │   TooManyActive, TooManyUploads, Unauthenticated: InvalidApiKey     the caller's fault
+    ├── InvalidInput, InsufficientCredits, NotFound, Conflict: Unconfirmed,
+    │   TruncatedLetter; IdempotencyKeyReused, TooManyActive, TooManyUploads,
+    │   Unauthenticated: InvalidApiKey                                    the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, StorageUnavailable,
-    │   DatabaseUnavailable: SchemaMismatch                             our fault, temporary
+    │   DatabaseUnavailable: SchemaMismatch                               our fault, temporary
     ├── WorkFailed: TryAgain, Refused, ProviderMisconfigured              one attempt failed
     ├── ClaimFailed                                                       our fault, permanent
     ├── Superseded                                                        an attempt lost its lease
@@ -52,6 +53,15 @@ class Conflict(WearonError):
     """The resource is not in a state that allows the operation."""
 
     code = "CONFLICT"
+
+
+class Unconfirmed(Conflict):
+    """It is not known yet whether the first request with this idempotency key will stand. Nothing
+    was charged twice; repeat the request with the same key later."""
+
+
+class TruncatedLetter(Conflict):
+    """Only the beginning of the dead letter's text was kept, so it is no task."""
 
 
 class IdempotencyKeyReused(WearonError):

@@ -38,6 +38,7 @@ NO_PICTURE = Failure(
     code=ErrorCode.GENERATION_FAILED,
     message="The picture could not be made; the credit was refunded",
 )
+_UNKNOWN_SESSION = "its session is not in the database: another producer's, or lost with it"
 _UNREADABLE = Failure(
     code=ErrorCode.INVALID_TASK,
     message="The request could not be read; the credit was refunded",
@@ -119,8 +120,9 @@ class Generation:
     async def run(self, task: GenerationTask) -> Outcome:
         """Work on the session of ``task``, if it is still ``queued``.
 
-        Raises ``DatabaseUnavailable`` if the database does not answer the claim, and
-        ``ClaimFailed`` if it rejects the claim; the task is back in the queue then. Raises
+        A task of an unknown session is buried. Raises ``Unavailable`` if the database does not
+        answer the claim, or the queue not the burial, and ``ClaimFailed`` if the database rejects
+        the claim; the task is back in the queue then. Raises
         ``ProviderMisconfigured`` if the generator rejects every request; the session is back in
         the queue then, whatever its attempt. Any other unexpected error fails the session with its
         refund and is raised. When cancelled, gives the session back and stops.
@@ -150,15 +152,18 @@ class Generation:
 
     async def _claim(self, task: GenerationTask) -> GenerationSession | None:
         try:
-            return await self._attempts.claim(task.session_id, lease=self._policy.lease)
+            session = await self._attempts.claim(task.session_id, lease=self._policy.lease)
+            if session is None and not await self._sessions.is_known(task.session_id):
+                await self._queue.bury(task, reason=_UNKNOWN_SESSION, once=True)
         except (Exception, asyncio.CancelledError) as error:
             # If the claim did take effect, the next claim finds the session taken, and recovery
             # releases it once the lease has expired.
             with suppress(Unavailable):
                 await self._queue.push_next([task])
-            if isinstance(error, DatabaseUnavailable | asyncio.CancelledError):
+            if isinstance(error, Unavailable | asyncio.CancelledError):
                 raise
             raise ClaimFailed("The database rejected the claim") from error
+        return session
 
     async def _work(self, session: GenerationSession) -> Outcome:
         """Make the picture, and settle the session whatever comes of that."""

@@ -6,7 +6,7 @@ from datetime import datetime
 from uuid import UUID
 
 from domain.credits import MAX_GRANT, CreditAccount, Owner
-from domain.errors import Conflict, InvalidInput, NotFound
+from domain.errors import Conflict, InvalidInput, NotFound, TruncatedLetter
 from domain.ports import ApiKey, ApiKeyRepoPort, CreditRepoPort, DeadLetterPort
 from domain.sessions import GenerationSession
 from domain.tasks import DeadLetter
@@ -101,9 +101,14 @@ class DeadLetters:
         return letter
 
     async def requeue(self, letter_id: UUID) -> None:
-        """Move the letter back to the queue, behind all tasks. Raises ``Conflict`` if its session
-        has a final status: a worker would find nothing to do."""
+        """Move the letter back to the queue, behind all tasks. Raises ``TruncatedLetter``, and
+        ``Conflict`` if its session has a final status: a worker would find nothing to do."""
         letter = await self.get(letter_id)
+        if letter.is_truncated:
+            raise TruncatedLetter(
+                f"Of letter {letter_id} only the first {len(letter.raw):,} of {letter.size:,} bytes"
+                " were kept, so it cannot be requeued; discard it"
+            )
         if letter.session_id is not None:
             await self._require_open(letter.session_id)
         if not await self._letters.requeue(letter_id):

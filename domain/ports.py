@@ -41,13 +41,19 @@ class TaskQueuePort(Protocol):
     async def depth(self) -> int:
         """The number of messages in the queue."""
 
-    async def bury(self, message: GenerationTask | UnreadableTask, *, reason: str) -> None:
-        """Add an unreadable message, or a task that killed its workers, to the dead-letter list.
-        The list is bounded and keeps the newest."""
+    async def bury(
+        self, message: GenerationTask | UnreadableTask, *, reason: str, once: bool = False
+    ) -> None:
+        """Add an unreadable message, or a task that no worker can work on, to the dead-letter list.
+        The list is bounded and keeps the newest.
+
+        With ``once``, a message is dropped if one of the same session was buried so before and was
+        not requeued since. The newest such sessions are remembered, as many as letters are kept."""
 
 
 class DeadLetterPort(Protocol):
-    """The dead-letter list, for operators. Raises ``QueueUnavailable``."""
+    """The dead-letter list, for operators. Of a text longer than the adapter's limit, only the
+    beginning is kept. Raises ``QueueUnavailable``."""
 
     async def dead(self, *, limit: int) -> list[DeadLetter]:
         """Dead letters, newest first."""
@@ -60,7 +66,7 @@ class DeadLetterPort(Protocol):
 
     async def requeue(self, letter_id: UUID) -> bool:
         """Move the raw text of a dead letter to the end of the queue. False if there is no such
-        dead letter."""
+        dead letter, or only the beginning of its text was kept."""
 
     async def discard(self, letter_id: UUID) -> bool:
         """Delete a dead letter. False if there is no such dead letter."""
@@ -106,9 +112,15 @@ class SessionRepoPort(Protocol):
         """Record that the tasks of these sessions reached the queue. Returns how many sessions
         changed; only ``queued`` ones need it."""
 
-    async def fail_queued(self, session_id: UUID, failure: Failure) -> bool:
+    async def fail_queued(self, session_id: UUID, failure: Failure, *, undo: bool = False) -> bool:
         """``queued -> failed``, with the refund in the same transaction. False if the session is
-        not ``queued``."""
+        not ``queued``. It keeps its idempotency key.
+
+        ``undo`` is for the caller of ``create`` alone: it frees the key. Then it is also False if
+        the session is confirmed, because its key may have been answered to a replay."""
+
+    async def is_known(self, session_id: UUID) -> bool:
+        """Whether there is such a session."""
 
 
 class AttemptRepoPort(Protocol):

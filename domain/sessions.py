@@ -213,18 +213,17 @@ class GenerationSession:
             processing_time_ms=round((now - started_at).total_seconds() * 1000),
         )
 
-    def failed(self, failure: Failure, *, now: datetime) -> Self:
+    def failed(self, failure: Failure, *, now: datetime, frees_key: bool = False) -> Self:
         """``queued | processing -> failed``. The caller refunds in the same transaction.
 
-        A session that never reached the queue was answered 503, so it gives its key back.
+        Only the undo of a submission, which no caller was told of, frees its idempotency key.
         """
         self._require(SessionStatus.QUEUED, SessionStatus.PROCESSING)
-        never_queued = failure.code == ErrorCode.QUEUE_UNAVAILABLE
         return replace(
             self,
             status=SessionStatus.FAILED,
             failure=failure,
-            idempotency_key=None if never_queued else self.idempotency_key,
+            idempotency_key=None if frees_key else self.idempotency_key,
             lease_expires_at=None,
             completed_at=now,
         )

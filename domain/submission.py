@@ -2,8 +2,8 @@
 
 import asyncio
 import re
-from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
@@ -18,8 +18,11 @@ from domain.errors import (
     InvalidInput,
     Overloaded,
     QueueUnavailable,
+    Unconfirmed,
+    WearonError,
 )
 from domain.ports import Receipt, SessionReadPort, SessionRepoPort, TaskQueuePort
+from domain.queue_gate import QueueGate
 from domain.sessions import (
     DEFAULT_PROMPT,
     MAX_ACCESSORIES,
@@ -41,6 +44,13 @@ _KEY = re.compile(r"[!-~]{1,255}")
 # Fast path: nearly all URLs match, and what matches is valid without being parsed.
 _USUAL_URL = re.compile(r"https?://[A-Za-z0-9.-]+(?::[1-9][0-9]{0,3})?/[A-Za-z0-9._~/?&=%+,:-]*")
 _QUEUE_FULL = "Too many requests are waiting already; try again later"
+_NOT_SETTLED = "It is not known yet whether the first request with this key is accepted"
+_UNDONE = "The first request with this key was not accepted"
+_PROBE_SECONDS = 0.5
+_FIRST_LOOK_SECONDS = 0.02
+_LOOK_SECONDS = 0.4
+"""A waiting replay reads its session again after the first, then after twice as long each time, up
+to the second."""
 _CANCELLED = Failure(code=ErrorCode.CANCELLED, message="Cancelled at the caller's request")
 
 
@@ -136,96 +146,146 @@ class Submission:
         self._clock = clock
         self._deadline = SharedTimeout(policy.deadline.total_seconds())
         self._waiting = 0
+        self._gate = QueueGate()
+        self._is_probing = False
         # Needs no bound: it grows by one per charged session and is emptied every second.
-        self._unconfirmed: deque[UUID] = deque()
+        self._unconfirmed: dict[UUID, None] = {}
+        """The sessions that this process pushed and has not confirmed in the database, in order."""
 
     async def submit(self, request: TryOnRequest) -> Receipt:
         """Debit one credit, create the session as ``queued`` and push its task.
 
         Raises, without any effect: ``Overloaded``, ``TooManyActive``, ``InsufficientCredits`` and
         ``IdempotencyKeyReused``. Raises ``DatabaseUnavailable`` (without any effect, or recovery
-        undoes it) and ``QueueUnavailable`` (it is undone, now or by recovery). A receipt means
-        that the session will reach a final status.
+        undoes it), ``QueueUnavailable`` (it had no effect, or is undone, now or by recovery) and
+        ``Unconfirmed`` (a repetition will tell). A receipt means that the session will reach a
+        final status, and that its idempotency key will never be free again.
 
-        While the queue is full, only replays are answered.
+        A replay pushes nothing: it waits until the first request has, or a worker has the session.
+        While the queue is full or known to fail, only replays are answered.
         """
-        full = self._waiting >= self._policy.max_waiting
-        if full and request.idempotency_key is None:
-            raise Overloaded(_QUEUE_FULL)
+        session = self._session(request)
         receipt: Receipt | None = None
         try:
             with self._deadline.running():
-                receipt = await (self._replay(request) if full else self._create(request))
-                if receipt.replayed and not self._is_abandoned(receipt.session):
-                    return receipt
+                receipt = await self._create(session)
+                if receipt.replayed:
+                    return await self._until_confirmed(session, receipt)
+                self._gate.pushing()
                 await self._queue.push(GenerationTask.of(receipt.session, task_id=self._new_id()))
         except TimeoutError as error:
             if receipt is None:
                 raise DatabaseUnavailable("The database took too long") from error
-            await self._not_pushed(receipt, QueueUnavailable("The queue took too long"))
-        except QueueUnavailable as error:
-            assert receipt is not None  # noqa: S101 - only a push raises it
-            await self._not_pushed(receipt, error)
+            if receipt.replayed:
+                raise Unconfirmed(_NOT_SETTLED) from error
+            await self._undo(receipt.session, QueueUnavailable("The queue took too long"))
+        except Exception as error:
+            if receipt is None or receipt.replayed:
+                raise
+            if isinstance(error, QueueUnavailable):  # Neither a slow database nor a bug.
+                self._gate.failed()
+            await self._undo(receipt.session, error)
         else:
-            self._unconfirmed.append(receipt.session.id)
+            self._gate.pushed()
+            self._unconfirmed[receipt.session.id] = None
         return receipt
 
-    async def _not_pushed(self, receipt: Receipt, cause: QueueUnavailable) -> None:
-        if not receipt.replayed:  # A replay must not undo the first request; recovery settles it.
-            await self._undo(receipt.session.id, cause)
+    async def _create(self, session: GenerationSession) -> Receipt:
+        if self._refusal() is not None:
+            replay = await self._sessions.find_replay(session)
+            if replay is not None:
+                return replay
+            await self._probe_queue()
+            if refusal := self._refusal():
+                raise refusal
+        return await self._sessions.create(session, max_active=self._policy.max_active)
 
-    async def _create(self, request: TryOnRequest) -> Receipt:
-        return await self._sessions.create(
-            self._session(request), max_active=self._policy.max_active
-        )
+    async def _probe_queue(self) -> None:
+        """While the queue does not answer, measure it again, for one submission at a time: so the
+        next one is accepted as soon as the queue is back."""
+        if not self._gate.may_answer_again or self._is_probing:
+            return
+        self._is_probing = True
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS):
+                await self.measure_queue()
+        except (QueueUnavailable, TimeoutError):
+            return
+        finally:
+            self._is_probing = False
 
-    async def _replay(self, request: TryOnRequest) -> Receipt:
-        receipt = await self._sessions.find_replay(self._session(request))
-        if receipt is None:
-            raise Overloaded(_QUEUE_FULL)
+    def _refusal(self) -> WearonError | None:
+        """Why no credit may be taken at the moment."""
+        if not self._gate.is_open:
+            return QueueUnavailable(UNAVAILABLE_MESSAGE, refused=True)
+        if self._waiting >= self._policy.max_waiting:
+            return Overloaded(_QUEUE_FULL)
+        return None
+
+    async def _until_confirmed(self, session: GenerationSession, receipt: Receipt) -> Receipt:
+        """The receipt of a replay, once no undo can take its session away any more. Until then the
+        first submitter may still undo it and free the key, so its answer must not be a 202.
+
+        Waits for the caller's deadline at most. Raises ``Unconfirmed`` if the session was undone.
+        """
+        pause_seconds = _FIRST_LOOK_SECONDS
+        while not self._stands(receipt.session):
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, _LOOK_SECONDS)
+            if receipt.session.id in self._unconfirmed:
+                continue
+            with suppress(DatabaseUnavailable):
+                found = await self._sessions.find_replay(session)
+                if found is None or found.session.id != receipt.session.id:
+                    raise Unconfirmed(_UNDONE)
+                receipt = found
         return receipt
 
-    def _is_abandoned(self, session: GenerationSession) -> bool:
-        """Whether a replay should push the task again: the first request is past its deadlines and
-        has confirmed no push, so its process died, or never learnt that it had charged."""
-        gave_up_at = session.created_at + self._policy.deadline + self._policy.undo_deadline
-        return (
-            session.status is SessionStatus.QUEUED
-            and not session.confirmed
-            and self._clock() > gave_up_at
-        )
+    def _stands(self, session: GenerationSession) -> bool:
+        """Whether no undo can succeed any more: it needs a session that is queued and not
+        confirmed, and its submitter undoes none that it pushed."""
+        is_new = session.status is SessionStatus.QUEUED and not session.confirmed
+        return not is_new or session.id in self._unconfirmed
 
-    async def _undo(self, session_id: UUID, cause: QueueUnavailable) -> None:
+    async def _undo(self, session: GenerationSession, cause: Exception) -> None:
         """Fail the session with its refund and raise; return if a worker has claimed it.
 
         The task may have reached the queue although the push failed here. The first write to the
         session decides: after ours, a claim finds a final session; after a worker's claim, the
         push did succeed.
 
-        If the database does not answer either, recovery settles the session. If the queue
-        certainly refused the task, no worker can claim it, so the refund is certain: raise.
-        Otherwise a worker may still complete the session, and "unavailable" could become false.
-        "It will reach a final status" is true in any case: return.
+        If the database does not answer either, recovery settles the session, unless this undo has
+        an effect after all. If the queue certainly refused the task, no worker can claim it, so the
+        refund is certain: raise. Otherwise a worker may still complete the session, and
+        "unavailable" could become false, while "it will reach a final status" is true in any case:
+        return. But if it has an idempotency key, the undo may have freed that: raise
+        ``Unconfirmed``, so that the caller asks again.
         """
+        refused = isinstance(cause, QueueUnavailable) and cause.refused
         try:
             async with asyncio.timeout(self._policy.undo_deadline.total_seconds()):
-                undone = await self._sessions.fail_queued(session_id, NOT_PUSHED)
+                undone = await self._sessions.fail_queued(session.id, NOT_PUSHED, undo=True)
         except (DatabaseUnavailable, TimeoutError):
-            undone = cause.refused
-        if undone:
+            if session.idempotency_key is not None and not refused:
+                raise Unconfirmed(_NOT_SETTLED) from cause
+            undone = refused
+        if not undone:
+            return
+        if isinstance(cause, QueueUnavailable):
             raise QueueUnavailable(UNAVAILABLE_MESSAGE) from cause
+        raise cause
 
     async def measure_queue(self) -> int:
-        """Measure the queue, so that ``submit`` can reject requests while it is full. Call it about
-        once a second; ``submit`` itself does not wait for it.
-
-        While the length is unknown, no request is rejected.
-        """
+        """Measure the queue, so that ``submit`` can reject requests while it is full or does not
+        answer. Call it about once a second. ``submit`` waits for it only while the queue does not
+        answer."""
         try:
             self._waiting = await self._queue.depth()
         except QueueUnavailable:
             self._waiting = 0
+            self._gate.measured(answered=False)
             raise
+        self._gate.measured(answered=True)
         return self._waiting
 
     async def confirm_pushed(self) -> int:
@@ -237,8 +297,8 @@ class Submission:
         confirmed = 0
         while batch := list(islice(self._unconfirmed, CONFIRM_BATCH)):
             confirmed += await self._sessions.confirm(batch)
-            for _ in batch:
-                self._unconfirmed.popleft()
+            for session_id in batch:
+                self._unconfirmed.pop(session_id, None)
         return confirmed
 
     async def cancel(self, session_id: UUID, owner: Owner) -> GenerationSession:

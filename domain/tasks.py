@@ -65,10 +65,18 @@ class UnreadableTask:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
     """A message that was moved out of the queue for good: its raw text, the reason, and the id of
-    the session that it names, if any."""
+    the session that it names, if any.
+
+    Of a huge message only the beginning is kept: ``size`` is the number of bytes it had.
+    """
 
     id: UUID
     raw: bytes
     reason: str
     session_id: UUID | None
     buried_at: datetime
+    size: int
+
+    @property
+    def is_truncated(self) -> bool:
+        return self.size > len(self.raw)

@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from ssl import create_default_context
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import asyncpg
 
 from adapters.postgres.limits import DatabaseLimits
+from adapters.postgres.urls import parse_postgres_url
 from domain.deadlines import SharedTimeout
 from domain.errors import DatabaseUnavailable
 
@@ -74,11 +76,13 @@ class Database:
     def __init__(
         self, url: str, *, limits: DatabaseLimits, transaction_pooler: bool = False
     ) -> None:
-        self._url = url
+        self._url = parse_postgres_url(url)
         self._limits = limits
         self._timeout = SharedTimeout(limits.command_seconds)
-        self._is_pooled = transaction_pooler or urlsplit(url).netloc.endswith(
-            f":{TRANSACTION_POOLER_PORT}"
+        self._is_pooled = (
+            transaction_pooler
+            or self._url.transaction_pooler
+            or urlsplit(url).netloc.endswith(f":{TRANSACTION_POOLER_PORT}")
         )
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
 
@@ -153,14 +157,19 @@ class Database:
 
     async def _open(self) -> "asyncpg.Pool[asyncpg.Record]":
         """An empty pool, which opens connections one by one, on demand."""
+        own_settings = {} if self._is_pooled else _SERVER_SETTINGS
         self._pool = asyncpg.create_pool(
-            self._url,
+            self._url.dsn,
             min_size=0,
             max_size=self._limits.connections,
-            timeout=self._limits.command_seconds,
+            timeout=min(
+                self._limits.command_seconds,
+                self._url.connect_seconds or self._limits.command_seconds,
+            ),
             command_timeout=self._limits.command_seconds,
             statement_cache_size=0 if self._is_pooled else 100,
-            server_settings={} if self._is_pooled else _SERVER_SETTINGS,
+            server_settings={**self._url.server_settings, **own_settings},
+            ssl=create_default_context() if self._url.system_ca else None,
             connection_class=_Connection,
             reset=_nothing_to_reset,
         )

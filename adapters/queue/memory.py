@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from uuid import UUID, uuid4
 
-from adapters.queue.payload import MAX_DEAD, decode, encode
+from adapters.queue.payload import MAX_DEAD, MAX_LETTER_BYTES, decode, encode
 from domain.ports import DeadLetterPort, TaskQueuePort
 from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
 
@@ -18,6 +18,7 @@ class InMemoryTaskQueue(TaskQueuePort, DeadLetterPort):
         self._clock = clock
         self.messages: deque[bytes] = deque()
         self.letters: deque[DeadLetter] = deque(maxlen=max_dead)
+        self._buried_once: deque[UUID] = deque(maxlen=max_dead)
         self._arrived = asyncio.Event()
 
     async def push(self, task: GenerationTask) -> None:
@@ -44,14 +45,22 @@ class InMemoryTaskQueue(TaskQueuePort, DeadLetterPort):
     async def depth(self) -> int:
         return len(self.messages)
 
-    async def bury(self, message: GenerationTask | UnreadableTask, *, reason: str) -> None:
+    async def bury(
+        self, message: GenerationTask | UnreadableTask, *, reason: str, once: bool = False
+    ) -> None:
+        if once and message.session_id is not None:
+            if message.session_id in self._buried_once:
+                return
+            self._buried_once.append(message.session_id)
+        raw = message.raw if isinstance(message, UnreadableTask) else encode(message)
         self.letters.append(
             DeadLetter(
                 id=uuid4(),
-                raw=message.raw if isinstance(message, UnreadableTask) else encode(message),
+                raw=raw[:MAX_LETTER_BYTES],
                 reason=reason,
                 session_id=message.session_id,
                 buried_at=self._clock(),
+                size=len(raw),
             )
         )
 
@@ -66,9 +75,11 @@ class InMemoryTaskQueue(TaskQueuePort, DeadLetterPort):
 
     async def requeue(self, letter_id: UUID) -> bool:
         letter = await self.get(letter_id)
-        if letter is None:
+        if letter is None or letter.is_truncated:
             return False
         self.letters.remove(letter)
+        if letter.session_id is not None and letter.session_id in self._buried_once:
+            self._buried_once.remove(letter.session_id)
         self.messages.appendleft(letter.raw)
         self._arrived.set()
         return True

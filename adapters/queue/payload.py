@@ -14,6 +14,8 @@ from domain.tasks import TASK_PAYLOAD_VERSION, GenerationTask, UnreadableTask
 MAX_REASON_LENGTH = 500
 MAX_DEAD = 10_000
 """The size limit of the dead-letter list."""
+MAX_LETTER_BYTES = 65_536
+"""The size limit of a dead letter's text. Our longest task is shorter."""
 
 
 class _Payload(msgspec.Struct, kw_only=True):

@@ -6,6 +6,8 @@
 | ``wearon:tasks:dead``      | list | dead letters, newest first, as ``DeadMessage``; the       |
 |                            |      | newest ``MAX_DEAD`` are kept. An entry in another format  |
 |                            |      | is shown as a letter too, its id derived from its bytes   |
+| ``wearon:tasks:dead:once`` | zset | sessions whose task was buried once, by the time of that; |
+|                            |      | the newest ``MAX_DEAD`` are kept                          |
 """
 
 import asyncio
@@ -13,19 +15,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from socket import gaierror
-from urllib.parse import urlsplit, urlunsplit
+from ssl import SSLCertVerificationError
 from uuid import UUID, uuid4, uuid5
 
 import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from adapters.coalescing import DEFAULT_LIMITS, BatchLimits, Coalescer
-from adapters.queue.payload import MAX_DEAD, MAX_REASON_LENGTH, decode, encode
+from adapters.queue.payload import (
+    MAX_DEAD,
+    MAX_LETTER_BYTES,
+    MAX_REASON_LENGTH,
+    decode,
+    encode,
+)
 from adapters.queue.pops import SharedPops
+from adapters.queue.urls import redis_py_url
 from domain.deadlines import SharedTimeout
 from domain.errors import QueueUnavailable
 from domain.ports import DeadLetterPort, TaskQueuePort
@@ -33,11 +42,39 @@ from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
 
 TASKS_KEY = "wearon:tasks:generation"
 DEAD_KEY = "wearon:tasks:dead"
+ONCE_KEY = "wearon:tasks:dead:once"
+
+
+REFUSALS = frozenset(
+    {
+        "READONLY",  # a replica
+        "OOM",  # maxmemory
+        "NOREPLICAS",  # too few replicas for a write
+        "MISCONF",  # a write while snapshots fail
+        "NOAUTH",
+        "WRONGPASS",
+        "NOPERM",
+        "DENIED",  # protected mode
+        "LOADING",
+        "BUSY",  # a script runs
+        "MASTERDOWN",
+        "CLUSTERDOWN",
+        "MOVED",
+        "ASK",
+        "TRYAGAIN",
+        "CROSSSLOT",
+        "WRONGTYPE",  # LPUSH looks at the type of the key first
+    }
+)
+"""The codes of errors that Redis returns before it acts. Any other error, a plain ERR above all,
+may be a proxy's that lost track of a command after passing it on (twemproxy, Envoy)."""
+_NEVER_SENT = (ConnectionRefusedError, FileNotFoundError, gaierror, SSLCertVerificationError)
 
 
 class DeadMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An entry of the dead-letter list. ``raw`` is the message's text; for a message that is not
-    UTF-8, ``raw_base64`` has its bytes instead. The first version wrote no ``id``."""
+    UTF-8, ``raw_base64`` has its bytes instead. ``size`` is the number of bytes of a message of
+    which only the beginning was kept. The first version wrote no ``id``."""
 
     id: UUID | None = None
     reason: str
@@ -45,6 +82,7 @@ class DeadMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     session_id: UUID | None = None
     raw: str | None = None
     raw_base64: bytes | None = None
+    size: int | None = None
 
 
 _DEAD_BATCH = 500
@@ -63,14 +101,14 @@ _DISCARD = "return redis.call('LREM', KEYS[1], 1, ARGV[1])"
 
 
 def redis_client(url: str) -> Redis:
-    """A client that connects on first use.
+    """A client that connects on first use. Raises ``InvalidUrl``.
 
     It never retries a command: retrying an LPUSH whose reply was lost leaves copies. It has no
     timeouts either: its users set one deadline over everything that a command takes, and the
     client's own timeouts would cost each command a task and two timers more.
     """
     return Redis.from_url(
-        _with_tls(url),
+        redis_py_url(url),
         socket_timeout=None,
         socket_connect_timeout=None,
         retry=Retry(NoBackoff(), 0),
@@ -78,14 +116,6 @@ def redis_client(url: str) -> Redis:
         driver_info=None,
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
-
-
-def _with_tls(url: str) -> str:
-    """Upstash requires TLS even if its URL says ``redis://``."""
-    parts = urlsplit(url)
-    if parts.scheme == "redis" and f".{parts.hostname}".endswith(".upstash.io"):
-        return urlunsplit(parts._replace(scheme="rediss"))
-    return url
 
 
 class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
@@ -157,14 +187,26 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
         with self._bounded():
             return await self._client.llen(TASKS_KEY)
 
-    async def bury(self, message: GenerationTask | UnreadableTask, *, reason: str) -> None:
+    async def bury(
+        self, message: GenerationTask | UnreadableTask, *, reason: str, once: bool = False
+    ) -> None:
+        if once and await self._was_buried_once(message.session_id):
+            return
         raw = message.raw if isinstance(message, UnreadableTask) else encode(message)
-        dead = _dead(raw, reason, message.session_id, self._clock())
+        now = self._clock()
+        dead = _dead(raw, reason, message.session_id, now)
         with self._bounded():
             async with self._client.pipeline(transaction=True) as transaction:
                 transaction.lpush(DEAD_KEY, _encode_dead(dead))
                 transaction.ltrim(DEAD_KEY, 0, self._max_dead - 1)
+                if once:
+                    transaction.zadd(ONCE_KEY, {str(message.session_id): now.timestamp()})
+                    transaction.zremrangebyrank(ONCE_KEY, 0, -1 - self._max_dead)
                 await transaction.execute()
+
+    async def _was_buried_once(self, session_id: UUID | None) -> bool:
+        with self._bounded():
+            return await self._client.zscore(ONCE_KEY, str(session_id)) is not None
 
     async def dead(self, *, limit: int) -> list[DeadLetter]:
         return [_letter(entry) for entry in await self._dead_entries(0, limit)]
@@ -179,12 +221,12 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
 
     async def requeue(self, letter_id: UUID) -> bool:
         entry = await self._find_dead(letter_id)
-        if entry is None:
+        if entry is None or (letter := _letter(entry)).is_truncated:
             return False
         with self._bounded():
-            moved = await self._client.eval(
-                _REQUEUE, 2, DEAD_KEY, TASKS_KEY, entry, _letter(entry).raw
-            )
+            # Before the move: a worker may take the task at once, and has to bury it again.
+            await self._client.zrem(ONCE_KEY, str(letter.session_id))
+            moved = await self._client.eval(_REQUEUE, 2, DEAD_KEY, TASKS_KEY, entry, letter.raw)
         return bool(moved)
 
     async def discard(self, letter_id: UUID) -> bool:
@@ -238,23 +280,35 @@ def _too_many() -> QueueUnavailable:
 
 
 def _had_no_effect(error: BaseException) -> bool:
-    """Whether the server replied with an error, or was never reached."""
-    if isinstance(error, ResponseError | AuthenticationError | BusyLoadingError):
+    """Whether Redis rejected the command before it acted, or was never reached."""
+    if isinstance(error, RedisError) and (
+        isinstance(error, AuthenticationError) or _code(error) in REFUSALS
+    ):
         return True
-    causes: set[type[BaseException]] = set()
     cause: BaseException | None = error
-    while cause is not None:
-        causes.add(type(cause))
+    while cause is not None and not isinstance(cause, _NEVER_SENT):
         cause = cause.__cause__ or cause.__context__
-    return not causes.isdisjoint({ConnectionRefusedError, FileNotFoundError, gaierror})
+    return cause is not None
+
+
+def _code(error: RedisError) -> str:
+    """The first word of the reply. The client cuts it off from the messages of errors it knows."""
+    return error.status_code or str(error).partition(" ")[0]
 
 
 def _dead(raw: bytes, reason: str, session_id: UUID | None, buried_at: datetime) -> DeadMessage:
-    dead = DeadMessage(id=uuid4(), reason=reason, buried_at=buried_at, session_id=session_id)
+    kept = raw[:MAX_LETTER_BYTES]
+    dead = DeadMessage(
+        id=uuid4(),
+        reason=reason,
+        buried_at=buried_at,
+        session_id=session_id,
+        size=len(raw) if len(kept) < len(raw) else None,
+    )
     try:
-        return msgspec.structs.replace(dead, raw=raw.decode())
+        return msgspec.structs.replace(dead, raw=kept.decode())
     except UnicodeDecodeError:
-        return msgspec.structs.replace(dead, raw_base64=raw)
+        return msgspec.structs.replace(dead, raw_base64=kept)
 
 
 def _letter(entry: bytes) -> DeadLetter:
@@ -266,12 +320,19 @@ def _letter(entry: bytes) -> DeadLetter:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         reason = f"not a dead-letter entry: {error}"[:MAX_REASON_LENGTH]
         return DeadLetter(
-            id=derived_id, raw=entry, reason=reason, session_id=None, buried_at=_LONG_AGO
+            id=derived_id,
+            raw=entry,
+            reason=reason,
+            session_id=None,
+            buried_at=_LONG_AGO,
+            size=len(entry),
         )
+    raw = (dead.raw or "").encode() if dead.raw_base64 is None else dead.raw_base64
     return DeadLetter(
         id=dead.id or derived_id,
-        raw=(dead.raw or "").encode() if dead.raw_base64 is None else dead.raw_base64,
+        raw=raw,
         reason=dead.reason,
         session_id=dead.session_id,
         buried_at=dead.buried_at,
+        size=len(raw) if dead.size is None else dead.size,
     )

@@ -101,11 +101,15 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
             self._put(row, row.session.completed(picture, usage, now=self._clock()))
         return row is not None
 
-    async def fail_queued(self, session_id: UUID, failure: Failure) -> bool:
+    async def fail_queued(self, session_id: UUID, failure: Failure, *, undo: bool = False) -> bool:
         row = self._queued(session_id)
-        if row is not None:
-            self._fail(row, failure)
-        return row is not None
+        if row is None or (undo and row.session.confirmed):
+            return False
+        self._fail(row, failure, frees_key=undo)
+        return True
+
+    async def is_known(self, session_id: UUID) -> bool:
+        return session_id in self._rows
 
     async def fail(self, session_id: UUID, failure: Failure, *, attempt: int) -> bool:
         row = self._current(session_id, attempt)
@@ -301,8 +305,8 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         self._put(row, row.session.released())
         row.push_again_at = self._clock() + delay
 
-    def _fail(self, row: _Row, failure: Failure) -> None:
-        self._put(row, row.session.failed(failure, now=self._clock()))
+    def _fail(self, row: _Row, failure: Failure, *, frees_key: bool = False) -> None:
+        self._put(row, row.session.failed(failure, now=self._clock(), frees_key=frees_key))
         self._refund(row)
 
     def _refund(self, row: _Row) -> None:

@@ -169,9 +169,13 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         written = {(row["id"], row["attempt"]) for row in rows}
         return [(session_id, attempt) in written for session_id, attempt, *_ in attempts]
 
-    async def fail_queued(self, session_id: UUID, failure: Failure) -> bool:
-        arguments = (failure.code, failure.message, session_id)
+    async def fail_queued(self, session_id: UUID, failure: Failure, *, undo: bool = False) -> bool:
+        arguments = (failure.code, failure.message, session_id, undo)
         return await self._count(sql.FAIL_QUEUED, *arguments) == 1
+
+    async def is_known(self, session_id: UUID) -> bool:
+        known: bool = await self._database.fetch_value(sql.IS_KNOWN, session_id)
+        return known
 
     async def fail(self, session_id: UUID, failure: Failure, *, attempt: int) -> bool:
         arguments = (failure.code, failure.message, session_id, attempt)

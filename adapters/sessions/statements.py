@@ -19,7 +19,6 @@ from uuid import UUID
 
 from adapters.sessions.columns import INSERTED, RESULTS
 from adapters.sessions.rows import SELECTED
-from domain.sessions import ErrorCode
 
 # The arguments of both CREATE statements: these, the inserted columns, and the cost.
 _ASKED = {
@@ -166,6 +165,8 @@ FIND_BY_KEY = f"""
     FROM generation_sessions AS s JOIN credit_accounts USING (channel, owner_id)
     WHERE s.channel = $1 AND s.owner_id = $2 AND s.idempotency_key = $3"""
 
+IS_KNOWN = "SELECT EXISTS (SELECT FROM generation_sessions WHERE id = $1)"
+
 # A session given by its id is locked by its id, and its status is checked afterwards. The planner
 # could also use the index of the status, and would then read a whole backlog.
 # Locked rows are skipped: they are being claimed, ended or pushed again, or an external consumer
@@ -287,15 +288,13 @@ _REFUND_ENDED = """
 _COUNT_ENDED = "SELECT count(*) FROM ended"
 
 
-def _fail_where(guard: str, *, result: str = _COUNT_ENDED) -> str:
-    """Fails and refunds the sessions that match ``guard``. A session that never reached the queue
-    was answered 503, so it gives its idempotency key back."""
+def _fail_where(guard: str, *, changes: str = "", result: str = _COUNT_ENDED) -> str:
+    """Fails and refunds the sessions that match ``guard``."""
     return f"""
     WITH ended AS (
         UPDATE generation_sessions AS s
         SET status = 'failed', error_code = $1, error_message = $2, refunded = true,
-            lease_expires_at = NULL, completed_at = now(), idempotency_key =
-                CASE WHEN $1 <> '{ErrorCode.QUEUE_UNAVAILABLE}' THEN s.idempotency_key END
+            lease_expires_at = NULL, completed_at = now(){changes}
         WHERE {guard}
         RETURNING {SELECTED}
     ), {_REFUND_ENDED}
@@ -310,7 +309,11 @@ def _lease_expired(external_timeout: str) -> str:
             AND status_changed_at < now() - {external_timeout}::interval))"""
 
 
-FAIL_QUEUED = _fail_where("id = $3 AND status = 'queued'")
+# $4 undoes the creation: of a session that was never confirmed, and with its idempotency key.
+FAIL_QUEUED = _fail_where(
+    "id = $3 AND status = 'queued' AND NOT (confirmed AND $4)",
+    changes=", idempotency_key = CASE WHEN NOT $4 THEN idempotency_key END",
+)
 FAIL_ATTEMPT = _fail_where("id = $3 AND status = 'processing' AND attempt = $4")
 FAIL_EXPIRED = _fail_where("""
     id = ANY (ARRAY (

@@ -13,10 +13,12 @@ letter_id_argument = click.argument("letter_id", type=click.UUID)
 
 @click.group("dead")
 def dead_group() -> None:
-    """Dead letters: messages that no worker could read, or that killed every worker.
+    """Dead letters: messages that no worker could read, that killed every worker, or whose session
+    is not in the database.
 
-    Their sessions have failed and are refunded; a letter is kept to find out why. Look at it with
-    `show`, then `discard` it, or `requeue` it once a worker is running that can read it.
+    Their sessions, if known, have failed and are refunded; a letter is kept to find out why. Look
+    at it with `show`, then `discard` it, or `requeue` it once a worker can work on it. Of a message
+    above 64 KiB only the beginning is kept.
     """
 
 
@@ -31,7 +33,7 @@ def list_letters(limit: int, *, as_json: bool) -> None:
         return
     print_table(
         ("ID", "SESSION", "BURIED (UTC)", "REASON"),
-        [(item.id, item.session_id, item.buried_at, item.reason) for item in letters],
+        [(item.id, item.session_id, item.buried_at, _reason(item)) for item in letters],
     )
 
 
@@ -42,12 +44,12 @@ def show_letter(letter_id: UUID, *, as_json: bool) -> None:
     """Show the letter with the id LETTER_ID, including its text from the queue."""
     letter = run(lambda container: container.dead_letters().get(letter_id))
     if as_json:
-        print_json(_summary(letter) | _raw(letter))
+        print_json(_details(letter) | _raw(letter))
         return
     print_table(
         ("FIELD", "VALUE"),
         [
-            *_summary(letter).items(),
+            *_details(letter).items(),
             ("raw", letter.raw.decode("utf-8", errors="backslashreplace")),
         ],
     )
@@ -58,7 +60,8 @@ def show_letter(letter_id: UUID, *, as_json: bool) -> None:
 def requeue_letter(letter_id: UUID) -> None:
     """Move the letter with the id LETTER_ID back to the queue, behind all tasks.
 
-    Rejected if its session has a final status: a worker would find nothing to do.
+    Rejected if its session has a final status, because a worker would find nothing to do, and if
+    only the beginning of a huge message was kept.
     """
     run(lambda container: container.dead_letters().requeue(letter_id))
     click.echo("Requeued.")
@@ -79,6 +82,15 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
         "buried_at": letter.buried_at,
         "reason": letter.reason,
     }
+
+
+def _details(letter: DeadLetter) -> dict[str, Any]:
+    """``size`` is the message's, also if only its beginning was kept."""
+    return _summary(letter) | {"size": letter.size, "truncated": letter.is_truncated}
+
+
+def _reason(letter: DeadLetter) -> str:
+    return letter.reason + (f" (truncated, had {letter.size:,} bytes)" * letter.is_truncated)
 
 
 def _raw(letter: DeadLetter) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from domain.errors import (
     TryAgain,
     Unauthenticated,
     Unavailable,
+    Unconfirmed,
     WearonError,
 )
 from domain.submission import UNAVAILABLE_MESSAGE
@@ -59,6 +60,9 @@ ERRORS: Final[Mapping[type[Exception] | int, Answer]] = {
     InsufficientCredits: Answer(402, InsufficientCredits.code),
     NotFound: _NOT_FOUND,
     Conflict: Answer(409, Conflict.code),
+    Unconfirmed: Answer(
+        409, Unconfirmed.code, "An earlier request with the same key is not settled yet", _RETRY
+    ),
     IdempotencyKeyReused: Answer(422, IdempotencyKeyReused.code),
     TooManyActive: Answer(429, TooManyActive.code, headers=_RETRY),
     TooManyUploads: Answer(429, TooManyUploads.code),

@@ -24,7 +24,7 @@ from litestar.openapi.spec import (
 from litestar.params import FromPath
 from litestar.response import File
 
-from domain.errors import NotFound
+from domain.errors import NotFound, Unconfirmed
 from entrypoints.http.errors import ERRORS, Answer
 from entrypoints.http.schemas import ErrorBody, ErrorEnvelope, NotReadyEnvelope
 
@@ -58,12 +58,13 @@ can send your own: up to 128 of `A-Z a-z 0-9 . _ -`. After a 429 or a 503, wait 
 seconds before you try again. With an `Idempotency-Key`, repeating a request is safe.
 """
 
-_EXPLANATIONS = {
+_EXPLANATIONS: dict[int | type[Exception], str] = {
     400: "The request is invalid; the message names the field.",
     401: "The token or API key is missing, malformed, unknown or expired.",
     402: "The balance is too low; nothing was charged.",
     404: "The resource does not exist, or belongs to another owner.",
     409: "The resource's current state does not allow this.",
+    Unconfirmed: "An earlier request with the same key is not settled yet; try again later.",
     413: "The request body is too large.",
     415: "The Content-Type is not supported here.",
     422: "The idempotency key was used for a different request; nothing was charged.",
@@ -86,17 +87,19 @@ _MESSAGES = {
 """Examples for errors whose message is not fixed."""
 
 
-def failures(*statuses: int) -> dict[int, ResponseSpec]:
-    """The error responses of a route: the given ones, and those that every route can return."""
-    return {
-        status: ResponseSpec(
+def failures(*kinds: int | type[Exception]) -> dict[int, ResponseSpec]:
+    """The error responses of a route: the given statuses or errors, and those that every route can
+    return."""
+    responses = {}
+    for kind in (400, *kinds, 500):
+        answers = _answers(kind) if isinstance(kind, int) else [ERRORS[kind]]
+        responses[answers[0].status] = ResponseSpec(
             ErrorEnvelope,
-            description=_EXPLANATIONS[status],
-            examples=[_example(answer) for answer in _answers(status)],
+            description=_EXPLANATIONS[kind],
+            examples=[_example(answer) for answer in answers],
             generate_examples=False,  # the library for that takes a third of a second to import
         )
-        for status in sorted({400, *statuses, 500})
-    }
+    return dict(sorted(responses.items()))
 
 
 _NOT_READY = NotReadyEnvelope(
@@ -118,10 +121,10 @@ def not_ready() -> dict[int, ResponseSpec]:
 
 
 def _answers(status: int) -> list[Answer]:
-    """All answers with this status."""
+    """All answers with this status, except for an error of one route only."""
     found: list[Answer] = []
-    for answer in ERRORS.values():
-        if answer.status == status and answer not in found:
+    for kind, answer in ERRORS.items():
+        if answer.status == status and answer not in found and kind is not Unconfirmed:
             found.append(answer)
     return found
 

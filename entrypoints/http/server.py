@@ -226,7 +226,7 @@ async def _run_housekeeping(submission: Submission) -> None:
     """Repeat the work that submissions leave to be done in batches."""
     while True:
         flush_logs()
-        for duty in (submission.measure_queue, submission.confirm_pushed):
+        for duty in (submission.confirm_pushed, submission.measure_queue):  # replays wait for it
             try:
                 await duty()
             except Unavailable as error:

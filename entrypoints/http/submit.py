@@ -16,7 +16,7 @@ from litestar.openapi.spec import Example
 from litestar.params import BodyKwarg
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from domain.errors import InvalidInput
+from domain.errors import InvalidInput, Unconfirmed
 from domain.ports import Receipt
 from domain.submission import Submission, TryOnRequest
 from entrypoints.http.errors import envelope_for
@@ -137,7 +137,7 @@ def declare(submit: ASGIApp) -> HTTPRouteHandler:
         tags=GENERATION_TAGS,
         summary="Create a generation",
         response_description="Accepted and charged; the picture will be generated.",
-        responses=failures(401, 402, 413, 415, 422, 429, 503),
+        responses=failures(401, 402, Unconfirmed, 413, 415, 422, 429, 503),
     )
     async def submit_generation(  # Litestar reads its signature, and never calls it.
         data: Body,  # noqa: ARG001
@@ -149,7 +149,8 @@ def declare(submit: ASGIApp) -> HTTPRouteHandler:
 
         With an `Idempotency-Key` you can repeat a request, whatever the first response was: you are
         charged once and get the same session, in its current state, with
-        `Idempotency-Replayed: true`."""
+        `Idempotency-Replayed: true`. While it is not known whether the first request is accepted,
+        a repetition waits, and gets a 409 with `Retry-After` in the end."""
         raise AssertionError("Litestar calls the middleware instead")
 
     return submit_generation

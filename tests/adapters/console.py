@@ -27,9 +27,14 @@ class Console(PostgresBackend):
         await self.database.fetch(sql, *arguments)
 
     async def in_state(self, state: str) -> UUID:
-        """A session of USER's that our own code brought into ``state``."""
+        """A session of USER's that our own code brought into ``state``: a status, ``confirmed``
+        (queued), or ``never pushed`` (failed by recovery)."""
         session_id = (await self.created(idempotency_key="key")).session.id
-        if state != "queued":
+        if state == "confirmed":
+            await self.sessions.confirm([session_id])
+        elif state == "never pushed":
+            await self.sessions.fail_queued(session_id, FAILURE)
+        elif state != "queued":
             await self.claim(session_id)
         if state == "completed":
             await self.attempts.complete(session_id, attempt=1, picture=STORED_PICTURE)

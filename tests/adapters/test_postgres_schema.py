@@ -78,8 +78,13 @@ ATTACKS: dict[str, tuple[tuple[str, ...], str, Refusal]] = {
         SET.format("status = 'failed', idempotency_key = NULL"),
         GUARD,
     ),
+    "idempotency key removed by the failure of a session that was pushed": (
+        ("confirmed", "processing"),
+        SET.format("status = 'failed', error_code = 'QUEUE_UNAVAILABLE', idempotency_key = NULL"),
+        GUARD,
+    ),
     "idempotency key removed after the end": (
-        ("failed",),
+        ("failed", "never pushed"),
         SET.format("error_code = 'QUEUE_UNAVAILABLE', idempotency_key = NULL"),
         GUARD,
     ),

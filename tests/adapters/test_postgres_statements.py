@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from uuid import uuid4
 
 import asyncpg
@@ -269,7 +270,8 @@ async def test_key_given_back_in_the_meantime_is_tried_again(
 ) -> None:
     """The request is then a new one, although the first had the only credit and the only place."""
     first = (await backend.created(idempotency_key="k")).session
-    database = Undoing(postgres.url(), lambda: backend.sessions.fail_queued(first.id, NEVER_QUEUED))
+    undo = partial(backend.sessions.fail_queued, first.id, NEVER_QUEUED, undo=True)
+    database = Undoing(postgres.url(), undo)
     repo = PostgresSessionRepo(database)
 
     receipt = await repo.create(a_session(idempotency_key="k"), max_active=1)

@@ -186,8 +186,9 @@ async def test_tls_checks_the_certificate(tmp_path: Path, monkeypatch: pytest.Mo
     tls, _ = self_signed("localhost", tmp_path)
     async with replying(b":7\r\n", tls=tls) as port:
         async with connected(f"rediss://localhost:{port}") as queue:
-            with pytest.raises(QueueUnavailable):
+            with pytest.raises(QueueUnavailable) as failure:
                 await queue.depth()
+        assert failure.value.refused
 
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "server.pem"))
         async with connected(f"rediss://localhost:{port}") as queue:
@@ -323,6 +324,55 @@ async def test_every_redis_error_raises_queue_unavailable(error: str) -> None:
         connected(f"redis://{HOST}:{port}") as queue,
     ):
         assert await outcomes(queue) == UNAVAILABLE
+
+
+FROM_A_PROXY = [
+    "ERR Connection timed out",
+    "ERR unknown error",
+    "upstream failure",
+    "no upstream host",
+    "EXECABORT Transaction discarded because of previous errors.",
+    "UNBLOCKED force unblock from blocking operation, instance state changed",
+]
+"""Errors that may follow a command that took effect, of twemproxy, Envoy and Redis."""
+
+
+@pytest.mark.parametrize("error", [*ERRORS, *FROM_A_PROXY])
+async def test_only_what_redis_says_before_it_acts_is_a_refusal(error: str) -> None:
+    """A plain ERR may come from a proxy that lost track of the command after passing it on."""
+    async with (
+        replying(f"-{error}\r\n".encode()) as port,
+        connected(f"redis://{HOST}:{port}") as queue,
+    ):
+        with pytest.raises(QueueUnavailable) as failure:
+            await queue.push(a_task())
+
+    assert failure.value.refused == (error in ERRORS and not error.startswith("ERR"))
+
+
+async def test_server_that_is_not_reached_is_a_refusal() -> None:
+    """Nothing was sent."""
+    with socket.create_server((HOST, 0)) as unused:
+        port = unused.getsockname()[1]
+    for url in (f"redis://{HOST}:{port}", "redis://no-such-host.invalid", "unix:///no/such.sock"):
+        async with connected(url) as queue:
+            with pytest.raises(QueueUnavailable) as failure:
+                await queue.push(a_task())
+
+        assert failure.value.refused
+
+
+async def test_error_reply_after_the_push_took_effect(proxy: Proxy) -> None:
+    """The task is in the list, so it is no refusal, and the next push is answered again."""
+    async with connected(through(proxy)) as queue:
+        proxy.replace_replies(b"LPUSH", b"-ERR Connection timed out\r\n")
+        with pytest.raises(QueueUnavailable) as failure:
+            await queue.push(a_task())
+        proxy.lose_nothing()
+        await queue.push(a_task())
+
+        assert not failure.value.refused
+        assert await queue.depth() == 2
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,7 @@ async def test_replay_while_the_queue_is_full(costs: Costs) -> None:
         clock=container.clock(),
     )
     await costs.submitted(idempotency_key="k")
+    await container.submission().confirm_pushed()
     await costs.reset()
 
     receipt = await submission.submit(a_request(USER, idempotency_key="k"))
@@ -185,7 +186,7 @@ async def test_confirm_and_measure(costs: Costs) -> None:
 async def test_confirm_many(costs: Costs) -> None:
     """One statement per five hundred sessions."""
     submission = costs.container.submission()
-    submission._unconfirmed.extend(uuid4() for _ in range(2 * CONFIRMED_AT_ONCE + 1))
+    submission._unconfirmed = dict.fromkeys(uuid4() for _ in range(2 * CONFIRMED_AT_ONCE + 1))
 
     await submission.confirm_pushed()
 
@@ -260,7 +261,7 @@ async def test_task(costs: Costs, made: Refused | None, outcome: Outcome) -> Non
 
 
 async def test_task_of_a_final_session(costs: Costs) -> None:
-    """The claim, and the claim that waits for a lock."""
+    """The claim, the claim that waits for a lock, and whether there is such a session."""
     await costs.submitted()
     task = await costs.popped()
     await costs.container.generation().run(task)
@@ -270,7 +271,7 @@ async def test_task_of_a_final_session(costs: Costs) -> None:
     ended = await costs.container.generation().run(await costs.popped())
 
     assert ended is Outcome.SKIPPED
-    assert await costs.spent() == (2, {"brpop": 1})
+    assert await costs.spent() == (3, {"brpop": 1})
 
 
 async def test_cancel(costs: Costs) -> None:

@@ -39,8 +39,11 @@ class _NoSessions(SessionRepoPort):
     async def confirm(self, session_ids: Sequence[UUID]) -> int:
         return len(session_ids)
 
-    async def fail_queued(self, session_id: UUID, failure: Failure) -> bool:
+    async def fail_queued(self, session_id: UUID, failure: Failure, *, undo: bool = False) -> bool:
         raise NotImplementedError(session_id)  # No push fails.
+
+    async def is_known(self, session_id: UUID) -> bool:
+        raise NotImplementedError(session_id)
 
 
 class _NoQueue(InMemoryTaskQueue):

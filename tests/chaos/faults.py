@@ -26,6 +26,8 @@ LONGEST_LATE_SECONDS = 8.0
 """Longer than the lease: another worker may have the session when a late write arrives."""
 REPEATED = 20
 LOCKED_SESSIONS = 3
+FALSE_ERROR = b"-ERR Connection timed out\r\n"
+"""What twemproxy replies when it lost track of a command after passing it on."""
 PASSWORD = "known to the tests only"
 
 CHARGING = PICTURE.encode()
@@ -142,6 +144,7 @@ class Faults:
                 Fault("replies lost", name, partial(self._lose_replies, proxy, telltale))
                 for telltale in TELLTALES[name]
             ]
+        faults.append(Fault("false errors", "redis link", self._reply_false_errors))
         faults += [
             Fault(
                 "late",
@@ -300,3 +303,10 @@ class Faults:
         proxy.lose_replies(telltale, cut=self._random.random() < 0.5)
         await self._a_while()
         self._say(f"{proxy.lose_nothing()} replies to {telltale.decode()} were lost")
+
+    async def _reply_false_errors(self) -> None:
+        """Pushes take effect and are answered with an error."""
+        proxy = self._stage.redis
+        proxy.replace_replies(b"LPUSH", FALSE_ERROR)
+        await self._a_while()
+        self._say(f"{proxy.lose_nothing()} replies to LPUSH were errors")

@@ -216,6 +216,21 @@ def test_invalid_port_in_a_url_is_refused(port: str) -> None:
     ]
 
 
+def test_unknown_parameter_of_a_url_is_refused() -> None:
+    """A sentence for each URL, before anything connects, without any value."""
+    problems = problems_of(
+        {
+            "DATABASE_URL": "postgresql://me:hunter2@db/wearon?ssl_mode=require",
+            "REDIS_URL": "redis://:hunter2@cache?decode_response=True",
+        }
+    )
+
+    assert problems == [
+        "DATABASE_URL: the parameter `ssl_mode` is not known; did you mean `sslmode`?",
+        "REDIS_URL: the parameter `decode_response` is not known; did you mean `decode_responses`?",
+    ]
+
+
 @pytest.mark.parametrize(
     ("environ", "least"),
     [

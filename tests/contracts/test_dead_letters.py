@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from adapters.queue.payload import decode, encode
+from adapters.queue.payload import MAX_LETTER_BYTES, decode, encode
 from adapters.queue.redis import RedisTaskQueue, redis_client
 from domain.errors import QueueUnavailable
 from domain.ports import DeadLetterPort
@@ -195,6 +195,83 @@ async def test_the_oldest_of_many_letters_is_found(queue_backend: QueueBackend) 
     assert await queue_backend.letters.discard(letter.id)
 
     assert len(await queue_backend.letters.dead(limit=10_000)) == 1_001
+
+
+async def test_task_that_is_buried_once(queue_backend: QueueBackend) -> None:
+    """Any further one of its session is dropped, until the letter is requeued. Other sessions are
+    not affected."""
+    task, other = a_task(), a_task()
+    for _ in range(3):
+        for item in (task, other, a_task(session_id=task.session_id)):
+            await queue_backend.queue.bury(item, reason="unknown", once=True)
+    letters = await queue_backend.letters.dead(limit=10)
+    assert [letter.session_id for letter in letters] == [other.session_id, task.session_id]
+
+    assert await queue_backend.letters.requeue(letters[1].id)
+    await queue_backend.queue.bury(task, reason="unknown", once=True)
+
+    found = [letter.raw for letter in await queue_backend.letters.dead(limit=10)]
+    assert found == [encode(task), encode(other)]
+
+
+async def test_discarded_letter_is_not_buried_again(queue_backend: QueueBackend) -> None:
+    """An operator has seen it."""
+    task = a_task()
+    await queue_backend.queue.bury(task, reason="unknown", once=True)
+    (letter,) = await queue_backend.letters.dead(limit=10)
+    await queue_backend.letters.discard(letter.id)
+
+    await queue_backend.queue.bury(task, reason="unknown", once=True)
+
+    assert await queue_backend.letters.dead(limit=10) == []
+
+
+async def test_buried_sessions_are_remembered_up_to_the_limit(queue_backend: QueueBackend) -> None:
+    """As many as letters are kept: then the oldest may be buried again."""
+    backend = queue_backend.keeping(2)
+    tasks = [a_task() for _ in range(3)]
+    for task in tasks:
+        await backend.queue.bury(task, reason="unknown", once=True)
+
+    for task in (tasks[2], tasks[0]):
+        await backend.queue.bury(task, reason="unknown", once=True)
+
+    letters = await backend.letters.dead(limit=10)
+    assert [letter.session_id for letter in letters] == [
+        tasks[0].session_id,
+        tasks[2].session_id,
+    ]
+
+
+HUGE = {
+    "text": b"x" * 1_000_000,
+    "not UTF-8": b"\xff" * 1_000_000,
+    "cut within a character": b"x" + "ü".encode() * MAX_LETTER_BYTES,
+}
+
+
+@pytest.mark.parametrize("raw", HUGE.values(), ids=HUGE)
+async def test_of_a_huge_message_the_beginning_is_kept(
+    queue_backend: QueueBackend, raw: bytes
+) -> None:
+    """With its size. It cannot be requeued, because it is no longer the message, but discarded."""
+    letter = await buried(queue_backend, raw)
+
+    assert (letter.raw, letter.size) == (raw[:MAX_LETTER_BYTES], len(raw))
+    assert letter.is_truncated
+    assert not await queue_backend.letters.requeue(letter.id)
+    assert await queue_backend.messages() == []
+    assert await queue_backend.letters.dead(limit=10) == [letter]
+    assert await queue_backend.letters.discard(letter.id)
+
+
+async def test_longest_letter_is_kept_whole(queue_backend: QueueBackend) -> None:
+    """Up to the limit, and it can be requeued."""
+    raw = b"x" * MAX_LETTER_BYTES
+    letter = await buried(queue_backend, raw)
+
+    assert (letter.raw, letter.size, letter.is_truncated) == (raw, len(raw), False)
+    assert await queue_backend.letters.requeue(letter.id)
 
 
 CALLS = {

@@ -118,7 +118,8 @@ async def test_concurrent_copies_while_the_first_is_undone(backend: Backend, bal
     async def submit() -> Receipt:
         receipt = await backend.sessions.create(a_copy(), max_active=1)
         if not receipt.replayed:
-            assert await backend.sessions.fail_queued(receipt.session.id, NEVER_QUEUED)
+            undone = receipt.session.id
+            assert await backend.sessions.fail_queued(undone, NEVER_QUEUED, undo=True)
         return receipt
 
     receipts = await asyncio.gather(*(submit() for _ in range(100)))
@@ -213,11 +214,11 @@ async def test_request_without_a_key_is_no_replay(backend: Backend) -> None:
     assert await backend.balance() == 0
 
 
-async def test_session_that_was_never_queued_gives_its_key_back(backend: Backend) -> None:
+async def test_undone_session_gives_its_key_back(backend: Backend) -> None:
     """The caller was answered 503, and refunded. The next request is a new one and may have another
     input."""
     session = await first(backend)
-    assert await backend.sessions.fail_queued(session.id, NEVER_QUEUED)
+    assert await backend.sessions.fail_queued(session.id, NEVER_QUEUED, undo=True)
 
     receipt = await backend.sessions.create(a_copy(outfit_image_url=None), max_active=MANY)
 
@@ -226,11 +227,35 @@ async def test_session_that_was_never_queued_gives_its_key_back(backend: Backend
     assert await backend.money_of(receipt.session.id) == ["debit"]
 
 
-@pytest.mark.parametrize(
-    "code", [code for code in ErrorCode if code is not ErrorCode.QUEUE_UNAVAILABLE]
-)
+async def confirm(backend: Backend, session: GenerationSession) -> None:
+    assert await backend.sessions.confirm([session.id]) == 1
+
+
+async def claim_and_release(backend: Backend, session: GenerationSession) -> None:
+    assert await backend.attempts.claim(session.id, lease=LONG)
+    assert await backend.attempts.release(session.id, attempt=1, delay=timedelta(0))
+
+
+@pytest.mark.parametrize("fate", [confirm, claim_and_release, claim, complete, fail])
+async def test_undo_comes_too_late(
+    backend: Backend, fate: Callable[[Backend, GenerationSession], Awaitable[None]]
+) -> None:
+    """A replay may have been answered 202 as soon as the session was confirmed, also if it is
+    queued again since: nothing changes, and the key stays taken."""
+    session = await first(backend)
+    await fate(backend, session)
+    before = await backend.get(session.id)
+
+    assert not await backend.sessions.fail_queued(session.id, NEVER_QUEUED, undo=True)
+
+    assert await backend.get(session.id) == before
+    replay = await backend.sessions.create(a_copy(), max_active=MANY)
+    assert (replay.replayed, replay.session) == (True, before)
+
+
+@pytest.mark.parametrize("code", ErrorCode)
 async def test_failed_session_keeps_its_key(backend: Backend, code: ErrorCode) -> None:
-    """The caller was answered 202. A replay returns the failed session, and is not charged."""
+    """Only the undo frees it. A replay returns the failed session, and is not charged."""
     session = await first(backend)
     failure = Failure(code=code, message="no")
     assert await backend.sessions.fail_queued(session.id, failure)
@@ -390,7 +415,7 @@ async def test_find_replay_finds_nothing_for_a_new_request(
 async def test_find_replay_finds_nothing_once_the_key_was_given_back(backend: Backend) -> None:
     """The first request was answered 503, so the next one under this key is a new request."""
     session = await first(backend)
-    assert await backend.sessions.fail_queued(session.id, NEVER_QUEUED)
+    assert await backend.sessions.fail_queued(session.id, NEVER_QUEUED, undo=True)
 
     assert await backend.sessions.find_replay(a_copy()) is None
 

@@ -162,11 +162,23 @@ async def test_concurrent_failures_of_one_owner_are_all_refunded(backend: Backen
     assert await backend.credits.audit(limit=10) == []
 
 
+async def test_sessions_are_known(backend: Backend) -> None:
+    """In every status; and no others are."""
+    queued = (await backend.created()).session
+    failed = (await backend.created()).session
+    await backend.sessions.fail_queued(failed.id, FAILURE)
+
+    known = [await backend.sessions.is_known(id_) for id_ in (queued.id, failed.id, uuid4())]
+
+    assert known == [True, True, False]
+
+
 CALLS: dict[str, Callable[[PostgresSessionRepo], Awaitable[object]]] = {
     "create": lambda repo: repo.create(a_session(), max_active=MANY),
     "find_replay": lambda repo: repo.find_replay(a_session(idempotency_key="k")),
     "confirm": lambda repo: repo.confirm([uuid4()]),
     "fail_queued": lambda repo: repo.fail_queued(uuid4(), FAILURE),
+    "is_known": lambda repo: repo.is_known(uuid4()),
 }
 
 

@@ -174,13 +174,37 @@ async def test_usage_is_stored_with_the_picture(service: Service) -> None:
     assert len(service.generator.requests) == 2
 
 
-async def test_task_of_unknown_session_is_skipped(service: Service) -> None:
-    """It is no error, and nothing begins."""
-    await service.queue.push(a_task())
+async def test_task_of_unknown_session_is_buried_once(service: Service) -> None:
+    """It is another producer's, or was lost with a database: nothing begins, and it becomes a dead
+    letter, however often it comes."""
+    task = a_task()
+    for _ in range(3):
+        await service.queue.push(task)
+        assert await service.work() is Outcome.SKIPPED
 
-    assert await service.work() is Outcome.SKIPPED
-
+    (letter,) = service.queue.buried
     assert service.fetcher.fetched == []
+    assert letter.session_id == task.session_id
+    assert "not in the database" in letter.reason
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"), [("is_known", DatabaseUnavailable), ("bury", QueueUnavailable)]
+)
+async def test_task_of_unknown_session_is_not_lost(
+    service: Service, fault: str, error: type[Exception]
+) -> None:
+    """Without an answer of the database or the queue it is back in the queue."""
+    task = a_task()
+    await service.queue.push(task)
+    for faults in (service.repo.faults, service.queue.faults):
+        faults.away.add(fault)
+
+    with pytest.raises(error):
+        await service.work()
+
+    assert service.waiting() == [task]
+    assert service.queue.buried == []
 
 
 @pytest.mark.parametrize("state", ["processing", "completed", "failed"])
@@ -197,6 +221,7 @@ async def test_duplicate_task_is_skipped(service: Service, state: str) -> None:
     assert await service.work() is Outcome.SKIPPED
 
     assert service.fetcher.fetched == []
+    assert service.queue.buried == []
     assert (await service.session(session.id), service.balance()) == before
 
 

@@ -120,14 +120,18 @@ def test_failure_records_reason_and_time(status: SessionStatus) -> None:
     assert failed.lease_expires_at is None
 
 
+@pytest.mark.parametrize("frees_key", [False, True])
 @pytest.mark.parametrize("code", ErrorCode)
-def test_failed_session_keeps_its_key_unless_it_was_never_queued(code: ErrorCode) -> None:
-    """After a 503 the caller may use the key again. After a 202 the key returns the session."""
+def test_failed_session_keeps_its_key_unless_it_is_undone(
+    code: ErrorCode, *, frees_key: bool
+) -> None:
+    """Whatever its code: recovery fails a session that was never pushed, and its key may have been
+    answered 202."""
     session = a_session(idempotency_key="k")
 
-    failed = session.failed(Failure(code=code, message=""), now=LATER)
+    failed = session.failed(Failure(code=code, message=""), now=LATER, frees_key=frees_key)
 
-    assert failed.idempotency_key == (None if code == "QUEUE_UNAVAILABLE" else "k")
+    assert failed.idempotency_key == (None if frees_key else "k")
 
 
 def test_equal_input_is_a_replay() -> None:

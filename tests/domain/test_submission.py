@@ -1,7 +1,5 @@
 """Submitting: one debit, one session, one task, and a truthful answer about all three."""
 
-from datetime import timedelta
-
 import pytest
 
 from domain.credits import LedgerKind
@@ -263,40 +261,6 @@ async def test_key_is_free_again_after_a_503(service: Service) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("abandoned", [False, True])
-async def test_replay_pushes_an_abandoned_submission(service: Service, *, abandoned: bool) -> None:
-    """The charge took effect and its reply was lost. Once the first request is past its deadline,
-    the replay pushes the task. Before that it leaves the push to the first request."""
-    await service.accounts.grant(USER, 1, note="test")
-    service.repo.faults.deaf.add("create")
-    with pytest.raises(DatabaseUnavailable):
-        await service.submission.submit(a_request(idempotency_key="k"))
-    service.repo.faults.deaf.clear()
-    if abandoned:
-        service.clock.advance(timedelta(seconds=4))
-
-    receipt = await service.submission.submit(a_request(idempotency_key="k"))
-
-    assert receipt.replayed
-    assert len(service.waiting()) == abandoned
-    assert await service.submission.confirm_pushed() == abandoned
-
-
-@pytest.mark.anyio
-async def test_replay_never_undoes_the_first_request(service: Service) -> None:
-    """The replay's push fails, but the first request's may have worked: recovery decides."""
-    await service.accounts.grant(USER, 1, note="test")
-    first = await service.submission.submit(a_request(idempotency_key="k"))
-    service.clock.advance(timedelta(seconds=4))
-    service.queue.faults.away.add("push")
-
-    receipt = await service.submission.submit(a_request(idempotency_key="k"))
-
-    assert receipt.session == first.session
-    assert service.money_of(first.session.id) == [LedgerKind.DEBIT]
-
-
-@pytest.mark.anyio
 async def test_full_queue_refuses_requests(service: Service) -> None:
     """Nothing is charged, until the queue is shorter."""
     await service.accounts.grant(USER, 3, note="test")
@@ -330,21 +294,6 @@ async def test_full_queue_still_answers_replays(service: Service) -> None:
     assert again.replayed
     assert again.session.id == first.session.id
     assert service.balance() == 2
-
-
-@pytest.mark.anyio
-async def test_queue_of_unknown_length_refuses_no_request(service: Service) -> None:
-    """If the queue is down, the push says so. If it is back, it may be empty."""
-    await service.accounts.grant(USER, 2, note="test")
-    submission = service.submission_with(SubmissionPolicy(max_waiting=1))
-    await submission.submit(a_request())
-    await submission.measure_queue()
-    service.queue.faults.away.add("depth")
-
-    with pytest.raises(QueueUnavailable):
-        await submission.measure_queue()
-
-    await submission.submit(a_request())
 
 
 @pytest.mark.anyio

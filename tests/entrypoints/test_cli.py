@@ -548,6 +548,26 @@ def test_dead_letter_is_requeued(shop: Shop, queue: dict[str, str], *, named: bo
     assert (second.exit_code, second.stderr) == (1, NO_LETTER)
 
 
+def test_truncated_dead_letter(queue: dict[str, str]) -> None:
+    """Of a huge message the beginning and the size are shown; it cannot be requeued."""
+    letter_id = buried(queue, b"x" * 1_000_000)
+
+    listed = wearon("dead", "list", env=queue)
+    as_json = json.loads(wearon("dead", "show", letter_id, "--json", env=queue).stdout)
+    requeued = wearon("dead", "requeue", letter_id, env=queue)
+
+    assert listed.stdout.splitlines()[1].endswith("(truncated, had 1,000,000 bytes)")
+    assert (as_json["size"], as_json["truncated"]) == (1_000_000, True)
+    assert as_json["raw"] == "x" * 65_536
+    assert requeued.exit_code == 1
+    assert requeued.stderr == (
+        f"Error: Of letter {letter_id} only the first 65,536 of 1,000,000 bytes were kept, so it"
+        " cannot be requeued; discard it\n"
+    )
+    assert tasks_in(queue) == []
+    assert dead_ids(queue) == [letter_id]
+
+
 def test_dead_letter_without_a_session_needs_no_database(queue: dict[str, str]) -> None:
     """DATABASE_URL is not set; a letter that names a session needs it."""
     unnamed, named = buried(queue, b"1"), buried(queue, b"2", uuid4())

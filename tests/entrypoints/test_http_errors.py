@@ -366,8 +366,8 @@ def test_all_log_lines_of_the_api_process_have_the_request_s_id() -> None:
     environ = os.environ | {
         "DATABASE_URL": "postgresql://127.0.0.1/none",
         "REDIS_URL": "redis://127.0.0.1",
-        "WEARON_JWT_SECRET": "x" * 32,
-        "WEARON_SIGNING_SECRET": "y" * 32,
+        "WEARON_JWT_SECRET": "signs the tokens of the users: 0123456789",
+        "WEARON_SIGNING_SECRET": "signs the links to the pictures: 9876543210",
     }
 
     done = subprocess.run(

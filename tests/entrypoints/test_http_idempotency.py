@@ -1,12 +1,14 @@
 """Idempotency-Key: a repeated request is answered again, and charged once."""
 
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 
 from domain.sessions import SessionStatus
-from tests.support.examples import HAT, MODEL_URL, OTHER, STORE, STORED_PICTURE, USER
+from domain.submission import SubmissionPolicy
+from tests.support.examples import HAT, LEASE, MODEL_URL, OTHER, STORE, STORED_PICTURE, USER
 from tests.support.http import GENERATIONS, Answer, Api
 
 pytestmark = pytest.mark.anyio
@@ -158,6 +160,27 @@ async def test_key_after_a_503(api: Api) -> None:
     assert api.service.balance() == 0
 
 
+async def test_key_of_a_request_that_is_not_settled(api: Api) -> None:
+    """409 with Retry-After. Nothing is charged or queued for it, and a later repetition gets the
+    session."""
+    await api.service.accounts.grant(USER, 2, note="test")
+    api.service.limit(SubmissionPolicy(deadline=timedelta(seconds=0.1)))
+    api.service.repo.faults.deaf.add("create")
+    failed = await send(api, "order-1")
+    api.service.repo.faults.clear()
+
+    answer = await send(api, "order-1")
+
+    assert failed.error == (503, "SERVICE_UNAVAILABLE")
+    assert answer.error == (409, "CONFLICT")
+    assert int(answer.headers["retry-after"]) > 0
+    assert api.service.waiting() == []
+    assert api.service.balance() == 1
+    (session,) = await api.service.sessions()
+    await api.service.repo.claim(session.id, lease=LEASE)
+    assert (await send(api, "order-1")).data["session_id"] == str(session.id)
+
+
 async def test_key_after_a_cancellation(api: Api) -> None:
     """A replay of the cancelled session: nothing is created again."""
     await api.service.accounts.grant(USER, 1, note="test")
@@ -179,6 +202,6 @@ async def test_key_is_documented(api: Api) -> None:
     assert (header["name"], header["required"]) == ("Idempotency-Key", False)
     assert "255" in header["description"]
     assert "Idempotency-Replayed" in submit["responses"]["202"]["headers"]
-    assert {"422", "429"} <= submit["responses"].keys()
+    assert {"409", "422", "429"} <= submit["responses"].keys()
     others = [item for path in operations.values() for item in path.values() if item != submit]
     assert "Idempotency" not in str(others)

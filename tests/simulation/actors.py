@@ -20,6 +20,7 @@ from domain.errors import (
     TooManyActive,
     TryAgain,
     Unavailable,
+    Unconfirmed,
 )
 from domain.generation import Generation, WorkPolicy
 from domain.ports import (
@@ -27,10 +28,9 @@ from domain.ports import (
     Picture,
     PictureFetcherPort,
     PictureRequest,
-    Receipt,
 )
 from domain.recovery import Recovery, RecoveryPolicy
-from domain.sessions import ErrorCode, SessionStatus
+from domain.sessions import SessionStatus
 from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
 from entrypoints.worker import Worker, WorkerLimits
@@ -74,6 +74,7 @@ STATUSES: Sequence[tuple[type[Exception], int]] = (
     (InsufficientCredits, 402),
     (IdempotencyKeyReused, 422),
     (TooManyActive, 429),
+    (Unconfirmed, 409),
     (Overloaded, 503),
     (Unavailable, 503),
 )
@@ -141,18 +142,9 @@ class Api(Actor):
                 raise error
         else:
             status, session_id = 202, submitting.result().session.id
-            self.world.require(
-                not _replays_undone(submitting.result()), f"{request_id} replayed an undone session"
-            )
         if process.has_died():
             status, session_id = 0, None
         self.world.answers.append(Answer(request_id, owner, key, status, session_id))
-
-
-def _replays_undone(receipt: Receipt) -> bool:
-    """Whether a repetition was answered with a session that failed because its push failed."""
-    failure = receipt.session.failure
-    return receipt.replayed and failure is not None and failure.code == ErrorCode.QUEUE_UNAVAILABLE
 
 
 class StaticFetcher(PictureFetcherPort):

@@ -17,6 +17,8 @@ class Fate(StrEnum):
     """It has no effect, and the caller waits for its timeout."""
     NO_REPLY = "no reply"
     """It has its effect, and the caller waits for its timeout."""
+    FALSE_ERROR = "false error"
+    """It has its effect, and the caller gets an error reply, as from a proxy that passed it on."""
     LATE = "late"
     """The caller waits for its timeout, and then the call has its effect."""
     TWICE = "twice"
@@ -34,6 +36,7 @@ SAME_WITHOUT_EFFECT = {
     Fate.TWICE: Fate.DONE,
     Fate.NO_REPLY: Fate.UNREACHED,
     Fate.DIE_AFTER: Fate.DIE_BEFORE,
+    Fate.FALSE_ERROR: Fate.REFUSED,
 }
 """If a call has no effect, the first makes exactly the same run as the second."""
 
@@ -73,6 +76,19 @@ class PlannedFates:
     def next(self, call: str) -> Fate:
         self.calls.append(call)
         return self.plan.get(len(self.calls) - 1, Fate.DONE)
+
+    def pause(self) -> float:
+        return 0.001
+
+
+@dataclass(slots=True)
+class NamedFates:
+    """The first call of each name in ``plan`` has this fate; all others succeed."""
+
+    plan: dict[str, Fate]
+
+    def next(self, call: str) -> Fate:
+        return self.plan.pop(call, Fate.DONE)
 
     def pause(self) -> float:
         return 0.001

@@ -23,13 +23,21 @@ from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
 from domain import leases, submission
 from domain.credits import LedgerKind, Owner
-from domain.errors import DatabaseUnavailable, QueueUnavailable
+from domain.errors import DatabaseUnavailable, QueueUnavailable, Unconfirmed
+from domain.ports import Receipt
 from domain.recovery import Recovery
 from domain.sessions import Failure, GenerationSession, SessionStatus
 from domain.submission import Submission
 from domain.tasks import GenerationTask
+from tests.simulation import actors
 from tests.simulation.fates import FAULTS
-from tests.simulation.scenarios import run_backlog, run_long_work, run_plan, run_seed
+from tests.simulation.scenarios import (
+    run_backlog,
+    run_long_work,
+    run_plan,
+    run_repetitions,
+    run_seed,
+)
 from tests.simulation.world import Violation
 
 SEEDS = 1_000
@@ -125,7 +133,7 @@ def an_external_claim_is_no_attempt() -> AbstractContextManager[None]:
 def a_failed_push_is_not_undone() -> AbstractContextManager[None]:
     """No compensation after a failed push."""
 
-    async def undo(_: Any, __: UUID, cause: QueueUnavailable) -> None:
+    async def undo(_: Any, __: GenerationSession, cause: Exception) -> None:
         raise QueueUnavailable(submission.UNAVAILABLE_MESSAGE) from cause
 
     return _instead((Submission, "_undo", undo))
@@ -134,9 +142,9 @@ def a_failed_push_is_not_undone() -> AbstractContextManager[None]:
 def the_undo_ignores_who_won() -> AbstractContextManager[None]:
     """503 even if a worker won the compare-and-set."""
 
-    async def undo(self: Any, session_id: UUID, cause: QueueUnavailable) -> None:
+    async def undo(self: Any, session: GenerationSession, cause: Exception) -> None:
         with suppress(DatabaseUnavailable):
-            await self._sessions.fail_queued(session_id, submission.NOT_PUSHED)
+            await self._sessions.fail_queued(session.id, submission.NOT_PUSHED, undo=True)
         raise QueueUnavailable(submission.UNAVAILABLE_MESSAGE) from cause
 
     return _instead((Submission, "_undo", undo))
@@ -145,15 +153,24 @@ def the_undo_ignores_who_won() -> AbstractContextManager[None]:
 def an_unknown_outcome_is_answered_503() -> AbstractContextManager[None]:
     """503 even if neither the queue nor the database answered."""
 
-    async def undo(self: Any, session_id: UUID, cause: QueueUnavailable) -> None:
+    async def undo(self: Any, session: GenerationSession, cause: Exception) -> None:
         try:
-            undone = await self._sessions.fail_queued(session_id, submission.NOT_PUSHED)
+            undone = await self._sessions.fail_queued(session.id, submission.NOT_PUSHED, undo=True)
         except DatabaseUnavailable:
             undone = True
         if undone:
             raise QueueUnavailable(submission.UNAVAILABLE_MESSAGE) from cause
 
     return _instead((Submission, "_undo", undo))
+
+
+def every_error_reply_counts_as_a_refusal() -> AbstractContextManager[None]:
+    """A proxy's error reply counts as Redis's own: as if the push had had no effect."""
+
+    def refused(call: str, _: bool) -> Exception:
+        return QueueUnavailable(call, refused=True)
+
+    return _instead((actors, "queue_error", refused))
 
 
 def the_push_precedes_the_debit() -> AbstractContextManager[None]:
@@ -173,16 +190,62 @@ def keys_are_not_unique() -> AbstractContextManager[None]:
     return _instead((InMemorySessionRepo, "_with_key", lambda *_: None))
 
 
-def an_undone_key_stays_taken() -> AbstractContextManager[None]:
-    """A key whose submission ended with 503 cannot be used again."""
+def recovery_frees_keys() -> AbstractContextManager[None]:
+    """Every session that was never pushed gives its key back, also one that recovery fails."""
     failed = GenerationSession.failed
 
-    def keeping_its_key(
-        self: GenerationSession, failure: Failure, **when: Any
-    ) -> GenerationSession:
-        return replace(failed(self, failure, **when), idempotency_key=self.idempotency_key)
+    def freeing(self: GenerationSession, failure: Failure, **how: Any) -> GenerationSession:
+        after = failed(self, failure, **how)
+        never_pushed = failure == submission.NOT_PUSHED
+        return replace(after, idempotency_key=None) if never_pushed else after
 
-    return _instead((GenerationSession, "failed", keeping_its_key))
+    return _instead((GenerationSession, "failed", freeing))
+
+
+def the_undo_ignores_confirmations() -> AbstractContextManager[None]:
+    """The undo frees the key of a session that was claimed and released meanwhile."""
+    fail_queued = InMemorySessionRepo.fail_queued
+
+    async def any_queued(
+        self: Any, session_id: UUID, failure: Failure, *, undo: bool = False
+    ) -> bool:
+        if undo and (row := self._queued(session_id)) is not None:
+            row.session = replace(row.session, confirmed=False)
+        return await fail_queued(self, session_id, failure, undo=undo)
+
+    return _instead((InMemorySessionRepo, "fail_queued", any_queued))
+
+
+def replays_do_not_wait() -> AbstractContextManager[None]:
+    """A replay is answered with a session that its first submitter may still undo."""
+
+    async def at_once(_: Any, __: GenerationSession, receipt: Receipt) -> Receipt:
+        return receipt
+
+    return _instead((Submission, "_until_confirmed", at_once))
+
+
+def replays_adopt_a_session() -> AbstractContextManager[None]:
+    """A replay pushes the task of a session that is not confirmed."""
+
+    async def push(self: Any, _: GenerationSession, receipt: Receipt) -> Receipt:
+        if not self._stands(receipt.session):
+            await self._queue.push(GenerationTask.of(receipt.session, task_id=self._new_id()))
+            self._unconfirmed[receipt.session.id] = None
+        return receipt
+
+    return _instead((Submission, "_until_confirmed", push))
+
+
+def an_unknown_undo_keeps_its_202() -> AbstractContextManager[None]:
+    """202 for a key that the undo may have freed."""
+    undo = Submission._undo
+
+    async def accepting(self: Any, session: GenerationSession, cause: Exception) -> None:
+        with suppress(Unconfirmed):
+            await undo(self, session, cause)
+
+    return _instead((Submission, "_undo", accepting))
 
 
 def unconfirmed_sessions_are_pushed_again() -> AbstractContextManager[None]:
@@ -306,9 +369,14 @@ MUTANTS: Sequence[Mutant] = (
     a_failed_push_is_not_undone,
     the_undo_ignores_who_won,
     an_unknown_outcome_is_answered_503,
+    every_error_reply_counts_as_a_refusal,
     the_push_precedes_the_debit,
     keys_are_not_unique,
-    an_undone_key_stays_taken,
+    recovery_frees_keys,
+    the_undo_ignores_confirmations,
+    replays_do_not_wait,
+    replays_adopt_a_session,
+    an_unknown_undo_keeps_its_202,
     unconfirmed_sessions_are_pushed_again,
     lost_tasks_stay_lost,
     recovered_tasks_go_to_the_end,
@@ -339,7 +407,7 @@ def caught(mutant: Mutant) -> str | None:
 
 
 def _scenarios() -> Iterator[Callable[[], object]]:
-    yield from (run_backlog, run_long_work)
+    yield from (run_backlog, run_long_work, run_repetitions)
 
 
 def _seeds() -> Iterator[Callable[[], object]]:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import product
 from random import Random
 from typing import Any, TypeVar
 
@@ -23,7 +24,14 @@ from tests.simulation.actors import (
     WorkerProcess,
     keep_alive,
 )
-from tests.simulation.fates import FAULTS, SAME_WITHOUT_EFFECT, Fate, PlannedFates, RandomFates
+from tests.simulation.fates import (
+    FAULTS,
+    SAME_WITHOUT_EFFECT,
+    Fate,
+    NamedFates,
+    PlannedFates,
+    RandomFates,
+)
 from tests.simulation.world import Killed, Violation, World
 from tests.support.clock import VirtualTimeLoop
 from tests.support.examples import STORE, USER
@@ -201,6 +209,36 @@ async def _planned_run(fates: PlannedFates, effects: set[int] | None) -> list[st
         actor.process.kill()
     await world.check_settled()
     return calls
+
+
+def run_repetitions() -> None:
+    """A request with a key, repeated in two processes at once and after the end, with every pair of
+    faults of its push and of its undo. Raises Violation, which names the pair."""
+    for push, undo in product(Fate, Fate):
+        try:
+            _run(_repetitions({"api-1 push": push, "api-1 fail_queued": undo}))
+        except Violation as violation:
+            raise Violation(f"push {push}, undo {undo}: {violation}") from violation
+
+
+async def _repetitions(plan: dict[str, Fate]) -> None:
+    random = Random(0)
+    world = World(NamedFates(plan))
+    await world.accounts.grant(HOT, 3, note="simulated")
+    mood = Mood(random=random, steady_seconds=0.5)
+    apis = [Api(world, f"api-{number}", random) for number in (1, 2)]
+    actors = [*apis, WorkerProcess(world, "worker", random, mood, slots=1)]
+    for actor in actors:
+        actor.start()
+    living = asyncio.create_task(keep_alive(actors))
+    for number in range(2):
+        await asyncio.gather(*(api.submit(f"{api.name}-{number}", HOT, "key") for api in apis))
+        await asyncio.sleep(2)  # A late undo may still have its effect.
+        await _settle(world)
+    living.cancel()
+    for actor in actors:
+        actor.process.kill()
+    await world.check_settled()
 
 
 def run_long_work() -> None:

@@ -8,6 +8,7 @@ from tests.simulation.scenarios import (
     run_backlog,
     run_long_work,
     run_plan,
+    run_repetitions,
     run_seed,
 )
 
@@ -59,6 +60,11 @@ def test_seed_replays_exactly() -> None:
 def test_live_worker_keeps_its_session() -> None:
     """However long the work takes, its lease is renewed and no other attempt begins."""
     run_long_work()
+
+
+def test_key_is_answered_with_one_session() -> None:
+    """Whatever becomes of the push and of the undo of the first request."""
+    run_repetitions()
 
 
 def test_lost_backlog_is_restored_in_order() -> None:

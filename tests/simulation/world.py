@@ -33,6 +33,8 @@ from tests.support.faults import over_network
 TIMEOUT_SECONDS = 1.0
 PICTURE_LIFETIME = timedelta(seconds=8)
 FREEZE_SECONDS = 20.0
+NEVER_REPEATED = {"create", "fail_queued"}
+"""No client repeats these by itself, and their replies decide what a caller is answered."""
 T = TypeVar("T")
 
 
@@ -326,40 +328,40 @@ class World:
         _require(accepted <= sessions.keys(), "a 202 has no session")
         for answer in self.answers:
             if answer.status not in {202, 0}:
-                self._check_refusal(answer, sessions, accepted)
+                self._check_refusal(answer, sessions)
         self._check_keys(sessions)
 
-    def _check_refusal(
-        self, refused: Answer, sessions: dict[UUID, GenerationSession], accepted: set[UUID | None]
-    ) -> None:
-        """A refused request is not charged, unless a repetition with its key was accepted, or may
-        have been: its answer never arrived."""
-        repetitions = [
-            answer
-            for answer in self.answers
-            if answer.key is not None and (answer.owner, answer.key) == (refused.owner, refused.key)
-        ]
-        if any(answer.status == 0 for answer in repetitions):
-            return
+    def _check_refusal(self, refused: Answer, sessions: dict[UUID, GenerationSession]) -> None:
+        """A refused request is not charged. A 409 has a key, and leaves it open: a repetition
+        tells."""
         for session in sessions.values():
-            if session.request_id == refused.request_id and session.id not in accepted:
+            if session.request_id == refused.request_id:
+                is_true = refused.status == 503 and session.status is SessionStatus.FAILED
                 _require(
-                    refused.status == 503 and session.status is SessionStatus.FAILED,
+                    is_true or (refused.status == 409 and refused.key is not None),
                     f"{refused.request_id} got {refused.status}; {session.id} is {session.status}",
                 )
 
     def _check_keys(self, sessions: dict[UUID, GenerationSession]) -> None:
-        """All accepted repetitions of a request are one session, except for those that were undone
-        because their push failed."""
-        keys = {(answer.owner, answer.key) for answer in self.answers if answer.key is not None}
-        for key in keys:
-            ids = {
-                answer.session_id
-                for answer in self.answers
-                if (answer.owner, answer.key) == key and answer.session_id is not None
-            }
-            kept = [id_ for id_ in ids if sessions[id_].idempotency_key is not None]
-            _require(len(kept) <= 1, f"{key} has the sessions {kept}")
+        """A key that was answered 202 is never freed: all its 202s name one session, which still
+        has it. And it has bought one session at most: all others were undone."""
+        requests: dict[str, tuple[Owner, str]] = {}
+        accepted: dict[tuple[Owner, str], set[UUID]] = {}
+        for answer in self.answers:
+            if answer.key is not None:
+                requests[answer.request_id] = answer.owner, answer.key
+                if answer.session_id is not None:
+                    accepted.setdefault((answer.owner, answer.key), set()).add(answer.session_id)
+        for (owner, key), ids in accepted.items():
+            kept = {id_ for id_ in ids if sessions[id_].idempotency_key == key}
+            _require(len(ids) == 1 == len(kept), f"{key} of {owner}: 202 for {ids}, kept {kept}")
+        bought = Counter(
+            requests[session.request_id]
+            for session in sessions.values()
+            if session.request_id in requests and session.status is not SessionStatus.FAILED
+        )
+        for (owner, key), count in bought.items():
+            _require(count == 1, f"{key} of {owner} bought {count} sessions")
 
 
 def _require(holds: bool, otherwise: str) -> None:
@@ -423,6 +425,8 @@ class Process:
         if fate is Fate.NO_REPLY:
             await asyncio.sleep(TIMEOUT_SECONDS)
             raise error(name, False)
+        if fate is Fate.FALSE_ERROR:
+            raise error(name, False)
         await asyncio.sleep(self.world.fates.pause())
         await self.proceed()
         return result
@@ -447,7 +451,7 @@ class Process:
                 raise error(name, False)
             case Fate.DIE_BEFORE:
                 self._die()
-            case Fate.TWICE if name != "create":  # No client repeats it by itself.
+            case Fate.TWICE if name not in NEVER_REPEATED:
                 await effect()
             case Fate.FREEZE:
                 self.freeze()

@@ -16,10 +16,11 @@ def no_delay(_: bytes) -> float:
 @dataclass(slots=True)
 class _Connection:
     """With ``loses_replies`` no reply gets through; with ``is_cut`` the first lost reply closes the
-    connection."""
+    connection. ``to_replace`` counts the next replies that are replaced."""
 
     loses_replies: bool = False
     is_cut: bool = False
+    to_replace: int = 0
 
 
 class Proxy:
@@ -32,6 +33,7 @@ class Proxy:
         self._connections: set[asyncio.Task[None]] = set()
         self._loss: tuple[bytes, bool] | None = None
         self._lost_count = 0
+        self._replacement: tuple[bytes, bytes] | None = None
         self.port = 0
         self.delay: Callable[[bytes], float] = no_delay
         self.requests, self.replies = asyncio.Event(), asyncio.Event()
@@ -70,9 +72,16 @@ class Proxy:
         connection: silence, or with ``cut`` a closed connection."""
         self._loss = (to, cut)
 
+    def replace_replies(self, to: bytes, reply: bytes) -> None:
+        """From now on, forward each request that contains ``to``, and answer it with ``reply``: as
+        a proxy does that loses track of a request after passing it on."""
+        self._replacement = (to, reply)
+
     def lose_nothing(self) -> int:
-        """Undo ``lose_replies``. Returns the number of connections that lost replies."""
+        """Undo ``lose_replies`` and ``replace_replies``. Returns the number of connections that
+        lost replies, and of replies that were replaced."""
         lost, self._loss, self._lost_count = self._lost_count, None, 0
+        self._replacement = None
         return lost
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -102,6 +111,9 @@ class Proxy:
             if self._loss is not None and self._loss[0] in data:
                 connection.loses_replies, connection.is_cut = True, self._loss[1]
                 self._lost_count += 1
+            if self._replacement is not None and self._replacement[0] in data:
+                connection.to_replace += 1
+                self._lost_count += 1
             writer.write(data)
             await writer.drain()
         writer.close()
@@ -113,6 +125,9 @@ class Proxy:
             await self._wait(data, self.replies)
             if connection.is_cut:
                 raise ConnectionAbortedError
+            if connection.to_replace and self._replacement is not None:
+                connection.to_replace -= 1
+                data = self._replacement[1]
             if not connection.loses_replies:
                 writer.write(data)
                 await writer.drain()

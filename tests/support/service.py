@@ -11,6 +11,7 @@ from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.payload import decode
 from adapters.storage.signing import UrlSigner
 from domain.credits import LedgerKind, Owner
+from domain.deadlines import SharedTimeout
 from domain.generation import Generation, Outcome, WorkPolicy
 from domain.ports import Picture, PictureGeneratorPort, Receipt
 from domain.recovery import Recovery, RecoveryPolicy, RecoveryReport
@@ -66,6 +67,7 @@ class Service:
     def limit(self, policy: SubmissionPolicy) -> None:
         """Give ``submission`` other limits from now on."""
         self.submission._policy = policy
+        self.submission._deadline = SharedTimeout(policy.deadline.total_seconds())
 
     async def submitted(
         self, owner: Owner = USER, *, confirmed: bool = True, **changes: Any

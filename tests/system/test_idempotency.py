@@ -1,17 +1,21 @@
 """One key through several API processes: one session and one debit for any number of copies."""
 
 import json
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
+from uuid import uuid4
 
 import pytest
 
 from tests.system.deployment import DEADLINE_SECONDS, Answer, Deployment, eventually, free_port
 
 COPIES = 100
+BACK_SECONDS = 3.0
+"""One measurement, and what a busy machine may add."""
 
 
 def ready(url: str) -> bool:
@@ -80,8 +84,8 @@ def test_a_hundred_copies_through_several_processes(
 
 
 def test_copies_while_the_queue_is_away(deployment: Deployment, urls: list[str]) -> None:
-    """One copy creates the session and undoes it at once, while the others wait for the same
-    account. None waits forever, no credit is lost, and afterwards the key is free again."""
+    """One copy creates the session and undoes it at once, while the others wait for it. None is
+    accepted or waits forever, no credit is lost, and afterwards the key is free again."""
     before = deployment.balance()
     deployment.valkey.stop()
 
@@ -89,8 +93,32 @@ def test_copies_while_the_queue_is_away(deployment: Deployment, urls: list[str])
 
     deployment.valkey.start()
     undone = Counter(answer.status for answer in answers)
-    assert set(undone) <= {202, 503}
+    assert set(undone) <= {409, 503}
     assert deployment.balance() == before
     eventually(lambda: ask(deployment, urls[0], "undone").status == 202)
     assert deployment.balance() == before - 1
+    deployment.assert_books_are_right()
+
+
+def test_no_credit_is_taken_while_the_queue_is_away(
+    deployment: Deployment, urls: list[str]
+) -> None:
+    """Once the API knows: a 503 without a debit, and a repetition is answered all the same. Within
+    about a second after the queue is back, requests are accepted."""
+    first = ask(deployment, urls[0], "before")
+    deployment.valkey.stop()
+
+    def is_refused_for_nothing() -> bool:
+        entries = deployment.sql("SELECT count(*) FROM credit_ledger")
+        refused = ask(deployment, urls[0], str(uuid4())).status == 503
+        return refused and deployment.sql("SELECT count(*) FROM credit_ledger") == entries
+
+    eventually(is_refused_for_nothing)
+    repeated = ask(deployment, urls[0], "before")
+    deployment.valkey.start()
+    began = time.monotonic()
+    eventually(lambda: ask(deployment, urls[0], "after").status == 202)
+
+    assert time.monotonic() - began < BACK_SECONDS
+    assert (repeated.status, repeated.data) == (202, first.data)
     deployment.assert_books_are_right()

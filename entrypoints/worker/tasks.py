@@ -193,7 +193,7 @@ class TaskRunner:
         """Log once for each opening why this worker takes no tasks."""
         seconds = permit.record_rejection()
         if seconds is not None:
-            log.error("circuit_opened", cause=error.detail, seconds=seconds)
+            log.error("circuit_opened", cause=str(error.cause), seconds=seconds)
 
     async def _refuse(self, message: UnreadableTask) -> None:
         """Try until it is done or the worker stops: the message is no longer in the queue."""

@@ -437,8 +437,8 @@ async def test_misconfigured_provider_fails_no_session(
     with pytest.raises(ProviderMisconfigured) as failure:
         await shop.work()
 
-    assert failure.value.detail.startswith(detail)
-    assert SECRET not in f"{failure.value} {failure.value.detail}"
+    assert failure.value.cause.detail.startswith(detail)
+    assert SECRET not in f"{failure.value} {failure.value.cause.detail}"
     assert await shop.state() == (SessionStatus.QUEUED, None)
     assert (shop.money, len(fake.calls)) == (CHARGED, 1)
     assert await shop.work() is Outcome.COMPLETED
@@ -455,8 +455,8 @@ async def test_wrong_key_or_model_is_reported(
     with pytest.raises(ProviderMisconfigured) as failure:
         await adapter(**changes).generate(REQUEST, no_job)
 
-    assert failure.value.detail.startswith(detail)
-    assert "sk-wrong" not in f"{failure.value!r} {failure.value.detail} {adapter.made[-1]!r}"
+    assert failure.value.cause.detail.startswith(detail)
+    assert "sk-wrong" not in f"{failure.value!r} {failure.value.cause.detail} {adapter.made[-1]!r}"
     assert len(fake.calls) == 1
 
 

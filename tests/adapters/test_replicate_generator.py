@@ -386,8 +386,8 @@ async def test_misconfigured_provider_fails_no_session(
     with pytest.raises(ProviderMisconfigured) as error:
         await shop.work()
 
-    assert error.value.detail.startswith(detail)
-    assert SECRET not in f"{error.value} {error.value.detail}"
+    assert error.value.cause.detail.startswith(detail)
+    assert SECRET not in f"{error.value} {error.value.cause.detail}"
     assert await shop.state() == (SessionStatus.QUEUED, None)
     assert (shop.money, len(fake.jobs)) == (CHARGED, 0)
     assert await shop.work() is Outcome.COMPLETED
@@ -404,7 +404,7 @@ async def test_misconfigured_provider_loses_no_job(
     with pytest.raises(ProviderMisconfigured, match="cannot be made at the moment") as error:
         await shop.work()
 
-    assert error.value.detail.startswith(detail)
+    assert error.value.cause.detail.startswith(detail)
     assert await shop.state() == (SessionStatus.QUEUED, None)
     assert await shop.work() is Outcome.COMPLETED
     assert (shop.money, len(fake.jobs), fake.cancelled) == (CHARGED, 1, [])
@@ -428,8 +428,8 @@ async def test_wrong_token_or_model_is_reported(
     with pytest.raises(ProviderMisconfigured) as error:
         await adapter(**changes).generate(REQUEST, record)
 
-    assert error.value.detail.startswith(detail)
-    assert "r8_wrong" not in f"{error.value!r} {error.value.detail} {adapter.made[-1]!r}"
+    assert error.value.cause.detail.startswith(detail)
+    assert "r8_wrong" not in f"{error.value!r} {error.value.cause.detail} {adapter.made[-1]!r}"
     assert fake.count("begin") == 1
 
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 MAX_DETAIL = 200
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]*://)(?:[^\s/@]*@)?([^\s?#]*)[?#]?\S*", re.IGNORECASE)
+_URL = re.compile(r"([a-z][a-z0-9+.-]*://)(?:[^\s/]*@)?([^\s?#]*)[?#]?\S*", re.IGNORECASE)
 
 
 class CauseKind(StrEnum):

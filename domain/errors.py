@@ -6,7 +6,7 @@
     ├── InvalidInput, InsufficientCredits, NotFound, Conflict, IdempotencyKeyReused,
     │   TooManyActive, TooManyUploads, Unauthenticated: InvalidApiKey     the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, DatabaseUnavailable,
-    │   StorageUnavailable                                                our fault, temporary
+    │   StorageUnavailable, DecodingUnavailable                           our fault, temporary
     ├── WorkFailed: Refused, ProviderMisconfigured,
     │   TryAgain: InputUnavailable, ProviderUnavailable                one attempt failed
     ├── ClaimFailed                                                       our fault, permanent
@@ -137,6 +137,12 @@ class StorageUnavailable(Unavailable):
     """The picture storage failed, is full or did not answer in time. Never a session's fault."""
 
     kind = CauseKind.STORAGE
+
+
+class DecodingUnavailable(Unavailable):
+    """No process that decodes pictures could be started. Never a session's fault."""
+
+    kind = CauseKind.DECODING
 
 
 class ClaimFailed(WearonError):

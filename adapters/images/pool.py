@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 
 from adapters.images.limits import PoolLimits
 from adapters.images.preparation import LENGTH, PREPARED, READY, REFUSED
-from domain.errors import Refused, TryAgain
+from domain.errors import DecodingUnavailable, Refused
 from domain.ports import Picture
 from domain.sessions import ErrorCode
 
@@ -41,7 +41,8 @@ class PicturePool:
     async def prepare(self, data: bytes) -> Picture:
         """The picture as a plain JPEG (see ``prepare_picture``).
 
-        Raises ``Refused`` for an unusable picture, and ``TryAgain`` if no process is available.
+        Raises ``Refused`` for an unusable picture, and ``DecodingUnavailable`` if no
+        process is available.
         """
         if self._waiting >= self._limits.max_waiting:
             raise _no_process()
@@ -150,5 +151,5 @@ def _invalid_image(message: str) -> Refused:
     return Refused(message, code=ErrorCode.INVALID_IMAGE)
 
 
-def _no_process() -> TryAgain:
-    return TryAgain("Pictures cannot be prepared at the moment")
+def _no_process() -> DecodingUnavailable:
+    return DecodingUnavailable("Pictures cannot be prepared at the moment")

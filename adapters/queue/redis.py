@@ -23,9 +23,11 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
+from adapters.causes import detail_of
 from adapters.coalescing import DEFAULT_LIMITS, BatchLimits, Coalescer
 from adapters.queue.payload import MAX_DEAD, MAX_REASON_LENGTH, decode, encode
 from adapters.queue.pops import SharedPops
+from domain.causes import Cause, CauseKind
 from domain.deadlines import SharedTimeout
 from domain.errors import QueueUnavailable
 from domain.ports import DeadLetterPort, TaskQueuePort
@@ -229,8 +231,16 @@ def _named_failures() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
-        refused = _had_no_effect(error)
-        raise QueueUnavailable("Redis queue unavailable", refused=refused) from error
+        refused, cause = _had_no_effect(error), Cause(CauseKind.QUEUE, _detail(error))
+        raise QueueUnavailable("Redis queue unavailable", refused=refused, cause=cause) from error
+
+
+def _detail(error: BaseException) -> str:
+    """The server's own words, or the system's about the connection; neither has a password."""
+    if isinstance(error, ResponseError | AuthenticationError | BusyLoadingError):
+        return str(error)
+    below = next((cause for cause in _chain(error) if isinstance(cause, OSError)), error)
+    return detail_of(below)
 
 
 def _too_many() -> QueueUnavailable:
@@ -241,12 +251,15 @@ def _had_no_effect(error: BaseException) -> bool:
     """Whether the server replied with an error, or was never reached."""
     if isinstance(error, ResponseError | AuthenticationError | BusyLoadingError):
         return True
-    causes: set[type[BaseException]] = set()
-    cause: BaseException | None = error
-    while cause is not None:
-        causes.add(type(cause))
-        cause = cause.__cause__ or cause.__context__
+    causes = {type(cause) for cause in _chain(error)}
     return not causes.isdisjoint({ConnectionRefusedError, FileNotFoundError, gaierror})
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _dead(raw: bytes, reason: str, session_id: UUID | None, buried_at: datetime) -> DeadMessage:

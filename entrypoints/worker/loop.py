@@ -99,7 +99,7 @@ class Worker:
             with self._stop.interruptible():
                 report = await recovery.run_once()
         except Unavailable as error:
-            log.warning("recovery_postponed", cause=type(error).__name__)
+            log.warning("recovery_postponed", cause=str(error.cause), reason=str(error))
             return False
         except Exception:
             log.exception("recovery_crashed")
@@ -127,7 +127,7 @@ class OneShotWorker(Worker):
                 if turn in {Turn.CIRCUIT_OPEN, Turn.EMPTY}:
                     break
         except Unavailable as error:
-            log.warning("work_left", cause=type(error).__name__, reason=str(error))
+            log.warning("work_left", cause=str(error.cause), reason=str(error))
             return False
         except Exception:
             log.exception("slot_crashed")

@@ -53,6 +53,8 @@ NOWHERE = {
     "DATABASE_URL": "postgresql://user:hunter2@127.0.0.1:1/nothing",
     "REDIS_URL": "redis://:hunter2@127.0.0.1:1/0",
 }
+NO_DATABASE = "Error: DATABASE_URL: The database does not answer: connection refused"
+NO_REDIS = "Error: REDIS_URL: Redis queue unavailable: connection refused"
 SECRETS = {"WEARON_JWT_SECRET": "s" * 32, "WEARON_SIGNING_SECRET": "s" * 32}
 NO_LETTER = "Error: No such dead letter; it may have been requeued or discarded already\n"
 IN_MEMORY = {
@@ -608,12 +610,21 @@ def test_unknown_dead_letter(queue: dict[str, str], command: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("credits", "verify"), "Error: DATABASE_URL: The database does not answer"),
-        (("sessions", "list", "--json"), "Error: DATABASE_URL: The database does not answer"),
-        (("migrate",), "Error: DATABASE_URL: The database does not answer"),
-        (("queue", "status"), "Error: REDIS_URL: Redis queue unavailable"),
-        (("dead", "list"), "Error: REDIS_URL: Redis queue unavailable"),
-        (("dead", "requeue", USER.id), "Error: REDIS_URL: Redis queue unavailable"),
+        (
+            ("credits", "verify"),
+            NO_DATABASE,
+        ),
+        (
+            ("sessions", "list", "--json"),
+            NO_DATABASE,
+        ),
+        (("migrate",), NO_DATABASE),
+        (("queue", "status"), NO_REDIS),
+        (("dead", "list"), NO_REDIS),
+        (
+            ("dead", "requeue", USER.id),
+            NO_REDIS,
+        ),
     ],
 )
 def test_unreachable_server(arguments: tuple[str, ...], line: str) -> None:
@@ -747,8 +758,8 @@ def test_dev_on_unreachable_servers(postgres: EmbeddedPostgres, tmp_path: Path) 
         env=NOWHERE | {"DATABASE_URL": postgres.url()},
     )  # fmt: skip
 
-    assert without_database.stderr == "Error: DATABASE_URL: The database does not answer\n"
-    assert without_queue.stderr == "Error: REDIS_URL: Redis queue unavailable\n"
+    assert without_database.stderr == f"{NO_DATABASE}\n"
+    assert without_queue.stderr == f"{NO_REDIS}\n"
     assert (without_database.exit_code, without_queue.exit_code) == (1, 1)
 
 

@@ -16,9 +16,9 @@ from domain.errors import (
     IllegalTransition,
     InsufficientCredits,
     Overloaded,
+    ProviderUnavailable,
     Refused,
     TooManyActive,
-    TryAgain,
     Unavailable,
 )
 from domain.generation import Generation, WorkPolicy
@@ -176,7 +176,7 @@ class Mood:
             return ProviderJob(loop_time() + self.steady_seconds, has_picture=True)
         match self.random.randrange(10):
             case 0:
-                raise TryAgain("busy", retry_after_seconds=self.random.random())
+                raise ProviderUnavailable("busy", retry_after_seconds=self.random.random())
             case 1:
                 raise Refused("no")
             case 2:
@@ -187,7 +187,7 @@ class Mood:
     def poll(self) -> None:
         """Raises if a poll fails."""
         if self.steady_seconds is None and self.random.random() < 0.05:
-            raise TryAgain("busy", retry_after_seconds=self.random.random())
+            raise ProviderUnavailable("busy", retry_after_seconds=self.random.random())
 
 
 class MoodyJobs(Jobs):

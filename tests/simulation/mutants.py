@@ -289,8 +289,8 @@ def a_release_forgets_the_job() -> AbstractContextManager[None]:
     """A released session does not keep the name of its job."""
     released = GenerationSession.released
 
-    def forgetful(self: GenerationSession) -> GenerationSession:
-        return replace(released(self), provider_job=None)
+    def forgetful(self: GenerationSession, *args: Any, **kwargs: Any) -> GenerationSession:
+        return replace(released(self, *args, **kwargs), provider_job=None)
 
     return _instead((GenerationSession, "released", forgetful))
 

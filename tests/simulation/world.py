@@ -16,10 +16,11 @@ from adapters.sessions.memory import InMemorySessionRepo
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.signing import UrlSigner
 from domain.credits import LedgerKind, Owner
-from domain.errors import DatabaseUnavailable, QueueUnavailable, TryAgain
+from domain.errors import DatabaseUnavailable, QueueUnavailable, StorageUnavailable
 from domain.sessions import (
     ErrorCode,
     Failure,
+    Fault,
     GenerationSession,
     SessionStatus,
     StoredPicture,
@@ -103,12 +104,16 @@ class WatchedSessionRepo(InMemorySessionRepo):
         done = await super().complete(session_id, attempt=attempt, picture=picture, usage=usage)
         return self._checked(done, "completed", session_id, attempt)
 
-    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int) -> bool:
-        done = await super().fail(session_id, failure, attempt=attempt)
+    async def fail(
+        self, session_id: UUID, failure: Failure, *, attempt: int, fault: Fault | None = None
+    ) -> bool:
+        done = await super().fail(session_id, failure, attempt=attempt, fault=fault)
         return self._checked(done, "failed", session_id, attempt)
 
-    async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
-        done = await super().release(session_id, attempt=attempt, delay=delay)
+    async def release(
+        self, session_id: UUID, *, attempt: int, delay: timedelta, fault: Fault | None = None
+    ) -> bool:
+        done = await super().release(session_id, attempt=attempt, delay=delay, fault=fault)
         return self._checked(done, "released", session_id, attempt)
 
     async def record_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
@@ -473,4 +478,4 @@ def queue_error(call: str, refused: bool) -> Exception:
 
 
 def storage_error(call: str, _: bool) -> Exception:
-    return TryAgain(call)
+    return StorageUnavailable(call)

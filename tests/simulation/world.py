@@ -15,8 +15,10 @@ from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.signing import UrlSigner
+from domain.causes import Cause, CauseKind
 from domain.credits import LedgerKind, Owner
 from domain.errors import DatabaseUnavailable, QueueUnavailable, StorageUnavailable
+from domain.ports import Picture
 from domain.sessions import (
     ErrorCode,
     Failure,
@@ -34,6 +36,8 @@ from tests.support.faults import over_network
 TIMEOUT_SECONDS = 1.0
 PICTURE_LIFETIME = timedelta(seconds=8)
 FREEZE_SECONDS = 20.0
+NO_SPACE = Cause(CauseKind.STORAGE, "no space left on device")
+BUSY = Cause(CauseKind.PROVIDER, "503 busy")
 T = TypeVar("T")
 
 
@@ -179,12 +183,21 @@ class WatchedSessionRepo(InMemorySessionRepo):
 
 
 class WatchedImageStorage(InMemoryPictureStorage):
-    """Records the deleted pictures, and checks that each was old enough."""
+    """Records the deleted pictures, and checks that each was old enough. May be ``full``."""
 
     def __init__(self, *, repo: WatchedSessionRepo, signer: UrlSigner) -> None:
         super().__init__(signer=signer)
         self.deleted: set[str] = set()
+        self.full = False
         self._repo = repo
+
+    async def check(self) -> None:
+        if self.full:
+            raise StorageUnavailable("full", cause=NO_SPACE)
+
+    async def save(self, prefix: str, picture: Picture) -> StoredPicture:
+        await self.check()
+        return await super().save(prefix, picture)
 
     async def delete(self, prefix: str) -> None:
         await super().delete(prefix)
@@ -319,6 +332,7 @@ class World:
         """Raise a Violation if a rule that holds once everything is settled is broken."""
         if self.violations:
             raise self.violations[0]
+        by_others = set(self.external_failures)
         self.external_failures.clear()
         self._seen.clear()
         await self.check()
@@ -327,6 +341,8 @@ class World:
             _require(session.status.is_final, f"{session.id} is stuck as {session.status}")
             expired = session.failure is not None and session.failure.code == ErrorCode.EXPIRED
             _require(not expired, f"{session.id} expired although there were workers")
+            if session.failure is not None and session.id not in by_others:
+                await self._check_blame(session)
         accepted = {answer.session_id for answer in self.answers if answer.status == 202}
         _require(accepted <= sessions.keys(), "a 202 has no session")
         for answer in self.answers:
@@ -352,6 +368,14 @@ class World:
                     refused.status == 503 and session.status is SessionStatus.FAILED,
                     f"{refused.request_id} got {refused.status}; {session.id} is {session.status}",
                 )
+
+    async def _check_blame(self, session: GenerationSession) -> None:
+        """No session fails because the storage or the provider had trouble for a while."""
+        faults = await self.repo.attempt_faults(session.id)
+        if faults and faults[-1].attempt == session.attempt:
+            cause = faults[-1].cause
+            blameless = cause.startswith(CauseKind.STORAGE) or cause == str(BUSY)
+            _require(not blameless, f"{session.id} failed because of {cause}")
 
     def _check_keys(self, sessions: dict[UUID, GenerationSession]) -> None:
         """All accepted repetitions of a request are one session, except for those that were undone
@@ -411,6 +435,8 @@ class Process:
         self, name: str, effect: Callable[[], Awaitable[T]], error: Callable[[str, bool], Exception]
     ) -> T:
         await self.proceed()
+        if name == "check":  # The storage's answer is remembered, so nearly none needs the network.
+            return await effect()
         number = self.world.calls
         self.world.calls += 1
         fate = self.world.fates.next(f"{self.name} {name}")

@@ -69,10 +69,13 @@ class LocalPictureStorage(StoredUploads, PictureStoragePort, SignedReadPort, Upl
 
     async def find(self, prefix: str) -> StoredPicture | None:
         with faults_translated():
-            for stored in possible_pictures(prefix):
-                with suppress(FileNotFoundError):
-                    await self._store.head_async(stored.object_key)
-                    return stored
+            return await asyncio.to_thread(self._find, prefix)
+
+    def _find(self, prefix: str) -> StoredPicture | None:
+        for stored in possible_pictures(prefix):
+            with suppress(FileNotFoundError):
+                self.path_of(stored.object_key).stat()
+                return stored
         return None
 
     async def save(self, prefix: str, picture: Picture) -> StoredPicture:

@@ -213,7 +213,7 @@ class Submission:
         except (DatabaseUnavailable, TimeoutError):
             undone = cause.refused
         if undone:
-            raise QueueUnavailable(UNAVAILABLE_MESSAGE) from cause
+            raise QueueUnavailable(UNAVAILABLE_MESSAGE, cause=cause.cause) from cause
 
     async def measure_queue(self) -> int:
         """Measure the queue, so that ``submit`` can reject requests while it is full. Call it about

@@ -192,7 +192,7 @@ def show_session(session_id: UUID, *, as_json: bool) -> None:
 
     session, faults = run(read)
     if as_json:
-        print_json(_flat(session) | {"faults": faults})
+        print_json(_flat(session) | {"attempts_spent": session.attempts_spent, "faults": faults})
         return
     print_table(("FIELD", "VALUE"), _fields(session))
     if faults:

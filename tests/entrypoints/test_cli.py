@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ from config.loading import load_settings
 from config.options import Generator
 from config.reference import env_example, variables
 from config.settings import Settings
+from domain.causes import Cause, CauseKind
 from domain.credits import Owner
 from domain.sessions import Failure, GenerationSession
 from domain.tasks import GenerationTask, UnreadableTask
@@ -34,6 +36,8 @@ from entrypoints import demo, dev
 from entrypoints.cli import main
 from tests.contracts.backends import PostgresBackend
 from tests.support.examples import (
+    FAILURE,
+    FAULT,
     HAT,
     LEASE,
     MANY,
@@ -338,6 +342,34 @@ def test_reason_of_a_failure_is_shown(shop: Shop) -> None:
     shown = shop.run("sessions", "show", session.id).stdout
 
     assert "MODERATION_BLOCKED: This picture cannot be made\n" in shown
+
+
+def test_failed_attempts_are_shown(shop: Shop) -> None:
+    """Below the session, with the time, the worker, the code and the cause of each."""
+    session = shop.session()
+
+    async def fail_twice(container: Container) -> None:
+        sessions = container.sessions()
+        await sessions.claim(session.id, lease=LEASE)
+        await sessions.release(session.id, attempt=1, delay=timedelta(0), fault=FAULT)
+        await sessions.claim(session.id, lease=LEASE)
+        other = replace(FAULT, cause=Cause(CauseKind.PROVIDER, "500 server_error"))
+        await sessions.fail(session.id, FAILURE, attempt=2, fault=other)
+
+    shop.do(fail_twice)
+
+    shown = shop.run("sessions", "show", session.id).stdout
+    as_json = shop.json("sessions", "show", session.id)
+
+    fields, faults = shown.split("\n\n")
+    assert "attempts spent" in fields
+    header, first, second = faults.splitlines()
+    assert header.split() == ["FAILED", "ATTEMPT", "AT", "(UTC)", "WORKER", "CODE", "CAUSE"]
+    assert first.endswith("worker-1:7  IMAGE_UNREACHABLE  input 404 host=pictures.example")
+    assert second.endswith("worker-1:7  IMAGE_UNREACHABLE  provider 500 server_error")
+    assert [fault["attempt"] for fault in as_json["faults"]] == [1, 2]
+    assert as_json["faults"][1]["cause"] == "provider 500 server_error"
+    assert as_json["attempts_spent"] == 2
 
 
 def test_control_characters_of_callers_are_escaped(shop: Shop) -> None:

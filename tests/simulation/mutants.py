@@ -23,14 +23,23 @@ from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
 from domain import leases, submission
 from domain.credits import LedgerKind, Owner
-from domain.errors import DatabaseUnavailable, QueueUnavailable
+from domain.errors import DatabaseUnavailable, QueueUnavailable, StorageUnavailable
+from domain.generation import Generation
+from domain.ports import PictureGeneratorPort
 from domain.recovery import Recovery
-from domain.sessions import Failure, GenerationSession, SessionStatus
+from domain.sessions import Blame, Failure, GenerationSession, SessionStatus
 from domain.submission import Submission
 from domain.tasks import GenerationTask
 from tests.simulation.fates import FAULTS
-from tests.simulation.scenarios import run_backlog, run_long_work, run_plan, run_seed
-from tests.simulation.world import Violation
+from tests.simulation.scenarios import (
+    run_backlog,
+    run_blip,
+    run_long_work,
+    run_plan,
+    run_seed,
+    run_shortage,
+)
+from tests.simulation.world import Violation, WatchedImageStorage
 
 SEEDS = 1_000
 CPU_SECONDS = 90.0
@@ -295,6 +304,40 @@ def a_release_forgets_the_job() -> AbstractContextManager[None]:
     return _instead((GenerationSession, "released", forgetful))
 
 
+def our_faults_are_the_sessions() -> AbstractContextManager[None]:
+    """A full storage and a busy provider spend the session's attempts."""
+    released = GenerationSession.released
+
+    def blamed(self: GenerationSession, _: Blame | None = None, **kwargs: Any) -> GenerationSession:
+        return released(self, Blame.SESSION, **kwargs)
+
+    def was_last(self: Generation, session: GenerationSession, _: Exception) -> bool:
+        return session.attempts_spent >= self._policy.max_attempts
+
+    return _instead((GenerationSession, "released", blamed), (Generation, "_was_last", was_last))
+
+
+def full_storage_is_not_found_out() -> AbstractContextManager[None]:
+    """A picture is paid for although it cannot be stored."""
+
+    async def check(_: object) -> None:
+        return None
+
+    return _instead((WatchedImageStorage, "check", check))
+
+
+def paid_pictures_are_not_held() -> AbstractContextManager[None]:
+    """A picture that the storage does not take is dropped, and paid for again."""
+
+    async def give_up(_: object, __: object, held: Any) -> None:
+        raise StorageUnavailable("full", cause=held.cause)
+
+    return _instead(
+        (Generation, "_store_held", give_up),
+        (JobPictureGenerator, "resume", PictureGeneratorPort.resume),
+    )
+
+
 MUTANTS: Sequence[Mutant] = (
     any_status_counts_as_queued,
     any_attempt_may_write,
@@ -320,6 +363,9 @@ MUTANTS: Sequence[Mutant] = (
     leases_are_not_renewed,
     recorded_jobs_are_not_resumed,
     a_release_forgets_the_job,
+    our_faults_are_the_sessions,
+    full_storage_is_not_found_out,
+    paid_pictures_are_not_held,
 )
 
 
@@ -339,7 +385,7 @@ def caught(mutant: Mutant) -> str | None:
 
 
 def _scenarios() -> Iterator[Callable[[], object]]:
-    yield from (run_backlog, run_long_work)
+    yield from (run_backlog, run_long_work, run_shortage, run_blip)
 
 
 def _seeds() -> Iterator[Callable[[], object]]:

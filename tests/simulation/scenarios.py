@@ -234,22 +234,28 @@ async def _long_work() -> None:
 
 
 def run_shortage() -> None:
-    """A storage that is full for a while, after the first pictures were begun. Raises Violation
-    unless every session is completed, and its picture was paid for once."""
+    """A storage that is full from the start, and again once pictures were begun. Raises Violation
+    unless every session is completed, nothing was paid for in vain, and each picture once."""
     _run(_shortage())
 
 
 async def _shortage() -> None:
     world, mood = World(PlannedFates({})), Mood(random=Random(0), steady_seconds=2.0)
+    paid = world.repo.jobs
+    world.storage.full = True
     async with _sessions_in(world, mood, count=6):
-        await asyncio.sleep(1)
+        await asyncio.sleep(8)
+        if paid:
+            raise Violation(f"{len(paid)} pictures were paid for while the storage was full")
+        world.storage.full = False
+        while not paid:  # noqa: ASYNC110 - costs no time on a virtual loop
+            await asyncio.sleep(0.1)
         world.storage.full = True
         await asyncio.sleep(WORK.storage_patience.total_seconds() - 5)
         world.storage.full = False
         await _settle(world)
-    paid = len(world.repo.jobs)
-    if not await _all_completed(world) or paid != len(await world.sessions()):
-        raise Violation(f"{paid} pictures were paid for: {await world.sessions()}")
+    if not await _all_completed(world) or len(paid) != len(await world.sessions()):
+        raise Violation(f"{len(paid)} pictures were paid for: {await world.sessions()}")
 
 
 def run_blip() -> None:

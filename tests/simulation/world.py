@@ -196,7 +196,8 @@ class WatchedImageStorage(InMemoryPictureStorage):
             raise StorageUnavailable("full", cause=NO_SPACE)
 
     async def save(self, prefix: str, picture: Picture) -> StoredPicture:
-        await self.check()
+        if self.full:
+            raise StorageUnavailable("full", cause=NO_SPACE)
         return await super().save(prefix, picture)
 
     async def delete(self, prefix: str) -> None:

@@ -231,16 +231,17 @@ def _named_failures() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
-        refused, cause = _had_no_effect(error), Cause(CauseKind.QUEUE, _detail(error))
+        refused, cause = _had_no_effect(error), cause_of(error)
         raise QueueUnavailable("Redis queue unavailable", refused=refused, cause=cause) from error
 
 
-def _detail(error: BaseException) -> str:
-    """The server's own words, or the system's about the connection; neither has a password."""
+def cause_of(error: BaseException) -> Cause:
+    """The server's own words, after the name that redis-py has for them, or the system's about the
+    connection; neither has a password."""
     if isinstance(error, ResponseError | AuthenticationError | BusyLoadingError):
-        return str(error)
+        return Cause(CauseKind.QUEUE, f"{type(error).__name__} {error}")
     below = next((cause for cause in _chain(error) if isinstance(cause, OSError)), error)
-    return detail_of(below)
+    return Cause(CauseKind.QUEUE, detail_of(below))
 
 
 def _too_many() -> QueueUnavailable:

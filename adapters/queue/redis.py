@@ -238,9 +238,10 @@ def _named_failures() -> Iterator[None]:
 def cause_of(error: BaseException) -> Cause:
     """The server's own words, after the name that redis-py has for them, or the system's about the
     connection; neither has a password."""
-    if isinstance(error, ResponseError | AuthenticationError | BusyLoadingError):
-        return Cause(CauseKind.QUEUE, f"{type(error).__name__} {error}")
-    below = next((cause for cause in _chain(error) if isinstance(cause, OSError)), error)
+    telling = (ResponseError, AuthenticationError, BusyLoadingError, OSError)
+    below = next((cause for cause in _chain(error) if isinstance(cause, telling)), error)
+    if isinstance(below, RedisError):
+        return Cause(CauseKind.QUEUE, f"{type(below).__name__} {below}")
     return Cause(CauseKind.QUEUE, detail_of(below))
 
 

@@ -109,7 +109,7 @@ def busy_or_broken(detail: str, retry_after_seconds: float = 0.0) -> ProviderUna
 
 def unreachable(error: BaseException) -> ProviderUnavailable:
     """The error for a call that failed on the network, or that took too long."""
-    return busy_or_broken(_network_detail(error))
+    return busy_or_broken(network_detail(error))
 
 
 def no_picture(detail: str) -> TryAgain:
@@ -138,7 +138,7 @@ def _provider(detail: str) -> Cause:
     return Cause(CauseKind.PROVIDER, detail)
 
 
-def _network_detail(error: BaseException) -> str:
+def network_detail(error: BaseException) -> str:
     """Of aiohttp's errors the one below says more."""
     if isinstance(error, ClientConnectorCertificateError):
         return detail_of(error.certificate_error)

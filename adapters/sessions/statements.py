@@ -258,7 +258,6 @@ def _record_fault(ended: str, worker: str, code: str, cause: str) -> str:
     fault AS (
         INSERT INTO attempt_faults (session_id, attempt, worker, code, cause)
         SELECT id, attempt, {worker}, {code}, {cause} FROM {ended} WHERE {cause} IS NOT NULL
-        ON CONFLICT DO NOTHING
     )"""
 
 

@@ -19,7 +19,7 @@ from domain.ports import Picture, PictureStoragePort, UploadLinks
 from domain.sessions import StoredPicture
 
 _MAX_RETRIES = 2
-_CHECKS_ROOT = "checks"
+_CHECKS_ROOT = "generated/checks"  # Where we may write, if credentials are limited to pictures.
 _NO_CONDITIONS = "501 to a conditional PUT: set WEARON_S3_CONDITIONAL_PUT=false"
 
 

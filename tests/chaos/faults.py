@@ -270,16 +270,9 @@ class Faults:
 
     async def _lose_storage(self) -> None:
         """As a mount that is gone: no picture can be found or kept."""
-        pictures = self._stage.deployment.folder / "data" / "pictures"
-        away = pictures.with_name("away")
-        pictures.mkdir(parents=True, exist_ok=True)
-        pictures.rename(away)
-        try:
-            pictures.write_bytes(b"")
-            await self._a_while((1.0, 7.0))
-        finally:
-            pictures.unlink()
-            away.rename(pictures)
+        self._stage.mount_pictures(usable=False)
+        await self._a_while((1.0, 7.0))
+        self._stage.mount_pictures(usable=True)
 
     async def _delay(self, proxy: Proxy, telltale: bytes, longest_seconds: float) -> None:
         """Requests that contain ``telltale`` are late, each by a random time, so that later ones

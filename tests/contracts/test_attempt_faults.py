@@ -145,3 +145,14 @@ async def test_providers_trouble_is_timed_from_its_first_fault(backend: Backend)
         times.append((await backend.get(session.id)).failing_since)
 
     assert times == [first, first, None]
+
+
+async def test_lost_lease_ends_the_providers_trouble(backend: Backend) -> None:
+    """It is another fault."""
+    session = await backend.released(replace(FAULT, blame=Blame.PROVIDER))
+    await backend.claim(session.id)
+    await backend.advance(LEASE + MINUTE)
+
+    await backend.recovery.release_dead_leases(max_attempts=9, external_timeout=LEASE, limit=9)
+
+    assert (await backend.get(session.id)).failing_since is None

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import unused_port
+from yarl import URL
 
 from adapters.images.fetcher import HttpPictureFetcher
 from adapters.images.limits import FetchLimits
-from domain.errors import TryAgain
+from domain.errors import InputUnavailable, TryAgain
 from domain.ports import Picture
 from domain.sessions import ErrorCode
 from tests.adapters.fetching import (
@@ -86,11 +87,12 @@ async def test_transient_status_is_retried(
     """The server is busy or broken: a later attempt may succeed."""
     url = site.add("/a", JPEG, status=status)
 
-    with pytest.raises(TryAgain) as failure:
-        await new_fetcher().fetch(url)
+    with pytest.raises(InputUnavailable) as failure:
+        await new_fetcher().fetch(f"{url}?token=secret")
 
     assert failure.value.reason == ErrorCode.IMAGE_UNREACHABLE
     assert failure.value.retry_after_seconds == 0
+    assert str(failure.value.cause) == f"input {status} host={URL(url).host}"
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -253,11 +253,13 @@ RECORD_JOB = """
 
 
 def _record_fault(ended: str, worker: str, code: str, cause: str) -> str:
-    """Records why the attempts in ``ended`` failed; nothing if ``cause`` is NULL."""
+    """Records why the attempts in ``ended`` failed; nothing if ``cause`` is an argument that is
+    NULL."""
+    where = f"WHERE {cause} IS NOT NULL" if cause.startswith("$") else ""
     return f"""
     fault AS (
         INSERT INTO attempt_faults (session_id, attempt, worker, code, cause)
-        SELECT id, attempt, {worker}, {code}, {cause} FROM {ended} WHERE {cause} IS NOT NULL
+        SELECT id, attempt, {worker}, {code}, {cause} FROM {ended} {where}
     )"""
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
-from itertools import count
 from random import Random
 from typing import Protocol
 from uuid import UUID
@@ -283,27 +282,26 @@ class Generation:
         with suppress(DatabaseUnavailable):  # A late save does no harm: the first picture stays.
             if not await self._renew(session):
                 return None
-        return await run_under_lease(
-            partial(self._save_repeatedly, session, held),
-            renew=partial(self._renew, session),
-            lease=self._policy.lease,
-            attempt_timeout=self._policy.storage_patience + self._policy.attempt_timeout,
-        )
+        try:
+            return await run_under_lease(
+                partial(self._save_repeatedly, session, held),
+                renew=partial(self._renew, session),
+                lease=self._policy.lease,
+                attempt_timeout=self._policy.storage_patience,
+            )
+        except TryAgain as error:
+            message = "The picture could not be stored for too long"
+            raise StorageUnavailable(message, cause=held.cause) from error
 
     async def _save_repeatedly(self, session: GenerationSession, held: _Held) -> _Made:
-        loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + self._policy.storage_patience.total_seconds()
-        for tries in count(1):
+        tries = 0
+        while True:
+            tries += 1
             wait = self._policy.backoff(tries, 0.0, self._random).total_seconds()
             await asyncio.sleep(min(wait, _LONGEST_HOLD_PAUSE_SECONDS))
-            try:
+            with suppress(StorageUnavailable):
                 picture = await self._storage.save(session.object_prefix, held.generated.picture)
-            except StorageUnavailable:
-                if loop.time() >= give_up_at:
-                    raise
-            else:
                 return _Made(picture=picture, usage=held.generated.usage)
-        raise AssertionError("count() has no end")
 
     async def _generate(self, session: GenerationSession) -> Generated:
         """Resume the job of an earlier attempt if that still leads to a picture: it is paid for,

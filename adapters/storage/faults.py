@@ -52,8 +52,8 @@ class Readiness:
     """Whether the storage can keep a picture. ``probe`` tries to keep as many bytes as it is told,
     and raises ``StorageUnavailable``.
 
-    After a success, the storage counts as ready for ``seconds``. After a picture was not kept, the
-    next check tries one as large.
+    After a success, the storage counts as ready for ``seconds``, or until it fails in use. After a
+    picture was not kept, the next check tries one as large.
     """
 
     def __init__(self, probe: Callable[[int], Awaitable[None]], *, seconds: float) -> None:
@@ -79,11 +79,11 @@ class Readiness:
             self._bytes = _LEAST_BYTES
 
     @contextmanager
-    def saving(self, size: int) -> Iterator[None]:
-        """What runs in this block keeps a picture of this size."""
+    def used(self, size: int = 0) -> Iterator[None]:
+        """What runs in this block uses the storage, perhaps to keep a picture of this size."""
         try:
             yield
         except StorageUnavailable:
             self._ready_until = 0.0
-            self._bytes = max(_LEAST_BYTES, size)
+            self._bytes = max(self._bytes, size)
             raise

@@ -68,7 +68,7 @@ class LocalPictureStorage(StoredUploads, PictureStoragePort, SignedReadPort, Upl
         return LocalStore(self._root, mkdir=True)
 
     async def find(self, prefix: str) -> StoredPicture | None:
-        with faults_translated():
+        with self._readiness.used(), faults_translated():
             return await asyncio.to_thread(self._find, prefix)
 
     def _find(self, prefix: str) -> StoredPicture | None:
@@ -83,7 +83,7 @@ class LocalPictureStorage(StoredUploads, PictureStoragePort, SignedReadPort, Upl
         if kept is not None:
             return kept
         stored = stored_picture(prefix, picture.media_type)
-        with self._readiness.saving(len(picture.data)), faults_translated():
+        with self._readiness.used(len(picture.data)), faults_translated():
             await asyncio.to_thread(_write_durably, self._root, stored.object_key, picture.data)
         return stored
 

@@ -86,6 +86,7 @@ class S3PictureStorage(StoredUploads, PictureStoragePort):
     async def _probe(self, size: int) -> None:
         object_key = f"{_CHECKS_ROOT}/{uuid4()}"
         await self._put(object_key, bytes(size), "application/octet-stream")
+        await self._has(object_key)
         with suppress(StorageUnavailable), faults_translated():
             await self._store.delete_async([object_key])
 
@@ -107,7 +108,8 @@ class S3PictureStorage(StoredUploads, PictureStoragePort):
 
     async def find(self, prefix: str) -> StoredPicture | None:
         candidates = possible_pictures(prefix)
-        there = await asyncio.gather(*(self._has(stored) for stored in candidates))
+        with self._readiness.used():
+            there = await asyncio.gather(*(self._has(stored.object_key) for stored in candidates))
         return next(
             (stored for stored, found in zip(candidates, there, strict=True) if found), None
         )
@@ -117,14 +119,14 @@ class S3PictureStorage(StoredUploads, PictureStoragePort):
         if kept is not None:
             return kept
         stored = stored_picture(prefix, picture.media_type)
-        with self._readiness.saving(len(picture.data)):
+        with self._readiness.used(len(picture.data)):
             await self._put(stored.object_key, picture.data, picture.media_type)
         return stored
 
     async def delete(self, prefix: str) -> None:
         """Names existing objects only: some services reject the deletion of a missing one."""
         candidates = possible_pictures(prefix)
-        there = await asyncio.gather(*(self._has(stored) for stored in candidates))
+        there = await asyncio.gather(*(self._has(stored.object_key) for stored in candidates))
         keys = [stored.object_key for stored, found in zip(candidates, there, strict=True) if found]
         with faults_translated():
             if keys:
@@ -146,10 +148,10 @@ class S3PictureStorage(StoredUploads, PictureStoragePort):
             image_url=self.url(object_key),
         )
 
-    async def _has(self, stored: StoredPicture) -> bool:
+    async def _has(self, object_key: str) -> bool:
         with faults_translated():
             try:
-                await self._store.head_async(stored.object_key)
+                await self._store.head_async(object_key)
             except FileNotFoundError:
                 return False
         return True

@@ -228,8 +228,9 @@ class TaskRunner:
         try:
             with self._stop.interruptible():
                 outcome = await self._generation.run(task, _Watcher(permit))
-        except StorageUnavailable:
-            return Turn.BEGUN  # The next check of the storage opens its circuit.
+        except StorageUnavailable as error:
+            self._record_storage_fault(error)
+            return Turn.BEGUN
         except (ProviderMisconfigured, DecodingUnavailable) as error:
             log_opening(permit.record_rejection(), error.cause)
             return Turn.BEGUN
@@ -250,6 +251,13 @@ class TaskRunner:
         if outcome is Outcome.SKIPPED:
             return Turn.NOT_BEGUN
         return Turn.UNSETTLED if outcome is Outcome.UNSETTLED else Turn.BEGUN
+
+    def _record_storage_fault(self, error: StorageUnavailable) -> None:
+        """Open the storage's circuit, although its last check succeeded."""
+        permit = self._storage_circuit.permit()
+        if permit is not None:
+            log_opening(permit.record_rejection(), error.cause)
+            permit.close()
 
     async def _refuse(self, message: UnreadableTask) -> None:
         """Try until it is done or the worker stops: the message is no longer in the queue."""

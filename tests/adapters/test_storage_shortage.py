@@ -148,6 +148,18 @@ async def test_check_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(probes) == 1
 
 
+async def test_failure_in_use_ends_the_remembered_success(tmp_path: Path) -> None:
+    """So the next check finds out, and no worker goes on as if nothing had happened."""
+    storage = storage_at(tmp_path / "pictures")
+    await storage.check()
+    (tmp_path / "pictures").rmdir()
+    (tmp_path / "pictures").write_bytes(b"")
+
+    causes = [await cause_of(storage.find("a")), await cause_of(storage.check())]
+
+    assert causes == ["storage not a directory", "storage file exists"]
+
+
 async def test_failure_is_not_remembered() -> None:
     """Each check tries again, so the end of the trouble is seen at once."""
     tries: list[int] = []
@@ -172,6 +184,7 @@ class FakeBucket:
 
     def __init__(self) -> None:
         self.status = 200
+        self.head_status = 404
         self.methods: list[str] = []
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._answer)
@@ -184,7 +197,7 @@ class FakeBucket:
     async def _answer(self, request: web.Request) -> web.Response:
         self.methods.append(request.method)
         if request.method == "HEAD":
-            return web.Response(status=404)
+            return web.Response(status=self.head_status)
         if request.method == "PUT" and self.status != 200:
             body = f"<Error><Code>Code{self.status}</Code><Message>ours: secret</Message></Error>"
             return web.Response(status=self.status, text=body)
@@ -218,6 +231,13 @@ async def test_bucket_that_keeps_nothing_is_found_out(
     causes = [await cause_of(storage.check()), await cause_of(storage.save("a", JPEG))]
 
     assert causes == [cause] * 2
+
+
+async def test_bucket_that_may_not_be_read_is_found_out(bucket: FakeBucket) -> None:
+    """Every attempt looks for a picture first."""
+    bucket.head_status = 403
+
+    assert await cause_of(bucket.storage().check()) == "storage 403"
 
 
 async def test_bucket_without_conditional_puts_passes_once_it_is_told(bucket: FakeBucket) -> None:

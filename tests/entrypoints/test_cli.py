@@ -22,6 +22,8 @@ from adapters.auth.bearer import key_sha256
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.embedded.valkey import EmbeddedValkey
+from adapters.postgres.database import Database
+from adapters.postgres.limits import DatabaseLimits
 from adapters.queue.redis import TASKS_KEY, redis_client
 from config.container import Container, close
 from config.loading import load_settings
@@ -664,6 +666,27 @@ def test_unreachable_server(arguments: tuple[str, ...], line: str) -> None:
     result = wearon(*arguments, env=NOWHERE)
 
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"{line}\n")
+
+
+def test_missing_privilege(postgres: EmbeddedPostgres) -> None:
+    """One sentence with the table, instead of a traceback."""
+    sql = "DO $$ BEGIN CREATE ROLE poor; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+
+    async def prepare() -> None:
+        database = Database(postgres.url(), limits=DatabaseLimits())
+        await database.fetch(sql)
+        await database.fetch("GRANT poor TO CURRENT_USER")
+        await database.close()
+
+    asyncio.run(prepare())
+
+    result = wearon("sessions", "list", env={"DATABASE_URL": f"{postgres.url()}&role=poor"})
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "Error: DATABASE_URL: The database role lacks a privilege:"
+        " 42501 permission denied for table generation_sessions\n"
+    )
 
 
 def missing(*names: str) -> str:

@@ -109,6 +109,21 @@ async def test_storage_that_fills_up_costs_one_call_per_session(
     assert not events(logs, "attempt_failed")
 
 
+async def test_storage_that_fails_only_in_use_is_not_asked_all_the_time(
+    service: Service, logs: Logs
+) -> None:
+    """Its check succeeds, so tasks are taken; the circuit opens after each that fails."""
+    await service.backlog(3)
+    service.storage.faults.away.add("find")
+
+    async with running(a_worker(service)):
+        await asyncio.sleep(60)
+
+    assert 5 < len(events(logs, "attempt_failed")) < 30
+    assert service.generator.requests == []
+    assert events(logs, "circuit_opened")[0]["cause"] == "storage find: refused"
+
+
 async def test_blip_of_a_minute_fails_no_session(service: Service, logs: Logs) -> None:
     """A provider that answers 500 to everybody for 60 seconds: the circuit opens, so few calls are
     made, and all sessions are completed soon after."""

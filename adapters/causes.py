@@ -5,6 +5,9 @@ import os
 import socket
 import ssl
 
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+"""Error numbers that are never the other side's fault."""
+
 
 def detail_of(error: BaseException) -> str:
     """A few words without paths and addresses, such as ``no space left on device``."""

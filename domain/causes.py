@@ -21,6 +21,7 @@ class CauseKind(StrEnum):
     DECODING = "decoding"
     DATABASE = "database"
     QUEUE = "queue"
+    WORKER = "worker"
     TIMEOUT = "timeout"
     LOST_LEASE = "lost lease"
     BUG = "bug"

@@ -6,7 +6,7 @@
     ├── InvalidInput, InsufficientCredits, NotFound, Conflict, IdempotencyKeyReused,
     │   TooManyActive, TooManyUploads, Unauthenticated: InvalidApiKey     the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, DatabaseUnavailable,
-    │   StorageUnavailable, DecodingUnavailable                           our fault, temporary
+    │   StorageUnavailable, WorkerExhausted                               our fault, temporary
     ├── WorkFailed: Refused, ProviderMisconfigured,
     │   TryAgain: InputUnavailable, ProviderUnavailable                one attempt failed
     ├── ClaimFailed                                                       our fault, permanent
@@ -139,10 +139,10 @@ class StorageUnavailable(Unavailable):
     kind = CauseKind.STORAGE
 
 
-class DecodingUnavailable(Unavailable):
-    """No process that decodes pictures could be started. Never a session's fault."""
+class WorkerExhausted(Unavailable):
+    """This worker lacks descriptors, memory or processes. Never a session's fault."""
 
-    kind = CauseKind.DECODING
+    kind = CauseKind.WORKER
 
 
 class ClaimFailed(WearonError):

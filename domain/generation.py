@@ -15,7 +15,6 @@ from domain.causes import Cause, CauseKind
 from domain.errors import (
     ClaimFailed,
     DatabaseUnavailable,
-    DecodingUnavailable,
     InputUnavailable,
     ProviderMisconfigured,
     ProviderUnavailable,
@@ -24,6 +23,7 @@ from domain.errors import (
     Superseded,
     TryAgain,
     Unavailable,
+    WorkerExhausted,
     WorkFailed,
 )
 from domain.leases import run_under_lease
@@ -61,7 +61,7 @@ _MAX_RETRY_AFTER_SECONDS = 3_600.0
 _MAX_INPUT_ATTEMPTS = 2
 _LONGEST_HOLD_PAUSE_SECONDS = 5.0
 
-OUR_FAULTS = (ProviderMisconfigured, StorageUnavailable, DecodingUnavailable)
+OUR_FAULTS = (ProviderMisconfigured, StorageUnavailable, WorkerExhausted)
 """The errors because of which this worker can make no picture at the moment, for any session."""
 
 

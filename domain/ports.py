@@ -338,7 +338,7 @@ class PictureFetcherPort(Protocol):
     async def fetch(self, url: str, owner: Owner) -> Picture:
         """The picture behind ``owner``'s link. Raises ``Refused`` (a forbidden address, not a
         picture, too large, gone), ``InputUnavailable`` (the host is slow, broken or busy),
-        ``StorageUnavailable`` (for an upload) or ``DecodingUnavailable``."""
+        ``StorageUnavailable`` (for an upload) or ``WorkerExhausted``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from adapters.images.addresses import is_public
-from adapters.images.http import network_detail
+from adapters.images.http import network_detail, shortage
 from adapters.images.inputs import Prepare
 from adapters.images.inspection import too_large
 from adapters.images.limits import FetchLimits
@@ -80,7 +80,8 @@ class HttpPictureFetcher:
             async with asyncio.timeout(self._limits.total_timeout_seconds):
                 data = await self._download(self._checked_url(url))
         except (ClientError, OSError) as error:
-            raise _transient_failure(f"{network_detail(error)} host={URL(url).host}") from error
+            detail = f"{network_detail(error)} host={URL(url).host}"
+            raise shortage(error) or _transient_failure(detail) from error
         return await self._prepare(data)
 
     async def close(self) -> None:

@@ -16,9 +16,9 @@ from aiohttp import (
 )
 from yarl import URL
 
-from adapters.causes import detail_of
+from adapters.causes import SHORTAGES, detail_of
 from domain.causes import Cause, CauseKind
-from domain.errors import ProviderUnavailable, Refused, TryAgain
+from domain.errors import ProviderUnavailable, Refused, TryAgain, WorkerExhausted
 from domain.sessions import ErrorCode
 
 TRANSIENT_STATUSES = frozenset({408, 409, 425, 429})
@@ -107,9 +107,18 @@ def busy_or_broken(detail: str, retry_after_seconds: float = 0.0) -> ProviderUna
     )
 
 
-def unreachable(error: BaseException) -> ProviderUnavailable:
+def unreachable(error: BaseException) -> ProviderUnavailable | WorkerExhausted:
     """The error for a call that failed on the network, or that took too long."""
-    return busy_or_broken(network_detail(error))
+    return shortage(error) or busy_or_broken(network_detail(error))
+
+
+def shortage(error: BaseException) -> WorkerExhausted | None:
+    """The error if a call failed because this process lacks descriptors or memory, else None."""
+    below = error.os_error if isinstance(error, ClientConnectorError) else error
+    if isinstance(below, OSError) and below.errno in SHORTAGES:
+        cause = Cause(CauseKind.WORKER, detail_of(below))
+        return WorkerExhausted("The worker lacks a resource", cause=cause)
+    return None
 
 
 def no_picture(detail: str) -> TryAgain:

@@ -14,7 +14,7 @@ Download = Callable[[str], Awaitable[Picture]]
 """Downloads a picture from an untrusted link. Raises ``Refused`` or ``InputUnavailable``."""
 
 Prepare = Callable[[bytes], Awaitable[Picture]]
-"""Turns untrusted bytes into a picture. Raises ``Refused`` or ``DecodingUnavailable``."""
+"""Turns untrusted bytes into a picture. Raises ``Refused`` or ``WorkerExhausted``."""
 
 
 class InputPictures(PictureFetcherPort):

@@ -15,10 +15,10 @@ from domain.causes import Cause
 from domain.circuit import Circuit, Permit
 from domain.errors import (
     ClaimFailed,
-    DecodingUnavailable,
     ProviderMisconfigured,
     StorageUnavailable,
     Unavailable,
+    WorkerExhausted,
 )
 from domain.generation import AttemptWatcher, Generation, Outcome
 from domain.ports import StartLimitPort, TaskQueuePort
@@ -231,7 +231,7 @@ class TaskRunner:
         except StorageUnavailable as error:
             self._record_storage_fault(error)
             return Turn.BEGUN
-        except (ProviderMisconfigured, DecodingUnavailable) as error:
+        except (ProviderMisconfigured, WorkerExhausted) as error:
             log_opening(permit.record_rejection(), error.cause)
             return Turn.BEGUN
         except (Unavailable, ClaimFailed):

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import resource
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from yarl import URL
 
 from adapters.images.fetcher import HttpPictureFetcher
 from adapters.images.limits import FetchLimits
-from domain.errors import InputUnavailable, TryAgain
+from domain.errors import InputUnavailable, TryAgain, WorkerExhausted
 from domain.ports import Picture
 from domain.sessions import ErrorCode
 from tests.adapters.fetching import (
@@ -93,6 +94,24 @@ async def test_transient_status_is_retried(
     assert failure.value.reason == ErrorCode.IMAGE_UNREACHABLE
     assert failure.value.retry_after_seconds == 0
     assert str(failure.value.cause) == f"input {status} host={URL(url).host}"
+
+
+async def test_missing_descriptors_are_not_the_hosts_fault(
+    site: Site, new_fetcher: NewFetcher
+) -> None:
+    """So they cost the session nothing."""
+    url = site.add("/a", JPEG)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fetcher = new_fetcher()
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(WorkerExhausted) as failure:
+            await fetcher.fetch(url)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert str(failure.value.cause) == "worker too many open files"
 
 
 @pytest.mark.parametrize("status", [429, 503])

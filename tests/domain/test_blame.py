@@ -8,13 +8,13 @@ import pytest
 
 from domain.causes import MAX_DETAIL, Cause, CauseKind
 from domain.errors import (
-    DecodingUnavailable,
     InputUnavailable,
     ProviderMisconfigured,
     ProviderUnavailable,
     Refused,
     StorageUnavailable,
     TryAgain,
+    WorkerExhausted,
 )
 from domain.generation import Outcome, WorkPolicy
 from domain.recovery import RecoveryPolicy
@@ -54,7 +54,7 @@ async def attempt_later(service: Service, wait: timedelta) -> Outcome:
         (BUSY, "provider 500 server_error"),
         (ProviderMisconfigured(detail="401 invalid_api_key"), "provider 401 invalid_api_key"),
         (FULL, "storage no space left on device"),
-        (DecodingUnavailable("no process"), "decoding no process"),
+        (WorkerExhausted("too many open files"), "worker too many open files"),
         (Refused("A picture is damaged"), "input A picture is damaged"),
         (InputUnavailable("x", cause=Cause(CauseKind.INPUT, "404 host=a.b")), "input 404 host=a.b"),
         (TryAgain("x", cause=Cause(CauseKind.TIMEOUT, "180 s")), "timeout 180 s"),
@@ -95,9 +95,7 @@ def test_cause_is_bounded_and_safe() -> None:
     assert cause.detail.isprintable()
 
 
-@pytest.mark.parametrize(
-    "error", [FULL, DecodingUnavailable("x"), ProviderMisconfigured(detail="401")]
-)
+@pytest.mark.parametrize("error", [FULL, WorkerExhausted("x"), ProviderMisconfigured(detail="401")])
 async def test_our_faults_spend_no_attempt(service: Service, error: Exception) -> None:
     """However often: the session stays queued, at the front."""
     session_id = (await service.submitted()).session.id

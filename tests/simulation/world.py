@@ -28,6 +28,7 @@ from domain.sessions import (
     StoredPicture,
     Usage,
 )
+from domain.submission import NOT_PUSHED
 from tests.simulation.fates import Fate, Fates
 from tests.simulation.state import state_of
 from tests.support.clock import FakeClock, loop_time
@@ -342,7 +343,8 @@ class World:
             _require(session.status.is_final, f"{session.id} is stuck as {session.status}")
             expired = session.failure is not None and session.failure.code == ErrorCode.EXPIRED
             _require(not expired, f"{session.id} expired although there were workers")
-            if session.failure is not None and session.id not in by_others:
+            undone = session.failure is not None and session.failure.code == NOT_PUSHED.code
+            if session.failure is not None and not undone and session.id not in by_others:
                 await self._check_blame(session)
         accepted = {answer.session_id for answer in self.answers if answer.status == 202}
         _require(accepted <= sessions.keys(), "a 202 has no session")

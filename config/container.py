@@ -38,6 +38,7 @@ from adapters.storage.local import LocalPictureStorage
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.s3 import S3PictureStorage
 from config import options, policies
+from config.processes import worker_name
 from config.services import Closable, Queue, Repositories, ServedStorage, Storage
 from config.settings import Settings
 from domain.generation import Generation
@@ -212,6 +213,7 @@ class Container(containers.DeclarativeContainer):
         sessions=self.sessions(), attempts=self.sessions(), queue=self.queue(),
         fetcher=self.fetcher(), generator=self.generator(), storage=self.storage(),
         policy=policies.work(self.settings()), random=self.random(), new_id=self.new_id(),
+        worker=worker_name(),
     ))
     recovery = service(lambda self: Recovery(
         sessions=self.sessions(), recovery_repo=self.sessions(), queue=self.queue(),

@@ -96,6 +96,9 @@ def work(settings: Settings) -> WorkPolicy:
         attempt_timeout=timedelta(seconds=settings.attempt_seconds),
         backoff_base=timedelta(seconds=settings.backoff_base_seconds),
         backoff_cap=timedelta(seconds=settings.backoff_cap_seconds),
+        provider_patience=timedelta(seconds=settings.provider_patience_seconds),
+        storage_patience=timedelta(seconds=settings.storage_patience_seconds),
+        queue_ttl=timedelta(seconds=settings.queue_ttl_seconds),
     )
 
 

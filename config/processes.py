@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 from collections.abc import Callable
 from functools import partial
 
@@ -20,3 +21,8 @@ def end_with_parent() -> None:
 def ending_with_us() -> Callable[[], None]:
     """A ``preexec_fn`` that terminates the child when this process ends."""
     return partial(die_with_parent, signal.SIGTERM, os.getpid())
+
+
+def worker_name() -> str:
+    """The name of this process in the records of failed attempts: host and process id."""
+    return f"{socket.gethostname()[:80]}:{os.getpid()}"

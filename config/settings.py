@@ -226,7 +226,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         doc("Lease of an attempt; a worker that does not renew it for this long counts as dead"),
     ] = _WORK.lease.total_seconds()
     max_attempts: Annotated[
-        int, Meta(ge=1, le=100), doc("Attempts per session before it fails with a refund")
+        int,
+        Meta(ge=1, le=100),
+        doc("Attempts that a session may spend on its own faults and on dead workers"),
     ] = _WORK.max_attempts
     attempt_seconds: Annotated[Seconds, doc("Timeout of one attempt")] = (
         _WORK.attempt_timeout.total_seconds()
@@ -237,6 +239,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     backoff_cap_seconds: Annotated[Seconds, doc("Longest wait before any attempt")] = (
         _WORK.backoff_cap.total_seconds()
     )
+    provider_patience_seconds: Annotated[
+        Seconds,
+        doc("How long a busy or broken provider may fail a session's attempts before it fails"),
+    ] = _WORK.provider_patience.total_seconds()
+    storage_patience_seconds: Annotated[
+        Seconds, doc("How long a generated picture is held while the storage cannot keep it")
+    ] = _WORK.storage_patience.total_seconds()
     drain_seconds: Annotated[
         float, Meta(ge=5, le=DAY), doc("How long a worker may finish its tasks after SIGTERM")
     ] = 25

@@ -1,9 +1,10 @@
 """The domain: credits, sessions and tasks, and the rules between them. Standard library only.
 
 Read in this order: ``credits`` (who pays), ``sessions`` (what is paid for), ``tasks`` (what the
-queue carries), ``ports`` (what adapters provide) and ``errors`` (what may fail). Then the use
-cases: ``submission`` (charge, record, push), ``generation`` (claim, work, settle), ``recovery``
-(bring every session to its final status), ``views`` (sessions as their owners see them) and
-``uploads`` (callers' own pictures). ``queue_gate`` tells a submission when to take no credit,
-``circuit`` a worker when to start no work, and ``deadlines`` makes many short timeouts cheap.
+queue carries), ``ports`` (what adapters provide), ``errors`` (what may fail) and ``causes`` (why).
+Then the use cases: ``submission`` (charge, record, push), ``generation`` (claim, work, settle),
+``recovery`` (bring every session to its final status), ``views`` (sessions as their owners see
+them) and ``uploads`` (callers' own pictures). ``queue_gate`` tells a submission when to take no
+credit, ``circuit`` a worker when to start no work, and ``deadlines`` makes many short timeouts
+cheap.
 """

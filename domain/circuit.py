@@ -1,6 +1,6 @@
 """A circuit breaker: stops work from beginning while a dependency rejects all of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 
 class Permit:
@@ -17,6 +17,7 @@ class Permit:
 
     def record_success(self) -> bool:
         """The work succeeded. Returns whether that closed the circuit: a probe's success does."""
+        self._circuit._failing.clear()
         if self._is_probe:
             self._circuit._close()
         return self._is_probe
@@ -26,7 +27,19 @@ class Permit:
         the circuit; None if the circuit was open already."""
         if not self._is_probe and not self._circuit.is_closed:
             return None
-        return self._circuit._open()
+        return self._circuit._open(self._circuit._cap_seconds)
+
+    def record_failure(self, key: Hashable) -> float | None:
+        """The work failed for a reason that may be temporary; ``key`` says which work it was.
+        Returns what ``record_rejection`` does."""
+        circuit = self._circuit
+        if circuit.is_closed:
+            circuit._failing.add(key)
+            if len(circuit._failing) < circuit._failures:
+                return None
+        elif not self._is_probe:
+            return None
+        return circuit._open(min(circuit._failure_cap_seconds, circuit._cap_seconds))
 
     def close(self) -> None:
         """Nothing more begins with this permit. After a probe without a result, another probe may
@@ -39,16 +52,27 @@ class Circuit:
     """``closed -> open -> half-open -> closed | open``; one per process, in memory.
 
     Closed: any work may begin. The first rejection opens the circuit, and no work may begin for
-    ``first_seconds``. Then it is half-open: one piece of work at a time may begin, as a probe. A
-    probe's success closes the circuit. A probe's rejection opens it for twice as long as before, up
-    to ``cap_seconds``. ``clock`` returns seconds and never goes back.
+    ``first_seconds``. So do temporary failures of ``failures`` different pieces of work without a
+    success in between. Then it is half-open: one piece of work at a time may begin, as a probe. A
+    probe's success closes the circuit. A probe's rejection or failure opens it for twice as long as
+    before, up to ``cap_seconds`` or ``failure_cap_seconds``: a rejection waits for an operator, a
+    failure ends by itself. ``clock`` returns seconds and never goes back.
     """
 
     def __init__(
-        self, *, first_seconds: float, cap_seconds: float, clock: Callable[[], float]
+        self,
+        *,
+        first_seconds: float,
+        cap_seconds: float,
+        failure_cap_seconds: float = 30.0,
+        failures: int = 5,
+        clock: Callable[[], float],
     ) -> None:
         self._first_seconds = first_seconds
         self._cap_seconds = cap_seconds
+        self._failure_cap_seconds = failure_cap_seconds
+        self._failures = failures
+        self._failing: set[Hashable] = set()
         self._clock = clock
         self._openings = 0
         self._open_until = 0.0
@@ -67,9 +91,10 @@ class Circuit:
         self._probing = True
         return Permit(self, is_probe=True)
 
-    def _open(self) -> float:
+    def _open(self, cap_seconds: float) -> float:
         doubled = self._first_seconds * 2.0 ** min(self._openings, 32)
-        seconds = min(self._cap_seconds, doubled)
+        seconds = min(cap_seconds, doubled)
+        self._failing.clear()
         self._openings += 1
         self._open_until = self._clock() + seconds
         return seconds

@@ -7,14 +7,17 @@
     │   TruncatedLetter; IdempotencyKeyReused, TooManyActive, TooManyUploads,
     │   Unauthenticated: InvalidApiKey                                    the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, StorageUnavailable,
-    │   DatabaseUnavailable: SchemaMismatch                               our fault, temporary
-    ├── WorkFailed: TryAgain, Refused, ProviderMisconfigured              one attempt failed
+    │   WorkerExhausted, DatabaseUnavailable: SchemaMismatch              our fault, temporary
+    ├── WorkFailed: Refused, ProviderMisconfigured,
+    │   TryAgain: InputUnavailable, ProviderUnavailable                   one attempt failed
     ├── ClaimFailed                                                       our fault, permanent
     ├── Superseded                                                        an attempt lost its lease
     └── IllegalTransition, InvalidTask                                    a domain rule was broken
 """
 
 from typing import ClassVar
+
+from domain.causes import Cause, CauseKind
 
 
 class WearonError(Exception):
@@ -108,10 +111,16 @@ class InvalidApiKey(Unauthenticated):
 class Unavailable(WearonError):
     """A dependency does not answer. A later retry may succeed.
 
-    The outcome of the call is unknown: it may have taken effect.
+    The outcome of the call is unknown: it may have taken effect. ``cause`` is for the log; by
+    default it repeats the message.
     """
 
     code = "SERVICE_UNAVAILABLE"
+    kind: ClassVar[CauseKind] = CauseKind.BUG
+
+    def __init__(self, message: str, *, cause: Cause | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause or Cause(self.kind, message)
 
 
 class QueueUnavailable(Unavailable):
@@ -121,13 +130,17 @@ class QueueUnavailable(Unavailable):
     reached.
     """
 
-    def __init__(self, message: str, *, refused: bool = False) -> None:
-        super().__init__(message)
+    kind = CauseKind.QUEUE
+
+    def __init__(self, message: str, *, refused: bool = False, cause: Cause | None = None) -> None:
+        super().__init__(message, cause=cause)
         self.refused = refused
 
 
 class DatabaseUnavailable(Unavailable):
     """The database failed or did not answer in time."""
+
+    kind = CauseKind.DATABASE
 
 
 class SchemaMismatch(DatabaseUnavailable):
@@ -136,7 +149,15 @@ class SchemaMismatch(DatabaseUnavailable):
 
 
 class StorageUnavailable(Unavailable):
-    """The picture storage failed or did not answer in time, outside an attempt."""
+    """The picture storage failed, is full or did not answer in time. Never a session's fault."""
+
+    kind = CauseKind.STORAGE
+
+
+class WorkerExhausted(Unavailable):
+    """This worker lacks descriptors, memory or processes. Never a session's fault."""
+
+    kind = CauseKind.WORKER
 
 
 class ClaimFailed(WearonError):
@@ -146,28 +167,52 @@ class ClaimFailed(WearonError):
 
 
 class WorkFailed(WearonError):
-    """An attempt failed to make its picture. ``str(error)`` may be shown to an end user."""
+    """An attempt failed to make its picture. ``str(error)`` may be shown to an end user; ``cause``
+    is for logs and operators, and by default repeats the message."""
 
     code = "GENERATION_FAILED"
+    kind: ClassVar[CauseKind] = CauseKind.PROVIDER
 
-    def __init__(self, message: str, *, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: str | None = None, cause: Cause | None = None
+    ) -> None:
         super().__init__(message)
         self.reason = code or self.code
         """The ``error_code`` of the session if this error ends it."""
+        self.cause = cause or Cause(self.kind, message)
 
 
 class TryAgain(WorkFailed):
     """A temporary fault: another attempt may succeed after ``retry_after_seconds``."""
 
     def __init__(
-        self, message: str, *, code: str | None = None, retry_after_seconds: float = 0.0
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        retry_after_seconds: float = 0.0,
+        cause: Cause | None = None,
     ) -> None:
-        super().__init__(message, code=code)
+        super().__init__(message, code=code, cause=cause)
         self.retry_after_seconds = retry_after_seconds
+
+
+class InputUnavailable(TryAgain):
+    """The caller's own host failed: at most one more attempt, behind other sessions."""
+
+    code = "IMAGE_UNREACHABLE"
+    kind = CauseKind.INPUT
+
+
+class ProviderUnavailable(TryAgain):
+    """The provider is busy or broken (429, 5xx, network). No session is at fault: more attempts
+    follow for minutes, and spend none of the session's."""
 
 
 class Refused(WorkFailed):
     """No attempt can succeed: the session fails at once, with its refund."""
+
+    kind = CauseKind.INPUT
 
 
 class ProviderMisconfigured(WorkFailed):
@@ -175,8 +220,9 @@ class ProviderMisconfigured(WorkFailed):
     the model. The session is not at fault and stays queued. ``detail`` is for the log."""
 
     def __init__(self, *, detail: str) -> None:
-        super().__init__("Pictures cannot be made at the moment")
-        self.detail = detail
+        super().__init__(
+            "Pictures cannot be made at the moment", cause=Cause(CauseKind.PROVIDER, detail)
+        )
 
 
 class Superseded(WearonError):

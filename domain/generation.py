@@ -4,20 +4,26 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
 from random import Random
+from typing import Protocol
 from uuid import UUID
 
+from domain.causes import Cause, CauseKind
 from domain.errors import (
     ClaimFailed,
     DatabaseUnavailable,
+    InputUnavailable,
     ProviderMisconfigured,
+    ProviderUnavailable,
     Refused,
+    StorageUnavailable,
     Superseded,
     TryAgain,
     Unavailable,
+    WorkerExhausted,
     WorkFailed,
 )
 from domain.leases import run_under_lease
@@ -31,7 +37,15 @@ from domain.ports import (
     SessionRepoPort,
     TaskQueuePort,
 )
-from domain.sessions import ErrorCode, Failure, GenerationSession, StoredPicture, Usage
+from domain.sessions import (
+    Blame,
+    ErrorCode,
+    Failure,
+    Fault,
+    GenerationSession,
+    StoredPicture,
+    Usage,
+)
 from domain.tasks import GenerationTask, UnreadableTask
 
 NO_PICTURE = Failure(
@@ -39,11 +53,17 @@ NO_PICTURE = Failure(
     message="The picture could not be made; the credit was refunded",
 )
 _UNKNOWN_SESSION = "its session is not in the database: another producer's, or lost with it"
+EXPIRED = Failure(code=ErrorCode.EXPIRED, message="The request waited too long")
 _UNREADABLE = Failure(
     code=ErrorCode.INVALID_TASK,
     message="The request could not be read; the credit was refunded",
 )
 _MAX_RETRY_AFTER_SECONDS = 3_600.0
+_MAX_INPUT_ATTEMPTS = 2
+_LONGEST_HOLD_PAUSE_SECONDS = 5.0
+
+OUR_FAULTS = (ProviderMisconfigured, StorageUnavailable, WorkerExhausted)
+"""The errors because of which this worker can make no picture at the moment, for any session."""
 
 
 class Outcome(StrEnum):
@@ -68,6 +88,11 @@ class WorkPolicy:
     ``attempt_timeout`` bounds one attempt. The wait before attempt n+1 is random between 0 and
     ``min(backoff_cap, backoff_base * 2**(n-1))`` (backoff with full jitter), and never shorter
     than the other side's Retry-After, up to an hour.
+
+    Only attempts that fail through the session's own fault are counted up to ``max_attempts``. The
+    provider's transient faults fail a session once they have lasted for ``provider_patience``. A
+    picture that the storage does not take is held for ``storage_patience``. An attempt that begins
+    ``queue_ttl`` after the session's creation, or later, is its last.
     """
 
     lease: timedelta = timedelta(seconds=30)
@@ -75,12 +100,33 @@ class WorkPolicy:
     attempt_timeout: timedelta = timedelta(seconds=180)
     backoff_base: timedelta = timedelta(seconds=1)
     backoff_cap: timedelta = timedelta(seconds=60)
+    provider_patience: timedelta = timedelta(minutes=10)
+    storage_patience: timedelta = timedelta(minutes=10)
+    queue_ttl: timedelta = timedelta(hours=1)
 
     def backoff(self, attempt: int, retry_after_seconds: float, random: Random) -> timedelta:
         """The wait after attempt number ``attempt``."""
         doubled = self.backoff_base.total_seconds() * 2.0 ** min(attempt - 1, 32)
         wait = random.random() * min(self.backoff_cap.total_seconds(), doubled)
         return timedelta(seconds=max(wait, min(retry_after_seconds, _MAX_RETRY_AFTER_SECONDS)))
+
+
+class AttemptWatcher(Protocol):
+    """Is told what goes wrong with an attempt, for logs and circuits. Must not raise."""
+
+    def attempt_failed(self, session: GenerationSession, fault: Fault) -> None:
+        """The attempt failed; the session goes on or ends without a picture."""
+
+    def picture_held(self, session: GenerationSession, cause: Cause) -> None:
+        """The storage does not take the picture, which is kept in memory for some time."""
+
+
+class _Unwatched(AttemptWatcher):
+    def attempt_failed(self, session: GenerationSession, fault: Fault) -> None: ...
+    def picture_held(self, session: GenerationSession, cause: Cause) -> None: ...
+
+
+_UNWATCHED = _Unwatched()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +137,17 @@ class _Made:
     usage: Usage | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    """A picture that is paid for, and that the storage did not take."""
+
+    generated: Generated
+    cause: Cause
+
+
 class Generation:
-    """Works on sessions, one per call, any number of them concurrently."""
+    """Works on sessions, one per call, any number of them concurrently. ``worker`` is the name of
+    this process, which is recorded with the faults."""
 
     def __init__(
         self,
@@ -106,6 +161,7 @@ class Generation:
         policy: WorkPolicy,
         random: Random,
         new_id: Callable[[], UUID],
+        worker: str = "",
     ) -> None:
         self._sessions = sessions
         self._attempts = attempts
@@ -116,26 +172,34 @@ class Generation:
         self._policy = policy
         self._random = random
         self._new_id = new_id
+        self._worker = worker
 
-    async def run(self, task: GenerationTask) -> Outcome:
+    async def check_storage(self) -> None:
+        """Raises ``StorageUnavailable`` if a picture could not be stored now: then take no task."""
+        await self._storage.check()
+
+    async def run(self, task: GenerationTask, watcher: AttemptWatcher = _UNWATCHED) -> Outcome:
         """Work on the session of ``task``, if it is still ``queued``.
 
         A task of an unknown session is buried. Raises ``Unavailable`` if the database does not
         answer the claim, or the queue not the burial, and ``ClaimFailed`` if the database rejects
-        the claim; the task is back in the queue then. Raises
-        ``ProviderMisconfigured`` if the generator rejects every request; the session is back in
-        the queue then, whatever its attempt. Any other unexpected error fails the session with its
-        refund and is raised. When cancelled, gives the session back and stops.
+        the claim; the task is back in the queue then. Raises one of OUR_FAULTS if this worker can
+        make no picture at all; the session is back in the queue then, and no attempt is spent. Any
+        other unexpected error fails the session with its refund and is raised. When cancelled,
+        gives the session back and stops.
         """
         session = await self._claim(task)
         if session is None:
             return Outcome.SKIPPED
         try:
-            return await self._work(session)
+            return await self._work(session, watcher)
         except DatabaseUnavailable:
             return Outcome.UNSETTLED
-        except (ProviderMisconfigured, asyncio.CancelledError):
-            await self._give_back(session)
+        except OUR_FAULTS as error:
+            await self._give_back(session, self._blame(session, error, watcher, Blame.OURS))
+            raise
+        except asyncio.CancelledError:
+            await self._give_back(session, None)
             raise
 
     async def refuse(self, message: UnreadableTask) -> bool:
@@ -165,49 +229,89 @@ class Generation:
             raise ClaimFailed("The database rejected the claim") from error
         return session
 
-    async def _work(self, session: GenerationSession) -> Outcome:
+    async def _work(self, session: GenerationSession, watcher: AttemptWatcher) -> Outcome:
         """Make the picture, and settle the session whatever comes of that."""
         try:
             made = await self._make_under_lease(session)
+            if isinstance(made, _Held):
+                watcher.picture_held(session, made.cause)
+                made = await self._store_held(session, made)
         except TryAgain as error:
-            return await self._try_again(session, error)
+            return await self._try_again(session, error, watcher)
         except Refused as error:
-            return await self._fail(session, _failure(error))
+            fault = self._blame(session, error, watcher)
+            return await self._fail(session, _failure(error), fault)
         except Superseded:
             return Outcome.OVERTAKEN
-        except (ProviderMisconfigured, DatabaseUnavailable):
+        except (DatabaseUnavailable, *OUR_FAULTS):
             raise
-        except Exception:
+        except Exception as error:
+            fault = self._blame(session, error, watcher)
             with suppress(DatabaseUnavailable):
-                await self._fail(session, NO_PICTURE)
+                await self._fail(session, NO_PICTURE, fault)
             raise
         if made is None:
             return Outcome.OVERTAKEN
         return await self._complete(session, made)
 
-    async def _make_under_lease(self, session: GenerationSession) -> _Made | None:
+    async def _make_under_lease(self, session: GenerationSession) -> _Made | _Held | None:
         """None if the lease was lost meanwhile."""
-        lease = self._policy.lease
         return await run_under_lease(
             partial(self._make, session),
-            renew=partial(self._attempts.renew, session.id, attempt=session.attempt, lease=lease),
-            lease=lease,
+            renew=partial(self._renew, session),
+            lease=self._policy.lease,
             attempt_timeout=self._policy.attempt_timeout,
         )
 
-    async def _make(self, session: GenerationSession) -> _Made:
+    async def _renew(self, session: GenerationSession) -> bool:
+        return await self._attempts.renew(
+            session.id, attempt=session.attempt, lease=self._policy.lease
+        )
+
+    async def _make(self, session: GenerationSession) -> _Made | _Held:
         """Generate and save the picture, unless an earlier attempt saved one, whose usage was lost
         with that attempt."""
         saved = await self._storage.find(session.object_prefix)
         if saved is not None:
             return _Made(picture=saved)
         generated = await self._generate(session)
-        picture = await self._storage.save(session.object_prefix, generated.picture)
+        try:
+            picture = await self._storage.save(session.object_prefix, generated.picture)
+        except StorageUnavailable as error:
+            return _Held(generated=generated, cause=error.cause)
         return _Made(picture=picture, usage=generated.usage)
+
+    async def _store_held(self, session: GenerationSession, held: _Held) -> _Made | None:
+        """Try to store the picture until that succeeds, so that it is not paid for again. None if
+        the lease was lost meanwhile. Raises ``StorageUnavailable`` after ``storage_patience``."""
+        with suppress(DatabaseUnavailable):  # A late save does no harm: the first picture stays.
+            if not await self._renew(session):
+                return None
+        try:
+            return await run_under_lease(
+                partial(self._save_repeatedly, session, held),
+                renew=partial(self._renew, session),
+                lease=self._policy.lease,
+                attempt_timeout=self._policy.storage_patience,
+            )
+        except TryAgain as error:
+            message = "The picture could not be stored for too long"
+            raise StorageUnavailable(message, cause=held.cause) from error
+
+    async def _save_repeatedly(self, session: GenerationSession, held: _Held) -> _Made:
+        tries = 0
+        while True:
+            tries += 1
+            wait = self._policy.backoff(tries, 0.0, self._random).total_seconds()
+            await asyncio.sleep(min(wait, _LONGEST_HOLD_PAUSE_SECONDS))
+            with suppress(StorageUnavailable):
+                picture = await self._storage.save(session.object_prefix, held.generated.picture)
+                return _Made(picture=picture, usage=held.generated.usage)
 
     async def _generate(self, session: GenerationSession) -> Generated:
         """Resume the job of an earlier attempt if that still leads to a picture: it is paid for,
-        and it needs no input pictures, whose links may have expired. Else begin a new one."""
+        and it needs no input pictures, whose links may have expired. Else begin a new one, unless
+        its picture could not be stored."""
         record_job = partial(self._record_job, session)
         if session.provider_job is not None:
             resumed = await self._generator.resume(session.provider_job, record_job)
@@ -220,6 +324,7 @@ class Generation:
             images=tuple(images),
             instead_of=session.provider_job,
         )
+        await self._storage.check()
         return await self._generator.generate(request, record_job)
 
     async def _record_job(self, session: GenerationSession, job: str) -> None:
@@ -232,25 +337,90 @@ class Generation:
         )
         return Outcome.COMPLETED if completed else Outcome.OVERTAKEN
 
-    async def _fail(self, session: GenerationSession, failure: Failure) -> Outcome:
-        failed = await self._attempts.fail(session.id, failure, attempt=session.attempt)
+    async def _fail(
+        self, session: GenerationSession, failure: Failure, fault: Fault | None
+    ) -> Outcome:
+        failed = await self._attempts.fail(
+            session.id, failure, attempt=session.attempt, fault=fault
+        )
         return Outcome.FAILED if failed else Outcome.OVERTAKEN
 
-    async def _try_again(self, session: GenerationSession, error: TryAgain) -> Outcome:
-        """Release the session with a backoff, or fail it after its last attempt."""
-        if session.attempt >= self._policy.max_attempts:
-            return await self._fail(session, _failure(error))
-        delay = self._policy.backoff(session.attempt, error.retry_after_seconds, self._random)
-        released = await self._attempts.release(session.id, attempt=session.attempt, delay=delay)
+    async def _try_again(
+        self, session: GenerationSession, error: TryAgain, watcher: AttemptWatcher
+    ) -> Outcome:
+        """Release the session with a backoff, or fail it if this was its last attempt."""
+        fault = self._blame(session, error, watcher)
+        if self._was_last(session, error):
+            return await self._fail(session, _failure(error), fault)
+        if self._has_expired(session):
+            return await self._fail(session, EXPIRED, fault)
+        released = await self._attempts.release(
+            session.id, attempt=session.attempt, delay=self._delay(session, error), fault=fault
+        )
         return Outcome.RELEASED if released else Outcome.OVERTAKEN
 
-    async def _give_back(self, session: GenerationSession) -> None:
+    def _was_last(self, session: GenerationSession, error: TryAgain) -> bool:
+        """Whether the fault, or its repetitions, used up what the session may have. The provider's
+        must have lasted, and have been met more than once or twice: between two attempts a session
+        may wait for long."""
+        policy = self._policy
+        match error:
+            case ProviderUnavailable():
+                lasted = _since(session.failing_since, session)
+                return session.attempt >= policy.max_attempts and lasted >= policy.provider_patience
+            case InputUnavailable():
+                return session.attempts_spent >= min(policy.max_attempts, _MAX_INPUT_ATTEMPTS)
+        return session.attempts_spent >= policy.max_attempts
+
+    def _has_expired(self, session: GenerationSession) -> bool:
+        """Whether the attempt began when recovery could have failed the session as expired. If it
+        were released again, the next attempt could begin before recovery does so."""
+        return _since(session.created_at, session) >= self._policy.queue_ttl
+
+    def _delay(self, session: GenerationSession, error: TryAgain) -> timedelta:
+        """How long the session waits for its next attempt. If its caller's host failed, it queues
+        behind the others: it waits as long again as it has waited, as far as its life allows."""
+        policy = self._policy
+        delay = policy.backoff(session.attempt, error.retry_after_seconds, self._random)
+        if not isinstance(error, InputUnavailable):
+            return delay
+        waited = _since(session.created_at, session)
+        return max(delay, min(waited, (policy.queue_ttl - waited) / 2))
+
+    async def _give_back(self, session: GenerationSession, fault: Fault | None) -> None:
         """Let another worker have the session at once. If that fails, recovery does it later."""
         with suppress(Unavailable):
-            if await self._attempts.release(
-                session.id, attempt=session.attempt, delay=timedelta(0)
+            if self._has_expired(session):
+                await self._fail(session, EXPIRED, fault)
+            elif await self._attempts.release(
+                session.id, attempt=session.attempt, delay=timedelta(0), fault=fault
             ):
                 await self._queue.push_next([GenerationTask.of(session, task_id=self._new_id())])
+
+    def _blame(
+        self,
+        session: GenerationSession,
+        error: Exception,
+        watcher: AttemptWatcher,
+        blame: Blame = Blame.SESSION,
+    ) -> Fault:
+        """Whose fault the error is. Tells the watcher."""
+        if isinstance(error, ProviderUnavailable):
+            blame = Blame.PROVIDER
+        cause = Cause(CauseKind.BUG, type(error).__name__)
+        if isinstance(error, WorkFailed | Unavailable):
+            cause = error.cause
+        code = error.reason if isinstance(error, WorkFailed) else NO_PICTURE.code
+        fault = Fault(blame=blame, cause=cause, code=code, worker=self._worker)
+        watcher.attempt_failed(session, fault)
+        return fault
+
+
+def _since(moment: datetime | None, session: GenerationSession) -> timedelta:
+    """The time from ``moment`` to the begin of the attempt, both on the database's clock."""
+    if moment is None or session.started_at is None:
+        return timedelta(0)
+    return session.started_at - moment
 
 
 def _failure(error: WorkFailed) -> Failure:

@@ -6,7 +6,8 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TypeVar
 
-from domain.errors import DatabaseUnavailable, TryAgain, WorkFailed
+from domain.causes import Cause, CauseKind
+from domain.errors import DatabaseUnavailable, TryAgain, Unavailable, WorkFailed
 
 T = TypeVar("T")
 
@@ -51,7 +52,8 @@ async def run_under_lease(
             return _unwrap(working.result())
         if keeping is not None and keeping.done():
             return keeping.result()
-        raise TryAgain("Making the picture took too long")
+        cause = Cause(CauseKind.TIMEOUT, f"attempt took longer than {attempt_seconds:g} s")
+        raise TryAgain("Making the picture took too long", cause=cause)
     finally:
         await _stop(working, keeping)
         # An error's traceback holds this frame: through these it would hold the error.
@@ -74,7 +76,9 @@ async def _keep_lease(
         await asyncio.sleep(lease_seconds / 3)
 
 
-async def _result_or_failure(work: Callable[[], Awaitable[T]]) -> T | WorkFailed:
+async def _result_or_failure(
+    work: Callable[[], Awaitable[T]],
+) -> T | WorkFailed | Unavailable:
     """An expected failure is returned without its traceback, whose frames hold pictures.
 
     That traceback would be part of a reference cycle (failure, timers, this task, failure), which
@@ -82,14 +86,14 @@ async def _result_or_failure(work: Callable[[], Awaitable[T]]) -> T | WorkFailed
     """
     try:
         return await work()
-    except WorkFailed as failure:
+    except (WorkFailed, Unavailable) as failure:
         failure.__cause__ = failure.__context__ = None
         return failure.with_traceback(None)
 
 
-def _unwrap(result: T | WorkFailed) -> T:
+def _unwrap(result: T | WorkFailed | Unavailable) -> T:
     try:
-        if isinstance(result, WorkFailed):
+        if isinstance(result, WorkFailed | Unavailable):
             raise result
         return result
     finally:

@@ -13,7 +13,15 @@ from typing import Protocol
 from uuid import UUID
 
 from domain.credits import CreditAccount, Discrepancy, LedgerEntry, Owner
-from domain.sessions import Failure, GenerationSession, SessionStatus, StoredPicture, Usage
+from domain.sessions import (
+    AttemptFault,
+    Failure,
+    Fault,
+    GenerationSession,
+    SessionStatus,
+    StoredPicture,
+    Usage,
+)
 from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
 
 
@@ -146,18 +154,27 @@ class AttemptRepoPort(Protocol):
         """``processing -> completed`` if this attempt is the current one, else False. The session
         keeps the picture and its usage."""
 
-    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int) -> bool:
-        """``processing -> failed`` if this attempt is the current one, with the refund in the same
-        transaction. Else False."""
+    async def fail(
+        self, session_id: UUID, failure: Failure, *, attempt: int, fault: Fault | None = None
+    ) -> bool:
+        """``processing -> failed`` if this attempt is the current one, with the refund and the
+        record of the ``fault`` in the same transaction. Else False."""
 
     async def record_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
         """Record the provider's ``job``, of 1 to 200 characters, in place of an earlier one, if
         this attempt is the current one; else False. The session keeps it through every later
         transition, so that the next attempt can resume the job."""
 
-    async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
+    async def release(
+        self, session_id: UUID, *, attempt: int, delay: timedelta, fault: Fault | None = None
+    ) -> bool:
         """``processing -> queued`` if this attempt is the current one, else False. Recovery
-        pushes the session again once ``delay`` has passed; a claim may come earlier."""
+        pushes the session again once ``delay`` has passed; a claim may come earlier.
+
+        A ``fault`` is recorded in the same transaction. The attempt is excused unless the session
+        is to blame. If the provider is, ``failing_since`` keeps the time of the first such fault
+        in a row; any other fault clears it; without a fault, it stays.
+        """
 
 
 class RecoveryRepoPort(Protocol):
@@ -178,7 +195,8 @@ class RecoveryRepoPort(Protocol):
         self, *, max_attempts: int, external_timeout: timedelta, limit: int
     ) -> int:
         """``processing -> queued``, due at once, if the lease has expired and attempts are left.
-        Returns the number of sessions.
+        The attempt counts, because the task may have killed its worker, and its fault is
+        recorded. Returns the number of sessions.
 
         A session set to ``processing`` by an external consumer has no lease. It counts as expired
         ``external_timeout`` after that change, and the attempt counts.
@@ -187,8 +205,9 @@ class RecoveryRepoPort(Protocol):
     async def fail_dead_leases(
         self, failure: Failure, *, max_attempts: int, external_timeout: timedelta, limit: int
     ) -> list[GenerationSession]:
-        """``processing -> failed`` with the refund, if the lease has expired and no attempts are
-        left. Returns the failed sessions."""
+        """``processing -> failed`` with the refund, if the lease has expired and
+        ``max_attempts`` are spent; the last one's fault is recorded. Returns the failed sessions.
+        """
 
     async def fail_expired(self, failure: Failure, *, older_than: timedelta, limit: int) -> int:
         """``queued -> failed`` with the refund, for sessions created more than ``older_than`` ago.
@@ -211,8 +230,8 @@ class RecoveryRepoPort(Protocol):
         """
 
     async def mark_images_deleted(self, session_ids: Sequence[UUID]) -> int:
-        """Record that the picture storage holds nothing of these final sessions any more. Returns
-        how many sessions changed."""
+        """Record that the picture storage holds nothing of these final sessions any more, and
+        forget their attempts' faults. Returns how many sessions changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,6 +282,9 @@ class SessionReadPort(Protocol):
 
     async def queued_before(self, session: GenerationSession, *, limit: int) -> int:
         """The number of older ``queued`` sessions of all owners, counted up to ``limit``."""
+
+    async def attempt_faults(self, session_id: UUID) -> list[AttemptFault]:
+        """The session's failed attempts, oldest first, for operators."""
 
 
 class CreditRepoPort(Protocol):
@@ -327,7 +349,8 @@ class PictureFetcherPort(Protocol):
 
     async def fetch(self, url: str, owner: Owner) -> Picture:
         """The picture behind ``owner``'s link. Raises ``Refused`` (a forbidden address, not a
-        picture, too large, gone) or ``TryAgain`` (the host is slow, broken or busy)."""
+        picture, too large, gone), ``InputUnavailable`` (the host is slow, broken or busy),
+        ``StorageUnavailable`` (for an upload) or ``WorkerExhausted``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -367,10 +390,11 @@ class PictureGeneratorPort(Protocol):
     """
 
     async def generate(self, request: PictureRequest, record: RecordJob) -> Generated:
-        """Raises ``Refused`` (moderation, unusable input), ``TryAgain`` (busy, broken) or
-        ``ProviderMisconfigured`` (a wrong key, no quota: no request can succeed). After the last
-        one the session goes back to the queue and the worker's circuit opens: the worker takes no
-        task until the circuit lets a probe through. Errors of ``record`` are passed on."""
+        """Raises ``Refused`` (moderation, unusable input), ``ProviderUnavailable`` (busy, broken,
+        slow), ``TryAgain`` (a result without a picture) or ``ProviderMisconfigured`` (a wrong key,
+        no quota: no request can succeed). After the last one the session goes back to the queue
+        and the worker's circuit opens: the worker takes no task until the circuit lets a probe
+        through. Errors of ``record`` are passed on."""
 
     async def resume(self, job: str, record: RecordJob) -> Generated | None:  # noqa: ARG002
         """Wait for the picture of a recorded job. None if the job produced nothing or belongs to
@@ -401,15 +425,20 @@ class StartLimitPort(Protocol):
 class PictureStoragePort(Protocol):
     """Keeps finished pictures. The first picture saved for a session remains its picture.
 
-    Raises ``TryAgain`` if the storage does not answer.
+    Raises ``StorageUnavailable``.
     """
+
+    async def check(self) -> None:
+        """Raises ``StorageUnavailable`` if a picture could not be saved now: the storage is full,
+        read-only or does not answer. Cheap enough to precede every picture, because a result is
+        remembered for some time; after a failure the storage is really tried."""
 
     async def find(self, prefix: str) -> StoredPicture | None:
         """The picture whose key is ``prefix`` plus an extension; None if there is none."""
 
     async def save(self, prefix: str, picture: Picture) -> StoredPicture:
-        """Keep ``picture`` under ``prefix`` plus the extension of its type. If ``prefix`` has a
-        picture already, that one stays and is returned."""
+        """Keep ``picture`` under ``prefix`` plus the extension of its type, durably. If ``prefix``
+        has a picture already, that one stays and is returned."""
 
     async def delete(self, prefix: str) -> None:
         """Delete the pictures under ``prefix`` plus any extension. Deleting nothing succeeds."""
@@ -427,7 +456,7 @@ class SignedReadPort(Protocol):
         """The picture behind a signed URL, given that URL's parts.
 
         Raises ``NotFound``, without distinction, for a wrong signature, an expired URL and a
-        missing picture; ``TryAgain`` when the storage does not answer.
+        missing picture; ``StorageUnavailable`` when the storage does not answer.
         """
 
 
@@ -444,7 +473,7 @@ class UploadStoragePort(Protocol):
     """Keeps callers' own pictures, in one folder per day and owner. The key is
     ``uploads/{yyyy-mm-dd}/{channel}/{owner id}/{name}`` plus the extension of the type.
 
-    Raises ``TryAgain`` if the storage does not answer.
+    Raises ``StorageUnavailable``.
     """
 
     def upload_links(self, prefix: str, media_type: str, *, lifetime: timedelta) -> UploadLinks:
@@ -476,4 +505,4 @@ class UploadSinkPort(Protocol):
 
     async def keep_upload(self, object_key: str, data: bytes) -> bool:
         """Keep ``data``, whole or not at all. False, and nothing changes, if the key is taken.
-        Raises ``TryAgain`` when the storage does not answer."""
+        Raises ``StorageUnavailable`` when the storage does not answer."""

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from domain.errors import StorageUnavailable, TryAgain, Unavailable
-from domain.generation import NO_PICTURE, WorkPolicy
+from domain.causes import Cause, CauseKind
+from domain.errors import StorageUnavailable, Unavailable
+from domain.generation import EXPIRED, NO_PICTURE, WorkPolicy
 from domain.ports import (
     PictureStoragePort,
     RecoveryRepoPort,
@@ -17,11 +18,10 @@ from domain.ports import (
     TaskQueuePort,
     UploadStoragePort,
 )
-from domain.sessions import ErrorCode, Failure, GenerationSession
+from domain.sessions import GenerationSession
 from domain.submission import NOT_PUSHED
 from domain.tasks import GenerationTask, UnreadableTask
 
-_EXPIRED = Failure(code=ErrorCode.EXPIRED, message="The request waited too long")
 _UPLOAD_BATCH = 1_000
 _UPLOAD_SEARCH_INTERVAL = timedelta(hours=1)
 
@@ -41,7 +41,7 @@ class RecoveryPolicy:
     requeue_after: timedelta = timedelta(seconds=15)
     max_attempts: int = WorkPolicy().max_attempts
     external_timeout: timedelta = timedelta(minutes=15)
-    queue_ttl: timedelta = timedelta(hours=1)
+    queue_ttl: timedelta = WorkPolicy().queue_ttl
     upload_lifetime: timedelta = timedelta(days=2)
     batch: int = 100
     max_batches: int = 10
@@ -56,15 +56,17 @@ class RecoveryPolicy:
 
         The first run after ``queue_ttl`` fails a session that is ``queued`` then. An attempt may
         begin just before that run. It ends by itself, or with the first run after its lease, or an
-        external consumer's ``external_timeout``, has expired. If the attempt was given back and
-        attempts are left, the next one may again begin just before the run that would fail the
-        session.
+        external consumer's ``external_timeout``, has expired. If the attempt died and may be spent,
+        the next one may again begin just before the run that would fail the session. An attempt
+        that began before ``queue_ttl`` may also be given back without being spent, and so comes on
+        top of these; one that began later is not given back.
 
         One run moves up to ``batch * max_batches`` sessions by each rule. Each further
         ``batch * max_batches`` sessions that are due at the same time take one more ``interval``.
         """
-        attempt = max(work.attempt_timeout + work.lease, self.external_timeout)
-        return self.queue_ttl + interval + self.max_attempts * (attempt + interval)
+        working = work.attempt_timeout + work.storage_patience + work.lease
+        attempt = max(working, self.external_timeout)
+        return self.queue_ttl + interval + (self.max_attempts + 1) * (attempt + interval)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +185,7 @@ class Recovery:
         policy = self._policy
         done["expired"] = await self._in_batches(
             lambda: self._recovery_repo.fail_expired(
-                _EXPIRED, older_than=policy.queue_ttl, limit=policy.batch
+                EXPIRED, older_than=policy.queue_ttl, limit=policy.batch
             )
         )
 
@@ -203,7 +205,7 @@ class Recovery:
             session = self._to_bury[0]
             await self._queue.bury(
                 GenerationTask.of(session, task_id=self._new_id()),
-                reason=f"{session.attempt} attempts ended without a sign of life",
+                reason=f"{session.attempts_spent} attempts ended without a sign of life",
             )
             self._to_bury.popleft()
 
@@ -250,19 +252,27 @@ class Recovery:
         )
         if not old:
             return
-        deleted = await asyncio.gather(*(self._delete_picture(session) for session in old))
-        gone = [session.id for session, is_gone in zip(old, deleted, strict=True) if is_gone]
+        failures = await asyncio.gather(*(self._delete_picture(session) for session in old))
+        gone = [
+            session.id for session, failure in zip(old, failures, strict=True) if failure is None
+        ]
         done["pictures_deleted"] = await self._recovery_repo.mark_images_deleted(gone)
         if len(gone) < len(old):
-            raise StorageUnavailable(f"{len(old) - len(gone)} pictures could not be deleted")
+            raise StorageUnavailable(
+                f"{len(old) - len(gone)} pictures could not be deleted",
+                cause=next(failure for failure in failures if failure is not None),
+            )
 
-    async def _delete_picture(self, session: GenerationSession) -> bool:
+    async def _delete_picture(self, session: GenerationSession) -> Cause | None:
+        """None if it is deleted, else why not."""
         try:
             async with asyncio.timeout(self._policy.deletion_timeout.total_seconds()):
                 await self._storage.delete(session.object_prefix)
-        except (TryAgain, TimeoutError):
-            return False
-        return True
+        except StorageUnavailable as error:
+            return error.cause
+        except TimeoutError:
+            return Cause(CauseKind.STORAGE, "timeout")
+        return None
 
     async def _delete_uploads(self, done: Counter[str]) -> None:
         """One batch per run. After an incomplete batch the next search is an hour later, because
@@ -271,12 +281,9 @@ class Recovery:
         if now < self._next_upload_search:
             return
         self._next_upload_search = now + _UPLOAD_SEARCH_INTERVAL
-        try:
-            deleted = await self._uploads.delete_uploads_before(
-                now - self._policy.upload_lifetime, limit=_UPLOAD_BATCH
-            )
-        except TryAgain as error:
-            raise StorageUnavailable("The upload storage is unavailable") from error
+        deleted = await self._uploads.delete_uploads_before(
+            now - self._policy.upload_lifetime, limit=_UPLOAD_BATCH
+        )
         if deleted >= _UPLOAD_BATCH:
             self._next_upload_search = now
         done["uploads_deleted"] = deleted

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Self, assert_never
 from uuid import UUID
 
+from domain.causes import Cause, CauseKind
 from domain.credits import Channel, Owner
 from domain.errors import IdempotencyKeyReused, IllegalTransition
 
@@ -55,6 +56,50 @@ class Failure:
 
     code: str
     message: str
+
+
+class Blame(StrEnum):
+    """Whose fault it is that an attempt failed, and so what that costs its session."""
+
+    SESSION = "session"
+    """Its own, its caller's, or perhaps its own: one of its attempts is spent."""
+    PROVIDER = "provider"
+    """No attempt is spent. The session fails if the provider's trouble lasts too long."""
+    OURS = "ours"
+    """No attempt is spent, and the worker takes no task until it can work."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Why an attempt failed. ``code`` is the ``error_code`` that it stands for, ``worker`` the name
+    of the worker, of at most 100 characters; empty if it is not known."""
+
+    blame: Blame
+    cause: Cause
+    code: str
+    worker: str
+
+
+LOST_LEASE = Fault(
+    blame=Blame.SESSION,
+    cause=Cause(CauseKind.LOST_LEASE, "the worker died, hung or lost the database"),
+    code=ErrorCode.GENERATION_FAILED,
+    worker="",
+)
+"""The fault of an attempt that ended without a sign of life: the task may have killed the worker.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptFault:
+    """A failed attempt, as operators see it. ``worker`` is None if it died: then its name is not
+    known."""
+
+    attempt: int
+    at: datetime
+    worker: str | None
+    code: str
+    cause: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +158,10 @@ class GenerationSession:
       again if the queue loses it.
     - ``attempt`` counts the claims, including those by external consumers. It fences writes: a
       worker writes only with the number that its claim returned.
+    - ``attempts_excused`` counts the attempts that were released through no fault of the session.
+      The others are spent, and only these are bounded.
+    - ``failing_since``, on the database's clock: the provider has failed every attempt since. None
+      if the last attempt did not fail through the provider's fault.
     - ``lease_expires_at``, on the database's clock: the worker counts as alive until then. None
       unless ``processing``; always None for an external consumer.
     - ``picture`` is written by our workers, ``generated_image_url`` only by external consumers.
@@ -133,6 +182,8 @@ class GenerationSession:
     status: SessionStatus = SessionStatus.QUEUED
     confirmed: bool = False
     attempt: int = 0
+    attempts_excused: int = 0
+    failing_since: datetime | None = None
     lease_expires_at: datetime | None = None
     picture: StoredPicture | None = None
     usage: Usage | None = None
@@ -144,6 +195,11 @@ class GenerationSession:
     completed_at: datetime | None = None
     processing_time_ms: int | None = None
     image_deleted_at: datetime | None = None
+
+    @property
+    def attempts_spent(self) -> int:
+        """The attempts that count, including the current one: it may be killing its worker."""
+        return self.attempt - self.attempts_excused
 
     @property
     def image_expired(self) -> bool:
@@ -192,10 +248,19 @@ class GenerationSession:
             started_at=now,
         )
 
-    def released(self) -> Self:
-        """``processing -> queued``, for another attempt."""
+    def released(self, blame: Blame | None = None, *, now: datetime) -> Self:
+        """``processing -> queued``, for another attempt. Without ``blame``, nothing failed."""
         self._require(SessionStatus.PROCESSING)
-        return replace(self, status=SessionStatus.QUEUED, lease_expires_at=None)
+        failing_since = self.failing_since if blame is None else None
+        if blame is Blame.PROVIDER:
+            failing_since = self.failing_since or now
+        return replace(
+            self,
+            status=SessionStatus.QUEUED,
+            lease_expires_at=None,
+            attempts_excused=self.attempts_excused + (blame is not Blame.SESSION),
+            failing_since=failing_since,
+        )
 
     def completed(
         self, picture: StoredPicture, usage: Usage | None = None, *, now: datetime

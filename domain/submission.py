@@ -272,7 +272,7 @@ class Submission:
         if not undone:
             return
         if isinstance(cause, QueueUnavailable):
-            raise QueueUnavailable(UNAVAILABLE_MESSAGE) from cause
+            raise QueueUnavailable(UNAVAILABLE_MESSAGE, cause=cause.cause) from cause
         raise cause
 
     async def measure_queue(self) -> int:

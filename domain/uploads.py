@@ -68,8 +68,8 @@ class Uploads:
         self._clock = clock
 
     async def offer(self, owner: Owner, media_type: str) -> UploadOffer:
-        """Links for one new picture. Raises ``TooManyUploads``, and ``TryAgain`` when the storage
-        does not answer."""
+        """Links for one new picture. Raises ``TooManyUploads``, and ``StorageUnavailable`` when
+        the storage does not answer."""
         now = self._clock().replace(microsecond=0)  # Signed links have whole seconds only.
         folder = upload_folder(owner, now.date())
         await self.check_quota(folder)
@@ -125,7 +125,8 @@ class UploadReceiver:
 
         Raises ``NotFound`` for an invalid link, ``Overloaded``, ``TooManyUploads``,
         ``InvalidInput`` unless it is a picture of the media type that the key names, ``Conflict``
-        if the link was used before, and ``TryAgain`` when the storage does not answer.
+        if the link was used before, and ``StorageUnavailable`` when the storage does not
+        answer.
         """
         self._sink.check_upload_link(object_key, expires=expires, signature=signature)
         if self._in_flight >= self._max_in_flight:

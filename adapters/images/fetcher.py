@@ -22,10 +22,12 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from adapters.images.addresses import is_public
+from adapters.images.http import network_detail, shortage
 from adapters.images.inputs import Prepare
 from adapters.images.inspection import too_large
 from adapters.images.limits import FetchLimits
-from domain.errors import Refused, TryAgain
+from domain.causes import Cause, CauseKind
+from domain.errors import InputUnavailable, Refused
 from domain.ports import Picture
 from domain.sessions import ErrorCode
 
@@ -78,7 +80,8 @@ class HttpPictureFetcher:
             async with asyncio.timeout(self._limits.total_timeout_seconds):
                 data = await self._download(self._checked_url(url))
         except (ClientError, OSError) as error:
-            raise _transient_failure() from error
+            detail = f"{network_detail(error)} host={URL(url).host}"
+            raise shortage(error) or _transient_failure(detail) from error
         return await self._prepare(data)
 
     async def close(self) -> None:
@@ -202,10 +205,11 @@ def _is_loopback(host: str) -> bool:
 
 
 def _check_status(response: ClientResponse) -> None:
+    detail = f"{response.status} host={response.url.host}"
     if response.status in _TRANSIENT_STATUSES or response.status >= 500:
-        raise _transient_failure(_retry_after_seconds(response))
+        raise _transient_failure(detail, _retry_after_seconds(response))
     if response.status != 200:
-        raise _unreachable("A picture could not be downloaded from its link")
+        raise _unreachable("A picture could not be downloaded from its link", detail)
 
 
 def _retry_after_seconds(response: ClientResponse) -> float:
@@ -213,11 +217,11 @@ def _retry_after_seconds(response: ClientResponse) -> float:
     return min(float(value), MAX_RETRY_AFTER_SECONDS) if _SECONDS.fullmatch(value) else 0.0
 
 
-def _transient_failure(retry_after_seconds: float = 0.0) -> TryAgain:
-    return TryAgain(
+def _transient_failure(detail: str, retry_after_seconds: float = 0.0) -> InputUnavailable:
+    return InputUnavailable(
         "A picture's server did not deliver it",
-        code=ErrorCode.IMAGE_UNREACHABLE,
         retry_after_seconds=retry_after_seconds,
+        cause=Cause(CauseKind.INPUT, detail),
     )
 
 
@@ -225,5 +229,6 @@ def _not_public() -> Refused:
     return _unreachable("A picture's link does not lead to a public web address")
 
 
-def _unreachable(message: str) -> Refused:
-    return Refused(message, code=ErrorCode.IMAGE_UNREACHABLE)
+def _unreachable(message: str, detail: str | None = None) -> Refused:
+    cause = Cause(CauseKind.INPUT, detail or message)
+    return Refused(message, code=ErrorCode.IMAGE_UNREACHABLE, cause=cause)

@@ -5,16 +5,27 @@ from collections.abc import Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 
-from aiohttp import ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+from aiohttp import (
+    ClientConnectorCertificateError,
+    ClientConnectorError,
+    ClientResponse,
+    ClientSession,
+    ClientTimeout,
+    DummyCookieJar,
+    TCPConnector,
+)
 from yarl import URL
 
-from domain.errors import Refused, TryAgain
+from adapters.causes import SHORTAGES, detail_of
+from domain.causes import Cause, CauseKind
+from domain.errors import ProviderUnavailable, Refused, TryAgain, WorkerExhausted
 from domain.sessions import ErrorCode
 
 TRANSIENT_STATUSES = frozenset({408, 409, 425, 429})
 """Statuses below 500 that may not recur: another attempt makes sense."""
 
 _MAX_ERROR_BYTES = 65_536
+_NOT_MADE = "The picture could not be made this time; the credit was refunded"
 _VERSION = re.compile(r"v[0-9]+[a-z0-9]*")
 _SECONDS = re.compile(r"[0-9]{1,9}")
 
@@ -89,25 +100,60 @@ def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float:
         return 0.0
 
 
-def transient_failure(retry_after_seconds: float = 0.0) -> TryAgain:
-    return TryAgain(
-        "The picture could not be made this time; the credit was refunded",
-        retry_after_seconds=retry_after_seconds,
+def busy_or_broken(detail: str, retry_after_seconds: float = 0.0) -> ProviderUnavailable:
+    """``detail`` is the status and, if known, a name for the error."""
+    return ProviderUnavailable(
+        _NOT_MADE, retry_after_seconds=retry_after_seconds, cause=_provider(detail)
     )
 
 
-def failed_safety_check() -> Refused:
+def unreachable(error: BaseException) -> ProviderUnavailable | WorkerExhausted:
+    """The error for a call that failed on the network, or that took too long."""
+    return shortage(error) or busy_or_broken(network_detail(error))
+
+
+def shortage(error: BaseException) -> WorkerExhausted | None:
+    """The error if a call failed because this process lacks descriptors or memory, else None."""
+    below = error.os_error if isinstance(error, ClientConnectorError) else error
+    if isinstance(below, OSError) and below.errno in SHORTAGES:
+        cause = Cause(CauseKind.WORKER, detail_of(below))
+        return WorkerExhausted("The worker lacks a resource", cause=cause)
+    return None
+
+
+def no_picture(detail: str) -> TryAgain:
+    """The error for an answer, or a job, that has no usable picture. It may be paid for, and the
+    request may be the reason, so it is not repeated for long."""
+    return TryAgain(_NOT_MADE, cause=_provider(detail))
+
+
+def failed_safety_check(detail: str = "safety check") -> Refused:
     return Refused(
         "The pictures or the prompt did not pass the safety check; the credit was refunded",
         code=ErrorCode.MODERATION_BLOCKED,
+        cause=_provider(detail),
     )
 
 
-def unusable_picture() -> Refused:
+def unusable_picture(detail: str) -> Refused:
     return Refused(
         "A picture cannot be used to make a new one; the credit was refunded",
         code=ErrorCode.INVALID_IMAGE,
+        cause=_provider(detail),
     )
+
+
+def _provider(detail: str) -> Cause:
+    return Cause(CauseKind.PROVIDER, detail)
+
+
+def network_detail(error: BaseException) -> str:
+    """Of aiohttp's errors the one below says more."""
+    if isinstance(error, ClientConnectorCertificateError):
+        return detail_of(error.certificate_error)
+    if isinstance(error, ClientConnectorError):
+        return detail_of(error.os_error)
+    return detail_of(error)
 
 
 def rejected_request(detail: str) -> RuntimeError:

@@ -11,10 +11,10 @@ from domain.uploads import is_upload_of
 _KEY_PARTS = 5
 
 Download = Callable[[str], Awaitable[Picture]]
-"""Downloads a picture from an untrusted link. Raises ``Refused`` or ``TryAgain``."""
+"""Downloads a picture from an untrusted link. Raises ``Refused`` or ``InputUnavailable``."""
 
 Prepare = Callable[[bytes], Awaitable[Picture]]
-"""Turns untrusted bytes into a picture. Raises ``Refused`` or ``TryAgain``."""
+"""Turns untrusted bytes into a picture. Raises ``Refused`` or ``WorkerExhausted``."""
 
 
 class InputPictures(PictureFetcherPort):

@@ -13,7 +13,7 @@ from contextlib import suppress
 from random import Random
 from typing import Protocol
 
-from adapters.images.http import transient_failure
+from adapters.images.http import no_picture
 from adapters.images.limits import JobLimits
 from domain.errors import (
     DatabaseUnavailable,
@@ -65,7 +65,7 @@ class JobPictureGenerator(PictureGeneratorPort):
         try:
             return await self._wait_for(job_id, record, is_new=True)
         except JobProducedNothing as error:
-            raise transient_failure() from error
+            raise no_picture("job without a picture") from error
 
     async def resume(self, job: str, record: RecordJob) -> Generated | None:
         name, _, job_id = job.partition(":")
@@ -94,7 +94,7 @@ class JobPictureGenerator(PictureGeneratorPort):
                 return await self._poll(job_id, record, is_new=is_new)
         except TimeoutError as error:
             await self._abandon(job_id, record)
-            raise transient_failure() from error
+            raise no_picture("job timeout") from error
         except asyncio.CancelledError:
             await self._abandon(job_id, record)
             raise

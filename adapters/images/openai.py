@@ -3,8 +3,9 @@
 How responses are classified. An error code counts as ``error.code`` and as ``error.type``:
 
 ======================================================  ==========================================
-429, 408, 409, 425, 5xx, no or half a response,         ``TryAgain``, not before ``Retry-After``
-a response without a picture
+429, 408, 409, 425, 5xx, no or half a response          ``ProviderUnavailable``, not before
+                                                        ``Retry-After``
+a response without a picture                            ``TryAgain``
 a code of moderation                                    ``Refused``, MODERATION_BLOCKED
 a code of an unusable picture, or 413                   ``Refused``, INVALID_IMAGE
 401, 402, 403, 404, a redirect; a code of billing,      ``ProviderMisconfigured``
@@ -34,11 +35,13 @@ from adapters.images.http import (
     TRANSIENT_STATUSES,
     ProviderClient,
     api_root,
+    busy_or_broken,
     failed_safety_check,
+    no_picture,
     read_body,
     rejected_request,
     retry_after_seconds,
-    transient_failure,
+    unreachable,
     unusable_picture,
 )
 from adapters.images.inspection import inspect_picture
@@ -166,7 +169,7 @@ class OpenAiPictureGenerator(PictureGeneratorPort):
             async with asyncio.timeout(self._limits.total_seconds):
                 body = await self._send(request)
         except (ClientError, OSError) as error:
-            raise transient_failure() from error
+            raise unreachable(error) from error
         return await asyncio.to_thread(self._generated, body)
 
     async def close(self) -> None:
@@ -205,7 +208,7 @@ class OpenAiPictureGenerator(PictureGeneratorPort):
             answer = _decode_answer(body)
             picture = inspect_picture(answer.data[0].b64_json)
         except (msgspec.DecodeError, RecursionError, Refused) as error:
-            raise transient_failure() from error
+            raise no_picture("answer without a picture") from error
         return Generated(picture=picture, usage=self._usage(answer.usage))
 
     def _usage(self, reported: object) -> Usage | None:
@@ -221,15 +224,16 @@ class OpenAiPictureGenerator(PictureGeneratorPort):
         status, names = response.status, _error_names(body)
         codes = {names.get("code"), names.get("type")}
         is_misconfigured = bool(codes & _MISCONFIGURED_CODES)
-        detail = " ".join([f"HTTP {status}", *(f"{key}={name}" for key, name in names.items())])
+        detail = " ".join([str(status), *dict.fromkeys(names.values())])
         if status >= 500 or (status in TRANSIENT_STATUSES and not is_misconfigured):
-            return transient_failure(retry_after_seconds(response.headers, self._clock()))
+            wait = retry_after_seconds(response.headers, self._clock())
+            return busy_or_broken(detail, wait)
         if codes & _MODERATION_CODES:
-            return failed_safety_check()
+            return failed_safety_check(detail)
         if status < 400 or status in _MISCONFIGURED_STATUSES or is_misconfigured:
             return ProviderMisconfigured(detail=detail)
         if status == 413 or codes & _UNUSABLE_PICTURE_CODES:
-            return unusable_picture()
+            return unusable_picture(detail)
         return rejected_request(detail)
 
 

@@ -11,9 +11,11 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
+from adapters.causes import detail_of
 from adapters.images.limits import PoolLimits
 from adapters.images.preparation import LENGTH, PREPARED, READY, REFUSED
-from domain.errors import Refused, TryAgain
+from domain.causes import Cause, CauseKind
+from domain.errors import Refused, WorkerExhausted
 from domain.ports import Picture
 from domain.sessions import ErrorCode
 
@@ -41,7 +43,8 @@ class PicturePool:
     async def prepare(self, data: bytes) -> Picture:
         """The picture as a plain JPEG (see ``prepare_picture``).
 
-        Raises ``Refused`` for an unusable picture, and ``TryAgain`` if no process is available.
+        Raises ``Refused`` for an unusable picture, and ``WorkerExhausted`` if no
+        process is available.
         """
         if self._waiting >= self._limits.max_waiting:
             raise _no_process()
@@ -91,7 +94,7 @@ class PicturePool:
                 if not attempts_left:
                     raise _no_process() from error
             except OSError as error:
-                raise _no_process() from error
+                raise _no_process(detail_of(error)) from error
         raise _no_process()
 
     async def _start(self) -> Process:
@@ -150,5 +153,6 @@ def _invalid_image(message: str) -> Refused:
     return Refused(message, code=ErrorCode.INVALID_IMAGE)
 
 
-def _no_process() -> TryAgain:
-    return TryAgain("Pictures cannot be prepared at the moment")
+def _no_process(detail: str = "no process") -> WorkerExhausted:
+    cause = Cause(CauseKind.DECODING, detail)
+    return WorkerExhausted("Pictures cannot be prepared at the moment", cause=cause)

@@ -3,8 +3,9 @@
 How responses are classified, to the call that begins a job and to the calls that poll it:
 
 ======================================================  ==========================================
-429, 408, 409, 425, 5xx, no or half a response          ``TryAgain``, not before ``Retry-After``;
-                                                        a job that was polled goes on
+429, 408, 409, 425, 5xx, no or half a response          ``ProviderUnavailable``, not before
+                                                        ``Retry-After``; a job that was polled
+                                                        goes on
 401, 402, 403, a redirect, no such model or version     ``ProviderMisconfigured``
 413 to the first call                                   ``Refused``, INVALID_IMAGE
 404 or 410 to a poll; ``canceled``, ``aborted``,        ``JobProducedNothing``
@@ -38,17 +39,18 @@ from adapters.images.http import (
     TRANSIENT_STATUSES,
     ProviderClient,
     api_root,
+    busy_or_broken,
     failed_safety_check,
     read_body,
     rejected_request,
     retry_after_seconds,
-    transient_failure,
+    unreachable,
     unusable_picture,
 )
 from adapters.images.inputs import Download
 from adapters.images.inspection import inspect_picture
 from adapters.images.jobs import JobProducedNothing, Jobs
-from domain.errors import ProviderMisconfigured, Refused
+from domain.errors import ProviderMisconfigured, Refused, TryAgain
 from domain.ports import Generated, Picture, PictureRequest
 
 _MISCONFIGURED_STATUSES = frozenset({401, 402, 403})
@@ -134,7 +136,7 @@ class ReplicateJobs(Jobs):
         }
         status, answer = await self._call("POST", url, data=BytesIO(body), headers=headers)
         if status == 413:
-            raise unusable_picture()
+            raise unusable_picture(_detail(status, answer))
         if status == 404 or (status == 422 and "version" in _title(answer)):
             raise ProviderMisconfigured(detail=_detail(status, answer))
         return (await _parsed(status, answer)).id
@@ -161,8 +163,8 @@ class ReplicateJobs(Jobs):
         await self._client.close()
 
     async def _call(self, method: str, url: URL, **options: Any) -> tuple[int, bytes]:  # noqa: ANN401
-        """Status and body of a response that says something about a job. Raises ``TryAgain`` and
-        ``ProviderMisconfigured`` for other responses."""
+        """Status and body of a response that says something about a job. For other responses,
+        raises ``ProviderUnavailable`` and ``ProviderMisconfigured``."""
         session = self._client.session
         try:
             async with (
@@ -171,14 +173,15 @@ class ReplicateJobs(Jobs):
             ):
                 body = await read_body(response, max_bytes=self._limits.max_bytes)
         except (ClientError, OSError) as error:
-            raise transient_failure() from error
+            raise unreachable(error) from error
         self._check_status(response, body)
         return response.status, body
 
     def _check_status(self, response: ClientResponse, body: bytes) -> None:
         status = response.status
         if status >= 500 or status in TRANSIENT_STATUSES:
-            raise transient_failure(retry_after_seconds(response.headers, self._clock()))
+            wait = retry_after_seconds(response.headers, self._clock())
+            raise busy_or_broken(_detail(status, body), wait)
         if 300 <= status < 400 or status in _MISCONFIGURED_STATUSES:
             raise ProviderMisconfigured(detail=_detail(status, body))
 
@@ -198,8 +201,8 @@ class ReplicateJobs(Jobs):
         return url, msgspec.json.encode(body)
 
     async def _picture(self, output: object) -> Picture:
-        """The first picture of a job's output. Raises ``TryAgain`` if its server does not deliver
-        it, and ``JobProducedNothing`` if there is none."""
+        """The first picture of a job's output. Raises ``ProviderUnavailable`` if its server does
+        not deliver it, and ``JobProducedNothing`` if there is none."""
         first = output[0] if isinstance(output, list) and output else output
         if not isinstance(first, str):
             raise JobProducedNothing
@@ -209,6 +212,8 @@ class ReplicateJobs(Jobs):
             return await self._download(first)
         except Refused as error:
             raise JobProducedNothing from error
+        except TryAgain as error:
+            raise busy_or_broken("result not delivered", error.retry_after_seconds) from error
 
 
 def _idempotency_key(request: PictureRequest) -> str:
@@ -235,7 +240,7 @@ async def _parsed(status: int, body: bytes) -> _Prediction:
     try:
         return await asyncio.to_thread(_decode_prediction, body)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise transient_failure() from error
+        raise busy_or_broken(f"{status} answer unreadable") from error
 
 
 def _title(body: bytes) -> str:
@@ -249,4 +254,4 @@ def _title(body: bytes) -> str:
 
 def _detail(status: int, body: bytes) -> str:
     title = _title(body)
-    return f"HTTP {status} title={title}" if title else f"HTTP {status}"
+    return f"{status} {title}".rstrip()

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from adapters.limits.memory import InMemoryStartLimit, Pace
+from adapters.queue.redis import cause_of
 from domain.ports import StartLimitPort
 
 LIMIT_KEY = "wearon:limits:provider"
@@ -88,7 +89,7 @@ class RedisStartLimit(StartLimitPort):
 
     def _start_fallback(self, error: Exception) -> None:
         if not self._is_fallback:
-            log.warning("start_limit_fallback_started", cause=type(error).__name__)
+            log.warning("start_limit_fallback_started", cause=str(cause_of(error)))
         self._is_fallback = True
 
     def _end_fallback(self) -> None:

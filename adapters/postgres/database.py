@@ -9,8 +9,10 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from adapters.causes import detail_of
 from adapters.postgres.limits import DatabaseLimits
 from adapters.postgres.urls import parse_postgres_url
+from domain.causes import Cause, CauseKind
 from domain.deadlines import SharedTimeout
 from domain.errors import DatabaseUnavailable
 
@@ -23,6 +25,11 @@ _TRANSIENT_SQLSTATES = ("08", "25006", "28", "3D", "40", "53", "55P03", "57", "5
 """SQLSTATE prefixes of failures that our statement did not cause (PostgreSQL, appendix A):
 connection, read-only server, authorization, missing database, rollback (deadlock), resources,
 lock not available, operator intervention (also statement timeout), system and internal errors."""
+
+_NOT_OURS = (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError)
+"""A prepared statement was made, or lost, on another client's connection."""
+
+_POOLER = "behind a transaction pooler set WEARON_DATABASE_TRANSACTION_POOLER=true"
 
 _NO_ANSWER = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """A connection that broke during a statement raises ``InternalClientError`` until the event loop
@@ -201,13 +208,38 @@ def _domain_errors() -> Iterator[None]:
     try:
         yield
     except asyncpg.UndefinedTableError as error:
-        raise DatabaseUnavailable("The database lacks a table: run `wearon migrate`") from error
+        message = "The database lacks a table: run `wearon migrate`"
+        raise _unavailable(message, _server_detail(error)) from error
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise _unavailable("The database role lacks a privilege", _server_detail(error)) from error
+    except _NOT_OURS as error:
+        detail = f"{error.sqlstate} prepared statement of another connection; {_POOLER}"
+        raise _unavailable("The database failed", detail) from error
     except asyncpg.PostgresError as error:
         if not (error.sqlstate or "").startswith(_TRANSIENT_SQLSTATES):
             raise
-        raise DatabaseUnavailable("The database failed") from error
+        raise _unavailable("The database failed", _server_detail(error)) from error
+    except asyncpg.ClientConfigurationError as error:
+        raise _unavailable("The database's address is not valid", _client_detail(error)) from error
     except _NO_ANSWER as error:
-        raise DatabaseUnavailable("The database does not answer") from error
+        raise _unavailable("The database does not answer", _client_detail(error)) from error
+
+
+def _unavailable(message: str, detail: str) -> DatabaseUnavailable:
+    return DatabaseUnavailable(message, cause=Cause(CauseKind.DATABASE, detail))
+
+
+def _server_detail(error: asyncpg.PostgresError) -> str:
+    """The server's code and sentence. They never have a password or the values of a row."""
+    detail = f"{error.sqlstate} {error}"
+    return f"{detail}; {_POOLER}" if "startup parameter" in detail else detail
+
+
+def _client_detail(error: BaseException) -> str:
+    """asyncpg's own errors are sentences about the URL's parameters or the connection."""
+    if isinstance(error, asyncpg.InterfaceError):
+        return str(error) or type(error).__name__
+    return detail_of(error)
 
 
 async def _nothing_to_reset(_: object) -> None:

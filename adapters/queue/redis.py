@@ -22,9 +22,10 @@ import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
+from adapters.causes import detail_of
 from adapters.coalescing import DEFAULT_LIMITS, BatchLimits, Coalescer
 from adapters.queue.payload import (
     MAX_DEAD,
@@ -35,6 +36,7 @@ from adapters.queue.payload import (
 )
 from adapters.queue.pops import SharedPops
 from adapters.queue.urls import redis_py_url
+from domain.causes import Cause, CauseKind
 from domain.deadlines import SharedTimeout
 from domain.errors import QueueUnavailable
 from domain.ports import DeadLetterPort, TaskQueuePort
@@ -271,8 +273,18 @@ def _named_failures() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
-        refused = _had_no_effect(error)
-        raise QueueUnavailable("Redis queue unavailable", refused=refused) from error
+        refused, cause = _had_no_effect(error), cause_of(error)
+        raise QueueUnavailable("Redis queue unavailable", refused=refused, cause=cause) from error
+
+
+def cause_of(error: BaseException) -> Cause:
+    """The server's own words, after the name that redis-py has for them, or the system's about the
+    connection; neither has a password."""
+    telling = (ResponseError, AuthenticationError, BusyLoadingError, OSError)
+    below = next((cause for cause in _chain(error) if isinstance(cause, telling)), error)
+    if isinstance(below, RedisError):
+        return Cause(CauseKind.QUEUE, f"{type(below).__name__} {below}")
+    return Cause(CauseKind.QUEUE, detail_of(below))
 
 
 def _too_many() -> QueueUnavailable:
@@ -285,15 +297,19 @@ def _had_no_effect(error: BaseException) -> bool:
         isinstance(error, AuthenticationError) or _code(error) in REFUSALS
     ):
         return True
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, _NEVER_SENT):
-        cause = cause.__cause__ or cause.__context__
-    return cause is not None
+    return any(isinstance(cause, _NEVER_SENT) for cause in _chain(error))
 
 
 def _code(error: RedisError) -> str:
     """The first word of the reply. The client cuts it off from the messages of errors it knows."""
     return error.status_code or str(error).partition(" ")[0]
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _dead(raw: bytes, reason: str, session_id: UUID | None, buried_at: datetime) -> DeadMessage:

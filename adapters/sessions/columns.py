@@ -108,6 +108,8 @@ COLUMNS: Sequence[Column] = (
     ),
     Column("confirmed", "boolean", "confirmed"),
     Column("attempt", "integer", "attempt"),
+    Column("attempts_excused", "integer", "attempts_excused"),
+    Column("failing_since", "timestamptz", "failing_since"),
     Column("lease_expires_at", "timestamptz", "lease_expires_at"),
     Column("provider_job", "text", "provider_job"),
     Column("started_at", "timestamptz", "started_at"),

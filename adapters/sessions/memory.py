@@ -5,7 +5,7 @@ No method awaits anything, so each is as atomic as a transaction.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -23,8 +23,12 @@ from domain.ports import (
     SessionStats,
 )
 from domain.sessions import (
+    LOST_LEASE,
+    AttemptFault,
+    Blame,
     ErrorCode,
     Failure,
+    Fault,
     GenerationSession,
     SessionStatus,
     StoredPicture,
@@ -34,13 +38,14 @@ from domain.sessions import (
 
 @dataclass(slots=True)
 class _Row:
-    """A session and the state that only recovery needs."""
+    """A session, the state that only recovery needs, and its attempts' faults."""
 
     session: GenerationSession
     status_changed_at: datetime
     push_again_at: datetime | None = None
     delete_again_at: datetime | None = None
     refunded: bool = False
+    faults: list[AttemptFault] = field(default_factory=list)
 
 
 class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, SessionReadPort):
@@ -111,16 +116,22 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     async def is_known(self, session_id: UUID) -> bool:
         return session_id in self._rows
 
-    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int) -> bool:
+    async def fail(
+        self, session_id: UUID, failure: Failure, *, attempt: int, fault: Fault | None = None
+    ) -> bool:
         row = self._current(session_id, attempt)
         if row is not None:
             self._fail(row, failure)
+            self._record(row, fault)
         return row is not None
 
-    async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
+    async def release(
+        self, session_id: UUID, *, attempt: int, delay: timedelta, fault: Fault | None = None
+    ) -> bool:
         row = self._current(session_id, attempt)
         if row is not None:
-            self._release(row, delay)
+            self._release(row, delay, None if fault is None else fault.blame)
+            self._record(row, fault)
         return row is not None
 
     async def record_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
@@ -147,19 +158,25 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     async def release_dead_leases(
         self, *, max_attempts: int, external_timeout: timedelta, limit: int
     ) -> int:
-        dead = [row for row in self._dead(external_timeout) if row.session.attempt < max_attempts]
-        dead = dead[:limit]
+        dead = [
+            row for row in self._dead(external_timeout) if row.session.attempts_spent < max_attempts
+        ][:limit]
         for row in dead:
-            self._release(row, timedelta(0))
+            self._release(row, timedelta(0), Blame.SESSION)
+            self._record(row, LOST_LEASE)
         return len(dead)
 
     async def fail_dead_leases(
         self, failure: Failure, *, max_attempts: int, external_timeout: timedelta, limit: int
     ) -> list[GenerationSession]:
-        dead = [row for row in self._dead(external_timeout) if row.session.attempt >= max_attempts]
-        dead = dead[:limit]
+        dead = [
+            row
+            for row in self._dead(external_timeout)
+            if row.session.attempts_spent >= max_attempts
+        ][:limit]
         for row in dead:
             self._fail(row, failure)
+            self._record(row, replace(LOST_LEASE, code=failure.code))
         return [row.session for row in dead]
 
     async def fail_expired(self, failure: Failure, *, older_than: timedelta, limit: int) -> int:
@@ -198,6 +215,7 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         for row in filter(None, map(self._rows.get, session_ids)):
             if row.session.status.is_final and row.session.image_deleted_at is None:
                 row.session = replace(row.session, image_deleted_at=self._clock())
+                row.faults.clear()
                 marked += 1
         return marked
 
@@ -231,6 +249,10 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         mine = (session.created_at, session.id)
         before = sum(_position(row) < mine for row in self._in_status(SessionStatus.QUEUED))
         return min(before, limit)
+
+    async def attempt_faults(self, session_id: UUID) -> list[AttemptFault]:
+        row = self._rows.get(session_id)
+        return [] if row is None else list(row.faults)
 
     def overwrite(self, session_id: UUID, **changes: Any) -> None:  # noqa: ANN401 - as SQL would
         """Write a row as an external consumer does by SQL, without knowing any rule. Does what the
@@ -301,9 +323,21 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
             row.status_changed_at = self._clock()
         row.session = session
 
-    def _release(self, row: _Row, delay: timedelta) -> None:
-        self._put(row, row.session.released())
+    def _release(self, row: _Row, delay: timedelta, blame: Blame | None) -> None:
+        self._put(row, row.session.released(blame, now=self._clock()))
         row.push_again_at = self._clock() + delay
+
+    def _record(self, row: _Row, fault: Fault | None) -> None:
+        if fault is not None:
+            row.faults.append(
+                AttemptFault(
+                    attempt=row.session.attempt,
+                    at=self._clock(),
+                    worker=fault.worker or None,
+                    code=fault.code,
+                    cause=str(fault.cause),
+                )
+            )
 
     def _fail(self, row: _Row, failure: Failure, *, frees_key: bool = False) -> None:
         self._put(row, row.session.failed(failure, now=self._clock(), frees_key=frees_key))

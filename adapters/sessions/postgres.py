@@ -33,7 +33,15 @@ from domain.ports import (
     SessionRepoPort,
     SessionStats,
 )
-from domain.sessions import Failure, GenerationSession, SessionStatus, StoredPicture, Usage
+from domain.sessions import (
+    AttemptFault,
+    Failure,
+    Fault,
+    GenerationSession,
+    SessionStatus,
+    StoredPicture,
+    Usage,
+)
 
 CREATE_TRIES = 5
 
@@ -177,12 +185,17 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         known: bool = await self._database.fetch_value(sql.IS_KNOWN, session_id)
         return known
 
-    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int) -> bool:
-        arguments = (failure.code, failure.message, session_id, attempt)
+    async def fail(
+        self, session_id: UUID, failure: Failure, *, attempt: int, fault: Fault | None = None
+    ) -> bool:
+        arguments = (failure.code, failure.message, session_id, attempt, *_recorded(fault))
         return await self._count(sql.FAIL_ATTEMPT, *arguments) == 1
 
-    async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
-        return await self._write(sql.RELEASE, session_id, attempt, delay)
+    async def release(
+        self, session_id: UUID, *, attempt: int, delay: timedelta, fault: Fault | None = None
+    ) -> bool:
+        blame = None if fault is None else fault.blame
+        return await self._write(sql.RELEASE, session_id, attempt, delay, blame, *_recorded(fault))
 
     async def record_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
         return await self._write(sql.RECORD_JOB, session_id, attempt, job)
@@ -272,6 +285,10 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     async def queued_before(self, session: GenerationSession, *, limit: int) -> int:
         return await self._count(sql.QUEUED_BEFORE, session.created_at, session.id, limit)
 
+    async def attempt_faults(self, session_id: UUID) -> list[AttemptFault]:
+        rows = await self._database.fetch(sql.FAULTS, session_id)
+        return [AttemptFault(**row) for row in rows]
+
     async def _count(self, statement: str, *arguments: object) -> int:
         count: int = await self._database.fetch_value(statement, *arguments)
         return count
@@ -291,6 +308,13 @@ def _coalescer(
 
 def _too_many() -> DatabaseUnavailable:
     return DatabaseUnavailable("Too many calls are waiting for the database")
+
+
+def _recorded(fault: Fault | None) -> tuple[str | None, ...]:
+    """Worker, code and cause, as ``attempt_faults`` has them."""
+    if fault is None:
+        return None, None, None
+    return fault.worker or None, fault.code, str(fault.cause)
 
 
 def _payer(creation: _Creation) -> Owner:

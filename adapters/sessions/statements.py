@@ -19,6 +19,7 @@ from uuid import UUID
 
 from adapters.sessions.columns import INSERTED, RESULTS
 from adapters.sessions.rows import SELECTED
+from domain.sessions import LOST_LEASE, Blame
 
 # The arguments of both CREATE statements: these, the inserted columns, and the cost.
 _ASKED = {
@@ -252,11 +253,33 @@ RECORD_JOB = """
     WHERE id = $1 AND status = 'processing' AND attempt = $2
     RETURNING true"""
 
-RELEASE = """
-    UPDATE generation_sessions
-    SET status = 'queued', lease_expires_at = NULL, push_again_at = now() + $3::interval
-    WHERE id = $1 AND status = 'processing' AND attempt = $2
-    RETURNING true"""
+
+def _record_fault(ended: str, worker: str, code: str, cause: str) -> str:
+    """Records why the attempts in ``ended`` failed; nothing if ``cause`` is an argument that is
+    NULL."""
+    where = f"WHERE {cause} IS NOT NULL" if cause.startswith("$") else ""
+    return f"""
+    fault AS (
+        INSERT INTO attempt_faults (session_id, attempt, worker, code, cause)
+        SELECT id, attempt, {worker}, {code}, {cause} FROM {ended} {where}
+    )"""
+
+
+_LOST_LEASE = f"'{LOST_LEASE.cause}'"
+
+# Without a fault, $4 to $7 are NULL.
+RELEASE = f"""
+    WITH released AS (
+        UPDATE generation_sessions
+        SET status = 'queued', lease_expires_at = NULL, push_again_at = now() + $3::interval,
+            attempts_excused = attempts_excused
+                + CASE WHEN $4::text = '{Blame.SESSION}' THEN 0 ELSE 1 END,
+            failing_since = CASE WHEN $4 IS NULL THEN failing_since
+                WHEN $4 = '{Blame.PROVIDER}' THEN coalesce(failing_since, now()) END
+        WHERE id = $1 AND status = 'processing' AND attempt = $2
+        RETURNING id, attempt
+    ), {_record_fault("released", "$5::text", "$6::text", "$7::text")}
+    SELECT true FROM released"""
 
 # Refunds the sessions in "ended": once each, the amount of the debit, to the account of the debit.
 # The accounts are locked first, so that each account's entries are numbered in the order of its
@@ -288,8 +311,10 @@ _REFUND_ENDED = """
 _COUNT_ENDED = "SELECT count(*) FROM ended"
 
 
-def _fail_where(guard: str, *, changes: str = "", result: str = _COUNT_ENDED) -> str:
-    """Fails and refunds the sessions that match ``guard``."""
+def _fail_where(
+    guard: str, *, changes: str = "", fault: str = "", result: str = _COUNT_ENDED
+) -> str:
+    """Fails and refunds the sessions that match ``guard``, and records the ``fault``."""
     return f"""
     WITH ended AS (
         UPDATE generation_sessions AS s
@@ -297,7 +322,7 @@ def _fail_where(guard: str, *, changes: str = "", result: str = _COUNT_ENDED) ->
             lease_expires_at = NULL, completed_at = now(){changes}
         WHERE {guard}
         RETURNING {SELECTED}
-    ), {_REFUND_ENDED}
+    ), {fault}{_REFUND_ENDED}
     {result}"""
 
 
@@ -314,7 +339,10 @@ FAIL_QUEUED = _fail_where(
     "id = $3 AND status = 'queued' AND NOT (confirmed AND $4)",
     changes=", idempotency_key = CASE WHEN NOT $4 THEN idempotency_key END",
 )
-FAIL_ATTEMPT = _fail_where("id = $3 AND status = 'processing' AND attempt = $4")
+FAIL_ATTEMPT = _fail_where(
+    "id = $3 AND status = 'processing' AND attempt = $4",
+    fault=f"{_record_fault('ended', '$5::text', '$6::text', '$7::text')}, ",
+)
 FAIL_EXPIRED = _fail_where("""
     id = ANY (ARRAY (
         SELECT id FROM generation_sessions
@@ -324,21 +352,23 @@ FAIL_DEAD_LEASES = _fail_where(
     f"""
     id = ANY (ARRAY (
         SELECT id FROM generation_sessions
-        WHERE {_lease_expired("$3")} AND attempt >= $4
+        WHERE {_lease_expired("$3")} AND attempt - attempts_excused >= $4
         LIMIT $5 FOR UPDATE SKIP LOCKED))""",
+    fault=f"{_record_fault('ended', 'NULL', '$1', _LOST_LEASE)}, ",
     result="SELECT * FROM ended",
 )
 
 RELEASE_DEAD_LEASES = f"""
     WITH released AS (
         UPDATE generation_sessions
-        SET status = 'queued', lease_expires_at = NULL, push_again_at = now()
+        SET status = 'queued', lease_expires_at = NULL, push_again_at = now(),
+            failing_since = NULL
         WHERE id = ANY (ARRAY (
             SELECT id FROM generation_sessions
-            WHERE {_lease_expired("$1")} AND attempt < $2
+            WHERE {_lease_expired("$1")} AND attempt - attempts_excused < $2
             LIMIT $3 FOR UPDATE SKIP LOCKED))
-        RETURNING id
-    )
+        RETURNING id, attempt
+    ), {_record_fault("released", "NULL", f"'{LOST_LEASE.code}'", _LOST_LEASE)}
     SELECT count(*) FROM released"""
 
 # ORDER BY the index's columns forces that index. Without it the planner expects matches early in
@@ -384,6 +414,8 @@ MARK_IMAGES_DELETED = """
                 AND image_deleted_at IS NULL
             ORDER BY id FOR UPDATE SKIP LOCKED))
         RETURNING id
+    ), forgotten AS (
+        DELETE FROM attempt_faults WHERE session_id IN (SELECT id FROM marked)
     )
     SELECT count(*) FROM marked"""
 
@@ -416,6 +448,10 @@ HISTORY_OF_ALL = f"""
     WHERE s.status = ANY ($1::text[]) AND s.id < $2 ORDER BY s.id DESC LIMIT $3"""
 END_OF_TIME = datetime.max.replace(tzinfo=UTC)
 LAST_ID = UUID(int=2**128 - 1)
+
+FAULTS = """
+    SELECT attempt, at, worker, code, cause FROM attempt_faults
+    WHERE session_id = $1 ORDER BY attempt"""
 
 QUEUED_BEFORE = """
     SELECT count(*) FROM (

@@ -1,8 +1,10 @@
 """Pictures as files below one directory."""
 
 import asyncio
+import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import LocalStore, ObjectStore
 
-from adapters.storage.faults import faults_translated
+from adapters.storage.faults import Readiness, faults_translated
 from adapters.storage.signing import UrlSigner
 from adapters.storage.uploads import UPLOADS_ROOT, StoredUploads, day_of
 from domain.errors import NotFound
@@ -24,12 +26,17 @@ from domain.ports import (
 )
 from domain.sessions import StoredPicture
 
+_CHECK_AGAIN_SECONDS = 5.0
+_RESERVE_BYTES = 32_000_000
+"""A disk with less free space counts as full; so does a small one with less than a twentieth."""
+_MAX_LEFTOVERS = 100
 _QUIET_DAYS = timedelta(days=2)
 """A folder of uploads whose day began this long ago, or longer, gets no new ones."""
 
 
 class LocalPictureStorage(StoredUploads, PictureStoragePort, SignedReadPort, UploadSinkPort):
-    """A file appears whole or not at all, and is never replaced.
+    """A file appears whole or not at all, and is never replaced. A saved picture has reached the
+    disk, and so has its name.
 
     A process that is killed while saving may leave a partial file named ``{key}#1``, or with a
     higher number if that is taken. It is never read; the first three are deleted with the picture.
@@ -38,17 +45,37 @@ class LocalPictureStorage(StoredUploads, PictureStoragePort, SignedReadPort, Upl
     def __init__(self, root: Path, *, signer: UrlSigner) -> None:
         self._root = root
         self._signer = signer
+        self._readiness = Readiness(self._probe, seconds=_CHECK_AGAIN_SECONDS)
+
+    async def check(self) -> None:
+        await self._readiness.check()
+
+    async def _probe(self, size: int) -> None:
+        with faults_translated():
+            await asyncio.to_thread(self._try_to_write, size)
+
+    def _try_to_write(self, size: int) -> None:
+        self._root.mkdir(parents=True, exist_ok=True)
+        room = os.statvfs(self._root)
+        reserve = min(_RESERVE_BYTES, room.f_blocks * room.f_frsize // 20)
+        if room.f_bavail * room.f_frsize < max(reserve, size):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with _written(self._root / "check", bytes(size)):
+            pass
 
     @cached_property
     def _store(self) -> LocalStore:
         return LocalStore(self._root, mkdir=True)
 
     async def find(self, prefix: str) -> StoredPicture | None:
-        with faults_translated():
-            for stored in possible_pictures(prefix):
-                with suppress(FileNotFoundError):
-                    await self._store.head_async(stored.object_key)
-                    return stored
+        with self._readiness.used(), faults_translated():
+            return await asyncio.to_thread(self._find, prefix)
+
+    def _find(self, prefix: str) -> StoredPicture | None:
+        for stored in possible_pictures(prefix):
+            with suppress(FileNotFoundError):
+                self.path_of(stored.object_key).stat()
+                return stored
         return None
 
     async def save(self, prefix: str, picture: Picture) -> StoredPicture:
@@ -56,8 +83,8 @@ class LocalPictureStorage(StoredUploads, PictureStoragePort, SignedReadPort, Upl
         if kept is not None:
             return kept
         stored = stored_picture(prefix, picture.media_type)
-        with faults_translated(), suppress(AlreadyExistsError):
-            await self._store.put_async(stored.object_key, picture.data, mode="create")
+        with self._readiness.used(len(picture.data)), faults_translated():
+            await asyncio.to_thread(_write_durably, self._root, stored.object_key, picture.data)
         return stored
 
     async def delete(self, prefix: str) -> None:
@@ -124,3 +151,44 @@ class LocalPictureStorage(StoredUploads, PictureStoragePort, SignedReadPort, Upl
         """The file that holds a picture. Raises ``NotFound`` for an invalid key."""
         media_type_of(object_key)
         return self._root / object_key
+
+
+def _write_durably(root: Path, key: str, data: bytes) -> None:
+    """Write a new file, or leave the one that is there."""
+    path = root / key
+    missing = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _written(path, data) as partial, suppress(FileExistsError):
+        path.hardlink_to(partial)
+    for folder in (path.parent, *(folder.parent for folder in missing)):
+        _sync(folder)
+
+
+@contextmanager
+def _written(path: Path, data: bytes) -> Iterator[Path]:
+    """A file beside ``path`` that holds ``data`` on the disk, for as long as the block runs."""
+    partial, descriptor = _opened_beside(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _opened_beside(path: Path) -> tuple[Path, int]:
+    for number in range(1, _MAX_LEFTOVERS):
+        partial = path.with_name(f"{path.name}#{number}")
+        with suppress(FileExistsError):
+            return partial, os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    raise OSError(errno.EEXIST, "too many partial files")
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -32,6 +32,9 @@ class InMemoryPictureStorage(UploadStoragePort, PictureStoragePort, SignedReadPo
         self._stored: dict[str, _Stored] = {}
         self._signer = signer
 
+    async def check(self) -> None:
+        """Memory that is full ends the process."""
+
     async def find(self, prefix: str) -> StoredPicture | None:
         for stored in possible_pictures(prefix):
             if stored.object_key in self._stored:

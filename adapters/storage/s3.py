@@ -4,18 +4,23 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from math import inf
+from uuid import uuid4
 
 from obstore import sign
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import ObjectStore, S3Store
 
-from adapters.storage.faults import faults_translated
+from adapters.storage.faults import Readiness, faults_translated, unavailable
 from adapters.storage.uploads import StoredUploads
+from domain.errors import StorageUnavailable
 from domain.object_keys import possible_pictures, stored_picture
 from domain.ports import Picture, PictureStoragePort, UploadLinks
 from domain.sessions import StoredPicture
 
 _MAX_RETRIES = 2
+_CHECKS_ROOT = "generated/checks"  # Where we may write, if credentials are limited to pictures.
+_NO_CONDITIONS = "501 to a conditional PUT: set WEARON_S3_CONDITIONAL_PUT=false"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +61,10 @@ def s3_store(bucket: S3Bucket) -> S3Store:
 class S3PictureStorage(StoredUploads, PictureStoragePort):
     """A picture appears whole or not at all, and with ``conditional_put`` it is never replaced.
 
-    Some services do not support ``If-None-Match: *`` and may answer 501: set ``conditional_put``
-    to False for them. A picture is then only looked for before it is saved, so two workers that
-    save at the same moment (one of them has lost its lease) may replace one finished picture of a
+    Some services do not support ``If-None-Match: *`` and may answer 501, which ``check`` reports
+    with the name of the setting: set ``conditional_put`` to False for them. That is for an operator
+    to decide, because a picture is then only looked for before it is saved: two workers that save
+    at the same moment (one of them has lost its lease) may replace one finished picture of a
     session with another of the same session; key and credits are the same either way.
 
     A signed upload URL limits neither the size nor how often it is used before it expires, so size
@@ -71,10 +77,39 @@ class S3PictureStorage(StoredUploads, PictureStoragePort):
         self._store = store
         self._url_lifetime = url_lifetime
         self._conditional_put = conditional_put
+        self._readiness = Readiness(self._probe, seconds=inf)
+
+    async def check(self) -> None:
+        """Tries the bucket at first and after a picture was not saved: a request costs money."""
+        await self._readiness.check()
+
+    async def _probe(self, size: int) -> None:
+        object_key = f"{_CHECKS_ROOT}/{uuid4()}"
+        await self._put(object_key, bytes(size), "application/octet-stream")
+        await self._has(object_key)
+        with suppress(StorageUnavailable), faults_translated():
+            await self._store.delete_async([object_key])
+
+    async def _put(self, object_key: str, data: bytes, media_type: str) -> None:
+        try:
+            # After a lost reply, the retry finds our own picture there: that is a success.
+            with faults_translated(), suppress(AlreadyExistsError):
+                await self._store.put_async(
+                    object_key,
+                    data,
+                    attributes={"Content-Type": media_type},
+                    mode="create" if self._conditional_put else "overwrite",
+                    use_multipart=False,
+                )
+        except StorageUnavailable as error:
+            if self._conditional_put and error.cause.detail.startswith("501"):
+                raise unavailable(_NO_CONDITIONS) from error
+            raise
 
     async def find(self, prefix: str) -> StoredPicture | None:
         candidates = possible_pictures(prefix)
-        there = await asyncio.gather(*(self._has(stored) for stored in candidates))
+        with self._readiness.used():
+            there = await asyncio.gather(*(self._has(stored.object_key) for stored in candidates))
         return next(
             (stored for stored, found in zip(candidates, there, strict=True) if found), None
         )
@@ -84,21 +119,14 @@ class S3PictureStorage(StoredUploads, PictureStoragePort):
         if kept is not None:
             return kept
         stored = stored_picture(prefix, picture.media_type)
-        # After a lost reply, the retry finds our own picture there: that is a success.
-        with faults_translated(), suppress(AlreadyExistsError):
-            await self._store.put_async(
-                stored.object_key,
-                picture.data,
-                attributes={"Content-Type": picture.media_type},
-                mode="create" if self._conditional_put else "overwrite",
-                use_multipart=False,
-            )
+        with self._readiness.used(len(picture.data)):
+            await self._put(stored.object_key, picture.data, picture.media_type)
         return stored
 
     async def delete(self, prefix: str) -> None:
         """Names existing objects only: some services reject the deletion of a missing one."""
         candidates = possible_pictures(prefix)
-        there = await asyncio.gather(*(self._has(stored) for stored in candidates))
+        there = await asyncio.gather(*(self._has(stored.object_key) for stored in candidates))
         keys = [stored.object_key for stored, found in zip(candidates, there, strict=True) if found]
         with faults_translated():
             if keys:
@@ -120,10 +148,10 @@ class S3PictureStorage(StoredUploads, PictureStoragePort):
             image_url=self.url(object_key),
         )
 
-    async def _has(self, stored: StoredPicture) -> bool:
+    async def _has(self, object_key: str) -> bool:
         with faults_translated():
             try:
-                await self._store.head_async(stored.object_key)
+                await self._store.head_async(object_key)
             except FileNotFoundError:
                 return False
         return True

@@ -9,7 +9,7 @@ import rich_click as click
 from domain.credits import MAX_GRANT, Channel, CreditAccount, Owner
 from domain.errors import InvalidInput
 from domain.ports import ApiKey
-from domain.sessions import GenerationSession, SessionStatus
+from domain.sessions import AttemptFault, GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
 from entrypoints.cli.output import json_option, limit_option, print_json, print_table, run
 
@@ -202,11 +202,22 @@ def sessions_group() -> None:
 @json_option
 def show_session(session_id: UUID, *, as_json: bool) -> None:
     """Show everything that is stored of the session with the id SESSION_ID."""
-    session = run(lambda container: container.sessions().get(session_id, None))
+
+    async def read(container: "Container") -> tuple[GenerationSession, list[AttemptFault]]:
+        sessions = container.sessions()
+        return await sessions.get(session_id, None), await sessions.attempt_faults(session_id)
+
+    session, faults = run(read)
     if as_json:
-        print_json(_flat(session))
-    else:
-        print_table(("FIELD", "VALUE"), _fields(session))
+        print_json(_flat(session) | {"attempts_spent": session.attempts_spent, "faults": faults})
+        return
+    print_table(("FIELD", "VALUE"), _fields(session))
+    if faults:
+        click.echo()
+        print_table(
+            ("FAILED ATTEMPT", "AT (UTC)", "WORKER", "CODE", "CAUSE"),
+            [(item.attempt, item.at, item.worker, item.code, item.cause) for item in faults],
+        )
 
 
 def _flat(session: GenerationSession) -> dict[str, Any]:
@@ -226,6 +237,8 @@ def _fields(session: GenerationSession) -> list[tuple[str, object]]:
         ("owner", session.owner),
         ("status", session.status),
         ("attempt", session.attempt),
+        ("attempts spent", session.attempts_spent),
+        ("provider failing since", session.failing_since),
         ("lease until", session.lease_expires_at),
         ("pushed", "confirmed" if session.confirmed else "not confirmed"),
         ("picture", picture.object_key if picture else session.generated_image_url),

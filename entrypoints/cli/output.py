@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import rich_click as click
 
 from config.printable import printable
-from domain.errors import DatabaseUnavailable, QueueUnavailable, WearonError
+from domain.errors import DatabaseUnavailable, QueueUnavailable, Unavailable, WearonError
 
 if TYPE_CHECKING:
     from config.container import Container
@@ -42,11 +42,17 @@ class CommandGroup(click.RichGroup):
         try:
             return super().invoke(ctx)
         except DatabaseUnavailable as error:
-            raise click.ClickException(f"DATABASE_URL: {error}") from error
+            raise click.ClickException(f"DATABASE_URL: {_with_cause(error)}") from error
         except QueueUnavailable as error:
-            raise click.ClickException(f"REDIS_URL: {error}") from error
+            raise click.ClickException(f"REDIS_URL: {_with_cause(error)}") from error
         except (WearonError, SettingsError) as error:
             raise click.ClickException(str(error)) from error
+
+
+def _with_cause(error: Unavailable) -> str:
+    """The error's message and, unless that says it already, its cause."""
+    message, detail = str(error), error.cause.detail
+    return message if detail == message else f"{message}: {detail}"
 
 
 MAX_LISTED = 1_000

@@ -19,7 +19,6 @@ from domain.errors import (
     QueueUnavailable,
     TooManyActive,
     TooManyUploads,
-    TryAgain,
     Unauthenticated,
     Unavailable,
     Unconfirmed,
@@ -69,7 +68,6 @@ ERRORS: Final[Mapping[type[Exception] | int, Answer]] = {
     Overloaded: Answer(503, Overloaded.code, headers=_RETRY),
     QueueUnavailable: Answer(503, QueueUnavailable.code, UNAVAILABLE_MESSAGE, _RETRY),
     Unavailable: _UNAVAILABLE,
-    TryAgain: _UNAVAILABLE,  # raised by the picture storage
     400: _INVALID,
     404: _NOT_FOUND,
     405: Answer(405, "METHOD_NOT_ALLOWED", "Method not allowed"),
@@ -117,9 +115,11 @@ def respond(_: Request[Any, Any, Any], error: Exception) -> Response[ErrorEnvelo
 
 
 def envelope_for(error: Exception) -> tuple[int, dict[str, str], ErrorEnvelope]:
-    """Status, headers and envelope for ``error``. An unexpected error is logged, and answered
-    without details."""
+    """Status, headers and envelope for ``error``. An unexpected error is logged, and so is the
+    cause of an unavailable dependency; both are answered without details."""
     answer = answer_to(error)
+    if isinstance(error, Unavailable):
+        log.warning("unavailable", cause=str(error.cause))
     if answer.status == 500:
         log.error("unexpected_error", exc_info=error)
     message = answer.message or _message(error)[:MAX_MESSAGE_LENGTH]

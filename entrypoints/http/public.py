@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
+import structlog
 from litestar import Response, get
 from litestar.params import FromPath, PathParameter, QueryParameter
 
@@ -23,6 +24,8 @@ from entrypoints.http.schemas import (
 )
 
 CHECK_TIMEOUT_SECONDS = 2.0
+
+log = structlog.get_logger(__name__)
 
 Check = Callable[[], Awaitable[None]]
 """Raises Unavailable if a dependency does not answer."""
@@ -52,7 +55,7 @@ async def check_ready(
 ) -> Response[ReadyEnvelope]:
     """Checks the database and the queue. Send no traffic while this answers 503; that response
     has both `data` and `error`."""
-    states = await asyncio.gather(*(_state(check) for check in readiness.values()))
+    states = await asyncio.gather(*(_state(name, check) for name, check in readiness.items()))
     data = dict(zip(readiness, states, strict=True))
     if "unavailable" in states:
         return _not_ready(data)
@@ -71,13 +74,17 @@ def _not_ready(data: dict[str, DependencyState]) -> Response[Any]:
     )
 
 
-async def _state(check: Check) -> DependencyState:
+async def _state(name: str, check: Check) -> DependencyState:
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
             await check()
-    except (Unavailable, TimeoutError):
-        return "unavailable"
-    return "ok"
+    except Unavailable as error:
+        log.warning("not_ready", dependency=name, cause=str(error.cause))
+    except TimeoutError:
+        log.warning("not_ready", dependency=name, cause=f"{name} timeout")
+    else:
+        return "ok"
+    return "unavailable"
 
 
 @get(

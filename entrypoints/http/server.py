@@ -230,7 +230,7 @@ async def _run_housekeeping(submission: Submission) -> None:
             try:
                 await duty()
             except Unavailable as error:
-                log.warning("duty_postponed", duty=duty.__name__, cause=type(error).__name__)
+                log.warning("duty_postponed", duty=duty.__name__, cause=str(error.cause))
             except Exception:
                 log.exception("duty_crashed", duty=duty.__name__)
         await asyncio.sleep(HOUSEKEEPING_SECONDS)

@@ -113,7 +113,7 @@ class OneShotWorker(Worker):
                 if turn in {Turn.CIRCUIT_OPEN, Turn.EMPTY}:
                     break
         except Unavailable as error:
-            log.warning("work_left", cause=type(error).__name__, reason=str(error))
+            log.warning("work_left", cause=str(error.cause), reason=str(error))
             return False
         except Exception:
             log.exception("slot_crashed")

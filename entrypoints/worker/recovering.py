@@ -35,7 +35,7 @@ class RecoveryLoop:
             with self._stop.interruptible():
                 report = await self._recovery.run_once()
         except Unavailable as error:
-            log.warning("recovery_postponed", cause=type(error).__name__)
+            log.warning("recovery_postponed", cause=str(error.cause), reason=str(error))
             return False
         except Exception:
             log.exception("recovery_crashed")

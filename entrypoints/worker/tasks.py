@@ -11,10 +11,18 @@ import structlog
 from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from config.logging import TASK_LOG
+from domain.causes import Cause
 from domain.circuit import Circuit, Permit
-from domain.errors import ClaimFailed, ProviderMisconfigured, Unavailable
-from domain.generation import Generation, Outcome
+from domain.errors import (
+    ClaimFailed,
+    ProviderMisconfigured,
+    StorageUnavailable,
+    Unavailable,
+    WorkerExhausted,
+)
+from domain.generation import AttemptWatcher, Generation, Outcome
 from domain.ports import StartLimitPort, TaskQueuePort
+from domain.sessions import Blame, Fault, GenerationSession
 from domain.tasks import GenerationTask, UnreadableTask
 from entrypoints.worker.stop import Stop
 
@@ -25,7 +33,8 @@ task_log = structlog.get_logger(TASK_LOG)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLimits:
     """Bounds of one worker process. ``drain_seconds`` must be longer than ``pop_seconds``. The
-    circuit's say how long nothing is begun after the generator rejected every request."""
+    circuits' say how long nothing is begun after the generator rejected every request, or while the
+    storage cannot keep a picture."""
 
     concurrency: int
     pop_seconds: float
@@ -35,6 +44,7 @@ class WorkerLimits:
     backoff_cap_seconds: float = 5.0
     circuit_first_seconds: float = 5.0
     circuit_cap_seconds: float = 300.0
+    storage_circuit_cap_seconds: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +86,43 @@ class Backoff:
         limits = self._limits
         ceiling = limits.backoff_base_seconds * 2.0 ** min(failures, 32)
         seconds = self._random.uniform(0, min(limits.backoff_cap_seconds, ceiling))
-        log.warning("worker_waiting", cause=type(error).__name__, seconds=round(seconds, 3))
+        log.warning("worker_waiting", cause=cause_of(error), seconds=round(seconds, 3))
         await self._stop.pause(seconds)
+
+
+def cause_of(error: Exception) -> str:
+    """The cause of an expected error, the type of any other."""
+    return str(error.cause) if isinstance(error, Unavailable) else type(error).__name__
+
+
+class _Watcher(AttemptWatcher):
+    """Logs what goes wrong in one turn, and records the provider's failures with its permit."""
+
+    def __init__(self, permit: Permit) -> None:
+        self._permit = permit
+
+    def attempt_failed(self, session: GenerationSession, fault: Fault) -> None:
+        cause = str(fault.cause)
+        log.warning("attempt_failed", attempt=session.attempt, cause=cause, code=fault.code)
+        if fault.blame is Blame.PROVIDER:
+            log_opening(self._permit.record_failure(session.id), fault.cause)
+
+    def picture_held(self, session: GenerationSession, cause: Cause) -> None:
+        log.warning("picture_held", attempt=session.attempt, cause=str(cause))
+
+
+def log_opening(seconds: float | None, cause: Cause) -> None:
+    """Log why this worker takes no tasks, once for each opening of a circuit."""
+    if seconds is not None:
+        log.error("circuit_opened", cause=str(cause), seconds=seconds)
 
 
 class TaskRunner:
     """Takes and handles messages for all slots of a worker.
 
-    A message is taken only when its work may begin: not while the circuit is open, and not without
-    a permit of the ``start_limit``, if there is one. So other workers can have it.
+    A message is taken only when its work may begin: not while a circuit is open, and not without
+    a permit of the ``start_limit``, if there is one. So other workers can have it. There are two
+    circuits: the provider's is probed with a task, the storage's without one.
     """
 
     def __init__(
@@ -109,7 +147,12 @@ class TaskRunner:
         self._circuit = Circuit(
             first_seconds=limits.circuit_first_seconds,
             cap_seconds=limits.circuit_cap_seconds,
-            clock=lambda: asyncio.get_running_loop().time(),
+            clock=_loop_time,
+        )
+        self._storage_circuit = Circuit(
+            first_seconds=limits.circuit_first_seconds,
+            cap_seconds=limits.storage_circuit_cap_seconds,
+            clock=_loop_time,
         )
 
     async def run_next(self) -> Turn:
@@ -117,6 +160,8 @@ class TaskRunner:
 
         Raises ``Unavailable`` and ``ClaimFailed`` if the next message would fare no better.
         """
+        if not await self._can_store():
+            return Turn.CIRCUIT_OPEN
         permit = self._circuit.permit()
         if permit is None:
             return Turn.CIRCUIT_OPEN
@@ -126,6 +171,21 @@ class TaskRunner:
             if not await self._may_start(self._start_limit):
                 return Turn.NO_START
             return await self._take_limited(permit, self._start_limit)
+
+    async def _can_store(self) -> bool:
+        """Whether a picture could be stored: if not, nothing is taken or paid for."""
+        permit = self._storage_circuit.permit()
+        if permit is None:
+            return False
+        with closing(permit):
+            try:
+                await self._generation.check_storage()
+            except StorageUnavailable as error:
+                log_opening(permit.record_rejection(), error.cause)
+                return False
+            if permit.record_success():
+                log.info("circuit_closed")
+        return True
 
     async def _may_start(self, limit: StartLimitPort) -> bool:
         """Take a start from the limit, or wait until it makes sense to ask again. One slot at a
@@ -167,12 +227,15 @@ class TaskRunner:
         bind_contextvars(request_id=task.request_id, session_id=str(task.session_id))
         try:
             with self._stop.interruptible():
-                outcome = await self._generation.run(task)
+                outcome = await self._generation.run(task, _Watcher(permit))
+        except StorageUnavailable as error:
+            self._record_storage_fault(error)
+            return Turn.BEGUN
+        except (ProviderMisconfigured, WorkerExhausted) as error:
+            log_opening(permit.record_rejection(), error.cause)
+            return Turn.BEGUN
         except (Unavailable, ClaimFailed):
             raise
-        except ProviderMisconfigured as error:
-            self._record_rejection(permit, error)
-            return Turn.BEGUN
         except Exception:
             log.exception("task_crashed")
             return Turn.BEGUN
@@ -189,11 +252,12 @@ class TaskRunner:
             return Turn.NOT_BEGUN
         return Turn.UNSETTLED if outcome is Outcome.UNSETTLED else Turn.BEGUN
 
-    def _record_rejection(self, permit: Permit, error: ProviderMisconfigured) -> None:
-        """Log once for each opening why this worker takes no tasks."""
-        seconds = permit.record_rejection()
-        if seconds is not None:
-            log.error("circuit_opened", cause=error.detail, seconds=seconds)
+    def _record_storage_fault(self, error: StorageUnavailable) -> None:
+        """Open the storage's circuit, although its last check succeeded."""
+        permit = self._storage_circuit.permit()
+        if permit is not None:
+            log_opening(permit.record_rejection(), error.cause)
+            permit.close()
 
     async def _refuse(self, message: UnreadableTask) -> None:
         """Try until it is done or the worker stops: the message is no longer in the queue."""
@@ -208,3 +272,7 @@ class TaskRunner:
             else:
                 log.info("task_buried", session_failed=failed)
                 return
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()

@@ -2,16 +2,18 @@
 
 import asyncio
 import gzip
+import resource
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import unused_port
+from yarl import URL
 
 from adapters.images.fetcher import HttpPictureFetcher
 from adapters.images.limits import FetchLimits
-from domain.errors import TryAgain
+from domain.errors import InputUnavailable, TryAgain, WorkerExhausted
 from domain.ports import Picture
 from domain.sessions import ErrorCode
 from tests.adapters.fetching import (
@@ -86,11 +88,30 @@ async def test_transient_status_is_retried(
     """The server is busy or broken: a later attempt may succeed."""
     url = site.add("/a", JPEG, status=status)
 
-    with pytest.raises(TryAgain) as failure:
-        await new_fetcher().fetch(url)
+    with pytest.raises(InputUnavailable) as failure:
+        await new_fetcher().fetch(f"{url}?token=secret")
 
     assert failure.value.reason == ErrorCode.IMAGE_UNREACHABLE
     assert failure.value.retry_after_seconds == 0
+    assert str(failure.value.cause) == f"input {status} host={URL(url).host}"
+
+
+async def test_missing_descriptors_are_not_the_hosts_fault(
+    site: Site, new_fetcher: NewFetcher
+) -> None:
+    """So they cost the session nothing."""
+    url = site.add("/a", JPEG)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fetcher = new_fetcher()
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(WorkerExhausted) as failure:
+            await fetcher.fetch(url)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert str(failure.value.cause) == "worker too many open files"
 
 
 @pytest.mark.parametrize("status", [429, 503])

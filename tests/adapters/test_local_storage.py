@@ -9,7 +9,7 @@ import pytest
 
 from adapters.storage.local import LocalPictureStorage
 from adapters.storage.signing import UrlSigner
-from domain.errors import NotFound, TryAgain
+from domain.errors import NotFound, StorageUnavailable
 from domain.ports import Picture
 from tests.support.clock import FakeClock
 
@@ -64,28 +64,28 @@ async def test_partial_files_are_deleted_with_the_picture(tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "stores").iterdir()] == ["11.jpg#1"]
 
 
-async def test_broken_disk_raises_try_again(tmp_path: Path) -> None:
+async def test_broken_disk_raises_storage_unavailable(tmp_path: Path) -> None:
     """From every method that touches the disk."""
     (tmp_path / "file").write_bytes(b"where the directory should be")
     storage = storage_at(tmp_path / "file")
     query = parse_qs(urlsplit(storage.url("stores/1.jpg")).query)
     expires, signature = int(query["expires"][0]), query["signature"][0]
 
-    with pytest.raises(TryAgain):
+    with pytest.raises(StorageUnavailable):
         await storage.find("stores/1")
-    with pytest.raises(TryAgain):
+    with pytest.raises(StorageUnavailable):
         await storage.save("stores/1", JPEG)
-    with pytest.raises(TryAgain):
+    with pytest.raises(StorageUnavailable):
         await storage.delete("stores/1")
-    with pytest.raises(TryAgain):
+    with pytest.raises(StorageUnavailable):
         await storage.keep_upload("uploads/2026-11-24/b2b/s/1.jpg", b"a jpeg")
-    with pytest.raises(TryAgain):
+    with pytest.raises(StorageUnavailable):
         await storage.read_upload("uploads/2026-11-24/b2b/s/1.jpg", max_bytes=10)
-    with pytest.raises(TryAgain):
+    with pytest.raises(StorageUnavailable):
         await storage.count_uploads("uploads/2026-11-24/b2b/s", limit=10)
-    with pytest.raises(TryAgain):
+    with pytest.raises(StorageUnavailable):
         await storage.delete_uploads_before(NOW, limit=10)
-    with pytest.raises(TryAgain):
+    with pytest.raises(StorageUnavailable):
         await storage.read_signed("stores/1.jpg", expires=expires, signature=signature)
 
 

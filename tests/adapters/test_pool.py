@@ -14,7 +14,7 @@ from PIL import Image
 
 from adapters.images.limits import PoolLimits
 from adapters.images.pool import PicturePool
-from domain.errors import Refused, TryAgain
+from domain.errors import Refused, WorkerExhausted
 from domain.ports import Picture
 from domain.sessions import ErrorCode
 from tests.adapters.hostile import ACCEPTED, REFUSED, black
@@ -208,7 +208,7 @@ async def test_waiting_pictures_are_limited(new_pool: NewPool) -> None:
 
     assert isinstance(first, Picture)
     assert isinstance(second, Picture)
-    assert isinstance(third, TryAgain)
+    assert isinstance(third, WorkerExhausted)
     assert (await pool.prepare(b"4")).data == b"4"
 
 
@@ -243,12 +243,12 @@ async def test_failed_start_is_a_transient_error(new_pool: NewPool, begin: str) 
     pool = new_pool(PoolLimits(processes=1), begin=begin)
 
     for _ in range(2):
-        with pytest.raises(TryAgain):
+        with pytest.raises(WorkerExhausted):
             await pool.prepare(GOOD)
 
 
 async def test_missing_program_is_a_transient_error() -> None:
-    with pytest.raises(TryAgain):
+    with pytest.raises(WorkerExhausted):
         await PicturePool(PoolLimits(), program=("/nowhere",)).prepare(GOOD)
 
 

@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
 from adapters.storage.s3 import S3Bucket, S3PictureStorage, s3_store
-from domain.errors import Refused, TryAgain
+from domain.errors import Refused, StorageUnavailable
 from domain.ports import Picture
 from domain.sessions import StoredPicture
 from tests.support.servers import bucket_at, new_bucket
@@ -131,7 +131,7 @@ async def test_service_without_conditional_puts(new_service: NewService) -> None
 
     service = await new_service(knows_no_conditions)
 
-    with pytest.raises(TryAgain):
+    with pytest.raises(StorageUnavailable):
         await service.storage().save(KEY, JPEG)
     saved = await service.storage(conditional_put=False).save(KEY, JPEG)
 
@@ -181,24 +181,24 @@ def test_credentials_are_not_shown() -> None:
     assert "hunter2" not in repr(bucket) + repr(s3_store(bucket))
 
 
-async def test_refused_connection_raises_try_again() -> None:
+async def test_refused_connection_raises_storage_unavailable() -> None:
     """From every call, without the address in the message, which an end user may see."""
     storage = storage_in(bucket_at(f"http://127.0.0.1:{unused_port()}", timeout_seconds=0.3))
 
     outcomes = await asyncio.gather(*(call(storage) for call in CALLS), return_exceptions=True)
 
-    assert [type(outcome) for outcome in outcomes] == [TryAgain] * len(CALLS)
+    assert [type(outcome) for outcome in outcomes] == [StorageUnavailable] * len(CALLS)
     assert "127.0.0.1" not in " ".join(map(str, outcomes))
 
 
-async def test_missing_bucket_raises_try_again(s3_url: str) -> None:
+async def test_missing_bucket_raises_storage_unavailable(s3_url: str) -> None:
     """Nothing counts as saved or deleted."""
     storage = storage_in(bucket_at(s3_url, name="none"))
 
     assert await storage.find(KEY) is None
-    with pytest.raises(TryAgain):
+    with pytest.raises(StorageUnavailable):
         await storage.save(KEY, JPEG)
-    with pytest.raises(TryAgain):
+    with pytest.raises(StorageUnavailable):
         await storage.delete(KEY)
 
 
@@ -220,7 +220,9 @@ async def test_delete_names_existing_objects_only(new_service: NewService) -> No
     assert asked == [("POST", "delete", [KEY + ".jpg"])]
 
 
-async def test_error_inside_a_deletion_s_200_raises_try_again(new_service: NewService) -> None:
+async def test_error_inside_a_deletion_s_200_is_raised(
+    new_service: NewService,
+) -> None:
     """The body of the answer has a result for each object."""
     asked: list[str] = []
 
@@ -235,14 +237,14 @@ async def test_error_inside_a_deletion_s_200_raises_try_again(new_service: NewSe
 
     service = await new_service(refuse_inside)
 
-    with pytest.raises(TryAgain):
+    with pytest.raises(StorageUnavailable):
         await service.storage().delete(KEY)
 
     assert len(asked) == 3
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 429, 500, 503])
-async def test_error_status_raises_try_again(new_service: NewService, status: int) -> None:
+async def test_error_status_is_raised(new_service: NewService, status: int) -> None:
     """Wrong credentials, throttling and faults are not the picture's fault. Each call makes at most
     three tries for each of the three types that a picture may have."""
 
@@ -257,12 +259,12 @@ async def test_error_status_raises_try_again(new_service: NewService, status: in
         return_exceptions=True,
     )
 
-    assert [type(outcome) for outcome in outcomes] == [TryAgain] * len(CALLS)
+    assert [type(outcome) for outcome in outcomes] == [StorageUnavailable] * len(CALLS)
     assert all(0 < len(service.requests) <= 9 for service in services)
 
 
 async def test_wait_for_a_silent_service_is_bounded(new_service: NewService) -> None:
-    """Then every call raises ``TryAgain``."""
+    """Then every call raises ``StorageUnavailable``."""
 
     async def say_nothing(_: web.Request) -> web.Response:
         await asyncio.Event().wait()
@@ -273,7 +275,7 @@ async def test_wait_for_a_silent_service_is_bounded(new_service: NewService) -> 
     async with asyncio.timeout(10):
         outcomes = await asyncio.gather(*(call(storage) for call in CALLS), return_exceptions=True)
 
-    assert [type(outcome) for outcome in outcomes] == [TryAgain] * len(CALLS)
+    assert [type(outcome) for outcome in outcomes] == [StorageUnavailable] * len(CALLS)
 
 
 async def test_upload_above_the_size_limit_is_not_downloaded(new_service: NewService) -> None:

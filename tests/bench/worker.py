@@ -46,6 +46,8 @@ class _NoGenerator(PictureGeneratorPort):
 
 
 class _NoStorage(PictureStoragePort):
+    async def check(self) -> None: ...
+
     async def find(self, prefix: str) -> StoredPicture | None:  # noqa: ARG002
         return None
 

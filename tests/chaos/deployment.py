@@ -55,6 +55,8 @@ SETTINGS = {
     "WEARON_ATTEMPT_SECONDS": "5",
     "WEARON_BACKOFF_BASE_SECONDS": "0.5",
     "WEARON_BACKOFF_CAP_SECONDS": "2",
+    "WEARON_PROVIDER_PATIENCE_SECONDS": "10",
+    "WEARON_STORAGE_PATIENCE_SECONDS": "10",
     "WEARON_DRAIN_SECONDS": "5",
     "WEARON_RECOVERY_SECONDS": "0.5",
     "WEARON_REQUEUE_AFTER_SECONDS": "5",
@@ -115,7 +117,18 @@ class Stage:
         call = partial(function, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
+    def mount_pictures(self, *, usable: bool) -> None:
+        """Make the folder of the pictures a link to a folder, or to something that is none."""
+        disk = self.deployment.folder / "disk"
+        disk.mkdir(exist_ok=True)
+        data = self.deployment.folder / "data"
+        data.mkdir(exist_ok=True)
+        link = data / "new"
+        link.symlink_to(disk if usable else os.devnull)
+        link.replace(data / "pictures")
+
     async def open(self, stack: AsyncExitStack) -> None:
+        self.mount_pictures(usable=True)
         await self.blocking(self.deployment.start_servers)
         sockets = self.deployment.postgres.sockets, self.deployment.valkey.sockets
         self.postgres = await stack.enter_async_context(

@@ -122,6 +122,7 @@ class Faults:
             Fault("account locked", "postgres", self._lock_account),
             Fault("sessions locked", "postgres", self._lock_sessions),
             Fault("table locked", "postgres", self._lock_table),
+            Fault("lost", "storage", self._lose_storage),
         ]
         for name in PARTS:
             faults += [
@@ -269,6 +270,12 @@ class Faults:
                 await self._a_while((1.0, 7.0))
         except asyncpg.LockNotAvailableError:
             self._say("nothing was locked: another transaction held it too long")
+
+    async def _lose_storage(self) -> None:
+        """As a mount that is gone: no picture can be found or kept."""
+        self._stage.mount_pictures(usable=False)
+        await self._a_while((1.0, 7.0))
+        self._stage.mount_pictures(usable=True)
 
     async def _delay(self, proxy: Proxy, telltale: bytes, longest_seconds: float) -> None:
         """Requests that contain ``telltale`` are late, each by a random time, so that later ones

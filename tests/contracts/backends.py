@@ -39,10 +39,10 @@ from domain.ports import (
     StartLimitPort,
     TaskQueuePort,
 )
-from domain.sessions import ErrorCode, Failure, GenerationSession, SessionStatus
+from domain.sessions import ErrorCode, Failure, Fault, GenerationSession, SessionStatus
 from domain.tasks import UnreadableTask
 from tests.support.clock import FakeClock
-from tests.support.examples import FAILURE, LEASE, MANY, STORED_PICTURE, USER, a_session
+from tests.support.examples import FAILURE, FAULT, LEASE, MANY, STORED_PICTURE, USER, a_session
 
 
 class Backend(ABC):
@@ -114,7 +114,7 @@ class Backend(ABC):
         session_id = await self.queued(owner)
         for number in range(1, attempt):
             await self.claim(session_id)
-            await self.attempts.release(session_id, attempt=number, delay=timedelta(0))
+            await self.attempts.release(session_id, attempt=number, delay=timedelta(0), fault=FAULT)
         return await self.claim(session_id, lease=lease)
 
     async def claim(self, session_id: UUID, *, lease: timedelta = LEASE) -> GenerationSession:
@@ -129,6 +129,12 @@ class Backend(ABC):
             assert await self.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
         else:
             assert await self.attempts.fail(session.id, FAILURE, attempt=1)
+        return await self.get(session.id)
+
+    async def released(self, fault: Fault | None) -> GenerationSession:
+        """A session whose first attempt ended with this fault."""
+        session = await self.claimed()
+        assert await self.attempts.release(session.id, attempt=1, delay=timedelta(0), fault=fault)
         return await self.get(session.id)
 
     async def set_externally(self, status: str, owner: Owner = USER) -> UUID:
@@ -223,7 +229,8 @@ class MemoryBackend(Backend):
         self._accounts.entries.append(entry)
 
 
-_TRUNCATE = "TRUNCATE credit_accounts, credit_ledger, generation_sessions, api_keys"
+_TRUNCATE = """
+    TRUNCATE credit_accounts, credit_ledger, generation_sessions, api_keys, attempt_faults"""
 
 # The database's clock is real, so every time that a rule reads is moved into the past instead.
 _ADVANCE = """

@@ -208,7 +208,7 @@ async def test_release_returns_the_session_to_the_queue(backend: Backend) -> Non
     assert await backend.attempts.release(claimed.id, attempt=1, delay=NO_DELAY)
 
     assert await backend.get(claimed.id) == replace(
-        claimed, status=SessionStatus.QUEUED, lease_expires_at=None
+        claimed, status=SessionStatus.QUEUED, lease_expires_at=None, attempts_excused=1
     )
     assert await backend.money_of(claimed.id) == CHARGED
 

@@ -3,7 +3,7 @@
 The fields are discovered: a new one makes these tests fail until it is handled everywhere.
 """
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from domain.credits import Owner
 from domain.errors import IdempotencyKeyReused, IllegalTransition
 from domain.sessions import (
+    Blame,
     Failure,
     GenerationInput,
     GenerationSession,
@@ -20,7 +21,7 @@ from domain.sessions import (
     Usage,
 )
 from tests.contracts.backends import Backend
-from tests.support.examples import LEASE, MANY, a_session
+from tests.support.examples import FAULT, LEASE, MANY, a_session
 from tests.support.filling import filled, variations
 
 pytestmark = pytest.mark.anyio
@@ -65,8 +66,12 @@ async def test_creation_stores_every_field_of_the_input(backend: Backend) -> Non
 
 
 async def test_every_field_of_a_session_is_stored(backend: Backend) -> None:
-    """Over the lives of a claimed, a failed and a completed session every field has had a value
-    other than its default, and the values are those that were written."""
+    """Over the lives of a claimed, a failed, a completed and two released sessions every field has
+    had a value other than its default, and the values are those that were written."""
+    released = [
+        await backend.released(replace(FAULT, blame=blame))
+        for blame in (Blame.SESSION, Blame.PROVIDER)
+    ]
     processing = await backend.claim((await created(backend, idempotency_key="key-8")).id)
     failing = await created(backend, idempotency_key="key-9")
     assert await backend.sessions.fail_queued(failing.id, FAILURE)
@@ -82,7 +87,7 @@ async def test_every_field_of_a_session_is_stored(backend: Backend) -> None:
         SessionStatus.FAILED,
         SessionStatus.COMPLETED,
     )
-    lives = (processing, failed, done)
+    lives = (processing, failed, done, *released)
     unset = [
         field.name
         for field in fields(GenerationSession)

@@ -234,6 +234,7 @@ CALLS: dict[str, Callable[[SessionReadPort], Awaitable[object]]] = {
     "history": lambda reads: reads.history(USER, status=None, limit=1, after=None),
     "stats": lambda reads: reads.stats(USER),
     "queued_before": lambda reads: reads.queued_before(a_session(), limit=1),
+    "attempt_faults": lambda reads: reads.attempt_faults(uuid4()),
 }
 
 

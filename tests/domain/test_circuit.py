@@ -125,3 +125,47 @@ def test_success_of_earlier_work_does_not_close_the_circuit(circuit: Circuit, ti
     early.close()
 
     assert circuit.permit() is None
+
+
+def test_failures_of_different_work_open_the_circuit(circuit: Circuit) -> None:
+    """One that fails again and again may be at fault itself."""
+    same = [granted(circuit).record_failure("one") for _ in range(10)]
+
+    others = [granted(circuit).record_failure(number) for number in range(4)]
+
+    assert same == [None] * 10
+    assert others == [None, None, None, 5]
+    assert circuit.permit() is None
+
+
+def test_success_between_failures_keeps_the_circuit_closed(circuit: Circuit) -> None:
+    """Then the dependency works."""
+    for number in range(20):
+        assert granted(circuit).record_failure(number) is None
+        if number % 4 == 3:
+            granted(circuit).record_success()
+
+    assert circuit.is_closed
+
+
+def test_failing_probes_open_it_for_a_shorter_time_at_most(circuit: Circuit, time: Time) -> None:
+    """Than rejected ones: what is temporary ends by itself."""
+    for number in range(5):
+        granted(circuit).record_failure(number)
+
+    seconds = []
+    for number in range(5):
+        time.seconds += 1_000
+        probe = granted(circuit)
+        seconds.append(probe.record_failure(number))
+        probe.close()
+
+    assert seconds == [10, 20, 30, 30, 30]
+
+
+def test_failure_of_earlier_work_leaves_an_open_circuit_alone(circuit: Circuit) -> None:
+    """It began before the circuit opened, so it says nothing new."""
+    earlier = granted(circuit)
+    granted(circuit).record_rejection()
+
+    assert earlier.record_failure("earlier") is None

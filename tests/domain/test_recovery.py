@@ -22,7 +22,7 @@ from domain.sessions import GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
 from domain.uploads import upload_folder
 from tests.support.clock import START
-from tests.support.examples import FAILURE, LEASE, OTHER, STORED_PICTURE, USER
+from tests.support.examples import FAILURE, FAULT, LEASE, OTHER, STORED_PICTURE, USER
 from tests.support.images import A_PICTURE
 from tests.support.service import Service
 
@@ -51,7 +51,7 @@ async def claimed_again(service: Service, session_id: UUID, attempt: int) -> Gen
     """The session in its attempt number ``attempt``, those before it given back."""
     for number in range(1, attempt):
         await service.claimed(session_id)
-        await service.repo.release(session_id, attempt=number, delay=timedelta(0))
+        await service.repo.release(session_id, attempt=number, delay=timedelta(0), fault=FAULT)
     return await service.claimed(session_id)
 
 
@@ -649,22 +649,27 @@ async def test_session_past_its_time_to_live_is_not_retried(service: Service) ->
     assert order(service) == []
 
 
-WORK = WorkPolicy(attempt_timeout=timedelta(minutes=3), lease=timedelta(seconds=30))
+WORK = WorkPolicy(
+    attempt_timeout=timedelta(minutes=3),
+    storage_patience=timedelta(minutes=2),
+    lease=timedelta(seconds=30),
+)
 
 
 @pytest.mark.parametrize(
     ("changes", "interval", "bound"),
     [
-        # An external consumer's work is the longest: 1 h + 10 s, then 3 * (15 min + 10 s).
-        ({}, 10, timedelta(hours=1, minutes=45, seconds=40)),
-        # A worker's attempt is the longest: 1 h + 10 s, then 3 * (3 min + 30 s + 10 s).
-        ({"external_timeout": 60 * SECOND}, 10, timedelta(hours=1, minutes=11, seconds=10)),
-        # One attempt: 1 min + 1 s, then 15 min + 1 s.
-        ({"queue_ttl": 60 * SECOND, "max_attempts": 1}, 1, timedelta(minutes=16, seconds=2)),
+        # An external consumer's work is the longest: 1 h + 10 s, then 4 * (15 min + 10 s).
+        ({}, 10, timedelta(hours=2, minutes=0, seconds=50)),
+        # A worker's attempt is the longest: 1 h + 10 s, then 4 * (3 min + 2 min + 30 s + 10 s).
+        ({"external_timeout": 60 * SECOND}, 10, timedelta(hours=1, minutes=22, seconds=50)),
+        # One attempt to spend: 1 min + 1 s, then 2 * (15 min + 1 s).
+        ({"queue_ttl": 60 * SECOND, "max_attempts": 1}, 1, timedelta(minutes=31, seconds=3)),
     ],
 )
 def test_settle_bound(changes: dict[str, Any], interval: int, bound: timedelta) -> None:
-    """The time to live and an interval, then each attempt at its longest and an interval."""
+    """The time to live and an interval, then each attempt at its longest and an interval: those
+    that may be spent, and one that is given back."""
     policy = RecoveryPolicy(**changes)
 
     assert policy.settle_bound(WORK, interval=interval * SECOND) == bound
@@ -677,7 +682,7 @@ async def test_settle_bound_is_kept_and_nearly_reached(service: Service) -> None
     policy = RecoveryPolicy(
         queue_ttl=60 * SECOND, external_timeout=31 * SECOND, max_attempts=3, batch=1
     )
-    work = WorkPolicy(attempt_timeout=10 * SECOND, lease=10 * SECOND)
+    work = WorkPolicy(attempt_timeout=10 * SECOND, storage_patience=5 * SECOND, lease=10 * SECOND)
     recovery = service.recovery(policy)
     session = (await service.submitted()).session
 
@@ -690,10 +695,10 @@ async def test_settle_bound_is_kept_and_nearly_reached(service: Service) -> None
 
     service.clock.advance(interval - moment)
     await runs(6)
-    for attempt in range(policy.max_attempts):
+    for attempt in range(policy.max_attempts + 1):
         service.repo.overwrite(session.id, status=SessionStatus.PROCESSING)
         await runs(3)
-        if attempt < policy.max_attempts - 1:
+        if attempt < policy.max_attempts:
             service.clock.advance(moment)
             await recovery.run_once()
             service.repo.overwrite(session.id, status=SessionStatus.QUEUED)

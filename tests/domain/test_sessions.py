@@ -29,7 +29,7 @@ LATER = START + timedelta(seconds=2.5)
 
 CHANGES: dict[str, Callable[[GenerationSession], GenerationSession]] = {
     "claimed": lambda session: session.claimed(now=LATER, lease=LEASE),
-    "released": lambda session: session.released(),
+    "released": lambda session: session.released(now=START),
     "completed": lambda session: session.completed(STORED_PICTURE, now=LATER),
     "failed": lambda session: session.failed(FAILURE, now=LATER),
 }
@@ -81,7 +81,7 @@ def test_claim_starts_the_next_attempt() -> None:
 
 def test_release_clears_the_lease() -> None:
     """The attempt still counts, and the push stays confirmed."""
-    released = a_session().claimed(now=START, lease=LEASE).released()
+    released = a_session().claimed(now=START, lease=LEASE).released(now=START)
 
     assert released.lease_expires_at is None
     assert released.attempt == 1
@@ -92,7 +92,9 @@ def test_completion_records_picture_time_and_duration() -> None:
     """The duration is that of the last attempt. The lease is cleared."""
     first = a_session().claimed(now=START - timedelta(minutes=5), lease=LEASE)
     completed = (
-        first.released().claimed(now=START, lease=LEASE).completed(STORED_PICTURE, now=LATER)
+        first.released(now=START)
+        .claimed(now=START, lease=LEASE)
+        .completed(STORED_PICTURE, now=LATER)
     )
 
     assert completed.picture == STORED_PICTURE

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,12 +22,15 @@ from adapters.auth.bearer import key_sha256
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.embedded.valkey import EmbeddedValkey
+from adapters.postgres.database import Database
+from adapters.postgres.limits import DatabaseLimits
 from adapters.queue.redis import TASKS_KEY, redis_client
 from config.container import Container, close
 from config.loading import load_settings
 from config.options import Generator
 from config.reference import env_example, variables
 from config.settings import Settings
+from domain.causes import Cause, CauseKind
 from domain.credits import Owner
 from domain.sessions import Failure, GenerationSession
 from domain.tasks import GenerationTask, UnreadableTask
@@ -34,6 +38,8 @@ from entrypoints import demo, dev
 from entrypoints.cli import main
 from tests.contracts.backends import PostgresBackend
 from tests.support.examples import (
+    FAILURE,
+    FAULT,
     HAT,
     LEASE,
     MANY,
@@ -52,6 +58,8 @@ NOWHERE = {
     "DATABASE_URL": "postgresql://user:hunter2@127.0.0.1:1/nothing",
     "REDIS_URL": "redis://:hunter2@127.0.0.1:1/0",
 }
+NO_DATABASE = "Error: DATABASE_URL: The database does not answer: connection refused"
+NO_REDIS = "Error: REDIS_URL: Redis queue unavailable: connection refused"
 SECRETS = {
     "WEARON_JWT_SECRET": "signs the tokens of the users: 0123456789",
     "WEARON_SIGNING_SECRET": "signs the links to the pictures: 9876543210",
@@ -339,6 +347,34 @@ def test_reason_of_a_failure_is_shown(shop: Shop) -> None:
     shown = shop.run("sessions", "show", session.id).stdout
 
     assert "MODERATION_BLOCKED: This picture cannot be made\n" in shown
+
+
+def test_failed_attempts_are_shown(shop: Shop) -> None:
+    """Below the session, with the time, the worker, the code and the cause of each."""
+    session = shop.session()
+
+    async def fail_twice(container: Container) -> None:
+        sessions = container.sessions()
+        await sessions.claim(session.id, lease=LEASE)
+        await sessions.release(session.id, attempt=1, delay=timedelta(0), fault=FAULT)
+        await sessions.claim(session.id, lease=LEASE)
+        other = replace(FAULT, cause=Cause(CauseKind.PROVIDER, "500 server_error"))
+        await sessions.fail(session.id, FAILURE, attempt=2, fault=other)
+
+    shop.do(fail_twice)
+
+    shown = shop.run("sessions", "show", session.id).stdout
+    as_json = shop.json("sessions", "show", session.id)
+
+    fields, faults = shown.split("\n\n")
+    assert "attempts spent" in fields
+    header, first, second = faults.splitlines()
+    assert header.split() == ["FAILED", "ATTEMPT", "AT", "(UTC)", "WORKER", "CODE", "CAUSE"]
+    assert first.endswith("worker-1:7  IMAGE_UNREACHABLE  input 404 host=pictures.example")
+    assert second.endswith("worker-1:7  IMAGE_UNREACHABLE  provider 500 server_error")
+    assert [fault["attempt"] for fault in as_json["faults"]] == [1, 2]
+    assert as_json["faults"][1]["cause"] == "provider 500 server_error"
+    assert as_json["attempts_spent"] == 2
 
 
 def test_control_characters_of_callers_are_escaped(shop: Shop) -> None:
@@ -631,12 +667,21 @@ def test_unknown_dead_letter(queue: dict[str, str], command: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("credits", "verify"), "Error: DATABASE_URL: The database does not answer"),
-        (("sessions", "list", "--json"), "Error: DATABASE_URL: The database does not answer"),
-        (("migrate",), "Error: DATABASE_URL: The database does not answer"),
-        (("queue", "status"), "Error: REDIS_URL: Redis queue unavailable"),
-        (("dead", "list"), "Error: REDIS_URL: Redis queue unavailable"),
-        (("dead", "requeue", USER.id), "Error: REDIS_URL: Redis queue unavailable"),
+        (
+            ("credits", "verify"),
+            NO_DATABASE,
+        ),
+        (
+            ("sessions", "list", "--json"),
+            NO_DATABASE,
+        ),
+        (("migrate",), NO_DATABASE),
+        (("queue", "status"), NO_REDIS),
+        (("dead", "list"), NO_REDIS),
+        (
+            ("dead", "requeue", USER.id),
+            NO_REDIS,
+        ),
     ],
 )
 def test_unreachable_server(arguments: tuple[str, ...], line: str) -> None:
@@ -644,6 +689,27 @@ def test_unreachable_server(arguments: tuple[str, ...], line: str) -> None:
     result = wearon(*arguments, env=NOWHERE)
 
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"{line}\n")
+
+
+def test_missing_privilege(postgres: EmbeddedPostgres) -> None:
+    """One sentence with the table, instead of a traceback."""
+    sql = "DO $$ BEGIN CREATE ROLE poor; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+
+    async def prepare() -> None:
+        database = Database(postgres.url(), limits=DatabaseLimits())
+        await database.fetch(sql)
+        await database.fetch("GRANT poor TO CURRENT_USER")
+        await database.close()
+
+    asyncio.run(prepare())
+
+    result = wearon("sessions", "list", env={"DATABASE_URL": f"{postgres.url()}&options=-c%20role%3Dpoor"})
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "Error: DATABASE_URL: The database role lacks a privilege:"
+        " 42501 permission denied for table generation_sessions\n"
+    )
 
 
 def missing(*names: str) -> str:
@@ -802,8 +868,8 @@ def test_dev_on_unreachable_servers(postgres: EmbeddedPostgres, tmp_path: Path) 
         env=NOWHERE | {"DATABASE_URL": postgres.url()},
     )  # fmt: skip
 
-    assert without_database.stderr == "Error: DATABASE_URL: The database does not answer\n"
-    assert without_queue.stderr == "Error: REDIS_URL: Redis queue unavailable\n"
+    assert without_database.stderr == f"{NO_DATABASE}\n"
+    assert without_queue.stderr == f"{NO_REDIS}\n"
     assert (without_database.exit_code, without_queue.exit_code) == (1, 1)
 
 

@@ -6,9 +6,11 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
+from domain.causes import Cause, CauseKind
 from domain.credits import Owner
-from domain.errors import InvalidInput, Unavailable
+from domain.errors import InvalidInput, QueueUnavailable
 from domain.ports import Picture
 from domain.sessions import SessionStatus
 from entrypoints.http.middleware import BODY_SECONDS, UPLOAD_SECONDS, RequestContext
@@ -370,14 +372,18 @@ async def test_readiness(api: Api) -> None:
 
 
 async def _refuses() -> None:
-    raise Unavailable("refused")
+    raise QueueUnavailable("refused", cause=Cause(CauseKind.QUEUE, "NOAUTH"))
 
 
 async def test_failed_readiness(api: Api) -> None:
-    """503 with the name of the unavailable dependency, in data and message."""
+    """503 with the name of the unavailable dependency, in data and message. Why is in the log."""
     api.readiness["queue"] = _refuses
 
-    answer = await api.get("/health/ready", owner=None)
+    with capture_logs() as logs:
+        answer = await api.get("/health/ready", owner=None)
+
+    (entry,) = [entry for entry in logs if entry["event"] == "not_ready"]
+    assert (entry["dependency"], entry["cause"]) == ("queue", "queue NOAUTH")
 
     assert answer.error == (503, "SERVICE_UNAVAILABLE")
     assert answer.message == "Unavailable: queue"

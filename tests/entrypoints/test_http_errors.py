@@ -20,7 +20,8 @@ from tests.support.http import GENERATIONS, UPLOADS, Answer, Api
 
 pytestmark = pytest.mark.anyio
 
-Row: TypeAlias = tuple[Callable[[Api], Awaitable[Answer]], int, str, str, dict[str, str]]
+Provoke: TypeAlias = Callable[[Api], Awaitable[Answer]]
+Row: TypeAlias = tuple[Provoke, int, str, str, dict[str, str]]
 """A way to provoke an error, and its response: status, code, message, headers."""
 
 TRY_ON = {"model_image_url": MODEL_URL}
@@ -207,6 +208,25 @@ def test_every_error_response_is_tested() -> None:
     tested = {(status, code) for _, status, code, _, _ in TABLE}
 
     assert tested == {(answer.status, answer.code) for answer in ERRORS.values()}
+
+
+@pytest.mark.parametrize(
+    ("provoke", "cause"),
+    [
+        (queue_away, "queue push: refused"),
+        (database_away, "database create: refused"),
+        (storage_away, "storage read_signed: refused"),
+    ],
+)
+async def test_cause_of_a_503_is_logged(api: Api, provoke: Provoke, cause: str) -> None:
+    """As a warning, with the request's id; the caller does not see it."""
+    with capture_logs(processors=[merge_request_info]) as logs:
+        answer = await provoke(api)
+
+    (entry,) = [entry for entry in logs if entry["event"] == "unavailable"]
+    assert (entry["cause"], entry["log_level"]) == (cause, "warning")
+    assert entry["request_id"] == answer.headers["x-request-id"]
+    assert "refused" not in answer.message
 
 
 async def test_503_of_a_submission_is_refunded(api: Api) -> None:

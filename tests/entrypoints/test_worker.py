@@ -430,7 +430,7 @@ async def test_open_circuit_takes_no_tasks(service: Service, logs: Logs) -> None
         assert await completed(service, 20) - fixed_at < 300 + 2
 
     opened = events(logs, "circuit_opened")
-    assert (opened[0]["cause"], opened[0]["log_level"]) == ("HTTP 401", "error")
+    assert (opened[0]["cause"], opened[0]["log_level"]) == ("provider HTTP 401", "error")
     assert [entry["seconds"] for entry in opened[:8]] == [5, 10, 20, 40, 80, 160, 300, 300]
     assert 15 < len(opened) < 25
     assert asked == len(opened) + 3  # The other slots' first tasks began at the same instant.

@@ -16,9 +16,9 @@ from domain.errors import (
     IllegalTransition,
     InsufficientCredits,
     Overloaded,
+    ProviderUnavailable,
     Refused,
     TooManyActive,
-    TryAgain,
     Unavailable,
     Unconfirmed,
 )
@@ -35,6 +35,7 @@ from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
 from entrypoints.worker import Worker, WorkerLimits
 from tests.simulation.world import (
+    BUSY,
     PICTURE_LIFETIME,
     Answer,
     Process,
@@ -56,13 +57,16 @@ WORK = WorkPolicy(
     attempt_timeout=timedelta(seconds=10),
     backoff_base=timedelta(seconds=0.5),
     backoff_cap=timedelta(seconds=3),
+    provider_patience=timedelta(seconds=60),
+    storage_patience=timedelta(seconds=20),
+    queue_ttl=timedelta(seconds=120),
 )
 PROVIDER = "simulated"
 JOBS = JobLimits(total_seconds=9.5, first_pause_seconds=0.2, longest_pause_seconds=0.5)
 RECOVERY = RecoveryPolicy(
     requeue_after=timedelta(seconds=5),
     external_timeout=timedelta(seconds=15),
-    queue_ttl=timedelta(seconds=120),
+    queue_ttl=WORK.queue_ttl,
     batch=3,
     picture_lifetime=PICTURE_LIFETIME,
     deletions=3,
@@ -154,21 +158,27 @@ class StaticFetcher(PictureFetcherPort):
         return A_PICTURE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Mood:
     """How a provider behaves: jobs take a random time and sometimes fail, in every way that there
-    is. With ``steady_seconds``, they all take that time and succeed."""
+    is. With ``steady_seconds``, they all take that time and succeed. Until ``busy_until``, on the
+    loop's clock, no job begins."""
 
     random: Random
     steady_seconds: float | None = None
+    busy_until: float = 0.0
+    turned_away: int = 0
 
     def new_job(self) -> ProviderJob:
         """A new job, or an error instead."""
+        if loop_time() < self.busy_until:
+            self.turned_away += 1
+            raise busy(0.0)
         if self.steady_seconds is not None:
             return ProviderJob(loop_time() + self.steady_seconds, has_picture=True)
         match self.random.randrange(10):
             case 0:
-                raise TryAgain("busy", retry_after_seconds=self.random.random())
+                raise busy(self.random.random())
             case 1:
                 raise Refused("no")
             case 2:
@@ -179,7 +189,11 @@ class Mood:
     def poll(self) -> None:
         """Raises if a poll fails."""
         if self.steady_seconds is None and self.random.random() < 0.05:
-            raise TryAgain("busy", retry_after_seconds=self.random.random())
+            raise busy(self.random.random())
+
+
+def busy(retry_after_seconds: float) -> ProviderUnavailable:
+    return ProviderUnavailable("busy", retry_after_seconds=retry_after_seconds, cause=BUSY)
 
 
 class MoodyJobs(Jobs):

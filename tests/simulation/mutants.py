@@ -23,22 +23,30 @@ from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
 from domain import leases, submission
 from domain.credits import LedgerKind, Owner
-from domain.errors import DatabaseUnavailable, QueueUnavailable, Unconfirmed
-from domain.ports import Receipt
+from domain.errors import (
+    DatabaseUnavailable,
+    QueueUnavailable,
+    StorageUnavailable,
+    Unconfirmed,
+)
+from domain.generation import Generation
+from domain.ports import PictureGeneratorPort, Receipt
 from domain.recovery import Recovery
-from domain.sessions import Failure, GenerationSession, SessionStatus
+from domain.sessions import Blame, Failure, GenerationSession, SessionStatus
 from domain.submission import Submission
 from domain.tasks import GenerationTask
 from tests.simulation import actors
 from tests.simulation.fates import FAULTS
 from tests.simulation.scenarios import (
     run_backlog,
+    run_blip,
     run_long_work,
     run_plan,
     run_repetitions,
     run_seed,
+    run_shortage,
 )
-from tests.simulation.world import Violation
+from tests.simulation.world import Violation, WatchedImageStorage
 
 SEEDS = 1_000
 CPU_SECONDS = 90.0
@@ -352,10 +360,44 @@ def a_release_forgets_the_job() -> AbstractContextManager[None]:
     """A released session does not keep the name of its job."""
     released = GenerationSession.released
 
-    def forgetful(self: GenerationSession) -> GenerationSession:
-        return replace(released(self), provider_job=None)
+    def forgetful(self: GenerationSession, *args: Any, **kwargs: Any) -> GenerationSession:
+        return replace(released(self, *args, **kwargs), provider_job=None)
 
     return _instead((GenerationSession, "released", forgetful))
+
+
+def our_faults_are_the_sessions() -> AbstractContextManager[None]:
+    """A full storage and a busy provider spend the session's attempts."""
+    released = GenerationSession.released
+
+    def blamed(self: GenerationSession, _: Blame | None = None, **kwargs: Any) -> GenerationSession:
+        return released(self, Blame.SESSION, **kwargs)
+
+    def was_last(self: Generation, session: GenerationSession, _: Exception) -> bool:
+        return session.attempts_spent >= self._policy.max_attempts
+
+    return _instead((GenerationSession, "released", blamed), (Generation, "_was_last", was_last))
+
+
+def full_storage_is_not_found_out() -> AbstractContextManager[None]:
+    """A picture is paid for although it cannot be stored."""
+
+    async def check(_: object) -> None:
+        return None
+
+    return _instead((WatchedImageStorage, "check", check))
+
+
+def paid_pictures_are_not_held() -> AbstractContextManager[None]:
+    """A picture that the storage does not take is dropped, and paid for again."""
+
+    async def give_up(_: object, __: object, held: Any) -> None:
+        raise StorageUnavailable("full", cause=held.cause)
+
+    return _instead(
+        (Generation, "_store_held", give_up),
+        (JobPictureGenerator, "resume", PictureGeneratorPort.resume),
+    )
 
 
 MUTANTS: Sequence[Mutant] = (
@@ -388,6 +430,9 @@ MUTANTS: Sequence[Mutant] = (
     leases_are_not_renewed,
     recorded_jobs_are_not_resumed,
     a_release_forgets_the_job,
+    our_faults_are_the_sessions,
+    full_storage_is_not_found_out,
+    paid_pictures_are_not_held,
 )
 
 
@@ -407,7 +452,7 @@ def caught(mutant: Mutant) -> str | None:
 
 
 def _scenarios() -> Iterator[Callable[[], object]]:
-    yield from (run_backlog, run_long_work, run_repetitions)
+    yield from (run_backlog, run_long_work, run_shortage, run_blip, run_repetitions)
 
 
 def _seeds() -> Iterator[Callable[[], object]]:

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import product
@@ -33,7 +34,7 @@ from tests.simulation.fates import (
     RandomFates,
 )
 from tests.simulation.world import Killed, Violation, World
-from tests.support.clock import VirtualTimeLoop
+from tests.support.clock import VirtualTimeLoop, loop_time
 from tests.support.examples import STORE, USER
 
 FAULTY_SECONDS = 30.0
@@ -110,11 +111,12 @@ async def _random_run(random: Random) -> Summary:
     for actor in actors:
         actor.start()
     living = asyncio.create_task(keep_alive(actors))
-    breaking = asyncio.create_task(_break_things(random, world, actors))
+    breaking = asyncio.create_task(_break_things(random, world, actors, mood))
     clients = [asyncio.create_task(_client(random, apis, f"client{number}")) for number in range(6)]
     await asyncio.sleep(FAULTY_SECONDS)
     breaking.cancel()
     fates.calm = True
+    world.storage.full = False
     await asyncio.gather(*clients)
     settled_after = await _settle(world)
     living.cancel()
@@ -171,12 +173,17 @@ async def _client(random: Random, apis: list[Api], name: str) -> None:
             await random.choice(apis).submit(f"{name}-{number}-again", owner, key)
 
 
-async def _break_things(random: Random, world: World, actors: list[Actor]) -> None:
-    """Faults that do not hit a single call: of whole processes and of the whole queue."""
+async def _break_things(random: Random, world: World, actors: list[Actor], mood: Mood) -> None:
+    """Faults that do not hit a single call: of whole processes, of the whole queue, of the storage
+    and of the provider."""
     while True:
         await asyncio.sleep(random.random() * 8)
         actor = random.choice(actors)
-        match random.randrange(4):
+        match random.randrange(6):
+            case 5:
+                world.storage.full = not world.storage.full
+            case 4:
+                mood.busy_until = loop_time() + random.random() * 15
             case 0:
                 actor.process.kill()
             case 1:
@@ -262,6 +269,65 @@ async def _long_work() -> None:
     (session,) = await world.sessions()
     if (session.status, session.attempt) != (SessionStatus.COMPLETED, 1):
         raise Violation(f"{session.status} after {session.attempt} attempts")
+
+
+def run_shortage() -> None:
+    """A storage that is full from the start, and again once pictures were begun. Raises Violation
+    unless every session is completed, nothing was paid for in vain, and each picture once."""
+    _run(_shortage())
+
+
+async def _shortage() -> None:
+    world, mood = World(PlannedFates({})), Mood(random=Random(0), steady_seconds=2.0)
+    paid = world.repo.jobs
+    world.storage.full = True
+    async with _sessions_in(world, mood, count=6):
+        await asyncio.sleep(8)
+        if paid:
+            raise Violation(f"{len(paid)} pictures were paid for while the storage was full")
+        world.storage.full = False
+        while not paid:  # noqa: ASYNC110 - costs no time on a virtual loop
+            await asyncio.sleep(0.1)
+        world.storage.full = True
+        await asyncio.sleep(WORK.storage_patience.total_seconds() - 5)
+        world.storage.full = False
+        await _settle(world)
+    if not await _all_completed(world) or len(paid) != len(await world.sessions()):
+        raise Violation(f"{len(paid)} pictures were paid for: {await world.sessions()}")
+
+
+def run_blip() -> None:
+    """A provider that rejects all calls for longer than the attempts' backoffs together. Raises
+    Violation unless every session is completed, after a bounded number of calls."""
+    _run(_blip())
+
+
+async def _blip() -> None:
+    world, mood = World(PlannedFates({})), Mood(random=Random(0), steady_seconds=1.0)
+    mood.busy_until = loop_time() + WORK.provider_patience.total_seconds() / 2
+    async with _sessions_in(world, mood, count=8):
+        await _settle(world)
+    if not await _all_completed(world) or mood.turned_away > 3 * len(await world.sessions()):
+        raise Violation(f"{mood.turned_away} calls were rejected: {await world.sessions()}")
+
+
+@asynccontextmanager
+async def _sessions_in(world: World, mood: Mood, *, count: int) -> AsyncIterator[None]:
+    """Two workers, and this many requests."""
+    await world.accounts.grant(HOT, count, note="simulated")
+    api = Api(world, "api", Random(0))
+    actors = [api, *(WorkerProcess(world, f"worker-{n}", Random(n), mood) for n in (1, 2))]
+    for actor in actors:
+        actor.start()
+    for number in range(count):
+        await api.submit(f"request-{number}", HOT, None)
+    yield
+    for actor in actors:
+        actor.process.kill()
+
+
+async def _all_completed(world: World) -> bool:
+    return all(session.status is SessionStatus.COMPLETED for session in await world.sessions())
 
 
 def run_backlog() -> None:

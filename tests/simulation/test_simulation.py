@@ -6,10 +6,12 @@ from tests.simulation.fates import FAULTS, SAME_WITHOUT_EFFECT, Fate
 from tests.simulation.scenarios import (
     distinct_faults,
     run_backlog,
+    run_blip,
     run_long_work,
     run_plan,
     run_repetitions,
     run_seed,
+    run_shortage,
 )
 
 SEEDS = 1_000
@@ -71,3 +73,13 @@ def test_lost_backlog_is_restored_in_order() -> None:
     """Lost tasks are pushed once, before all younger ones, so that the oldest task in the queue
     shows which sessions are not in it."""
     run_backlog()
+
+
+def test_full_storage_fails_no_session() -> None:
+    """Pictures that are paid for are held until there is room, and no others are begun."""
+    run_shortage()
+
+
+def test_blip_of_the_provider_fails_no_session() -> None:
+    """The sessions wait, with few calls, until the provider is back."""
+    run_blip()

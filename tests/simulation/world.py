@@ -15,16 +15,20 @@ from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.signing import UrlSigner
+from domain.causes import Cause, CauseKind
 from domain.credits import LedgerKind, Owner
-from domain.errors import DatabaseUnavailable, QueueUnavailable, TryAgain
+from domain.errors import DatabaseUnavailable, QueueUnavailable, StorageUnavailable
+from domain.ports import Picture
 from domain.sessions import (
     ErrorCode,
     Failure,
+    Fault,
     GenerationSession,
     SessionStatus,
     StoredPicture,
     Usage,
 )
+from domain.submission import NOT_PUSHED
 from tests.simulation.fates import Fate, Fates
 from tests.simulation.state import state_of
 from tests.support.clock import FakeClock, loop_time
@@ -35,6 +39,8 @@ PICTURE_LIFETIME = timedelta(seconds=8)
 FREEZE_SECONDS = 20.0
 NEVER_REPEATED = {"create", "fail_queued"}
 """No client repeats these by itself, and their replies decide what a caller is answered."""
+NO_SPACE = Cause(CauseKind.STORAGE, "no space left on device")
+BUSY = Cause(CauseKind.PROVIDER, "503 busy")
 T = TypeVar("T")
 
 
@@ -105,12 +111,16 @@ class WatchedSessionRepo(InMemorySessionRepo):
         done = await super().complete(session_id, attempt=attempt, picture=picture, usage=usage)
         return self._checked(done, "completed", session_id, attempt)
 
-    async def fail(self, session_id: UUID, failure: Failure, *, attempt: int) -> bool:
-        done = await super().fail(session_id, failure, attempt=attempt)
+    async def fail(
+        self, session_id: UUID, failure: Failure, *, attempt: int, fault: Fault | None = None
+    ) -> bool:
+        done = await super().fail(session_id, failure, attempt=attempt, fault=fault)
         return self._checked(done, "failed", session_id, attempt)
 
-    async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
-        done = await super().release(session_id, attempt=attempt, delay=delay)
+    async def release(
+        self, session_id: UUID, *, attempt: int, delay: timedelta, fault: Fault | None = None
+    ) -> bool:
+        done = await super().release(session_id, attempt=attempt, delay=delay, fault=fault)
         return self._checked(done, "released", session_id, attempt)
 
     async def record_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
@@ -176,12 +186,22 @@ class WatchedSessionRepo(InMemorySessionRepo):
 
 
 class WatchedImageStorage(InMemoryPictureStorage):
-    """Records the deleted pictures, and checks that each was old enough."""
+    """Records the deleted pictures, and checks that each was old enough. May be ``full``."""
 
     def __init__(self, *, repo: WatchedSessionRepo, signer: UrlSigner) -> None:
         super().__init__(signer=signer)
         self.deleted: set[str] = set()
+        self.full = False
         self._repo = repo
+
+    async def check(self) -> None:
+        if self.full:
+            raise StorageUnavailable("full", cause=NO_SPACE)
+
+    async def save(self, prefix: str, picture: Picture) -> StoredPicture:
+        if self.full:
+            raise StorageUnavailable("full", cause=NO_SPACE)
+        return await super().save(prefix, picture)
 
     async def delete(self, prefix: str) -> None:
         await super().delete(prefix)
@@ -316,6 +336,7 @@ class World:
         """Raise a Violation if a rule that holds once everything is settled is broken."""
         if self.violations:
             raise self.violations[0]
+        by_others = set(self.external_failures)
         self.external_failures.clear()
         self._seen.clear()
         await self.check()
@@ -324,6 +345,9 @@ class World:
             _require(session.status.is_final, f"{session.id} is stuck as {session.status}")
             expired = session.failure is not None and session.failure.code == ErrorCode.EXPIRED
             _require(not expired, f"{session.id} expired although there were workers")
+            undone = session.failure is not None and session.failure.code == NOT_PUSHED.code
+            if session.failure is not None and not undone and session.id not in by_others:
+                await self._check_blame(session)
         accepted = {answer.session_id for answer in self.answers if answer.status == 202}
         _require(accepted <= sessions.keys(), "a 202 has no session")
         for answer in self.answers:
@@ -341,6 +365,14 @@ class World:
                     is_true or (refused.status == 409 and refused.key is not None),
                     f"{refused.request_id} got {refused.status}; {session.id} is {session.status}",
                 )
+
+    async def _check_blame(self, session: GenerationSession) -> None:
+        """No session fails because the storage or the provider had trouble for a while."""
+        faults = await self.repo.attempt_faults(session.id)
+        if faults and faults[-1].attempt == session.attempt:
+            cause = faults[-1].cause
+            blameless = cause.startswith(CauseKind.STORAGE) or cause == str(BUSY)
+            _require(not blameless, f"{session.id} failed because of {cause}")
 
     def _check_keys(self, sessions: dict[UUID, GenerationSession]) -> None:
         """A key that was answered 202 is never freed: all its 202s name one session, which still
@@ -408,6 +440,8 @@ class Process:
         self, name: str, effect: Callable[[], Awaitable[T]], error: Callable[[str, bool], Exception]
     ) -> T:
         await self.proceed()
+        if name == "check":  # The storage's answer is remembered, so nearly none needs the network.
+            return await effect()
         number = self.world.calls
         self.world.calls += 1
         fate = self.world.fates.next(f"{self.name} {name}")
@@ -477,4 +511,4 @@ def queue_error(call: str, refused: bool) -> Exception:
 
 
 def storage_error(call: str, _: bool) -> Exception:
-    return TryAgain(call)
+    return StorageUnavailable(call)

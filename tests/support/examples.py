@@ -8,10 +8,13 @@ from uuid import uuid4
 
 from uuid_utils.compat import uuid7
 
+from domain.causes import Cause, CauseKind
 from domain.credits import Channel, Owner
 from domain.sessions import (
     Accessory,
+    Blame,
     Failure,
+    Fault,
     GenerationInput,
     GenerationSession,
     StoredPicture,
@@ -30,6 +33,13 @@ MANY = 1_000_000
 """A limit that no test reaches."""
 STORED_PICTURE = StoredPicture(object_key="generated/someone/picture.png", media_type="image/png")
 USAGE = Usage(input_tokens=1_923, output_tokens=6_240, estimated_cost_usd=Decimal("0.215064"))
+FAULT = Fault(
+    blame=Blame.SESSION,
+    cause=Cause(CauseKind.INPUT, "404 host=pictures.example"),
+    code="IMAGE_UNREACHABLE",
+    worker="worker-1:7",
+)
+"""Spends an attempt."""
 FAILURE = Failure(code="MODERATION_BLOCKED", message="This picture cannot be made")
 
 MODEL_URL = "https://pictures.example/model.jpg"

@@ -15,7 +15,7 @@ from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.signing import UrlSigner
-from domain.errors import DatabaseUnavailable, QueueUnavailable, TryAgain
+from domain.errors import DatabaseUnavailable, QueueUnavailable, StorageUnavailable
 from domain.tasks import GenerationTask, UnreadableTask
 
 T = TypeVar("T")
@@ -123,7 +123,7 @@ class FlakyApiKeyRepo(InMemoryApiKeyRepo):
 class FlakyPictureStorage(InMemoryPictureStorage):
     def __init__(self, *, signer: UrlSigner) -> None:
         super().__init__(signer=signer)
-        self.faults = Faults(TryAgain)
+        self.faults = Faults(StorageUnavailable)
 
 
 class FlakyTaskQueue(InMemoryTaskQueue):

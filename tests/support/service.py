@@ -146,6 +146,7 @@ class Service:
             policy=policy or WorkPolicy(),
             random=random or seeded_random(),
             new_id=uuid4,
+            worker="worker-1:7",
         )
 
     def waiting(self) -> list[GenerationTask]:

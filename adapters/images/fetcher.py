@@ -7,7 +7,7 @@ the bytes before any use (``pool.py``). Each redirect goes through the first two
 import asyncio
 import re
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from aiohttp import (
@@ -25,6 +25,7 @@ from adapters.images.addresses import is_public
 from adapters.images.inputs import Prepare
 from adapters.images.inspection import too_large
 from adapters.images.limits import FetchLimits
+from adapters.images.lookups import DnsLookup, Lookup
 from domain.errors import Refused, TryAgain
 from domain.ports import Picture
 from domain.sessions import ErrorCode
@@ -44,15 +45,6 @@ _HEADERS = {
 _HOST_NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z][a-z0-9_-]{0,62}\.?")
 _SECONDS = re.compile(r"[0-9]{1,9}")
 
-Lookup = Callable[[str], Awaitable[Sequence[str]]]
-"""Returns all IP addresses of a host name. Raises ``OSError`` if there are none."""
-
-
-async def system_lookup(host: str) -> list[str]:
-    """The system's resolver, in a thread."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return [str(sockaddr[0]) for *_, sockaddr in found]
-
 
 class HttpPictureFetcher:
     """Downloads over HTTP and HTTPS from public addresses. ``allow_loopback`` is for development:
@@ -64,12 +56,13 @@ class HttpPictureFetcher:
         *,
         prepare: Prepare,
         allow_loopback: bool = False,
-        lookup: Lookup = system_lookup,
+        lookup: Lookup | None = None,
     ) -> None:
         self._limits = limits
         self._prepare = prepare
         self._allow_loopback = allow_loopback
-        self._lookup = lookup
+        self._dns = DnsLookup()
+        self._lookup: Lookup = lookup or self._dns
         self._session: ClientSession | None = None
 
     async def fetch(self, url: str) -> Picture:
@@ -85,6 +78,7 @@ class HttpPictureFetcher:
         """Close all connections."""
         if self._session is not None:
             await self._session.close()
+        await self._dns.close()
 
     async def _download(self, url: URL) -> bytes:
         for _ in range(self._limits.max_redirects + 1):

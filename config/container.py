@@ -148,10 +148,10 @@ class Container(containers.DeclarativeContainer):
         settings, storage = self.settings(), self.storage()
         prepare = closing(self, PicturePool(policies.picture_pool(settings))).prepare
         downloads = HttpPictureFetcher(**policies.downloads(settings), prepare=prepare)
-        download, limit = closing(self, downloads).fetch, settings.fetch_max_bytes
         return InputPictures(
-            pictures=storage, uploads=storage, download=download, prepare=prepare, max_bytes=limit
-        )
+            pictures=storage, uploads=storage, download=closing(self, downloads).download,
+            prepare=prepare, **policies.inputs(settings),
+        )  # fmt: skip
 
     @service
     def generator(self) -> PictureGeneratorPort:

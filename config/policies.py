@@ -17,6 +17,7 @@ from adapters.coalescing import BatchLimits
 from adapters.images.limits import (
     RESULT_LIMITS,
     FetchLimits,
+    InputLimits,
     JobLimits,
     PoolLimits,
     ProviderLimits,
@@ -61,6 +62,11 @@ class S3Arguments(TypedDict):
 class FetchArguments(TypedDict):
     limits: FetchLimits
     allow_loopback: bool
+
+
+class InputArguments(TypedDict):
+    max_bytes: int
+    limits: InputLimits
 
 
 class OpenAiArguments(TypedDict):
@@ -156,6 +162,11 @@ def downloads(settings: Settings) -> FetchArguments:
         total_timeout_seconds=settings.fetch_seconds, max_bytes=settings.fetch_max_bytes
     )
     return FetchArguments(limits=limits, allow_loopback=settings.fetch_allow_loopback)
+
+
+def inputs(settings: Settings) -> InputArguments:
+    limits = InputLimits(seconds=settings.fetch_budget_seconds)
+    return InputArguments(max_bytes=settings.fetch_max_bytes, limits=limits)
 
 
 def results(settings: Settings) -> FetchArguments:

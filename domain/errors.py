@@ -7,7 +7,8 @@
     │   TooManyActive, TooManyUploads, Unauthenticated: InvalidApiKey     the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, DatabaseUnavailable,
     │   StorageUnavailable                                                our fault, temporary
-    ├── WorkFailed: TryAgain, Refused, ProviderMisconfigured              one attempt failed
+    ├── WorkFailed: TryAgain: InputUnavailable, Refused,
+    │   ProviderMisconfigured                                             one attempt failed
     ├── ClaimFailed                                                       our fault, permanent
     ├── Superseded                                                        an attempt lost its lease
     └── IllegalTransition, InvalidTask                                    a domain rule was broken
@@ -149,6 +150,10 @@ class TryAgain(WorkFailed):
     ) -> None:
         super().__init__(message, code=code)
         self.retry_after_seconds = retry_after_seconds
+
+
+class InputUnavailable(TryAgain):
+    """The caller's own host failed; at most one more attempt, behind the others."""
 
 
 class Refused(WorkFailed):

@@ -32,6 +32,7 @@ from domain.ports import (
     TaskQueuePort,
 )
 from domain.sessions import ErrorCode, Failure, GenerationSession, StoredPicture, Usage
+from domain.shares import DownloadShares
 from domain.tasks import GenerationTask, UnreadableTask
 
 NO_PICTURE = Failure(
@@ -115,6 +116,8 @@ class Generation:
         self._policy = policy
         self._random = random
         self._new_id = new_id
+        self.shares = DownloadShares()
+        """``run`` leaves them once the inputs are there; who calls it enters them."""
 
     async def run(self, task: GenerationTask) -> Outcome:
         """Work on the session of ``task``, if it is still ``queued``.
@@ -134,6 +137,18 @@ class Generation:
             return Outcome.UNSETTLED
         except (ProviderMisconfigured, asyncio.CancelledError):
             await self._give_back(session)
+            raise
+
+    async def postpone(self, task: GenerationTask, delay: timedelta) -> None:
+        """Let recovery push ``task`` again after ``delay``. Uses no attempt.
+
+        Raises ``DatabaseUnavailable``; the task is back in the queue then.
+        """
+        try:
+            await self._attempts.postpone(task.session_id, delay=delay)
+        except DatabaseUnavailable:
+            with suppress(Unavailable):
+                await self._queue.push_next([task])
             raise
 
     async def refuse(self, message: UnreadableTask) -> bool:
@@ -205,14 +220,16 @@ class Generation:
         and it needs no input pictures, whose links may have expired. Else begin a new one."""
         record_job = partial(self._record_job, session)
         if session.provider_job is not None:
+            self.shares.leave(session.id)
             resumed = await self._generator.resume(session.provider_job, record_job)
             if resumed is not None:
                 return resumed
-        images = [await self._fetcher.fetch(url, session.owner) for url in session.input.image_urls]
+        images = await self._fetcher.fetch(session.input.image_urls, session.owner)
+        self.shares.leave(session.id)
         request = PictureRequest(
             session_id=session.id,
             prompt=session.input.prompt,
-            images=tuple(images),
+            images=images,
             instead_of=session.provider_job,
         )
         return await self._generator.generate(request, record_job)

@@ -147,6 +147,10 @@ class AttemptRepoPort(Protocol):
         """``processing -> queued`` if this attempt is the current one, else False. Recovery
         pushes the session again once ``delay`` has passed; a claim may come earlier."""
 
+    async def postpone(self, session_id: UUID, *, delay: timedelta) -> bool:
+        """A ``queued`` session whose task was popped stays ``queued`` and uses no attempt; else
+        False. Recovery pushes it again once ``delay`` has passed; a claim may come earlier."""
+
 
 class RecoveryRepoPort(Protocol):
     """Recovery: bringing abandoned sessions to a final status. Works in batches of at most
@@ -311,11 +315,15 @@ class Picture:
 
 
 class PictureFetcherPort(Protocol):
-    """Downloads the pictures that callers link to. Trusts neither the link nor the bytes."""
+    """Downloads the pictures that callers link to. Trusts neither the links nor the bytes."""
 
-    async def fetch(self, url: str, owner: Owner) -> Picture:
-        """The picture behind ``owner``'s link. Raises ``Refused`` (a forbidden address, not a
-        picture, too large, gone) or ``TryAgain`` (the host is slow, broken or busy)."""
+    async def fetch(self, urls: Sequence[str], owner: Owner) -> tuple[Picture, ...]:
+        """The pictures behind ``owner``'s links, in their order, downloaded in parallel and within
+        one time budget.
+
+        Raises the first failure, which ends the other downloads: ``Refused`` (a forbidden address,
+        not a picture, too large, gone), ``InputUnavailable`` (the link's host is slow, broken or
+        busy, or the budget is spent) or ``TryAgain`` (our own storage or processes failed)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,13 +66,16 @@ class HttpPictureFetcher:
         self._session: ClientSession | None = None
 
     async def fetch(self, url: str) -> Picture:
-        """The picture at ``url``, prepared. Raises what ``PictureFetcherPort`` raises."""
+        """The picture at ``url``, prepared. Raises ``Refused`` or ``TryAgain``."""
+        return await self._prepare(await self.download(url))
+
+    async def download(self, url: str) -> bytes:
+        """The bytes at ``url``. Raises ``Refused``, and ``TryAgain`` if the host failed."""
         try:
             async with asyncio.timeout(self._limits.total_timeout_seconds):
-                data = await self._download(self._checked_url(url))
+                return await self._download(self._checked_url(url))
         except (ClientError, OSError) as error:
             raise _transient_failure() from error
-        return await self._prepare(data)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -100,7 +103,9 @@ class HttpPictureFetcher:
                 connector=TCPConnector(
                     resolver=_CheckingResolver(self._lookup, self._is_allowed_address),
                     use_dns_cache=False,
-                    limit=self._limits.max_connections,
+                    # Bounded by the attempts and their parallel downloads. A wait for a connection
+                    # of others would count as the host's.
+                    limit=0,
                 ),
                 timeout=ClientTimeout(
                     total=None, sock_connect=self._limits.connect_timeout_seconds

@@ -180,6 +180,9 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     async def release(self, session_id: UUID, *, attempt: int, delay: timedelta) -> bool:
         return await self._write(sql.RELEASE, session_id, attempt, delay)
 
+    async def postpone(self, session_id: UUID, *, delay: timedelta) -> bool:
+        return await self._write(sql.POSTPONE, session_id, delay)
+
     async def record_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
         return await self._write(sql.RECORD_JOB, session_id, attempt, job)
 

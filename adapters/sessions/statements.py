@@ -257,6 +257,11 @@ RELEASE = """
     WHERE id = $1 AND status = 'processing' AND attempt = $2
     RETURNING true"""
 
+POSTPONE = """
+    UPDATE generation_sessions SET push_again_at = now() + $2::interval, confirmed = true
+    WHERE id = $1 AND status = 'queued'
+    RETURNING true"""
+
 # Refunds the sessions in "ended": once each, the amount of the debit, to the account of the debit.
 # The accounts are locked first, so that each account's entries are numbered in the order of its
 # balances.

@@ -114,7 +114,7 @@ class OneShotWorker(Worker):
     or the queue or the database unavailable. Waits for nothing but the start limit."""
 
     def _patience(self) -> Patience:
-        return Patience(pop_seconds=0.0, bury_tries=5)
+        return Patience(pop_seconds=0.0, bury_tries=5, shares=False)
 
     async def _slot(self) -> bool:
         if self._recovering is not None:

@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import Enum, auto
 from itertools import count
 from random import Random
@@ -40,10 +41,12 @@ class WorkerLimits:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
     """How long a slot waits for a message, and how often it tries to bury an unreadable one
-    (None: until it succeeds or the worker stops)."""
+    (None: until it succeeds or the worker stops). With ``shares``, the inputs of one owner take at
+    most half of the slots, and its other tasks are postponed."""
 
     pop_seconds: float
     bury_tries: int | None
+    shares: bool = True
 
 
 class Turn(Enum):
@@ -158,10 +161,25 @@ class TaskRunner:
         if isinstance(message, UnreadableTask):
             await self._refuse(message)
             return Turn.NOT_BEGUN
-        if permit.is_valid and not self._stop.grace_is_over:
-            return await self._work(message, permit)
-        await self._queue.push_next([message])
-        return Turn.NOT_BEGUN
+        delay = await self._enter(message)
+        if delay is not None:
+            log.info("task_postponed", session_id=str(message.session_id), seconds=delay.seconds)
+            await self._generation.postpone(message, delay)
+            return Turn.NOT_BEGUN
+        try:
+            if permit.is_valid and not self._stop.grace_is_over:
+                return await self._work(message, permit)
+            await self._queue.push_next([message])
+            return Turn.NOT_BEGUN
+        finally:
+            self._generation.shares.leave(message.session_id)
+
+    async def _enter(self, task: GenerationTask) -> timedelta | None:
+        """Take the owner's share of the slots: None, or the time to postpone the task by."""
+        if not self._patience.shares:
+            return None
+        places = max(1, self._limits.concurrency // 2)
+        return await self._generation.shares.enter(task.session_id, task.owner, places=places)
 
     async def _work(self, task: GenerationTask, permit: Permit) -> Turn:
         bind_contextvars(request_id=task.request_id, session_id=str(task.session_id))

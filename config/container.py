@@ -21,7 +21,7 @@ from adapters.auth.memory import InMemoryApiKeyRepo
 from adapters.auth.postgres import PostgresApiKeyRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
-from adapters.images.inputs import InputPictures
+from adapters.images.inputs import InputPictures, is_own
 from adapters.images.inspection import inspect_in_thread
 from adapters.images.local import LocalPictureGenerator
 from adapters.images.pool import PicturePool
@@ -198,6 +198,7 @@ class Container(containers.DeclarativeContainer):
     submission = service(lambda self: Submission(
         sessions=self.sessions(), reads=self.sessions(), queue=self.queue(),
         policy=policies.submission(self.settings()), new_id=self.new_id(), clock=self.clock(),
+        links=policies.links(self.settings(), is_own=lambda url: is_own(url, self.storage())),
     ))
     uploads = service(lambda self: Uploads(
         storage=self.storage(), policy=policies.uploads(self.settings()),

@@ -29,6 +29,7 @@ from adapters.storage.s3 import S3Bucket, s3_store
 from adapters.storage.signing import UrlSigner
 from config.settings import Settings
 from domain.generation import WorkPolicy
+from domain.links import LinkRules
 from domain.recovery import RecoveryPolicy
 from domain.submission import SubmissionPolicy
 from domain.uploads import UploadPolicy
@@ -93,6 +94,10 @@ def submission(settings: Settings) -> SubmissionPolicy:
         max_waiting=settings.max_waiting,
         max_active=settings.max_active,
     )
+
+
+def links(settings: Settings, *, is_own: Callable[[str], bool]) -> LinkRules:
+    return LinkRules(allow_loopback=settings.fetch_allow_loopback, is_own=is_own)
 
 
 def work(settings: Settings) -> WorkPolicy:

@@ -17,7 +17,10 @@ from domain.ports import Picture, UploadLinks, UploadSinkPort, UploadStoragePort
 InspectPicture = Callable[[bytes], Awaitable[Picture]]
 """Finds the media type that the bytes really have. Raises ``Refused`` unless they are a picture."""
 
-_NAME = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.[a-z]+"
+_UPLOAD = re.compile(
+    r"uploads/[0-9]{4}-[0-9]{2}-[0-9]{2}/(?P<whose>[^/]+/[^/]+)"
+    r"/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.[a-z]+"
+)
 
 
 def upload_folder(owner: Owner, day: date) -> str:
@@ -25,11 +28,15 @@ def upload_folder(owner: Owner, day: date) -> str:
     return f"uploads/{day.isoformat()}/{owner.channel}/{owner.id}"
 
 
+def is_upload(object_key: str) -> bool:
+    """Whether an object key, which may come from anywhere, is that of an upload."""
+    return _UPLOAD.fullmatch(object_key) is not None
+
+
 def is_upload_of(owner: Owner, object_key: str) -> bool:
     """Whether an object key, which may come from anywhere, is that of an upload of ``owner``."""
-    whose = re.escape(f"{owner.channel}/{owner.id}")
-    day = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
-    return re.fullmatch(rf"uploads/{day}/{whose}/{_NAME}", object_key) is not None
+    upload = _UPLOAD.fullmatch(object_key)
+    return upload is not None and upload["whose"] == f"{owner.channel}/{owner.id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

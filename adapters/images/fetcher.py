@@ -21,12 +21,13 @@ from aiohttp import (
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from adapters.images.addresses import is_public
 from adapters.images.inputs import Prepare
 from adapters.images.inspection import too_large
 from adapters.images.limits import FetchLimits
 from adapters.images.lookups import DnsLookup, Lookup
+from domain.addresses import is_public
 from domain.errors import Refused, TryAgain
+from domain.links import WEB_PORTS
 from domain.ports import Picture
 from domain.sessions import ErrorCode
 
@@ -138,7 +139,7 @@ class HttpPictureFetcher:
         host = url.raw_host or ""
         if self._allow_loopback:
             return _HOST_NAME.fullmatch(host) is not None or _is_loopback(host)
-        return _HOST_NAME.fullmatch(host) is not None and url.port in {80, 443}
+        return _HOST_NAME.fullmatch(host) is not None and url.port in WEB_PORTS
 
     def _is_allowed_address(self, address: IPv4Address | IPv6Address) -> bool:
         return is_public(address) or (self._allow_loopback and address.is_loopback)

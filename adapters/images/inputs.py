@@ -12,7 +12,7 @@ from domain.credits import Owner
 from domain.errors import InputUnavailable, TryAgain
 from domain.ports import Picture, PictureFetcherPort, PictureStoragePort, UploadStoragePort
 from domain.sessions import ErrorCode
-from domain.uploads import is_upload_of
+from domain.uploads import is_upload, is_upload_of
 
 _KEY_PARTS = 5
 
@@ -52,8 +52,8 @@ class InputPictures(PictureFetcherPort):
         self, url: str, owner: Owner, places: asyncio.Semaphore, budget: "_Budget"
     ) -> Picture:
         async with places:
-            object_key = self._upload_key(url, owner)
-            if object_key is None:
+            object_key = upload_key(url, self._pictures)
+            if object_key is None or not is_upload_of(owner, object_key):
                 data = await self._downloaded(url, budget)
             else:
                 data = await self._uploads.read_upload(object_key, max_bytes=self._max_bytes)
@@ -72,19 +72,25 @@ class InputPictures(PictureFetcherPort):
                 str(error), code=error.reason, retry_after_seconds=error.retry_after_seconds
             ) from error
 
-    def _upload_key(self, url: str, owner: Owner) -> str | None:
-        """The object's key if ``url`` is our storage's link to an upload of ``owner``, else None.
 
-        The URL is compared, not parsed: up to the query it must equal, letter for letter, the URL
-        that we would write for a key in the owner's folder. So no spelling can lead to another
-        object. The signature is not checked, because it protects the object from others; it may
-        have expired while the session waited.
-        """
-        location, _, _ = url.partition("?")
-        object_key = "/".join(unquote(location).split("/")[-_KEY_PARTS:])
-        if not is_upload_of(owner, object_key):
-            return None
-        return object_key if location == self._pictures.url(object_key).partition("?")[0] else None
+def is_own(url: str, pictures: PictureStoragePort) -> bool:
+    """Whether ``url`` leads to an upload in our storage, which is read without the network."""
+    return upload_key(url, pictures) is not None
+
+
+def upload_key(url: str, pictures: PictureStoragePort) -> str | None:
+    """The object's key if ``url`` is our storage's link to an upload of any owner, else None.
+
+    The URL is compared, not parsed: up to the query it must equal, letter for letter, the URL that
+    we would write for the key. So no spelling can lead to another object. The signature is not
+    checked, because it protects the object from others; it may have expired while the session
+    waited.
+    """
+    location, _, _ = url.partition("?")
+    object_key = "/".join(unquote(location).split("/")[-_KEY_PARTS:])
+    if not is_upload(object_key):
+        return None
+    return object_key if location == pictures.url(object_key).partition("?")[0] else None
 
 
 class _Budget:

@@ -21,6 +21,7 @@ from adapters.auth.memory import InMemoryApiKeyRepo
 from adapters.auth.postgres import PostgresApiKeyRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
+from adapters.images.headers import inspect_head
 from adapters.images.inputs import InputPictures, is_own
 from adapters.images.inspection import inspect_in_thread
 from adapters.images.local import LocalPictureGenerator
@@ -201,11 +202,11 @@ class Container(containers.DeclarativeContainer):
         links=policies.links(self.settings(), is_own=lambda url: is_own(url, self.storage())),
     ))
     uploads = service(lambda self: Uploads(
-        storage=self.storage(), policy=policies.uploads(self.settings()),
+        storage=self.storage(), accounts=self.accounts(), policy=policies.uploads(self.settings()),
         new_id=self.new_id(), clock=self.clock(),
     ))
     receiver = service(lambda self: None if (storage := self.files()) is None else UploadReceiver(
-        sink=storage, check_quota=self.uploads().check_quota, inspect=inspect_in_thread,
+        sink=storage, check_quota=self.uploads().check_quota, inspect=inspect_head,
     ))
     views = service(lambda self: SessionViews(reads=self.sessions(), storage=self.storage()))
     generation = service(lambda self: Generation(

@@ -3,8 +3,9 @@
 ::
 
     WearonError
-    ├── InvalidInput, InsufficientCredits, NotFound, Conflict, IdempotencyKeyReused,
-    │   TooManyActive, TooManyUploads, Unauthenticated: InvalidApiKey     the caller's fault
+    ├── InvalidInput, InsufficientCredits, NotFound, Conflict: LinkInUse, IdempotencyKeyReused,
+    │   BodyTooSlow, UploadTooLarge, TooManyActive, TooManyUploads,
+    │   Unauthenticated: InvalidApiKey                                    the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, DatabaseUnavailable,
     │   StorageUnavailable                                                our fault, temporary
     ├── WorkFailed: TryAgain: InputUnavailable, Refused,
@@ -33,6 +34,12 @@ class InvalidInput(WearonError):
         self.field = field
 
 
+class BodyTooSlow(WearonError):
+    """A body did not arrive in time. Another try may succeed."""
+
+    code = InvalidInput.code
+
+
 class InsufficientCredits(WearonError):
     """The balance does not cover the cost; nothing was charged or created."""
 
@@ -55,6 +62,10 @@ class Conflict(WearonError):
     code = "CONFLICT"
 
 
+class LinkInUse(Conflict):
+    """The upload link is receiving a picture at the moment."""
+
+
 class IdempotencyKeyReused(WearonError):
     """The idempotency key belongs to an earlier request with another input."""
 
@@ -67,9 +78,15 @@ class TooManyActive(WearonError):
     code = "RATE_LIMIT_EXCEEDED"
 
 
+class UploadTooLarge(WearonError):
+    """The body of an upload exceeds the limit."""
+
+    code = "PAYLOAD_TOO_LARGE"
+
+
 class TooManyUploads(WearonError):
-    """The owner has reached its daily upload quota. The next day begins in
-    ``retry_after_seconds``."""
+    """The owner has reached its daily upload quota, whose next day begins in
+    ``retry_after_seconds``, or has too many uploads in progress."""
 
     code = "RATE_LIMIT_EXCEEDED"
 

@@ -6,7 +6,7 @@ and generators are the exception: their failures depend on the provider, so thei
 ``tests/adapters``.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -471,5 +471,13 @@ class UploadSinkPort(Protocol):
         """Raises ``NotFound`` unless ``upload_links`` issued this link and it has not expired."""
 
     async def keep_upload(self, object_key: str, data: bytes) -> bool:
-        """Keep ``data``, whole or not at all. False, and nothing changes, if the key is taken.
-        Raises ``TryAgain`` when the storage does not answer."""
+        """Keep ``data``, whole or not at all. False, and nothing changes, if the key is taken by
+        other bytes. No data at all marks a link as used up: such an upload counts, and reads as
+        missing. Raises ``TryAgain`` when the storage does not answer."""
+
+    async def keep_pieces(self, object_key: str, pieces: AsyncIterator[bytes]) -> bool:
+        """``keep_upload`` for data that arrives in pieces. Holds few of them in memory, if the
+        storage is no memory. Keeps nothing, and passes the error on, if ``pieces`` fails."""
+
+    async def is_used_up(self, object_key: str) -> bool:
+        """Whether the link was marked as used up. Raises ``TryAgain``."""

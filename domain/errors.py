@@ -10,6 +10,7 @@
     │   StorageUnavailable                                                our fault, temporary
     ├── WorkFailed: TryAgain: InputUnavailable, Refused,
     │   ProviderMisconfigured                                             one attempt failed
+    ├── NotStarted                                                        the provider is busy
     ├── ClaimFailed                                                       our fault, permanent
     ├── Superseded                                                        an attempt lost its lease
     └── IllegalTransition, InvalidTask                                    a domain rule was broken
@@ -184,6 +185,11 @@ class ProviderMisconfigured(WorkFailed):
     def __init__(self, *, detail: str) -> None:
         super().__init__("Pictures cannot be made at the moment")
         self.detail = detail
+
+
+class NotStarted(WearonError):
+    """The provider's limit allowed no start in time, or the worker stops. The session is not at
+    fault and goes back without using an attempt."""
 
 
 class Superseded(WearonError):

@@ -13,6 +13,7 @@ from uuid import UUID
 from domain.errors import (
     ClaimFailed,
     DatabaseUnavailable,
+    NotStarted,
     ProviderMisconfigured,
     Refused,
     Superseded,
@@ -33,6 +34,7 @@ from domain.ports import (
 )
 from domain.sessions import ErrorCode, Failure, GenerationSession, StoredPicture, Usage
 from domain.shares import DownloadShares
+from domain.starts import Starts
 from domain.tasks import GenerationTask, UnreadableTask
 
 NO_PICTURE = Failure(
@@ -67,12 +69,14 @@ class WorkPolicy:
 
     ``attempt_timeout`` bounds one attempt. The wait before attempt n+1 is random between 0 and
     ``min(backoff_cap, backoff_base * 2**(n-1))`` (backoff with full jitter), and never shorter
-    than the other side's Retry-After, up to an hour.
+    than the other side's Retry-After, up to an hour. A session waits up to ``start_wait`` for the
+    provider's limit, which is no part of its attempt, and then goes back.
     """
 
     lease: timedelta = timedelta(seconds=30)
     max_attempts: int = 3
     attempt_timeout: timedelta = timedelta(seconds=180)
+    start_wait: timedelta = timedelta(seconds=60)
     backoff_base: timedelta = timedelta(seconds=1)
     backoff_cap: timedelta = timedelta(seconds=60)
 
@@ -118,6 +122,8 @@ class Generation:
         self._new_id = new_id
         self.shares = DownloadShares()
         """``run`` leaves them once the inputs are there; who calls it enters them."""
+        self.starts = Starts()
+        """The limit of calls of the provider; who calls ``run`` sets it."""
 
     async def run(self, task: GenerationTask) -> Outcome:
         """Work on the session of ``task``, if it is still ``queued``.
@@ -135,6 +141,9 @@ class Generation:
             return await self._work(session)
         except DatabaseUnavailable:
             return Outcome.UNSETTLED
+        except NotStarted:
+            await self._give_back(session)
+            return Outcome.RELEASED
         except (ProviderMisconfigured, asyncio.CancelledError):
             await self._give_back(session)
             raise
@@ -185,7 +194,7 @@ class Generation:
             return await self._fail(session, _failure(error))
         except Superseded:
             return Outcome.OVERTAKEN
-        except (ProviderMisconfigured, DatabaseUnavailable):
+        except (NotStarted, ProviderMisconfigured, DatabaseUnavailable):
             raise
         except Exception:
             with suppress(DatabaseUnavailable):
@@ -203,6 +212,7 @@ class Generation:
             renew=partial(self._attempts.renew, session.id, attempt=session.attempt, lease=lease),
             lease=lease,
             attempt_timeout=self._policy.attempt_timeout,
+            waited=partial(self.starts.waited, session.id),
         )
 
     async def _make(self, session: GenerationSession) -> _Made:
@@ -221,6 +231,7 @@ class Generation:
         record_job = partial(self._record_job, session)
         if session.provider_job is not None:
             self.shares.leave(session.id)
+            self.starts.skip(session.id)
             resumed = await self._generator.resume(session.provider_job, record_job)
             if resumed is not None:
                 return resumed
@@ -232,6 +243,7 @@ class Generation:
             images=images,
             instead_of=session.provider_job,
         )
+        await self.starts.take(session.id, at_most=self._policy.start_wait)
         return await self._generator.generate(request, record_job)
 
     async def _record_job(self, session: GenerationSession, job: str) -> None:

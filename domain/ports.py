@@ -393,6 +393,10 @@ class StartLimitPort(Protocol):
     async def give_back(self) -> None:
         """Return an unused permit, so that another start can have it at once."""
 
+    async def wait(self, permits: int) -> float:
+        """The seconds until ``permits`` more permits will be free, if nobody else takes any. Takes
+        none."""
+
 
 class PictureStoragePort(Protocol):
     """Keeps finished pictures. The first picture saved for a session remains its picture.

@@ -63,7 +63,8 @@ class RecoveryPolicy:
         One run moves up to ``batch * max_batches`` sessions by each rule. Each further
         ``batch * max_batches`` sessions that are due at the same time take one more ``interval``.
         """
-        attempt = max(work.attempt_timeout + work.lease, self.external_timeout)
+        longest = work.attempt_timeout + work.start_wait + work.lease
+        attempt = max(longest, self.external_timeout)
         return self.queue_ttl + interval + self.max_attempts * (attempt + interval)
 
 

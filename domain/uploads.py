@@ -133,9 +133,9 @@ class ReceivingLimits:
     address may be that of a proxy, and many clients. A body must arrive within ``grace_seconds`` or
     average ``min_bytes_per_second``."""
 
-    in_progress: int = 64
-    per_owner: int = 4
-    per_address: int = 32
+    in_progress: int = 128
+    per_owner: int = 16
+    per_address: int = 64
     grace_seconds: float = 10.0
     min_bytes_per_second: int = 10_000
     head_bytes: int = 65_536

@@ -11,7 +11,7 @@ from litestar.openapi.spec import Example, OpenAPIMediaType, RequestBody, Schema
 from litestar.openapi.spec.operation import Operation
 from litestar.params import BodyKwarg, PathParameter, QueryParameter
 
-from domain.errors import NotFound, UploadTooLarge
+from domain.errors import BodyTooSlow, InvalidInput, NotFound, UploadTooLarge
 from domain.object_keys import media_type_of
 from domain.uploads import UploadReceiver, Uploads
 from entrypoints.http.inputs import TIMESTAMP, Injected, NewUploadBody, OwnedRequest
@@ -101,10 +101,13 @@ async def put_upload(
 
 
 async def _pieces(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
-    """The body as it arrives. Litestar counts it, and a too large announcement is not read."""
+    """The body as it arrives. Litestar counts it, and a too large announcement is not read; the
+    middleware limits its time."""
     try:
         async for piece in request.stream():
             yield piece
+    except InvalidInput as error:
+        raise BodyTooSlow(str(error)) from error
     except HTTPException as error:
         if error.status_code == 413:
             raise UploadTooLarge(error.detail) from error

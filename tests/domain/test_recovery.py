@@ -657,8 +657,8 @@ WORK = WorkPolicy(attempt_timeout=timedelta(minutes=3), lease=timedelta(seconds=
     [
         # An external consumer's work is the longest: 1 h + 10 s, then 3 * (15 min + 10 s).
         ({}, 10, timedelta(hours=1, minutes=45, seconds=40)),
-        # A worker's attempt is the longest: 1 h + 10 s, then 3 * (3 min + 30 s + 10 s).
-        ({"external_timeout": 60 * SECOND}, 10, timedelta(hours=1, minutes=11, seconds=10)),
+        # A worker's attempt is the longest: 1 h + 10 s, then 3 * (1 min + 3 min + 30 s + 10 s).
+        ({"external_timeout": 60 * SECOND}, 10, timedelta(hours=1, minutes=14, seconds=10)),
         # One attempt: 1 min + 1 s, then 15 min + 1 s.
         ({"queue_ttl": 60 * SECOND, "max_attempts": 1}, 1, timedelta(minutes=16, seconds=2)),
     ],
@@ -677,7 +677,7 @@ async def test_settle_bound_is_kept_and_nearly_reached(service: Service) -> None
     policy = RecoveryPolicy(
         queue_ttl=60 * SECOND, external_timeout=31 * SECOND, max_attempts=3, batch=1
     )
-    work = WorkPolicy(attempt_timeout=10 * SECOND, lease=10 * SECOND)
+    work = WorkPolicy(attempt_timeout=4 * SECOND, start_wait=6 * SECOND, lease=10 * SECOND)
     recovery = service.recovery(policy)
     session = (await service.submitted()).session
 

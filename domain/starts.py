@@ -16,6 +16,9 @@ from domain.ports import StartLimitPort
 SOON_SECONDS = 2.0
 """A session is taken off the queue if its permit will be free this soon, and counts as about to
 need one for as long. If its inputs take longer, others go ahead."""
+_ROW, _HELPERS = 10, 8
+"""After so many sessions in a row that needed no permit, so many slots may look for one that does.
+The sessions that they find beyond the permits wait for theirs."""
 _SHORTEST_PAUSE_SECONDS = 0.01
 _LONGEST_PAUSE_SECONDS = 1.0
 
@@ -42,6 +45,7 @@ class Starts:
         self._is_stopping = is_stopping
         self._asking, self._taking = asyncio.Lock(), asyncio.Lock()
         self._expecting = 0
+        self._needless = 0
         self._fetching: dict[UUID, float] = {}
         self._waiting: dict[UUID, float] = {}
         self._waited: dict[UUID, float] = {}
@@ -52,6 +56,9 @@ class Starts:
         permit; call ``expected`` once it is taken. Otherwise pauses until it makes sense to ask
         again, and up to ``longest_pause``."""
         if self._limit is None:
+            return True
+        if self._needless >= _ROW and self._expecting < _HELPERS:
+            self._expecting += 1
             return True
         async with self._asking:  # One at a time asks: the others would get the same answer.
             if self._is_stopping():
@@ -68,6 +75,7 @@ class Starts:
         False if there is no limit, and so no need for that."""
         if self._limit is None:
             return False
+        self._needless += 1
         self._expecting += 1
         return True
 
@@ -76,7 +84,9 @@ class Starts:
         if self._limit is None:
             return
         self._expecting -= 1
-        if session_id is not None:
+        if session_id is None:
+            self._needless = 0
+        else:
             self._fetching[session_id] = _now()
 
     async def take(self, session_id: UUID, *, at_most: timedelta) -> None:
@@ -88,6 +98,7 @@ class Starts:
             return
         self._fetching.pop(session_id, None)
         self._asked.add(session_id)
+        self._needless = 0
         self._waiting[session_id] = began = _now()
         try:
             async with self._taking:  # First come, first served.

@@ -113,6 +113,25 @@ async def test_ghosts_hold_up_no_newcomer(service: Service, per_minute: int) -> 
     assert len(limit.taken_at) == 1
 
 
+async def test_all_slots_go_through_a_long_row_of_ghosts(service: Service) -> None:
+    """Each pop and claim takes a while: together they are faster. At its end the usual rule holds
+    again."""
+    service.queue.faults.slow["pop"] = 0.01
+    ghost = a_task()
+    for _ in range(2_000):
+        await service.queue.push(ghost)
+    ids = [(await service.submitted()).session.id for _ in range(10)]
+    limit = Limit(60)
+
+    async with running(service, limit):
+        waited = await ended(service, ids[0])
+        await asyncio.sleep(3)
+        claimed = [item.status for item in await service.sessions()]
+
+    assert waited < 2_000 * 0.01 / 4 + 1.5
+    assert claimed.count(SessionStatus.PROCESSING) <= 4
+
+
 @pytest.mark.parametrize("per_minute", RATES)
 @pytest.mark.parametrize("fault", [Refused("no link"), InputUnavailable("503")], ids=repr)
 async def test_junk_sessions_take_no_permit(

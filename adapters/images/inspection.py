@@ -13,6 +13,8 @@ MAX_PIXELS = 40_000_000
 MIN_SIDE = 16
 MAX_CHUNKS = 10_000
 _PIXELS = {b"\xff\xda", b"IDAT"}
+_LAST = {b"\xff\xda", b"IEND"}
+"""Nothing behind these is counted: the pixels of a JPEG, and bytes that are no part of a PNG."""
 
 
 def inspect_picture(data: bytes) -> Picture:
@@ -61,7 +63,7 @@ def check_chunks(data: bytes, image_format: str) -> None:
     place, count = (2, 0) if image_format == "JPEG" else (8, 0)
     while image_format != "WEBP" and place + 8 <= len(data):
         kind, size = _chunk(data, place, image_format)
-        if kind in _PIXELS and image_format == "JPEG":
+        if kind in _LAST:
             return
         count += kind not in _PIXELS
         if count > MAX_CHUNKS:

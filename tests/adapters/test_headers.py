@@ -133,3 +133,11 @@ def test_pixels_may_come_in_many_parts() -> None:
     split = data[:place] + empty * (MAX_CHUNKS + 1) + data[place:]
 
     assert inspect_picture(split).media_type == "image/png"
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_bytes_behind_a_picture_are_no_parts_of_it(image_format: str) -> None:
+    """However many they are."""
+    data = encoded(image_format) + bytes(1_000_000)
+
+    assert inspect_picture(data).media_type == head_of(data)

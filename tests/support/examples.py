@@ -62,7 +62,7 @@ def a_request(owner: Owner = USER, **changes: Any) -> TryOnRequest:
     """``changes`` are fields of the request and of its input."""
     asked = an_input(**_of_input(changes))
     default = TryOnRequest(owner=owner, request_id="req_1", input=an_input())
-    return replace(default, input=asked, **changes)
+    return replace(default, **{"input": asked} | changes)
 
 
 def _of_input(changes: dict[str, Any]) -> dict[str, Any]:

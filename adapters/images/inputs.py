@@ -22,6 +22,9 @@ Download = Callable[[str], Awaitable[bytes]]
 Prepare = Callable[[bytes], Awaitable[Picture]]
 """Turns untrusted bytes into a picture. Raises ``Refused`` or ``TryAgain``."""
 
+PrepareFor = Callable[[bytes, Owner], Awaitable[Picture]]
+"""The same for an owner: owners take turns."""
+
 
 class InputPictures(PictureFetcherPort):
     """``pictures`` and ``uploads`` are the same storage."""
@@ -32,7 +35,7 @@ class InputPictures(PictureFetcherPort):
         pictures: PictureStoragePort,
         uploads: UploadStoragePort,
         download: Download,
-        prepare: Prepare,
+        prepare: PrepareFor,
         max_bytes: int,
         limits: InputLimits,
     ) -> None:
@@ -57,7 +60,7 @@ class InputPictures(PictureFetcherPort):
                 data = await self._downloaded(url, budget)
             else:
                 data = await self._uploads.read_upload(object_key, max_bytes=self._max_bytes)
-            return await self._prepare(data)
+            return await self._prepare(data, owner)
 
     async def _downloaded(self, url: str, budget: "_Budget") -> bytes:
         try:

@@ -83,7 +83,7 @@ def inputs(
         reads.downloads.append(url)
         return b"from the network"
 
-    async def prepare(data: bytes) -> Picture:
+    async def prepare(data: bytes, owner: Owner) -> Picture:  # noqa: ARG001
         return Picture(data=b"prepared: " + data, media_type="image/jpeg")
 
     return InputPictures(
@@ -280,7 +280,8 @@ class Hosts:
             raise self.failures[url]
         return url.encode()
 
-    async def prepare(self, data: bytes) -> Picture:
+    async def prepare(self, data: bytes, owner: Owner) -> Picture:
+        assert owner == OWNER
         await asyncio.sleep(self.preparing_seconds)
         return Picture(data=data, media_type="image/jpeg")
 

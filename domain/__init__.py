@@ -4,6 +4,7 @@ Read in this order: ``credits`` (who pays), ``sessions`` (what is paid for), ``t
 queue carries), ``ports`` (what adapters provide) and ``errors`` (what may fail). Then the use
 cases: ``submission`` (charge, record, push), ``generation`` (claim, work, settle), ``recovery``
 (bring every session to its final status), ``views`` (sessions as their owners see them) and
-``uploads`` (callers' own pictures). ``circuit`` tells a worker when to start no work, and
-``deadlines`` makes many short timeouts cheap.
+``uploads`` (callers' own pictures). ``circuit``, ``shares`` and ``starts`` tell a worker when to
+start no work, ``links`` and ``addresses`` which links can be followed, and ``deadlines`` makes many
+short timeouts cheap.
 """

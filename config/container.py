@@ -21,7 +21,8 @@ from adapters.auth.memory import InMemoryApiKeyRepo
 from adapters.auth.postgres import PostgresApiKeyRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
-from adapters.images.inputs import InputPictures
+from adapters.images.headers import inspect_head
+from adapters.images.inputs import InputPictures, is_own
 from adapters.images.inspection import inspect_in_thread
 from adapters.images.local import LocalPictureGenerator
 from adapters.images.pool import PicturePool
@@ -150,10 +151,10 @@ class Container(containers.DeclarativeContainer):
         settings, storage = self.settings(), self.storage()
         prepare = closing(self, PicturePool(policies.picture_pool(settings))).prepare
         downloads = HttpPictureFetcher(**policies.downloads(settings), prepare=prepare)
-        download, limit = closing(self, downloads).fetch, settings.fetch_max_bytes
         return InputPictures(
-            pictures=storage, uploads=storage, download=download, prepare=prepare, max_bytes=limit
-        )
+            pictures=storage, uploads=storage, download=closing(self, downloads).download,
+            prepare=prepare, **policies.inputs(settings),
+        )  # fmt: skip
 
     @service
     def generator(self) -> PictureGeneratorPort:
@@ -200,20 +201,20 @@ class Container(containers.DeclarativeContainer):
     submission = service(lambda self: Submission(
         sessions=self.sessions(), reads=self.sessions(), queue=self.queue(),
         policy=policies.submission(self.settings()), new_id=self.new_id(), clock=self.clock(),
+        links=policies.links(self.settings(), is_own=lambda url: is_own(url, self.storage())),
     ))
     uploads = service(lambda self: Uploads(
-        storage=self.storage(), policy=policies.uploads(self.settings()),
+        storage=self.storage(), accounts=self.accounts(), policy=policies.uploads(self.settings()),
         new_id=self.new_id(), clock=self.clock(),
     ))
     receiver = service(lambda self: None if (storage := self.files()) is None else UploadReceiver(
-        sink=storage, check_quota=self.uploads().check_quota, inspect=inspect_in_thread,
+        sink=storage, check_quota=self.uploads().check_quota, inspect=inspect_head,
     ))
     views = service(lambda self: SessionViews(reads=self.sessions(), storage=self.storage()))
     generation = service(lambda self: Generation(
-        sessions=self.sessions(), attempts=self.sessions(), queue=self.queue(),
+        sessions=self.sessions(), attempts=self.sessions(), queue=self.queue(), worker=worker_name(),
         fetcher=self.fetcher(), generator=self.generator(), storage=self.storage(),
         policy=policies.work(self.settings()), random=self.random(), new_id=self.new_id(),
-        worker=worker_name(),
     ))
     recovery = service(lambda self: Recovery(
         sessions=self.sessions(), recovery_repo=self.sessions(), queue=self.queue(),

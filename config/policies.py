@@ -17,6 +17,7 @@ from adapters.coalescing import BatchLimits
 from adapters.images.limits import (
     RESULT_LIMITS,
     FetchLimits,
+    InputLimits,
     JobLimits,
     PoolLimits,
     ProviderLimits,
@@ -28,6 +29,7 @@ from adapters.storage.s3 import S3Bucket, s3_store
 from adapters.storage.signing import UrlSigner
 from config.settings import Settings
 from domain.generation import WorkPolicy
+from domain.links import LinkRules
 from domain.recovery import RecoveryPolicy
 from domain.submission import SubmissionPolicy
 from domain.uploads import UploadPolicy
@@ -63,6 +65,11 @@ class FetchArguments(TypedDict):
     allow_loopback: bool
 
 
+class InputArguments(TypedDict):
+    max_bytes: int
+    limits: InputLimits
+
+
 class OpenAiArguments(TypedDict):
     base_url: str
     api_key: str
@@ -87,6 +94,10 @@ def submission(settings: Settings) -> SubmissionPolicy:
         max_waiting=settings.max_waiting,
         max_active=settings.max_active,
     )
+
+
+def links(settings: Settings, *, is_own: Callable[[str], bool]) -> LinkRules:
+    return LinkRules(allow_loopback=settings.fetch_allow_loopback, is_own=is_own)
 
 
 def work(settings: Settings) -> WorkPolicy:
@@ -159,6 +170,11 @@ def downloads(settings: Settings) -> FetchArguments:
         total_timeout_seconds=settings.fetch_seconds, max_bytes=settings.fetch_max_bytes
     )
     return FetchArguments(limits=limits, allow_loopback=settings.fetch_allow_loopback)
+
+
+def inputs(settings: Settings) -> InputArguments:
+    limits = InputLimits(seconds=settings.fetch_budget_seconds)
+    return InputArguments(max_bytes=settings.fetch_max_bytes, limits=limits)
 
 
 def results(settings: Settings) -> FetchArguments:

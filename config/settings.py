@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, inspect
 
 from adapters.coalescing import BatchLimits
-from adapters.images.limits import FetchLimits, JobLimits, PoolLimits, ProviderLimits
+from adapters.images.limits import FetchLimits, InputLimits, JobLimits, PoolLimits, ProviderLimits
 from adapters.postgres.limits import DatabaseLimits
 from adapters.postgres.urls import check_postgres_url
 from adapters.queue.urls import check_redis_url
@@ -51,7 +51,8 @@ _FEWEST_CHARACTERS = 10
 
 _SUBMISSION, _UPLOADS = SubmissionPolicy(), UploadPolicy()
 _WORK, _RECOVERY = WorkPolicy(), RecoveryPolicy()
-_DATABASE, _FETCH, _POOL = DatabaseLimits(), FetchLimits(), PoolLimits()
+_DATABASE, _POOL = DatabaseLimits(), PoolLimits()
+_FETCH, _INPUTS = FetchLimits(), InputLimits()
 _OPENAI, _REPLICATE = ProviderLimits(), JobLimits()
 
 
@@ -270,6 +271,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fetch_seconds: Annotated[Seconds, doc("Timeout of the download of an input picture")] = (
         _FETCH.total_timeout_seconds
     )
+    fetch_budget_seconds: Annotated[
+        Seconds, doc("Time limit for all downloads of an attempt together, which run in parallel")
+    ] = _INPUTS.seconds
     fetch_max_bytes: Annotated[
         int, Meta(ge=1_024, le=100_000_000), doc("Largest input picture, in bytes")
     ] = _FETCH.max_bytes

@@ -4,12 +4,14 @@
 
     WearonError
     ├── InvalidInput, InsufficientCredits, NotFound, Conflict: Unconfirmed,
-    │   TruncatedLetter; IdempotencyKeyReused, TooManyActive, TooManyUploads,
+    │   TruncatedLetter, LinkInUse; IdempotencyKeyReused, BodyTooSlow,
+    │   UploadTooLarge, TooManyActive, TooManyUploads,
     │   Unauthenticated: InvalidApiKey                                    the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, StorageUnavailable,
     │   WorkerExhausted, DatabaseUnavailable: SchemaMismatch              our fault, temporary
     ├── WorkFailed: Refused, ProviderMisconfigured,
     │   TryAgain: InputUnavailable, ProviderUnavailable                   one attempt failed
+    ├── NotStarted                                                        the provider is busy
     ├── ClaimFailed                                                       our fault, permanent
     ├── Superseded                                                        an attempt lost its lease
     └── IllegalTransition, InvalidTask                                    a domain rule was broken
@@ -34,6 +36,12 @@ class InvalidInput(WearonError):
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
         self.field = field
+
+
+class BodyTooSlow(WearonError):
+    """A body did not arrive in time. Another try may succeed."""
+
+    code = InvalidInput.code
 
 
 class InsufficientCredits(WearonError):
@@ -67,6 +75,10 @@ class TruncatedLetter(Conflict):
     """Only the beginning of the dead letter's text was kept, so it is no task."""
 
 
+class LinkInUse(Conflict):
+    """The upload link is receiving a picture at the moment."""
+
+
 class IdempotencyKeyReused(WearonError):
     """The idempotency key belongs to an earlier request with another input."""
 
@@ -79,9 +91,15 @@ class TooManyActive(WearonError):
     code = "RATE_LIMIT_EXCEEDED"
 
 
+class UploadTooLarge(WearonError):
+    """The body of an upload exceeds the limit."""
+
+    code = "PAYLOAD_TOO_LARGE"
+
+
 class TooManyUploads(WearonError):
-    """The owner has reached its daily upload quota. The next day begins in
-    ``retry_after_seconds``."""
+    """The owner has reached its daily upload quota, whose next day begins in
+    ``retry_after_seconds``, or has too many uploads in progress."""
 
     code = "RATE_LIMIT_EXCEEDED"
 
@@ -223,6 +241,11 @@ class ProviderMisconfigured(WorkFailed):
         super().__init__(
             "Pictures cannot be made at the moment", cause=Cause(CauseKind.PROVIDER, detail)
         )
+
+
+class NotStarted(WearonError):
+    """The provider's limit allowed no start in time, or the worker stops. The session is not at
+    fault and goes back without using an attempt."""
 
 
 class Superseded(WearonError):

@@ -16,6 +16,7 @@ from domain.errors import (
     ClaimFailed,
     DatabaseUnavailable,
     InputUnavailable,
+    NotStarted,
     ProviderMisconfigured,
     ProviderUnavailable,
     Refused,
@@ -46,6 +47,8 @@ from domain.sessions import (
     StoredPicture,
     Usage,
 )
+from domain.shares import DownloadShares
+from domain.starts import Starts
 from domain.tasks import GenerationTask, UnreadableTask
 
 NO_PICTURE = Failure(
@@ -87,7 +90,8 @@ class WorkPolicy:
 
     ``attempt_timeout`` bounds one attempt. The wait before attempt n+1 is random between 0 and
     ``min(backoff_cap, backoff_base * 2**(n-1))`` (backoff with full jitter), and never shorter
-    than the other side's Retry-After, up to an hour.
+    than the other side's Retry-After, up to an hour. A session waits up to ``start_wait`` for the
+    provider's limit, which is no part of its attempt, and then goes back.
 
     Only attempts that fail through the session's own fault are counted up to ``max_attempts``. The
     provider's transient faults fail a session once they have lasted for ``provider_patience``. A
@@ -98,6 +102,7 @@ class WorkPolicy:
     lease: timedelta = timedelta(seconds=30)
     max_attempts: int = 3
     attempt_timeout: timedelta = timedelta(seconds=180)
+    start_wait: timedelta = timedelta(seconds=60)
     backoff_base: timedelta = timedelta(seconds=1)
     backoff_cap: timedelta = timedelta(seconds=60)
     provider_patience: timedelta = timedelta(minutes=10)
@@ -173,6 +178,10 @@ class Generation:
         self._random = random
         self._new_id = new_id
         self._worker = worker
+        self.shares = DownloadShares()
+        """``run`` leaves them once the inputs are there; who calls it enters them."""
+        self.starts = Starts()
+        """The limit of calls of the provider; who calls ``run`` sets it."""
 
     async def check_storage(self) -> None:
         """Raises ``StorageUnavailable`` if a picture could not be stored now: then take no task."""
@@ -195,11 +204,26 @@ class Generation:
             return await self._work(session, watcher)
         except DatabaseUnavailable:
             return Outcome.UNSETTLED
+        except NotStarted:
+            await self._give_back(session, None)
+            return Outcome.RELEASED
         except OUR_FAULTS as error:
             await self._give_back(session, self._blame(session, error, watcher, Blame.OURS))
             raise
         except asyncio.CancelledError:
             await self._give_back(session, None)
+            raise
+
+    async def postpone(self, task: GenerationTask, delay: timedelta) -> None:
+        """Let recovery push ``task`` again after ``delay``. Uses no attempt.
+
+        Raises ``DatabaseUnavailable``; the task is back in the queue then.
+        """
+        try:
+            await self._attempts.postpone(task.session_id, delay=delay)
+        except DatabaseUnavailable:
+            with suppress(Unavailable):
+                await self._queue.push_next([task])
             raise
 
     async def refuse(self, message: UnreadableTask) -> bool:
@@ -243,7 +267,7 @@ class Generation:
             return await self._fail(session, _failure(error), fault)
         except Superseded:
             return Outcome.OVERTAKEN
-        except (DatabaseUnavailable, *OUR_FAULTS):
+        except (NotStarted, DatabaseUnavailable, *OUR_FAULTS):
             raise
         except Exception as error:
             fault = self._blame(session, error, watcher)
@@ -261,6 +285,7 @@ class Generation:
             renew=partial(self._renew, session),
             lease=self._policy.lease,
             attempt_timeout=self._policy.attempt_timeout,
+            waited=partial(self.starts.waited, session.id),
         )
 
     async def _renew(self, session: GenerationSession) -> bool:
@@ -314,16 +339,20 @@ class Generation:
         its picture could not be stored."""
         record_job = partial(self._record_job, session)
         if session.provider_job is not None:
+            self.shares.leave(session.id)
+            self.starts.skip(session.id)
             resumed = await self._generator.resume(session.provider_job, record_job)
             if resumed is not None:
                 return resumed
-        images = [await self._fetcher.fetch(url, session.owner) for url in session.input.image_urls]
+        images = await self._fetcher.fetch(session.input.image_urls, session.owner)
+        self.shares.leave(session.id)
         request = PictureRequest(
             session_id=session.id,
             prompt=session.input.prompt,
-            images=tuple(images),
+            images=images,
             instead_of=session.provider_job,
         )
+        await self.starts.take(session.id, at_most=self._policy.start_wait)
         await self._storage.check()
         return await self._generator.generate(request, record_job)
 

@@ -21,19 +21,22 @@ async def run_under_lease(
     renew: Callable[[], Awaitable[bool]],
     lease: timedelta,
     attempt_timeout: timedelta,
+    waited: Callable[[], float] = lambda: 0.0,
 ) -> T | None:
     """What ``work`` returns, or None if the lease was lost meanwhile. Raises what ``work`` raises.
 
     The lease is new when this is called. ``renew`` extends it by ``lease``. It is lost if
     ``renew`` returns False, or if ``renew`` raised ``DatabaseUnavailable`` for a whole lease.
 
-    Raises ``TryAgain`` after ``attempt_timeout``. That bound is enforced here, around the work, so
-    that it also holds for work that ignores cancellation.
+    Raises ``TryAgain`` after ``attempt_timeout``, not counting the seconds that the work has
+    ``waited`` for its turn. That bound is enforced here, around the work, so that it also holds for
+    work that ignores cancellation.
     """
     lease_seconds = lease.total_seconds()
     attempt_seconds = attempt_timeout.total_seconds()
     first_seconds = min(lease_seconds / 3, attempt_seconds)
-    valid_until = asyncio.get_running_loop().time() + lease_seconds
+    began = asyncio.get_running_loop().time()
+    valid_until = began + lease_seconds
     working = asyncio.create_task(_result_or_failure(work))
     keeping: asyncio.Task[None] | None = None
     try:
@@ -41,11 +44,7 @@ async def run_under_lease(
         await asyncio.wait((working,), timeout=first_seconds)
         if not working.done():
             keeping = asyncio.create_task(_keep_lease(renew, lease_seconds, valid_until))
-            await asyncio.wait(
-                (working, keeping),
-                timeout=attempt_seconds - first_seconds,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await _wait_for_first((working, keeping), lambda: began + attempt_seconds + waited())
         if working.cancelled():
             raise RuntimeError("The work cancelled itself")
         if working.done():
@@ -58,6 +57,17 @@ async def run_under_lease(
         await _stop(working, keeping)
         # An error's traceback holds this frame: through these it would hold the error.
         del working, keeping
+
+
+async def _wait_for_first(
+    tasks: tuple[asyncio.Task[T | WorkFailed], asyncio.Task[None]], ends_at: Callable[[], float]
+) -> None:
+    """Until one of ``tasks`` is done, or until ``ends_at``, which may move into the future."""
+    loop = asyncio.get_running_loop()
+    while (left := ends_at() - loop.time()) > 0:
+        done, _ = await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if done:
+            return
 
 
 async def _keep_lease(

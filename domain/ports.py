@@ -6,7 +6,7 @@ and generators are the exception: their failures depend on the provider, so thei
 ``tests/adapters``.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -175,6 +175,10 @@ class AttemptRepoPort(Protocol):
         is to blame. If the provider is, ``failing_since`` keeps the time of the first such fault
         in a row; any other fault clears it; without a fault, it stays.
         """
+
+    async def postpone(self, session_id: UUID, *, delay: timedelta) -> bool:
+        """A ``queued`` session whose task was popped stays ``queued`` and uses no attempt; else
+        False. Recovery pushes it again once ``delay`` has passed; a claim may come earlier."""
 
 
 class RecoveryRepoPort(Protocol):
@@ -345,12 +349,16 @@ class Picture:
 
 
 class PictureFetcherPort(Protocol):
-    """Downloads the pictures that callers link to. Trusts neither the link nor the bytes."""
+    """Downloads the pictures that callers link to. Trusts neither the links nor the bytes."""
 
-    async def fetch(self, url: str, owner: Owner) -> Picture:
-        """The picture behind ``owner``'s link. Raises ``Refused`` (a forbidden address, not a
-        picture, too large, gone), ``InputUnavailable`` (the host is slow, broken or busy),
-        ``StorageUnavailable`` (for an upload) or ``WorkerExhausted``."""
+    async def fetch(self, urls: Sequence[str], owner: Owner) -> tuple[Picture, ...]:
+        """The pictures behind ``owner``'s links, in their order, downloaded in parallel and within
+        one time budget.
+
+        Raises the first failure, which ends the other downloads: ``Refused`` (a forbidden address,
+        not a picture, too large, gone), ``InputUnavailable`` (the link's host is slow, broken or
+        busy, or the budget is spent), ``StorageUnavailable`` (for an upload) or
+        ``WorkerExhausted``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -420,6 +428,10 @@ class StartLimitPort(Protocol):
 
     async def give_back(self) -> None:
         """Return an unused permit, so that another start can have it at once."""
+
+    async def wait(self, permits: int) -> float:
+        """The seconds until ``permits`` more permits will be free, if nobody else takes any. Takes
+        none."""
 
 
 class PictureStoragePort(Protocol):
@@ -504,5 +516,13 @@ class UploadSinkPort(Protocol):
         """Raises ``NotFound`` unless ``upload_links`` issued this link and it has not expired."""
 
     async def keep_upload(self, object_key: str, data: bytes) -> bool:
-        """Keep ``data``, whole or not at all. False, and nothing changes, if the key is taken.
-        Raises ``StorageUnavailable`` when the storage does not answer."""
+        """Keep ``data``, whole or not at all. False, and nothing changes, if the key is taken by
+        other bytes. No data at all marks a link as used up: such an upload counts, and reads as
+        missing. Raises ``StorageUnavailable`` when the storage does not answer."""
+
+    async def keep_pieces(self, object_key: str, pieces: AsyncIterator[bytes]) -> bool:
+        """``keep_upload`` for data that arrives in pieces. Holds few of them in memory, if the
+        storage is no memory. Keeps nothing, and passes the error on, if ``pieces`` fails."""
+
+    async def is_used_up(self, object_key: str) -> bool:
+        """Whether the link was marked as used up. Raises ``StorageUnavailable``."""

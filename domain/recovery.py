@@ -64,7 +64,7 @@ class RecoveryPolicy:
         One run moves up to ``batch * max_batches`` sessions by each rule. Each further
         ``batch * max_batches`` sessions that are due at the same time take one more ``interval``.
         """
-        working = work.attempt_timeout + work.storage_patience + work.lease
+        working = work.attempt_timeout + work.start_wait + work.storage_patience + work.lease
         attempt = max(working, self.external_timeout)
         return self.queue_ttl + interval + (self.max_attempts + 1) * (attempt + interval)
 

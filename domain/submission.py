@@ -21,6 +21,7 @@ from domain.errors import (
     Unconfirmed,
     WearonError,
 )
+from domain.links import PUBLIC_LINKS, LinkRules
 from domain.ports import Receipt, SessionReadPort, SessionRepoPort, TaskQueuePort
 from domain.queue_gate import QueueGate
 from domain.sessions import (
@@ -41,8 +42,11 @@ UNAVAILABLE_MESSAGE = "Generation service temporarily unavailable"
 NOT_PUSHED = Failure(code=ErrorCode.QUEUE_UNAVAILABLE, message=UNAVAILABLE_MESSAGE)
 
 _KEY = re.compile(r"[!-~]{1,255}")
-# Fast path: nearly all URLs match, and what matches is valid without being parsed.
-_USUAL_URL = re.compile(r"https?://[A-Za-z0-9.-]+(?::[1-9][0-9]{0,3})?/[A-Za-z0-9._~/?&=%+,:-]*")
+# Fast path: nearly all URLs match, and what matches is valid without being parsed. The last label
+# of the host begins with a letter, so it is no address.
+_USUAL_URL = re.compile(
+    r"https?://[A-Za-z0-9.-]*\.[A-Za-z][A-Za-z0-9-]*(?::80|:443)?/[A-Za-z0-9._~/?&=%+,:-]*"
+)
 _QUEUE_FULL = "Too many requests are waiting already; try again later"
 _NOT_SETTLED = "It is not known yet whether the first request with this key is accepted"
 _UNDONE = "The first request with this key was not accepted"
@@ -65,21 +69,22 @@ class TryOnRequest:
     request_id: str
     input: GenerationInput
     idempotency_key: str | None = None
+    links: LinkRules = PUBLIC_LINKS
 
     def __post_init__(self) -> None:
-        _check_input(self.input, self.owner.channel)
+        _check_input(self.input, self.owner.channel, self.links)
         if self.idempotency_key is not None and not _KEY.fullmatch(self.idempotency_key):
             raise InvalidInput("Idempotency-Key", "must be 1 to 255 visible ASCII characters")
 
 
-def _check_input(asked: GenerationInput, channel: Channel) -> None:
-    _check_url("model_image_url", asked.model_image_url)
+def _check_input(asked: GenerationInput, channel: Channel, links: LinkRules) -> None:
+    _check_url("model_image_url", asked.model_image_url, links)
     if asked.outfit_image_url is not None:
-        _check_url("outfit_image_url", asked.outfit_image_url)
+        _check_url("outfit_image_url", asked.outfit_image_url, links)
     if len(asked.accessories) > MAX_ACCESSORIES:
         raise InvalidInput("accessories", f"at most {MAX_ACCESSORIES} are possible")
     for index, accessory in enumerate(asked.accessories):
-        _check_url(f"accessories[{index}].url", accessory.url)
+        _check_url(f"accessories[{index}].url", accessory.url, links)
     if asked.prompt != DEFAULT_PROMPT:
         _check_prompt(asked.prompt, channel)
 
@@ -91,7 +96,7 @@ def _check_prompt(prompt: str, channel: Channel) -> None:
         raise InvalidInput("prompt", f"must be 1 to {MAX_PROMPT_LENGTH} characters")
 
 
-def _check_url(field: str, url: str) -> None:
+def _check_url(field: str, url: str, links: LinkRules = PUBLIC_LINKS) -> None:
     """Reject text that cannot be a link to a picture. The fetcher checks the address behind it."""
     if len(url) > MAX_URL_LENGTH:
         raise InvalidInput(field, f"is longer than {MAX_URL_LENGTH} characters")
@@ -108,6 +113,9 @@ def _check_url(field: str, url: str) -> None:
         raise InvalidInput(field, "must be an http or https URL")
     if user is not None:
         raise InvalidInput(field, "must not carry a user name or password")
+    problem = links.problem_of(url, parts)
+    if problem is not None:
+        raise InvalidInput(field, problem)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +145,10 @@ class Submission:
         policy: SubmissionPolicy,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
+        links: LinkRules = PUBLIC_LINKS,
     ) -> None:
+        self.links = links
+        """The rules for the links of a request."""
         self._sessions = sessions
         self._reads = reads
         self._queue = queue

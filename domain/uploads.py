@@ -3,21 +3,48 @@
 An upload is an object whose key names its owner and its day, so quotas and ages need no table.
 """
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from typing import Protocol
 from uuid import UUID
 
-from domain.credits import Owner
-from domain.errors import Conflict, InvalidInput, Overloaded, Refused, TooManyUploads
+from domain.credits import GENERATION_COST, Owner
+from domain.errors import (
+    BodyTooSlow,
+    Conflict,
+    InsufficientCredits,
+    InvalidInput,
+    LinkInUse,
+    Overloaded,
+    Refused,
+    StorageUnavailable,
+    TooManyUploads,
+    UploadTooLarge,
+)
 from domain.object_keys import media_type_of
-from domain.ports import Picture, UploadLinks, UploadSinkPort, UploadStoragePort
+from domain.ports import CreditRepoPort, UploadLinks, UploadSinkPort, UploadStoragePort
 
-InspectPicture = Callable[[bytes], Awaitable[Picture]]
-"""Finds the media type that the bytes really have. Raises ``Refused`` unless they are a picture."""
+_USED = "This upload link was already used; request a new one"
+_BUSY = "Too many uploads in progress; try again later"
+_BUSY_SECONDS = 5
 
-_NAME = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.[a-z]+"
+
+class InspectHead(Protocol):
+    """Finds the media type of a file by its first bytes. Raises ``Refused`` unless it may be a
+    picture of a usable size."""
+
+    def __call__(self, head: bytes, *, is_whole: bool) -> str: ...
+
+
+_UPLOAD = re.compile(
+    r"uploads/[0-9]{4}-[0-9]{2}-[0-9]{2}/(?P<whose>[^/]+/[^/]+)"
+    r"/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.[a-z]+"
+)
 
 
 def upload_folder(owner: Owner, day: date) -> str:
@@ -25,11 +52,15 @@ def upload_folder(owner: Owner, day: date) -> str:
     return f"uploads/{day.isoformat()}/{owner.channel}/{owner.id}"
 
 
+def is_upload(object_key: str) -> bool:
+    """Whether an object key, which may come from anywhere, is that of an upload."""
+    return _UPLOAD.fullmatch(object_key) is not None
+
+
 def is_upload_of(owner: Owner, object_key: str) -> bool:
     """Whether an object key, which may come from anywhere, is that of an upload of ``owner``."""
-    whose = re.escape(f"{owner.channel}/{owner.id}")
-    day = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
-    return re.fullmatch(rf"uploads/{day}/{whose}/{_NAME}", object_key) is not None
+    upload = _UPLOAD.fullmatch(object_key)
+    return upload is not None and upload["whose"] == f"{owner.channel}/{owner.id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,20 +89,24 @@ class Uploads:
         self,
         *,
         storage: UploadStoragePort,
+        accounts: CreditRepoPort,
         policy: UploadPolicy,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
     ) -> None:
         self._storage = storage
+        self._accounts = accounts
         self._policy = policy
         self._new_id = new_id
         self._clock = clock
 
     async def offer(self, owner: Owner, media_type: str) -> UploadOffer:
-        """Links for one new picture. Raises ``TooManyUploads``, and ``StorageUnavailable`` when
-        the storage does not answer."""
+        """Links for one new picture. Raises ``InsufficientCredits`` if the owner could not use it,
+        ``TooManyUploads``, and ``StorageUnavailable`` when the storage does not answer."""
         now = self._clock().replace(microsecond=0)  # Signed links have whole seconds only.
         folder = upload_folder(owner, now.date())
+        if (await self._accounts.account(owner)).balance < GENERATION_COST:
+            raise InsufficientCredits(required=GENERATION_COST)
         await self.check_quota(folder)
         links = self._storage.upload_links(
             f"{folder}/{self._new_id()}", media_type, lifetime=self._policy.send_within
@@ -92,25 +127,50 @@ class Uploads:
             )
 
 
-class UploadReceiver:
-    """Keeps one picture per upload link, for storage whose uploads pass through our API.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivingLimits:
+    """Bounds of uploads in progress, in one process: of all, of one owner and from one address. One
+    address may be that of a proxy, and many clients. A body must arrive within ``grace_seconds`` or
+    average ``min_bytes_per_second``."""
 
-    ``max_in_flight`` bounds the memory that uploads take.
-    """
+    in_progress: int = 128
+    per_owner: int = 16
+    per_address: int = 64
+    grace_seconds: float = 10.0
+    min_bytes_per_second: int = 10_000
+    head_bytes: int = 65_536
+
+
+RECEIVING_LIMITS = ReceivingLimits()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivedUpload:
+    """What was kept."""
+
+    media_type: str
+    size: int
+
+
+class UploadReceiver:
+    """Keeps one picture per upload link, for storage whose uploads pass through our API. Looks at
+    the first bytes only; those of the whole picture are never in memory together."""
 
     def __init__(
         self,
         *,
         sink: UploadSinkPort,
         check_quota: Callable[[str], Awaitable[None]],
-        inspect: InspectPicture,
-        max_in_flight: int = 32,
+        inspect: InspectHead,
+        limits: ReceivingLimits = RECEIVING_LIMITS,
     ) -> None:
         self._sink = sink
         self._check_quota = check_quota
         self._inspect = inspect
-        self._max_in_flight = max_in_flight
-        self._in_flight = 0
+        self._limits = limits
+        self._links: set[str] = set()
+        self._folders: Counter[str] = Counter()
+        self._addresses: Counter[str] = Counter()
 
     async def receive(
         self,
@@ -118,38 +178,107 @@ class UploadReceiver:
         *,
         expires: int,
         signature: str,
-        body: Callable[[], Awaitable[bytes]],
-    ) -> Picture:
-        """Keep the picture that ``body`` returns. ``body`` is called only for a valid link, with
-        capacity and quota left.
+        address: str,
+        body: Callable[[], AsyncIterator[bytes]],
+    ) -> ReceivedUpload:
+        """Keep the picture whose pieces ``body`` returns. ``body`` is called only for a valid link
+        that is not used up, with capacity and quota left. ``address`` is the client's.
 
-        Raises ``NotFound`` for an invalid link, ``Overloaded``, ``TooManyUploads``,
-        ``InvalidInput`` unless it is a picture of the media type that the key names, ``Conflict``
-        if the link was used before, and ``StorageUnavailable`` when the storage does not
-        answer.
+        Raises ``NotFound`` for an invalid link, ``LinkInUse``, ``Overloaded``, ``TooManyUploads``,
+        and ``Conflict`` if the link was used before, but not by the same bytes; ``InvalidInput``
+        unless it may be a picture of the media type that the key names, and what ``body`` raises.
+        The last two use the link up, unless the body only failed to arrive. Raises
+        ``StorageUnavailable`` when the storage does not answer.
         """
         self._sink.check_upload_link(object_key, expires=expires, signature=signature)
-        if self._in_flight >= self._max_in_flight:
-            raise Overloaded("Too many uploads in progress; try again later")
-        self._in_flight += 1
-        try:
-            folder, _, _ = object_key.rpartition("/")
+        folder, _, _ = object_key.rpartition("/")
+        with self._place(object_key, folder, address):
             await self._check_quota(folder)
-            picture = await self._inspected(await body(), media_type_of(object_key))
-            if not await self._sink.keep_upload(object_key, picture.data):
-                raise Conflict("This upload link was already used; request a new one")
-        finally:
-            self._in_flight -= 1
-        return picture
+            if await self._sink.is_used_up(object_key):
+                raise Conflict(_USED)
+            upload = _Arriving(body(), media_type_of(object_key), self._inspect, self._limits)
+            try:
+                kept = await self._keep(object_key, upload)
+            except (InvalidInput, UploadTooLarge):
+                with suppress(StorageUnavailable):
+                    await self._sink.keep_upload(object_key, b"")
+                raise
+            if not kept:
+                raise Conflict(_USED)
+        return ReceivedUpload(media_type=media_type_of(object_key), size=upload.size)
 
-    async def _inspected(self, data: bytes, announced: str) -> Picture:
+    async def _keep(self, object_key: str, upload: "_Arriving") -> bool:
         try:
-            picture = await self._inspect(data)
+            async with asyncio.timeout(self._limits.grace_seconds) as deadline:
+                return await self._sink.keep_pieces(object_key, upload.pieces(deadline))
+        except TimeoutError as error:
+            raise BodyTooSlow("body: did not arrive in time") from error
+
+    @contextmanager
+    def _place(self, object_key: str, folder: str, address: str) -> Iterator[None]:
+        limits = self._limits
+        if object_key in self._links:
+            raise LinkInUse("This upload link is receiving a picture")
+        if self._folders[folder] >= limits.per_owner:
+            raise TooManyUploads(_BUSY, retry_after_seconds=_BUSY_SECONDS)
+        if self._addresses[address] >= limits.per_address:
+            raise TooManyUploads(_BUSY, retry_after_seconds=_BUSY_SECONDS)
+        if len(self._links) >= limits.in_progress:
+            raise Overloaded(_BUSY)
+        self._links.add(object_key)
+        self._folders[folder] += 1
+        self._addresses[address] += 1
+        try:
+            yield
+        finally:
+            self._links.remove(object_key)
+            self._folders -= Counter([folder])  # also drops what is no longer counted
+            self._addresses -= Counter([address])
+
+
+class _Arriving:
+    """An upload that arrives: its first bytes are looked at before any of it is passed on."""
+
+    def __init__(
+        self,
+        body: AsyncIterator[bytes],
+        announced: str,
+        inspect: InspectHead,
+        limits: ReceivingLimits,
+    ) -> None:
+        self._body = body
+        self._announced = announced
+        self._inspect = inspect
+        self._limits = limits
+        self.size = 0
+
+    async def pieces(self, deadline: asyncio.Timeout) -> AsyncIterator[bytes]:
+        """Each received byte extends the ``deadline`` a little."""
+        ends_at = asyncio.get_running_loop().time() + self._limits.grace_seconds
+        head, is_inspected = bytearray(), False
+        async for piece in self._body:
+            self.size += len(piece)
+            deadline.reschedule(ends_at + self.size / self._limits.min_bytes_per_second)
+            if is_inspected:
+                yield piece
+                continue
+            head += piece
+            if len(head) >= self._limits.head_bytes:
+                self._check(bytes(head[: self._limits.head_bytes]), is_whole=False)
+                is_inspected = True
+                yield bytes(head)
+                head.clear()
+        if not is_inspected:
+            self._check(bytes(head), is_whole=True)
+            yield bytes(head)
+
+    def _check(self, head: bytes, *, is_whole: bool) -> None:
+        try:
+            found = self._inspect(head, is_whole=is_whole)
         except Refused as error:
             raise InvalidInput("body", str(error)) from error
-        if picture.media_type != announced:
-            raise InvalidInput("body", f"is {picture.media_type}, not {announced} as announced")
-        return picture
+        if found != self._announced:
+            raise InvalidInput("body", f"is {found}, not {self._announced} as announced")
 
 
 def _seconds_left_of_day(now: datetime) -> int:

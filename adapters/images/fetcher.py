@@ -7,7 +7,7 @@ the bytes before any use (``pool.py``). Each redirect goes through the first two
 import asyncio
 import re
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from aiohttp import (
@@ -21,13 +21,15 @@ from aiohttp import (
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from adapters.images.addresses import is_public
 from adapters.images.http import network_detail, shortage
 from adapters.images.inputs import Prepare
 from adapters.images.inspection import too_large
 from adapters.images.limits import FetchLimits
+from adapters.images.lookups import DnsLookup, Lookup
+from domain.addresses import is_public
 from domain.causes import Cause, CauseKind
 from domain.errors import InputUnavailable, Refused
+from domain.links import WEB_PORTS
 from domain.ports import Picture
 from domain.sessions import ErrorCode
 
@@ -46,15 +48,6 @@ _HEADERS = {
 _HOST_NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z][a-z0-9_-]{0,62}\.?")
 _SECONDS = re.compile(r"[0-9]{1,9}")
 
-Lookup = Callable[[str], Awaitable[Sequence[str]]]
-"""Returns all IP addresses of a host name. Raises ``OSError`` if there are none."""
-
-
-async def system_lookup(host: str) -> list[str]:
-    """The system's resolver, in a thread."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return [str(sockaddr[0]) for *_, sockaddr in found]
-
 
 class HttpPictureFetcher:
     """Downloads over HTTP and HTTPS from public addresses. ``allow_loopback`` is for development:
@@ -66,28 +59,33 @@ class HttpPictureFetcher:
         *,
         prepare: Prepare,
         allow_loopback: bool = False,
-        lookup: Lookup = system_lookup,
+        lookup: Lookup | None = None,
     ) -> None:
         self._limits = limits
         self._prepare = prepare
         self._allow_loopback = allow_loopback
-        self._lookup = lookup
+        self._dns = DnsLookup()
+        self._lookup: Lookup = lookup or self._dns
         self._session: ClientSession | None = None
 
     async def fetch(self, url: str) -> Picture:
-        """The picture at ``url``, prepared. Raises what ``PictureFetcherPort`` raises."""
+        """The picture at ``url``, prepared. Raises ``Refused`` or ``TryAgain``."""
+        return await self._prepare(await self.download(url))
+
+    async def download(self, url: str) -> bytes:
+        """The bytes at ``url``. Raises ``Refused``, and ``TryAgain`` if the host failed."""
         try:
             async with asyncio.timeout(self._limits.total_timeout_seconds):
-                data = await self._download(self._checked_url(url))
+                return await self._download(self._checked_url(url))
         except (ClientError, OSError) as error:
             detail = f"{network_detail(error)} host={URL(url).host}"
             raise shortage(error) or _transient_failure(detail) from error
-        return await self._prepare(data)
 
     async def close(self) -> None:
         """Close all connections."""
         if self._session is not None:
             await self._session.close()
+        await self._dns.close()
 
     async def _download(self, url: URL) -> bytes:
         for _ in range(self._limits.max_redirects + 1):
@@ -109,7 +107,9 @@ class HttpPictureFetcher:
                 connector=TCPConnector(
                     resolver=_CheckingResolver(self._lookup, self._is_allowed_address),
                     use_dns_cache=False,
-                    limit=self._limits.max_connections,
+                    # Bounded by the attempts and their parallel downloads. A wait for a connection
+                    # of others would count as the host's.
+                    limit=0,
                 ),
                 timeout=ClientTimeout(
                     total=None, sock_connect=self._limits.connect_timeout_seconds
@@ -142,7 +142,7 @@ class HttpPictureFetcher:
         host = url.raw_host or ""
         if self._allow_loopback:
             return _HOST_NAME.fullmatch(host) is not None or _is_loopback(host)
-        return _HOST_NAME.fullmatch(host) is not None and url.port in {80, 443}
+        return _HOST_NAME.fullmatch(host) is not None and url.port in WEB_PORTS
 
     def _is_allowed_address(self, address: IPv4Address | IPv6Address) -> bool:
         return is_public(address) or (self._allow_loopback and address.is_loopback)

@@ -8,7 +8,7 @@ from domain.uploads import UploadPolicy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchLimits:
-    """Bounds of one download; ``max_connections`` is for all concurrent downloads.
+    """Bounds of one download.
 
     The response must begin within ``connect_timeout_seconds + grace_seconds`` of the request. After
     that it must end within ``grace_seconds`` or average ``min_bytes_per_second``: a slow-drip
@@ -21,7 +21,16 @@ class FetchLimits:
     min_bytes_per_second: int = 10_000
     max_bytes: int = UploadPolicy().max_bytes
     max_redirects: int = 3
-    max_connections: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputLimits:
+    """Bounds of all inputs of one attempt. While any of them downloads, the time counts as part of
+    ``seconds``; the time in our own processes does not. ``parallel`` also bounds how many are in
+    memory before they are prepared."""
+
+    seconds: float = 30.0
+    parallel: int = 4
 
 
 RESULT_LIMITS = FetchLimits(total_timeout_seconds=30, max_bytes=32_000_000)

@@ -8,12 +8,13 @@ Here a process receives bytes, returns bytes, and has an empty environment.
 import asyncio
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from adapters.causes import detail_of
 from adapters.images.limits import PoolLimits
 from adapters.images.preparation import LENGTH, PREPARED, READY, REFUSED
+from adapters.images.turns import Turns
 from domain.causes import Cause, CauseKind
 from domain.errors import Refused, WorkerExhausted
 from domain.ports import Picture
@@ -36,27 +37,20 @@ class PicturePool:
     def __init__(self, limits: PoolLimits, *, program: Sequence[str] = _PROGRAM) -> None:
         self._limits = limits
         self._program = program
-        self._free = asyncio.Semaphore(limits.processes)
+        self._turns = Turns(limits.processes)
         self._idle: list[Process] = []
-        self._waiting = 0
 
-    async def prepare(self, data: bytes) -> Picture:
-        """The picture as a plain JPEG (see ``prepare_picture``).
+    async def prepare(self, data: bytes, owner: Hashable = None) -> Picture:
+        """The picture as a plain JPEG (see ``prepare_picture``). Owners take turns, so that one
+        with many slow pictures holds up no other for longer than a picture.
 
         Raises ``Refused`` for an unusable picture, and ``WorkerExhausted`` if no
         process is available.
         """
-        if self._waiting >= self._limits.max_waiting:
+        if self._turns.waiting >= self._limits.max_waiting:
             raise _no_process()
-        self._waiting += 1
-        try:
-            await self._free.acquire()
-        finally:
-            self._waiting -= 1
-        try:
+        async with self._turns.place(owner):
             return await self._prepare(data)
-        finally:
-            self._free.release()
 
     async def close(self) -> None:
         """Kill the processes. Call it when no picture is being prepared."""

@@ -23,7 +23,7 @@ import asyncio
 import base64
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
@@ -47,7 +47,6 @@ from adapters.images.http import (
     unreachable,
     unusable_picture,
 )
-from adapters.images.inputs import Download
 from adapters.images.inspection import inspect_picture
 from adapters.images.jobs import JobProducedNothing, Jobs
 from domain.errors import ProviderMisconfigured, Refused, TryAgain
@@ -63,6 +62,9 @@ _SAFETY_ERROR = re.compile(
 # The part of an error that may be logged: a title of a few words, never a part of our request.
 _TITLE = re.compile(r"[A-Za-z ]{1,64}")
 _SHORTEST_DEADLINE_SECONDS = 5
+
+Download = Callable[[str], Awaitable[Picture]]
+"""Downloads a generated picture. Raises ``Refused`` or ``TryAgain``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

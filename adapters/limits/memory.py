@@ -45,16 +45,21 @@ class InMemoryStartLimit(StartLimitPort):
         self._full_at_us = 0
 
     async def take(self) -> float:
-        now = self._now_us()
-        full_at = max(now, self._full_at_us) + self._pace.interval_us
-        wait = full_at - now - self._pace.burst * self._pace.interval_us
-        if wait > 0:
-            return wait / _SECOND_US
-        self._full_at_us = full_at
-        return 0.0
+        wait_seconds = self._wait(1)
+        if wait_seconds == 0:
+            self._full_at_us = max(self._now_us(), self._full_at_us) + self._pace.interval_us
+        return wait_seconds
+
+    async def wait(self, permits: int) -> float:
+        return self._wait(permits)
 
     async def give_back(self) -> None:
         self._full_at_us -= self._pace.interval_us
+
+    def _wait(self, permits: int) -> float:
+        ahead_us = max(0, self._full_at_us - self._now_us())
+        wait_us = ahead_us + (permits - self._pace.burst) * self._pace.interval_us
+        return max(0, wait_us) / _SECOND_US
 
     def _now_us(self) -> int:
         return int(self._clock() * _SECOND_US)

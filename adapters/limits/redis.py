@@ -19,8 +19,9 @@ from domain.ports import StartLimitPort
 
 LIMIT_KEY = "wearon:limits:provider"
 
-# KEYS: the limit. ARGV: 1 to take a permit or -1 to give one back; the pace's interval in
-# microseconds; its burst. Returns the microseconds to wait, or 0 if the permit was moved.
+# KEYS: the limit. ARGV: how many permits to take, or -1 to give one back; the pace's interval in
+# microseconds; its burst; 1 to move the permits, 0 only to ask. Returns the microseconds to wait,
+# or 0 if the permits were moved or can be.
 # A time further ahead than a whole bucket is cut: the clock went back, or the pace was slower.
 _MOVE = """
 local time = redis.call('TIME')
@@ -30,6 +31,7 @@ local bucket = interval * ARGV[3]
 local full_at = tonumber(redis.call('GET', KEYS[1]) or now)
 full_at = math.max(now, math.min(full_at, now + bucket)) + permits * interval
 if full_at > now + bucket then return full_at - now - bucket end
+if ARGV[4] == '0' then return 0 end
 if full_at > now then
   local expiry = math.ceil((full_at - now) / 1000)
   redis.call('SET', KEYS[1], string.format('%.0f', full_at), 'PX', expiry)
@@ -60,10 +62,19 @@ class RedisStartLimit(StartLimitPort):
 
     async def take(self) -> float:
         try:
-            wait_us = await self._move_permit(1)
+            wait_us = await self._move_permits(1)
         except (RedisError, OSError, TimeoutError) as error:
             self._start_fallback(error)
             return await self._share.take()
+        self._end_fallback()
+        return wait_us / 1_000_000
+
+    async def wait(self, permits: int) -> float:
+        try:
+            wait_us = await self._move_permits(permits, only_ask=True)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._start_fallback(error)
+            return await self._share.wait(permits)
         self._end_fallback()
         return wait_us / 1_000_000
 
@@ -74,7 +85,7 @@ class RedisStartLimit(StartLimitPort):
             await self._share.give_back()
             return
         with suppress(RedisError, OSError, TimeoutError):
-            await self._move_permit(-1)
+            await self._move_permits(-1)
 
     async def close(self) -> None:
         """Close the connections, within ``timeout_seconds``."""
@@ -82,8 +93,8 @@ class RedisStartLimit(StartLimitPort):
             async with asyncio.timeout(self._timeout_seconds):
                 await self._client.aclose()
 
-    async def _move_permit(self, permits: int) -> int:
-        arguments = [permits, self._pace.interval_us, self._pace.burst]
+    async def _move_permits(self, permits: int, *, only_ask: bool = False) -> int:
+        arguments = [permits, self._pace.interval_us, self._pace.burst, int(not only_ask)]
         async with asyncio.timeout(self._timeout_seconds):
             return int(await self._move(keys=[LIMIT_KEY], args=arguments))
 

@@ -134,6 +134,14 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
             self._record(row, fault)
         return row is not None
 
+    async def postpone(self, session_id: UUID, *, delay: timedelta) -> bool:
+        row = self._rows.get(session_id)
+        if row is None or row.session.status is not SessionStatus.QUEUED:
+            return False
+        row.session = replace(row.session, confirmed=True)
+        row.push_again_at = self._clock() + delay
+        return True
+
     async def record_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
         row = self._current(session_id, attempt)
         if row is not None:

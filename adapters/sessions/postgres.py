@@ -197,6 +197,9 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         blame = None if fault is None else fault.blame
         return await self._write(sql.RELEASE, session_id, attempt, delay, blame, *_recorded(fault))
 
+    async def postpone(self, session_id: UUID, *, delay: timedelta) -> bool:
+        return await self._write(sql.POSTPONE, session_id, delay)
+
     async def record_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
         return await self._write(sql.RECORD_JOB, session_id, attempt, job)
 

@@ -281,6 +281,11 @@ RELEASE = f"""
     ), {_record_fault("released", "$5::text", "$6::text", "$7::text")}
     SELECT true FROM released"""
 
+POSTPONE = """
+    UPDATE generation_sessions SET push_again_at = now() + $2::interval, confirmed = true
+    WHERE id = $1 AND status = 'queued'
+    RETURNING true"""
+
 # Refunds the sessions in "ended": once each, the amount of the debit, to the account of the debit.
 # The accounts are locked first, so that each account's entries are numbered in the order of its
 # balances.

@@ -2,14 +2,16 @@
 
 import asyncio
 import errno
+import filecmp
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
+from secrets import randbits
+from typing import BinaryIO
 
-from obstore.exceptions import AlreadyExistsError
 from obstore.store import LocalStore, ObjectStore
 
 from adapters.storage.faults import Readiness, faults_translated
@@ -30,6 +32,9 @@ _CHECK_AGAIN_SECONDS = 5.0
 _RESERVE_BYTES = 32_000_000
 """A disk with less free space counts as full; so does a small one with less than a twentieth."""
 _MAX_LEFTOVERS = 100
+_PARTIAL = "#"
+"""Ends the name of a partial file, with a number behind it: obstore lists no such file."""
+_BLOCK_BYTES = 262_144
 _QUIET_DAYS = timedelta(days=2)
 """A folder of uploads whose day began this long ago, or longer, gets no new ones."""
 
@@ -39,7 +44,8 @@ class LocalPictureStorage(StoredUploads, PictureStoragePort, SignedReadPort, Upl
     disk, and so has its name.
 
     A process that is killed while saving may leave a partial file named ``{key}#1``, or with a
-    higher number if that is taken. It is never read; the first three are deleted with the picture.
+    higher number if that is taken. It is never read; the first three are deleted with the picture,
+    those of uploads some days later.
     """
 
     def __init__(self, root: Path, *, signer: UrlSigner) -> None:
@@ -109,6 +115,8 @@ class LocalPictureStorage(StoredUploads, PictureStoragePort, SignedReadPort, Upl
                 data = await found.bytes_async()
             except FileNotFoundError as error:
                 raise NotFound("No such picture") from error
+        if not data:
+            raise NotFound("No such picture")
         return Picture(data=bytes(data), media_type=media_type)
 
     def _objects(self) -> ObjectStore:
@@ -122,12 +130,25 @@ class LocalPictureStorage(StoredUploads, PictureStoragePort, SignedReadPort, Upl
         self._signer.check_upload(object_key, expires=expires, signature=signature)
 
     async def keep_upload(self, object_key: str, data: bytes) -> bool:
+        return await self.keep_pieces(object_key, _one_piece(data))
+
+    async def keep_pieces(self, object_key: str, pieces: AsyncIterator[bytes]) -> bool:
+        path = self.path_of(object_key)
         with faults_translated():
-            try:
-                await self._store.put_async(object_key, data, mode="create")
-            except AlreadyExistsError:
-                return False
-        return True
+            file = await asyncio.to_thread(_open_partial, path)
+        try:
+            async for block in _blocks(pieces):
+                with faults_translated():
+                    await asyncio.to_thread(file.write, block)
+            with faults_translated():
+                return await asyncio.to_thread(_publish, file, path)
+        finally:
+            with faults_translated():
+                await asyncio.to_thread(_discard, file)
+
+    async def is_used_up(self, object_key: str) -> bool:
+        with faults_translated():
+            return await asyncio.to_thread(_is_empty, self.path_of(object_key))
 
     async def delete_uploads_before(self, moment: datetime, *, limit: int) -> int:
         found = await super().delete_uploads_before(moment, limit=limit)
@@ -143,8 +164,11 @@ class LocalPictureStorage(StoredUploads, PictureStoragePort, SignedReadPort, Upl
         for folder in self._root.glob(f"{UPLOADS_ROOT}/*"):
             day = day_of(folder.relative_to(self._root).as_posix())
             if day is not None and day <= quiet_since:
-                for path, _, _ in os.walk(folder, topdown=False):
+                for path, _, names in os.walk(folder, topdown=False):
                     with suppress(OSError):
+                        for name in names:
+                            if _PARTIAL in name:
+                                Path(path, name).unlink()
                         Path(path).rmdir()
 
     def path_of(self, object_key: str) -> Path:
@@ -192,3 +216,46 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+async def _one_piece(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def _blocks(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The pieces joined to larger blocks, because each write takes a thread."""
+    block = bytearray()
+    async for piece in pieces:
+        block += piece
+        if len(block) >= _BLOCK_BYTES:
+            yield bytes(block)
+            block.clear()
+    if block:
+        yield bytes(block)
+
+
+def _open_partial(path: Path) -> BinaryIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f"{path.name}{_PARTIAL}{randbits(48)}").open("xb")
+
+
+def _publish(file: BinaryIO, path: Path) -> bool:
+    """False if the name is taken by other bytes."""
+    file.flush()
+    try:
+        os.link(file.name, path)
+    except FileExistsError:
+        return filecmp.cmp(file.name, path, shallow=False)
+    return True
+
+
+def _discard(file: BinaryIO) -> None:
+    file.close()
+    Path(file.name).unlink(missing_ok=True)
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.stat().st_size == 0
+    except FileNotFoundError:
+        return False

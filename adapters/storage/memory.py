@@ -1,5 +1,6 @@
 """Pictures in this process's memory."""
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -58,7 +59,7 @@ class InMemoryPictureStorage(UploadStoragePort, PictureStoragePort, SignedReadPo
 
     async def read_signed(self, object_key: str, *, expires: int, signature: str) -> Picture:
         self._signer.check(object_key, expires=expires, signature=signature)
-        if object_key not in self._stored:
+        if object_key not in self._stored or await self.is_used_up(object_key):
             raise NotFound("No such picture")
         return self._stored[object_key].picture
 
@@ -71,15 +72,21 @@ class InMemoryPictureStorage(UploadStoragePort, PictureStoragePort, SignedReadPo
 
     async def keep_upload(self, object_key: str, data: bytes) -> bool:
         if object_key in self._stored:
-            return False
+            return self._stored[object_key].picture.data == data
         self._keep(object_key, Picture(data=data, media_type=media_type_of(object_key)))
         return True
+
+    async def keep_pieces(self, object_key: str, pieces: AsyncIterator[bytes]) -> bool:
+        return await self.keep_upload(object_key, b"".join([piece async for piece in pieces]))
+
+    async def is_used_up(self, object_key: str) -> bool:
+        return object_key in self._stored and not self._stored[object_key].picture.data
 
     async def count_uploads(self, folder: str, *, limit: int) -> int:
         return min(limit, sum(key.startswith(f"{folder}/") for key in self._stored))
 
     async def read_upload(self, object_key: str, *, max_bytes: int) -> bytes:
-        if object_key not in self._stored:
+        if object_key not in self._stored or await self.is_used_up(object_key):
             raise not_uploaded()
         data = self._stored[object_key].picture.data
         if len(data) > max_bytes:

@@ -39,9 +39,12 @@ class StoredUploads(UploadStoragePort):
                 found = await self._objects().get_async(object_key)
                 if found.meta["size"] > max_bytes:
                     raise too_large(max_bytes)
-                return bytes(await found.bytes_async())
+                data = bytes(await found.bytes_async())
             except FileNotFoundError as error:
                 raise not_uploaded() from error
+        if not data:
+            raise not_uploaded()
+        return data
 
     async def delete_uploads_before(self, moment: datetime, *, limit: int) -> int:
         with faults_translated():

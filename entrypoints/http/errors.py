@@ -9,11 +9,13 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
 from domain.errors import (
+    BodyTooSlow,
     Conflict,
     IdempotencyKeyReused,
     InsufficientCredits,
     InvalidApiKey,
     InvalidInput,
+    LinkInUse,
     NotFound,
     Overloaded,
     QueueUnavailable,
@@ -22,6 +24,7 @@ from domain.errors import (
     Unauthenticated,
     Unavailable,
     Unconfirmed,
+    UploadTooLarge,
     WearonError,
 )
 from domain.submission import UNAVAILABLE_MESSAGE
@@ -47,6 +50,7 @@ class Answer:
 _BEARER = {"WWW-Authenticate": "Bearer"}
 _RETRY = {"Retry-After": "5"}
 _INVALID = Answer(400, InvalidInput.code)
+_TOO_LARGE = Answer(413, UploadTooLarge.code, "The request body is too large")
 _NOT_FOUND = Answer(404, NotFound.code, "Not found")
 _UNAVAILABLE = Answer(
     503, Unavailable.code, "A dependency is temporarily unavailable; try again later", _RETRY
@@ -54,6 +58,7 @@ _UNAVAILABLE = Answer(
 
 ERRORS: Final[Mapping[type[Exception] | int, Answer]] = {
     InvalidInput: _INVALID,
+    BodyTooSlow: _INVALID,
     Unauthenticated: Answer(401, Unauthenticated.code, headers=_BEARER),
     InvalidApiKey: Answer(401, InvalidApiKey.code, headers=_BEARER),
     InsufficientCredits: Answer(402, InsufficientCredits.code),
@@ -62,6 +67,7 @@ ERRORS: Final[Mapping[type[Exception] | int, Answer]] = {
     Unconfirmed: Answer(
         409, Unconfirmed.code, "An earlier request with the same key is not settled yet", _RETRY
     ),
+    LinkInUse: Answer(409, LinkInUse.code, headers=_RETRY),
     IdempotencyKeyReused: Answer(422, IdempotencyKeyReused.code),
     TooManyActive: Answer(429, TooManyActive.code, headers=_RETRY),
     TooManyUploads: Answer(429, TooManyUploads.code),
@@ -71,7 +77,8 @@ ERRORS: Final[Mapping[type[Exception] | int, Answer]] = {
     400: _INVALID,
     404: _NOT_FOUND,
     405: Answer(405, "METHOD_NOT_ALLOWED", "Method not allowed"),
-    413: Answer(413, "PAYLOAD_TOO_LARGE", "The request body is too large"),
+    UploadTooLarge: _TOO_LARGE,
+    413: _TOO_LARGE,
     415: Answer(415, "UNSUPPORTED_MEDIA_TYPE"),
     Exception: Answer(500, WearonError.code, "Internal server error; it has been logged"),
 }

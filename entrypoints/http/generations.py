@@ -10,6 +10,7 @@ from litestar.params import QueryParameter
 from msgspec import Meta
 
 from domain.credits import Owner
+from domain.links import LinkRules
 from domain.ports import Position, SessionReadPort
 from domain.sessions import GenerationSession, SessionStatus
 from domain.submission import Submission, TryOnRequest
@@ -46,9 +47,17 @@ _Microseconds = Annotated[
 _CURSOR: Cursor[tuple[int, UUID]] = Cursor(msgspec.json.Decoder(tuple[_Microseconds, UUID]))
 
 
-def try_on(data: NewGeneration, *, owner: Owner, request_id: str, key: str | None) -> TryOnRequest:
+def try_on(
+    data: NewGeneration, *, owner: Owner, request_id: str, key: str | None, links: LinkRules
+) -> TryOnRequest:
     """The request that body and headers describe. Raises InvalidInput."""
-    return TryOnRequest(owner=owner, request_id=request_id, input=data.asked(), idempotency_key=key)
+    return TryOnRequest(
+        owner=owner,
+        request_id=request_id,
+        input=data.asked(),
+        idempotency_key=key,
+        links=links,
+    )
 
 
 @get(

@@ -93,7 +93,8 @@ class SubmitRoute:
         check_is_json(headers.get(b"content-type", b"").decode("latin-1"))
         data = decoded(body, _decoder)
         key = _idempotency_key(headers, received)
-        return try_on(data, owner=owner, request_id=info["request_id"], key=key)
+        links = self._submission.links
+        return try_on(data, owner=owner, request_id=info["request_id"], key=key, links=links)
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body: up to its announced length, or else to the message that ends it."""

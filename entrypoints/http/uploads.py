@@ -1,6 +1,8 @@
 """Uploads: callers store a picture with us and use its link in a request."""
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from litestar import Request, post, put
@@ -9,7 +11,7 @@ from litestar.openapi.spec import Example, OpenAPIMediaType, RequestBody, Schema
 from litestar.openapi.spec.operation import Operation
 from litestar.params import BodyKwarg, PathParameter, QueryParameter
 
-from domain.errors import NotFound
+from domain.errors import BodyTooSlow, InvalidInput, NotFound, UploadTooLarge
 from domain.object_keys import media_type_of
 from domain.uploads import UploadReceiver, Uploads
 from entrypoints.http.inputs import TIMESTAMP, Injected, NewUploadBody, OwnedRequest
@@ -35,14 +37,15 @@ Body = Annotated[NewUpload, BodyKwarg(examples=[_EXAMPLE])]
     tags=_TAGS,
     summary="Create an upload",
     response_description="Where to send the picture, and its link for requests.",
-    responses=failures(401, 413, 415, 429, 503),
+    responses=failures(401, 402, 413, 415, 429, 503),
 )
 async def offer_upload(
     request: OwnedRequest, data: Body, uploads: Injected[Uploads]
 ) -> UploadEnvelope:
     """Returns a signed link to which you send one picture of your own: send its bytes to
     `upload_url` with the given `method` and `headers` and without your token, then use `image_url`
-    in a generation request. Uploads are free, limited per day, and deleted after a while."""
+    in a generation request. Uploads are free for callers with credits, limited per day, and deleted
+    after a while."""
     offer = await uploads.offer(request.user, data.content_type)
     return UploadEnvelope(data=Upload.of(offer, data.content_type), error=None)
 
@@ -78,7 +81,7 @@ async def put_upload(
     signature: Annotated[str, QueryParameter(description="The link's signature.")] = "",
 ) -> UploadedEnvelope:
     """The target of `upload_url`, unless the service stores uploads in cloud storage. Needs no
-    token. Each link accepts one JPEG, PNG or WebP picture, once."""
+    token. Each link accepts one JPEG, PNG or WebP picture, once; a refused one uses it up."""
     if not TIMESTAMP.fullmatch(expires):
         raise NotFound(key)
     object_key = f"uploads/{key.removeprefix('/')}"
@@ -86,8 +89,26 @@ async def put_upload(
     content_type, _, _ = request.headers.get("content-type", "").partition(";")
     if content_type.strip().lower() != announced:
         raise HTTPException(f"The Content-Type must be {announced}", status_code=415)
-    picture = await receiver.receive(
-        object_key, expires=int(expires), signature=signature, body=request.body
+    upload = await receiver.receive(
+        object_key,
+        expires=int(expires),
+        signature=signature,
+        address="" if request.client is None else request.client.host,
+        body=partial(_pieces, request),
     )
-    uploaded = Uploaded(content_type=picture.media_type, bytes=len(picture.data))
+    uploaded = Uploaded(content_type=upload.media_type, bytes=upload.size)
     return UploadedEnvelope(data=uploaded, error=None)
+
+
+async def _pieces(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
+    """The body as it arrives. Litestar counts it, and a too large announcement is not read; the
+    middleware limits its time."""
+    try:
+        async for piece in request.stream():
+            yield piece
+    except InvalidInput as error:
+        raise BodyTooSlow(str(error)) from error
+    except HTTPException as error:
+        if error.status_code == 413:
+            raise UploadTooLarge(error.detail) from error
+        raise

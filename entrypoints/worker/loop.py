@@ -9,6 +9,7 @@ from domain.errors import Unavailable
 from domain.generation import Generation
 from domain.ports import StartLimitPort, TaskQueuePort
 from domain.recovery import Recovery
+from domain.starts import Starts
 from entrypoints.worker.recovering import RecoveryLoop
 from entrypoints.worker.stop import Stop
 from entrypoints.worker.tasks import Backoff, Patience, TaskRunner, Turn, WorkerLimits
@@ -33,11 +34,13 @@ class Worker:
         self.start_limit = start_limit
         self._limits = limits
         self._stop = Stop(drain_seconds=limits.drain_seconds)
+        generation.starts = Starts(
+            start_limit, pause=self._stop.pause, is_stopping=lambda: self._stop.has_begun
+        )
         self._backoff = Backoff(limits=limits, random=random, stop=self._stop)
         self._tasks = TaskRunner(
             queue=queue,
             generation=generation,
-            start_limit=start_limit,
             limits=limits,
             patience=self._patience(),
             backoff=self._backoff,
@@ -100,7 +103,7 @@ class OneShotWorker(Worker):
     or the queue or the database unavailable. Waits for nothing but the start limit."""
 
     def _patience(self) -> Patience:
-        return Patience(pop_seconds=0.0, bury_tries=5)
+        return Patience(pop_seconds=0.0, bury_tries=5, shares=False)
 
     async def _slot(self) -> bool:
         if self._recovering is not None:

@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import Enum, auto
 from itertools import count
 from random import Random
@@ -21,7 +22,7 @@ from domain.errors import (
     WorkerExhausted,
 )
 from domain.generation import AttemptWatcher, Generation, Outcome
-from domain.ports import StartLimitPort, TaskQueuePort
+from domain.ports import TaskQueuePort
 from domain.sessions import Blame, Fault, GenerationSession
 from domain.tasks import GenerationTask, UnreadableTask
 from entrypoints.worker.stop import Stop
@@ -50,10 +51,12 @@ class WorkerLimits:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
     """How long a slot waits for a message, and how often it tries to bury an unreadable one
-    (None: until it succeeds or the worker stops)."""
+    (None: until it succeeds or the worker stops). With ``shares``, the inputs of one owner take at
+    most half of the slots, and its other tasks are postponed."""
 
     pop_seconds: float
     bury_tries: int | None
+    shares: bool = True
 
 
 class Turn(Enum):
@@ -62,13 +65,13 @@ class Turn(Enum):
     CIRCUIT_OPEN = auto()
     """Nothing may be begun."""
     NO_START = auto()
-    """The start limit allowed nothing yet, and this turn waited for it."""
+    """The provider's limit will allow no call soon, and this turn waited for it."""
     EMPTY = auto()
     """The queue had no message."""
-    NOT_BEGUN = auto()
-    """A message was handled, and no picture was begun."""
-    BEGUN = auto()
-    """A picture was begun, whatever came of it."""
+    HANDLED_FREE = auto()
+    """A message was handled, and needed no permit of the provider's limit."""
+    HANDLED = auto()
+    """A message was handled, whatever came of it."""
     UNSETTLED = auto()
     """A picture was begun, and the database did not answer at its end."""
 
@@ -120,9 +123,10 @@ def log_opening(seconds: float | None, cause: Cause) -> None:
 class TaskRunner:
     """Takes and handles messages for all slots of a worker.
 
-    A message is taken only when its work may begin: not while a circuit is open, and not without
-    a permit of the ``start_limit``, if there is one. So other workers can have it. There are two
-    circuits: the provider's is probed with a task, the storage's without one.
+    A message is taken only when its work may begin: not while a circuit is open, and no faster
+    than the limit of ``generation.starts`` will allow calls of the provider. So other workers can
+    have it. There are two circuits: the provider's is probed with a task, the storage's without
+    one.
     """
 
     def __init__(
@@ -130,7 +134,6 @@ class TaskRunner:
         *,
         queue: TaskQueuePort,
         generation: Generation,
-        start_limit: StartLimitPort | None,
         limits: WorkerLimits,
         patience: Patience,
         backoff: Backoff,
@@ -138,12 +141,10 @@ class TaskRunner:
     ) -> None:
         self._queue = queue
         self._generation = generation
-        self._start_limit = start_limit
         self._limits = limits
         self._patience = patience
         self._backoff = backoff
         self._stop = stop
-        self._asking = asyncio.Lock()
         self._circuit = Circuit(
             first_seconds=limits.circuit_first_seconds,
             cap_seconds=limits.circuit_cap_seconds,
@@ -156,7 +157,8 @@ class TaskRunner:
         )
 
     async def run_next(self) -> Turn:
-        """Take the next message, if its work may begin, and handle it.
+        """Take the next message, if its work may begin, and handle it; and another in its place if
+        it needed no permit of the provider's limit.
 
         Raises ``Unavailable`` and ``ClaimFailed`` if the next message would fare no better.
         """
@@ -166,11 +168,13 @@ class TaskRunner:
         if permit is None:
             return Turn.CIRCUIT_OPEN
         with closing(permit):
-            if self._start_limit is None:
-                return await self._take(permit)
-            if not await self._may_start(self._start_limit):
+            longest_pause = self._limits.pop_seconds
+            if not await self._generation.starts.expect(longest_pause=longest_pause):
                 return Turn.NO_START
-            return await self._take_limited(permit, self._start_limit)
+            while (turn := await self._take(permit)) is Turn.HANDLED_FREE:
+                if self._stop.has_begun or not self._generation.starts.expect_another():
+                    break
+            return turn
 
     async def _can_store(self) -> bool:
         """Whether a picture could be stored: if not, nothing is taken or paid for."""
@@ -187,41 +191,48 @@ class TaskRunner:
                 log.info("circuit_closed")
         return True
 
-    async def _may_start(self, limit: StartLimitPort) -> bool:
-        """Take a start from the limit, or wait until it makes sense to ask again. One slot at a
-        time asks for all: the others would get the same answer."""
-        async with self._asking:
-            if self._stop.has_begun:
-                return False
-            wait_seconds = await limit.take()
-            if wait_seconds > 0:
-                await self._stop.pause(min(wait_seconds, self._limits.pop_seconds))
-            return wait_seconds == 0
-
-    async def _take_limited(self, permit: Permit, limit: StartLimitPort) -> Turn:
-        """Use the start that was taken, or give it back if no picture was begun."""
-        turn = Turn.BEGUN  # After a cancellation this may be true; errors come from before that.
+    async def _pop(self) -> GenerationTask | UnreadableTask | None:
+        session_id = None
         try:
-            turn = await self._take(permit)
-        except Exception:
-            turn = Turn.NOT_BEGUN
-            raise
+            message = await self._queue.pop(timeout_seconds=self._patience.pop_seconds)
+            if isinstance(message, GenerationTask):
+                session_id = message.session_id
+            return message
         finally:
-            if turn not in {Turn.BEGUN, Turn.UNSETTLED}:
-                await limit.give_back()
-        return turn
+            self._generation.starts.expected(session_id)
 
     async def _take(self, permit: Permit) -> Turn:
-        message = await self._queue.pop(timeout_seconds=self._patience.pop_seconds)
+        message = await self._pop()
         if message is None:
             return Turn.EMPTY
         if isinstance(message, UnreadableTask):
             await self._refuse(message)
-            return Turn.NOT_BEGUN
+            return Turn.HANDLED_FREE
+        try:
+            turn = await self._begin(message, permit)
+        finally:
+            self._generation.shares.leave(message.session_id)
+            asked = self._generation.starts.leave(message.session_id)
+        return Turn.HANDLED_FREE if turn is Turn.HANDLED and not asked else turn
+
+    async def _begin(self, task: GenerationTask, permit: Permit) -> Turn:
+        """Work on a task unless its owner's share is taken, or nothing may begin any more."""
+        delay = await self._enter(task)
+        if delay is not None:
+            log.info("task_postponed", session_id=str(task.session_id), seconds=delay.seconds)
+            await self._generation.postpone(task, delay)
+            return Turn.HANDLED
         if permit.is_valid and not self._stop.grace_is_over:
-            return await self._work(message, permit)
-        await self._queue.push_next([message])
-        return Turn.NOT_BEGUN
+            return await self._work(task, permit)
+        await self._queue.push_next([task])
+        return Turn.CIRCUIT_OPEN
+
+    async def _enter(self, task: GenerationTask) -> timedelta | None:
+        """Take the owner's share of the slots: None, or the time to postpone the task by."""
+        if not self._patience.shares:
+            return None
+        places = max(1, self._limits.concurrency // 2)
+        return await self._generation.shares.enter(task.session_id, task.owner, places=places)
 
     async def _work(self, task: GenerationTask, permit: Permit) -> Turn:
         bind_contextvars(request_id=task.request_id, session_id=str(task.session_id))
@@ -230,15 +241,15 @@ class TaskRunner:
                 outcome = await self._generation.run(task, _Watcher(permit))
         except StorageUnavailable as error:
             self._record_storage_fault(error)
-            return Turn.BEGUN
+            return Turn.HANDLED
         except (ProviderMisconfigured, WorkerExhausted) as error:
             log_opening(permit.record_rejection(), error.cause)
-            return Turn.BEGUN
+            return Turn.HANDLED
         except (Unavailable, ClaimFailed):
             raise
         except Exception:
             log.exception("task_crashed")
-            return Turn.BEGUN
+            return Turn.HANDLED
         else:
             return self._record_outcome(permit, outcome)
         finally:
@@ -248,9 +259,7 @@ class TaskRunner:
         task_log.info("task_done", outcome=outcome)
         if outcome is Outcome.COMPLETED and permit.record_success():
             log.info("circuit_closed")
-        if outcome is Outcome.SKIPPED:
-            return Turn.NOT_BEGUN
-        return Turn.UNSETTLED if outcome is Outcome.UNSETTLED else Turn.BEGUN
+        return Turn.UNSETTLED if outcome is Outcome.UNSETTLED else Turn.HANDLED
 
     def _record_storage_fault(self, error: StorageUnavailable) -> None:
         """Open the storage's circuit, although its last check succeeded."""

@@ -9,8 +9,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from adapters.images.fetcher import HttpPictureFetcher, Lookup
+from adapters.images.fetcher import HttpPictureFetcher
 from adapters.images.limits import FetchLimits
+from adapters.images.lookups import Lookup
 from domain.errors import Refused
 from tests.adapters.generators import inspected
 from tests.support.images import encoded

@@ -142,10 +142,3 @@ async def test_wrong_certificate(tmp_path: Path) -> None:
         cause = await cause_of(f"{url}?sslmode=verify-full&sslrootcert={ours / 'server.pem'}")
 
     assert cause.startswith("database certificate verify failed: ")
-
-
-async def test_unknown_sslmode() -> None:
-    """The parameter is named."""
-    cause = await cause_of(f"postgresql://wearon:hunter2@{HOST}:1/wearon?sslmode=maybe")
-
-    assert cause.startswith("database `sslmode` parameter must be one of")

@@ -1,6 +1,7 @@
 """An owner's uploads are read from the storage, and no spelling of a link leads to the upload of
 another owner."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
@@ -11,14 +12,15 @@ from uuid import UUID
 import pytest
 
 from adapters.images.inputs import InputPictures
+from adapters.images.limits import InputLimits
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.s3 import S3PictureStorage, s3_store
 from adapters.storage.signing import UrlSigner
 from domain.credits import Channel, Owner
-from domain.errors import Refused
+from domain.errors import InputUnavailable, Refused, TryAgain
 from domain.ports import Picture
 from domain.uploads import upload_folder
-from tests.support.clock import FakeClock
+from tests.support.clock import FakeClock, VirtualTimeLoop, loop_time
 from tests.support.servers import bucket_at
 
 pytestmark = pytest.mark.anyio
@@ -31,7 +33,7 @@ NAME = f"{UUID(int=7)}.jpg"
 DAY = date(2026, 11, 24)
 KEY = f"{upload_folder(OWNER, DAY)}/{NAME}"
 BYTES = b"as it was uploaded"
-DOWNLOADED = Picture(data=b"from the network", media_type="image/jpeg")
+DOWNLOADED = Picture(data=b"prepared: from the network", media_type="image/jpeg")
 
 
 def in_memory() -> InMemoryPictureStorage:
@@ -77,11 +79,11 @@ def inputs(
 ) -> tuple[InputPictures, Reads]:
     reads = Reads()
 
-    async def download(url: str) -> Picture:
+    async def download(url: str) -> bytes:
         reads.downloads.append(url)
-        return DOWNLOADED
+        return b"from the network"
 
-    async def prepare(data: bytes) -> Picture:
+    async def prepare(data: bytes, owner: Owner) -> Picture:  # noqa: ARG001
         return Picture(data=b"prepared: " + data, media_type="image/jpeg")
 
     return InputPictures(
@@ -90,6 +92,7 @@ def inputs(
         download=download,
         prepare=prepare,
         max_bytes=max_bytes,
+        limits=InputLimits(),
     ), reads
 
 
@@ -116,7 +119,7 @@ async def test_own_upload_is_read_from_the_storage(
     pictures, reads = inputs(storage)
     links = storage.upload_links(KEY.removesuffix(".jpg"), "image/jpeg", lifetime=LIFETIME)
 
-    picture = await pictures.fetch(links.image_url, OWNER)
+    (picture,) = await pictures.fetch([links.image_url], OWNER)
 
     assert picture.data == b"prepared: " + BYTES
     assert (reads.uploads, reads.downloads) == ([KEY], [])
@@ -128,7 +131,7 @@ async def test_upload_above_the_size_limit_is_refused() -> None:
     pictures, _ = inputs(storage, max_bytes=len(BYTES) - 1)
 
     with pytest.raises(Refused):
-        await pictures.fetch(storage.url(KEY), OWNER)
+        await pictures.fetch([storage.url(KEY)], OWNER)
 
 
 @pytest.mark.parametrize("query", ["", "?", "?expires=1&signature=0", "?a?b#c", "?x=/../../etc"])
@@ -139,7 +142,7 @@ async def test_query_of_an_own_upload_is_ignored(
     upload."""
     pictures, reads = inputs(storage)
 
-    await pictures.fetch(storage.url(KEY).partition("?")[0] + query, OWNER)
+    await pictures.fetch([storage.url(KEY).partition("?")[0] + query], OWNER)
 
     assert (reads.uploads, reads.downloads) == ([KEY], [])
 
@@ -152,8 +155,8 @@ async def test_upload_of_another_owner_is_downloaded(
     pictures, reads = inputs(storage)
     theirs = f"{upload_folder(owner, DAY)}/{NAME}"
 
-    assert await pictures.fetch(storage.url(KEY), owner) == DOWNLOADED
-    assert await pictures.fetch(storage.url(theirs), OWNER) == DOWNLOADED
+    assert await pictures.fetch([storage.url(KEY)], owner) == (DOWNLOADED,)
+    assert await pictures.fetch([storage.url(theirs)], OWNER) == (DOWNLOADED,)
     assert reads.uploads == []
 
 
@@ -190,7 +193,7 @@ async def test_other_keys_are_not_read(
     begins, _, _ = storage.url(KEY).partition("uploads/")
     spelled = quote(key, safe="").replace(".", "%2e") if escaped else key
 
-    await pictures.fetch(begins + spelled, OWNER)
+    await pictures.fetch([begins + spelled], OWNER)
 
     assert reads.uploads == []
     assert len(reads.downloads) == 1
@@ -202,7 +205,7 @@ async def test_signed_link_to_another_key_is_not_read(key: str) -> None:
     storage = in_memory()
     pictures, reads = inputs(storage)
 
-    await pictures.fetch(storage.url(key), OWNER)
+    await pictures.fetch([storage.url(key)], OWNER)
 
     assert reads.uploads == []
 
@@ -247,6 +250,134 @@ async def test_other_spellings_of_a_link_are_downloaded(
     pictures, reads = inputs(storage)
     assert changed != url
 
-    await pictures.fetch(changed, OWNER)
+    await pictures.fetch([changed], OWNER)
 
     assert (reads.uploads, reads.downloads) == ([], [changed])
+
+
+@dataclass(slots=True)
+class Hosts:
+    """Hosts that answer after some seconds, or fail; counts the downloads at the same time."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, Exception] = field(default_factory=dict)
+    running: int = 0
+    most: int = 0
+    cancelled: list[str] = field(default_factory=list)
+    preparing_seconds: float = 0.0
+
+    async def download(self, url: str) -> bytes:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await asyncio.sleep(self.seconds.get(url, 0))
+        except asyncio.CancelledError:
+            self.cancelled.append(url)
+            raise
+        finally:
+            self.running -= 1
+        if url in self.failures:
+            raise self.failures[url]
+        return url.encode()
+
+    async def prepare(self, data: bytes, owner: Owner) -> Picture:
+        assert owner == OWNER
+        await asyncio.sleep(self.preparing_seconds)
+        return Picture(data=data, media_type="image/jpeg")
+
+    def inputs(self, limits: InputLimits) -> InputPictures:
+        storage = in_memory()
+        return InputPictures(
+            pictures=storage,
+            uploads=storage,
+            download=self.download,
+            prepare=self.prepare,
+            max_bytes=1_000,
+            limits=limits,
+        )
+
+
+URLS = [f"https://host-{number}.example/a.jpg" for number in range(9)]
+on_virtual_time = pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {"loop_factory": VirtualTimeLoop})], ids=["virtual"]
+)
+
+
+@on_virtual_time
+async def test_pictures_are_downloaded_in_parallel_and_kept_in_order() -> None:
+    """No more than ``parallel`` at a time."""
+    hosts = Hosts(seconds={url: 5 - number / 10 for number, url in enumerate(URLS)})
+
+    pictures = await hosts.inputs(InputLimits(seconds=100, parallel=3)).fetch(URLS, OWNER)
+
+    assert [picture.data.decode() for picture in pictures] == URLS
+    assert hosts.most == 3
+    assert loop_time() < 16
+
+
+@on_virtual_time
+async def test_all_downloads_share_one_budget() -> None:
+    """Each host is quick enough by itself; together they are not. That is the callers' fault."""
+    hosts = Hosts(seconds=dict.fromkeys(URLS, 14.0))
+
+    with pytest.raises(InputUnavailable) as failure:
+        await hosts.inputs(InputLimits(seconds=20, parallel=2)).fetch(URLS, OWNER)
+
+    assert loop_time() == pytest.approx(20)
+    assert failure.value.reason == "IMAGE_UNREACHABLE"
+    assert hosts.running == 0
+
+
+@on_virtual_time
+async def test_preparing_takes_nothing_of_the_budget() -> None:
+    """It takes long only if our own processes are busy."""
+    hosts = Hosts(seconds=dict.fromkeys(URLS, 1.0), preparing_seconds=50)
+
+    pictures = await hosts.inputs(InputLimits(seconds=10, parallel=3)).fetch(URLS, OWNER)
+
+    assert len(pictures) == len(URLS)
+
+
+@on_virtual_time
+@pytest.mark.parametrize(
+    ("failure", "raised"),
+    [
+        (TryAgain("busy", code="IMAGE_UNREACHABLE", retry_after_seconds=7), InputUnavailable),
+        (Refused("gone"), Refused),
+        (ValueError("a bug"), ValueError),
+    ],
+)
+async def test_first_failure_ends_the_other_downloads(
+    failure: Exception, raised: type[Exception]
+) -> None:
+    """A host that failed is told apart from a fault of ours."""
+    hosts = Hosts(seconds=dict.fromkeys(URLS[1:], 14.0), failures={URLS[0]: failure})
+
+    with pytest.raises(raised, match=str(failure)) as caught:
+        await hosts.inputs(InputLimits(seconds=20, parallel=3)).fetch(URLS, OWNER)
+
+    assert type(caught.value) is raised
+    if isinstance(caught.value, InputUnavailable):
+        assert (caught.value.reason, caught.value.retry_after_seconds) == ("IMAGE_UNREACHABLE", 7)
+    assert (loop_time(), hosts.running) == (0, 0)
+    assert {*URLS[1:3]} <= {*hosts.cancelled}
+
+
+async def test_failure_of_our_storage_is_not_the_callers() -> None:
+    """An upload that our storage does not deliver."""
+
+    class Away(InMemoryPictureStorage):
+        def __init__(self) -> None:
+            pass
+
+        async def read_upload(self, object_key: str, *, max_bytes: int) -> bytes:  # noqa: ARG002
+            raise TryAgain("The storage does not answer")
+
+    storage = in_memory()
+    pictures, _ = inputs(storage)
+    pictures._uploads = Away()
+
+    with pytest.raises(TryAgain) as failure:
+        await pictures.fetch([storage.url(KEY)], OWNER)
+
+    assert type(failure.value) is TryAgain

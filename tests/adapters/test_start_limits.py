@@ -199,11 +199,14 @@ async def test_rejected_script_starts_the_fallback(
 async def test_unreachable_redis_starts_the_fallback(tmp_path: Path, logs: Logs) -> None:
     """Neither giving a permit back nor closing raises."""
     async with limited(f"unix://{tmp_path}/missing.sock") as limit:
+        free = await limit.wait(2)
         permitted = await taken(limit, 6)
         await limit.give_back()
         again = await taken(limit, 6)
+        wait = await limit.wait(1)
 
-    assert (permitted, again) == (2, 1)
+    assert (free, permitted, again) == (0, 2, 1)
+    assert wait == LONG_US / 1e6
     assert [entry["event"] for entry in logs] == FALLBACK_EVENTS[:1]
 
 

@@ -4,6 +4,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from time import CLOCK_MONOTONIC, clock_gettime
 
@@ -29,8 +30,8 @@ _PICTURE = Picture(data=b"", media_type="image/jpeg")
 
 
 class _NoFetcher(PictureFetcherPort):
-    async def fetch(self, url: str, owner: Owner) -> Picture:  # noqa: ARG002
-        return _PICTURE
+    async def fetch(self, urls: Sequence[str], owner: Owner) -> tuple[Picture, ...]:  # noqa: ARG002
+        return (_PICTURE,) * len(urls)
 
 
 class _NoGenerator(PictureGeneratorPort):

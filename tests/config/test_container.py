@@ -302,7 +302,7 @@ def test_samples_are_for_development() -> None:
 def test_settings_reach_the_limits_of_input_pictures() -> None:
     """The limits of downloads, uploads and decoding are those of the settings."""
     container = in_memory(
-        fetch_seconds=7, fetch_max_bytes=4_096, fetch_allow_loopback=True,
+        fetch_seconds=7, fetch_budget_seconds=9, fetch_max_bytes=4_096, fetch_allow_loopback=True,
         picture_processes=3, picture_memory_mb=400, picture_decode_seconds=6, max_uploads=12,
     )  # fmt: skip
 
@@ -314,6 +314,7 @@ def test_settings_reach_the_limits_of_input_pictures() -> None:
 
     assert (downloads._limits.total_timeout_seconds, downloads._limits.max_bytes) == (7, 4_096)
     assert downloads._allow_loopback
+    assert fetcher._limits.seconds == 9
     assert (pool.processes, pool.memory_bytes, pool.seconds) == (3, 400_000_000, 6)
     assert fetcher._max_bytes == 4_096
     assert (uploads.max_per_day, uploads.max_bytes) == (12, 4_096)

@@ -235,6 +235,38 @@ async def test_released_session_can_be_claimed_before_its_delay(backend: Backend
     assert (await backend.claim(claimed.id)).attempt == 2
 
 
+async def test_postponed_session_is_due_after_its_delay(backend: Backend) -> None:
+    """It stays ``queued`` without an attempt, and its push counts as confirmed: its task was
+    popped. A claim may come earlier."""
+    queued = (await backend.created()).session
+    other = (await backend.created()).session
+
+    assert await backend.attempts.postpone(queued.id, delay=timedelta(minutes=5))
+
+    assert await backend.get(queued.id) == replace(queued, confirmed=True)
+    assert not (await backend.get(other.id)).confirmed
+    await backend.advance(timedelta(minutes=4))
+    too_early = await is_due(backend, queued.id)
+    await backend.advance(timedelta(minutes=1))
+    assert (too_early, await is_due(backend, queued.id)) == (False, True)
+    assert (await backend.claim(queued.id)).attempt == 1
+
+
+async def test_only_a_queued_session_is_postponed(backend: Backend) -> None:
+    """Nothing changes for one that is worked on, has ended or does not exist."""
+    claimed = await backend.claimed()
+    await backend.created()
+
+    assert not await backend.attempts.postpone(claimed.id, delay=NO_DELAY)
+    assert not await backend.attempts.postpone(UUID(int=1), delay=NO_DELAY)
+
+    assert await backend.get(claimed.id) == claimed
+    await backend.attempts.complete(claimed.id, attempt=1, picture=STORED_PICTURE)
+    ended = await backend.get(claimed.id)
+    assert not await backend.attempts.postpone(claimed.id, delay=NO_DELAY)
+    assert await backend.get(claimed.id) == ended
+
+
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("attempt", [0, 1, 3])
 async def test_only_the_current_attempt_may_write(
@@ -402,6 +434,7 @@ async def _unknown_session(write: Write, repo: AttemptRepoPort) -> bool:
 
 CALLS: dict[str, Callable[[PostgresSessionRepo], Awaitable[object]]] = {
     "claim": lambda repo: repo.claim(uuid4(), lease=LEASE),
+    "postpone": lambda repo: repo.postpone(uuid4(), delay=NO_DELAY),
     **{name: partial(_unknown_session, write) for name, write in WRITES.items()},
 }
 

@@ -86,6 +86,21 @@ async def test_idle_time_does_not_exceed_the_burst(limit_backend: LimitBackend) 
     assert 4 <= permitted <= 4 + (limit_backend.now() - began) / 0.02
 
 
+async def test_wait_takes_nothing(limit_backend: LimitBackend) -> None:
+    """0 for as many permits as are free; for more, the time until they will be."""
+    limit = limit_backend.sharer(FOUR_AND_NO_MORE)
+
+    free = [await limit.wait(permits) for permits in (1, 4, 4)]
+    one_more, three_more = await limit.wait(5), await limit.wait(7)
+    taken_then = await taken(limit, 3)
+    left = [await limit.wait(permits) for permits in (1, 2)]
+
+    assert (free, taken_then, left[0]) == ([0.0] * 3, 3, 0.0)
+    assert 500 < left[1] <= one_more <= 600
+    assert 1_700 < three_more <= 1_800
+    assert await taken(limit, 5) == 1
+
+
 async def test_limit_is_shared(limit_backend: LimitBackend) -> None:
     """Concurrent users of one limit take no more permits together than one alone."""
     sharers = [limit_backend.sharer(FOUR_AND_NO_MORE) for _ in range(5)]

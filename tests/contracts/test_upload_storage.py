@@ -4,7 +4,7 @@ through our API."""
 import asyncio
 import os
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -254,6 +254,65 @@ async def test_upload_is_never_replaced(own_storage: OwnStorage) -> None:
 
     assert kept.count(True) == 1
     assert await own_storage.read_upload(key, max_bytes=1_000) == pictures[kept.index(True)]
+
+
+async def test_same_bytes_again_are_no_conflict(own_storage: OwnStorage) -> None:
+    """The first answer may have been lost."""
+    key = f"{FOLDER}/1.jpg"
+
+    assert await own_storage.keep_upload(key, JPEG.data)
+    assert await own_storage.keep_upload(key, JPEG.data)
+    assert not await own_storage.keep_upload(key, JPEG.data + b".")
+
+    assert await own_storage.read_upload(key, max_bytes=1_000) == JPEG.data
+
+
+async def test_pieces_are_kept_whole(own_storage: OwnStorage) -> None:
+    """In their order, and as few or many as they are."""
+    key = f"{FOLDER}/1.jpg"
+    pieces = [b"a" * 300_000, b"", b"b", b"c" * 700_000]
+
+    assert await own_storage.keep_pieces(key, arriving(*pieces))
+
+    assert await own_storage.read_upload(key, max_bytes=2_000_000) == b"".join(pieces)
+    assert await own_storage.count_uploads(FOLDER, limit=10) == 1
+
+
+async def test_nothing_is_kept_of_pieces_that_fail(own_storage: OwnStorage, tmp_path: Path) -> None:
+    """The error is passed on, also an OSError, and the key is free again."""
+    key = f"{FOLDER}/1.jpg"
+
+    with pytest.raises(ConnectionError):
+        await own_storage.keep_pieces(key, arriving(b"a" * 300_000, ConnectionError("gone")))
+
+    assert await own_storage.count_uploads(FOLDER, limit=10) == 0
+    left = await asyncio.to_thread(lambda: [*tmp_path.rglob(f"{key.rpartition('/')[2]}*")])
+    assert left == []
+    assert await own_storage.keep_upload(key, JPEG.data)
+
+
+async def test_used_up_link_counts_and_has_no_picture(own_storage: OwnStorage) -> None:
+    """No data at all marks it."""
+    key, other = f"{FOLDER}/1.jpg", f"{FOLDER}/2.jpg"
+    assert not await own_storage.is_used_up(key)
+
+    assert await own_storage.keep_upload(key, b"")
+    assert await own_storage.keep_upload(other, JPEG.data)
+
+    assert (await own_storage.is_used_up(key), await own_storage.is_used_up(other)) == (True, False)
+    assert not await own_storage.keep_upload(key, JPEG.data)
+    assert await own_storage.count_uploads(FOLDER, limit=10) == 2
+    with pytest.raises(Refused, match="not uploaded"):
+        await own_storage.read_upload(key, max_bytes=1_000)
+    with pytest.raises(NotFound):
+        await own_storage.read_signed(**parts_of(own_storage.url(key), path="/files/"))
+
+
+async def arriving(*pieces: bytes | Exception) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        if isinstance(piece, Exception):
+            raise piece
+        yield piece
 
 
 async def test_read_link_serves_the_upload(own_storage: OwnStorage) -> None:

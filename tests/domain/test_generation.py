@@ -12,7 +12,7 @@ from weakref import ref
 
 import pytest
 
-from domain.credits import LedgerKind, Owner
+from domain.credits import LedgerKind
 from domain.errors import (
     ClaimFailed,
     DatabaseUnavailable,
@@ -744,7 +744,7 @@ class HeldPictures(FakePictureFetcher, PictureGeneratorPort):
         self._fate = fate
         self.held: list[ref[Traced] | ref[Exception]] = []
 
-    async def fetch(self, url: str, owner: Owner) -> Picture:  # noqa: ARG002
+    async def fetch_one(self, url: str) -> Picture:  # noqa: ARG002
         picture = Traced(data=b"x", media_type="image/jpeg")
         self.held.append(ref(picture))
         return picture

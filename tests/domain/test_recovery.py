@@ -651,6 +651,7 @@ async def test_session_past_its_time_to_live_is_not_retried(service: Service) ->
 
 WORK = WorkPolicy(
     attempt_timeout=timedelta(minutes=3),
+    start_wait=timedelta(minutes=1),
     storage_patience=timedelta(minutes=2),
     lease=timedelta(seconds=30),
 )
@@ -661,8 +662,8 @@ WORK = WorkPolicy(
     [
         # An external consumer's work is the longest: 1 h + 10 s, then 4 * (15 min + 10 s).
         ({}, 10, timedelta(hours=2, minutes=0, seconds=50)),
-        # A worker's attempt is the longest: 1 h + 10 s, then 4 * (3 min + 2 min + 30 s + 10 s).
-        ({"external_timeout": 60 * SECOND}, 10, timedelta(hours=1, minutes=22, seconds=50)),
+        # A worker's attempt is: 1 h + 10 s, then 4 * (3 min + 1 min + 2 min + 30 s + 10 s).
+        ({"external_timeout": 60 * SECOND}, 10, timedelta(hours=1, minutes=26, seconds=50)),
         # One attempt to spend: 1 min + 1 s, then 2 * (15 min + 1 s).
         ({"queue_ttl": 60 * SECOND, "max_attempts": 1}, 1, timedelta(minutes=31, seconds=3)),
     ],
@@ -682,7 +683,12 @@ async def test_settle_bound_is_kept_and_nearly_reached(service: Service) -> None
     policy = RecoveryPolicy(
         queue_ttl=60 * SECOND, external_timeout=31 * SECOND, max_attempts=3, batch=1
     )
-    work = WorkPolicy(attempt_timeout=10 * SECOND, storage_patience=5 * SECOND, lease=10 * SECOND)
+    work = WorkPolicy(
+        attempt_timeout=4 * SECOND,
+        start_wait=6 * SECOND,
+        storage_patience=5 * SECOND,
+        lease=10 * SECOND,
+    )
     recovery = service.recovery(policy)
     session = (await service.submitted()).session
 

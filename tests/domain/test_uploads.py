@@ -1,17 +1,40 @@
 """Uploads: folders, offers, quotas, and the order of an upload's checks."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
 import pytest
 
+from adapters.credits.memory import InMemoryCreditRepo
 from adapters.storage.memory import InMemoryPictureStorage
-from domain.credits import Owner
-from domain.errors import Conflict, InvalidInput, NotFound, Overloaded, Refused, TooManyUploads
-from domain.ports import Picture, UploadSinkPort
-from domain.uploads import UploadPolicy, UploadReceiver, Uploads, is_upload_of, upload_folder
+from domain.credits import CreditAccount, Owner
+from domain.errors import (
+    BodyTooSlow,
+    Conflict,
+    InsufficientCredits,
+    InvalidInput,
+    LinkInUse,
+    NotFound,
+    Overloaded,
+    Refused,
+    StorageUnavailable,
+    TooManyUploads,
+    UploadTooLarge,
+)
+from domain.uploads import (
+    ReceivedUpload,
+    ReceivingLimits,
+    UploadPolicy,
+    UploadReceiver,
+    Uploads,
+    is_upload,
+    is_upload_of,
+    upload_folder,
+)
+from tests.support.clock import VirtualTimeLoop, loop_time
 from tests.support.examples import OTHER, STORE, USER
 from tests.support.service import Service
 
@@ -29,13 +52,34 @@ def storage() -> InMemoryPictureStorage:
     return Service().storage
 
 
+class Rich(InMemoryCreditRepo):
+    """Everyone has one credit."""
+
+    async def account(self, owner: Owner) -> CreditAccount:
+        return CreditAccount(owner=owner, balance=1)
+
+
+def rich() -> InMemoryCreditRepo:
+    return Rich(clock=lambda: NOON)
+
+
 def uploads(
-    storage: InMemoryPictureStorage, *, max_per_day: int = 2, now: datetime = NOON
+    storage: InMemoryPictureStorage,
+    *,
+    max_per_day: int = 2,
+    now: datetime = NOON,
+    accounts: InMemoryCreditRepo | None = None,
 ) -> Uploads:
     policy = UploadPolicy(
         max_per_day=max_per_day, max_bytes=1_234, send_within=timedelta(minutes=5)
     )
-    return Uploads(storage=storage, policy=policy, new_id=lambda: ID, clock=lambda: now)
+    return Uploads(
+        storage=storage,
+        accounts=accounts or rich(),
+        policy=policy,
+        new_id=lambda: ID,
+        clock=lambda: now,
+    )
 
 
 @pytest.mark.parametrize("owner", [STORE, USER], ids=str)
@@ -46,6 +90,7 @@ def test_folder_names_the_owner_and_the_day(owner: Owner) -> None:
     assert folder == f"uploads/2026-01-02/{owner.channel}/{owner.id}"
     assert is_upload_of(owner, f"{folder}/{ID}.jpg")
     assert not is_upload_of(OTHER, f"{folder}/{ID}.jpg")
+    assert is_upload(f"{folder}/{ID}.jpg")
 
 
 async def test_offer(storage: InMemoryPictureStorage) -> None:
@@ -73,69 +118,128 @@ async def test_quota_is_per_owner_and_day(storage: InMemoryPictureStorage) -> No
     await uploads(storage, now=NOON + timedelta(hours=12)).offer(STORE, "image/jpeg")
 
 
-class Sink(UploadSinkPort):
+async def test_offer_needs_credits(storage: InMemoryPictureStorage) -> None:
+    """A picture that could not be used is not stored."""
+    accounts = InMemoryCreditRepo(clock=lambda: NOON)
+    await accounts.grant(USER, 1, note="test")
+
+    with pytest.raises(InsufficientCredits):
+        await uploads(storage, accounts=accounts).offer(STORE, "image/jpeg")
+
+    await uploads(storage, accounts=accounts).offer(USER, "image/jpeg")
+
+
+class Sink(InMemoryPictureStorage):
     """A storage without signatures: ``valid`` says whether a link is one."""
 
     def __init__(self, *, valid: bool = True) -> None:
+        super().__init__(signer=Service().storage._signer)
         self.valid = valid
-        self.kept: dict[str, bytes] = {}
 
-    def check_upload_link(self, object_key: str, *, expires: int, signature: str) -> None:
-        assert (object_key, expires, signature) == (KEY, 9, "s")
+    def check_upload_link(self, object_key: str, *, expires: int, signature: str) -> None:  # noqa: ARG002
+        assert (expires, signature) == (9, "s")
         if not self.valid:
             raise NotFound("No such picture")
 
-    async def keep_upload(self, object_key: str, data: bytes) -> bool:
-        if object_key in self.kept:
-            return False
-        self.kept[object_key] = data
-        return True
+    @property
+    def kept(self) -> dict[str, bytes]:
+        return {key: stored.picture.data for key, stored in self._stored.items()}
+
+
+Body = Callable[[], AsyncIterator[bytes]]
 
 
 class Checks:
-    """Records the checks of an upload; ``quota`` and ``picture`` fail with their error."""
+    """Records the checks of an upload; ``quota`` and ``head`` fail with their error."""
 
-    def __init__(self, sink: Sink, *, max_in_flight: int = 2) -> None:
+    def __init__(self, sink: Sink, limits: ReceivingLimits | None = None) -> None:
         self.calls: list[str] = []
         self.quota: Exception | None = None
-        self.picture: Exception | Picture = Picture(data=JPEG, media_type="image/jpeg")
+        self.head: Exception | str = "image/jpeg"
+        self.heads: list[tuple[bytes, bool]] = []
         self.receiver = UploadReceiver(
             sink=sink,
             check_quota=self._check_quota,
             inspect=self._inspect,
-            max_in_flight=max_in_flight,
+            limits=limits or ReceivingLimits(),
         )
 
-    async def receive(self, body: Callable[[], Awaitable[bytes]] | None = None) -> Picture:
-        return await self.receiver.receive(KEY, expires=9, signature="s", body=body or self._body)
+    async def receive(
+        self, body: Body | None = None, *, key: str = KEY, address: str = "192.0.2.1"
+    ) -> ReceivedUpload:
+        return await self.receiver.receive(
+            key, expires=9, signature="s", address=address, body=body or self._body
+        )
 
     async def _check_quota(self, folder: str) -> None:
-        assert folder == FOLDER
-        self.calls.append("quota")
+        self.calls.append(f"quota of {folder}")
         if self.quota is not None:
             raise self.quota
 
-    async def _body(self) -> bytes:
+    async def _body(self) -> AsyncIterator[bytes]:
         self.calls.append("body")
-        return JPEG
+        yield JPEG
 
-    async def _inspect(self, data: bytes) -> Picture:
-        assert data == JPEG
+    def _inspect(self, head: bytes, *, is_whole: bool) -> str:
         self.calls.append("inspect")
-        if isinstance(self.picture, Exception):
-            raise self.picture
-        return self.picture
+        self.heads.append((head, is_whole))
+        if isinstance(self.head, Exception):
+            raise self.head
+        return self.head
+
+
+def pieces(*given: bytes | Exception) -> Body:
+    async def body() -> AsyncIterator[bytes]:
+        for piece in given:
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+
+    return body
+
+
+class Held:
+    """A body that arrives when ``go_on`` is set."""
+
+    def __init__(self) -> None:
+        self.started = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def __call__(self) -> AsyncIterator[bytes]:
+        self.started.set()
+        await self.go_on.wait()
+        yield JPEG
 
 
 async def test_received_picture_is_kept() -> None:
-    """After the link, the quota and the picture have been checked, in this order."""
+    """After the link, the quota and the first bytes have been checked, in this order."""
     checks = Checks(sink := Sink())
 
-    picture = await checks.receive()
+    upload = await checks.receive()
 
-    assert picture == Picture(data=JPEG, media_type="image/jpeg")
-    assert checks.calls == ["quota", "body", "inspect"]
+    assert upload == ReceivedUpload(media_type="image/jpeg", size=len(JPEG))
+    assert checks.calls == [f"quota of {FOLDER}", "body", "inspect"]
     assert sink.kept == {KEY: JPEG}
+
+
+async def test_only_the_first_bytes_are_looked_at() -> None:
+    """Once, however they arrive; the rest is passed on as it comes."""
+    checks = Checks(sink := Sink(), ReceivingLimits(head_bytes=4))
+
+    upload = await checks.receive(pieces(b"ab", b"cdef", b"", b"ghi", b"j"))
+
+    assert checks.heads == [(b"abcd", False)]
+    assert (sink.kept, upload.size) == ({KEY: b"abcdefghij"}, 10)
+
+
+async def test_a_short_picture_is_looked_at_as_a_whole() -> None:
+    """Also if it is empty."""
+    checks = Checks(Sink(), ReceivingLimits(head_bytes=4))
+
+    await checks.receive(pieces(b"ab", b"c"))
+    await checks.receive(pieces(), key=f"{FOLDER}/2.jpg")
+
+    assert checks.heads == [(b"abc", True), (b"", True)]
 
 
 async def test_invalid_link_is_rejected_first() -> None:
@@ -156,67 +260,165 @@ async def test_used_up_quota_is_rejected_before_the_body() -> None:
     with pytest.raises(TooManyUploads):
         await checks.receive()
 
-    assert (checks.calls, sink.kept) == (["quota"], {})
+    assert (checks.calls, sink.kept) == ([f"quota of {FOLDER}"], {})
 
 
 @pytest.mark.parametrize(
     ("found", "message"),
     [
         (Refused("A picture is damaged"), "body: A picture is damaged"),
-        (
-            Picture(data=JPEG, media_type="image/png"),
-            "body: is image/png, not image/jpeg as announced",
-        ),
+        ("image/png", "body: is image/png, not image/jpeg as announced"),
     ],
     ids=["damaged", "another type"],
 )
-async def test_invalid_picture_is_not_kept(found: Exception | Picture, message: str) -> None:
-    """``InvalidInput`` with the reason."""
+async def test_refused_upload_uses_up_its_link(found: Exception | str, message: str) -> None:
+    """``InvalidInput`` with the reason; nothing is kept. The next try is a ``Conflict`` whose body
+    is not read, so a link is good for one refusal. It counts for the quota."""
     checks = Checks(sink := Sink())
-    checks.picture = found
+    checks.head = found
 
     with pytest.raises(InvalidInput) as rejection:
         await checks.receive()
-
-    assert str(rejection.value) == message
-    assert sink.kept == {}
-
-
-async def test_second_upload_to_a_link_conflicts() -> None:
-    """The first picture stays."""
-    checks = Checks(sink := Sink())
-    sink.kept[KEY] = b"first"
-
+    checks.calls.clear()
+    checks.head = "image/jpeg"
     with pytest.raises(Conflict):
         await checks.receive()
 
-    assert sink.kept == {KEY: b"first"}
+    assert str(rejection.value) == message
+    assert (sink.kept, checks.calls) == ({KEY: b""}, [f"quota of {FOLDER}"])
+    assert await sink.count_uploads(FOLDER, limit=10) == 1
 
 
+async def test_too_large_upload_uses_up_its_link() -> None:
+    """It is noticed only while the body arrives."""
+    checks = Checks(sink := Sink(), ReceivingLimits(head_bytes=1))
+
+    with pytest.raises(UploadTooLarge):
+        await checks.receive(pieces(JPEG, UploadTooLarge("too large")))
+
+    assert sink.kept == {KEY: b""}
+
+
+async def test_upload_that_did_not_arrive_may_be_repeated() -> None:
+    """A connection broke: nothing is kept, and the link stays valid."""
+    checks = Checks(sink := Sink(), ReceivingLimits(head_bytes=1))
+
+    with pytest.raises(ConnectionError):
+        await checks.receive(pieces(JPEG, ConnectionError("gone")))
+
+    assert sink.kept == {}
+    await checks.receive()
+
+
+@pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {"loop_factory": VirtualTimeLoop})], ids=["virtual"]
+)
+async def test_slow_body_is_given_up() -> None:
+    """Unless it averages the lowest rate, beyond a grace. The link stays valid."""
+    limits = ReceivingLimits(grace_seconds=10, min_bytes_per_second=100)
+    checks = Checks(sink := Sink(), limits)
+
+    async def at(bytes_per_second: int) -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield bytes(bytes_per_second)
+            await asyncio.sleep(1)
+
+    with pytest.raises(BodyTooSlow):
+        await checks.receive(lambda: at(50))
+    gave_up_at = loop_time()
+
+    assert gave_up_at == pytest.approx(20, abs=1)
+    assert sink.kept == {}
+    assert (await checks.receive(lambda: at(110))).size == 11_000
+
+
+async def test_second_upload_to_a_link_conflicts() -> None:
+    """The first picture stays. A repetition of the same bytes succeeds: the first answer was
+    lost."""
+    checks = Checks(sink := Sink())
+    await checks.receive()
+
+    with pytest.raises(Conflict):
+        await checks.receive(pieces(b"another"))
+
+    assert (await checks.receive()).size == len(JPEG)
+    assert sink.kept == {KEY: JPEG}
+
+
+@pytest.mark.parametrize(
+    ("limits", "error"),
+    [
+        (ReceivingLimits(in_progress=1), Overloaded),
+        (ReceivingLimits(per_owner=1), TooManyUploads),
+        (ReceivingLimits(per_address=1), TooManyUploads),
+    ],
+)
 @pytest.mark.parametrize("outcome", ["kept", "failed", "cancelled"])
-async def test_uploads_in_flight_are_bounded(outcome: str) -> None:
-    """``Overloaded`` above the bound, before the body is read, until one of them has ended."""
-    checks = Checks(Sink(), max_in_flight=1)
-    started, go_on = asyncio.Event(), asyncio.Event()
+async def test_uploads_in_progress_are_bounded(
+    limits: ReceivingLimits, error: type[Exception], outcome: str
+) -> None:
+    """In total, of one owner, and from one address; before the body is read, until one of them has
+    ended."""
+    checks = Checks(Sink(), limits)
+    held, second = Held(), f"{FOLDER}/2.jpg"
+    checks.head = Refused("damaged") if outcome == "failed" else "image/jpeg"
 
-    async def slow_body() -> bytes:
-        started.set()
-        await go_on.wait()
-        if outcome == "failed":
-            raise InvalidInput("body", "did not arrive in time")
-        return JPEG
-
-    first = asyncio.create_task(checks.receive(slow_body))
-    await started.wait()
-    with pytest.raises(Overloaded):
-        await checks.receive()
+    first = asyncio.create_task(checks.receive(held))
+    await held.started.wait()
+    with pytest.raises(error):
+        await checks.receive(key=second)
     calls = list(checks.calls)
-    first.cancel() if outcome == "cancelled" else go_on.set()
+    first.cancel() if outcome == "cancelled" else held.go_on.set()
     await asyncio.gather(first, return_exceptions=True)
+    checks.head = "image/jpeg"
 
-    assert calls == ["quota"]
-    if outcome == "kept":
-        with pytest.raises(Conflict):
-            await checks.receive()
-    else:
-        assert (await checks.receive()).data == JPEG
+    assert calls == [f"quota of {FOLDER}"]
+    await checks.receive(key=second)
+    assert (checks.receiver._links, checks.receiver._folders) == (set(), {})
+    assert checks.receiver._addresses == {}
+
+
+async def test_many_bodies_on_one_link_block_no_other() -> None:
+    """A link receives one body at a time; others conflict and may be repeated."""
+    checks = Checks(Sink(), ReceivingLimits(in_progress=32, per_owner=2))
+    held = Held()
+    first = asyncio.create_task(checks.receive(held))
+    await held.started.wait()
+
+    for _ in range(31):
+        with pytest.raises(LinkInUse):
+            await checks.receive(held)
+
+    await checks.receive(key=f"{FOLDER}/2.jpg")
+    held.go_on.set()
+    await first
+
+
+async def test_owner_and_address_are_counted_each() -> None:
+    """Another owner from another address is not held up."""
+    checks = Checks(Sink(), ReceivingLimits(per_owner=1, per_address=1))
+    held = Held()
+    first = asyncio.create_task(checks.receive(held))
+    await held.started.wait()
+    theirs = f"{upload_folder(OTHER, NOON.date())}/2.jpg"
+
+    with pytest.raises(TooManyUploads):
+        await checks.receive(key=theirs)
+    await checks.receive(key=theirs, address="192.0.2.2")
+    first.cancel()
+    with suppress(asyncio.CancelledError):
+        await first
+
+
+async def test_refusal_is_answered_although_the_storage_fails() -> None:
+    """The link then stays valid."""
+
+    class Away(Sink):
+        async def keep_upload(self, object_key: str, data: bytes) -> bool:  # noqa: ARG002
+            raise StorageUnavailable("The picture storage does not answer")
+
+    checks = Checks(Away())
+    checks.head = Refused("damaged")
+
+    with pytest.raises(InvalidInput):
+        await checks.receive()

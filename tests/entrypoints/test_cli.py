@@ -703,7 +703,9 @@ def test_missing_privilege(postgres: EmbeddedPostgres) -> None:
 
     asyncio.run(prepare())
 
-    result = wearon("sessions", "list", env={"DATABASE_URL": f"{postgres.url()}&options=-c%20role%3Dpoor"})
+    result = wearon(
+        "sessions", "list", env={"DATABASE_URL": f"{postgres.url()}&options=-c%20role%3Dpoor"}
+    )
 
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == (

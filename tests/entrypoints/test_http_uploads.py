@@ -1,12 +1,16 @@
 """Uploads: requested, sent, and used in a generation."""
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from domain.uploads import upload_folder
+from domain.credits import Owner
+from domain.errors import BodyTooSlow
+from domain.uploads import ReceivingLimits, upload_folder
+from entrypoints.http.errors import answer_to
 from tests.support.examples import STORE, USER
 from tests.support.http import MAX_UPLOAD_BYTES, MAX_UPLOADS, PUBLIC_URL, UPLOADS, Answer, Api
 from tests.support.images import encoded
@@ -22,8 +26,12 @@ def api() -> Api:
     return Api()
 
 
-async def offered(api: Api, content_type: str = "image/jpeg", **options: Any) -> Any:
-    """The data of a 201."""
+async def offered(
+    api: Api, content_type: str = "image/jpeg", *, owner: Owner = USER, **options: Any
+) -> Any:
+    """The data of a 201, for an owner with credits."""
+    await api.service.accounts.grant(owner, 1, note="test")
+    options["owner"] = owner
     answer = await api.call("POST", UPLOADS, body={"content_type": content_type}, **options)
     assert answer.status == 201
     return answer.data
@@ -73,7 +81,6 @@ async def test_offer(api: Api, owner: Any) -> None:
 async def test_upload_from_offer_to_generation(api: Api, content_type: str, data: bytes) -> None:
     """The picture is sent, served by its link, and accepted in a generation request."""
     offer = await offered(api, content_type)
-    await api.service.accounts.grant(USER, 1, note="test")
 
     sent = await put(api, offer["upload_url"], data, content_type)
     found = await got(api, offer["image_url"])
@@ -113,7 +120,8 @@ async def test_upload_request_must_be_json(api: Api) -> None:
 
 
 async def test_upload_link_works_once(api: Api) -> None:
-    """A second PUT gets 409 and replaces nothing, concurrently or later."""
+    """A second PUT gets 409 and replaces nothing, concurrently or later; with the same bytes it is
+    a repetition and gets 200."""
     offer = await offered(api)
     pictures = [encoded("JPEG", color=color) for color in ("red", "blue")]
 
@@ -124,6 +132,7 @@ async def test_upload_link_works_once(api: Api) -> None:
     assert late.error == (409, "CONFLICT")
     (kept,) = [data for data, answer in zip(pictures, answers, strict=True) if answer.status == 200]
     assert (await got(api, offer["image_url"])).body == kept
+    assert (await put(api, offer["upload_url"], kept)).status == 200
 
 
 @pytest.mark.parametrize(
@@ -138,7 +147,7 @@ async def test_upload_link_works_once(api: Api) -> None:
     ids=["empty", "another type", "damaged", "small", "a png"],
 )
 async def test_invalid_pictures(api: Api, body: bytes, message: str) -> None:
-    """400 with the reason; nothing is stored, and the link can still be used."""
+    """400 with the reason; nothing is stored, and the link is used up."""
     offer = await offered(api)
 
     answer = await put(api, offer["upload_url"], body)
@@ -146,7 +155,7 @@ async def test_invalid_pictures(api: Api, body: bytes, message: str) -> None:
     assert answer.error == (400, "VALIDATION_ERROR")
     assert answer.message == f"body: {message}"
     assert (await got(api, offer["image_url"])).status == 404
-    assert (await put(api, offer["upload_url"])).status == 200
+    assert (await put(api, offer["upload_url"])).error == (409, "CONFLICT")
 
 
 @pytest.mark.parametrize("content_type", [None, "image/png", "application/octet-stream"])
@@ -185,6 +194,7 @@ async def test_picture_above_the_size_limit(api: Api, how: str) -> None:
 
     assert answer.error == (413, "PAYLOAD_TOO_LARGE")
     assert (await got(api, offer["image_url"])).status == 404
+    assert (await put(api, offer["upload_url"])).error == (409, "CONFLICT")
 
 
 async def test_invalid_upload_links(api: Api) -> None:
@@ -238,33 +248,93 @@ async def test_daily_quota(api: Api) -> None:
     assert (await put(api, (await offered(api, owner=STORE))["upload_url"])).status == 200
 
 
-async def test_uploads_in_flight_are_bounded(api: Api) -> None:
-    """503 above the bound, because they are held in memory; the link can still be used."""
+async def test_uploads_in_progress_are_bounded(api: Api) -> None:
+    """503 above the bound, and 409 for a link that is receiving a picture, both with Retry-After;
+    the links can still be used."""
     offers = [await offered(api) for _ in range(3)]
     arrive = asyncio.Event()
 
-    async def slow() -> bytes:
+    async def slow() -> AsyncIterator[bytes]:
         await arrive.wait()
-        return JPEG
+        yield JPEG
 
-    in_flight = [asyncio.create_task(received(api, offer, slow)) for offer in offers[:2]]
+    in_progress = [asyncio.create_task(received(api, offer, slow)) for offer in offers[:2]]
     await asyncio.sleep(0)
-    rejected = await put(api, offers[2]["upload_url"])
+    same = await put(api, offers[0]["upload_url"])
+    another = await put(api, offers[2]["upload_url"])
     arrive.set()
-    await asyncio.gather(*in_flight)
+    await asyncio.gather(*in_progress)
 
-    assert rejected.error == (503, "SERVICE_UNAVAILABLE")
-    assert rejected.headers["retry-after"] == "5"
+    assert same.error == (409, "CONFLICT")
+    assert another.error == (503, "SERVICE_UNAVAILABLE")
+    assert same.headers["retry-after"] == another.headers["retry-after"] == "5"
     assert (await put(api, offers[2]["upload_url"])).status == 200
 
 
-async def received(api: Api, offer: Any, body: Any) -> None:
+async def test_uploads_of_an_owner_in_progress_are_bounded(api: Api) -> None:
+    """429 with Retry-After; another owner is not held up."""
+    api.receiver._limits = ReceivingLimits(per_owner=1)
+    first, second = await offered(api), await offered(api)
+    theirs = await offered(api, owner=STORE)
+    arrive = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        await arrive.wait()
+        yield JPEG
+
+    in_progress = asyncio.create_task(received(api, first, slow))
+    await asyncio.sleep(0)
+    mine = await put(api, second["upload_url"])
+    other = await put(api, theirs["upload_url"])
+    arrive.set()
+    await in_progress
+
+    assert mine.error == (429, "RATE_LIMIT_EXCEEDED")
+    assert mine.headers["retry-after"] == "5"
+    assert other.status == 200
+
+
+async def test_body_that_does_not_arrive(api: Api) -> None:
+    """400, and the link can still be used."""
+    api.receiver._limits = ReceivingLimits(grace_seconds=0.01)
+    offer = await offered(api)
+
+    async def never() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield JPEG
+
+    with pytest.raises(BodyTooSlow) as error:
+        await received(api, offer, never)
+
+    assert answer_to(error.value).status == 400
+    assert (await put(api, offer["upload_url"])).status == 200
+
+
+async def test_upload_needs_credits(api: Api) -> None:
+    """402 for a caller who could not use the picture."""
+    answer = await api.call("POST", UPLOADS, body={"content_type": "image/jpeg"})
+
+    assert answer.error == (402, "INSUFFICIENT_CREDITS")
+
+
+async def test_hostile_header_is_not_parsed(api: Api) -> None:
+    """A JPEG of very many segments is taken as it is, in no time: only a worker's process looks
+    for its size."""
+    offer = await offered(api)
+    flood = JPEG[:2] + b"\xff\xe4\x00\x02" * (MAX_UPLOAD_BYTES // 4 - 1_000) + JPEG[2:]
+
+    assert (await put(api, offer["upload_url"], flood)).status == 200
+
+
+async def received(api: Api, offer: Any, body: Callable[[], AsyncIterator[bytes]]) -> None:
+    """Send a picture without HTTP."""
     parts = urlsplit(offer["upload_url"])
     query = dict(pair.split("=") for pair in parts.query.split("&"))
     await api.receiver.receive(
         parts.path.removeprefix("/"),
         expires=int(query["expires"]),
         signature=query["signature"],
+        address="192.0.2.1",
         body=body,
     )
 

@@ -154,8 +154,8 @@ class Api(Actor):
 class StaticFetcher(PictureFetcherPort):
     """Returns the same picture for every URL."""
 
-    async def fetch(self, url: str, owner: Owner) -> Picture:  # noqa: ARG002
-        return A_PICTURE
+    async def fetch(self, urls: Sequence[str], owner: Owner) -> tuple[Picture, ...]:  # noqa: ARG002
+        return (A_PICTURE,) * len(urls)
 
 
 @dataclass(slots=True, kw_only=True)

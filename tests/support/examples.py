@@ -71,7 +71,8 @@ def a_task(**changes: Any) -> GenerationTask:
 def a_request(owner: Owner = USER, **changes: Any) -> TryOnRequest:
     """``changes`` are fields of the request and of its input."""
     asked = an_input(**_of_input(changes))
-    return replace(TryOnRequest(owner=owner, request_id="req_1", input=asked), **changes)
+    default = TryOnRequest(owner=owner, request_id="req_1", input=an_input())
+    return replace(default, **{"input": asked} | changes)
 
 
 def _of_input(changes: dict[str, Any]) -> dict[str, Any]:

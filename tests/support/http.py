@@ -22,12 +22,14 @@ from adapters.auth.bearer import (
     mint_user_token,
     new_api_key,
 )
-from adapters.images.inspection import inspect_in_thread
+from adapters.images.headers import inspect_head
+from adapters.images.inputs import is_own
 from adapters.images.samples import draw_sample
 from adapters.storage.signing import UrlSigner
 from domain.credits import Channel, Owner
+from domain.links import LinkRules
 from domain.ports import ApiKey
-from domain.uploads import UploadPolicy, UploadReceiver, Uploads
+from domain.uploads import ReceivingLimits, UploadPolicy, UploadReceiver, Uploads
 from domain.views import SessionViews
 from entrypoints.http.app import Services, create_app
 from entrypoints.http.public import Check
@@ -114,8 +116,10 @@ class Api:
             base_url=PUBLIC_URL, secret=b"secret", lifetime=timedelta(hours=1), clock=now
         )
         self.storage = flaky(FlakyPictureStorage(signer=signer))
+        self.service.submission.links = LinkRules(is_own=lambda url: is_own(url, self.storage))
         self.uploads = Uploads(
             storage=self.storage,
+            accounts=self.service.accounts,
             policy=UploadPolicy(max_per_day=MAX_UPLOADS, max_bytes=MAX_UPLOAD_BYTES),
             new_id=uuid4,
             clock=now,
@@ -123,8 +127,8 @@ class Api:
         self.receiver = UploadReceiver(
             sink=self.storage,
             check_quota=self.uploads.check_quota,
-            inspect=inspect_in_thread,
-            max_in_flight=2,
+            inspect=inspect_head,
+            limits=ReceivingLimits(in_progress=2),
         )
         self.readiness: dict[str, Check] = {"database": _answers, "queue": _answers}
         self._services = Services(

@@ -48,7 +48,10 @@ class FakePictureFetcher(PictureFetcherPort):
         self.pictures = dict(pictures)
         self.fetched: list[str] = []
 
-    async def fetch(self, url: str, owner: Owner) -> Picture:  # noqa: ARG002
+    async def fetch(self, urls: Sequence[str], owner: Owner) -> tuple[Picture, ...]:  # noqa: ARG002
+        return tuple([await self.fetch_one(url) for url in urls])
+
+    async def fetch_one(self, url: str) -> Picture:
         self.fetched.append(url)
         if url not in self.pictures:
             raise Refused("A picture could not be downloaded", code=ErrorCode.IMAGE_UNREACHABLE)

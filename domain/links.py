@@ -1,0 +1,90 @@
+"""Which links can lead to a picture: the part that shows in the link itself, before any look-up.
+
+The fetcher checks much more. What is refused here could never be fetched, so it costs no credit.
+"""
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from urllib.parse import SplitResult, unquote
+
+from domain.addresses import is_public
+
+WEB_PORTS = frozenset({80, 443})
+"""The ports that are connected to."""
+
+Address = IPv4Address | IPv6Address
+
+
+def _no_link(_: str) -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkRules:
+    """``allow_loopback`` is for development: this machine's addresses, and then any port.
+    ``is_own`` recognises links to uploads in our own storage: they are read, not fetched, so they
+    may lead anywhere."""
+
+    allow_loopback: bool = False
+    is_own: Callable[[str], bool] = _no_link
+
+    def problem_of(self, url: str, parts: SplitResult) -> str | None:
+        """Why a valid http or https URL can never be fetched; None if it may."""
+        problem = self._problem_of(parts)
+        return None if problem is None or self.is_own(url) else problem
+
+    def _problem_of(self, parts: SplitResult) -> str | None:
+        host = parts.hostname or ""
+        if parts.port not in {None, *WEB_PORTS} and not self.allow_loopback:
+            return "must use port 80 or 443"
+        try:
+            address = address_in(host)
+        except ValueError:
+            return "must name a host on the public internet"
+        if address is None or is_public(address):
+            return None
+        if self.allow_loopback and address.is_loopback and host == str(address):
+            return None
+        return "must lead to the public internet"
+
+
+PUBLIC_LINKS = LinkRules()
+
+
+def address_in(host: str) -> Address | None:
+    """The IP address that ``host`` spells in any of the ways that browsers and resolvers read
+    (https://url.spec.whatwg.org/#host-parsing): ``127.1``, ``0x7f000001``, ``0177.0.0.1``,
+    full-width digits, escapes. None for a name, whose last label begins with no digit. Raises
+    ``ValueError`` if it is neither."""
+    if ":" in host:
+        return IPv6Address(host)
+    host = unicodedata.normalize("NFKC", unquote(host)).replace("\u3002", ".").removesuffix(".")
+    labels = ["".join(map(_ascii_digit, label)) for label in host.split(".")]
+    if not labels[-1][:1].isdigit():
+        return None
+    return _ipv4([_number(label) for label in labels])
+
+
+def _ascii_digit(character: str) -> str:
+    return str(unicodedata.decimal(character)) if character.isdecimal() else character
+
+
+def _number(label: str) -> int:
+    """Decimal, octal after ``0``, hexadecimal after ``0x``, as in C."""
+    if not label.isascii() or not label.isalnum():
+        raise ValueError("not a number")
+    if label[:2] in {"0x", "0X"}:
+        return int(label[2:] or "0", 16)
+    return int(label, 8 if label.startswith("0") else 10)
+
+
+def _ipv4(numbers: list[int]) -> IPv4Address:
+    """The last number fills the bytes that the others leave."""
+    *first, last = numbers
+    if len(first) > 3 or any(number > 255 for number in first) or last >= 256 ** (4 - len(first)):
+        raise ValueError("not an address")
+    for place, number in enumerate(first):
+        last += number << 8 * (3 - place)
+    return IPv4Address(last)

@@ -13,7 +13,14 @@ from typing import Protocol
 from uuid import UUID
 
 from domain.credits import CreditAccount, Discrepancy, LedgerEntry, Owner
-from domain.sessions import Failure, GenerationSession, SessionStatus, StoredPicture, Usage
+from domain.sessions import (
+    Blocked,
+    Failure,
+    GenerationSession,
+    SessionStatus,
+    StoredPicture,
+    Usage,
+)
 from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
 
 
@@ -150,10 +157,20 @@ class AttemptRepoPort(Protocol):
 
 class RecoveryRepoPort(Protocol):
     """Recovery: bringing abandoned sessions to a final status. Works in batches of at most
-    ``limit``, and in many processes at once. Raises ``DatabaseUnavailable``."""
+    ``limit``, and in many processes at once. Raises ``DatabaseUnavailable``.
+
+    A session whose change the database rejects costs the others of its batch nothing: it is added
+    to ``blocked``, and the call leaves out those that are in there already. Without ``blocked``
+    the whole batch fails with the database's error.
+    """
 
     async def claim_overdue(
-        self, *, created_before: datetime | None, again_after: timedelta, limit: int
+        self,
+        *,
+        created_before: datetime | None,
+        again_after: timedelta,
+        limit: int,
+        blocked: Blocked = None,
     ) -> list[GenerationSession]:
         """Claim ``queued`` sessions that are due to be pushed again, newest first.
 
@@ -163,7 +180,7 @@ class RecoveryRepoPort(Protocol):
         """
 
     async def release_dead_leases(
-        self, *, max_attempts: int, external_timeout: timedelta, limit: int
+        self, *, max_attempts: int, external_timeout: timedelta, limit: int, blocked: Blocked = None
     ) -> int:
         """``processing -> queued``, due at once, if the lease has expired and attempts are left.
         Returns the number of sessions.
@@ -173,21 +190,29 @@ class RecoveryRepoPort(Protocol):
         """
 
     async def fail_dead_leases(
-        self, failure: Failure, *, max_attempts: int, external_timeout: timedelta, limit: int
+        self,
+        failure: Failure,
+        *,
+        max_attempts: int,
+        external_timeout: timedelta,
+        limit: int,
+        blocked: Blocked = None,
     ) -> list[GenerationSession]:
         """``processing -> failed`` with the refund, if the lease has expired and no attempts are
         left. Returns the failed sessions."""
 
-    async def fail_expired(self, failure: Failure, *, older_than: timedelta, limit: int) -> int:
+    async def fail_expired(
+        self, failure: Failure, *, older_than: timedelta, limit: int, blocked: Blocked = None
+    ) -> int:
         """``queued -> failed`` with the refund, for sessions created more than ``older_than`` ago.
         Returns the number of sessions."""
 
-    async def refund_missing(self, *, limit: int) -> int:
+    async def refund_missing(self, *, limit: int, blocked: Blocked = None) -> int:
         """Refund ``failed`` sessions that have no refund because an external consumer failed them.
         Returns the number of sessions."""
 
     async def claim_expired_images(
-        self, *, older_than: timedelta, again_after: timedelta, limit: int
+        self, *, older_than: timedelta, again_after: timedelta, limit: int, blocked: Blocked = None
     ) -> list[GenerationSession]:
         """Claim final sessions whose pictures are to be deleted. The oldest go first; the order
         within the result is not defined.
@@ -198,7 +223,9 @@ class RecoveryRepoPort(Protocol):
         ``mark_images_deleted``.
         """
 
-    async def mark_images_deleted(self, session_ids: Sequence[UUID]) -> int:
+    async def mark_images_deleted(
+        self, session_ids: Sequence[UUID], *, blocked: Blocked = None
+    ) -> int:
         """Record that the picture storage holds nothing of these final sessions any more. Returns
         how many sessions changed."""
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Self, assert_never
+from typing import Self, TypeAlias, assert_never
 from uuid import UUID
 
 from domain.credits import Channel, Owner
@@ -232,3 +232,16 @@ class GenerationSession:
     def _require(self, *statuses: SessionStatus) -> None:
         if self.status not in statuses:
             raise IllegalTransition(f"Session {self.id} is {self.status}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockedSession:
+    """A session that is due for recovery, but whose change the database rejects, or whose row
+    cannot be read. ``owner`` is the text of its owner's columns: it may be what is wrong."""
+
+    id: UUID
+    owner: str
+    problem: str
+
+
+Blocked: TypeAlias = dict[UUID, BlockedSession] | None

@@ -40,7 +40,9 @@ _AUDIT = """
         SELECT channel, owner_id, sum(amount)::bigint AS balance,
             coalesce(sum(amount) FILTER (WHERE kind = 'grant'), 0)::bigint AS granted,
             coalesce(-sum(amount) FILTER (WHERE kind = 'debit'), 0)::bigint AS debited,
-            coalesce(sum(amount) FILTER (WHERE kind = 'refund'), 0)::bigint AS refunded
+            coalesce(sum(amount) FILTER (WHERE kind = 'refund'), 0)::bigint AS refunded,
+            count(*) FILTER (WHERE kind = 'debit') AS debits,
+            count(*) FILTER (WHERE kind = 'refund') AS refunds
         FROM credit_ledger GROUP BY channel, owner_id
     ), books AS (
         SELECT session.id, session.status,
@@ -62,6 +64,12 @@ _AUDIT = """
     WHERE (account.balance, total_granted, total_debited, total_refunded) IS DISTINCT FROM
         (coalesce(ledger.balance, 0), coalesce(granted, 0), coalesce(debited, 0),
             coalesce(refunded, 0))
+    UNION ALL
+    SELECT channel || ':' || owner_id,
+        format('counts %s session(s), %s refunded, but its ledger has %s debit(s) and %s refund(s)',
+            sessions_created, sessions_refunded, coalesce(debits, 0), coalesce(refunds, 0))
+    FROM credit_accounts AS account LEFT JOIN ledger USING (channel, owner_id)
+    WHERE (sessions_created, sessions_refunded) <> (coalesce(debits, 0), coalesce(refunds, 0))
     UNION ALL
     SELECT 'session ' || id, format('is %s with %s debit(s) and %s refund(s), net %s%s%s',
         status, debits, refunds, net,

@@ -23,6 +23,8 @@ from domain.ports import (
     SessionStats,
 )
 from domain.sessions import (
+    Blocked,
+    BlockedSession,
     ErrorCode,
     Failure,
     GenerationSession,
@@ -126,7 +128,12 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         return row is not None
 
     async def claim_overdue(
-        self, *, created_before: datetime | None, again_after: timedelta, limit: int
+        self,
+        *,
+        created_before: datetime | None,
+        again_after: timedelta,
+        limit: int,
+        blocked: Blocked = None,
     ) -> list[GenerationSession]:
         now = self._clock()
         due = [
@@ -135,46 +142,45 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
             if (row.push_again_at or row.session.created_at + again_after) <= now
             and (created_before is None or row.session.created_at < created_before)
         ]
-        due = _newest_first(due)[:limit]
-        for row in due:
+
+        def claim(row: _Row) -> None:
             row.push_again_at = now + again_after
-        return [row.session for row in due]
+
+        return self._each(_newest_first(due), claim, limit, blocked)
 
     async def release_dead_leases(
-        self, *, max_attempts: int, external_timeout: timedelta, limit: int
+        self, *, max_attempts: int, external_timeout: timedelta, limit: int, blocked: Blocked = None
     ) -> int:
         dead = [row for row in self._dead(external_timeout) if row.session.attempt < max_attempts]
-        dead = dead[:limit]
-        for row in dead:
-            self._release(row, timedelta(0))
-        return len(dead)
+        return len(self._each(dead, lambda row: self._release(row, timedelta(0)), limit, blocked))
 
     async def fail_dead_leases(
-        self, failure: Failure, *, max_attempts: int, external_timeout: timedelta, limit: int
+        self,
+        failure: Failure,
+        *,
+        max_attempts: int,
+        external_timeout: timedelta,
+        limit: int,
+        blocked: Blocked = None,
     ) -> list[GenerationSession]:
         dead = [row for row in self._dead(external_timeout) if row.session.attempt >= max_attempts]
-        dead = dead[:limit]
-        for row in dead:
-            self._fail(row, failure)
-        return [row.session for row in dead]
+        return self._each(dead, lambda row: self._fail(row, failure), limit, blocked)
 
-    async def fail_expired(self, failure: Failure, *, older_than: timedelta, limit: int) -> int:
+    async def fail_expired(
+        self, failure: Failure, *, older_than: timedelta, limit: int, blocked: Blocked = None
+    ) -> int:
         before = self._clock() - older_than
         expired = [
             row for row in self._in_status(SessionStatus.QUEUED) if row.session.created_at < before
-        ][:limit]
-        for row in expired:
-            self._fail(row, failure)
-        return len(expired)
+        ]
+        return len(self._each(expired, lambda row: self._fail(row, failure), limit, blocked))
 
-    async def refund_missing(self, *, limit: int) -> int:
-        missing = [row for row in self._in_status(SessionStatus.FAILED) if not row.refunded][:limit]
-        for row in missing:
-            self._refund(row)
-        return len(missing)
+    async def refund_missing(self, *, limit: int, blocked: Blocked = None) -> int:
+        missing = [row for row in self._in_status(SessionStatus.FAILED) if not row.refunded]
+        return len(self._each(missing, self._refund, limit, blocked))
 
     async def claim_expired_images(
-        self, *, older_than: timedelta, again_after: timedelta, limit: int
+        self, *, older_than: timedelta, again_after: timedelta, limit: int, blocked: Blocked = None
     ) -> list[GenerationSession]:
         now = self._clock()
         old = [
@@ -184,18 +190,44 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
             and row.status_changed_at < now - older_than
             and (row.delete_again_at or now) <= now
         ]
-        old = sorted(old, key=lambda row: row.status_changed_at)[:limit]
-        for row in old:
-            row.delete_again_at = now + again_after
-        return [row.session for row in old]
+        old.sort(key=lambda row: row.status_changed_at)
 
-    async def mark_images_deleted(self, session_ids: Sequence[UUID]) -> int:
-        marked = 0
-        for row in filter(None, map(self._rows.get, session_ids)):
-            if row.session.status.is_final and row.session.image_deleted_at is None:
-                row.session = replace(row.session, image_deleted_at=self._clock())
-                marked += 1
-        return marked
+        def claim(row: _Row) -> None:
+            row.delete_again_at = now + again_after
+
+        return self._each(old, claim, limit, blocked)
+
+    async def mark_images_deleted(
+        self, session_ids: Sequence[UUID], *, blocked: Blocked = None
+    ) -> int:
+        rows = [
+            row
+            for row in filter(None, map(self._rows.get, dict.fromkeys(session_ids)))
+            if row.session.status.is_final and row.session.image_deleted_at is None
+        ]
+
+        def mark(row: _Row) -> None:
+            row.session = replace(row.session, image_deleted_at=self._clock())
+
+        return len(self._each(rows, mark, len(rows), blocked))
+
+    def _each(
+        self, due: Iterable[_Row], move: Callable[[_Row], None], limit: int, blocked: Blocked
+    ) -> list[GenerationSession]:
+        """Move up to ``limit`` rows that are not blocked. Returns the moved sessions."""
+        moved = []
+        for row in [row for row in due if row.session.id not in (blocked or ())][:limit]:
+            try:
+                move(row)
+            except IllegalTransition as error:
+                if blocked is None:
+                    raise
+                blocked[row.session.id] = BlockedSession(
+                    id=row.session.id, owner=str(row.session.owner), problem=str(error)
+                )
+            else:
+                moved.append(row.session)
+        return moved
 
     async def get(self, session_id: UUID, owner: Owner | None) -> GenerationSession:
         row = self._rows.get(session_id)
@@ -302,8 +334,9 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         row.push_again_at = self._clock() + delay
 
     def _fail(self, row: _Row, failure: Failure) -> None:
-        self._put(row, row.session.failed(failure, now=self._clock()))
+        failed = row.session.failed(failure, now=self._clock())
         self._refund(row)
+        self._put(row, failed)
 
     def _refund(self, row: _Row) -> None:
         self._accounts.refund(row.session.owner, GENERATION_COST, row.session.id)

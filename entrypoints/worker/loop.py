@@ -104,6 +104,14 @@ class Worker:
         except Exception:
             log.exception("recovery_crashed")
             return False
+        finally:
+            for blocked in recovery.take_blocked():
+                log.error(
+                    "session_blocked",
+                    session_id=blocked.id,
+                    owner=blocked.owner,
+                    problem=blocked.problem,
+                )
         if report.total:
             log.info("recovered", **report.counts())
         return True

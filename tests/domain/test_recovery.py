@@ -433,6 +433,7 @@ async def test_failed_push_is_repeated(service: Service, fault: str) -> None:
     assert order(service) == ids
 
 
+@pytest.mark.parametrize("fault", ["away", "broken"])
 @pytest.mark.parametrize(
     ("step", "error"),
     [
@@ -446,10 +447,10 @@ async def test_failed_push_is_repeated(service: Service, fault: str) -> None:
     ],
 )
 async def test_failed_step_does_not_stop_the_others(
-    service: Service, step: str, error: type[Exception]
+    service: Service, step: str, error: type[Exception], fault: str
 ) -> None:
-    """A locked row, or a call that fails, costs a run that step only. Its error is raised at the
-    end, and the next run does that step too."""
+    """A locked row, a call that fails, or an error that nobody expects costs a run that step only.
+    It is raised at the end, and the next run does that step too."""
     recovery = service.recovery()
     old = await completed(service)
     service.clock.advance(POLICY.picture_lifetime)
@@ -461,8 +462,8 @@ async def test_failed_step_does_not_stop_the_others(
     await service.repo.claim(released, lease=LEASE)
     service.queue.messages.clear()
     service.clock.advance(LEASE + SECOND)
-    service.repo.faults.away.add(step)
-    service.queue.faults.away.add(step)
+    getattr(service.repo.faults, fault).add(step)
+    getattr(service.queue.faults, fault).add(step)
 
     async def missing() -> set[str]:
         done = {
@@ -476,16 +477,18 @@ async def test_failed_step_does_not_stop_the_others(
         }
         return {name for name, is_done in done.items() if not is_done}
 
-    with pytest.raises(error):
+    with pytest.raises(error if fault == "away" else RuntimeError):
         await recovery.run_once()
     left = await missing()
-    service.repo.faults.away.clear()
-    service.queue.faults.away.clear()
+    service.repo.faults.clear()
+    service.queue.faults.clear()
     await recovery.run_once()
 
     nothing_to_bury = {"bury"} if step == "fail_dead_leases" else set()
+    # A task that cannot be written is not tried again: it would keep the others back.
+    never_buried = {"bury"} if (step, fault) == ("bury", "broken") else set()
     assert left == {step} | nothing_to_bury
-    assert await missing() == set()
+    assert await missing() == never_buried
 
 
 async def test_first_of_several_failures_is_raised(service: Service) -> None:
@@ -497,6 +500,57 @@ async def test_first_of_several_failures_is_raised(service: Service) -> None:
         await service.recover()
 
     assert "oldest" in service.queue.faults.calls
+
+
+async def test_bug_is_raised_before_an_unavailable_dependency(service: Service) -> None:
+    """The queue may be unavailable for long; a bug that is only found then stays unseen."""
+    service.queue.faults.away.add("oldest")
+    service.repo.faults.broken.add("claim_expired_images")
+
+    with pytest.raises(RuntimeError):
+        await service.recover()
+
+
+async def test_session_that_cannot_be_refunded_is_named_and_passed_over(service: Service) -> None:
+    """More of them than a batch: the first run moves all others, and names each once until it is
+    tried again. What is repaired then is refunded."""
+    ids = await service.backlog(6, apart=timedelta(0))
+    for session_id in ids[:5]:
+        service.repo.overwrite(session_id, status=SessionStatus.FAILED)
+    service.queue.messages.clear()
+    service.clock.advance(POLICY.requeue_after)
+    service.repo.unsound.update(ids[:4])
+    recovery = service.recovery(SMALL)
+
+    first = await recovery.run_once()
+    named = recovery.take_blocked()
+    second = await recovery.run_once()
+    service.repo.unsound.clear()
+    service.clock.advance(SMALL.blocked_again_after)
+    repaired = await recovery.run_once()
+
+    assert (first.blocked, first.refunded, first.pushed_again) == (4, 1, 1)
+    assert [(session.id, session.owner) for session in named] == [
+        (id_, str(USER)) for id_ in ids[:4]
+    ]
+    assert (second, recovery.take_blocked()) == (NOTHING, [])
+    assert repaired.refunded == 4
+
+
+async def test_unconfirmed_session_that_cannot_be_refunded_stops_no_push(service: Service) -> None:
+    """It is failed one by one, beside the tasks that were lost."""
+    refused = (await service.submitted(confirmed=False)).session.id
+    service.submission._unconfirmed.clear()
+    (lost,) = await service.backlog(1)
+    service.queue.messages.clear()
+    service.clock.advance(POLICY.requeue_after)
+    service.repo.unsound.add(refused)
+    recovery = service.recovery()
+
+    report = await recovery.run_once()
+
+    assert (report.blocked, report.never_pushed, order(service)) == (1, 0, [lost])
+    assert [session.problem for session in recovery.take_blocked()] == ["IllegalTransition"]
 
 
 @pytest.mark.parametrize("step", ["refund_missing", "fail_expired", "claim_overdue", "fail_queued"])
@@ -787,7 +841,7 @@ def test_report_total_counts_every_field() -> None:
     """A forgotten field would leave a run unlogged."""
     numbers = {field.name: 10**digit for digit, field in enumerate(fields(RecoveryReport))}
 
-    assert RecoveryReport(**numbers).total == 11_111_111
+    assert RecoveryReport(**numbers).total == 111_111_111
 
 
 async def test_old_picture_is_deleted(service: Service) -> None:
@@ -836,6 +890,19 @@ async def test_picture_of_an_external_consumer_is_not_deleted(service: Service) 
 
     assert await service.storage.find(session.object_prefix) is not None
     assert not (await service.session(session_id)).image_expired
+
+
+async def test_bug_of_one_deletion_does_not_stop_the_others(service: Service) -> None:
+    """The others are deleted and marked; then it is raised."""
+    broken, sound = [await completed(service) for _ in range(2)]
+    service.clock.advance(POLICY.picture_lifetime + SECOND)
+    service.storage.faults.broken.add(f"delete {broken.object_prefix}")
+
+    with pytest.raises(RuntimeError):
+        await service.recover()
+
+    assert (await service.session(sound.id)).image_expired
+    assert not (await service.session(broken.id)).image_expired
 
 
 async def test_failed_deletion_does_not_stop_the_others(service: Service) -> None:

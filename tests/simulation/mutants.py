@@ -29,7 +29,13 @@ from domain.sessions import Failure, GenerationSession, SessionStatus
 from domain.submission import Submission
 from domain.tasks import GenerationTask
 from tests.simulation.fates import FAULTS
-from tests.simulation.scenarios import run_backlog, run_long_work, run_plan, run_seed
+from tests.simulation.scenarios import (
+    run_backlog,
+    run_long_work,
+    run_plan,
+    run_seed,
+    run_unsound,
+)
 from tests.simulation.world import Violation
 
 SEEDS = 1_000
@@ -76,7 +82,7 @@ def refunds_are_not_unique() -> AbstractContextManager[None]:
         self._record(owner, LedgerKind.REFUND, cost, session_id=session_id)
         return True
 
-    async def refund_missing(self: Any, *, limit: int) -> int:
+    async def refund_missing(self: Any, *, limit: int, **_: Any) -> int:
         for row in self._in_status(SessionStatus.FAILED)[:limit]:
             self._refund(row)
         return 0
@@ -238,9 +244,8 @@ def failed_deletions_count_as_done() -> AbstractContextManager[None]:
     """Recovery marks pictures as deleted that are not."""
     delete_picture = Recovery._delete_picture
 
-    async def always(self: Any, session: GenerationSession) -> bool:
+    async def always(self: Any, session: GenerationSession) -> None:
         await delete_picture(self, session)
-        return True
 
     return _instead((Recovery, "_delete_picture", always))
 
@@ -295,6 +300,29 @@ def a_release_forgets_the_job() -> AbstractContextManager[None]:
     return _instead((GenerationSession, "released", forgetful))
 
 
+def an_unsound_session_stops_its_batch() -> AbstractContextManager[None]:
+    """The database rejects a batch as a whole, and recovery does not go through it one by one."""
+    each = InMemorySessionRepo._each
+
+    def all_or_none(self: Any, due: Any, move: Any, limit: int, _: Any) -> Any:
+        return each(self, due, move, limit, None)
+
+    return _instead((InMemorySessionRepo, "_each", all_or_none))
+
+
+def unsound_sessions_are_not_passed_over() -> AbstractContextManager[None]:
+    """They are first in every batch."""
+    each = InMemorySessionRepo._each
+
+    def from_the_start(self: Any, due: Any, move: Any, limit: int, blocked: Any) -> Any:
+        found: dict[UUID, Any] = {}
+        moved = each(self, due, move, limit, found)
+        blocked.update(found)
+        return moved
+
+    return _instead((InMemorySessionRepo, "_each", from_the_start))
+
+
 MUTANTS: Sequence[Mutant] = (
     any_status_counts_as_queued,
     any_attempt_may_write,
@@ -320,6 +348,8 @@ MUTANTS: Sequence[Mutant] = (
     leases_are_not_renewed,
     recorded_jobs_are_not_resumed,
     a_release_forgets_the_job,
+    an_unsound_session_stops_its_batch,
+    unsound_sessions_are_not_passed_over,
 )
 
 
@@ -339,7 +369,7 @@ def caught(mutant: Mutant) -> str | None:
 
 
 def _scenarios() -> Iterator[Callable[[], object]]:
-    yield from (run_backlog, run_long_work)
+    yield from (run_backlog, run_long_work, run_unsound)
 
 
 def _seeds() -> Iterator[Callable[[], object]]:

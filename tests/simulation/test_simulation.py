@@ -9,6 +9,7 @@ from tests.simulation.scenarios import (
     run_long_work,
     run_plan,
     run_seed,
+    run_unsound,
 )
 
 SEEDS = 1_000
@@ -65,3 +66,8 @@ def test_lost_backlog_is_restored_in_order() -> None:
     """Lost tasks are pushed once, before all younger ones, so that the oldest task in the queue
     shows which sessions are not in it."""
     run_backlog()
+
+
+def test_session_that_cannot_be_refunded_delays_no_other() -> None:
+    """Recovery names it, passes it over, and refunds it once it can be refunded."""
+    run_unsound()

@@ -1,0 +1,227 @@
+"""One row that recovery cannot settle delays no other, on a real database: it is named and passed
+over, wherever it sorts."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from adapters.embedded.postgres import EmbeddedPostgres
+from adapters.postgres.database import Database
+from adapters.postgres.limits import DatabaseLimits
+from domain.credits import Channel, Owner
+from domain.ports import RecoveryRepoPort
+from domain.sessions import BlockedSession, SessionStatus
+from tests.adapters.console import Console
+from tests.support.examples import FAILURE, LEASE, USER
+
+pytestmark = pytest.mark.anyio
+
+FIRST = Owner(channel=Channel.B2B, id="0-sorts-first")
+DAY = timedelta(days=1)
+
+# No credit can be added to it. Its balance is still its totals.
+_FULL = """
+    UPDATE credit_accounts
+    SET total_granted = 0, total_refunded = 9223372036854775807,
+        total_debited = 9223372036854775807
+    WHERE channel = 'b2b' AND owner_id = $1"""
+_REFUSE = """
+    CREATE OR REPLACE FUNCTION refuse_one() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'no change of %', NEW.store_id; END $$;
+    CREATE TRIGGER refuse_one BEFORE UPDATE ON generation_sessions
+        FOR EACH ROW WHEN (NEW.store_id = '0-sorts-first') EXECUTE FUNCTION refuse_one()"""
+
+Blocked = dict[UUID, BlockedSession]
+Step = Callable[[RecoveryRepoPort, Blocked, int], Awaitable[object]]
+Make = Callable[[Console, Owner], Awaitable[UUID]]
+
+
+async def _queued(console: Console, owner: Owner) -> UUID:
+    return await console.queued(owner)
+
+
+async def _dead(console: Console, owner: Owner) -> UUID:
+    return (await console.claimed(owner)).id
+
+
+async def _failed(console: Console, owner: Owner) -> UUID:
+    return await console.set_externally("failed", owner)
+
+
+async def _failed_by_us(console: Console, owner: Owner) -> UUID:
+    session = await console.claimed(owner)
+    await console.attempts.fail(session.id, FAILURE, attempt=1)
+    return session.id
+
+
+REFUNDS: dict[str, tuple[Make, Step]] = {
+    "refund_missing": (
+        _failed,
+        lambda repo, blocked, limit: repo.refund_missing(limit=limit, blocked=blocked),
+    ),
+    "fail_expired": (
+        _queued,
+        lambda repo, blocked, limit: repo.fail_expired(
+            FAILURE, older_than=LEASE, limit=limit, blocked=blocked
+        ),
+    ),
+    "fail_dead_leases": (
+        _dead,
+        lambda repo, blocked, limit: repo.fail_dead_leases(
+            FAILURE, max_attempts=1, external_timeout=DAY, limit=limit, blocked=blocked
+        ),
+    ),
+}
+CHANGES: dict[str, tuple[Make, Step]] = {
+    **REFUNDS,
+    "release_dead_leases": (
+        _dead,
+        lambda repo, blocked, limit: repo.release_dead_leases(
+            max_attempts=2, external_timeout=DAY, limit=limit, blocked=blocked
+        ),
+    ),
+    "claim_overdue": (
+        _queued,
+        lambda repo, blocked, limit: repo.claim_overdue(
+            created_before=None, again_after=LEASE, limit=limit, blocked=blocked
+        ),
+    ),
+    "claim_expired_images": (
+        _failed_by_us,
+        lambda repo, blocked, limit: repo.claim_expired_images(
+            older_than=LEASE, again_after=LEASE, limit=limit, blocked=blocked
+        ),
+    ),
+}
+
+
+@pytest.fixture
+async def console(postgres: EmbeddedPostgres) -> AsyncIterator[Console]:
+    database = Database(postgres.url(), limits=DatabaseLimits())
+    try:
+        console = Console(database)
+        await console.empty()
+        yield console
+    finally:
+        await database.fetch("DROP TRIGGER IF EXISTS refuse_one ON generation_sessions")
+        await database.close()
+
+
+async def refuse_first(console: Console) -> None:
+    async with console.database.transaction() as connection:
+        await connection.execute(_REFUSE)
+
+
+def size(moved: object) -> int:
+    return moved if isinstance(moved, int) else len(moved)  # type: ignore[arg-type]
+
+
+async def test_account_without_its_counters_gets_its_refund(console: Console) -> None:
+    """It was imported, or an older version debited it, which counts nothing."""
+    session_id = await console.set_externally("failed")
+    await console.run("UPDATE credit_accounts SET sessions_created = 0, unfinished_at_most = 0")
+
+    assert await console.recovery.refund_missing(limit=10) == 1
+
+    assert await console.money_of(session_id) == ["debit", "refund"]
+    (problem,) = await console.credits.audit(limit=10)
+    assert (problem.subject, problem.problem) == (
+        str(USER),
+        "counts 0 session(s), 1 refunded, but its ledger has 1 debit(s) and 1 refund(s)",
+    )
+    assert (await console.reads.stats(USER)).completed == 0
+
+
+@pytest.mark.parametrize("step", REFUNDS)
+async def test_refund_that_the_account_cannot_take_delays_no_other(
+    console: Console, step: str
+) -> None:
+    """The balance of the first account would be out of range: its sessions stay as they are."""
+    make, run = REFUNDS[step]
+    full = [await make(console, FIRST) for _ in range(2)]
+    sound = await make(console, USER)
+    await console.advance(2 * LEASE)
+    await console.run(_FULL, FIRST.id)
+    before = [await console.get(session_id) for session_id in full]
+    blocked: Blocked = {}
+
+    moved = await run(console.recovery, blocked, 10)
+
+    assert size(moved) == 1
+    assert await console.money_of(sound) == ["debit", "refund"]
+    assert [await console.get(session_id) for session_id in full] == before
+    assert list(blocked.values()) == [
+        BlockedSession(id=id_, owner=str(FIRST), problem="22003 bigint out of range")
+        for id_ in blocked
+    ]
+    assert set(blocked) == set(full)
+
+
+@pytest.mark.parametrize("step", CHANGES)
+async def test_blocked_sessions_are_passed_over(console: Console, step: str) -> None:
+    """Though they fill a whole batch before the others."""
+    make, run = CHANGES[step]
+    newest_first = step == "claim_overdue"
+    sound = await make(console, USER) if newest_first else None
+    refused = {await make(console, FIRST) for _ in range(2)}
+    sound = sound or await make(console, USER)
+    await console.advance(2 * LEASE)
+    await refuse_first(console)
+    blocked: Blocked = {}
+
+    moved = [size(await run(console.recovery, blocked, 2)) for _ in range(3)]
+
+    assert moved == [0, 1, 0]
+    assert set(blocked) == refused
+
+
+async def test_mark_that_is_rejected_delays_no_other(console: Console) -> None:
+    """The pictures of both are deleted."""
+    refused, sound = await _failed_by_us(console, FIRST), await _failed_by_us(console, USER)
+    await refuse_first(console)
+    blocked: Blocked = {}
+
+    marked = await console.recovery.mark_images_deleted([refused, sound], blocked=blocked)
+
+    assert (marked, set(blocked)) == (1, {refused})
+    assert (await console.get(sound)).image_deleted_at is not None
+
+
+@pytest.mark.parametrize("step", ["claim_overdue", "claim_expired_images", "fail_dead_leases"])
+async def test_row_that_cannot_be_read_delays_no_other(console: Console, step: str) -> None:
+    """Its accessories were written by SQL, before a session was more than a row."""
+    make, run = CHANGES[step]
+    unreadable, sound = await make(console, FIRST), await make(console, USER)
+    await console.advance(2 * LEASE)
+    async with console.database.transaction() as connection:
+        await connection.execute("SET LOCAL session_replication_role = replica")
+        await connection.execute(
+            """UPDATE generation_sessions SET accessories = '{"hat": 1}' WHERE id = $1""",
+            unreadable,
+        )
+    blocked: Blocked = {}
+
+    moved = await run(console.recovery, blocked, 10)
+
+    assert isinstance(moved, list)
+    assert [session.id for session in moved] == [sound]
+    assert [session.problem for session in blocked.values()] == [
+        "its row cannot be read: ValidationError"
+    ]
+
+
+async def test_batch_is_rejected_as_a_whole_without_a_place_for_the_blocked(
+    console: Console,
+) -> None:
+    """Nothing of it is changed."""
+    session_id = await _failed(console, FIRST)
+    await refuse_first(console)
+
+    with pytest.raises(asyncpg.RaiseError):
+        await console.recovery.refund_missing(limit=10)
+
+    assert (await console.get(session_id)).status is SessionStatus.FAILED
+    assert await console.money_of(session_id, FIRST) == ["debit"]

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -34,12 +34,20 @@ _CONNECTION_LOST = (
 )
 """Raised by a connection that no longer exists."""
 
+_ISOLATION: Final = "read_committed"
+"""Our guards rely on it: a write that waited for a row decides by what was committed meanwhile. The
+default of the role or the database may be another one."""
+
 _SERVER_SETTINGS = {
+    "default_transaction_isolation": _ISOLATION.replace("_", " "),
     "client_connection_check_interval": "1000",
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
 }
 """Settings of each connection; a pooler's connections are shared, so there they are not set.
+
+``default_transaction_isolation``: so that a statement without a transaction needs no BEGIN. Behind
+a pooler, and in a transaction of several statements, BEGIN says it.
 
 ``client_connection_check_interval`` (milliseconds, since PostgreSQL 14): a statement whose caller
 gave up ends on the server too.
@@ -177,7 +185,7 @@ class _Connection(asyncpg.Connection):
 async def _transaction(connection: Connection) -> AsyncIterator[None]:
     """Rolled back here after an error of the server; any other error ends the connection, and the
     transaction with it."""
-    transaction = connection.transaction()
+    transaction = connection.transaction(isolation=_ISOLATION)
     await transaction.start()
     try:
         yield

@@ -303,7 +303,7 @@ async def test_every_statement_and_command_is_counted(costs: Costs) -> None:
         await costs.container.database().fetch("no SQL")
 
     assert [text.split(";")[0] for text in costs.sent] == [
-        "BEGIN",
+        "BEGIN ISOLATION LEVEL READ COMMITTED",
         *["SELECT 1"] * 2,
         "COMMIT",
         "SELECT 1",

@@ -218,7 +218,8 @@ class RecoveryRepoPort(Protocol):
         within the result is not defined.
 
         These ended more than ``older_than`` ago and may have something in the picture storage:
-        ``completed`` sessions with a picture, and ``failed`` sessions with at least one attempt.
+        all but ``failed`` sessions without an attempt. An attempt may have saved a picture before
+        an external consumer completed the session, or that one may share our storage.
         Each session goes to one caller only, until ``again_after`` has passed, and to none after
         ``mark_images_deleted``.
         """
@@ -294,8 +295,8 @@ class CreditRepoPort(Protocol):
         """Add credits with their ledger entry. Creates the account if there is none."""
 
     async def audit(self, *, limit: int) -> list[Discrepancy]:
-        """Check every balance against the ledger, every session's debit and refund, and that every
-        completed session has a picture.
+        """Check every balance against the ledger, every session's debit and refund, that every
+        completed session has a picture, and that every session in the ledger exists.
 
         Returns at most ``limit`` discrepancies; none means that the books balance.
         """

@@ -51,8 +51,8 @@ _AUDIT = """
             coalesce(sum(amount), 0) AS net,
             count(*) FILTER (WHERE (entry.channel, entry.owner_id)
                 <> (session.channel, session.owner_id)) > 0 AS other_account,
-            session.status = 'completed' AND object_key IS NULL AND generated_image_url IS NULL
-                AS no_picture
+            session.status = 'completed' AND object_key IS NULL
+                AND coalesce(generated_image_url, '') = '' AS no_picture
         FROM generation_sessions AS session
             LEFT JOIN credit_ledger AS entry ON entry.session_id = session.id
         GROUP BY session.id
@@ -78,6 +78,14 @@ _AUDIT = """
     FROM books
     WHERE debits <> 1 OR other_account OR no_picture
         OR CASE status WHEN 'failed' THEN refunds <> 1 OR net <> 0 ELSE refunds <> 0 END
+    UNION ALL
+    SELECT 'session ' || entry.session_id, format('does not exist, but has %s debit(s) and %s'
+        ' refund(s), net %s', count(*) FILTER (WHERE kind = 'debit'),
+        count(*) FILTER (WHERE kind = 'refund'), sum(amount))
+    FROM credit_ledger AS entry
+        LEFT JOIN generation_sessions AS session ON session.id = entry.session_id
+    WHERE entry.session_id IS NOT NULL AND session.id IS NULL
+    GROUP BY entry.session_id
     LIMIT $1"""
 
 

@@ -3,6 +3,7 @@
 No method awaits anything, so each is as atomic as a transaction.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -266,8 +267,14 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         concerns what was paid for."""
         row = self._rows[session_id]
         changed = replace(row.session, **changes)
+        changed = replace(changed, generated_image_url=changed.generated_image_url or None)
         if _paid_for(changed) != _paid_for(row.session):
             raise IllegalTransition(f"Session {session_id}: what was paid for cannot be changed")
+        link = changed.generated_image_url
+        if link != row.session.generated_image_url and not _is_http(link or "http://none"):
+            raise IllegalTransition(f"Session {session_id}: its link is not http(s)")
+        if row.session.status.is_final and not _keeps_result(row.session, changed):
+            raise IllegalTransition(f"Session {session_id}: its picture cannot be changed")
         if changed.status is not row.session.status:
             if row.session.status.is_final:
                 raise IllegalTransition(f"Session {session_id} is {row.session.status}")
@@ -278,7 +285,9 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         """The row after the database's trigger, for a status that was written without a claim."""
         changed = replace(changed, lease_expires_at=None)
         if changed.status is SessionStatus.PROCESSING:
-            return replace(changed, attempt=changed.attempt + 1, confirmed=True)
+            return replace(
+                changed, attempt=changed.attempt + 1, confirmed=True, started_at=self._clock()
+            )
         if changed.status is SessionStatus.FAILED and changed.failure is None:
             failure = Failure(code=ErrorCode.GENERATION_FAILED, message="")
             changed = replace(changed, failure=failure)
@@ -347,8 +356,18 @@ def _may_have_image(session: GenerationSession) -> bool:
     """Whether the picture storage may hold something of a final session."""
     if session.image_deleted_at is not None:
         return False
-    attempted = session.status is SessionStatus.FAILED and session.attempt > 0
-    return session.picture is not None or attempted
+    is_completed = session.status is SessionStatus.COMPLETED
+    return session.status.is_final and (is_completed or session.attempt > 0)
+
+
+_is_http = re.compile(r"https?://\S+", re.IGNORECASE).fullmatch
+
+
+def _keeps_result(before: GenerationSession, after: GenerationSession) -> bool:
+    """Whether a final session keeps its picture and its link, which may come late."""
+    link = before.generated_image_url
+    is_late = link is None and before.image_deleted_at is None
+    return before.picture == after.picture and (link == after.generated_image_url or is_late)
 
 
 def _paid_for(session: GenerationSession) -> tuple[object, ...]:

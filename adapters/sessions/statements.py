@@ -392,7 +392,7 @@ CLAIM_OVERDUE_DUE = _due(_OVERDUE, order="ORDER BY created_at DESC, id DESC", sk
 
 # The condition on the pictures is that of the index sessions_with_image.
 _WITH_EXPIRED_IMAGE = """
-            image_deleted_at IS NULL AND ((status = 'completed' AND object_key IS NOT NULL)
+            image_deleted_at IS NULL AND (status = 'completed'
                 OR (status = 'failed' AND attempt > 0))
             AND status_changed_at < now() - $1::interval
             AND coalesce(delete_again_at, '-infinity') <= now()"""

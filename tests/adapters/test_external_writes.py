@@ -11,7 +11,7 @@ from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
 from domain.sessions import Failure, SessionStatus
 from tests.adapters.console import SESSION, SET, Console
-from tests.support.examples import FAILURE, LEASE, STORED_PICTURE
+from tests.support.examples import FAILURE, LEASE, picture_of
 
 pytestmark = pytest.mark.anyio
 
@@ -109,7 +109,9 @@ async def test_external_release_ends_the_attempt(console: Console) -> None:
     await console.run(SET.format("status = 'queued'"), session_id)
 
     assert (await console.get(session_id)).lease_expires_at is None
-    assert not await console.attempts.complete(session_id, attempt=1, picture=STORED_PICTURE)
+    assert not await console.attempts.complete(
+        session_id, attempt=1, picture=picture_of(session_id)
+    )
     assert (await console.claim(session_id)).attempt == 2
 
 

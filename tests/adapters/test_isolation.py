@@ -12,7 +12,7 @@ from adapters.postgres.limits import DatabaseLimits
 from adapters.sessions.postgres import PostgresSessionRepo
 from tests.adapters.databases import connected
 from tests.contracts.backends import PostgresBackend
-from tests.support.examples import FAILURE, LEASE, MANY, STORED_PICTURE, USER, a_session
+from tests.support.examples import FAILURE, LEASE, MANY, USER, a_session, picture_of
 
 pytestmark = pytest.mark.anyio
 
@@ -46,7 +46,7 @@ async def _work(repo: PostgresSessionRepo) -> None:
         if number % 2:
             assert await repo.fail(session.id, FAILURE, attempt=1)
         else:
-            assert await repo.complete(session.id, attempt=1, picture=STORED_PICTURE)
+            assert await repo.complete(session.id, attempt=1, picture=picture_of(session.id))
 
 
 @pytest.mark.parametrize("pooled", [False, True])

@@ -73,7 +73,8 @@ FULL = """
         CASE WHEN status IN ('completed', 'failed') THEN at END,
         CASE status WHEN 'failed' THEN 'GENERATION_FAILED' END,
         status = 'failed' AND number % 1000 <> 2,
-        CASE status WHEN 'completed' THEN 'k' END,
+        CASE status WHEN 'completed'
+            THEN 'stores/' || store_id || '/generated/' || id || '.png' END,
         CASE status WHEN 'completed' THEN 'image/png' END,
         CASE WHEN status IN ('completed', 'failed') AND number > 2000 THEN at END
     FROM filled;

@@ -13,7 +13,7 @@ from adapters.postgres.limits import DatabaseLimits
 from domain.credits import Channel, Owner
 from domain.sessions import SessionStatus
 from tests.contracts.backends import PostgresBackend
-from tests.support.examples import FAILURE, STORED_PICTURE, USER
+from tests.support.examples import FAILURE, USER, picture_of
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +44,7 @@ class Console(PostgresBackend):
 
     async def completed(self) -> UUID:
         session = await self.claimed()
-        await self.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
+        await self.attempts.complete(session.id, attempt=1, picture=picture_of(session.id))
         return session.id
 
     async def failed(self) -> UUID:

@@ -5,12 +5,13 @@ import asyncio
 from dataclasses import fields, replace
 from datetime import timedelta
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 import pytest
 
 from adapters.queue.payload import decode
-from domain.credits import LedgerKind
+from domain.credits import Channel, LedgerKind, Owner
 from domain.errors import (
     DatabaseUnavailable,
     QueueUnavailable,
@@ -22,7 +23,7 @@ from domain.sessions import GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
 from domain.uploads import upload_folder
 from tests.support.clock import START
-from tests.support.examples import FAILURE, LEASE, OTHER, STORED_PICTURE, USER
+from tests.support.examples import FAILURE, LEASE, OTHER, STORE, STORED_PICTURE, USER
 from tests.support.images import A_PICTURE
 from tests.support.service import Service
 
@@ -876,20 +877,44 @@ async def test_picture_of_a_failed_session_is_deleted(service: Service) -> None:
     assert not (await service.session(session.id)).image_expired
 
 
-async def test_picture_of_an_external_consumer_is_not_deleted(service: Service) -> None:
-    """Not even if our storage has one under the session's prefix."""
-    session_id = (await service.submitted()).session.id
-    service.repo.overwrite(
-        session_id, status=SessionStatus.COMPLETED, generated_image_url="https://elsewhere.example/"
-    )
-    session = await service.session(session_id)
+async def test_picture_that_an_external_consumer_outran_is_deleted(service: Service) -> None:
+    """Our attempt saved one; then the consumer completed the session. Its own link, which leads
+    elsewhere, stays."""
+    session = await service.claimed((await service.submitted()).session.id)
     await service.storage.save(session.object_prefix, A_PICTURE)
+    link = "https://elsewhere.example/picture.png"
+    service.repo.overwrite(session.id, status=SessionStatus.COMPLETED, generated_image_url=link)
     service.clock.advance(2 * POLICY.picture_lifetime)
 
+    assert await service.recover() == RecoveryReport(pictures_deleted=1)
+
+    assert await service.storage.find(session.object_prefix) is None
+    session = await service.session(session.id)
+    assert (session.image_expired, session.generated_image_url) == (False, link)
     assert await service.recover() == NOTHING
 
-    assert await service.storage.find(session.object_prefix) is not None
-    assert not (await service.session(session_id)).image_expired
+
+@pytest.mark.parametrize("owner", [USER, STORE, Owner(channel=Channel.B2B, id="a:b")])
+@pytest.mark.parametrize("taken", [False, True])
+async def test_picture_that_an_external_consumer_keeps_in_our_storage_is_deleted(
+    service: Service, owner: Owner, *, taken: bool
+) -> None:
+    """It has the session's key, in our storage: its link, plain or encoded, goes too."""
+    session_id = (await service.submitted(owner)).session.id
+    if taken:
+        service.repo.overwrite(session_id, status=SessionStatus.PROCESSING)
+    session = await service.session(session_id)
+    await service.storage.save(session.object_prefix, A_PICTURE)
+    link = f"https://cdn.example/bucket/{quote(session.object_prefix)}.png?signature=1"
+    service.repo.overwrite(session_id, status=SessionStatus.COMPLETED, generated_image_url=link)
+    before = await service.session(session_id)
+    service.clock.advance(2 * POLICY.picture_lifetime)
+
+    assert (await service.recover()).pictures_deleted == 1
+
+    assert await service.storage.find(session.object_prefix) is None
+    assert not before.image_expired
+    assert (await service.session(session_id)).image_expired
 
 
 async def test_bug_of_one_deletion_does_not_stop_the_others(service: Service) -> None:

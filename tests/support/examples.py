@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from uuid_utils.compat import uuid7
 
@@ -52,6 +52,12 @@ def a_session(**changes: Any) -> GenerationSession:
         created_at=START,
     )
     return replace(session, **changes)
+
+
+def picture_of(session_id: UUID, owner: Owner = USER) -> StoredPicture:
+    """A picture of this session: the database accepts no other."""
+    prefix = a_session(id=session_id, owner=owner).object_prefix
+    return StoredPicture(object_key=f"{prefix}.png", media_type="image/png")
 
 
 def a_task(**changes: Any) -> GenerationTask:

@@ -86,6 +86,7 @@ class Container(containers.DeclarativeContainer):
     opened = providers.Singleton(AsyncExitStack[bool | None])
 
     database = service(lambda self: closing(self, Database(**policies.database(self.settings()))))
+    reserve = service(lambda self: closing(self, Database(**policies.reserve(self.settings()))))
     migrate = service(lambda self: partial(migrate, self.database(), all_migrations()))
 
     @service
@@ -93,8 +94,9 @@ class Container(containers.DeclarativeContainer):
         match self.settings().database:
             case options.Database.POSTGRES:
                 database, batches = self.database(), policies.batches(self.settings())
+                sessions = PostgresSessionRepo(database, batches=batches, background=self.reserve())
                 return Repositories(
-                    sessions=PostgresSessionRepo(database, batches=batches),
+                    sessions=sessions,
                     accounts=PostgresCreditRepo(database),
                     api_keys=PostgresApiKeyRepo(database),
                 )

@@ -263,12 +263,12 @@ class Recovery:
             )
             found = len(sessions) + len(self._blocked) - known
             lost = [session for session in sessions if session.confirmed]
-            done["never_pushed"] += await self._fail_unconfirmed(sessions)
             if lost:
                 await self._queue.push_next(
                     [GenerationTask.of(session, task_id=self._new_id()) for session in lost]
                 )
             done["pushed_again"] += len(lost)
+            done["never_pushed"] += await self._fail_unconfirmed(sessions)
             if found < self._policy.batch:
                 break
 

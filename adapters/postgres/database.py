@@ -167,6 +167,7 @@ class Database:
             max_size=self._limits.connections,
             timeout=self._limits.command_seconds,
             command_timeout=self._limits.command_seconds,
+            max_inactive_connection_lifetime=self._limits.idle_seconds,
             statement_cache_size=0 if self._is_pooled else 100,
             server_settings={} if self._is_pooled else _SERVER_SETTINGS,
             connection_class=_Connection,

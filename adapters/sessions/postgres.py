@@ -62,10 +62,21 @@ _AttemptWrite: TypeAlias = tuple[object, ...]
 
 
 class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, SessionReadPort):
-    """Concurrent calls of one kind share a statement, except for calls whose row is locked."""
+    """Concurrent calls of one kind share a statement, except for calls whose row is locked.
 
-    def __init__(self, database: Database, *, batches: BatchLimits = DEFAULT_LIMITS) -> None:
+    ``background`` has the connection of recovery and of ``confirm``, which a pool that is busy must
+    not stop.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        batches: BatchLimits = DEFAULT_LIMITS,
+        background: Database | None = None,
+    ) -> None:
         self._database = database
+        self._background = background or database
         waiting = replace(batches, in_flight=MAX_LOCK_WAITERS, patience_seconds=0)
         self._create = Coalescer(
             self._run_create_skip_locked,
@@ -147,7 +158,8 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         return Receipt(session=earlier, credits_remaining=row["balance"], replayed=True)
 
     async def confirm(self, session_ids: Sequence[UUID]) -> int:
-        return await self._count(sql.CONFIRM, session_ids)
+        confirmed: int = await self._background.fetch_value(sql.CONFIRM, session_ids)
+        return confirmed
 
     async def claim(self, session_id: UUID, *, lease: timedelta) -> GenerationSession | None:
         claim = (session_id, lease)
@@ -201,8 +213,8 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     ) -> list[GenerationSession]:
         overdue = (created_before, again_after)
         rows = await in_batch(
-            lambda *among: self._database.fetch(sql.CLAIM_OVERDUE, *overdue, limit, *among),
-            lambda skip: self._database.fetch(sql.CLAIM_OVERDUE_DUE, *overdue, skip, limit),
+            lambda *among: self._background.fetch(sql.CLAIM_OVERDUE, *overdue, limit, *among),
+            lambda skip: self._background.fetch(sql.CLAIM_OVERDUE_DUE, *overdue, skip, limit),
             blocked,
         )
         sessions = readable(rows, blocked)
@@ -213,8 +225,8 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     ) -> int:
         dead = (external_timeout, max_attempts)
         rows = await in_batch(
-            lambda *among: self._database.fetch(sql.RELEASE_DEAD_LEASES, *dead, limit, *among),
-            lambda skip: self._database.fetch(sql.RELEASE_DEAD_LEASES_DUE, *dead, skip, limit),
+            lambda *among: self._background.fetch(sql.RELEASE_DEAD_LEASES, *dead, limit, *among),
+            lambda skip: self._background.fetch(sql.RELEASE_DEAD_LEASES_DUE, *dead, skip, limit),
             blocked,
         )
         return _total(rows)
@@ -230,8 +242,8 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     ) -> list[GenerationSession]:
         dead, why = (external_timeout, max_attempts), (failure.code, failure.message)
         rows = await in_batch(
-            lambda *among: self._database.fetch(sql.FAIL_DEAD_LEASES, *why, *dead, limit, *among),
-            lambda skip: self._database.fetch(sql.FAIL_DEAD_LEASES_DUE, *dead, skip, limit),
+            lambda *among: self._background.fetch(sql.FAIL_DEAD_LEASES, *why, *dead, limit, *among),
+            lambda skip: self._background.fetch(sql.FAIL_DEAD_LEASES_DUE, *dead, skip, limit),
             blocked,
         )
         return list(readable(rows, blocked))
@@ -241,16 +253,18 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     ) -> int:
         why = (failure.code, failure.message)
         rows = await in_batch(
-            lambda *among: self._database.fetch(sql.FAIL_EXPIRED, *why, older_than, limit, *among),
-            lambda skip: self._database.fetch(sql.FAIL_EXPIRED_DUE, older_than, skip, limit),
+            lambda *among: self._background.fetch(
+                sql.FAIL_EXPIRED, *why, older_than, limit, *among
+            ),
+            lambda skip: self._background.fetch(sql.FAIL_EXPIRED_DUE, older_than, skip, limit),
             blocked,
         )
         return _total(rows)
 
     async def refund_missing(self, *, limit: int, blocked: Blocked = None) -> int:
         rows = await in_batch(
-            lambda *among: self._database.fetch(sql.REFUND_MISSING, limit, *among),
-            lambda skip: self._database.fetch(sql.REFUND_MISSING_DUE, skip, limit),
+            lambda *among: self._background.fetch(sql.REFUND_MISSING, limit, *among),
+            lambda skip: self._background.fetch(sql.REFUND_MISSING_DUE, skip, limit),
             blocked,
         )
         return _total(rows)
@@ -259,10 +273,10 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         self, *, older_than: timedelta, again_after: timedelta, limit: int, blocked: Blocked = None
     ) -> list[GenerationSession]:
         rows = await in_batch(
-            lambda *among: self._database.fetch(
+            lambda *among: self._background.fetch(
                 sql.CLAIM_EXPIRED_IMAGES, older_than, again_after, limit, *among
             ),
-            lambda skip: self._database.fetch(
+            lambda skip: self._background.fetch(
                 sql.CLAIM_EXPIRED_IMAGES_DUE, older_than, skip, limit
             ),
             blocked,
@@ -273,8 +287,8 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         self, session_ids: Sequence[UUID], *, blocked: Blocked = None
     ) -> int:
         rows = await in_batch(
-            lambda _, only: self._database.fetch(sql.MARK_IMAGES_DELETED, only or session_ids),
-            lambda _: self._database.fetch(sql.MARK_IMAGES_DELETED_DUE, session_ids),
+            lambda _, only: self._background.fetch(sql.MARK_IMAGES_DELETED, only or session_ids),
+            lambda _: self._background.fetch(sql.MARK_IMAGES_DELETED_DUE, session_ids),
             blocked,
         )
         return _total(rows)

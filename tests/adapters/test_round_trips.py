@@ -123,6 +123,7 @@ async def costs(
             await costs.submitted()
             await container.generation().run(await costs.popped())
         await container.submission().confirm_pushed()
+        await container.recovery().run_once()
         await costs.reset()
         yield costs
     finally:

@@ -24,6 +24,8 @@ from domain.tasks import GenerationTask, UnreadableTask
 _EXPIRED = Failure(code=ErrorCode.EXPIRED, message="The request waited too long")
 _UPLOAD_BATCH = 1_000
 _MAX_BLOCKED = 10_000
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+_CLOCK_SKEW = timedelta(hours=1)
 _UPLOAD_SEARCH_INTERVAL = timedelta(hours=1)
 
 
@@ -252,8 +254,8 @@ class Recovery:
         """
         for _ in range(self._policy.max_batches):
             oldest = await self._queue.oldest()
-            if isinstance(oldest, UnreadableTask):
-                break  # It tells no age. A worker will pop it and bury it.
+            if isinstance(oldest, UnreadableTask) or not self._tells_age(oldest):
+                break  # A worker will pop it. Until then, nothing is known to be lost.
             known = len(self._blocked)
             sessions = await self._recovery_repo.claim_overdue(
                 created_before=None if oldest is None else oldest.created_at,
@@ -271,6 +273,12 @@ class Recovery:
             done["never_pushed"] += await self._fail_unconfirmed(sessions)
             if found < self._policy.batch:
                 break
+
+    def _tells_age(self, oldest: GenerationTask | None) -> bool:
+        """False for a task whose ``created_at`` no session of ours can have. It came from another
+        producer: by a far future all waiting sessions would look lost."""
+        latest = self._clock() + _CLOCK_SKEW
+        return oldest is None or _EARLIEST < oldest.created_at < latest
 
     async def _fail_unconfirmed(self, sessions: list[GenerationSession]) -> int:
         """Their callers were told 503 or got no answer, so the credits go back."""

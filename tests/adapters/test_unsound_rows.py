@@ -2,8 +2,8 @@
 over, wherever it sorts."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import timedelta
-from uuid import UUID
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -11,11 +11,15 @@ import pytest
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
+from adapters.queue.memory import InMemoryTaskQueue
+from adapters.storage.memory import InMemoryPictureStorage
+from adapters.storage.signing import UrlSigner
 from domain.credits import Channel, Owner
 from domain.ports import RecoveryRepoPort
+from domain.recovery import Recovery, RecoveryPolicy
 from domain.sessions import BlockedSession, SessionStatus
 from tests.adapters.console import Console
-from tests.support.examples import FAILURE, LEASE, USER
+from tests.support.examples import EXTREMES, FAILURE, LEASE, USER, with_created_at
 
 pytestmark = pytest.mark.anyio
 
@@ -225,3 +229,32 @@ async def test_batch_is_rejected_as_a_whole_without_a_place_for_the_blocked(
 
     assert (await console.get(session_id)).status is SessionStatus.FAILED
     assert await console.money_of(session_id, FIRST) == ["debit"]
+
+
+@pytest.mark.parametrize("created_at", EXTREMES)
+async def test_impossible_age_of_a_task_crashes_no_step(console: Console, created_at: str) -> None:
+    """PostgreSQL has no such time, or takes it for later than all sessions."""
+    lost = (await console.created()).session.id
+    await console.sessions.confirm([lost])
+    await console.advance(2 * LEASE)
+    queue = InMemoryTaskQueue(clock=lambda: datetime.now(UTC))
+    queue.messages.append(with_created_at(created_at))
+    storage = InMemoryPictureStorage(
+        signer=UrlSigner(base_url="", secret=b"", lifetime=LEASE, clock=lambda: datetime.now(UTC))
+    )
+    recovery = Recovery(
+        sessions=console.sessions,
+        recovery_repo=console.recovery,
+        queue=queue,
+        storage=storage,
+        uploads=storage,
+        policy=RecoveryPolicy(),
+        new_id=uuid4,
+        clock=lambda: datetime.now(UTC),
+    )
+
+    while_it_waits = await recovery.run_once()
+    await queue.pop(timeout_seconds=0)
+    afterwards = await recovery.run_once()
+
+    assert (while_it_waits.total, afterwards.pushed_again) == (0, 1)

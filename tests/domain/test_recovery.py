@@ -23,7 +23,16 @@ from domain.sessions import GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
 from domain.uploads import upload_folder
 from tests.support.clock import START
-from tests.support.examples import FAILURE, LEASE, OTHER, STORE, STORED_PICTURE, USER
+from tests.support.examples import (
+    EXTREMES,
+    FAILURE,
+    LEASE,
+    OTHER,
+    STORE,
+    STORED_PICTURE,
+    USER,
+    with_created_at,
+)
 from tests.support.images import A_PICTURE
 from tests.support.service import Service
 
@@ -226,6 +235,26 @@ async def test_unreadable_oldest_task_pauses_the_pushes(service: Service) -> Non
     report = await service.recover()
 
     assert report.pushed_again == 2
+    assert order(service) == ids
+
+
+@pytest.mark.parametrize("created_at", EXTREMES)
+async def test_impossible_age_of_the_oldest_task_pauses_the_pushes(
+    service: Service, created_at: str
+) -> None:
+    """No session of ours has it: it makes nothing look lost, and no step fails. Once a worker has
+    popped it, recovery continues."""
+    ids = await service.backlog(2)
+    waiting = list(service.queue.messages)
+    service.queue.messages.append(with_created_at(created_at))
+    service.clock.advance(POLICY.requeue_after)
+
+    assert await service.recover() == NOTHING
+    await service.queue.pop(timeout_seconds=0)
+
+    assert list(service.queue.messages) == waiting
+    service.queue.messages.clear()
+    assert (await service.recover()).pushed_again == 2
     assert order(service) == ids
 
 

@@ -28,9 +28,10 @@ from tests.simulation.actors import (
 from tests.simulation.fates import FAULTS, SAME_WITHOUT_EFFECT, Fate, PlannedFates, RandomFates
 from tests.simulation.world import Killed, Violation, World
 from tests.support.clock import VirtualTimeLoop
-from tests.support.examples import STORE, USER
+from tests.support.examples import EXTREMES, STORE, USER, with_created_at
 
 FAULTY_SECONDS = 30.0
+STRANGE = (b"{", b"[]", b'{"version": 9}', *map(with_created_at, EXTREMES))
 T = TypeVar("T")
 HOT = Owner(channel=Channel.B2B, id="hot")
 BOUND_SECONDS = RECOVERY.settle_bound(
@@ -181,7 +182,7 @@ async def _break_things(random: Random, world: World, actors: list[Actor]) -> No
             case 3 if isinstance(actor, WorkerProcess):
                 actor.worker.stop()
             case _:
-                world.queue.messages.appendleft(random.choice((b"{", b"[]", b'{"version": 9}')))
+                world.queue.messages.appendleft(random.choice(STRANGE))
 
 
 async def _planned_run(fates: PlannedFates, effects: set[int] | None) -> list[str]:

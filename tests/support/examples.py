@@ -1,5 +1,6 @@
 """Owners, sessions, tasks and requests for tests to vary."""
 
+import json
 from dataclasses import fields, replace
 from datetime import timedelta
 from decimal import Decimal
@@ -8,6 +9,7 @@ from uuid import UUID, uuid4
 
 from uuid_utils.compat import uuid7
 
+from adapters.queue.payload import encode
 from domain.credits import Channel, Owner
 from domain.sessions import (
     Accessory,
@@ -62,6 +64,21 @@ def picture_of(session_id: UUID, owner: Owner = USER) -> StoredPicture:
 
 def a_task(**changes: Any) -> GenerationTask:
     return replace(GenerationTask.of(a_session(), task_id=uuid4()), **changes)
+
+
+EXTREMES = (
+    "0001-01-01T00:00:00+14:00",
+    "0001-01-01T00:00:00Z",
+    "9999-12-31T23:59:59.999999-14:00",
+    "9999-12-31T23:59:59Z",
+    "2999-01-01T00:00:00Z",
+)
+"""Times that a readable task may have, and no session of ours."""
+
+
+def with_created_at(created_at: str) -> bytes:
+    """The message of a task of an unknown session, with this time as it is."""
+    return json.dumps(json.loads(encode(a_task())) | {"created_at": created_at}).encode()
 
 
 def a_request(owner: Owner = USER, **changes: Any) -> TryOnRequest:

@@ -321,7 +321,7 @@ def _among(skip: str, only: str) -> str:
             AND id <> ALL ({skip}::uuid[]) AND ({only}::uuid[] IS NULL OR id = ANY ({only}))"""
 
 
-def _due(guard: str, *, order: str = "", skip: str, limit: str) -> str:
+def _due(guard: str, *, order: str, skip: str, limit: str) -> str:
     """The sessions of a batch of recovery, to go through one by one."""
     return f"""
     SELECT id, channel, owner_id FROM generation_sessions
@@ -344,7 +344,12 @@ FAIL_DEAD_LEASES = _fail_where(
         LIMIT $5 FOR UPDATE SKIP LOCKED))""",
     result="SELECT * FROM ended",
 )
-FAIL_DEAD_LEASES_DUE = _due(f"{_lease_expired('$1')} AND attempt >= $2", skip="$3", limit="$4")
+FAIL_DEAD_LEASES_DUE = _due(
+    f"{_lease_expired('$1')} AND attempt >= $2",
+    order="ORDER BY status_changed_at",
+    skip="$3",
+    limit="$4",
+)
 
 RELEASE_DEAD_LEASES = f"""
     WITH released AS (
@@ -357,7 +362,12 @@ RELEASE_DEAD_LEASES = f"""
         RETURNING id
     )
     SELECT count(*) FROM released"""
-RELEASE_DEAD_LEASES_DUE = _due(f"{_lease_expired('$1')} AND attempt < $2", skip="$3", limit="$4")
+RELEASE_DEAD_LEASES_DUE = _due(
+    f"{_lease_expired('$1')} AND attempt < $2",
+    order="ORDER BY status_changed_at",
+    skip="$3",
+    limit="$4",
+)
 
 # ORDER BY the index's columns forces that index. Without it the planner expects matches early in
 # any order: it does not know that most failed sessions have their refund.

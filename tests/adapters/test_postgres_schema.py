@@ -480,6 +480,7 @@ async def test_final_session_may_be_deleted(console: Console, state: str) -> Non
     """The ledger outlives it, and the audit says so: nobody can tell any more what was paid for."""
     session_id = await console.in_state(state)
     money = await console.money_of(session_id)
+    await console.created()
 
     await console.run("DELETE FROM generation_sessions WHERE id = $1", session_id)
 

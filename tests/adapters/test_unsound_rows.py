@@ -19,12 +19,13 @@ from domain.ports import RecoveryRepoPort
 from domain.recovery import Recovery, RecoveryPolicy
 from domain.sessions import BlockedSession, SessionStatus
 from tests.adapters.console import Console
-from tests.support.examples import EXTREMES, FAILURE, LEASE, USER, with_created_at
+from tests.support.examples import EXTREMES, FAILURE, LEASE, USER, picture_of, with_created_at
 
 pytestmark = pytest.mark.anyio
 
+ZEROTH = Owner(channel=Channel.B2B, id="00-sorts-before-it")
 FIRST = Owner(channel=Channel.B2B, id="0-sorts-first")
-DAY = timedelta(days=1)
+EXTERNAL = timedelta(minutes=10)
 
 # No credit can be added to it. Its balance is still its totals.
 _FULL = """
@@ -51,8 +52,21 @@ async def _dead(console: Console, owner: Owner) -> UUID:
     return (await console.claimed(owner)).id
 
 
+async def _spent(console: Console, owner: Owner) -> UUID:
+    return (await console.claimed(owner, attempt=2)).id
+
+
 async def _failed(console: Console, owner: Owner) -> UUID:
     return await console.set_externally("failed", owner)
+
+
+async def _ended(console: Console, owner: Owner) -> UUID:
+    """USER's completed, any other owner's failed."""
+    if owner != USER:
+        return await _failed_by_us(console, owner)
+    session = await console.claimed(owner)
+    await console.attempts.complete(session.id, attempt=1, picture=picture_of(session.id))
+    return session.id
 
 
 async def _failed_by_us(console: Console, owner: Owner) -> UUID:
@@ -73,9 +87,9 @@ REFUNDS: dict[str, tuple[Make, Step]] = {
         ),
     ),
     "fail_dead_leases": (
-        _dead,
+        _spent,
         lambda repo, blocked, limit: repo.fail_dead_leases(
-            FAILURE, max_attempts=1, external_timeout=DAY, limit=limit, blocked=blocked
+            FAILURE, max_attempts=2, external_timeout=EXTERNAL, limit=limit, blocked=blocked
         ),
     ),
 }
@@ -84,7 +98,7 @@ CHANGES: dict[str, tuple[Make, Step]] = {
     "release_dead_leases": (
         _dead,
         lambda repo, blocked, limit: repo.release_dead_leases(
-            max_attempts=2, external_timeout=DAY, limit=limit, blocked=blocked
+            max_attempts=2, external_timeout=EXTERNAL, limit=limit, blocked=blocked
         ),
     ),
     "claim_overdue": (
@@ -94,7 +108,7 @@ CHANGES: dict[str, tuple[Make, Step]] = {
         ),
     ),
     "claim_expired_images": (
-        _failed_by_us,
+        _ended,
         lambda repo, blocked, limit: repo.claim_expired_images(
             older_than=LEASE, again_after=LEASE, limit=limit, blocked=blocked
         ),
@@ -102,16 +116,31 @@ CHANGES: dict[str, tuple[Make, Step]] = {
 }
 
 
+class Counting(Database):
+    """Counts the statements."""
+
+    count = 0
+
+    async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+        self.count += 1
+        return await super().fetch(sql, *arguments)
+
+
 @pytest.fixture
-async def console(postgres: EmbeddedPostgres) -> AsyncIterator[Console]:
-    database = Database(postgres.url(), limits=DatabaseLimits())
+async def database(postgres: EmbeddedPostgres) -> AsyncIterator[Counting]:
+    database = Counting(postgres.url(), limits=DatabaseLimits())
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def console(database: Counting) -> AsyncIterator[Console]:
     try:
         console = Console(database)
         await console.empty()
         yield console
     finally:
         await database.fetch("DROP TRIGGER IF EXISTS refuse_one ON generation_sessions")
-        await database.close()
 
 
 async def refuse_first(console: Console) -> None:
@@ -165,26 +194,121 @@ async def test_refund_that_the_account_cannot_take_delays_no_other(
 
 
 @pytest.mark.parametrize("step", CHANGES)
-async def test_blocked_sessions_are_passed_over(console: Console, step: str) -> None:
-    """Though they fill a whole batch before the others."""
+async def test_blocked_sessions_are_passed_over(
+    database: Counting, console: Console, step: str
+) -> None:
+    """Though they fill a whole batch before the others. Then nothing is rejected any more, and a
+    run takes one statement again."""
     make, run = CHANGES[step]
     newest_first = step == "claim_overdue"
     sound = await make(console, USER) if newest_first else None
-    refused = {await make(console, FIRST) for _ in range(2)}
+    refused = {await make(console, FIRST) for _ in range(3)}
     sound = sound or await make(console, USER)
     await console.advance(2 * LEASE)
     await refuse_first(console)
     blocked: Blocked = {}
 
-    moved = [size(await run(console.recovery, blocked, 2)) for _ in range(3)]
+    moved = [size(await run(console.recovery, blocked, 2)) for _ in range(2)]
+    database.count = 0
+    moved.append(size(await run(console.recovery, blocked, 2)))
 
-    assert moved == [0, 1, 0]
+    assert (moved, database.count) == ([0, 1, 0], 1)
     assert set(blocked) == refused
+    assert sound not in blocked
+
+
+async def _undue(console: Console, step: str) -> None:
+    """Sessions in each state in which some rule of recovery leaves them alone, changed for the last
+    time before all others or after them."""
+    repo = console.recovery
+    attempt = 2 if step == "fail_dead_leases" else 1
+    await console.claimed(ZEROTH, attempt=attempt, lease=100 * EXTERNAL)
+    await _failed_by_us(console, ZEROTH)
+    claimed = await console.claimed(ZEROTH, attempt=attempt)
+    await console.attempts.complete(
+        claimed.id, attempt=attempt, picture=picture_of(claimed.id, ZEROTH)
+    )
+    await console.sessions.fail_queued(await console.queued(ZEROTH), FAILURE)
+    await console.advance(LEASE)
+    deleted = [await _failed_by_us(console, ZEROTH) for _ in range(2)]
+    await repo.mark_images_deleted(deleted[:1])
+    if step in {"fail_dead_leases", "release_dead_leases"}:
+        await console.claimed(ZEROTH, attempt=1 if step == "fail_dead_leases" else 2)
+    await console.advance(2 * EXTERNAL)
+    await repo.claim_expired_images(older_than=LEASE, again_after=20 * LEASE, limit=100)
+    external = await console.set_externally("processing", ZEROTH)
+    if attempt == 2:
+        await console.external_write(external, status="queued")
+        await console.external_write(external, status="processing")
+
+
+@pytest.mark.parametrize("step", CHANGES)
+async def test_sessions_that_are_not_due_take_no_place_in_a_rejected_batch(
+    console: Console, step: str
+) -> None:
+    """It has as many places as there are sessions that are due."""
+    make, run = CHANGES[step]
+    await _undue(console, step)
+    sound = await make(console, USER)
+    await make(console, FIRST)
+    await console.advance(2 * LEASE)
+    if step == "claim_overdue":
+        await console.queued(ZEROTH)
+    await refuse_first(console)
+    blocked: Blocked = {}
+
+    moved = await run(console.recovery, blocked, 2)
+
+    assert size(moved) == 1
+    assert len(blocked) == 1
+    assert sound not in blocked
+
+
+async def test_newer_sessions_take_no_place_in_a_rejected_batch(console: Console) -> None:
+    """The newest lost task is pushed first: not one that is in work, nor one that may be in the
+    queue."""
+    sound = await console.queued()
+    await console.queued(FIRST)
+    await console.advance(LEASE)
+    await console.claimed(ZEROTH)
+    waiting = await console.get(await console.queued(ZEROTH))
+    await console.advance(2 * LEASE)
+    waiting = await console.get(waiting.id)
+    await refuse_first(console)
+    blocked: Blocked = {}
+
+    moved = await console.recovery.claim_overdue(
+        created_before=waiting.created_at, again_after=LEASE, limit=2, blocked=blocked
+    )
+
+    assert ([session.id for session in moved], len(blocked)) == ([sound], 1)
+
+
+@pytest.mark.parametrize("step", ["release_dead_leases", "fail_dead_leases"])
+async def test_external_attempt_in_a_rejected_batch_has_a_timeout(
+    console: Console, step: str
+) -> None:
+    """It has no lease."""
+    make, run = CHANGES[step]
+    session_id = await console.queued()
+    if step == "fail_dead_leases":
+        await console.external_write(session_id, status="processing")
+        await console.external_write(session_id, status="queued")
+    await console.external_write(session_id, status="processing")
+    await make(console, FIRST)
+    await console.advance(2 * EXTERNAL)
+    await refuse_first(console)
+    blocked: Blocked = {}
+
+    moved = await run(console.recovery, blocked, 2)
+
+    assert (size(moved), len(blocked)) == (1, 1)
 
 
 async def test_mark_that_is_rejected_delays_no_other(console: Console) -> None:
     """The pictures of both are deleted."""
     refused, sound = await _failed_by_us(console, FIRST), await _failed_by_us(console, USER)
+    another = await _failed_by_us(console, USER)
     await refuse_first(console)
     blocked: Blocked = {}
 
@@ -192,6 +316,7 @@ async def test_mark_that_is_rejected_delays_no_other(console: Console) -> None:
 
     assert (marked, set(blocked)) == (1, {refused})
     assert (await console.get(sound)).image_deleted_at is not None
+    assert (await console.get(another)).image_deleted_at is None
 
 
 @pytest.mark.parametrize("step", ["claim_overdue", "claim_expired_images", "fail_dead_leases"])

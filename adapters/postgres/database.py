@@ -63,7 +63,12 @@ READS_ALL = "SET LOCAL enable_seqscan = on"
 
 _LIMIT_IDLE_TRANSACTION = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 """For a machine that disappears between a pooled statement and its COMMIT: its locks would stay
-until the network notices, and one locked account delays recovery for all."""
+until the network notices."""
+
+
+def is_locked(error: Exception) -> bool:
+    """Whether a call failed because it waited for a lock longer than ``lock_seconds``."""
+    return isinstance(error.__cause__, asyncpg.LockNotAvailableError)
 
 
 class Database:
@@ -87,6 +92,10 @@ class Database:
         self._timeout = SharedTimeout(limits.command_seconds)
         self._is_pooled = transaction_pooler or urlsplit(url).netloc.endswith(
             f":{TRANSACTION_POOLER_PORT}"
+        )
+        self._lock_timeout = f"{limits.lock_seconds * 1000:.0f}"
+        self._pooled_settings = (
+            f"{_LIMIT_IDLE_TRANSACTION}; SET LOCAL lock_timeout = {self._lock_timeout}"
         )
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
 
@@ -133,7 +142,7 @@ class Database:
             async with self._connection() as connection:
                 if self._is_pooled:
                     async with _transaction(connection):
-                        await connection.execute(_LIMIT_IDLE_TRANSACTION)
+                        await connection.execute(self._pooled_settings)
                         yield connection
                 else:
                     yield connection
@@ -169,7 +178,9 @@ class Database:
             command_timeout=self._limits.command_seconds,
             max_inactive_connection_lifetime=self._limits.idle_seconds,
             statement_cache_size=0 if self._is_pooled else 100,
-            server_settings={} if self._is_pooled else _SERVER_SETTINGS,
+            server_settings=(
+                {} if self._is_pooled else {**_SERVER_SETTINGS, "lock_timeout": self._lock_timeout}
+            ),
             connection_class=_Connection,
             reset=_nothing_to_reset,
         )

@@ -5,7 +5,9 @@ from uuid import UUID
 
 import asyncpg
 
+from adapters.postgres.database import is_locked
 from adapters.sessions.rows import session_of
+from domain.errors import DatabaseUnavailable
 from domain.sessions import Blocked, BlockedSession, GenerationSession
 
 REJECTED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.PLPGSQLError)
@@ -22,17 +24,28 @@ async def in_batch(
 ) -> Rows:
     """Move a batch by ``run(skip, only)``: not the sessions in ``skip``, and unless ``only`` is
     None, only those. If the database rejects the batch, move each session of ``due(skip)`` by
-    itself; those that it rejects again are added to ``blocked``."""
+    itself; those that it rejects again are added to ``blocked``.
+
+    The same if another transaction keeps an account locked: its sessions wait for the next call,
+    and the others do not."""
     skip = list(blocked or ())
     try:
         return await run(skip, None)
-    except REJECTED:
-        if blocked is None:
+    except (*REJECTED, DatabaseUnavailable) as error:
+        if blocked is None or not (isinstance(error, REJECTED) or is_locked(error)):
             raise
     rows = []
+    locked = set()
     for session in await due(skip):
+        owner = session["channel"], session["owner_id"]
+        if owner in locked:
+            continue
         try:
             rows += await run((), [session["id"]])
+        except DatabaseUnavailable as error:
+            if not is_locked(error):
+                raise
+            locked.add(owner)
         except REJECTED as error:
             # Without its DETAIL, which shows the values of the row.
             _block(blocked, session, f"{error.sqlstate} {error.args[0]}")

@@ -2,6 +2,7 @@
 over, wherever it sorts."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -10,8 +11,9 @@ import pytest
 
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Database
-from adapters.postgres.limits import DatabaseLimits
+from adapters.postgres.limits import BACKGROUND, DatabaseLimits
 from adapters.queue.memory import InMemoryTaskQueue
+from adapters.sessions.postgres import PostgresSessionRepo
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.signing import UrlSigner
 from domain.credits import Channel, Owner
@@ -303,6 +305,32 @@ async def test_external_attempt_in_a_rejected_batch_has_a_timeout(
     moved = await run(console.recovery, blocked, 2)
 
     assert (size(moved), len(blocked)) == (1, 1)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("step", REFUNDS)
+async def test_locked_account_delays_no_other(
+    postgres: EmbeddedPostgres, console: Console, step: str, *, pooled: bool
+) -> None:
+    """A transaction that was forgotten holds it. Its sessions wait; they are not unsound."""
+    make, run = REFUNDS[step]
+    ids = [await make(console, FIRST) for _ in range(2)]
+    sound = await make(console, USER)
+    await console.advance(2 * LEASE)
+    background = Database(
+        postgres.url(), limits=replace(BACKGROUND, lock_seconds=0.1), transaction_pooler=pooled
+    )
+    blocked: Blocked = {}
+
+    async with console.database.transaction() as holder:
+        await holder.execute("SELECT FROM credit_accounts WHERE channel = 'b2b' FOR UPDATE")
+        moved = await run(PostgresSessionRepo(background), blocked, 10)
+    afterwards = await run(PostgresSessionRepo(background), blocked, 10)
+    await background.close()
+
+    assert (size(moved), size(afterwards), blocked) == (1, 2, {})
+    assert await console.money_of(sound) == ["debit", "refund"]
+    assert [await console.money_of(id_, FIRST) for id_ in ids] == [["debit", "refund"]] * 2
 
 
 async def test_mark_that_is_rejected_delays_no_other(console: Console) -> None:

@@ -30,7 +30,7 @@ RULES: Mapping[str, str] = {
     "it has an error code if it failed": "status <> 'failed' OR error_code IS NOT NULL",
     "its picture has both a key and a media type": "(object_key IS NULL) = (media_type IS NULL)",
     "its picture has the key of this session": (
-        "object_key IS NULL OR object_key = CASE channel"
+        "object_key = CASE channel"
         "\n            WHEN 'b2b' THEN 'stores/' || store_id || '/generated/' || id"
         "\n            ELSE 'generated/' || user_id || '/' || id END || CASE media_type"
         "\n            WHEN 'image/jpeg' THEN '.jpg' WHEN 'image/png' THEN '.png'"

@@ -72,6 +72,21 @@ async def test_final_session_may_still_get_its_link(console: Console) -> None:
     assert (await console.get(session_id)).generated_image_url == "https://x.example/"
 
 
+async def test_link_from_before_its_rule_stops_no_other_write(console: Console) -> None:
+    """An older version took any text, also an empty one, and its pictures are still deleted."""
+    ids = [(await console.finished(SessionStatus.COMPLETED)).id for _ in range(2)]
+    async with console.database.transaction() as connection:
+        await connection.execute("SET LOCAL session_replication_role = replica")
+        for session_id, link in zip(ids, ("s3://bucket/picture.png", ""), strict=True):
+            await connection.execute(
+                "UPDATE generation_sessions SET generated_image_url = $2 WHERE id = $1",
+                session_id,
+                link,
+            )
+
+    assert await console.recovery.mark_images_deleted(ids) == 2
+
+
 async def test_external_claim_has_an_attempt_and_no_lease(console: Console) -> None:
     """Only a worker's claim, which writes the next attempt number, may have a lease."""
     session_id = await console.in_state("queued")

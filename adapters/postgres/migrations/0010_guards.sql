@@ -38,7 +38,7 @@ BEGIN
     IF NEW.status = OLD.status THEN
         NEW.status_changed_at := OLD.status_changed_at;
         IF OLD.status IN ('completed', 'failed') AND (
-            (NEW.object_key, NEW.media_type) IS DISTINCT FROM (OLD.object_key, OLD.media_type)
+            NEW.object_key IS DISTINCT FROM OLD.object_key
             OR (NEW.generated_image_url IS DISTINCT FROM nullif(OLD.generated_image_url, '')
                 AND (OLD.generated_image_url <> '' OR OLD.image_deleted_at IS NOT NULL)))
         THEN
@@ -118,7 +118,7 @@ DECLARE
             THEN 'it has an error code if it failed'
         WHEN NOT ((object_key IS NULL) = (media_type IS NULL))
             THEN 'its picture has both a key and a media type'
-        WHEN NOT (object_key IS NULL OR object_key = CASE channel
+        WHEN NOT (object_key = CASE channel
             WHEN 'b2b' THEN 'stores/' || store_id || '/generated/' || id
             ELSE 'generated/' || user_id || '/' || id END || CASE media_type
             WHEN 'image/jpeg' THEN '.jpg' WHEN 'image/png' THEN '.png'

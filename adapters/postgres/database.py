@@ -93,9 +93,16 @@ class Database:
         self._is_pooled = transaction_pooler or urlsplit(url).netloc.endswith(
             f":{TRANSACTION_POOLER_PORT}"
         )
-        self._lock_timeout = f"{limits.lock_seconds * 1000:.0f}"
-        self._pooled_settings = (
-            f"{_LIMIT_IDLE_TRANSACTION}; SET LOCAL lock_timeout = {self._lock_timeout}"
+        self._lock_timeout = (
+            {}
+            if limits.lock_seconds is None
+            else {"lock_timeout": f"{limits.lock_seconds * 1000:.0f}"}
+        )
+        self._pooled_settings = "; ".join(
+            [
+                _LIMIT_IDLE_TRANSACTION,
+                *(f"SET LOCAL {name} = {value}" for name, value in self._lock_timeout.items()),
+            ]
         )
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
 
@@ -178,9 +185,7 @@ class Database:
             command_timeout=self._limits.command_seconds,
             max_inactive_connection_lifetime=self._limits.idle_seconds,
             statement_cache_size=0 if self._is_pooled else 100,
-            server_settings=(
-                {} if self._is_pooled else {**_SERVER_SETTINGS, "lock_timeout": self._lock_timeout}
-            ),
+            server_settings={} if self._is_pooled else _SERVER_SETTINGS | self._lock_timeout,
             connection_class=_Connection,
             reset=_nothing_to_reset,
         )

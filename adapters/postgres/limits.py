@@ -12,13 +12,13 @@ class DatabaseLimits:
     A connection that is idle for ``idle_seconds`` is closed, so that after a burst the server has
     room for other processes. Opening one again costs a call some milliseconds.
 
-    A statement gives up a wait for a lock after ``lock_seconds``; 0 means that it waits on.
+    A statement gives up a wait for a lock after ``lock_seconds``; None leaves that to the server.
     """
 
     connections: int = 10
     command_seconds: float = 3.0
     idle_seconds: float = 10.0
-    lock_seconds: float = 0.0
+    lock_seconds: float | None = None
 
 
 BACKGROUND = DatabaseLimits(connections=1, idle_seconds=300.0, lock_seconds=0.5)

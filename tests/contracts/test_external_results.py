@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from domain.credits import Owner
 from domain.errors import IllegalTransition
+from domain.object_keys import possible_pictures
 from domain.sessions import SessionStatus, Usage
 from tests.contracts.backends import Backend
-from tests.support.examples import picture_of
+from tests.support.examples import STORE, USER, picture_of
 
 pytestmark = pytest.mark.anyio
 
@@ -86,6 +88,18 @@ async def test_link_comes_too_late_after_the_deletion(backend: Backend) -> None:
 
     with pytest.raises(IllegalTransition):
         await backend.external_write(session_id, generated_image_url=LINK)
+
+
+@pytest.mark.parametrize("owner", [USER, STORE])
+async def test_every_picture_of_a_worker_is_its_session_s(backend: Backend, owner: Owner) -> None:
+    """The rule of the database and the keys of the picture storage agree, for each format."""
+    for place in range(3):
+        session = await backend.claimed(owner)
+        picture = possible_pictures(session.object_prefix)[place]
+
+        assert await backend.attempts.complete(session.id, attempt=1, picture=picture)
+
+        assert (await backend.get(session.id)).picture == picture
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ class Container(containers.DeclarativeContainer):
     opened = providers.Singleton(AsyncExitStack[bool | None])
 
     database = service(lambda self: closing(self, Database(**policies.database(self.settings()))))
+    reserve = service(lambda self: closing(self, Database(**policies.reserve(self.settings()))))
     migrate = service(lambda self: partial(migrate, self.database(), all_migrations()))
 
     @service
@@ -95,8 +96,9 @@ class Container(containers.DeclarativeContainer):
         match self.settings().database:
             case options.Database.POSTGRES:
                 database, batches = self.database(), policies.batches(self.settings())
+                sessions = PostgresSessionRepo(database, batches=batches, background=self.reserve())
                 return Repositories(
-                    sessions=PostgresSessionRepo(database, batches=batches),
+                    sessions=sessions,
                     accounts=PostgresCreditRepo(database),
                     api_keys=PostgresApiKeyRepo(database),
                     schema=Schema(database, all_migrations()),
@@ -117,13 +119,12 @@ class Container(containers.DeclarativeContainer):
 
     @service
     def queue(self) -> Queue:
-        settings = self.settings()
+        settings, clock = self.settings(), self.clock()
         match settings.queue:
             case options.Queue.REDIS:
-                queue = RedisTaskQueue(**policies.redis_queue(settings), clock=self.clock())
-                return closing(self, queue)
+                return closing(self, RedisTaskQueue(**policies.redis_queue(settings), clock=clock))
             case options.Queue.MEMORY:
-                return InMemoryTaskQueue(clock=self.clock())
+                return InMemoryTaskQueue(clock=clock)
             case unknown:
                 assert_never(unknown)
 
@@ -151,22 +152,21 @@ class Container(containers.DeclarativeContainer):
         settings, storage = self.settings(), self.storage()
         prepare = closing(self, PicturePool(policies.picture_pool(settings))).prepare
         downloads = HttpPictureFetcher(**policies.downloads(settings), prepare=prepare)
-        return InputPictures(
-            pictures=storage, uploads=storage, download=closing(self, downloads).download,
-            prepare=prepare, **policies.inputs(settings),
-        )  # fmt: skip
+        return InputPictures(pictures=storage, uploads=storage, prepare=prepare,
+            download=closing(self, downloads).download, **policies.inputs(settings))  # fmt: skip
 
     @service
     def generator(self) -> PictureGeneratorPort:
-        settings = self.settings()
+        settings, clock = self.settings(), self.clock()
         match settings.generator:
             case None | options.Generator.LOCAL:
                 return LocalPictureGenerator(delay_seconds=settings.local_generator_seconds)
             case options.Generator.OPENAI:
                 from adapters.images.openai import OpenAiPictureGenerator
 
-                openai = OpenAiPictureGenerator(**policies.openai(settings), clock=self.clock())
-                return closing(self, openai)
+                return closing(
+                    self, OpenAiPictureGenerator(**policies.openai(settings), clock=clock)
+                )
             case options.Generator.REPLICATE:
                 return _replicate_generator(self)
             case unknown:
@@ -181,8 +181,7 @@ class Container(containers.DeclarativeContainer):
         match settings.queue:
             case options.Queue.REDIS:
                 share = InMemoryStartLimit(policies.fallback_pace(settings), clock=monotonic)
-                limit = RedisStartLimit(pace, share=share, **policies.redis(settings))
-                return closing(self, limit)
+                return closing(self, RedisStartLimit(pace, share=share, **policies.redis(settings)))
             case options.Queue.MEMORY:
                 return InMemoryStartLimit(pace, clock=monotonic)
             case unknown:
@@ -192,7 +191,6 @@ class Container(containers.DeclarativeContainer):
     user_token = service(lambda self: partial(mint_user_token, rules=policies.jwt(self.settings())))
     new_api_key = providers.Callable(new_api_key)
 
-    # The use cases and their ports, a paragraph each.
     # fmt: off
     authenticate = service(lambda self: BearerAuthenticator(
         keys=self.api_keys(), rules=policies.jwt(self.settings()),
@@ -212,9 +210,10 @@ class Container(containers.DeclarativeContainer):
     ))
     views = service(lambda self: SessionViews(reads=self.sessions(), storage=self.storage()))
     generation = service(lambda self: Generation(
-        sessions=self.sessions(), attempts=self.sessions(), queue=self.queue(), worker=worker_name(),
+        sessions=self.sessions(), attempts=self.sessions(), queue=self.queue(),
         fetcher=self.fetcher(), generator=self.generator(), storage=self.storage(),
         policy=policies.work(self.settings()), random=self.random(), new_id=self.new_id(),
+        worker=worker_name(),
     ))
     recovery = service(lambda self: Recovery(
         sessions=self.sessions(), recovery_repo=self.sessions(), queue=self.queue(),

@@ -23,7 +23,7 @@ from adapters.images.limits import (
     ProviderLimits,
 )
 from adapters.limits.memory import Pace
-from adapters.postgres.limits import DatabaseLimits
+from adapters.postgres.limits import BACKGROUND, DatabaseLimits
 from adapters.queue.redis import redis_client
 from adapters.storage.s3 import S3Bucket, s3_store
 from adapters.storage.signing import UrlSigner
@@ -137,6 +137,12 @@ def database(settings: Settings) -> DatabaseArguments:
         ),
         transaction_pooler=settings.database_transaction_pooler,
     )
+
+
+def reserve(settings: Settings) -> DatabaseArguments:
+    """Raises ``SettingsError`` if the URL is not set."""
+    limits = replace(BACKGROUND, command_seconds=settings.database_seconds)
+    return DatabaseArguments(**database(settings) | {"limits": limits})
 
 
 def batches(settings: Settings) -> BatchLimits:

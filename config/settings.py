@@ -190,7 +190,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     picture_url_seconds: Annotated[Seconds, doc("How long a picture's URL is valid")] = 21_600
 
     database_connections: Annotated[
-        int, Meta(ge=1, le=1_000), doc("Maximum PostgreSQL connections per process")
+        int,
+        Meta(ge=1, le=1_000),
+        doc("Maximum PostgreSQL connections per process, beside one for recovery"),
     ] = _DATABASE.connections
     database_transaction_pooler: Annotated[
         bool, doc("`true` behind a transaction pooler such as PgBouncer; implied by port 6543")

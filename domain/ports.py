@@ -15,6 +15,7 @@ from uuid import UUID
 from domain.credits import CreditAccount, Discrepancy, LedgerEntry, Owner
 from domain.sessions import (
     AttemptFault,
+    Blocked,
     Failure,
     Fault,
     GenerationSession,
@@ -183,10 +184,20 @@ class AttemptRepoPort(Protocol):
 
 class RecoveryRepoPort(Protocol):
     """Recovery: bringing abandoned sessions to a final status. Works in batches of at most
-    ``limit``, and in many processes at once. Raises ``DatabaseUnavailable``."""
+    ``limit``, and in many processes at once. Raises ``DatabaseUnavailable``.
+
+    A session whose change the database rejects costs the others of its batch nothing: it is added
+    to ``blocked``, and the call leaves out those that are in there already. Without ``blocked``
+    the whole batch fails with the database's error.
+    """
 
     async def claim_overdue(
-        self, *, created_before: datetime | None, again_after: timedelta, limit: int
+        self,
+        *,
+        created_before: datetime | None,
+        again_after: timedelta,
+        limit: int,
+        blocked: Blocked = None,
     ) -> list[GenerationSession]:
         """Claim ``queued`` sessions that are due to be pushed again, newest first.
 
@@ -196,7 +207,7 @@ class RecoveryRepoPort(Protocol):
         """
 
     async def release_dead_leases(
-        self, *, max_attempts: int, external_timeout: timedelta, limit: int
+        self, *, max_attempts: int, external_timeout: timedelta, limit: int, blocked: Blocked = None
     ) -> int:
         """``processing -> queued``, due at once, if the lease has expired and attempts are left.
         The attempt counts, because the task may have killed its worker, and its fault is
@@ -207,33 +218,44 @@ class RecoveryRepoPort(Protocol):
         """
 
     async def fail_dead_leases(
-        self, failure: Failure, *, max_attempts: int, external_timeout: timedelta, limit: int
+        self,
+        failure: Failure,
+        *,
+        max_attempts: int,
+        external_timeout: timedelta,
+        limit: int,
+        blocked: Blocked = None,
     ) -> list[GenerationSession]:
         """``processing -> failed`` with the refund, if the lease has expired and
         ``max_attempts`` are spent; the last one's fault is recorded. Returns the failed sessions.
         """
 
-    async def fail_expired(self, failure: Failure, *, older_than: timedelta, limit: int) -> int:
+    async def fail_expired(
+        self, failure: Failure, *, older_than: timedelta, limit: int, blocked: Blocked = None
+    ) -> int:
         """``queued -> failed`` with the refund, for sessions created more than ``older_than`` ago.
         Returns the number of sessions."""
 
-    async def refund_missing(self, *, limit: int) -> int:
+    async def refund_missing(self, *, limit: int, blocked: Blocked = None) -> int:
         """Refund ``failed`` sessions that have no refund because an external consumer failed them.
         Returns the number of sessions."""
 
     async def claim_expired_images(
-        self, *, older_than: timedelta, again_after: timedelta, limit: int
+        self, *, older_than: timedelta, again_after: timedelta, limit: int, blocked: Blocked = None
     ) -> list[GenerationSession]:
         """Claim final sessions whose pictures are to be deleted. The oldest go first; the order
         within the result is not defined.
 
         These ended more than ``older_than`` ago and may have something in the picture storage:
-        ``completed`` sessions with a picture, and ``failed`` sessions with at least one attempt.
+        all but ``failed`` sessions without an attempt. An attempt may have saved a picture before
+        an external consumer completed the session, or that one may share our storage.
         Each session goes to one caller only, until ``again_after`` has passed, and to none after
         ``mark_images_deleted``.
         """
 
-    async def mark_images_deleted(self, session_ids: Sequence[UUID]) -> int:
+    async def mark_images_deleted(
+        self, session_ids: Sequence[UUID], *, blocked: Blocked = None
+    ) -> int:
         """Record that the picture storage holds nothing of these final sessions any more, and
         forget their attempts' faults. Returns how many sessions changed."""
 
@@ -305,8 +327,8 @@ class CreditRepoPort(Protocol):
         """Add credits with their ledger entry. Creates the account if there is none."""
 
     async def audit(self, *, limit: int) -> list[Discrepancy]:
-        """Check every balance against the ledger, every session's debit and refund, and that every
-        completed session has a picture.
+        """Check every balance against the ledger, every session's debit and refund, that every
+        completed session has a picture, and that every session in the ledger exists.
 
         Returns at most ``limit`` discrepancies; none means that the books balance.
         """

@@ -3,7 +3,7 @@ old pictures and uploads. Run it every few seconds, in any number of processes."
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -18,11 +18,14 @@ from domain.ports import (
     TaskQueuePort,
     UploadStoragePort,
 )
-from domain.sessions import GenerationSession
+from domain.sessions import BlockedSession, GenerationSession
 from domain.submission import NOT_PUSHED
 from domain.tasks import GenerationTask, UnreadableTask
 
 _UPLOAD_BATCH = 1_000
+_MAX_BLOCKED = 10_000
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+_CLOCK_SKEW = timedelta(hours=1)
 _UPLOAD_SEARCH_INTERVAL = timedelta(hours=1)
 
 
@@ -36,6 +39,7 @@ class RecoveryPolicy:
     the deletion is never deleted. One run deletes up to ``deletions`` pictures concurrently and
     waits for them up to ``deletion_timeout``, so that lost sessions wait no longer; failed
     deletions are repeated after ``delete_again_after``. Uploads are kept for ``upload_lifetime``.
+    Sessions whose change the database rejects are tried again after ``blocked_again_after``.
     """
 
     requeue_after: timedelta = timedelta(seconds=15)
@@ -49,6 +53,7 @@ class RecoveryPolicy:
     deletions: int = 50
     deletion_timeout: timedelta = timedelta(seconds=2)
     delete_again_after: timedelta = timedelta(minutes=5)
+    blocked_again_after: timedelta = timedelta(minutes=5)
 
     def settle_bound(self, work: WorkPolicy, *, interval: timedelta) -> timedelta:
         """The longest time from a session's creation, or from the end of the last fault if that
@@ -74,7 +79,8 @@ class RecoveryReport:
     """What one run did: how many sessions it moved, by rule, and what it deleted.
 
     ``exhausted`` sessions failed because their last attempt died. ``pictures_deleted`` counts the
-    sessions of which the picture storage holds nothing any more.
+    sessions of which the picture storage holds nothing any more. ``blocked`` sessions are due, but
+    the database rejects their change: see ``Recovery.take_blocked``.
     """
 
     refunded: int = 0
@@ -85,6 +91,7 @@ class RecoveryReport:
     never_pushed: int = 0
     pictures_deleted: int = 0
     uploads_deleted: int = 0
+    blocked: int = 0
 
     @property
     def total(self) -> int:
@@ -122,6 +129,9 @@ class Recovery:
         # Waits only while the queue is unavailable. A killed process loses it, but the sessions'
         # rows tell the same.
         self._to_bury: deque[GenerationSession] = deque(maxlen=policy.batch * policy.max_batches)
+        self._blocked: dict[UUID, BlockedSession] = {}
+        self._blocked_taken = 0
+        self._blocked_until = self._next_upload_search
 
     async def run_once(self) -> RecoveryReport:
         """Do everything that is due now, in bounded batches.
@@ -130,10 +140,13 @@ class Recovery:
         the deletions, for which no customer waits, come last. Expired leases are released before
         old sessions expire, so that one run does both to a session.
 
-        The failure of a step does not stop the others. Raises the first one at the end.
+        The failure of a step, whatever it is, does not stop the others. Raises it at the end: a
+        bug rather than an unavailable dependency, and the first one of these.
         """
         done: Counter[str] = Counter()
-        failures: list[Unavailable] = []
+        failures: list[Exception] = []
+        self._forget_blocked()
+        known = len(self._blocked)
         for step in (
             self._refund_missing,
             self._fail_exhausted,
@@ -146,16 +159,31 @@ class Recovery:
         ):
             try:
                 await step(done)
-            except Unavailable as error:
+            except Exception as error:  # noqa: BLE001 - raised below
                 failures.append(error)
         if failures:
-            raise failures[0]
+            raise min(failures, key=lambda error: isinstance(error, Unavailable))
+        done["blocked"] = len(self._blocked) - known
         return RecoveryReport(**done)
+
+    def take_blocked(self) -> list[BlockedSession]:
+        """The sessions found blocked since the last call. They are passed over, so that the others
+        need not wait for them, until ``blocked_again_after`` has passed."""
+        new = list(self._blocked.values())[self._blocked_taken :]
+        self._blocked_taken = len(self._blocked)
+        return new
+
+    def _forget_blocked(self) -> None:
+        now = self._clock()
+        if now >= self._blocked_until or len(self._blocked) > _MAX_BLOCKED:
+            self._blocked.clear()
+            self._blocked_taken = 0
+            self._blocked_until = now + self._policy.blocked_again_after
 
     async def _refund_missing(self, done: Counter[str]) -> None:
         limit = self._policy.batch
         done["refunded"] = await self._in_batches(
-            lambda: self._recovery_repo.refund_missing(limit=limit)
+            lambda: self._recovery_repo.refund_missing(limit=limit, blocked=self._blocked)
         )
 
     async def _fail_exhausted(self, done: Counter[str]) -> None:
@@ -167,6 +195,7 @@ class Recovery:
             max_attempts=self._policy.max_attempts,
             external_timeout=self._policy.external_timeout,
             limit=self._policy.batch,
+            blocked=self._blocked,
         )
         self._to_bury.extend(failed)
         return len(failed)
@@ -178,6 +207,7 @@ class Recovery:
                 max_attempts=policy.max_attempts,
                 external_timeout=policy.external_timeout,
                 limit=policy.batch,
+                blocked=self._blocked,
             )
         )
 
@@ -185,29 +215,34 @@ class Recovery:
         policy = self._policy
         done["expired"] = await self._in_batches(
             lambda: self._recovery_repo.fail_expired(
-                EXPIRED, older_than=policy.queue_ttl, limit=policy.batch
+                EXPIRED, older_than=policy.queue_ttl, limit=policy.batch, blocked=self._blocked
             )
         )
 
     async def _in_batches(self, move_batch: Callable[[], Awaitable[int]]) -> int:
-        """Repeat ``move_batch`` until it moves less than a whole batch. Returns the total."""
+        """Repeat ``move_batch`` until it finds less than a whole batch. Returns the number of
+        sessions that it moved."""
         total = 0
         for _ in range(self._policy.max_batches):
+            known = len(self._blocked)
             count = await move_batch()
             total += count
-            if count < self._policy.batch:
+            if count + len(self._blocked) - known < self._policy.batch:
                 break
         return total
 
     async def _bury_exhausted(self, _: Counter[str]) -> None:
         """Keep the tasks that killed their workers in the dead-letter list, for an operator."""
         while self._to_bury:
-            session = self._to_bury[0]
-            await self._queue.bury(
-                GenerationTask.of(session, task_id=self._new_id()),
-                reason=f"{session.attempts_spent} attempts ended without a sign of life",
-            )
-            self._to_bury.popleft()
+            session = self._to_bury.popleft()
+            try:
+                await self._queue.bury(
+                    GenerationTask.of(session, task_id=self._new_id()),
+                    reason=f"{session.attempts_spent} attempts ended without a sign of life",
+                )
+            except Unavailable:
+                self._to_bury.appendleft(session)
+                raise
 
     async def _push_lost(self, done: Counter[str]) -> None:
         """Push the tasks that the queue lost, and fail the sessions whose task it never got.
@@ -218,29 +253,46 @@ class Recovery:
         """
         for _ in range(self._policy.max_batches):
             oldest = await self._queue.oldest()
-            if isinstance(oldest, UnreadableTask):
-                break  # It tells no age. A worker will pop it and bury it.
+            if isinstance(oldest, UnreadableTask) or not self._tells_age(oldest):
+                break  # A worker will pop it. Until then, nothing is known to be lost.
+            known = len(self._blocked)
             sessions = await self._recovery_repo.claim_overdue(
                 created_before=None if oldest is None else oldest.created_at,
                 again_after=self._policy.requeue_after,
                 limit=self._policy.batch,
+                blocked=self._blocked,
             )
+            found = len(sessions) + len(self._blocked) - known
             lost = [session for session in sessions if session.confirmed]
-            done["never_pushed"] += await self._fail_unconfirmed(sessions)
             if lost:
                 await self._queue.push_next(
                     [GenerationTask.of(session, task_id=self._new_id()) for session in lost]
                 )
             done["pushed_again"] += len(lost)
-            if len(sessions) < self._policy.batch:
+            done["never_pushed"] += await self._fail_unconfirmed(sessions)
+            if found < self._policy.batch:
                 break
+
+    def _tells_age(self, oldest: GenerationTask | None) -> bool:
+        """False for a task whose ``created_at`` no session of ours can have. It came from another
+        producer: by a far future all waiting sessions would look lost."""
+        latest = self._clock() + _CLOCK_SKEW
+        return oldest is None or _EARLIEST < oldest.created_at < latest
 
     async def _fail_unconfirmed(self, sessions: list[GenerationSession]) -> int:
         """Their callers were told 503 or got no answer, so the credits go back."""
         failed = 0
         for session in sessions:
-            if not session.confirmed:
+            if session.confirmed:
+                continue
+            try:
                 failed += await self._sessions.fail_queued(session.id, NOT_PUSHED)
+            except Unavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 - one session must not stop the others
+                self._blocked[session.id] = BlockedSession(
+                    id=session.id, owner=str(session.owner), problem=type(error).__name__
+                )
         return failed
 
     async def _delete_pictures(self, done: Counter[str]) -> None:
@@ -249,29 +301,28 @@ class Recovery:
             older_than=self._policy.picture_lifetime,
             again_after=self._policy.delete_again_after,
             limit=self._policy.deletions,
+            blocked=self._blocked,
         )
         if not old:
             return
         failures = await asyncio.gather(*(self._delete_picture(session) for session in old))
-        gone = [
-            session.id for session, failure in zip(old, failures, strict=True) if failure is None
-        ]
-        done["pictures_deleted"] = await self._recovery_repo.mark_images_deleted(gone)
+        gone = [session.id for session, error in zip(old, failures, strict=True) if error is None]
+        done["pictures_deleted"] = await self._recovery_repo.mark_images_deleted(
+            gone, blocked=self._blocked
+        )
         if len(gone) < len(old):
-            raise StorageUnavailable(
-                f"{len(old) - len(gone)} pictures could not be deleted",
-                cause=next(failure for failure in failures if failure is not None),
-            )
+            raise _not_deleted([error for error in failures if error is not None])
 
-    async def _delete_picture(self, session: GenerationSession) -> Cause | None:
-        """None if it is deleted, else why not."""
+    async def _delete_picture(self, session: GenerationSession) -> Exception | None:
+        """Returns why it could not be deleted."""
         try:
             async with asyncio.timeout(self._policy.deletion_timeout.total_seconds()):
                 await self._storage.delete(session.object_prefix)
-        except StorageUnavailable as error:
-            return error.cause
         except TimeoutError:
-            return Cause(CauseKind.STORAGE, "timeout")
+            cause = Cause(CauseKind.STORAGE, "timeout")
+            return StorageUnavailable("The picture storage takes too long", cause=cause)
+        except Exception as error:  # noqa: BLE001 - one picture must not stop the others
+            return error
         return None
 
     async def _delete_uploads(self, done: Counter[str]) -> None:
@@ -287,3 +338,13 @@ class Recovery:
         if deleted >= _UPLOAD_BATCH:
             self._next_upload_search = now
         done["uploads_deleted"] = deleted
+
+
+def _not_deleted(errors: Sequence[Exception]) -> Exception:
+    """A bug among these errors, or else that the storage is unavailable."""
+    for error in errors:
+        if not isinstance(error, StorageUnavailable):
+            return error
+    first = errors[0]
+    cause = first.cause if isinstance(first, StorageUnavailable) else None
+    return StorageUnavailable(f"{len(errors)} pictures could not be deleted", cause=cause)

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Self, assert_never
+from typing import Self, TypeAlias, assert_never
+from urllib.parse import unquote
 from uuid import UUID
 
 from domain.causes import Cause, CauseKind
@@ -120,12 +121,12 @@ class StoredPicture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """The provider's tokens that one picture took. The cost is an estimate at the prices configured
-    at the time, in whole millionths of a dollar."""
+    """What one picture took at the provider, as far as it is known: at least one value. The cost is
+    an estimate at the prices configured at the time, in whole millionths of a dollar."""
 
-    input_tokens: int
-    output_tokens: int
-    estimated_cost_usd: Decimal
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    estimated_cost_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +171,7 @@ class GenerationSession:
     - ``provider_job`` is the latest job started at a provider for this session, as its generator
       names it. The job may have failed.
     - ``image_deleted_at``: from then on the picture storage holds nothing of this session;
-      ``picture`` still says what there was.
+      ``picture`` and ``generated_image_url`` still say what there was.
     """
 
     id: UUID
@@ -191,7 +192,7 @@ class GenerationSession:
     generated_image_url: str | None = None
     failure: Failure | None = None
     started_at: datetime | None = None
-    """The start of the latest attempt."""
+    """The start of the latest attempt, an external consumer's too."""
     completed_at: datetime | None = None
     processing_time_ms: int | None = None
     image_deleted_at: datetime | None = None
@@ -203,8 +204,11 @@ class GenerationSession:
 
     @property
     def image_expired(self) -> bool:
-        """Whether our workers' picture existed and has been deleted since."""
-        return self.picture is not None and self.image_deleted_at is not None
+        """Whether a picture existed in our storage and has been deleted since: our workers', or an
+        external consumer's whose link has the key of our storage."""
+        link = unquote(self.generated_image_url or "")
+        had_picture = self.picture is not None or f"/{self.object_prefix}" in link
+        return had_picture and self.image_deleted_at is not None
 
     @property
     def object_prefix(self) -> str:
@@ -296,3 +300,16 @@ class GenerationSession:
     def _require(self, *statuses: SessionStatus) -> None:
         if self.status not in statuses:
             raise IllegalTransition(f"Session {self.id} is {self.status}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockedSession:
+    """A session that is due for recovery, but whose change the database rejects, or whose row
+    cannot be read. ``owner`` is the text of its owner's columns: it may be what is wrong."""
+
+    id: UUID
+    owner: str
+    problem: str
+
+
+Blocked: TypeAlias = dict[UUID, BlockedSession] | None

@@ -48,10 +48,10 @@ class SessionViews:
     def _picture_url(self, session: GenerationSession) -> str | None:
         if session.status is not SessionStatus.COMPLETED:
             return None  # An external consumer may have written a link, then failed the session.
-        if session.picture is None:
-            return session.generated_image_url
         if session.image_expired:
             return None
+        if session.picture is None:
+            return session.generated_image_url
         return self._storage.url(session.picture.object_key)
 
     async def _queue_position(self, session: GenerationSession) -> int | None:

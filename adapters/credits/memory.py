@@ -55,7 +55,12 @@ class InMemoryCreditRepo(CreditRepoPort):
             for session in self.sessions()
             if not _is_right(session, entries := booked[session.id])
         ]
-        return [*balances, *sessions][:limit]
+        existing = {None, *(session.id for session in self.sessions())}
+        missing = [
+            Discrepancy(subject=f"session {id_}", problem=f"does not exist: {booked[id_]}")
+            for id_ in booked.keys() - existing
+        ]
+        return [*balances, *sessions, *missing][:limit]
 
     def balance_of(self, owner: Owner) -> CreditAccount:
         return self._accounts.get(owner) or CreditAccount(owner=owner)

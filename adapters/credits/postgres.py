@@ -40,7 +40,9 @@ _AUDIT = """
         SELECT channel, owner_id, sum(amount)::bigint AS balance,
             coalesce(sum(amount) FILTER (WHERE kind = 'grant'), 0)::bigint AS granted,
             coalesce(-sum(amount) FILTER (WHERE kind = 'debit'), 0)::bigint AS debited,
-            coalesce(sum(amount) FILTER (WHERE kind = 'refund'), 0)::bigint AS refunded
+            coalesce(sum(amount) FILTER (WHERE kind = 'refund'), 0)::bigint AS refunded,
+            count(*) FILTER (WHERE kind = 'debit') AS debits,
+            count(*) FILTER (WHERE kind = 'refund') AS refunds
         FROM credit_ledger GROUP BY channel, owner_id
     ), books AS (
         SELECT session.id, session.status,
@@ -49,8 +51,8 @@ _AUDIT = """
             coalesce(sum(amount), 0) AS net,
             count(*) FILTER (WHERE (entry.channel, entry.owner_id)
                 <> (session.channel, session.owner_id)) > 0 AS other_account,
-            session.status = 'completed' AND object_key IS NULL AND generated_image_url IS NULL
-                AS no_picture
+            session.status = 'completed' AND object_key IS NULL
+                AND coalesce(generated_image_url, '') = '' AS no_picture
         FROM generation_sessions AS session
             LEFT JOIN credit_ledger AS entry ON entry.session_id = session.id
         GROUP BY session.id
@@ -63,6 +65,12 @@ _AUDIT = """
         (coalesce(ledger.balance, 0), coalesce(granted, 0), coalesce(debited, 0),
             coalesce(refunded, 0))
     UNION ALL
+    SELECT channel || ':' || owner_id,
+        format('counts %s session(s), %s refunded, but its ledger has %s debit(s) and %s refund(s)',
+            sessions_created, sessions_refunded, coalesce(debits, 0), coalesce(refunds, 0))
+    FROM credit_accounts AS account LEFT JOIN ledger USING (channel, owner_id)
+    WHERE (sessions_created, sessions_refunded) <> (coalesce(debits, 0), coalesce(refunds, 0))
+    UNION ALL
     SELECT 'session ' || id, format('is %s with %s debit(s) and %s refund(s), net %s%s%s',
         status, debits, refunds, net,
         CASE WHEN other_account THEN ', on another account' ELSE '' END,
@@ -70,6 +78,14 @@ _AUDIT = """
     FROM books
     WHERE debits <> 1 OR other_account OR no_picture
         OR CASE status WHEN 'failed' THEN refunds <> 1 OR net <> 0 ELSE refunds <> 0 END
+    UNION ALL
+    SELECT 'session ' || entry.session_id, format('does not exist, but has %s debit(s) and %s'
+        ' refund(s), net %s', count(*) FILTER (WHERE kind = 'debit'),
+        count(*) FILTER (WHERE kind = 'refund'), sum(amount))
+    FROM credit_ledger AS entry
+        LEFT JOIN generation_sessions AS session ON session.id = entry.session_id
+    WHERE entry.session_id IS NOT NULL AND session.id IS NULL
+    GROUP BY entry.session_id
     LIMIT $1"""
 
 

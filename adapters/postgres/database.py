@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from ssl import create_default_context
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -43,12 +43,20 @@ _CONNECTION_LOST = (
 )
 """Raised by a connection that no longer exists."""
 
+_ISOLATION: Final = "read_committed"
+"""Our guards rely on it: a write that waited for a row decides by what was committed meanwhile. The
+default of the role or the database may be another one."""
+
 _SERVER_SETTINGS = {
+    "default_transaction_isolation": _ISOLATION.replace("_", " "),
     "client_connection_check_interval": "1000",
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
 }
 """Settings of each connection; a pooler's connections are shared, so there they are not set.
+
+``default_transaction_isolation``: so that a statement without a transaction needs no BEGIN. Behind
+a pooler, and in a transaction of several statements, BEGIN says it.
 
 ``client_connection_check_interval`` (milliseconds, since PostgreSQL 14): a statement whose caller
 gave up ends on the server too.
@@ -64,7 +72,12 @@ READS_ALL = "SET LOCAL enable_seqscan = on"
 
 _LIMIT_IDLE_TRANSACTION = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 """For a machine that disappears between a pooled statement and its COMMIT: its locks would stay
-until the network notices, and one locked account delays recovery for all."""
+until the network notices."""
+
+
+def is_locked(error: Exception) -> bool:
+    """Whether a call failed because it waited for a lock longer than ``lock_seconds``."""
+    return isinstance(error.__cause__, asyncpg.LockNotAvailableError)
 
 
 class Database:
@@ -90,6 +103,17 @@ class Database:
             transaction_pooler
             or self._url.transaction_pooler
             or urlsplit(url).netloc.endswith(f":{TRANSACTION_POOLER_PORT}")
+        )
+        self._lock_timeout = (
+            {}
+            if limits.lock_seconds is None
+            else {"lock_timeout": f"{limits.lock_seconds * 1000:.0f}"}
+        )
+        self._pooled_settings = "; ".join(
+            [
+                _LIMIT_IDLE_TRANSACTION,
+                *(f"SET LOCAL {name} = {value}" for name, value in self._lock_timeout.items()),
+            ]
         )
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
 
@@ -136,7 +160,7 @@ class Database:
             async with self._connection() as connection:
                 if self._is_pooled:
                     async with _transaction(connection):
-                        await connection.execute(_LIMIT_IDLE_TRANSACTION)
+                        await connection.execute(self._pooled_settings)
                         yield connection
                 else:
                     yield connection
@@ -164,7 +188,7 @@ class Database:
 
     async def _open(self) -> "asyncpg.Pool[asyncpg.Record]":
         """An empty pool, which opens connections one by one, on demand."""
-        own_settings = {} if self._is_pooled else _SERVER_SETTINGS
+        own_settings = {} if self._is_pooled else _SERVER_SETTINGS | self._lock_timeout
         self._pool = asyncpg.create_pool(
             self._url.dsn,
             min_size=0,
@@ -174,6 +198,7 @@ class Database:
                 self._url.connect_seconds or self._limits.command_seconds,
             ),
             command_timeout=self._limits.command_seconds,
+            max_inactive_connection_lifetime=self._limits.idle_seconds,
             statement_cache_size=0 if self._is_pooled else 100,
             server_settings={**self._url.server_settings, **own_settings},
             ssl=create_default_context() if self._url.system_ca else None,
@@ -193,7 +218,7 @@ class _Connection(asyncpg.Connection):
 async def _transaction(connection: Connection) -> AsyncIterator[None]:
     """Rolled back here after an error of the server; any other error ends the connection, and the
     transaction with it."""
-    transaction = connection.transaction()
+    transaction = connection.transaction(isolation=_ISOLATION)
     await transaction.start()
     try:
         yield

@@ -3,6 +3,7 @@
 No method awaits anything, so each is as atomic as a transaction.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,8 @@ from domain.sessions import (
     LOST_LEASE,
     AttemptFault,
     Blame,
+    Blocked,
+    BlockedSession,
     ErrorCode,
     Failure,
     Fault,
@@ -149,7 +152,12 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         return row is not None
 
     async def claim_overdue(
-        self, *, created_before: datetime | None, again_after: timedelta, limit: int
+        self,
+        *,
+        created_before: datetime | None,
+        again_after: timedelta,
+        limit: int,
+        blocked: Blocked = None,
     ) -> list[GenerationSession]:
         now = self._clock()
         due = [
@@ -158,52 +166,61 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
             if (row.push_again_at or row.session.created_at + again_after) <= now
             and (created_before is None or row.session.created_at < created_before)
         ]
-        due = _newest_first(due)[:limit]
-        for row in due:
+
+        def claim(row: _Row) -> None:
             row.push_again_at = now + again_after
-        return [row.session for row in due]
+
+        return self._each(_newest_first(due), claim, limit, blocked)
 
     async def release_dead_leases(
-        self, *, max_attempts: int, external_timeout: timedelta, limit: int
+        self, *, max_attempts: int, external_timeout: timedelta, limit: int, blocked: Blocked = None
     ) -> int:
         dead = [
             row for row in self._dead(external_timeout) if row.session.attempts_spent < max_attempts
-        ][:limit]
-        for row in dead:
+        ]
+
+        def release(row: _Row) -> None:
             self._release(row, timedelta(0), Blame.SESSION)
             self._record(row, LOST_LEASE)
-        return len(dead)
+
+        return len(self._each(dead, release, limit, blocked))
 
     async def fail_dead_leases(
-        self, failure: Failure, *, max_attempts: int, external_timeout: timedelta, limit: int
+        self,
+        failure: Failure,
+        *,
+        max_attempts: int,
+        external_timeout: timedelta,
+        limit: int,
+        blocked: Blocked = None,
     ) -> list[GenerationSession]:
         dead = [
             row
             for row in self._dead(external_timeout)
             if row.session.attempts_spent >= max_attempts
-        ][:limit]
-        for row in dead:
+        ]
+
+        def fail(row: _Row) -> None:
             self._fail(row, failure)
             self._record(row, replace(LOST_LEASE, code=failure.code))
-        return [row.session for row in dead]
 
-    async def fail_expired(self, failure: Failure, *, older_than: timedelta, limit: int) -> int:
+        return self._each(dead, fail, limit, blocked)
+
+    async def fail_expired(
+        self, failure: Failure, *, older_than: timedelta, limit: int, blocked: Blocked = None
+    ) -> int:
         before = self._clock() - older_than
         expired = [
             row for row in self._in_status(SessionStatus.QUEUED) if row.session.created_at < before
-        ][:limit]
-        for row in expired:
-            self._fail(row, failure)
-        return len(expired)
+        ]
+        return len(self._each(expired, lambda row: self._fail(row, failure), limit, blocked))
 
-    async def refund_missing(self, *, limit: int) -> int:
-        missing = [row for row in self._in_status(SessionStatus.FAILED) if not row.refunded][:limit]
-        for row in missing:
-            self._refund(row)
-        return len(missing)
+    async def refund_missing(self, *, limit: int, blocked: Blocked = None) -> int:
+        missing = [row for row in self._in_status(SessionStatus.FAILED) if not row.refunded]
+        return len(self._each(missing, self._refund, limit, blocked))
 
     async def claim_expired_images(
-        self, *, older_than: timedelta, again_after: timedelta, limit: int
+        self, *, older_than: timedelta, again_after: timedelta, limit: int, blocked: Blocked = None
     ) -> list[GenerationSession]:
         now = self._clock()
         old = [
@@ -213,19 +230,45 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
             and row.status_changed_at < now - older_than
             and (row.delete_again_at or now) <= now
         ]
-        old = sorted(old, key=lambda row: row.status_changed_at)[:limit]
-        for row in old:
-            row.delete_again_at = now + again_after
-        return [row.session for row in old]
+        old.sort(key=lambda row: row.status_changed_at)
 
-    async def mark_images_deleted(self, session_ids: Sequence[UUID]) -> int:
-        marked = 0
-        for row in filter(None, map(self._rows.get, session_ids)):
-            if row.session.status.is_final and row.session.image_deleted_at is None:
-                row.session = replace(row.session, image_deleted_at=self._clock())
-                row.faults.clear()
-                marked += 1
-        return marked
+        def claim(row: _Row) -> None:
+            row.delete_again_at = now + again_after
+
+        return self._each(old, claim, limit, blocked)
+
+    async def mark_images_deleted(
+        self, session_ids: Sequence[UUID], *, blocked: Blocked = None
+    ) -> int:
+        rows = [
+            row
+            for row in filter(None, map(self._rows.get, dict.fromkeys(session_ids)))
+            if row.session.status.is_final and row.session.image_deleted_at is None
+        ]
+
+        def mark(row: _Row) -> None:
+            row.session = replace(row.session, image_deleted_at=self._clock())
+            row.faults.clear()
+
+        return len(self._each(rows, mark, len(rows), blocked))
+
+    def _each(
+        self, due: Iterable[_Row], move: Callable[[_Row], None], limit: int, blocked: Blocked
+    ) -> list[GenerationSession]:
+        """Move up to ``limit`` rows that are not blocked. Returns the moved sessions."""
+        moved = []
+        for row in [row for row in due if row.session.id not in (blocked or ())][:limit]:
+            try:
+                move(row)
+            except IllegalTransition as error:
+                if blocked is None:
+                    raise
+                blocked[row.session.id] = BlockedSession(
+                    id=row.session.id, owner=str(row.session.owner), problem=str(error)
+                )
+            else:
+                moved.append(row.session)
+        return moved
 
     async def get(self, session_id: UUID, owner: Owner | None) -> GenerationSession:
         row = self._rows.get(session_id)
@@ -268,8 +311,14 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         concerns what was paid for."""
         row = self._rows[session_id]
         changed = replace(row.session, **changes)
+        changed = replace(changed, generated_image_url=changed.generated_image_url or None)
         if _paid_for(changed) != _paid_for(row.session):
             raise IllegalTransition(f"Session {session_id}: what was paid for cannot be changed")
+        link = changed.generated_image_url
+        if link != row.session.generated_image_url and not _is_http(link or "http://none"):
+            raise IllegalTransition(f"Session {session_id}: its link is not http(s)")
+        if row.session.status.is_final and not _keeps_result(row.session, changed):
+            raise IllegalTransition(f"Session {session_id}: its picture cannot be changed")
         if changed.status is not row.session.status:
             if row.session.status.is_final:
                 raise IllegalTransition(f"Session {session_id} is {row.session.status}")
@@ -280,7 +329,9 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         """The row after the database's trigger, for a status that was written without a claim."""
         changed = replace(changed, lease_expires_at=None)
         if changed.status is SessionStatus.PROCESSING:
-            return replace(changed, attempt=changed.attempt + 1, confirmed=True)
+            return replace(
+                changed, attempt=changed.attempt + 1, confirmed=True, started_at=self._clock()
+            )
         if changed.status is SessionStatus.FAILED and changed.failure is None:
             failure = Failure(code=ErrorCode.GENERATION_FAILED, message="")
             changed = replace(changed, failure=failure)
@@ -348,8 +399,9 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
             )
 
     def _fail(self, row: _Row, failure: Failure, *, frees_key: bool = False) -> None:
-        self._put(row, row.session.failed(failure, now=self._clock(), frees_key=frees_key))
+        failed = row.session.failed(failure, now=self._clock(), frees_key=frees_key)
         self._refund(row)
+        self._put(row, failed)
 
     def _refund(self, row: _Row) -> None:
         self._accounts.refund(row.session.owner, GENERATION_COST, row.session.id)
@@ -360,8 +412,18 @@ def _may_have_image(session: GenerationSession) -> bool:
     """Whether the picture storage may hold something of a final session."""
     if session.image_deleted_at is not None:
         return False
-    attempted = session.status is SessionStatus.FAILED and session.attempt > 0
-    return session.picture is not None or attempted
+    is_completed = session.status is SessionStatus.COMPLETED
+    return session.status.is_final and (is_completed or session.attempt > 0)
+
+
+_is_http = re.compile(r"https?://\S+", re.IGNORECASE).fullmatch
+
+
+def _keeps_result(before: GenerationSession, after: GenerationSession) -> bool:
+    """Whether a final session keeps its picture and its link, which may come late."""
+    link = before.generated_image_url
+    is_late = link is None and before.image_deleted_at is None
+    return before.picture == after.picture and (link == after.generated_image_url or is_late)
 
 
 def _paid_for(session: GenerationSession) -> tuple[object, ...]:

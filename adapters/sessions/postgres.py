@@ -14,13 +14,14 @@ from adapters.coalescing import (
     BLOCKED,
     DEFAULT_LIMITS,
     BatchLimits,
-    Blocked,
     Call,
     Coalescer,
     Result,
 )
+from adapters.coalescing import Blocked as BlockedCall
 from adapters.postgres.database import Database
 from adapters.sessions import statements as sql
+from adapters.sessions.batches import in_batch, readable
 from adapters.sessions.rows import inserted_values, result_values, session_of
 from domain.credits import GENERATION_COST, Owner
 from domain.errors import DatabaseUnavailable, InsufficientCredits, NotFound, TooManyActive
@@ -35,6 +36,7 @@ from domain.ports import (
 )
 from domain.sessions import (
     AttemptFault,
+    Blocked,
     Failure,
     Fault,
     GenerationSession,
@@ -62,10 +64,21 @@ _AttemptWrite: TypeAlias = tuple[object, ...]
 
 
 class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, SessionReadPort):
-    """Concurrent calls of one kind share a statement, except for calls whose row is locked."""
+    """Concurrent calls of one kind share a statement, except for calls whose row is locked.
 
-    def __init__(self, database: Database, *, batches: BatchLimits = DEFAULT_LIMITS) -> None:
+    ``background`` has the connection of recovery and of ``confirm``, which a pool that is busy must
+    not stop.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        batches: BatchLimits = DEFAULT_LIMITS,
+        background: Database | None = None,
+    ) -> None:
         self._database = database
+        self._background = background or database
         waiting = replace(batches, in_flight=MAX_LOCK_WAITERS, patience_seconds=0)
         self._create = Coalescer(
             self._run_create_skip_locked,
@@ -110,7 +123,7 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
 
     async def _run_create_skip_locked(
         self, creations: Sequence[_Creation]
-    ) -> Sequence[Receipt | str | Blocked]:
+    ) -> Sequence[Receipt | str | BlockedCall]:
         """A locked account looks like a missing one. Either way its calls are blocked and wait for
         it by themselves, so that the other owners do not wait."""
         outcomes = await self._run_create(
@@ -147,7 +160,8 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         return Receipt(session=earlier, credits_remaining=row["balance"], replayed=True)
 
     async def confirm(self, session_ids: Sequence[UUID]) -> int:
-        return await self._count(sql.CONFIRM, session_ids)
+        confirmed: int = await self._background.fetch_value(sql.CONFIRM, session_ids)
+        return confirmed
 
     async def claim(self, session_id: UUID, *, lease: timedelta) -> GenerationSession | None:
         claim = (session_id, lease)
@@ -204,44 +218,94 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         return await self._write(sql.RECORD_JOB, session_id, attempt, job)
 
     async def claim_overdue(
-        self, *, created_before: datetime | None, again_after: timedelta, limit: int
+        self,
+        *,
+        created_before: datetime | None,
+        again_after: timedelta,
+        limit: int,
+        blocked: Blocked = None,
     ) -> list[GenerationSession]:
-        rows = await self._database.fetch(sql.CLAIM_OVERDUE, created_before, again_after, limit)
-        sessions = [session_of(row) for row in rows]
+        overdue = (created_before, again_after)
+        rows = await in_batch(
+            lambda *among: self._background.fetch(sql.CLAIM_OVERDUE, *overdue, limit, *among),
+            lambda skip: self._background.fetch(sql.CLAIM_OVERDUE_DUE, *overdue, skip, limit),
+            blocked,
+        )
+        sessions = readable(rows, blocked)
         return sorted(sessions, key=lambda session: (session.created_at, session.id), reverse=True)
 
     async def release_dead_leases(
-        self, *, max_attempts: int, external_timeout: timedelta, limit: int
+        self, *, max_attempts: int, external_timeout: timedelta, limit: int, blocked: Blocked = None
     ) -> int:
-        return await self._count(sql.RELEASE_DEAD_LEASES, external_timeout, max_attempts, limit)
+        dead = (external_timeout, max_attempts)
+        rows = await in_batch(
+            lambda *among: self._background.fetch(sql.RELEASE_DEAD_LEASES, *dead, limit, *among),
+            lambda skip: self._background.fetch(sql.RELEASE_DEAD_LEASES_DUE, *dead, skip, limit),
+            blocked,
+        )
+        return _total(rows)
 
     async def fail_dead_leases(
-        self, failure: Failure, *, max_attempts: int, external_timeout: timedelta, limit: int
+        self,
+        failure: Failure,
+        *,
+        max_attempts: int,
+        external_timeout: timedelta,
+        limit: int,
+        blocked: Blocked = None,
     ) -> list[GenerationSession]:
-        rows = await self._database.fetch(
-            sql.FAIL_DEAD_LEASES,
-            failure.code,
-            failure.message,
-            external_timeout,
-            max_attempts,
-            limit,
+        dead, why = (external_timeout, max_attempts), (failure.code, failure.message)
+        rows = await in_batch(
+            lambda *among: self._background.fetch(sql.FAIL_DEAD_LEASES, *why, *dead, limit, *among),
+            lambda skip: self._background.fetch(sql.FAIL_DEAD_LEASES_DUE, *dead, skip, limit),
+            blocked,
         )
-        return [session_of(row) for row in rows]
+        return list(readable(rows, blocked))
 
-    async def fail_expired(self, failure: Failure, *, older_than: timedelta, limit: int) -> int:
-        return await self._count(sql.FAIL_EXPIRED, failure.code, failure.message, older_than, limit)
+    async def fail_expired(
+        self, failure: Failure, *, older_than: timedelta, limit: int, blocked: Blocked = None
+    ) -> int:
+        why = (failure.code, failure.message)
+        rows = await in_batch(
+            lambda *among: self._background.fetch(
+                sql.FAIL_EXPIRED, *why, older_than, limit, *among
+            ),
+            lambda skip: self._background.fetch(sql.FAIL_EXPIRED_DUE, older_than, skip, limit),
+            blocked,
+        )
+        return _total(rows)
 
-    async def refund_missing(self, *, limit: int) -> int:
-        return await self._count(sql.REFUND_MISSING, limit)
+    async def refund_missing(self, *, limit: int, blocked: Blocked = None) -> int:
+        rows = await in_batch(
+            lambda *among: self._background.fetch(sql.REFUND_MISSING, limit, *among),
+            lambda skip: self._background.fetch(sql.REFUND_MISSING_DUE, skip, limit),
+            blocked,
+        )
+        return _total(rows)
 
     async def claim_expired_images(
-        self, *, older_than: timedelta, again_after: timedelta, limit: int
+        self, *, older_than: timedelta, again_after: timedelta, limit: int, blocked: Blocked = None
     ) -> list[GenerationSession]:
-        rows = await self._database.fetch(sql.CLAIM_EXPIRED_IMAGES, older_than, again_after, limit)
-        return [session_of(row) for row in rows]
+        rows = await in_batch(
+            lambda *among: self._background.fetch(
+                sql.CLAIM_EXPIRED_IMAGES, older_than, again_after, limit, *among
+            ),
+            lambda skip: self._background.fetch(
+                sql.CLAIM_EXPIRED_IMAGES_DUE, older_than, skip, limit
+            ),
+            blocked,
+        )
+        return list(readable(rows, blocked))
 
-    async def mark_images_deleted(self, session_ids: Sequence[UUID]) -> int:
-        return await self._count(sql.MARK_IMAGES_DELETED, session_ids)
+    async def mark_images_deleted(
+        self, session_ids: Sequence[UUID], *, blocked: Blocked = None
+    ) -> int:
+        rows = await in_batch(
+            lambda _, only: self._background.fetch(sql.MARK_IMAGES_DELETED, only or session_ids),
+            lambda _: self._background.fetch(sql.MARK_IMAGES_DELETED_DUE, session_ids),
+            blocked,
+        )
+        return _total(rows)
 
     async def get(self, session_id: UUID, owner: Owner | None) -> GenerationSession:
         if owner is None:
@@ -281,7 +345,8 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         return SessionStats(
             queued=counts["queued"],
             processing=counts["processing"],
-            completed=counts["created"] - active - failed,
+            # An account may have been imported without its counters: the audit names it.
+            completed=max(0, counts["created"] - active - failed),
             failed=failed,
         )
 
@@ -302,7 +367,7 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
 
 
 def _coalescer(
-    run: Callable[[str, Sequence[Call]], Awaitable[Sequence[Result | Blocked]]],
+    run: Callable[[str, Sequence[Call]], Awaitable[Sequence[Result | BlockedCall]]],
     statement: str,
     limits: BatchLimits,
 ) -> Coalescer[Call, Result]:
@@ -318,6 +383,10 @@ def _recorded(fault: Fault | None) -> tuple[str | None, ...]:
     if fault is None:
         return None, None, None
     return fault.worker or None, fault.code, str(fault.cause)
+
+
+def _total(counts: Sequence[asyncpg.Record]) -> int:
+    return sum(row[0] for row in counts)
 
 
 def _payer(creation: _Creation) -> Owner:

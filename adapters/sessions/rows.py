@@ -15,7 +15,7 @@ columns of its own only after these."""
 
 _PARTS = {"owner": Owner, "input": GenerationInput}
 _OPTIONAL_PARTS = {"picture": StoredPicture, "usage": Usage, "failure": Failure}
-"""None if the first of their columns is NULL."""
+"""None if the first of their columns is NULL; usage, of which a part may be known, if all are."""
 
 
 def _row_mapping() -> Callable[[asyncpg.Record], GenerationSession]:
@@ -36,7 +36,9 @@ def _row_mapping() -> Callable[[asyncpg.Record], GenerationSession]:
         return ", ".join(terms)
 
     def is_null(part: str) -> str:
-        return f"row[{[column.part for column in MAPPED].index(part)}] is None"
+        places = [place for place, column in enumerate(MAPPED) if column.part == part]
+        deciding = places if part == "usage" else places[:1]
+        return " and ".join(f"row[{place}] is None" for place in deciding)
 
     terms = [fields("")]
     terms += [f"{part}={part}({fields(part)})" for part in _PARTS]

@@ -331,12 +331,30 @@ def _fail_where(
     {result}"""
 
 
+def _expired(older_than: str) -> str:
+    return f"status = 'queued' AND created_at < now() - {older_than}::interval"
+
+
 def _lease_expired(external_timeout: str) -> str:
     """A session that an external consumer set to 'processing' has no lease."""
     return f"""
     status = 'processing' AND (lease_expires_at < now()
         OR (lease_expires_at IS NULL
             AND status_changed_at < now() - {external_timeout}::interval))"""
+
+
+def _among(skip: str, only: str) -> str:
+    """Narrows a batch of recovery: not the sessions in ``skip``, and if ``only`` is not NULL, only
+    those."""
+    return f"""
+            AND id <> ALL ({skip}::uuid[]) AND ({only}::uuid[] IS NULL OR id = ANY ({only}))"""
+
+
+def _due(guard: str, *, order: str, skip: str, limit: str) -> str:
+    """The sessions of a batch of recovery, to go through one by one."""
+    return f"""
+    SELECT id, channel, owner_id FROM generation_sessions
+    WHERE {guard} AND id <> ALL ({skip}::uuid[]) {order} LIMIT {limit}"""
 
 
 # $4 undoes the creation: of a session that was never confirmed, and with its idempotency key.
@@ -348,19 +366,26 @@ FAIL_ATTEMPT = _fail_where(
     "id = $3 AND status = 'processing' AND attempt = $4",
     fault=f"{_record_fault('ended', '$5::text', '$6::text', '$7::text')}, ",
 )
-FAIL_EXPIRED = _fail_where("""
+FAIL_EXPIRED = _fail_where(f"""
     id = ANY (ARRAY (
         SELECT id FROM generation_sessions
-        WHERE status = 'queued' AND created_at < now() - $3::interval
+        WHERE {_expired("$3")} {_among("$5", "$6")}
         ORDER BY created_at, id LIMIT $4 FOR UPDATE SKIP LOCKED))""")
+FAIL_EXPIRED_DUE = _due(_expired("$1"), order="ORDER BY created_at, id", skip="$2", limit="$3")
 FAIL_DEAD_LEASES = _fail_where(
     f"""
     id = ANY (ARRAY (
         SELECT id FROM generation_sessions
-        WHERE {_lease_expired("$3")} AND attempt - attempts_excused >= $4
+        WHERE {_lease_expired("$3")} AND attempt - attempts_excused >= $4 {_among("$6", "$7")}
         LIMIT $5 FOR UPDATE SKIP LOCKED))""",
     fault=f"{_record_fault('ended', 'NULL', '$1', _LOST_LEASE)}, ",
     result="SELECT * FROM ended",
+)
+FAIL_DEAD_LEASES_DUE = _due(
+    f"{_lease_expired('$1')} AND attempt - attempts_excused >= $2",
+    order="ORDER BY status_changed_at",
+    skip="$3",
+    limit="$4",
 )
 
 RELEASE_DEAD_LEASES = f"""
@@ -370,11 +395,17 @@ RELEASE_DEAD_LEASES = f"""
             failing_since = NULL
         WHERE id = ANY (ARRAY (
             SELECT id FROM generation_sessions
-            WHERE {_lease_expired("$1")} AND attempt - attempts_excused < $2
+            WHERE {_lease_expired("$1")} AND attempt - attempts_excused < $2 {_among("$4", "$5")}
             LIMIT $3 FOR UPDATE SKIP LOCKED))
         RETURNING id, attempt
     ), {_record_fault("released", "NULL", f"'{LOST_LEASE.code}'", _LOST_LEASE)}
     SELECT count(*) FROM released"""
+RELEASE_DEAD_LEASES_DUE = _due(
+    f"{_lease_expired('$1')} AND attempt - attempts_excused < $2",
+    order="ORDER BY status_changed_at",
+    skip="$3",
+    limit="$4",
+)
 
 # ORDER BY the index's columns forces that index. Without it the planner expects matches early in
 # any order: it does not know that most failed sessions have their refund.
@@ -383,33 +414,49 @@ REFUND_MISSING = f"""
         UPDATE generation_sessions SET refunded = true
         WHERE id = ANY (ARRAY (
             SELECT id FROM generation_sessions
-            WHERE status = 'failed' AND NOT refunded
+            WHERE status = 'failed' AND NOT refunded {_among("$2", "$3")}
             ORDER BY channel, owner_id LIMIT $1 FOR UPDATE SKIP LOCKED))
         RETURNING id
     ), {_REFUND_ENDED}
     {_COUNT_ENDED}"""
+REFUND_MISSING_DUE = _due(
+    "status = 'failed' AND NOT refunded",
+    order="ORDER BY channel, owner_id",
+    skip="$1",
+    limit="$2",
+)
 
+_OVERDUE = """
+            status = 'queued' AND created_at < coalesce($1::timestamptz, 'infinity')
+            AND coalesce(push_again_at, created_at + $2::interval) <= now()"""
 CLAIM_OVERDUE = f"""
     UPDATE generation_sessions AS s SET push_again_at = now() + $2::interval
     WHERE id = ANY (ARRAY (
         SELECT id FROM generation_sessions
-        WHERE status = 'queued' AND created_at < coalesce($1::timestamptz, 'infinity')
-            AND coalesce(push_again_at, created_at + $2::interval) <= now()
+        WHERE {_OVERDUE} {_among("$4", "$5")}
         ORDER BY created_at DESC, id DESC LIMIT $3 FOR UPDATE SKIP LOCKED))
     RETURNING {SELECTED}"""
+CLAIM_OVERDUE_DUE = _due(_OVERDUE, order="ORDER BY created_at DESC, id DESC", skip="$3", limit="$4")
 
 # The condition on the pictures is that of the index sessions_with_image.
+_WITH_EXPIRED_IMAGE = """
+            image_deleted_at IS NULL AND (status = 'completed'
+                OR (status = 'failed' AND attempt > 0))
+            AND status_changed_at < now() - $1::interval
+            AND coalesce(delete_again_at, '-infinity') <= now()"""
 CLAIM_EXPIRED_IMAGES = f"""
     UPDATE generation_sessions AS s SET delete_again_at = now() + $2::interval
     WHERE id = ANY (ARRAY (
         SELECT id FROM generation_sessions
-        WHERE image_deleted_at IS NULL AND ((status = 'completed' AND object_key IS NOT NULL)
-                OR (status = 'failed' AND attempt > 0))
-            AND status_changed_at < now() - $1::interval
-            AND coalesce(delete_again_at, '-infinity') <= now()
+        WHERE {_WITH_EXPIRED_IMAGE} {_among("$4", "$5")}
         ORDER BY status_changed_at LIMIT $3 FOR UPDATE SKIP LOCKED))
     RETURNING {SELECTED}"""
+CLAIM_EXPIRED_IMAGES_DUE = _due(
+    _WITH_EXPIRED_IMAGE, order="ORDER BY status_changed_at", skip="$2", limit="$3"
+)
 
+MARK_IMAGES_DELETED_DUE = """
+    SELECT id, channel, owner_id FROM generation_sessions WHERE id = ANY ($1::uuid[])"""
 MARK_IMAGES_DELETED = """
     WITH marked AS (
         UPDATE generation_sessions SET image_deleted_at = now()

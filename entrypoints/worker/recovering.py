@@ -40,6 +40,14 @@ class RecoveryLoop:
         except Exception:
             log.exception("recovery_crashed")
             return False
+        finally:
+            for blocked in self._recovery.take_blocked():
+                log.error(
+                    "session_blocked",
+                    session_id=blocked.id,
+                    owner=blocked.owner,
+                    problem=blocked.problem,
+                )
         if report.total:
             log.info("recovered", **report.counts())
         return True

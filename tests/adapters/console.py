@@ -6,7 +6,7 @@ import asyncpg
 
 from adapters.postgres.database import Database
 from tests.contracts.backends import PostgresBackend
-from tests.support.examples import FAILURE, STORED_PICTURE
+from tests.support.examples import FAILURE, picture_of
 
 SESSION = """
     INSERT INTO generation_sessions (id, channel, user_id, request_id, prompt, model_image_url,
@@ -37,7 +37,7 @@ class Console(PostgresBackend):
         elif state != "queued":
             await self.claim(session_id)
         if state == "completed":
-            await self.attempts.complete(session_id, attempt=1, picture=STORED_PICTURE)
+            await self.attempts.complete(session_id, attempt=1, picture=picture_of(session_id))
         if state == "failed":
             await self.attempts.fail(session_id, FAILURE, attempt=1)
         return session_id

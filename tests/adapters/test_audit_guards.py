@@ -62,6 +62,19 @@ async def test_audit_compares_each_total_with_the_ledger(database: Database, col
     assert [[problem.subject for problem in found] for found in problems] == [[], [str(USER)]]
 
 
+@pytest.mark.parametrize("column", ["sessions_created", "sessions_refunded"])
+async def test_audit_compares_each_counter_with_the_ledger(database: Database, column: str) -> None:
+    """``stats`` would show too many sessions, or too few."""
+    backend = PostgresBackend(database)
+    await backend.queued()
+    await database.fetch(f"UPDATE credit_accounts SET {column} = {column} + 1")  # noqa: S608
+
+    (problem,) = await backend.credits.audit(limit=10)
+
+    assert problem.subject == str(USER)
+    assert problem.problem.startswith("counts ")
+
+
 async def test_audit_counts_refunds(database: Database) -> None:
     """Two that add up to the debit are one too many, though the schema allows only one."""
     backend = PostgresBackend(database)

@@ -14,7 +14,7 @@ from adapters.postgres.limits import DatabaseLimits
 from domain.credits import Channel, Owner
 from domain.ports import Receipt
 from tests.contracts.backends import PostgresBackend
-from tests.support.examples import MANY, OTHER, STORED_PICTURE, USER, a_session
+from tests.support.examples import MANY, OTHER, USER, a_session, picture_of
 
 pytestmark = pytest.mark.anyio
 
@@ -147,7 +147,7 @@ async def _three_completed(backend: PostgresBackend) -> None:
         await backend.sessions.create(session, max_active=MANY)
     for session in sessions:
         await backend.claim(session.id)
-        await backend.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
+        await backend.attempts.complete(session.id, attempt=1, picture=picture_of(session.id))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

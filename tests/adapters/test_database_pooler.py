@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from adapters.embedded.postgres import PORT, EmbeddedPostgres
-from adapters.postgres.limits import DatabaseLimits
+from adapters.postgres.limits import BACKGROUND, DatabaseLimits
 from tests.adapters.databases import connected, create_and_fail
 from tests.support import servers
 
@@ -47,6 +47,17 @@ async def test_locks_are_short_behind_a_pooler(postgres: EmbeddedPostgres) -> No
         setting = await database.fetch_value("SHOW idle_in_transaction_session_timeout")
 
     assert setting == "10s"
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+async def test_wait_for_a_lock_may_be_short(postgres: EmbeddedPostgres, *, pooled: bool) -> None:
+    """Recovery gives it up long before its call's timeout; other calls wait on."""
+    settings = []
+    for limits in (DatabaseLimits(), BACKGROUND):
+        async with connected(postgres.url(), limits, transaction_pooler=pooled) as database:
+            settings.append(await database.fetch_value("SHOW lock_timeout"))
+
+    assert settings == ["0", "500ms"]
 
 
 async def test_transaction_is_atomic_behind_a_pooler(postgres: EmbeddedPostgres) -> None:

@@ -11,7 +11,7 @@ from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
 from domain.sessions import Failure, SessionStatus
 from tests.adapters.console import SESSION, SET, Console
-from tests.support.examples import FAILURE, LEASE, STORED_PICTURE
+from tests.support.examples import FAILURE, LEASE, picture_of
 
 pytestmark = pytest.mark.anyio
 
@@ -72,6 +72,21 @@ async def test_final_session_may_still_get_its_link(console: Console) -> None:
     assert (await console.get(session_id)).generated_image_url == "https://x.example/"
 
 
+async def test_link_from_before_its_rule_stops_no_other_write(console: Console) -> None:
+    """An older version took any text, also an empty one, and its pictures are still deleted."""
+    ids = [(await console.finished(SessionStatus.COMPLETED)).id for _ in range(2)]
+    async with console.database.transaction() as connection:
+        await connection.execute("SET LOCAL session_replication_role = replica")
+        for session_id, link in zip(ids, ("s3://bucket/picture.png", ""), strict=True):
+            await connection.execute(
+                "UPDATE generation_sessions SET generated_image_url = $2 WHERE id = $1",
+                session_id,
+                link,
+            )
+
+    assert await console.recovery.mark_images_deleted(ids) == 2
+
+
 async def test_external_claim_has_an_attempt_and_no_lease(console: Console) -> None:
     """Only a worker's claim, which writes the next attempt number, may have a lease."""
     session_id = await console.in_state("queued")
@@ -109,7 +124,9 @@ async def test_external_release_ends_the_attempt(console: Console) -> None:
     await console.run(SET.format("status = 'queued'"), session_id)
 
     assert (await console.get(session_id)).lease_expires_at is None
-    assert not await console.attempts.complete(session_id, attempt=1, picture=STORED_PICTURE)
+    assert not await console.attempts.complete(
+        session_id, attempt=1, picture=picture_of(session_id)
+    )
     assert (await console.claim(session_id)).attempt == 2
 
 

@@ -73,7 +73,8 @@ FULL = """
         CASE WHEN status IN ('completed', 'failed') THEN at END,
         CASE status WHEN 'failed' THEN 'GENERATION_FAILED' END,
         status = 'failed' AND number % 1000 <> 2,
-        CASE status WHEN 'completed' THEN 'k' END,
+        CASE status WHEN 'completed'
+            THEN 'stores/' || store_id || '/generated/' || id || '.png' END,
         CASE status WHEN 'completed' THEN 'image/png' END,
         CASE WHEN status IN ('completed', 'failed') AND number > 2000 THEN at END
     FROM filled;
@@ -345,5 +346,5 @@ def test_every_read_and_recovery_call_is_checked() -> None:
 
 def test_every_statement_is_checked() -> None:
     assert len(STATEMENTS) >= 30
-    assert len(BY_ID) == 8
+    assert len(BY_ID) == 9
     assert {"sessions_CREATE_WAIT", "credits_GRANT", "auth_OWNER_OF"} <= set(STATEMENTS)

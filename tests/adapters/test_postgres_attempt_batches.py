@@ -22,7 +22,7 @@ from tests.adapters.batching import (
     waiting_for_a_lock,
 )
 from tests.contracts.backends import PostgresBackend
-from tests.support.examples import LEASE, STORED_PICTURE
+from tests.support.examples import LEASE, picture_of
 
 pytestmark = pytest.mark.anyio
 
@@ -72,7 +72,7 @@ async def test_claims_and_completions_have_smaller_batches(
     claims = await together(database, *(repo.claim(session_id, lease=LEASE) for session_id in ids))
     claimed_in = database.sizes()
     completed = await together(
-        database, *(repo.complete(id_, attempt=1, picture=STORED_PICTURE) for id_ in ids)
+        database, *(repo.complete(id_, attempt=1, picture=picture_of(id_)) for id_ in ids)
     )
 
     assert claimed_in == database.sizes() == [step, 2]
@@ -89,7 +89,7 @@ def renew(repo: PostgresSessionRepo, session_id: UUID) -> Awaitable[object]:
 
 
 def complete(repo: PostgresSessionRepo, session_id: UUID) -> Awaitable[object]:
-    return repo.complete(session_id, attempt=1, picture=STORED_PICTURE)
+    return repo.complete(session_id, attempt=1, picture=picture_of(session_id))
 
 
 @pytest.mark.parametrize("call", [claim, renew, complete])
@@ -159,9 +159,9 @@ async def test_superseded_attempt_fails_alone(database: Gated, backend: Postgres
     )
     completions = await together(
         database,
-        backend.attempts.complete(stale.id, attempt=1, picture=STORED_PICTURE),
-        backend.attempts.complete(good.id, attempt=1, picture=STORED_PICTURE),
-        backend.attempts.complete(uuid4(), attempt=1, picture=STORED_PICTURE),
+        backend.attempts.complete(stale.id, attempt=1, picture=picture_of(stale.id)),
+        backend.attempts.complete(good.id, attempt=1, picture=picture_of(good.id)),
+        backend.attempts.complete(uuid4(), attempt=1, picture=picture_of(uuid4())),
     )
 
     assert renewals == [False, True, True]
@@ -192,7 +192,7 @@ async def test_processes_with_the_same_sessions_never_deadlock(
         claims = await everywhere(lambda repo, id_: repo.claim(id_, lease=LEASE))
         renewed = await everywhere(lambda repo, id_: repo.renew(id_, attempt=1, lease=LEASE))
         done = await everywhere(
-            lambda repo, id_: repo.complete(id_, attempt=1, picture=STORED_PICTURE)
+            lambda repo, id_: repo.complete(id_, attempt=1, picture=picture_of(id_))
         )
 
     assert Counter(claim.id for claim in claims if claim) == Counter(ids)

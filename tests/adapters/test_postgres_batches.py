@@ -42,10 +42,10 @@ from tests.support.examples import (
     MANY,
     OTHER,
     STORE,
-    STORED_PICTURE,
     USER,
     a_session,
     an_input,
+    picture_of,
 )
 from tests.support.proxy import HOST, Proxy
 
@@ -153,7 +153,7 @@ async def test_each_creation_of_a_batch_has_its_own_limit(
     for _ in range(3):
         done = (await backend.sessions.create(a_session(), max_active=MANY)).session
         await backend.claim(done.id)
-        await backend.attempts.complete(done.id, attempt=1, picture=STORED_PICTURE)
+        await backend.attempts.complete(done.id, attempt=1, picture=picture_of(done.id))
 
     outcomes = await together(
         database,
@@ -194,7 +194,10 @@ async def test_batch_of_one_is_decided_like_a_larger_batch(
                     await backend.sessions.fail_queued(session_id, FAILURE)
                 if end == "completed":
                     await backend.attempts.claim(session_id, lease=LEASE)
-                    await backend.attempts.complete(session_id, attempt=1, picture=STORED_PICTURE)
+                    owner = (await backend.get(session_id)).owner
+                    await backend.attempts.complete(
+                        session_id, attempt=1, picture=picture_of(session_id, owner)
+                    )
 
     mine, theirs = [
         await database.fetch_row(
@@ -343,7 +346,9 @@ async def test_counters_of_the_accounts_are_correct(  # noqa: C901 - many things
         await backend.attempts.claim(chance.choice(ids), lease=LEASE)
 
     async def complete() -> None:
-        await backend.attempts.complete(chance.choice(ids), attempt=1, picture=STORED_PICTURE)
+        id_ = chance.choice(ids)
+        owner = (await backend.get(id_)).owner
+        await backend.attempts.complete(id_, attempt=1, picture=picture_of(id_, owner))
 
     async def fail() -> None:
         if chance.choice([True, False]):
@@ -408,7 +413,7 @@ async def test_upper_bound_is_recounted_at_the_limit(
         session = (await backend.sessions.create(a_session(), max_active=3)).session
         noted.append(await database.fetch_value("SELECT unfinished_at_most FROM credit_accounts"))
         await backend.claim(session.id)
-        await backend.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
+        await backend.attempts.complete(session.id, attempt=1, picture=picture_of(session.id))
 
     assert noted == [1, 2, 3, 1, 2]
 

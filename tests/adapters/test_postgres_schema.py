@@ -58,6 +58,13 @@ CHANGES = {
 }
 """Another value for an immutable column of the type."""
 
+OWN_PICTURE = (
+    "media_type = 'image/png', object_key = 'generated/' || user_id || '/' || id || '.png'"
+)
+COMPLETE_WITH_ANOTHERS = SET.format(
+    "status = 'completed', media_type = 'image/png',"
+    " object_key = 'generated/' || user_id || '/' || gen_random_uuid() || '.png'"
+)
 ATTACKS: dict[str, tuple[tuple[str, ...], str, Refusal]] = {
     "unknown status": (OPEN, SET.format("status = 'cancelled'"), CHECK),
     "status is NULL": (OPEN, SET.format("status = NULL"), asyncpg.NotNullViolationError),
@@ -115,7 +122,41 @@ ATTACKS: dict[str, tuple[tuple[str, ...], str, Refusal]] = {
         SET.format("status = 'processing', attempt = attempt + 2"),
         GUARD,
     ),
-    "usage incomplete": (ALL, SET.format("input_tokens = 1, output_tokens = 1"), CHECK),
+    "picture of another session": (("processing",), COMPLETE_WITH_ANOTHERS, CHECK),
+    "picture that is no picture": (
+        ("processing",),
+        SET.format(
+            "status = 'completed', media_type = 'text/html',"
+            " object_key = 'generated/' || user_id || '/' || id || '.html'"
+        ),
+        CHECK,
+    ),
+    "picture of a failed session": (
+        ("failed",),
+        SET.format(f"{OWN_PICTURE}, error_message = 'none'"),
+        GUARD,
+    ),
+    "picture before the end": (OPEN, SET.format(OWN_PICTURE), CHECK),
+    "picture changed after the end": (
+        ("completed",),
+        SET.format("object_key = 'generated/' || user_id || '/' || id || '.jpg'"),
+        GUARD,
+    ),
+    "picture removed after the end": (
+        ("completed",),
+        SET.format("object_key = NULL, media_type = NULL"),
+        GUARD,
+    ),
+    "pictures kept for ever": (ALL, SET.format("delete_again_at = 'infinity'"), GUARD),
+    "link that is a script": (ALL, SET.format("generated_image_url = 'javascript:1'"), GUARD),
+    "link to a file": (ALL, SET.format("generated_image_url = 'file:///etc/passwd'"), GUARD),
+    "link without a scheme": (ALL, SET.format("generated_image_url = '//x.example/'"), GUARD),
+    "link with another line": (
+        ALL,
+        SET.format("generated_image_url = E'https://x.example/\\nSet-Cookie: a'"),
+        GUARD,
+    ),
+    "link without a host": (ALL, SET.format("generated_image_url = 'https://'"), GUARD),
     "input tokens negative": (
         ALL,
         SET.format("input_tokens = -1, output_tokens = 1, estimated_cost_usd = 0"),
@@ -300,7 +341,11 @@ BROKEN: dict[str, tuple[str, str]] = {
         "queued",
         SET.format("image_deleted_at = now()"),
     ),
-    "its usage is whole": ("queued", SET.format("input_tokens = 1")),
+    "its picture has the key of this session": (
+        "processing",
+        SET.format("status = 'completed', media_type = 'image/png', object_key = 'k.png'"),
+    ),
+    "it has a picture only if it completed": ("queued", SET.format(OWN_PICTURE)),
     "its usage is not negative": (
         "queued",
         SET.format("input_tokens = 1, output_tokens = 1, estimated_cost_usd = -1"),
@@ -437,11 +482,17 @@ async def test_image_deleted_at_cannot_be_changed(console: Console, later: str) 
 
 @pytest.mark.parametrize("state", FINAL)
 async def test_final_session_may_be_deleted(console: Console, state: str) -> None:
-    """The ledger outlives it, and the books still balance."""
+    """The ledger outlives it, and the audit says so: nobody can tell any more what was paid for."""
     session_id = await console.in_state(state)
     money = await console.money_of(session_id)
+    await console.created()
 
     await console.run("DELETE FROM generation_sessions WHERE id = $1", session_id)
 
+    refunds = money.count("refund")
     assert await console.money_of(session_id) == money
-    assert await console.credits.audit(limit=10) == []
+    (found,) = await console.credits.audit(limit=10)
+    assert found.subject == f"session {session_id}"
+    assert found.problem == (
+        f"does not exist, but has 1 debit(s) and {refunds} refund(s), net {refunds - 1}"
+    )

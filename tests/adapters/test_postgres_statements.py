@@ -26,9 +26,9 @@ from tests.support.examples import (
     LEASE,
     MANY,
     MODEL_URL,
-    STORED_PICTURE,
     USER,
     a_session,
+    picture_of,
 )
 
 pytestmark = pytest.mark.anyio
@@ -42,8 +42,9 @@ HEAP_SCANS = ("indexscan", "bitmapscan")
 
 MANY_SESSIONS = """
     WITH account AS (
-        INSERT INTO credit_accounts (channel, owner_id, balance, total_granted, total_debited)
-        VALUES ('b2b', 'store-1', 0, 20000, 20000)
+        INSERT INTO credit_accounts (channel, owner_id, balance, total_granted, total_debited,
+            sessions_created)
+        VALUES ('b2b', 'store-1', 0, 20000, 20000, 20000)
     ), granted AS (
         INSERT INTO credit_ledger (channel, owner_id, kind, amount)
         VALUES ('b2b', 'store-1', 'grant', 20000)
@@ -340,7 +341,8 @@ A_FEW_ENTRIES = 2 * 8_192
 
 OLD_SESSIONS = """
     UPDATE generation_sessions
-    SET status = 'completed', attempt = 1, completed_at = now(), object_key = 'x', media_type = 'x',
+    SET status = 'completed', attempt = 1, completed_at = now(), media_type = 'image/png',
+        object_key = 'stores/' || store_id || '/generated/' || id || '.png',
         status_changed_at = now() - interval '40 days', image_deleted_at = now()"""
 
 
@@ -354,7 +356,7 @@ async def test_expired_pictures_are_found_by_a_small_index(
         await connection.execute(MANY_SESSIONS)
         await connection.execute(OLD_SESSIONS)
     old = await backend.claimed()
-    await backend.attempts.complete(old.id, attempt=1, picture=STORED_PICTURE)
+    await backend.attempts.complete(old.id, attempt=1, picture=picture_of(old.id))
     await backend.advance(timedelta(days=31))
     watched = PostgresBackend(database)
     lifetime = timedelta(days=30)
@@ -439,7 +441,7 @@ async def test_stats_read_no_session_that_has_ended(
 ) -> None:
     """The account counts those, however many there are."""
     session = await backend.claimed()
-    await backend.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
+    await backend.attempts.complete(session.id, attempt=1, picture=picture_of(session.id))
     database = Keeping(postgres.url())
 
     stats = await PostgresBackend(database).reads.stats(USER)

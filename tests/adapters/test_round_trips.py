@@ -123,6 +123,7 @@ async def costs(
             await costs.submitted()
             await container.generation().run(await costs.popped())
         await container.submission().confirm_pushed()
+        await container.recovery().run_once()
         await costs.reset()
         yield costs
     finally:
@@ -304,7 +305,7 @@ async def test_every_statement_and_command_is_counted(costs: Costs) -> None:
         await costs.container.database().fetch("no SQL")
 
     assert [text.split(";")[0] for text in costs.sent] == [
-        "BEGIN",
+        "BEGIN ISOLATION LEVEL READ COMMITTED",
         *["SELECT 1"] * 2,
         "COMMIT",
         "SELECT 1",

@@ -53,7 +53,8 @@ UPDATE generation_sessions SET status = 'processing', attempt = attempt + 1, \
 lease_expires_at = now() + interval '30 seconds', started_at = now() \
 WHERE id = {_ID} AND status = 'queued' RETURNING id, attempt, prompt, model_image_url, \
 outfit_image_url, accessories;
-UPDATE generation_sessions SET status = 'completed', object_key = 'generated/picture.jpg', \
+UPDATE generation_sessions SET status = 'completed', \
+object_key = 'stores/' || store_id || '/generated/' || id || '.jpg', \
 media_type = 'image/jpeg', lease_expires_at = NULL, completed_at = now() \
 WHERE id = {_ID} AND status = 'processing' AND attempt = 1;
 """  # noqa: S608 - put together from literals

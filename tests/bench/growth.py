@@ -52,7 +52,8 @@ FILL = (
     SELECT lpad(to_hex(number), 32, '0')::uuid, 'b2b', 'old-shop', 'req_' || number, 'Dress them',
         'https://images.example.com/people/' || number || '.jpg',
         CASE WHEN number % 10 = 0 THEN 'failed' ELSE 'completed' END, 1, true, number % 10 = 0,
-        CASE WHEN number % 10 > 0 THEN 'stores/old-shop/generated/' || number || '.jpg' END,
+        CASE WHEN number % 10 > 0 THEN 'stores/old-shop/generated/'
+            || lpad(to_hex(number), 32, '0')::uuid || '.jpg' END,
         CASE WHEN number % 10 > 0 THEN 'image/jpeg' END,
         CASE WHEN number % 10 = 0 THEN 'GENERATION_FAILED' END,
         CASE WHEN number % 10 = 0 THEN 'It could not be made' END,

@@ -42,7 +42,7 @@ from domain.ports import (
 from domain.sessions import ErrorCode, Failure, Fault, GenerationSession, SessionStatus
 from domain.tasks import UnreadableTask
 from tests.support.clock import FakeClock
-from tests.support.examples import FAILURE, FAULT, LEASE, MANY, STORED_PICTURE, USER, a_session
+from tests.support.examples import FAILURE, FAULT, LEASE, MANY, USER, a_session, picture_of
 
 
 class Backend(ABC):
@@ -126,7 +126,9 @@ class Backend(ABC):
         """A session that our own code brought to its final status."""
         session = await self.claimed()
         if status is SessionStatus.COMPLETED:
-            assert await self.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
+            assert await self.attempts.complete(
+                session.id, attempt=1, picture=picture_of(session.id)
+            )
         else:
             assert await self.attempts.fail(session.id, FAILURE, attempt=1)
         return await self.get(session.id)

@@ -7,7 +7,7 @@ import pytest
 
 from domain.sessions import LOST_LEASE, AttemptFault, Blame, SessionStatus
 from tests.contracts.backends import Backend
-from tests.support.examples import FAILURE, FAULT, LEASE, STORED_PICTURE
+from tests.support.examples import FAILURE, FAULT, LEASE, picture_of
 
 pytestmark = pytest.mark.anyio
 
@@ -47,7 +47,7 @@ async def test_failed_attempt_leaves_its_fault(backend: Backend) -> None:
 async def test_attempts_without_a_fault_leave_nothing(backend: Backend) -> None:
     """Neither a completion nor a session that was given back."""
     done = await backend.claimed()
-    assert await backend.attempts.complete(done.id, attempt=1, picture=STORED_PICTURE)
+    assert await backend.attempts.complete(done.id, attempt=1, picture=picture_of(done.id))
     given_back = await backend.released(None)
 
     assert await recorded(backend, done.id) == []

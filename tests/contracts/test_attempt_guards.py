@@ -2,14 +2,13 @@
 that are due, and no other."""
 
 import asyncio
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from domain.sessions import SessionStatus
 from tests.contracts.backends import Backend
-from tests.support.examples import FAILURE, LEASE, STORED_PICTURE
+from tests.support.examples import FAILURE, LEASE, picture_of
 
 pytestmark = pytest.mark.anyio
 
@@ -86,7 +85,7 @@ async def test_final_session_is_not_confirmed(backend: Backend) -> None:
 async def test_pictures_completed_at_once_belong_each_to_its_session(backend: Backend) -> None:
     """However many calls share a statement."""
     sessions = [await backend.claimed() for _ in range(5)]
-    pictures = [replace(STORED_PICTURE, object_key=f"picture-{n}.png") for n in range(5)]
+    pictures = [picture_of(session.id) for session in sessions]
 
     await asyncio.gather(
         *(

@@ -18,7 +18,7 @@ from domain.errors import DatabaseUnavailable, IllegalTransition
 from domain.ports import AttemptRepoPort
 from domain.sessions import Failure, GenerationSession, SessionStatus
 from tests.contracts.backends import Backend
-from tests.support.examples import FAILURE, LEASE, STORED_PICTURE, USAGE
+from tests.support.examples import FAILURE, LEASE, USAGE, picture_of
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +29,7 @@ Write = Callable[[AttemptRepoPort, UUID, int], Awaitable[bool]]
 WRITES: dict[str, Write] = {
     "renew": lambda repo, id_, attempt: repo.renew(id_, attempt=attempt, lease=LEASE),
     "complete": lambda repo, id_, attempt: repo.complete(
-        id_, attempt=attempt, picture=STORED_PICTURE
+        id_, attempt=attempt, picture=picture_of(id_)
     ),
     "fail": lambda repo, id_, attempt: repo.fail(id_, FAILURE, attempt=attempt),
     "release": lambda repo, id_, attempt: repo.release(id_, attempt=attempt, delay=NO_DELAY),
@@ -142,7 +142,7 @@ async def test_complete_records_the_picture(backend: Backend) -> None:
     await backend.advance(timedelta(seconds=2))
     before = await backend.get(claimed.id)
 
-    assert await backend.attempts.complete(claimed.id, attempt=1, picture=STORED_PICTURE)
+    assert await backend.attempts.complete(claimed.id, attempt=1, picture=picture_of(claimed.id))
 
     after = await backend.get(claimed.id)
     assert after.completed_at is not None
@@ -151,7 +151,7 @@ async def test_complete_records_the_picture(backend: Backend) -> None:
     assert after == replace(
         before,
         status=SessionStatus.COMPLETED,
-        picture=STORED_PICTURE,
+        picture=picture_of(before.id),
         lease_expires_at=None,
         completed_at=after.completed_at,
         processing_time_ms=after.processing_time_ms,
@@ -166,16 +166,18 @@ async def test_complete_records_the_usage(backend: Backend) -> None:
     """Tokens and cost, to the last digit. None if the usage is unknown."""
     known, unknown = await backend.claimed(), await backend.claimed()
 
-    assert await backend.attempts.complete(known.id, attempt=1, picture=STORED_PICTURE, usage=USAGE)
     assert await backend.attempts.complete(
-        unknown.id, attempt=1, picture=STORED_PICTURE, usage=None
+        known.id, attempt=1, picture=picture_of(known.id), usage=USAGE
+    )
+    assert await backend.attempts.complete(
+        unknown.id, attempt=1, picture=picture_of(unknown.id), usage=None
     )
 
     kept = (await backend.get(known.id)).usage
     assert kept == USAGE
     assert str(kept.estimated_cost_usd) == str(USAGE.estimated_cost_usd)
     assert (await backend.get(unknown.id)).usage is None
-    assert (await backend.get(known.id)).picture == STORED_PICTURE
+    assert (await backend.get(known.id)).picture == picture_of(known.id)
 
 
 @pytest.mark.parametrize("claimed", [False, True])
@@ -261,7 +263,7 @@ async def test_only_a_queued_session_is_postponed(backend: Backend) -> None:
     assert not await backend.attempts.postpone(UUID(int=1), delay=NO_DELAY)
 
     assert await backend.get(claimed.id) == claimed
-    await backend.attempts.complete(claimed.id, attempt=1, picture=STORED_PICTURE)
+    await backend.attempts.complete(claimed.id, attempt=1, picture=picture_of(claimed.id))
     ended = await backend.get(claimed.id)
     assert not await backend.attempts.postpone(claimed.id, delay=NO_DELAY)
     assert await backend.get(claimed.id) == ended

@@ -13,7 +13,7 @@ from domain.credits import Channel, Owner
 from domain.errors import IllegalTransition, InsufficientCredits
 from domain.sessions import SessionStatus
 from tests.contracts.backends import Backend
-from tests.support.examples import FAILURE, LEASE, MANY, STORED_PICTURE, a_session
+from tests.support.examples import FAILURE, LEASE, MANY, a_session, picture_of
 
 pytestmark = pytest.mark.anyio
 
@@ -72,7 +72,9 @@ class Crowd:
             case 2:
                 await attempts.renew(session.id, attempt=attempt, lease=LEASE)
             case _:
-                await attempts.complete(session.id, attempt=attempt, picture=STORED_PICTURE)
+                await attempts.complete(
+                    session.id, attempt=attempt, picture=picture_of(session.id, session.owner)
+                )
 
     async def cancel(self) -> None:
         await self.backend.sessions.fail_queued(self.some_id(), FAILURE)

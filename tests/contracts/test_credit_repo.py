@@ -14,7 +14,7 @@ from domain.credits import Channel, CreditAccount, LedgerEntry, LedgerKind, Owne
 from domain.errors import DatabaseUnavailable
 from domain.ports import CreditRepoPort
 from tests.contracts.backends import Backend
-from tests.support.examples import FAILURE, OTHER, STORE, STORED_PICTURE, USER
+from tests.support.examples import FAILURE, OTHER, STORE, USER, picture_of
 
 pytestmark = pytest.mark.anyio
 
@@ -30,7 +30,7 @@ async def failed(backend: Backend) -> UUID:
 
 async def completed(backend: Backend) -> UUID:
     session = await backend.claimed()
-    assert await backend.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
+    assert await backend.attempts.complete(session.id, attempt=1, picture=picture_of(session.id))
     return session.id
 
 
@@ -225,6 +225,16 @@ async def test_audit_finds_a_completed_session_without_a_picture(backend: Backen
     await backend.external_write(session_id, generated_image_url="https://x.example/")
 
     assert (without, await wrong(backend)) == ({f"session {session_id}"}, set())
+
+
+async def test_empty_link_is_no_picture(backend: Backend) -> None:
+    """An external consumer that has no picture may say so with an empty text."""
+    session_id = await backend.queued()
+
+    await backend.external_write(session_id, status="completed", generated_image_url="")
+
+    assert (await backend.get(session_id)).generated_image_url is None
+    assert await wrong(backend) == {f"session {session_id}"}
 
 
 async def test_audit_stops_at_its_limit(backend: Backend) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from domain.credits import Channel, Owner
 from tests.contracts.backends import Backend
-from tests.support.examples import FAILURE, STORE, STORED_PICTURE, USER
+from tests.support.examples import FAILURE, STORE, USER, picture_of
 
 pytestmark = pytest.mark.anyio
 
@@ -32,7 +32,9 @@ async def claim_expired_images(backend: Backend, *, limit: int = 100) -> list[UU
 async def with_picture(backend: Backend, owner: Owner = USER) -> UUID:
     """A completed session with a picture of our worker."""
     session = await backend.claimed(owner)
-    assert await backend.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
+    assert await backend.attempts.complete(
+        session.id, attempt=1, picture=picture_of(session.id, owner)
+    )
     return session.id
 
 
@@ -42,7 +44,7 @@ async def test_picture_expires_by_the_end_of_its_session(backend: Backend) -> No
     session_id = await backend.queued()
     await backend.advance(2 * LIFETIME)
     await backend.claim(session_id)
-    await backend.attempts.complete(session_id, attempt=1, picture=STORED_PICTURE)
+    await backend.attempts.complete(session_id, attempt=1, picture=picture_of(session_id))
     await backend.external_write(session_id, completed_at=datetime(1999, 12, 31, tzinfo=UTC))
     await backend.advance(LIFETIME - MOMENT)
     too_early = await claim_expired_images(backend)
@@ -52,8 +54,9 @@ async def test_picture_expires_by_the_end_of_its_session(backend: Backend) -> No
 
 
 async def test_only_sessions_that_may_have_a_picture_are_claimed(backend: Backend) -> None:
-    """Completed ones with our picture, and failed ones with an attempt, which may have saved one.
-    Not an external consumer's picture: it is not in our storage."""
+    """Completed ones, and failed ones with an attempt, which may have saved one. Also a session
+    that an external consumer completed: before that, an attempt of ours may have saved a picture,
+    or the consumer shares our storage."""
     ids = await backend.in_every_status()
     never_attempted = await backend.queued()
     await backend.sessions.fail_queued(never_attempted, FAILURE)
@@ -62,7 +65,11 @@ async def test_only_sessions_that_may_have_a_picture_are_claimed(backend: Backen
     )
     await backend.advance(2 * LIFETIME)
 
-    assert set(await claim_expired_images(backend)) == {ids["completed"], ids["failed"]}
+    assert set(await claim_expired_images(backend)) == {
+        ids["completed"],
+        ids["completed externally"],
+        ids["failed"],
+    }
 
 
 async def test_oldest_pictures_are_claimed_first(backend: Backend) -> None:

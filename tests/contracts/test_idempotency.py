@@ -23,9 +23,9 @@ from tests.support.examples import (
     MODEL_URL,
     OTHER,
     OUTFIT_URL,
-    STORED_PICTURE,
     USER,
     a_session,
+    picture_of,
 )
 
 pytestmark = pytest.mark.anyio
@@ -64,7 +64,7 @@ async def claim(backend: Backend, session: GenerationSession) -> None:
 
 async def complete(backend: Backend, session: GenerationSession) -> None:
     await backend.claim(session.id)
-    assert await backend.attempts.complete(session.id, attempt=1, picture=STORED_PICTURE)
+    assert await backend.attempts.complete(session.id, attempt=1, picture=picture_of(session.id))
 
 
 async def fail(backend: Backend, session: GenerationSession) -> None:

@@ -14,7 +14,7 @@ from adapters.sessions.postgres import PostgresSessionRepo
 from domain.errors import DatabaseUnavailable
 from domain.sessions import GenerationSession, SessionStatus
 from tests.contracts.backends import Backend
-from tests.support.examples import FAILURE, LEASE, STORED_PICTURE
+from tests.support.examples import FAILURE, LEASE, picture_of
 
 pytestmark = pytest.mark.anyio
 
@@ -68,7 +68,7 @@ async def test_ended_attempt_records_no_job(backend: Backend, end: str) -> None:
         case "release":
             await backend.attempts.release(session.id, attempt=2, delay=NO_DELAY)
         case "complete":
-            await backend.attempts.complete(session.id, attempt=2, picture=STORED_PICTURE)
+            await backend.attempts.complete(session.id, attempt=2, picture=picture_of(session.id))
         case "fail":
             await backend.attempts.fail(session.id, FAILURE, attempt=2)
         case "external":

@@ -17,7 +17,7 @@ from domain.errors import DatabaseUnavailable
 from domain.ports import RecoveryRepoPort
 from domain.sessions import Failure, GenerationSession, SessionStatus
 from tests.contracts.backends import Backend
-from tests.support.examples import FAILURE, LEASE, STORE, STORED_PICTURE, USER
+from tests.support.examples import FAILURE, LEASE, STORE, USER, picture_of
 
 pytestmark = pytest.mark.anyio
 
@@ -318,7 +318,7 @@ async def test_worker_may_not_write_after_its_lease_died(backend: Backend) -> No
 
     for session in (released, failed):
         assert not await backend.attempts.complete(
-            session.id, attempt=session.attempt, picture=STORED_PICTURE
+            session.id, attempt=session.attempt, picture=picture_of(session.id)
         )
 
 
@@ -365,7 +365,7 @@ async def test_external_claim_ends_the_attempt_before_it(backend: Backend) -> No
     stale = [
         await backend.attempts.renew(claimed.id, attempt=1, lease=LEASE),
         await backend.attempts.release(claimed.id, attempt=1, delay=LEASE),
-        await backend.attempts.complete(claimed.id, attempt=1, picture=STORED_PICTURE),
+        await backend.attempts.complete(claimed.id, attempt=1, picture=picture_of(claimed.id)),
         await backend.attempts.fail(claimed.id, FAILURE, attempt=1),
     ]
 

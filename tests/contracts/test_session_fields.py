@@ -17,18 +17,17 @@ from domain.sessions import (
     GenerationInput,
     GenerationSession,
     SessionStatus,
-    StoredPicture,
     Usage,
 )
 from tests.contracts.backends import Backend
-from tests.support.examples import FAULT, LEASE, MANY, a_session
+from tests.support.examples import FAULT, LEASE, MANY, a_session, picture_of
 from tests.support.filling import filled, variations
 
 pytestmark = pytest.mark.anyio
 
 OWNER = filled(Owner)
 INPUT = filled(GenerationInput)
-PICTURE, USAGE, FAILURE = filled(StoredPicture), filled(Usage), filled(Failure)
+USAGE, FAILURE = filled(Usage), filled(Failure)
 JOB, LINK = "provider-job", "https://elsewhere.example/picture.png"
 VARIATIONS = dict(variations(INPUT))
 
@@ -50,7 +49,8 @@ async def completed(backend: Backend, session: GenerationSession) -> GenerationS
     await backend.claim(session.id)
     assert await backend.attempts.record_job(session.id, attempt=1, job=JOB)
     await backend.advance(timedelta(seconds=1))
-    assert await backend.attempts.complete(session.id, attempt=1, picture=PICTURE, usage=USAGE)
+    picture = picture_of(session.id, OWNER)
+    assert await backend.attempts.complete(session.id, attempt=1, picture=picture, usage=USAGE)
     await backend.external_write(session.id, generated_image_url=LINK)
     assert await backend.sessions.confirm([session.id]) == 0
     assert await backend.recovery.mark_images_deleted([session.id]) == 1
@@ -79,7 +79,8 @@ async def test_every_field_of_a_session_is_stored(backend: Backend) -> None:
     done = await completed(backend, await created(backend))
 
     assert (done.owner, done.input, done.request_id) == (OWNER, INPUT, "req-7")
-    assert (done.picture, done.usage, done.idempotency_key) == (PICTURE, USAGE, "key-7")
+    assert (done.picture, done.usage) == (picture_of(done.id, OWNER), USAGE)
+    assert done.idempotency_key == "key-7"
     assert (done.provider_job, done.generated_image_url) == (JOB, LINK)
     assert failed.failure == FAILURE
     assert (processing.status, failed.status, done.status) == (

@@ -15,7 +15,7 @@ from domain.errors import DatabaseUnavailable, NotFound
 from domain.ports import Position, SessionReadPort, SessionStats
 from domain.sessions import GenerationSession, SessionStatus
 from tests.contracts.backends import Backend
-from tests.support.examples import FAILURE, OTHER, STORE, STORED_PICTURE, USER, a_session
+from tests.support.examples import FAILURE, OTHER, STORE, USER, a_session, picture_of
 
 pytestmark = pytest.mark.anyio
 
@@ -55,7 +55,9 @@ def position(session: GenerationSession) -> Position:
 
 async def one_in_every_status(backend: Backend, owner: Owner = USER) -> dict[SessionStatus, UUID]:
     completed, failed = await backend.claimed(owner), await backend.claimed(owner)
-    await backend.attempts.complete(completed.id, attempt=1, picture=STORED_PICTURE)
+    await backend.attempts.complete(
+        completed.id, attempt=1, picture=picture_of(completed.id, owner)
+    )
     await backend.attempts.fail(failed.id, FAILURE, attempt=1)
     return {
         SessionStatus.QUEUED: await backend.queued(owner),

@@ -5,12 +5,13 @@ import asyncio
 from dataclasses import fields, replace
 from datetime import timedelta
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 import pytest
 
 from adapters.queue.payload import decode
-from domain.credits import LedgerKind
+from domain.credits import Channel, LedgerKind, Owner
 from domain.errors import (
     DatabaseUnavailable,
     QueueUnavailable,
@@ -22,7 +23,17 @@ from domain.sessions import GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
 from domain.uploads import upload_folder
 from tests.support.clock import START
-from tests.support.examples import FAILURE, FAULT, LEASE, OTHER, STORED_PICTURE, USER
+from tests.support.examples import (
+    EXTREMES,
+    FAILURE,
+    FAULT,
+    LEASE,
+    OTHER,
+    STORE,
+    STORED_PICTURE,
+    USER,
+    with_created_at,
+)
 from tests.support.images import A_PICTURE
 from tests.support.service import Service
 
@@ -225,6 +236,26 @@ async def test_unreadable_oldest_task_pauses_the_pushes(service: Service) -> Non
     report = await service.recover()
 
     assert report.pushed_again == 2
+    assert order(service) == ids
+
+
+@pytest.mark.parametrize("created_at", EXTREMES)
+async def test_impossible_age_of_the_oldest_task_pauses_the_pushes(
+    service: Service, created_at: str
+) -> None:
+    """No session of ours has it: it makes nothing look lost, and no step fails. Once a worker has
+    popped it, recovery continues."""
+    ids = await service.backlog(2)
+    waiting = list(service.queue.messages)
+    service.queue.messages.append(with_created_at(created_at))
+    service.clock.advance(POLICY.requeue_after)
+
+    assert await service.recover() == NOTHING
+    await service.queue.pop(timeout_seconds=0)
+
+    assert list(service.queue.messages) == waiting
+    service.queue.messages.clear()
+    assert (await service.recover()).pushed_again == 2
     assert order(service) == ids
 
 
@@ -433,6 +464,7 @@ async def test_failed_push_is_repeated(service: Service, fault: str) -> None:
     assert order(service) == ids
 
 
+@pytest.mark.parametrize("fault", ["away", "broken"])
 @pytest.mark.parametrize(
     ("step", "error"),
     [
@@ -446,10 +478,10 @@ async def test_failed_push_is_repeated(service: Service, fault: str) -> None:
     ],
 )
 async def test_failed_step_does_not_stop_the_others(
-    service: Service, step: str, error: type[Exception]
+    service: Service, step: str, error: type[Exception], fault: str
 ) -> None:
-    """A locked row, or a call that fails, costs a run that step only. Its error is raised at the
-    end, and the next run does that step too."""
+    """A locked row, a call that fails, or an error that nobody expects costs a run that step only.
+    It is raised at the end, and the next run does that step too."""
     recovery = service.recovery()
     old = await completed(service)
     service.clock.advance(POLICY.picture_lifetime)
@@ -461,8 +493,8 @@ async def test_failed_step_does_not_stop_the_others(
     await service.repo.claim(released, lease=LEASE)
     service.queue.messages.clear()
     service.clock.advance(LEASE + SECOND)
-    service.repo.faults.away.add(step)
-    service.queue.faults.away.add(step)
+    getattr(service.repo.faults, fault).add(step)
+    getattr(service.queue.faults, fault).add(step)
 
     async def missing() -> set[str]:
         done = {
@@ -476,16 +508,18 @@ async def test_failed_step_does_not_stop_the_others(
         }
         return {name for name, is_done in done.items() if not is_done}
 
-    with pytest.raises(error):
+    with pytest.raises(error if fault == "away" else RuntimeError):
         await recovery.run_once()
     left = await missing()
-    service.repo.faults.away.clear()
-    service.queue.faults.away.clear()
+    service.repo.faults.clear()
+    service.queue.faults.clear()
     await recovery.run_once()
 
     nothing_to_bury = {"bury"} if step == "fail_dead_leases" else set()
+    # A task that cannot be written is not tried again: it would keep the others back.
+    never_buried = {"bury"} if (step, fault) == ("bury", "broken") else set()
     assert left == {step} | nothing_to_bury
-    assert await missing() == set()
+    assert await missing() == never_buried
 
 
 async def test_first_of_several_failures_is_raised(service: Service) -> None:
@@ -497,6 +531,57 @@ async def test_first_of_several_failures_is_raised(service: Service) -> None:
         await service.recover()
 
     assert "oldest" in service.queue.faults.calls
+
+
+async def test_bug_is_raised_before_an_unavailable_dependency(service: Service) -> None:
+    """The queue may be unavailable for long; a bug that is only found then stays unseen."""
+    service.queue.faults.away.add("oldest")
+    service.repo.faults.broken.add("claim_expired_images")
+
+    with pytest.raises(RuntimeError):
+        await service.recover()
+
+
+async def test_session_that_cannot_be_refunded_is_named_and_passed_over(service: Service) -> None:
+    """More of them than a batch: the first run moves all others, and names each once until it is
+    tried again. What is repaired then is refunded."""
+    ids = await service.backlog(6, apart=timedelta(0))
+    for session_id in ids[:5]:
+        service.repo.overwrite(session_id, status=SessionStatus.FAILED)
+    service.queue.messages.clear()
+    service.clock.advance(POLICY.requeue_after)
+    service.repo.unsound.update(ids[:4])
+    recovery = service.recovery(SMALL)
+
+    first = await recovery.run_once()
+    named = recovery.take_blocked()
+    second = await recovery.run_once()
+    service.repo.unsound.clear()
+    service.clock.advance(SMALL.blocked_again_after)
+    repaired = await recovery.run_once()
+
+    assert (first.blocked, first.refunded, first.pushed_again) == (4, 1, 1)
+    assert [(session.id, session.owner) for session in named] == [
+        (id_, str(USER)) for id_ in ids[:4]
+    ]
+    assert (second, recovery.take_blocked()) == (NOTHING, [])
+    assert repaired.refunded == 4
+
+
+async def test_unconfirmed_session_that_cannot_be_refunded_stops_no_push(service: Service) -> None:
+    """It is failed one by one, beside the tasks that were lost."""
+    refused = (await service.submitted(confirmed=False)).session.id
+    service.submission._unconfirmed.clear()
+    (lost,) = await service.backlog(1)
+    service.queue.messages.clear()
+    service.clock.advance(POLICY.requeue_after)
+    service.repo.unsound.add(refused)
+    recovery = service.recovery()
+
+    report = await recovery.run_once()
+
+    assert (report.blocked, report.never_pushed, order(service)) == (1, 0, [lost])
+    assert [session.problem for session in recovery.take_blocked()] == ["IllegalTransition"]
 
 
 @pytest.mark.parametrize("step", ["refund_missing", "fail_expired", "claim_overdue", "fail_queued"])
@@ -798,7 +883,7 @@ def test_report_total_counts_every_field() -> None:
     """A forgotten field would leave a run unlogged."""
     numbers = {field.name: 10**digit for digit, field in enumerate(fields(RecoveryReport))}
 
-    assert RecoveryReport(**numbers).total == 11_111_111
+    assert RecoveryReport(**numbers).total == 111_111_111
 
 
 async def test_old_picture_is_deleted(service: Service) -> None:
@@ -833,20 +918,57 @@ async def test_picture_of_a_failed_session_is_deleted(service: Service) -> None:
     assert not (await service.session(session.id)).image_expired
 
 
-async def test_picture_of_an_external_consumer_is_not_deleted(service: Service) -> None:
-    """Not even if our storage has one under the session's prefix."""
-    session_id = (await service.submitted()).session.id
-    service.repo.overwrite(
-        session_id, status=SessionStatus.COMPLETED, generated_image_url="https://elsewhere.example/"
-    )
-    session = await service.session(session_id)
+async def test_picture_that_an_external_consumer_outran_is_deleted(service: Service) -> None:
+    """Our attempt saved one; then the consumer completed the session. Its own link, which leads
+    elsewhere, stays."""
+    session = await service.claimed((await service.submitted()).session.id)
     await service.storage.save(session.object_prefix, A_PICTURE)
+    link = "https://elsewhere.example/picture.png"
+    service.repo.overwrite(session.id, status=SessionStatus.COMPLETED, generated_image_url=link)
     service.clock.advance(2 * POLICY.picture_lifetime)
 
+    assert await service.recover() == RecoveryReport(pictures_deleted=1)
+
+    assert await service.storage.find(session.object_prefix) is None
+    session = await service.session(session.id)
+    assert (session.image_expired, session.generated_image_url) == (False, link)
     assert await service.recover() == NOTHING
 
-    assert await service.storage.find(session.object_prefix) is not None
-    assert not (await service.session(session_id)).image_expired
+
+@pytest.mark.parametrize("owner", [USER, STORE, Owner(channel=Channel.B2B, id="a:b")])
+@pytest.mark.parametrize("taken", [False, True])
+async def test_picture_that_an_external_consumer_keeps_in_our_storage_is_deleted(
+    service: Service, owner: Owner, *, taken: bool
+) -> None:
+    """It has the session's key, in our storage: its link, plain or encoded, goes too."""
+    session_id = (await service.submitted(owner)).session.id
+    if taken:
+        service.repo.overwrite(session_id, status=SessionStatus.PROCESSING)
+    session = await service.session(session_id)
+    await service.storage.save(session.object_prefix, A_PICTURE)
+    link = f"https://cdn.example/bucket/{quote(session.object_prefix)}.png?signature=1"
+    service.repo.overwrite(session_id, status=SessionStatus.COMPLETED, generated_image_url=link)
+    before = await service.session(session_id)
+    service.clock.advance(2 * POLICY.picture_lifetime)
+
+    assert (await service.recover()).pictures_deleted == 1
+
+    assert await service.storage.find(session.object_prefix) is None
+    assert not before.image_expired
+    assert (await service.session(session_id)).image_expired
+
+
+async def test_bug_of_one_deletion_does_not_stop_the_others(service: Service) -> None:
+    """The others are deleted and marked; then it is raised."""
+    broken, sound = [await completed(service) for _ in range(2)]
+    service.clock.advance(POLICY.picture_lifetime + SECOND)
+    service.storage.faults.broken.add(f"delete {broken.object_prefix}")
+
+    with pytest.raises(RuntimeError):
+        await service.recover()
+
+    assert (await service.session(sound.id)).image_expired
+    assert not (await service.session(broken.id)).image_expired
 
 
 async def test_failed_deletion_does_not_stop_the_others(service: Service) -> None:

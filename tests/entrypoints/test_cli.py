@@ -45,11 +45,11 @@ from tests.support.examples import (
     MANY,
     MODEL_URL,
     STORE,
-    STORED_PICTURE,
     USAGE,
     USER,
     a_session,
     a_task,
+    picture_of,
 )
 
 T = TypeVar("T")
@@ -140,7 +140,7 @@ class Shop:
         async def work(container: Container) -> None:
             await container.sessions().claim(session.id, lease=LEASE)
             await container.sessions().complete(
-                session.id, attempt=1, picture=STORED_PICTURE, usage=USAGE
+                session.id, attempt=1, picture=picture_of(session.id), usage=USAGE
             )
 
         self.do(work)
@@ -317,12 +317,12 @@ def test_session_is_shown(shop: Shop) -> None:
     fields = dict(re.split(r"  +", line, maxsplit=1) for line in shown.splitlines())
     assert fields["id"] == str(session.id)
     assert (fields["status"], fields["attempt"]) == ("completed", "1")
-    assert fields["picture"] == STORED_PICTURE.object_key
+    assert fields["picture"] == picture_of(session.id).object_key
     assert [fields[f"image {n}"] for n in (1, 2, 3)] == [MODEL_URL, long_url, HAT.url]
     assert fields["failure"] == "-"
     assert (fields["input tokens"], fields["output tokens"]) == ("1923", "6240")
     assert fields["estimated cost USD"] == "0.215064"
-    assert as_json["picture"]["object_key"] == STORED_PICTURE.object_key
+    assert as_json["picture"]["object_key"] == picture_of(session.id).object_key
     assert as_json["accessories"] == [{"type": "hat", "url": HAT.url}]
     assert UUID(as_json["id"]) == session.id
 

@@ -681,6 +681,26 @@ async def test_recovery_survives_failures(service: Service, logs: Logs, fault: s
     assert await in_status(service, SessionStatus.COMPLETED) == [lost]
 
 
+async def test_blocked_session_is_logged(service: Service, logs: Logs) -> None:
+    """By its id and owner, at error level, also if another step fails in the same run."""
+    (session_id,) = await service.backlog(1)
+    service.repo.overwrite(session_id, status=SessionStatus.FAILED)
+
+    service.queue.faults.away.add("oldest")
+    service.repo.unsound.add(session_id)
+
+    async with running(a_worker(service, recovery=True)):
+        await asyncio.sleep(60)
+
+    (entry,) = events(logs, "session_blocked")
+    assert (entry["log_level"], entry["session_id"], entry["owner"], entry["problem"]) == (
+        "error",
+        session_id,
+        str((await service.session(session_id)).owner),
+        "its account is full",
+    )
+
+
 async def test_worker_without_recovery(service: Service) -> None:
     """It recovers nothing, and works all the same."""
     await service.backlog(1)

@@ -72,6 +72,7 @@ RECOVERY = RecoveryPolicy(
     deletions=3,
     deletion_timeout=timedelta(seconds=2),
     delete_again_after=timedelta(seconds=5),
+    blocked_again_after=timedelta(seconds=5),
 )
 
 STATUSES: Sequence[tuple[type[Exception], int]] = (
@@ -303,6 +304,8 @@ class ExternalConsumer(Actor):
         await asyncio.sleep(self.random.random() * 3)
         if self.random.random() < 0.3:
             self.world.external_failures.add(session_id)
+            if self.random.random() < 0.3:
+                self.world.repo.unsound.add(session_id)
             await self._write(session_id, status=SessionStatus.FAILED)
         else:
             await self._write(

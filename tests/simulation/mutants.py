@@ -45,6 +45,7 @@ from tests.simulation.scenarios import (
     run_repetitions,
     run_seed,
     run_shortage,
+    run_unsound,
 )
 from tests.simulation.world import Violation, WatchedImageStorage
 
@@ -92,7 +93,7 @@ def refunds_are_not_unique() -> AbstractContextManager[None]:
         self._record(owner, LedgerKind.REFUND, cost, session_id=session_id)
         return True
 
-    async def refund_missing(self: Any, *, limit: int) -> int:
+    async def refund_missing(self: Any, *, limit: int, **_: Any) -> int:
         for row in self._in_status(SessionStatus.FAILED)[:limit]:
             self._refund(row)
         return 0
@@ -309,9 +310,8 @@ def failed_deletions_count_as_done() -> AbstractContextManager[None]:
     """Recovery marks pictures as deleted that are not."""
     delete_picture = Recovery._delete_picture
 
-    async def always(self: Any, session: GenerationSession) -> bool:
+    async def always(self: Any, session: GenerationSession) -> None:
         await delete_picture(self, session)
-        return True
 
     return _instead((Recovery, "_delete_picture", always))
 
@@ -400,6 +400,29 @@ def paid_pictures_are_not_held() -> AbstractContextManager[None]:
     )
 
 
+def an_unsound_session_stops_its_batch() -> AbstractContextManager[None]:
+    """The database rejects a batch as a whole, and recovery does not go through it one by one."""
+    each = InMemorySessionRepo._each
+
+    def all_or_none(self: Any, due: Any, move: Any, limit: int, _: Any) -> Any:
+        return each(self, due, move, limit, None)
+
+    return _instead((InMemorySessionRepo, "_each", all_or_none))
+
+
+def unsound_sessions_are_not_passed_over() -> AbstractContextManager[None]:
+    """They are first in every batch."""
+    each = InMemorySessionRepo._each
+
+    def from_the_start(self: Any, due: Any, move: Any, limit: int, blocked: Any) -> Any:
+        found: dict[UUID, Any] = {}
+        moved = each(self, due, move, limit, found)
+        blocked.update(found)
+        return moved
+
+    return _instead((InMemorySessionRepo, "_each", from_the_start))
+
+
 MUTANTS: Sequence[Mutant] = (
     any_status_counts_as_queued,
     any_attempt_may_write,
@@ -433,6 +456,8 @@ MUTANTS: Sequence[Mutant] = (
     our_faults_are_the_sessions,
     full_storage_is_not_found_out,
     paid_pictures_are_not_held,
+    an_unsound_session_stops_its_batch,
+    unsound_sessions_are_not_passed_over,
 )
 
 
@@ -452,7 +477,7 @@ def caught(mutant: Mutant) -> str | None:
 
 
 def _scenarios() -> Iterator[Callable[[], object]]:
-    yield from (run_backlog, run_long_work, run_shortage, run_blip, run_repetitions)
+    yield from (run_backlog, run_long_work, run_shortage, run_blip, run_repetitions, run_unsound)
 
 
 def _seeds() -> Iterator[Callable[[], object]]:

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import product
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from adapters.queue.payload import decode
 from domain.credits import Channel, Owner
+from domain.errors import IllegalTransition
 from domain.recovery import Recovery
 from domain.sessions import SessionStatus
 from tests.simulation.actors import (
@@ -35,9 +36,10 @@ from tests.simulation.fates import (
 )
 from tests.simulation.world import Killed, Violation, World
 from tests.support.clock import VirtualTimeLoop, loop_time
-from tests.support.examples import STORE, USER
+from tests.support.examples import EXTREMES, STORE, USER, with_created_at
 
 FAULTY_SECONDS = 30.0
+STRANGE = (b"{", b"[]", b'{"version": 9}', *map(with_created_at, EXTREMES))
 T = TypeVar("T")
 HOT = Owner(channel=Channel.B2B, id="hot")
 BOUND_SECONDS = RECOVERY.settle_bound(
@@ -117,6 +119,7 @@ async def _random_run(random: Random) -> Summary:
     breaking.cancel()
     fates.calm = True
     world.storage.full = False
+    world.repo.repaired = True
     await asyncio.gather(*clients)
     settled_after = await _settle(world)
     living.cancel()
@@ -193,7 +196,7 @@ async def _break_things(random: Random, world: World, actors: list[Actor], mood:
             case 3 if isinstance(actor, WorkerProcess):
                 actor.worker.stop()
             case _:
-                world.queue.messages.appendleft(random.choice((b"{", b"[]", b'{"version": 9}')))
+                world.queue.messages.appendleft(random.choice(STRANGE))
 
 
 async def _planned_run(fates: PlannedFates, effects: set[int] | None) -> list[str]:
@@ -347,16 +350,7 @@ async def _backlog() -> None:
         await asyncio.sleep(INTERVAL_SECONDS)
     for _ in range(4):
         world.queue.messages.pop()
-    recovery = Recovery(
-        sessions=world.repo,
-        recovery_repo=world.repo,
-        queue=world.queue,
-        storage=world.storage,
-        uploads=world.storage,
-        policy=RECOVERY,
-        new_id=api.new_id,
-        clock=world.clock.now,
-    )
+    recovery = _recovery(world, api)
     for _ in range(60):
         await recovery.run_once()
         await asyncio.sleep(INTERVAL_SECONDS)
@@ -367,3 +361,55 @@ async def _backlog() -> None:
         raise Violation(
             f"{len(waiting)} tasks for {len(oldest_first)} sessions, or in the wrong order"
         )
+
+
+def run_unsound() -> None:
+    """More sessions than a batch that cannot be refunded, before one that can, and a lost task.
+    Raises Violation unless the first run of recovery does what the others need, and the sessions
+    are refunded once they are repaired."""
+    _run(_unsound())
+
+
+async def _unsound() -> None:
+    random = Random(0)
+    world = World(PlannedFates({}))
+    count = 2 * RECOVERY.batch
+    await world.accounts.grant(HOT, count, note="simulated")
+    api = Api(world, "api", random)
+    api.start()
+    for number in range(count):
+        await api.submit(f"request-{number}", HOT, None)
+    await asyncio.sleep(RECOVERY.requeue_after.total_seconds())
+    *unsound, sound, lost = [session.id for session in reversed(await world.sessions())]
+    for session_id in (*unsound, sound):
+        world.repo.overwrite(session_id, status=SessionStatus.FAILED)
+    world.repo.unsound.update(unsound)
+    world.external_failures.update(unsound, [sound])
+    world.queue.messages.clear()
+    recovery = _recovery(world, api)
+    with suppress(IllegalTransition):
+        await recovery.run_once()
+    refunded = {entry.session_id for entry in world.accounts.entries if entry.kind == "refund"}
+    pushed = [decode(raw).session_id for raw in world.queue.messages]
+    named = {session.id for session in recovery.take_blocked()}
+    if (refunded, pushed, named) != ({sound}, [lost], set(unsound)):
+        raise Violation(f"{refunded} were refunded, {pushed} pushed and {named} named")
+    world.repo.repaired = True
+    await asyncio.sleep(RECOVERY.blocked_again_after.total_seconds())
+    await recovery.run_once()
+    api.process.kill()
+    if not await _all_refunded(world):
+        raise Violation("a session that was repaired has no refund")
+
+
+def _recovery(world: World, api: Api) -> Recovery:
+    return Recovery(
+        sessions=world.repo,
+        recovery_repo=world.repo,
+        queue=world.queue,
+        storage=world.storage,
+        uploads=world.storage,
+        policy=RECOVERY,
+        new_id=api.new_id,
+        clock=world.clock.now,
+    )

@@ -12,6 +12,7 @@ from tests.simulation.scenarios import (
     run_repetitions,
     run_seed,
     run_shortage,
+    run_unsound,
 )
 
 SEEDS = 1_000
@@ -83,3 +84,8 @@ def test_full_storage_fails_no_session() -> None:
 def test_blip_of_the_provider_fails_no_session() -> None:
     """The sessions wait, with few calls, until the provider is back."""
     run_blip()
+
+
+def test_session_that_cannot_be_refunded_delays_no_other() -> None:
+    """Recovery names it, passes it over, and refunds it once it can be refunded."""
+    run_unsound()

@@ -12,14 +12,20 @@ from uuid import UUID
 
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.memory import InMemoryTaskQueue
-from adapters.sessions.memory import InMemorySessionRepo
+from adapters.sessions.memory import InMemorySessionRepo, _Row
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.signing import UrlSigner
 from domain.causes import Cause, CauseKind
 from domain.credits import LedgerKind, Owner
-from domain.errors import DatabaseUnavailable, QueueUnavailable, StorageUnavailable
+from domain.errors import (
+    DatabaseUnavailable,
+    IllegalTransition,
+    QueueUnavailable,
+    StorageUnavailable,
+)
 from domain.ports import Picture
 from domain.sessions import (
+    Blocked,
     ErrorCode,
     Failure,
     Fault,
@@ -89,6 +95,9 @@ class WatchedSessionRepo(InMemorySessionRepo):
         self.breaches: list[str] = []
         self.jobs: dict[str, ProviderJob] = {}
         """The provider's jobs, by the name that sessions record."""
+        self.unsound: set[UUID] = set()
+        """Sessions whose refund the database rejects, until an operator has repaired it."""
+        self.repaired = False
         self._recorded: dict[UUID, str] = {}
         self._attempts: dict[UUID, int] = {}
         """The attempt of the worker that claimed a session, unless an external consumer took it."""
@@ -133,24 +142,42 @@ class WatchedSessionRepo(InMemorySessionRepo):
         return self._checked(done, "recorded a job of", session_id, attempt)
 
     async def release_dead_leases(
-        self, *, max_attempts: int, external_timeout: timedelta, limit: int
+        self, *, max_attempts: int, external_timeout: timedelta, limit: int, blocked: Blocked = None
     ) -> int:
         alive = self._alive()
         done = await super().release_dead_leases(
-            max_attempts=max_attempts, external_timeout=external_timeout, limit=limit
+            max_attempts=max_attempts,
+            external_timeout=external_timeout,
+            limit=limit,
+            blocked=blocked,
         )
         self._check_taken(alive)
         return done
 
     async def fail_dead_leases(
-        self, failure: Failure, *, max_attempts: int, external_timeout: timedelta, limit: int
+        self,
+        failure: Failure,
+        *,
+        max_attempts: int,
+        external_timeout: timedelta,
+        limit: int,
+        blocked: Blocked = None,
     ) -> list[GenerationSession]:
         alive = self._alive()
         failed = await super().fail_dead_leases(
-            failure, max_attempts=max_attempts, external_timeout=external_timeout, limit=limit
+            failure,
+            max_attempts=max_attempts,
+            external_timeout=external_timeout,
+            limit=limit,
+            blocked=blocked,
         )
         self._check_taken(alive)
         return failed
+
+    def _refund(self, row: _Row) -> None:
+        if row.session.id in self.unsound and not self.repaired:
+            raise IllegalTransition(f"{row.session.id} cannot be refunded")
+        super()._refund(row)
 
     def check_deletion(self, session_id: UUID) -> None:
         """Call this when the picture of a session was deleted."""

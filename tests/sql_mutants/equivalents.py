@@ -29,6 +29,11 @@ _WAITS_FOR_ONE = "a statement that waits for a locked session or account is abou
 _LOCKED_PAYERS = (
     "the accounts of exactly these charges were locked, and ON CONFLICT skips a refund's copies"
 )
+_ONE_BY_ONE = "SELECT id, channel, owner_id FROM generation_sessions"
+_LATER_ONES = (
+    "they are ordered by this time, so those that are not due come last, and each is checked again"
+    " when it is moved"
+)
 
 EQUIVALENTS = (
     Equivalent(now="($3 IS NOT NULL OR true) AND EXISTS", reason=_NOTHING_EQUALS_NULL),
@@ -49,6 +54,14 @@ EQUIVALENTS = (
         now="asked LEFT JOIN held USING (owner_id)",
         within="FOR NO KEY UPDATE OF account )",
         reason=_WAITS_FOR_ONE,
+    ),
+    Equivalent(
+        now="(created_at < now() - $1::interval OR true)", within=_ONE_BY_ONE, reason=_LATER_ONES
+    ),
+    Equivalent(
+        now="(status_changed_at < now() - $1::interval OR true) AND coalesce(delete_again_at",
+        within=_ONE_BY_ONE,
+        reason=_LATER_ONES,
     ),
     Equivalent(now="FROM charged JOIN payer USING (channel)", reason=_LOCKED_PAYERS),
     Equivalent(now="FROM charged JOIN payer USING (owner_id)", reason=_LOCKED_PAYERS),

@@ -1,13 +1,15 @@
 """Owners, sessions, tasks and requests for tests to vary."""
 
+import json
 from dataclasses import fields, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from uuid_utils.compat import uuid7
 
+from adapters.queue.payload import encode
 from domain.causes import Cause, CauseKind
 from domain.credits import Channel, Owner
 from domain.sessions import (
@@ -64,8 +66,29 @@ def a_session(**changes: Any) -> GenerationSession:
     return replace(session, **changes)
 
 
+def picture_of(session_id: UUID, owner: Owner = USER) -> StoredPicture:
+    """A picture of this session: the database accepts no other."""
+    prefix = a_session(id=session_id, owner=owner).object_prefix
+    return StoredPicture(object_key=f"{prefix}.png", media_type="image/png")
+
+
 def a_task(**changes: Any) -> GenerationTask:
     return replace(GenerationTask.of(a_session(), task_id=uuid4()), **changes)
+
+
+EXTREMES = (
+    "0001-01-01T00:00:00+14:00",
+    "0001-01-01T00:00:00Z",
+    "9999-12-31T23:59:59.999999-14:00",
+    "9999-12-31T23:59:59Z",
+    "2999-01-01T00:00:00Z",
+)
+"""Times that a readable task may have, and no session of ours."""
+
+
+def with_created_at(created_at: str) -> bytes:
+    """The message of a task of an unknown session, with this time as it is."""
+    return json.dumps(json.loads(encode(a_task())) | {"created_at": created_at}).encode()
 
 
 def a_request(owner: Owner = USER, **changes: Any) -> TryOnRequest:

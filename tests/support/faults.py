@@ -8,14 +8,20 @@ from datetime import datetime
 from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any, Protocol, TypeVar, cast
+from uuid import UUID
 
 from adapters.auth.memory import InMemoryApiKeyRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.memory import InMemoryTaskQueue
-from adapters.sessions.memory import InMemorySessionRepo
+from adapters.sessions.memory import InMemorySessionRepo, _Row
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.signing import UrlSigner
-from domain.errors import DatabaseUnavailable, QueueUnavailable, StorageUnavailable
+from domain.errors import (
+    DatabaseUnavailable,
+    IllegalTransition,
+    QueueUnavailable,
+    StorageUnavailable,
+)
 from domain.tasks import GenerationTask, UnreadableTask
 
 T = TypeVar("T")
@@ -109,9 +115,17 @@ def flaky(adapter: F) -> F:
 
 
 class FlakySessionRepo(InMemorySessionRepo):
+    """Rejects every refund of a session in ``unsound``."""
+
     def __init__(self, *, accounts: InMemoryCreditRepo, clock: Callable[[], datetime]) -> None:
         super().__init__(accounts=accounts, clock=clock)
         self.faults = Faults(DatabaseUnavailable)
+        self.unsound: set[UUID] = set()
+
+    def _refund(self, row: _Row) -> None:
+        if row.session.id in self.unsound:
+            raise IllegalTransition("its account is full")
+        super()._refund(row)
 
 
 class FlakyApiKeyRepo(InMemoryApiKeyRepo):

@@ -44,7 +44,7 @@ from config.services import Closable, Queue, Repositories, ServedStorage, Storag
 from config.settings import Settings
 from domain.generation import Generation
 from domain.operations import ApiKeyIssuer, CreditGrants, DeadLetters
-from domain.ports import PictureFetcherPort, PictureGeneratorPort, StartLimitPort
+from domain.picture_ports import PictureFetcherPort, PictureGeneratorPort, StartLimitPort
 from domain.recovery import Recovery
 from domain.submission import Submission
 from domain.uploads import UploadReceiver, Uploads

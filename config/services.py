@@ -4,19 +4,21 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from adapters.postgres.migrate import Schema
+from domain.picture_ports import (
+    PictureStoragePort,
+    SignedReadPort,
+    UploadSinkPort,
+    UploadStoragePort,
+)
 from domain.ports import (
     ApiKeyRepoPort,
     AttemptRepoPort,
     CreditRepoPort,
     DeadLetterPort,
-    PictureStoragePort,
     RecoveryRepoPort,
     SessionReadPort,
     SessionRepoPort,
-    SignedReadPort,
     TaskQueuePort,
-    UploadSinkPort,
-    UploadStoragePort,
 )
 
 

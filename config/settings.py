@@ -4,10 +4,8 @@ A default that belongs to a policy or to an adapter's limits is taken from there
 reads the settings, ``policies.py`` builds policies and limits from them.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, assert_never
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, inspect
@@ -15,9 +13,6 @@ from msgspec import Meta, inspect
 from adapters.coalescing import BatchLimits
 from adapters.images.limits import FetchLimits, InputLimits, JobLimits, PoolLimits, ProviderLimits
 from adapters.postgres.limits import DatabaseLimits
-from adapters.postgres.urls import check_postgres_url
-from adapters.queue.urls import check_redis_url
-from adapters.urls import problem_of
 from config.options import (
     DAY,
     ApiKey,
@@ -43,16 +38,11 @@ from domain.submission import SubmissionPolicy
 from domain.uploads import UploadPolicy
 
 PREFIX = "WEARON_"
-_CONFIRM_SECONDS = 2
-"""A submission may take one second longer than its setting, and is confirmed within one more."""
 _HIDDEN = "***"
-_FEWEST_CHARACTERS = 10
-"""Different ones in a secret. A random one of 32 hexadecimal digits has fewer once in a million."""
 
 _SUBMISSION, _UPLOADS = SubmissionPolicy(), UploadPolicy()
 _WORK, _RECOVERY = WorkPolicy(), RecoveryPolicy()
-_DATABASE, _POOL = DatabaseLimits(), PoolLimits()
-_FETCH, _INPUTS = FetchLimits(), InputLimits()
+_DATABASE, _POOL, _FETCH, _INPUTS = DatabaseLimits(), PoolLimits(), FetchLimits(), InputLimits()
 _OPENAI, _REPLICATE = ProviderLimits(), JobLimits()
 
 
@@ -394,54 +384,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = LogFormat.JSON
 
     def __post_init__(self) -> None:
-        if problems := [*self._url_problems(), *self._contradictions()]:
+        from config.rules import problems_of  # noqa: PLC0415 - it needs this class
+
+        if problems := list(problems_of(self)):
             raise ValueError("\n".join(problems))
 
-    def _url_problems(self) -> Iterator[str]:
-        for name in ("database_url", "redis_url", "openai_base_url", "replicate_base_url"):
-            if not _has_valid_port(getattr(self, name)):
-                yield f"{variable_of(name)}: the port must be a number from 1 to 65535"
-        for name, parse in (("database_url", check_postgres_url), ("redis_url", check_redis_url)):
-            if problem := problem_of(parse, getattr(self, name)):
-                yield f"{variable_of(name)}: {problem}"
-
-    def _contradictions(self) -> Iterator[str]:
-        """Problems of values that are valid on their own but not together."""
-        if self.requeue_after_seconds <= self.submit_seconds + _CONFIRM_SECONDS:
-            yield (
-                f"WEARON_REQUEUE_AFTER_SECONDS: must exceed WEARON_SUBMIT_SECONDS by more than"
-                f" {_CONFIRM_SECONDS} s, or tasks that are still being queued would count as lost"
-            )
-        if self.upload_lifetime_seconds <= self.picture_url_seconds + self.queue_ttl_seconds:
-            yield (
-                "WEARON_UPLOAD_LIFETIME_SECONDS: must exceed WEARON_PICTURE_URL_SECONDS +"
-                " WEARON_QUEUE_TTL_SECONDS, or queued sessions could lose their pictures"
-            )
-        if self.picture_lifetime_seconds <= self.attempt_seconds + self.lease_seconds:
-            yield (
-                "WEARON_PICTURE_LIFETIME_SECONDS: must exceed WEARON_ATTEMPT_SECONDS +"
-                " WEARON_LEASE_SECONDS, or a late attempt could store a picture after the deletion"
-            )
-        if self.environment is Environment.DEVELOPMENT:
-            return
-        if self.fetch_allow_loopback:
-            yield "WEARON_FETCH_ALLOW_LOOPBACK: requires WEARON_ENVIRONMENT=development"
-        yield from self._weak_secrets()
-        for name in self._in_memory():
-            yield (
-                f"{variable_of(name)}: `memory` is lost at exit,"
-                " so it requires WEARON_ENVIRONMENT=development"
-            )
-
-    def _weak_secrets(self) -> Iterator[str]:
-        secrets = {name: getattr(self, name) for name in ("jwt_secret", "signing_secret")}
-        for name, secret in secrets.items():
-            if secret is not None and len(set(secret)) < _FEWEST_CHARACTERS:
-                yield f"{variable_of(name)}: is too easy to guess"
-        if self.jwt_secret is not None and self.jwt_secret == self.signing_secret:
-            yield "WEARON_SIGNING_SECRET: must differ from WEARON_JWT_SECRET"
-
-    def _in_memory(self) -> list[str]:
+    @property
+    def in_memory(self) -> list[str]:
+        """The settings that choose an adapter which keeps its data in this process."""
         names = ("database", "queue", "storage")
         return [name for name in names if getattr(self, name) == "memory"]
 
@@ -454,7 +404,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         problems = [
             f"{variable_of(name)}: `memory` cannot be shared with other processes"
             " (or try `wearon dev --in-memory`)"
-            for name in self._in_memory()
+            for name in self.in_memory
         ]
         problems += [
             _missing(name)
@@ -548,10 +498,3 @@ def variable_of(name: str) -> str:
 
 def _missing(name: str) -> str:
     return f"{variable_of(name)}: must be set (or try `wearon dev`, which needs no settings)"
-
-
-def _has_valid_port(url: str | None) -> bool:
-    try:
-        return urlsplit(url or "").port != 0
-    except ValueError:
-        return False

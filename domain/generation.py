@@ -28,16 +28,14 @@ from domain.errors import (
     WorkFailed,
 )
 from domain.leases import run_under_lease
-from domain.ports import (
-    AttemptRepoPort,
+from domain.picture_ports import (
     Generated,
     PictureFetcherPort,
     PictureGeneratorPort,
     PictureRequest,
     PictureStoragePort,
-    SessionRepoPort,
-    TaskQueuePort,
 )
+from domain.ports import AttemptRepoPort, SessionRepoPort, TaskQueuePort
 from domain.sessions import (
     Blame,
     ErrorCode,

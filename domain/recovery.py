@@ -11,13 +11,8 @@ from uuid import UUID
 from domain.causes import Cause, CauseKind
 from domain.errors import StorageUnavailable, Unavailable
 from domain.generation import EXPIRED, NO_PICTURE, WorkPolicy
-from domain.ports import (
-    PictureStoragePort,
-    RecoveryRepoPort,
-    SessionRepoPort,
-    TaskQueuePort,
-    UploadStoragePort,
-)
+from domain.picture_ports import PictureStoragePort, UploadStoragePort
+from domain.ports import RecoveryRepoPort, SessionRepoPort, TaskQueuePort
 from domain.sessions import BlockedSession, GenerationSession
 from domain.submission import NOT_PUSHED
 from domain.tasks import GenerationTask, UnreadableTask

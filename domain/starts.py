@@ -11,7 +11,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from domain.errors import NotStarted
-from domain.ports import StartLimitPort
+from domain.picture_ports import StartLimitPort
 
 SOON_SECONDS = 2.0
 """A session is taken off the queue if its permit will be free this soon, and counts as about to

@@ -27,7 +27,8 @@ from domain.errors import (
     UploadTooLarge,
 )
 from domain.object_keys import media_type_of
-from domain.ports import CreditRepoPort, UploadLinks, UploadSinkPort, UploadStoragePort
+from domain.picture_ports import UploadLinks, UploadSinkPort, UploadStoragePort
+from domain.ports import CreditRepoPort
 
 _USED = "This upload link was already used; request a new one"
 _BUSY = "Too many uploads in progress; try again later"

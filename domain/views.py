@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from domain.credits import Owner
-from domain.ports import PictureStoragePort, SessionReadPort
+from domain.picture_ports import PictureStoragePort
+from domain.ports import SessionReadPort
 from domain.sessions import GenerationSession, SessionStatus
 
 MAX_QUEUE_POSITION = 100

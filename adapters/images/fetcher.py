@@ -30,7 +30,7 @@ from domain.addresses import is_public
 from domain.causes import Cause, CauseKind
 from domain.errors import InputUnavailable, Refused
 from domain.links import WEB_PORTS
-from domain.ports import Picture
+from domain.picture_ports import Picture
 from domain.sessions import ErrorCode
 
 MAX_RETRY_AFTER_SECONDS = 60

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from adapters.images.limits import InputLimits
 from domain.credits import Owner
 from domain.errors import InputUnavailable, TryAgain
-from domain.ports import Picture, PictureFetcherPort, PictureStoragePort, UploadStoragePort
+from domain.picture_ports import Picture, PictureFetcherPort, PictureStoragePort, UploadStoragePort
 from domain.sessions import ErrorCode
 from domain.uploads import is_upload, is_upload_of
 

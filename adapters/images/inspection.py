@@ -6,7 +6,7 @@ from io import BytesIO
 from PIL import Image
 
 from domain.errors import Refused
-from domain.ports import Picture
+from domain.picture_ports import Picture
 from domain.sessions import ErrorCode
 
 MAX_PIXELS = 40_000_000

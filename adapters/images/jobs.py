@@ -22,7 +22,7 @@ from domain.errors import (
     TryAgain,
     WorkFailed,
 )
-from domain.ports import Generated, PictureGeneratorPort, PictureRequest, RecordJob
+from domain.picture_ports import Generated, PictureGeneratorPort, PictureRequest, RecordJob
 
 STOP_SECONDS = 4.0
 """Time for a stopping attempt to cancel its job. The caller waits slightly longer than this."""

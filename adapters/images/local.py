@@ -8,7 +8,7 @@ from math import ceil
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from domain.errors import Refused
-from domain.ports import Generated, Picture, PictureGeneratorPort, PictureRequest, RecordJob
+from domain.picture_ports import Generated, Picture, PictureGeneratorPort, PictureRequest, RecordJob
 from domain.sessions import ErrorCode
 
 WIDTH, HEIGHT = 768, 1024

@@ -47,7 +47,7 @@ from adapters.images.http import (
 from adapters.images.inspection import inspect_picture
 from adapters.images.limits import ProviderLimits
 from domain.errors import ProviderMisconfigured, Refused
-from domain.ports import Generated, PictureGeneratorPort, PictureRequest, RecordJob
+from domain.picture_ports import Generated, PictureGeneratorPort, PictureRequest, RecordJob
 from domain.sessions import Usage
 
 SIZE = "1024x1536"

@@ -17,7 +17,7 @@ from adapters.images.preparation import LENGTH, PREPARED, READY, REFUSED
 from adapters.images.turns import Turns
 from domain.causes import Cause, CauseKind
 from domain.errors import Refused, WorkerExhausted
-from domain.ports import Picture
+from domain.picture_ports import Picture
 from domain.sessions import ErrorCode
 
 _PROGRAM = (sys.executable, "-I", "-m", "adapters.images.preparation")

@@ -50,7 +50,7 @@ from adapters.images.http import (
 from adapters.images.inspection import inspect_picture
 from adapters.images.jobs import JobProducedNothing, Jobs
 from domain.errors import ProviderMisconfigured, Refused, TryAgain
-from domain.ports import Generated, Picture, PictureRequest
+from domain.picture_ports import Generated, Picture, PictureRequest
 
 _MISCONFIGURED_STATUSES = frozenset({401, 402, 403})
 _UNKNOWN_JOB_STATUSES = frozenset({404, 410})

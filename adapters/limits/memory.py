@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from domain.ports import StartLimitPort
+from domain.picture_ports import StartLimitPort
 
 _SECOND_US = 1_000_000
 _MINUTE_US = 60 * _SECOND_US

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from adapters.limits.memory import InMemoryStartLimit, Pace
 from adapters.queue.redis import cause_of
-from domain.ports import StartLimitPort
+from domain.picture_ports import StartLimitPort
 
 LIMIT_KEY = "wearon:limits:provider"
 

@@ -19,7 +19,7 @@ from adapters.storage.signing import UrlSigner
 from adapters.storage.uploads import UPLOADS_ROOT, StoredUploads, day_of
 from domain.errors import NotFound
 from domain.object_keys import media_type_of, possible_pictures, stored_picture
-from domain.ports import (
+from domain.picture_ports import (
     Picture,
     PictureStoragePort,
     SignedReadPort,

@@ -15,7 +15,7 @@ from adapters.storage.faults import Readiness, faults_translated, unavailable
 from adapters.storage.uploads import StoredUploads
 from domain.errors import StorageUnavailable
 from domain.object_keys import possible_pictures, stored_picture
-from domain.ports import Picture, PictureStoragePort, UploadLinks
+from domain.picture_ports import Picture, PictureStoragePort, UploadLinks
 from domain.sessions import StoredPicture
 
 _MAX_RETRIES = 2

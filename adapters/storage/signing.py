@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from urllib.parse import quote
 
 from domain.errors import NotFound
-from domain.ports import UploadLinks
+from domain.picture_ports import UploadLinks
 
 # No key begins like this, so a signature of one kind is never valid for the other.
 _UPLOAD = "PUT\n"

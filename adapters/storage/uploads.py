@@ -9,7 +9,7 @@ from obstore.store import ObjectStore
 from adapters.images.inspection import too_large
 from adapters.storage.faults import faults_translated
 from domain.errors import Refused
-from domain.ports import UploadStoragePort
+from domain.picture_ports import UploadStoragePort
 from domain.sessions import ErrorCode
 
 UPLOADS_ROOT = "uploads"

@@ -12,7 +12,8 @@ from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp
 
 from config.logging import AccessLine, logged_access_line
-from domain.ports import CreditRepoPort, SessionReadPort, SignedReadPort
+from domain.picture_ports import SignedReadPort
+from domain.ports import CreditRepoPort, SessionReadPort
 from domain.submission import Submission
 from domain.uploads import UploadReceiver, Uploads
 from domain.views import SessionViews

@@ -10,7 +10,7 @@ from litestar import Response, get
 from litestar.params import FromPath, PathParameter, QueryParameter
 
 from domain.errors import NotFound, Unavailable
-from domain.ports import SignedReadPort
+from domain.picture_ports import SignedReadPort
 from entrypoints.http.errors import ERRORS
 from entrypoints.http.inputs import TIMESTAMP, Injected
 from entrypoints.http.openapi import failures, not_ready

@@ -7,7 +7,8 @@ import structlog
 
 from domain.errors import Unavailable
 from domain.generation import Generation
-from domain.ports import StartLimitPort, TaskQueuePort
+from domain.picture_ports import StartLimitPort
+from domain.ports import TaskQueuePort
 from domain.recovery import Recovery
 from domain.starts import Starts
 from entrypoints.worker.recovering import RecoveryLoop

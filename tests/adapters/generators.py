@@ -8,7 +8,7 @@ from adapters.images.inspection import inspect_picture
 from adapters.images.jobs import JobPictureGenerator
 from adapters.images.limits import FetchLimits, JobLimits
 from adapters.images.replicate import CallLimits, ReplicateJobs, ReplicateModel
-from domain.ports import Picture, PictureGeneratorPort, PictureRequest
+from domain.picture_ports import Picture, PictureGeneratorPort, PictureRequest
 from tests.support.clock import START
 from tests.support.images import encoded
 from tests.support.replicate import MODEL, TOKEN

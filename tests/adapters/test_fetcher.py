@@ -14,7 +14,7 @@ from yarl import URL
 from adapters.images.fetcher import HttpPictureFetcher
 from adapters.images.limits import FetchLimits
 from domain.errors import InputUnavailable, TryAgain, WorkerExhausted
-from domain.ports import Picture
+from domain.picture_ports import Picture
 from domain.sessions import ErrorCode
 from tests.adapters.fetching import (
     JPEG,

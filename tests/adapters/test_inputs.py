@@ -18,7 +18,7 @@ from adapters.storage.s3 import S3PictureStorage, s3_store
 from adapters.storage.signing import UrlSigner
 from domain.credits import Channel, Owner
 from domain.errors import InputUnavailable, Refused, TryAgain
-from domain.ports import Picture
+from domain.picture_ports import Picture
 from domain.uploads import upload_folder
 from tests.support.clock import FakeClock, VirtualTimeLoop, loop_time
 from tests.support.servers import bucket_at

@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from adapters.images.local import HEIGHT, WIDTH, LocalPictureGenerator, draw_sheet
 from domain.errors import Refused
-from domain.ports import Picture, PictureRequest
+from domain.picture_ports import Picture, PictureRequest
 from domain.sessions import DEFAULT_PROMPT, ErrorCode
 from tests.support.images import encoded, no_job
 

@@ -10,7 +10,7 @@ import pytest
 from adapters.storage.local import LocalPictureStorage
 from adapters.storage.signing import UrlSigner
 from domain.errors import NotFound, StorageUnavailable
-from domain.ports import Picture
+from domain.picture_ports import Picture
 from tests.support.clock import FakeClock
 
 pytestmark = pytest.mark.anyio

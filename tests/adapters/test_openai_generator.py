@@ -16,7 +16,7 @@ from adapters.images.limits import ProviderLimits
 from adapters.images.openai import OpenAiPictureGenerator, Prices, edits_url
 from domain.errors import ProviderMisconfigured, TryAgain
 from domain.generation import Outcome, WorkPolicy
-from domain.ports import Picture, PictureRequest
+from domain.picture_ports import Picture, PictureRequest
 from domain.recovery import RecoveryPolicy
 from domain.sessions import SessionStatus, Usage
 from tests.adapters.generators import (

@@ -15,7 +15,7 @@ from PIL import Image
 from adapters.images.limits import PoolLimits
 from adapters.images.pool import PicturePool
 from domain.errors import Refused, WorkerExhausted
-from domain.ports import Picture
+from domain.picture_ports import Picture
 from domain.sessions import ErrorCode
 from tests.adapters.hostile import ACCEPTED, REFUSED, black
 from tests.support.images import encoded

@@ -15,7 +15,7 @@ from aiohttp.test_utils import unused_port
 from adapters.images.replicate import CallLimits, ReplicateModel
 from domain.errors import ProviderMisconfigured, TryAgain
 from domain.generation import Outcome, WorkPolicy
-from domain.ports import Picture, PictureRequest
+from domain.picture_ports import Picture, PictureRequest
 from domain.sessions import SessionStatus
 from tests.adapters.generators import (
     REQUEST,

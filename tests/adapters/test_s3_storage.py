@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer, unused_port
 
 from adapters.storage.s3 import S3Bucket, S3PictureStorage, s3_store
 from domain.errors import Refused, StorageUnavailable
-from domain.ports import Picture
+from domain.picture_ports import Picture
 from domain.sessions import StoredPicture
 from tests.support.servers import bucket_at, new_bucket
 

@@ -15,7 +15,7 @@ from adapters.storage.faults import Readiness, unavailable
 from adapters.storage.local import LocalPictureStorage
 from adapters.storage.s3 import S3PictureStorage
 from domain.errors import StorageUnavailable
-from domain.ports import Picture
+from domain.picture_ports import Picture
 from tests.adapters.test_local_storage import JPEG, names_in, storage_at
 from tests.adapters.test_s3_storage import storage_in
 from tests.support.servers import bucket_at, new_bucket

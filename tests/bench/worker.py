@@ -14,7 +14,7 @@ from config.container import Container
 from config.loading import load_settings
 from config.logging import configure_logging
 from domain.credits import Owner
-from domain.ports import (
+from domain.picture_ports import (
     Generated,
     Picture,
     PictureFetcherPort,

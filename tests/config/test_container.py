@@ -31,23 +31,25 @@ from config.settings import Settings, SettingsError
 from domain.credits import LedgerKind
 from domain.errors import DatabaseUnavailable, QueueUnavailable
 from domain.generation import Outcome
+from domain.picture_ports import (
+    Picture,
+    PictureFetcherPort,
+    PictureGeneratorPort,
+    PictureStoragePort,
+    SignedReadPort,
+    StartLimitPort,
+    UploadSinkPort,
+    UploadStoragePort,
+)
 from domain.ports import (
     ApiKeyRepoPort,
     AttemptRepoPort,
     CreditRepoPort,
     DeadLetterPort,
-    Picture,
-    PictureFetcherPort,
-    PictureGeneratorPort,
-    PictureStoragePort,
     RecoveryRepoPort,
     SessionReadPort,
     SessionRepoPort,
-    SignedReadPort,
-    StartLimitPort,
     TaskQueuePort,
-    UploadSinkPort,
-    UploadStoragePort,
 )
 from domain.sessions import SessionStatus
 from domain.tasks import GenerationTask

@@ -239,8 +239,12 @@ def test_unknown_parameter_of_a_url_is_refused() -> None:
             {"WEARON_UPLOAD_LIFETIME_SECONDS": 86_400},
         ),
         (
-            {"WEARON_ATTEMPT_SECONDS": "100", "WEARON_LEASE_SECONDS": "20"},
-            {"WEARON_PICTURE_LIFETIME_SECONDS": 120},
+            {
+                "WEARON_ATTEMPT_SECONDS": "100",
+                "WEARON_STORAGE_PATIENCE_SECONDS": "30",
+                "WEARON_LEASE_SECONDS": "20",
+            },
+            {"WEARON_PICTURE_LIFETIME_SECONDS": 150},
         ),
         ({"WEARON_SUBMIT_SECONDS": "13"}, {"WEARON_REQUEUE_AFTER_SECONDS": 15}),
     ],

@@ -27,6 +27,7 @@ from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
 from domain.credits import LedgerEntry, LedgerKind, Owner
 from domain.errors import IllegalTransition
+from domain.picture_ports import StartLimitPort
 from domain.ports import (
     ApiKeyRepoPort,
     AttemptRepoPort,
@@ -36,7 +37,6 @@ from domain.ports import (
     RecoveryRepoPort,
     SessionReadPort,
     SessionRepoPort,
-    StartLimitPort,
     TaskQueuePort,
 )
 from domain.sessions import ErrorCode, Failure, Fault, GenerationSession, SessionStatus

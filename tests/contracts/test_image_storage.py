@@ -16,7 +16,7 @@ from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.s3 import S3PictureStorage, s3_store
 from adapters.storage.signing import UrlSigner
 from domain.errors import NotFound
-from domain.ports import Picture
+from domain.picture_ports import Picture
 from tests.support.clock import FakeClock
 from tests.support.servers import new_bucket
 

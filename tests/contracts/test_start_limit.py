@@ -10,7 +10,7 @@ from itertools import cycle, islice
 import pytest
 
 from adapters.limits.memory import Pace
-from domain.ports import StartLimitPort
+from domain.picture_ports import StartLimitPort
 from tests.contracts.backends import LimitBackend
 
 pytestmark = pytest.mark.anyio

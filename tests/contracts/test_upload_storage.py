@@ -19,7 +19,7 @@ from adapters.storage.s3 import S3Bucket, S3PictureStorage, s3_store
 from adapters.storage.signing import UrlSigner
 from domain.credits import Channel, Owner
 from domain.errors import NotFound, Refused
-from domain.ports import Picture
+from domain.picture_ports import Picture
 from domain.uploads import upload_folder
 from tests.support.clock import FakeClock
 from tests.support.servers import new_bucket

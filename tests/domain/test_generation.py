@@ -23,13 +23,7 @@ from domain.errors import (
     TryAgain,
 )
 from domain.generation import Outcome, WorkPolicy
-from domain.ports import (
-    Generated,
-    Picture,
-    PictureGeneratorPort,
-    PictureRequest,
-    RecordJob,
-)
+from domain.picture_ports import Generated, Picture, PictureGeneratorPort, PictureRequest, RecordJob
 from domain.recovery import RecoveryPolicy
 from domain.sessions import ErrorCode, Failure, GenerationSession, SessionStatus
 from domain.tasks import UnreadableTask

@@ -19,7 +19,7 @@ from adapters.images.limits import JobLimits
 from domain.credits import LedgerKind
 from domain.errors import ProviderMisconfigured, Refused, StorageUnavailable, TryAgain
 from domain.generation import Generation, Outcome, WorkPolicy
-from domain.ports import Generated, PictureGeneratorPort, PictureRequest
+from domain.picture_ports import Generated, PictureGeneratorPort, PictureRequest
 from domain.recovery import RecoveryPolicy
 from domain.sessions import GenerationSession, SessionStatus
 from tests.support.clock import loop_time

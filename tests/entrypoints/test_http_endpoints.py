@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from domain.causes import Cause, CauseKind
 from domain.credits import Owner
 from domain.errors import InvalidInput, QueueUnavailable
-from domain.ports import Picture
+from domain.picture_ports import Picture
 from domain.sessions import SessionStatus
 from entrypoints.http.middleware import BODY_SECONDS, UPLOAD_SECONDS, RequestContext
 from tests.support.clock import START, VirtualTimeLoop, loop_time

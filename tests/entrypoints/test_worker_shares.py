@@ -10,7 +10,7 @@ import pytest
 
 from domain.credits import Owner
 from domain.errors import InputUnavailable
-from domain.ports import Generated, Picture, PictureFetcherPort, RecordJob
+from domain.picture_ports import Generated, Picture, PictureFetcherPort, RecordJob
 from domain.sessions import SessionStatus
 from entrypoints.worker import OneShotWorker, Worker, WorkerLimits
 from tests.support.clock import VirtualTimeLoop, loop_time

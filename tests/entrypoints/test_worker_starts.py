@@ -14,7 +14,7 @@ from adapters.limits.memory import InMemoryStartLimit, Pace
 from domain.credits import Owner
 from domain.errors import InputUnavailable, Refused
 from domain.generation import WorkPolicy
-from domain.ports import Picture, PictureFetcherPort
+from domain.picture_ports import Picture, PictureFetcherPort
 from domain.sessions import SessionStatus
 from entrypoints.worker import Worker, WorkerLimits
 from tests.support.clock import VirtualTimeLoop, loop_time

@@ -23,12 +23,7 @@ from domain.errors import (
     Unconfirmed,
 )
 from domain.generation import Generation, WorkPolicy
-from domain.ports import (
-    Generated,
-    Picture,
-    PictureFetcherPort,
-    PictureRequest,
-)
+from domain.picture_ports import Generated, Picture, PictureFetcherPort, PictureRequest
 from domain.recovery import Recovery, RecoveryPolicy
 from domain.sessions import SessionStatus
 from domain.submission import Submission, SubmissionPolicy

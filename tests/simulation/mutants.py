@@ -30,7 +30,8 @@ from domain.errors import (
     Unconfirmed,
 )
 from domain.generation import Generation
-from domain.ports import PictureGeneratorPort, Receipt
+from domain.picture_ports import PictureGeneratorPort
+from domain.ports import Receipt
 from domain.recovery import Recovery
 from domain.sessions import Blame, Failure, GenerationSession, SessionStatus
 from domain.submission import Submission

@@ -23,7 +23,7 @@ from domain.errors import (
     QueueUnavailable,
     StorageUnavailable,
 )
-from domain.ports import Picture
+from domain.picture_ports import Picture
 from domain.sessions import (
     Blocked,
     ErrorCode,

@@ -9,7 +9,7 @@ from PIL import Image
 
 from domain.credits import Owner
 from domain.errors import Refused
-from domain.ports import (
+from domain.picture_ports import (
     Generated,
     Picture,
     PictureFetcherPort,

@@ -13,7 +13,8 @@ from adapters.storage.signing import UrlSigner
 from domain.credits import LedgerKind, Owner
 from domain.deadlines import SharedTimeout
 from domain.generation import Generation, Outcome, WorkPolicy
-from domain.ports import Picture, PictureGeneratorPort, Receipt
+from domain.picture_ports import Picture, PictureGeneratorPort
+from domain.ports import Receipt
 from domain.recovery import Recovery, RecoveryPolicy, RecoveryReport
 from domain.sessions import GenerationSession
 from domain.submission import Submission, SubmissionPolicy

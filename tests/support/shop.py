@@ -5,7 +5,7 @@ from uuid import UUID
 
 from domain.credits import LedgerKind
 from domain.generation import Generation, Outcome
-from domain.ports import PictureGeneratorPort
+from domain.picture_ports import PictureGeneratorPort
 from domain.sessions import SessionStatus
 from tests.support.examples import OUTFIT_URL
 from tests.support.service import Service

@@ -11,6 +11,7 @@ from domain.errors import InvalidInput
 from domain.ports import ApiKey
 from domain.sessions import AttemptFault, GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
+from entrypoints.cli.fields import flat, session_fields
 from entrypoints.cli.output import json_option, limit_option, print_json, print_table, run
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def grant_credits(
     owner = _required_owner(user, store)
     account = run(lambda container: container.grants().grant(owner, amount, note=note))
     if as_json:
-        print_json(account)
+        print_json(flat(account))
     else:
         click.echo(f"{owner} now has {account.balance} credit(s)")
 
@@ -103,7 +104,7 @@ def show_balance(user: Owner | None, store: Owner | None, limit: int, *, as_json
 
     account, entries = run(read)
     if as_json:
-        print_json({"account": account, "entries": entries})
+        print_json({"account": flat(account), "entries": [flat(entry) for entry in entries]})
         return
     click.echo(f"{owner}: {account.balance} credit(s)")
     print_table(
@@ -156,7 +157,7 @@ def create_key(store: Owner, label: str, *, as_json: bool) -> None:
     """Create a key and print it. It cannot be shown again: only its hash is stored."""
     issued = run(lambda container: container.key_issuer().issue(store, label=label))
     if as_json:
-        print_json({"key": issued.secret, "id": issued.key.id, "store_id": store.id})
+        print_json({"key": issued.secret, **flat(issued.key)})
     else:
         click.echo(
             f"{issued.secret}\n(id {issued.key.id}; save the key now: it is not shown again)"
@@ -175,7 +176,7 @@ def list_keys(store: Owner | None, *, as_json: bool) -> None:
 
     found = run(read)
     if as_json:
-        print_json(found)
+        print_json([flat(key) for key in found])
         return
     print_table(
         ("ID", "STORE", "LABEL", "CREATED (UTC)", "REVOKED (UTC)"),
@@ -209,9 +210,9 @@ def show_session(session_id: UUID, *, as_json: bool) -> None:
 
     session, faults = run(read)
     if as_json:
-        print_json(_flat(session) | {"attempts_spent": session.attempts_spent, "faults": faults})
+        print_json(session_fields(session) | {"faults": faults})
         return
-    print_table(("FIELD", "VALUE"), _fields(session))
+    print_table(("FIELD", "VALUE"), _rows(session_fields(session)))
     if faults:
         click.echo()
         print_table(
@@ -220,40 +221,15 @@ def show_session(session_id: UUID, *, as_json: bool) -> None:
         )
 
 
-def _flat(session: GenerationSession) -> dict[str, Any]:
-    """The session for JSON, with the fields of its input beside its own."""
-    import msgspec  # noqa: PLC0415
-
-    flat: dict[str, Any] = {}
-    for name, value in msgspec.to_builtins(session).items():
-        flat |= value if name == "input" else {name: value}
-    return flat
-
-
-def _fields(session: GenerationSession) -> list[tuple[str, object]]:
-    picture, failure, usage = session.picture, session.failure, session.usage
+def _rows(fields: dict[str, Any]) -> list[tuple[str, object]]:
+    """The fields as rows, with a row for each accessory."""
+    accessories = fields.pop("accessories")
     return [
-        ("id", session.id),
-        ("owner", session.owner),
-        ("status", session.status),
-        ("attempt", session.attempt),
-        ("attempts spent", session.attempts_spent),
-        ("provider failing since", session.failing_since),
-        ("lease until", session.lease_expires_at),
-        ("pushed", "confirmed" if session.confirmed else "not confirmed"),
-        ("picture", picture.object_key if picture else session.generated_image_url),
-        ("picture deleted", session.image_deleted_at if picture else None),
-        ("failure", f"{failure.code}: {failure.message}" if failure else None),
-        ("request id", session.request_id),
-        *((f"image {index}", url) for index, url in enumerate(session.input.image_urls, 1)),
-        ("created", session.created_at),
-        ("started", session.started_at),
-        ("completed", session.completed_at),
-        ("processing time ms", session.processing_time_ms),
-        ("provider job", session.provider_job),
-        ("input tokens", usage.input_tokens if usage else None),
-        ("output tokens", usage.output_tokens if usage else None),
-        ("estimated cost USD", usage.estimated_cost_usd if usage else None),
+        *fields.items(),
+        *(
+            (f"accessories[{index}]", f"{accessory['type']}: {accessory['url']}")
+            for index, accessory in enumerate(accessories)
+        ),
     ]
 
 
@@ -285,7 +261,7 @@ def list_sessions(
 
     found = run(read)
     if as_json:
-        print_json([_flat(session) for session in found])
+        print_json([session_fields(session) for session in found])
         return
     print_table(
         ("ID", "OWNER", "STATUS", "ATTEMPT", "ERROR", "CREATED (UTC)"),

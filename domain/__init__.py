@@ -5,6 +5,6 @@ queue carries), ``ports`` (what adapters provide), ``errors`` (what may fail) an
 Then the use cases: ``submission`` (charge, record, push), ``generation`` (claim, work, settle),
 ``recovery`` (bring every session to its final status), ``views`` (sessions as their owners see
 them) and ``uploads`` (callers' own pictures). ``queue_gate`` tells a submission when to take no
-credit; ``circuit``, ``shares`` and ``starts`` tell a worker when to start no work; ``links`` and
-``addresses`` say which links can be followed; ``deadlines`` makes many short timeouts cheap.
+credit; ``circuit``, ``shares`` and ``starts`` tell a worker when to start no work; ``links`` says
+which links can be followed; ``deadlines`` makes many short timeouts cheap.
 """

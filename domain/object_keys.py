@@ -7,6 +7,9 @@ from domain.sessions import StoredPicture
 
 _EXTENSIONS = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
 
+MEDIA_TYPES = tuple(_EXTENSIONS)
+"""The media types of pictures."""
+
 # No segment begins with a dot, so no key can lead out of the storage.
 _SEGMENT = r"[A-Za-z0-9_:-][A-Za-z0-9._:-]*"
 _KEY = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")

@@ -21,12 +21,12 @@ from aiohttp import (
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from adapters.images.addresses import is_public
 from adapters.images.http import network_detail, shortage
 from adapters.images.inputs import Prepare
 from adapters.images.inspection import too_large
 from adapters.images.limits import FetchLimits
 from adapters.images.lookups import DnsLookup, Lookup
-from domain.addresses import is_public
 from domain.causes import Cause, CauseKind
 from domain.errors import InputUnavailable, Refused
 from domain.links import WEB_PORTS

@@ -116,7 +116,13 @@ PictureType = Annotated[
 class NewUpload(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A request for an upload link."""
 
-    content_type: PictureType
+    content_type: Annotated[
+        str,
+        Meta(
+            description="The picture's format; `image/jpg` is taken for `image/jpeg`.",
+            extra_json_schema={"enum": ["image/jpeg", "image/png", "image/webp"]},
+        ),
+    ]
 
 
 class ErrorBody(Struct, frozen=True):

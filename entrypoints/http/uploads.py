@@ -12,7 +12,7 @@ from litestar.openapi.spec.operation import Operation
 from litestar.params import BodyKwarg, PathParameter, QueryParameter
 
 from domain.errors import BodyTooSlow, InvalidInput, NotFound, UploadTooLarge
-from domain.object_keys import media_type_of
+from domain.object_keys import MEDIA_TYPES, media_type_of
 from domain.uploads import UploadReceiver, Uploads
 from entrypoints.http.inputs import TIMESTAMP, Injected, NewUploadBody, OwnedRequest
 from entrypoints.http.openapi import failures
@@ -46,8 +46,18 @@ async def offer_upload(
     `upload_url` with the given `method` and `headers` and without your token, then use `image_url`
     in a generation request. Uploads are free for callers with credits, limited per day, and deleted
     after a while."""
-    offer = await uploads.offer(request.user, data.content_type)
-    return UploadEnvelope(data=Upload.of(offer, data.content_type), error=None)
+    media_type = _known(data.content_type)
+    if media_type not in MEDIA_TYPES:
+        *others, last = MEDIA_TYPES
+        raise InvalidInput("content_type", f"must be {', '.join(others)} or {last}")
+    offer = await uploads.offer(request.user, media_type)
+    return UploadEnvelope(data=Upload.of(offer, media_type), error=None)
+
+
+def _known(content_type: str) -> str:
+    """The media type without parameters, under its registered name."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    return "image/jpeg" if media_type == "image/jpg" else media_type
 
 
 @dataclass
@@ -86,8 +96,7 @@ async def put_upload(
         raise NotFound(key)
     object_key = f"uploads/{key.removeprefix('/')}"
     announced = media_type_of(object_key)
-    content_type, _, _ = request.headers.get("content-type", "").partition(";")
-    if content_type.strip().lower() != announced:
+    if _known(request.headers.get("content-type", "")) != announced:
         raise HTTPException(f"The Content-Type must be {announced}", status_code=415)
     upload = await receiver.receive(
         object_key,

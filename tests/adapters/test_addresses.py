@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import ip_addresses
 
-from domain.addresses import is_public
+from adapters.images.addresses import is_public
 
 
 @pytest.mark.parametrize(

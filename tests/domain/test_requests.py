@@ -33,8 +33,6 @@ def test_invalid_key(key: str) -> None:
         "https://host/a.png",
         "HTTPS://Pictures.Example/",
         "https://bücher.example/größe.png",
-        "https://[2606:4700:4700::1111]/a.png",
-        "https://93.184.216.34/a.png",
         URL + "x" * (2048 - len(URL)),
     ],
 )
@@ -117,6 +115,8 @@ UNFETCHABLE_HOSTS = [
     "0",
     "0x",
     "0.0.0.0",  # noqa: S104 - an address to reject, nothing binds to it
+    "93.184.216.34",
+    "[2606:4700:4700::1111]",
     "10.0.0.1",
     "192.168.1.1",
     "3232235777",
@@ -174,8 +174,8 @@ UNFETCHABLE_HOSTS = [
 @pytest.mark.parametrize("host", UNFETCHABLE_HOSTS, ids=ascii)
 @pytest.mark.parametrize("scheme", ["http", "HTTPS"])
 def test_link_that_can_never_be_fetched(scheme: str, host: str) -> None:
-    """A non-public IP address in any spelling, or a port that is not the web's: refused before
-    anything is charged. The error names the field and not the address that was meant."""
+    """An IP address in any spelling, or a port that is not the web's: refused before anything is
+    charged. The error names the field and not the address that was meant."""
     with pytest.raises(InvalidInput) as refusal:
         a_request(accessories=(HAT, Accessory(type="bag", url=f"{scheme}://{host}/a.png")))
 

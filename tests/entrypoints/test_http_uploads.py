@@ -95,7 +95,11 @@ async def test_upload_from_offer_to_generation(api: Api, content_type: str, data
     ("body", "message"),
     [
         ({}, "content_type: is required"),
-        ({"content_type": "image/gif"}, "content_type: invalid enum value 'image/gif'"),
+        (
+            {"content_type": "image/gif"},
+            "content_type: must be image/jpeg, image/png or image/webp",
+        ),
+        ({"content_type": ""}, "content_type: must be image/jpeg, image/png or image/webp"),
         ({"content_type": "image/jpeg", "name": "me"}, "name: is not a field of this request"),
         ({"content_type": 1}, "content_type: expected str, got int"),
         (b'{"content_type":"image/png","content_type":"image/jpeg"}', "is given more than once"),
@@ -156,6 +160,17 @@ async def test_invalid_pictures(api: Api, body: bytes, message: str) -> None:
     assert answer.message == f"body: {message}"
     assert (await got(api, offer["image_url"])).status == 404
     assert (await put(api, offer["upload_url"])).error == (409, "CONFLICT")
+
+
+@pytest.mark.parametrize("content_type", ["image/jpg", "IMAGE/JPEG", "image/jpeg; q=1"])
+async def test_other_names_of_a_format(api: Api, content_type: str) -> None:
+    """``image/jpg`` is not registered, but what many programs call a JPEG."""
+    offer = await offered(api, content_type)
+
+    sent = await put(api, offer["upload_url"], content_type=content_type)
+
+    assert offer["headers"] == {"Content-Type": "image/jpeg"}
+    assert (sent.status, sent.data["content_type"]) == (200, "image/jpeg")
 
 
 @pytest.mark.parametrize("content_type", [None, "image/png", "application/octet-stream"])

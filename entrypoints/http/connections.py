@@ -116,6 +116,8 @@ class _Refused(Exception):
 class _Exchange(RequestResponseCycle):
     """One request and its response."""
 
+    transport: "_Outlet"
+
     async def run_asgi(self, app: ASGI3Application) -> None:
         """Run the application. It answers its own errors, so an exception here is a bug, or a stop
         that has waited long enough."""
@@ -131,9 +133,13 @@ class _Exchange(RequestResponseCycle):
             self.on_response = _do_nothing  # It would keep the connection's objects in a cycle.
 
     async def send(self, message: ASGISendEvent) -> None:
-        """A response to an unfinished request is the last: nobody wants the rest of the body."""
-        if message["type"] == "http.response.start" and self.more_body:
-            self.keep_alive = False
+        """A response to an unfinished request is the last: nobody wants the rest of the body. If
+        the length of the response is known, its head is sent together with the body."""
+        if message["type"] == "http.response.start":
+            if self.more_body:
+                self.keep_alive = False
+            has_length = any(name == b"content-length" for name, _ in message["headers"])
+            self.transport.holds_next = has_length and self.scope["method"] != "HEAD"
         await super().send(message)
 
 
@@ -141,14 +147,26 @@ def _do_nothing() -> None: ...
 
 
 class _Outlet(asyncio.Transport):
-    """What a response is written to: the transport, except that closing it waits for the client."""
+    """What a response is written to: the transport, except that closing it waits for the client,
+    and that one piece can be held until the next one."""
 
     def __init__(self, protocol: "BoundedHttpProtocol") -> None:
         super().__init__()
+        self.holds_next = False
+        self._held = b""
         self._protocol = protocol
-        self.write = protocol.transport.write  # type: ignore[method-assign]
+        self._transport = protocol.transport
         self.abort = protocol.transport.abort  # type: ignore[method-assign]
         self.is_closing = protocol.transport.is_closing  # type: ignore[method-assign]
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self.holds_next:
+            self.holds_next = False
+            self._held = bytes(data)
+            return
+        if self._held:
+            data, self._held = self._held + data, b""
+        self._transport.write(data)
 
     def close(self) -> None:
         self._protocol.end_response()

@@ -305,6 +305,30 @@ async def test_mistake_after_a_request_spares_its_response(listen: Listen) -> No
     assert status_of(answer) == 200
 
 
+async def test_response_is_sent_in_one_piece(listen: Listen) -> None:
+    """Head and body together: in two pieces, each response would cost another system call here and
+    another turn of the client's event loop."""
+    server = await listen()
+
+    async with server.connection() as client:
+        client.send(GET)
+        answer = await client.reader.read(65_536)
+
+    assert answer.endswith(b"\r\n\r\n0")
+
+
+async def test_response_to_head_is_sent(listen: Listen) -> None:
+    """Although no body follows."""
+    server = await listen()
+
+    async with server.connection() as client:
+        client.send(lines(b"HEAD / HTTP/1.1", A, b"Connection: close"))
+        answer = await client.rest()
+
+    assert status_of(answer) == 200
+    assert answer.endswith(b"\r\n\r\n")
+
+
 async def test_silent_and_slow_clients(listen: Listen) -> None:
     """Headers have a deadline, from the connection or from their first byte, however they drip."""
     server = await listen(header_seconds=0.05)

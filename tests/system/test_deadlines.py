@@ -176,7 +176,7 @@ def test_every_request_ends_in_time(
     with away(name, how, deployment, wires):
         worker = deployment.start("worker")
         answers = ask_all(deployment, asked)
-        eventually(lambda: b"Unavailable" in log_of_workers(deployment).removeprefix(logged))
+        eventually(lambda: b"worker_waiting" in log_of_workers(deployment).removeprefix(logged))
     told_unavailable.append(answers[0].headers["x-request-id"])
     eventually(lambda: ask(deployment, READY).status == 200, seconds=BACK_SECONDS)
     afterwards = ask_all(deployment, [SUBMIT, LIST])

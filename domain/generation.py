@@ -213,13 +213,15 @@ class Generation:
             raise
 
     async def postpone(self, task: GenerationTask, delay: timedelta) -> None:
-        """Let recovery push ``task`` again after ``delay``. Uses no attempt.
+        """Let recovery push ``task`` again after ``delay``. Uses no attempt. A task of an unknown
+        session is buried.
 
-        Raises ``DatabaseUnavailable``; the task is back in the queue then.
+        Raises ``Unavailable``; the task is back in the queue then.
         """
         try:
-            await self._attempts.postpone(task.session_id, delay=delay)
-        except DatabaseUnavailable:
+            if not await self._attempts.postpone(task.session_id, delay=delay):
+                await self._bury_if_unknown(task)
+        except Unavailable:
             with suppress(Unavailable):
                 await self._queue.push_next([task])
             raise
@@ -239,8 +241,8 @@ class Generation:
     async def _claim(self, task: GenerationTask) -> GenerationSession | None:
         try:
             session = await self._attempts.claim(task.session_id, lease=self._policy.lease)
-            if session is None and not await self._sessions.is_known(task.session_id):
-                await self._queue.bury(task, reason=_UNKNOWN_SESSION, once=True)
+            if session is None:
+                await self._bury_if_unknown(task)
         except (Exception, asyncio.CancelledError) as error:
             # If the claim did take effect, the next claim finds the session taken, and recovery
             # releases it once the lease has expired.
@@ -250,6 +252,10 @@ class Generation:
                 raise
             raise ClaimFailed("The database rejected the claim") from error
         return session
+
+    async def _bury_if_unknown(self, task: GenerationTask) -> None:
+        if not await self._sessions.is_known(task.session_id):
+            await self._queue.bury(task, reason=_UNKNOWN_SESSION, once=True)
 
     async def _work(self, session: GenerationSession, watcher: AttemptWatcher) -> Outcome:
         """Make the picture, and settle the session whatever comes of that."""

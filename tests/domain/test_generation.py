@@ -182,6 +182,15 @@ async def test_task_of_unknown_session_is_buried_once(service: Service) -> None:
     assert "not in the database" in letter.reason
 
 
+async def test_postponed_task_of_unknown_session_is_buried(service: Service) -> None:
+    """Its owner's share of the slots was taken when it came."""
+    task = a_task()
+
+    await service.generation().postpone(task, timedelta(seconds=2))
+
+    assert [letter.session_id for letter in service.queue.buried] == [task.session_id]
+
+
 @pytest.mark.parametrize(
     ("fault", "error"), [("is_known", DatabaseUnavailable), ("bury", QueueUnavailable)]
 )

@@ -22,6 +22,7 @@ from domain.errors import (
     IllegalTransition,
     QueueUnavailable,
     StorageUnavailable,
+    WearonError,
 )
 from domain.picture_ports import Picture
 from domain.sessions import (
@@ -109,6 +110,8 @@ class WatchedSessionRepo(InMemorySessionRepo):
         return claimed
 
     def overwrite(self, session_id: UUID, **changes: Any) -> None:
+        if session_id not in self._rows:
+            return  # An UPDATE of no row.
         before = self._rows[session_id].session.status
         super().overwrite(session_id, **changes)
         if before is SessionStatus.QUEUED:
@@ -443,8 +446,14 @@ class Process:
     def run(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
         self._tasks[task] = None
-        task.add_done_callback(self._tasks.pop)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.pop(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, Killed | Violation | WearonError):
+            self.world.repo.breaches.append(f"{self.name} crashed: {error!r}")
 
     def has_died(self) -> bool:
         return not self.alive

@@ -45,8 +45,6 @@ from domain.sessions import (
     StoredPicture,
     Usage,
 )
-from domain.shares import DownloadShares
-from domain.starts import Starts
 from domain.tasks import GenerationTask, UnreadableTask
 
 NO_PICTURE = Failure(
@@ -114,8 +112,22 @@ class WorkPolicy:
         return timedelta(seconds=max(wait, min(retry_after_seconds, _MAX_RETRY_AFTER_SECONDS)))
 
 
-class AttemptWatcher(Protocol):
-    """Is told what goes wrong with an attempt, for logs and circuits. Must not raise."""
+class Slot(Protocol):
+    """Where a session is worked on: its turn at the provider's limit, and who is told what goes
+    wrong. Only ``take_start`` may raise."""
+
+    def has_inputs(self, session: GenerationSession) -> None:
+        """Nothing more is fetched for the session from hosts of its owner's choice."""
+
+    def needs_no_start(self, session: GenerationSession) -> None:
+        """The session needs no permit of the provider's limit, at least not soon."""
+
+    async def take_start(self, session: GenerationSession, *, at_most: timedelta) -> None:
+        """Take a permit of the provider's limit. Raises ``NotStarted`` if there is none for
+        ``at_most``, or when the process stops."""
+
+    def waited(self, session: GenerationSession) -> float:
+        """How many seconds the session has waited for a permit. They are no part of its work."""
 
     def attempt_failed(self, session: GenerationSession, fault: Fault) -> None:
         """The attempt failed; the session goes on or ends without a picture."""
@@ -124,12 +136,20 @@ class AttemptWatcher(Protocol):
         """The storage does not take the picture, which is kept in memory for some time."""
 
 
-class _Unwatched(AttemptWatcher):
+class _FreeSlot(Slot):
+    """Without a limit, and without anybody to tell."""
+
+    def has_inputs(self, session: GenerationSession) -> None: ...
+    def needs_no_start(self, session: GenerationSession) -> None: ...
+    async def take_start(self, session: GenerationSession, *, at_most: timedelta) -> None: ...
+    def waited(self, session: GenerationSession) -> float:  # noqa: ARG002
+        return 0.0
+
     def attempt_failed(self, session: GenerationSession, fault: Fault) -> None: ...
     def picture_held(self, session: GenerationSession, cause: Cause) -> None: ...
 
 
-_UNWATCHED = _Unwatched()
+_FREE_SLOT = _FreeSlot()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,16 +196,12 @@ class Generation:
         self._random = random
         self._new_id = new_id
         self._worker = worker
-        self.shares = DownloadShares()
-        """``run`` leaves them once the inputs are there; who calls it enters them."""
-        self.starts = Starts()
-        """The limit of calls of the provider; who calls ``run`` sets it."""
 
     async def check_storage(self) -> None:
         """Raises ``StorageUnavailable`` if a picture could not be stored now: then take no task."""
         await self._storage.check()
 
-    async def run(self, task: GenerationTask, watcher: AttemptWatcher = _UNWATCHED) -> Outcome:
+    async def run(self, task: GenerationTask, slot: Slot = _FREE_SLOT) -> Outcome:
         """Work on the session of ``task``, if it is still ``queued``.
 
         A task of an unknown session is buried. Raises ``Unavailable`` if the database does not
@@ -199,14 +215,14 @@ class Generation:
         if session is None:
             return Outcome.SKIPPED
         try:
-            return await self._work(session, watcher)
+            return await self._work(session, slot)
         except DatabaseUnavailable:
             return Outcome.UNSETTLED
         except NotStarted:
             await self._give_back(session, None)
             return Outcome.RELEASED
         except OUR_FAULTS as error:
-            await self._give_back(session, self._blame(session, error, watcher, Blame.OURS))
+            await self._give_back(session, self._blame(session, error, slot, Blame.OURS))
             raise
         except asyncio.CancelledError:
             await self._give_back(session, None)
@@ -257,24 +273,24 @@ class Generation:
         if not await self._sessions.is_known(task.session_id):
             await self._queue.bury(task, reason=_UNKNOWN_SESSION, once=True)
 
-    async def _work(self, session: GenerationSession, watcher: AttemptWatcher) -> Outcome:
+    async def _work(self, session: GenerationSession, slot: Slot) -> Outcome:
         """Make the picture, and settle the session whatever comes of that."""
         try:
-            made = await self._make_under_lease(session)
+            made = await self._make_under_lease(session, slot)
             if isinstance(made, _Held):
-                watcher.picture_held(session, made.cause)
+                slot.picture_held(session, made.cause)
                 made = await self._store_held(session, made)
         except TryAgain as error:
-            return await self._try_again(session, error, watcher)
+            return await self._try_again(session, error, slot)
         except Refused as error:
-            fault = self._blame(session, error, watcher)
+            fault = self._blame(session, error, slot)
             return await self._fail(session, _failure(error), fault)
         except Superseded:
             return Outcome.OVERTAKEN
         except (NotStarted, DatabaseUnavailable, *OUR_FAULTS):
             raise
         except Exception as error:
-            fault = self._blame(session, error, watcher)
+            fault = self._blame(session, error, slot)
             with suppress(DatabaseUnavailable):
                 await self._fail(session, NO_PICTURE, fault)
             raise
@@ -282,14 +298,16 @@ class Generation:
             return Outcome.OVERTAKEN
         return await self._complete(session, made)
 
-    async def _make_under_lease(self, session: GenerationSession) -> _Made | _Held | None:
+    async def _make_under_lease(
+        self, session: GenerationSession, slot: Slot
+    ) -> _Made | _Held | None:
         """None if the lease was lost meanwhile."""
         return await run_under_lease(
-            partial(self._make, session),
+            partial(self._make, session, slot),
             renew=partial(self._renew, session),
             lease=self._policy.lease,
             attempt_timeout=self._policy.attempt_timeout,
-            waited=partial(self.starts.waited, session.id),
+            waited=partial(slot.waited, session),
         )
 
     async def _renew(self, session: GenerationSession) -> bool:
@@ -297,13 +315,13 @@ class Generation:
             session.id, attempt=session.attempt, lease=self._policy.lease
         )
 
-    async def _make(self, session: GenerationSession) -> _Made | _Held:
+    async def _make(self, session: GenerationSession, slot: Slot) -> _Made | _Held:
         """Generate and save the picture, unless an earlier attempt saved one, whose usage was lost
         with that attempt."""
         saved = await self._storage.find(session.object_prefix)
         if saved is not None:
             return _Made(picture=saved)
-        generated = await self._generate(session)
+        generated = await self._generate(session, slot)
         try:
             picture = await self._storage.save(session.object_prefix, generated.picture)
         except StorageUnavailable as error:
@@ -337,26 +355,26 @@ class Generation:
                 picture = await self._storage.save(session.object_prefix, held.generated.picture)
                 return _Made(picture=picture, usage=held.generated.usage)
 
-    async def _generate(self, session: GenerationSession) -> Generated:
+    async def _generate(self, session: GenerationSession, slot: Slot) -> Generated:
         """Resume the job of an earlier attempt if that still leads to a picture: it is paid for,
         and it needs no input pictures, whose links may have expired. Else begin a new one, unless
         its picture could not be stored."""
         record_job = partial(self._record_job, session)
         if session.provider_job is not None:
-            self.shares.leave(session.id)
-            self.starts.skip(session.id)
+            slot.has_inputs(session)
+            slot.needs_no_start(session)
             resumed = await self._generator.resume(session.provider_job, record_job)
             if resumed is not None:
                 return resumed
         images = await self._fetcher.fetch(session.input.image_urls, session.owner)
-        self.shares.leave(session.id)
+        slot.has_inputs(session)
         request = PictureRequest(
             session_id=session.id,
             prompt=session.input.prompt,
             images=images,
             instead_of=session.provider_job,
         )
-        await self.starts.take(session.id, at_most=self._policy.start_wait)
+        await slot.take_start(session, at_most=self._policy.start_wait)
         await self._storage.check()
         return await self._generator.generate(request, record_job)
 
@@ -378,11 +396,9 @@ class Generation:
         )
         return Outcome.FAILED if failed else Outcome.OVERTAKEN
 
-    async def _try_again(
-        self, session: GenerationSession, error: TryAgain, watcher: AttemptWatcher
-    ) -> Outcome:
+    async def _try_again(self, session: GenerationSession, error: TryAgain, slot: Slot) -> Outcome:
         """Release the session with a backoff, or fail it if this was its last attempt."""
-        fault = self._blame(session, error, watcher)
+        fault = self._blame(session, error, slot)
         if self._was_last(session, error):
             return await self._fail(session, _failure(error), fault)
         if self._has_expired(session):
@@ -434,10 +450,10 @@ class Generation:
         self,
         session: GenerationSession,
         error: Exception,
-        watcher: AttemptWatcher,
+        slot: Slot,
         blame: Blame = Blame.SESSION,
     ) -> Fault:
-        """Whose fault the error is. Tells the watcher."""
+        """Whose fault the error is. Tells the slot."""
         if isinstance(error, ProviderUnavailable):
             blame = Blame.PROVIDER
         cause = Cause(CauseKind.BUG, type(error).__name__)
@@ -445,7 +461,7 @@ class Generation:
             cause = error.cause
         code = error.reason if isinstance(error, WorkFailed) else NO_PICTURE.code
         fault = Fault(blame=blame, cause=cause, code=code, worker=self._worker)
-        watcher.attempt_failed(session, fault)
+        slot.attempt_failed(session, fault)
         return fault
 
 

@@ -35,13 +35,14 @@ class Worker:
         self.start_limit = start_limit
         self._limits = limits
         self._stop = Stop(drain_seconds=limits.drain_seconds)
-        generation.starts = Starts(
+        starts = Starts(
             start_limit, pause=self._stop.pause, is_stopping=lambda: self._stop.has_begun
         )
         self._backoff = Backoff(limits=limits, random=random, stop=self._stop)
         self._tasks = TaskRunner(
             queue=queue,
             generation=generation,
+            starts=starts,
             limits=limits,
             patience=self._patience(),
             backoff=self._backoff,

@@ -21,9 +21,11 @@ from domain.errors import (
     Unavailable,
     WorkerExhausted,
 )
-from domain.generation import AttemptWatcher, Generation, Outcome
+from domain.generation import Generation, Outcome, Slot
 from domain.ports import TaskQueuePort
 from domain.sessions import Blame, Fault, GenerationSession
+from domain.shares import DownloadShares
+from domain.starts import Starts
 from domain.tasks import GenerationTask, UnreadableTask
 from entrypoints.worker.stop import Stop
 
@@ -98,11 +100,25 @@ def cause_of(error: Exception) -> str:
     return str(error.cause) if isinstance(error, Unavailable) else type(error).__name__
 
 
-class _Watcher(AttemptWatcher):
-    """Logs what goes wrong in one turn, and records the provider's failures with its permit."""
+class _Slot(Slot):
+    """One turn. Logs what goes wrong, and records the provider's failures with its permit."""
 
-    def __init__(self, permit: Permit) -> None:
+    def __init__(self, permit: Permit, starts: Starts, shares: DownloadShares) -> None:
         self._permit = permit
+        self._starts = starts
+        self._shares = shares
+
+    def has_inputs(self, session: GenerationSession) -> None:
+        self._shares.leave(session.id)
+
+    def needs_no_start(self, session: GenerationSession) -> None:
+        self._starts.skip(session.id)
+
+    async def take_start(self, session: GenerationSession, *, at_most: timedelta) -> None:
+        await self._starts.take(session.id, at_most=at_most)
+
+    def waited(self, session: GenerationSession) -> float:
+        return self._starts.waited(session.id)
 
     def attempt_failed(self, session: GenerationSession, fault: Fault) -> None:
         cause = str(fault.cause)
@@ -124,9 +140,8 @@ class TaskRunner:
     """Takes and handles messages for all slots of a worker.
 
     A message is taken only when its work may begin: not while a circuit is open, and no faster
-    than the limit of ``generation.starts`` will allow calls of the provider. So other workers can
-    have it. There are two circuits: the provider's is probed with a task, the storage's without
-    one.
+    than ``starts`` will allow calls of the provider. So other workers can have it. There are two
+    circuits: the provider's is probed with a task, the storage's without one.
     """
 
     def __init__(
@@ -134,6 +149,7 @@ class TaskRunner:
         *,
         queue: TaskQueuePort,
         generation: Generation,
+        starts: Starts,
         limits: WorkerLimits,
         patience: Patience,
         backoff: Backoff,
@@ -141,6 +157,8 @@ class TaskRunner:
     ) -> None:
         self._queue = queue
         self._generation = generation
+        self._starts = starts
+        self._shares = DownloadShares()
         self._limits = limits
         self._patience = patience
         self._backoff = backoff
@@ -169,10 +187,10 @@ class TaskRunner:
             return Turn.CIRCUIT_OPEN
         with closing(permit):
             longest_pause = self._limits.pop_seconds
-            if not await self._generation.starts.expect(longest_pause=longest_pause):
+            if not await self._starts.expect(longest_pause=longest_pause):
                 return Turn.NO_START
             while (turn := await self._take(permit)) is Turn.HANDLED_FREE:
-                if self._stop.has_begun or not self._generation.starts.expect_another():
+                if self._stop.has_begun or not self._starts.expect_another():
                     break
             return turn
 
@@ -199,7 +217,7 @@ class TaskRunner:
                 session_id = message.session_id
             return message
         finally:
-            self._generation.starts.expected(session_id)
+            self._starts.expected(session_id)
 
     async def _take(self, permit: Permit) -> Turn:
         message = await self._pop()
@@ -211,8 +229,8 @@ class TaskRunner:
         try:
             turn = await self._begin(message, permit)
         finally:
-            self._generation.shares.leave(message.session_id)
-            asked = self._generation.starts.leave(message.session_id)
+            self._shares.leave(message.session_id)
+            asked = self._starts.leave(message.session_id)
         return Turn.HANDLED_FREE if turn is Turn.HANDLED and not asked else turn
 
     async def _begin(self, task: GenerationTask, permit: Permit) -> Turn:
@@ -232,13 +250,14 @@ class TaskRunner:
         if not self._patience.shares:
             return None
         places = max(1, self._limits.concurrency // 2)
-        return await self._generation.shares.enter(task.session_id, task.owner, places=places)
+        return await self._shares.enter(task.session_id, task.owner, places=places)
 
     async def _work(self, task: GenerationTask, permit: Permit) -> Turn:
         bind_contextvars(request_id=task.request_id, session_id=str(task.session_id))
         try:
+            slot = _Slot(permit, self._starts, self._shares)
             with self._stop.interruptible():
-                outcome = await self._generation.run(task, _Watcher(permit))
+                outcome = await self._generation.run(task, slot)
         except StorageUnavailable as error:
             self._record_storage_fault(error)
             return Turn.HANDLED

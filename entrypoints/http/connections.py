@@ -12,7 +12,7 @@ a timer:
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -24,6 +24,7 @@ import structlog
 from litestar.types import ASGIApp
 from uvicorn._types import ASGI3Application, ASGISendEvent
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -172,6 +173,19 @@ class _Outlet(asyncio.Transport):
         self._protocol.end_response()
 
 
+class _Flow(FlowControl):
+    """Reads nothing while requests wait: a client could send faster than we answer, without an
+    end."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: Collection[object]) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()
+
+
 class BoundedHttpProtocol(HttpToolsProtocol):
     """One connection."""
 
@@ -201,6 +215,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         connections = self.config.open
         connections.add(self)
         self._outlet = _Outlet(self)
+        self.flow = _Flow(transport, self.pipeline)
         self._deadline = self.loop.time() + self._limits.header_seconds
         self._is_surplus = len(connections) > self._limits.connections
         if len(connections) > self._limits.connections + self._limits.surplus:
@@ -242,7 +257,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
-        self._head_bytes = 0
         if not self._is_answering:
             self._deadline = self.loop.time() + self._limits.header_seconds
 
@@ -290,6 +304,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if not self._in_head:
+            self._head_bytes = 0  # What arrives from now on is the next request.
             super().on_message_complete()
 
     def _decline_upgrade(self, rest: bytes) -> None:
@@ -327,8 +342,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
-        """Start the next request that waits, or wait for one. No further one is read while some
-        wait here: a client could send faster than we answer, without an end."""
+        """Start the next request that waits, or wait for one."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return

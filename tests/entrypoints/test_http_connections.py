@@ -219,6 +219,47 @@ async def test_refused_requests(listen: Listen, sent: bytes, status: int) -> Non
     assert [scope["method"] for scope in server.app.scopes] in ([], ["POST"])
 
 
+@pytest.mark.parametrize("end", [b"", b"\r\n\r\n"], ids=["endless", "complete"])
+async def test_size_of_headers(listen: Listen, end: bytes) -> None:
+    """Refused as soon as it is known, whether the headers have an end or not."""
+    server = await listen(header_bytes=1_000)
+
+    async with server.connection() as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: a\r\nB: " + b"c" * 700)
+        await _eventually(lambda: server.config.open != set())
+        client.send(b"c" * 700 + end)
+        answer = await client.rest()
+
+    assert status_of(answer) == 431
+
+
+async def test_complete_headers_that_arrive_at_once(listen: Listen) -> None:
+    """Are measured as well."""
+    server = await listen(header_bytes=1_000)
+
+    answer = await server.talk(lines(b"GET / HTTP/1.1", A, b"B: " + b"c" * 1_500))
+
+    assert status_of(answer) == 431
+
+
+async def test_body_does_not_count_as_headers(listen: Listen) -> None:
+    """Not to those of the next request."""
+    server = await listen(header_bytes=1_000)
+
+    async with server.connection() as client:
+        client.send(lines(POST, A, b"Content-Length: 5000"))
+        await _eventually(lambda: server.app.scopes != [])
+        client.send(bytes(5_000))
+        first = await client.answer()
+        (connection,) = server.config.open
+        client.send(GET[:20])
+        await _eventually(lambda: connection._in_head)
+        client.send(GET[20:])
+        second = await client.answer()
+
+    assert [status_of(first), status_of(second)] == [200, 200]
+
+
 async def test_request_id_of_a_refused_request(listen: Listen) -> None:
     """The caller's own, if it came before the mistake."""
     server = await listen()
@@ -295,6 +336,20 @@ async def test_requests_sent_ahead_are_bounded(listen: Listen) -> None:
     assert len(server.app.scopes) == 1
 
 
+async def test_requests_sent_ahead_wait_in_the_network(listen: Listen) -> None:
+    """A client may send any number one after the other: no more is read while some wait here."""
+    server = await listen()
+
+    async with server.connection() as client:
+        client.send(GET.replace(b"/", b"/held", 1) + GET * 60)
+        await _eventually(lambda: server.app.scopes != [])
+        client.send(GET * 60)
+        server.app.released.set()
+        answers = [await client.answer() for _ in range(121)]
+
+    assert {status_of(answer) for answer in answers} == {200}
+
+
 async def test_mistake_after_a_request_spares_its_response(listen: Listen) -> None:
     """The valid request is answered, and the connection closed."""
     server = await listen()
@@ -305,16 +360,29 @@ async def test_mistake_after_a_request_spares_its_response(listen: Listen) -> No
     assert status_of(answer) == 200
 
 
-async def test_response_is_sent_in_one_piece(listen: Listen) -> None:
+async def test_response_is_sent_in_one_piece(
+    listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Head and body together: in two pieces, each response would cost another system call here and
     another turn of the client's event loop."""
     server = await listen()
+    pieces: list[bytes] = []
+    plain = asyncio.selector_events._SelectorSocketTransport.write  # type: ignore[attr-defined]
+
+    def write(transport: Any, data: bytes) -> None:
+        pieces.append(bytes(data))
+        plain(transport, data)
 
     async with server.connection() as client:
+        monkeypatch.setattr(
+            asyncio.selector_events._SelectorSocketTransport,  # type: ignore[attr-defined]
+            "write",
+            write,
+        )
         client.send(GET)
-        answer = await client.reader.read(65_536)
+        answer = await client.answer()
 
-    assert answer.endswith(b"\r\n\r\n0")
+    assert pieces == [GET, answer]
 
 
 async def test_response_to_head_is_sent(listen: Listen) -> None:
@@ -349,6 +417,20 @@ async def _drip(client: Client) -> None:
     while True:
         client.send(b"A: b\r\n")
         await asyncio.sleep(0.01)
+
+
+async def test_slow_client_between_two_requests(listen: Listen) -> None:
+    """From the first byte of the second request on, the headers' deadline counts, and not the
+    longer one of an idle connection."""
+    server = await listen(header_seconds=0.05)
+
+    async with server.connection() as client:
+        client.send(GET)
+        await client.answer()
+        client.send(b"GET / HTTP/1.1\r\nHost: a")
+        answer = await client.rest()
+
+    assert status_of(answer) == 408
 
 
 async def test_idle_connections(listen: Listen) -> None:
@@ -420,16 +502,28 @@ async def test_client_that_reads_nothing(listen: Listen) -> None:
         await _eventually(lambda: not server.config.open)
 
 
-async def test_disconnected_client_with_requests_ahead(listen: Listen) -> None:
-    """The application learns that the client of the running request is gone, not only of the last
-    one that waits."""
+async def test_lost_connection_with_requests_ahead(listen: Listen) -> None:
+    """The application learns it for the request that runs, not only for the last one that waits."""
     server = await listen()
 
     async with server.connection() as client:
-        client.send(lines(POST, A, b"Content-Length: 1", body=b"a"))
-        await client.answer()
+        client.send(GET.replace(b"/", b"/held", 1) + GET)
+        await _eventually(lambda: server.app.scopes != [])
+        (connection,) = server.config.open
+        connection.transport.abort()
+        await _eventually(lambda: not server.config.open)
+        server.app.released.set()
+
+        await _eventually(lambda: server.app.disconnected == ["/held"])
+
+
+async def test_disconnected_client(listen: Listen) -> None:
+    """The application learns it while it waits for the rest of a body."""
+    server = await listen()
+
+    async with server.connection() as client:
         client.send(lines(b"POST /slow HTTP/1.1", A, b"Content-Length: 9", body=b"abc"))
-        await _eventually(lambda: len(server.app.scopes) == 2)
+        await _eventually(lambda: server.app.scopes != [])
 
     await _eventually(lambda: server.app.disconnected == ["/slow"])
 

@@ -223,19 +223,23 @@ async def _planned_run(fates: PlannedFates, effects: set[int] | None) -> list[st
 
 def run_repetitions() -> None:
     """A request with a key, repeated in two processes at once and after the end, with every pair of
-    faults of its push and of its undo. Raises Violation, which names the pair."""
-    for push, undo in product(Fate, Fate):
+    faults of its push and of its undo; and with a provider that is busy, so that its session is
+    claimed and queued again before an undo. Raises Violation, which names the pair."""
+    pairs = [*product(Fate, Fate, (False,)), *((push, Fate.DONE, True) for push in Fate)]
+    for push, undo, is_busy in pairs:
+        plan = {"api-1 push": push, "api-1 fail_queued": undo}
         try:
-            _run(_repetitions({"api-1 push": push, "api-1 fail_queued": undo}))
+            _run(_repetitions(plan, busy_seconds=3.0 if is_busy else 0.0))
         except Violation as violation:
-            raise Violation(f"push {push}, undo {undo}: {violation}") from violation
+            raise Violation(f"push {push}, undo {undo}, {is_busy}: {violation}") from violation
 
 
-async def _repetitions(plan: dict[str, Fate]) -> None:
+async def _repetitions(plan: dict[str, Fate], *, busy_seconds: float) -> None:
     random = Random(0)
     world = World(NamedFates(plan))
     await world.accounts.grant(HOT, 3, note="simulated")
     mood = Mood(random=random, steady_seconds=0.5)
+    mood.busy_until = loop_time() + busy_seconds
     apis = [Api(world, f"api-{number}", random) for number in (1, 2)]
     actors = [*apis, WorkerProcess(world, "worker", random, mood, slots=1)]
     for actor in actors:

@@ -119,9 +119,8 @@ _LOCK_HOLDERS = """
     SELECT DISTINCT a.pid, a.usename, a.application_name, a.state,
         extract(epoch FROM now() - a.xact_start)::int AS seconds
     FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
-        JOIN pg_class AS c ON c.oid = l.relation
-    WHERE l.granted AND l.pid <> pg_backend_pid() AND a.datname = current_database()
-        AND c.relnamespace = current_schema()::regnamespace
+    WHERE l.granted AND a.datname = current_database() AND l.relation = ANY (ARRAY (
+        SELECT oid FROM pg_class WHERE relnamespace = current_schema()::regnamespace))
     ORDER BY seconds DESC NULLS LAST LIMIT 3"""
 
 

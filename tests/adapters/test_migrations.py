@@ -1,6 +1,7 @@
 """Each migration is applied once, in order, and completely or not at all."""
 
 import asyncio
+import re
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -137,26 +138,68 @@ async def test_failed_migration_leaves_nothing_behind(database: Database) -> Non
 
 async def test_migration_that_is_blocked(postgres: EmbeddedPostgres, database: Database) -> None:
     """While a transaction holds a table, the migration gives up its place in the line again and
-    again, so that other statements on the table get through; it says who holds the lock, and is
-    applied once the lock is free."""
+    again, so that other statements on the table get through; it names who holds the lock, and
+    nobody else, and is applied once the lock is free."""
     await migrate(database, [FIRST])
-    url = postgres.url(await database.fetch_value("SELECT current_database()"))
-    holder = await asyncpg.connect(url, server_settings={"application_name": "report"})
-    await holder.execute("BEGIN; SELECT FROM first")
+    name = await database.fetch_value("SELECT current_database()")
+    await database.fetch("CREATE SCHEMA elsewhere")
+    await database.fetch("CREATE TABLE elsewhere.first ()")
+    await database.close()
+    console = await asyncpg.connect(postgres.url("postgres"))
+    await console.execute(f'CREATE DATABASE "{name}-copy" TEMPLATE "{name}"')
+    await console.close()
+    others = [
+        await _in_transaction(postgres.url(name), "SELECT 1"),
+        await _in_transaction(postgres.url(name), "SELECT FROM elsewhere.first"),
+        await _in_transaction(postgres.url(f"{name}-copy"), "SELECT FROM first"),
+    ]
+    holder = await _in_transaction(postgres.url(name), "SELECT FROM first")
+    waiting = await asyncpg.connect(postgres.url(name))
+    altering = asyncio.create_task(waiting.execute("ALTER TABLE first ADD COLUMN other integer"))
     reported: asyncio.Queue[str] = asyncio.Queue()
 
     migrating = asyncio.create_task(migrate(database, [FIRST, SECOND], report=reported.put_nowait))
     line = await asyncio.wait_for(reported.get(), 20)
-    reader = Database(url, limits=DatabaseLimits(command_seconds=20))
-    await reader.fetch("SELECT FROM first")
     await holder.execute("COMMIT")
+    await asyncio.wait_for(altering, 20)
     applied = await asyncio.wait_for(migrating, 20)
+
+    assert re.fullmatch(
+        rf"waiting for process {holder.get_server_pid()} of \S+"
+        r" \(holder, idle in transaction, in a transaction for \d+ s\)",
+        line,
+    )
+    assert applied == ["0002_second"]
+    for connection in (*others, holder, waiting):
+        await connection.close()
+
+
+async def _in_transaction(url: str, sql: str) -> "asyncpg.Connection[asyncpg.Record]":
+    """A connection that holds the locks of ``sql``."""
+    connection = await asyncpg.connect(url, server_settings={"application_name": "holder"})
+    await connection.execute(f"BEGIN; {sql}")
+    return connection
+
+
+async def test_migration_lets_others_through(
+    postgres: EmbeddedPostgres, database: Database
+) -> None:
+    """A reader waits for a migration that waits for a lock, and for no longer than its timeout."""
+    await migrate(database, [FIRST])
+    url = postgres.url(await database.fetch_value("SELECT current_database()"))
+    holder = await _in_transaction(url, "SELECT FROM first")
+    reported: asyncio.Queue[str] = asyncio.Queue()
+    migrating = asyncio.create_task(migrate(database, [FIRST, SECOND], report=reported.put_nowait))
+    await asyncio.wait_for(reported.get(), 20)
+
+    reader = await asyncpg.connect(url)
+    async with asyncio.timeout(10):
+        await reader.execute("SELECT FROM first")
+
+    await holder.execute("COMMIT")
+    assert await asyncio.wait_for(migrating, 20) == ["0002_second"]
     await holder.close()
     await reader.close()
-
-    assert line.startswith("waiting for process ")
-    assert "(report, idle in transaction, in a transaction for" in line
-    assert applied == ["0002_second"]
 
 
 async def test_schema_of_this_version(database: Database) -> None:

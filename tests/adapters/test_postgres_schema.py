@@ -50,6 +50,11 @@ OPEN = ("queued", "processing")
 FINAL = ("completed", "failed")
 ALL = (*OPEN, *FINAL)
 
+FAULT = (
+    "INSERT INTO attempt_faults (session_id, attempt, worker, code, cause)"
+    " SELECT $1, 1, {}, 'C', {}"
+)
+
 CHANGES = {
     "uuid": "gen_random_uuid()",
     "text": "'another'",
@@ -66,6 +71,10 @@ COMPLETE_WITH_ANOTHERS = SET.format(
     " object_key = 'generated/' || user_id || '/' || gen_random_uuid() || '.png'"
 )
 ATTACKS: dict[str, tuple[tuple[str, ...], str, Refusal]] = {
+    "fault without a cause": (("processing",), FAULT.format("'w'", "''"), CHECK),
+    "fault with a long cause": (("processing",), FAULT.format("'w'", "repeat('x', 251)"), CHECK),
+    "fault of a worker without a name": (("processing",), FAULT.format("''", "'c'"), CHECK),
+    "fault of a long name": (("processing",), FAULT.format("repeat('x', 101)", "'c'"), CHECK),
     "unknown status": (OPEN, SET.format("status = 'cancelled'"), CHECK),
     "status is NULL": (OPEN, SET.format("status = NULL"), asyncpg.NotNullViolationError),
     "final to queued": (FINAL, SET.format("status = 'queued'"), GUARD),

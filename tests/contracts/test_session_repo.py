@@ -139,6 +139,17 @@ async def test_refund_goes_to_the_payer(backend: Backend) -> None:
     assert (await backend.balance(store), await backend.balance(user)) == (1, 0)
 
 
+async def test_confirmed_session_may_fail(backend: Backend) -> None:
+    """A caller cancels it, or it expires: only an undo of its creation comes too late."""
+    session_id = await backend.queued()
+    await backend.sessions.confirm([session_id])
+
+    assert not await backend.sessions.fail_queued(session_id, FAILURE, undo=True)
+    assert await backend.sessions.fail_queued(session_id, FAILURE)
+
+    assert (await backend.get(session_id)).failure == FAILURE
+
+
 async def test_fail_queued_needs_a_queued_session(backend: Backend) -> None:
     """It cannot take a session from its worker."""
     claimed = await backend.claimed()

@@ -12,7 +12,7 @@ a timer:
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -25,7 +25,11 @@ from litestar.types import ASGIApp
 from uvicorn._types import ASGI3Application, ASGISendEvent
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from domain.errors import InvalidInput, Unavailable
@@ -38,6 +42,9 @@ the connection would be reset if the client were still sending, and the response
 
 MAX_PIPELINED = 100
 """Requests that may wait on one connection for the response to an earlier one."""
+
+_CLOSE = (b"connection", b"close")
+_WITHOUT_BODY = {204, 304}
 
 _NEVER: Final = float("inf")
 
@@ -117,7 +124,10 @@ class _Refused(Exception):
 class _Exchange(RequestResponseCycle):
     """One request and its response."""
 
-    transport: "_Outlet"
+    _left: int | None = None
+    """The bytes of the body that are still to be sent; None if their number is not known."""
+    _head = b""
+    """The head of the response, while it waits for the body."""
 
     async def run_asgi(self, app: ASGI3Application) -> None:
         """Run the application. It answers its own errors, so an exception here is a bug, or a stop
@@ -134,40 +144,78 @@ class _Exchange(RequestResponseCycle):
             self.on_response = _do_nothing  # It would keep the connection's objects in a cycle.
 
     async def send(self, message: ASGISendEvent) -> None:
-        """A response to an unfinished request is the last: nobody wants the rest of the body. If
-        the length of the response is known, its head is sent together with the body."""
-        if message["type"] == "http.response.start":
-            if self.more_body:
-                self.keep_alive = False
-            has_length = any(name == b"content-length" for name, _ in message["headers"])
-            self.transport.holds_next = has_length and self.scope["method"] != "HEAD"
-        await super().send(message)
+        """Like uvicorn's, at a third of its cost. If the length of the response is known, its head
+        is sent together with its body."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if message["type"] == "http.response.start" and not self.response_started:
+            self._begin(message["status"], [*self.default_headers, *message["headers"]])
+        elif message["type"] == "http.response.body" and not self.response_complete:
+            self._continue(message.get("body", b""), has_more=message.get("more_body", False))
+        else:
+            raise RuntimeError(f"unexpected {message['type']}")
+
+    def _begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """A response to an unfinished request is the last: nobody wants the rest of the body."""
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        lengths = [value for name, value in headers if name == b"content-length"]
+        self._left = int(lengths[0]) if lengths else None
+        own = []
+        if _CLOSE in headers:
+            self.keep_alive = False
+        elif self.more_body or not self.keep_alive:
+            self.keep_alive = False
+            own.append(_CLOSE)
+        if self._left is None and status not in _WITHOUT_BODY:
+            own.append((b"transfer-encoding", b"chunked"))
+        lines = [b"%s: %s\r\n" % header for header in (*headers, *own)]
+        head = b"".join([STATUS_LINE[status], *lines, b"\r\n"])
+        if head.count(b"\n") != len(lines) + 2 or head.count(b"\r") != len(lines) + 2:
+            raise RuntimeError("a header has a line end")
+        if self._left is None or self._is_head:
+            self.transport.write(head)
+        else:
+            self._head = head
+
+    def _continue(self, body: bytes, *, has_more: bool) -> None:
+        if self._is_head:
+            pass
+        elif self._left is None:
+            ends = b"" if has_more else b"0\r\n\r\n"
+            self.transport.write((b"%x\r\n%s\r\n" % (len(body), body) if body else b"") + ends)
+        else:
+            self._left -= len(body)
+            if self._left < 0 or (self._left > 0 and not has_more):
+                raise RuntimeError("the response has another length than announced")
+            self.transport.write(self._head + body)
+            self._head = b""
+        if not has_more:
+            self.response_complete = True
+            self.message_event.set()
+            if not self.keep_alive:
+                self.transport.close()
+            self.on_response()
+
+    @property
+    def _is_head(self) -> bool:
+        return self.scope["method"] == "HEAD"
 
 
 def _do_nothing() -> None: ...
 
 
 class _Outlet(asyncio.Transport):
-    """What a response is written to: the transport, except that closing it waits for the client,
-    and that one piece can be held until the next one."""
+    """What a response is written to: the transport, except that closing it waits for the client."""
 
     def __init__(self, protocol: "BoundedHttpProtocol") -> None:
         super().__init__()
-        self.holds_next = False
-        self._held = b""
         self._protocol = protocol
-        self._transport = protocol.transport
+        self.write = protocol.transport.write  # type: ignore[method-assign]
         self.abort = protocol.transport.abort  # type: ignore[method-assign]
         self.is_closing = protocol.transport.is_closing  # type: ignore[method-assign]
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self.holds_next:
-            self.holds_next = False
-            self._held = bytes(data)
-            return
-        if self._held:
-            data, self._held = self._held + data, b""
-        self._transport.write(data)
 
     def close(self) -> None:
         self._protocol.end_response()

@@ -97,8 +97,6 @@ class NewUploadBody(StrictBody[NewUpload]):
 def check_query(query: bytes, known: Collection[str] = ()) -> None:
     """Raises InvalidInput for a parameter that is unknown or given twice, like for such a field of
     a body."""
-    if not query:
-        return
     try:
         given = parse_qsl(query.decode(errors="replace"), True, max_num_fields=MAX_PARAMETERS)
     except ValueError as error:

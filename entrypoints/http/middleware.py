@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from time import perf_counter
 
 from litestar.enums import ScopeType
@@ -22,6 +22,9 @@ BODY_SECONDS = 10.0
 
 UPLOAD_SECONDS = 60.0
 """The same for a picture: 10 MB at a little more than one megabit per second."""
+
+_LISTS_METHODS = {204, 405}
+"""The statuses of answers with ``Allow``: to ``OPTIONS``, and to a method that is not allowed."""
 
 _BEARER = re.compile(rb"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
 _LOOKS_LIKE_A_KEY = re.compile(rb"bearer +wk_", re.IGNORECASE)
@@ -104,22 +107,23 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*self._headers(message["headers"])]
+            headers = [*message["headers"], (b"x-request-id", self._request_id.encode())]
+            for name, _ in headers:
+                if name == b"cache-control":
+                    break
+            else:
+                headers.append((b"cache-control", b"no-store"))
+            if self.status in _LISTS_METHODS:
+                headers = [self._allow(header) for header in headers]
+            message["headers"] = headers
         await self._send(message)
 
-    def _headers(self, given: RawHeaders) -> Iterator[tuple[bytes, bytes]]:
-        has_own = False
-        for header in given:
-            has_own = has_own or header[0] == b"cache-control"
-            yield self._allow(header[1]) if header[0] == b"allow" else header
-        if not has_own:
-            yield b"cache-control", b"no-store"
-        yield b"x-request-id", self._request_id.encode()
-
-    def _allow(self, given: bytes) -> tuple[bytes, bytes]:
+    def _allow(self, header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
         """Litestar omits ``HEAD`` and, answering ``OPTIONS``, other methods of the route."""
+        if header[0] != b"allow":
+            return header
         template = self._scope.get("path_template", "")
-        methods = set(self._methods.get(template) or given.decode().split(", "))
+        methods = set(self._methods.get(template) or header[1].decode().split(", "))
         if "GET" in methods:
             methods.add("HEAD")
         return b"allow", ", ".join(sorted(methods)).encode()

@@ -85,8 +85,10 @@ class SubmitRoute:
             raise ClientException("Invalid host header")
         owner = await self._authenticate(bearer_token(scope["headers"]))
         info["owner"] = str(owner)
-        check_query(scope["query_string"])
-        check_is_plain(headers.get(b"content-encoding", b"").decode("latin-1"))
+        if scope["query_string"]:
+            check_query(scope["query_string"])
+        if b"content-encoding" in headers:
+            check_is_plain(headers[b"content-encoding"].decode("latin-1"))
         body = await self._body(headers, receive)
         if not body:
             raise InvalidInput("body", "is required")

@@ -42,7 +42,7 @@ class Application:
         if path == "/held":
             await self.released.wait()
         size = 0
-        more = path != "/unread"
+        more = path not in {"/unread", "/stream"}
         while more:
             message: Any = await receive()
             if message["type"] == "http.disconnect":
@@ -50,6 +50,20 @@ class Application:
                 return
             size += len(message["body"])
             more = message["more_body"]
+        if path == "/stream":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for piece in (b"abc", b"", b"de"):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
+        if path == "/split":
+            headers = [(b"location", b"/a\r\nset-cookie: b")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if path in {"/short", "/long"}:
+            length = (b"content-length", b"3")
+            await send({"type": "http.response.start", "status": 200, "headers": [length]})
+            text = b"ab" if path == "/short" else b"abcd"
+            await send({"type": "http.response.body", "body": text, "more_body": False})
         body = bytes(LARGE_BYTES) if path == "/large" else b"%d" % size
         length = (b"content-length", b"%d" % len(body))
         await send({"type": "http.response.start", "status": 200, "headers": [length]})
@@ -373,16 +387,49 @@ async def test_response_is_sent_in_one_piece(
         pieces.append(bytes(data))
         plain(transport, data)
 
+    monkeypatch.setattr(
+        asyncio.selector_events._SelectorSocketTransport,  # type: ignore[attr-defined]
+        "write",
+        write,
+    )
+
     async with server.connection() as client:
-        monkeypatch.setattr(
-            asyncio.selector_events._SelectorSocketTransport,  # type: ignore[attr-defined]
-            "write",
-            write,
-        )
         client.send(GET)
         answer = await client.answer()
 
     assert pieces == [GET, answer]
+
+
+@pytest.mark.parametrize("close", [b"", b"Connection: close"])
+async def test_response_of_unknown_length(listen: Listen, close: bytes) -> None:
+    """In chunks, each sent at once."""
+    server = await listen()
+
+    async with server.connection() as client:
+        client.send(lines(*filter(None, (b"GET /stream HTTP/1.1", A, close))))
+        answer = await asyncio.wait_for(client.reader.readuntil(b"0\r\n\r\n"), DEADLINE_SECONDS)
+
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"\r\ntransfer-encoding: chunked" in head
+    assert (b"\r\nconnection: close" in head) is (close != b"")
+    assert body == b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("path", [b"/short", b"/long"])
+async def test_response_of_another_length_than_announced(listen: Listen, path: bytes) -> None:
+    """It is not sent: the client would take the next response for its rest, or the reverse."""
+    server = await listen()
+
+    assert await server.talk(GET.replace(b"/", path, 1)) == b""
+
+
+async def test_header_with_a_line_end(listen: Listen) -> None:
+    """It is not sent: it would be another header, or another response."""
+    server = await listen()
+
+    answer = await server.talk(GET.replace(b"/", b"/split", 1))
+
+    assert answer == b""
 
 
 async def test_response_to_head_is_sent(listen: Listen) -> None:

@@ -11,9 +11,11 @@ TASKS = "wearon:tasks:generation"
 
 
 def popped(redis: Redis, deployment: Deployment) -> str:
-    """A session whose task an external consumer has taken."""
+    """A session whose task an external consumer has taken, and whose push is confirmed."""
     session_id: str = deployment.submit().data["session_id"]
     assert redis.brpop([TASKS], timeout=5) is not None
+    confirmed = "SELECT FROM generation_sessions WHERE confirmed AND id = $1::text::uuid"
+    eventually(lambda: deployment.sql(confirmed, session_id) != [])
     return session_id
 
 

@@ -1,34 +1,29 @@
-"""The composition root: the only file that chooses adapters.
+"""The composition root. With `pictures` and `door`, the only files that choose adapters.
 
 Each provider is a function of the container, so mypy checks every wiring as an ordinary call.
 Building a service opens no connection; connections open on first use.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, AsyncExitStack
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from random import Random
-from time import monotonic
 from typing import TYPE_CHECKING, TypeVar, assert_never
 from uuid import UUID
 
 from dependency_injector import containers, providers
 from uuid_utils.compat import uuid7
 
-from adapters.auth.bearer import BearerAuthenticator, key_sha256, mint_user_token, new_api_key
+from adapters.auth.api_keys import key_sha256, new_api_key
 from adapters.auth.memory import InMemoryApiKeyRepo
 from adapters.auth.postgres import PostgresApiKeyRepo
+from adapters.auth.user_tokens import mint_user_token
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.images.headers import inspect_head
-from adapters.images.inputs import InputPictures, is_own
-from adapters.images.inspection import inspect_in_thread
-from adapters.images.local import LocalPictureGenerator
-from adapters.images.pool import PicturePool
+from adapters.images.inputs import is_own
 from adapters.images.samples import draw_sample
-from adapters.limits.memory import InMemoryStartLimit
-from adapters.limits.redis import RedisStartLimit
 from adapters.postgres.database import Database
 from adapters.postgres.migrate import Schema, all_migrations, migrate
 from adapters.queue.memory import InMemoryTaskQueue
@@ -38,20 +33,19 @@ from adapters.sessions.postgres import PostgresSessionRepo
 from adapters.storage.local import LocalPictureStorage
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.s3 import S3PictureStorage
-from config import options, policies
+from config import door, options, pictures, policies
+from config.closing import Opened, closing
 from config.processes import worker_name
-from config.services import Closable, Queue, Repositories, ServedStorage, Storage
+from config.services import Queue, Repositories, ServedStorage, Storage
 from config.settings import Settings
 from domain.generation import Generation
 from domain.operations import ApiKeyIssuer, CreditGrants, DeadLetters
-from domain.picture_ports import PictureFetcherPort, PictureGeneratorPort, StartLimitPort
 from domain.recovery import Recovery
 from domain.submission import Submission
 from domain.uploads import UploadReceiver, Uploads
 from domain.views import SessionViews
 
 T = TypeVar("T")
-R = TypeVar("R", bound=Closable)
 _container: providers.Self[object] = providers.Self()
 
 
@@ -64,12 +58,6 @@ def replace(provider: providers.Provider[T], adapter: T) -> AbstractContextManag
     """Put ``adapter`` behind a port, before the services that use it are built. As a context
     manager, undo that at the end."""
     return provider.override(providers.Object(adapter))
-
-
-def closing(container: "Container", resource: R) -> R:
-    """Have ``close`` close ``resource``."""
-    container.opened().push_async_callback(resource.close)
-    return resource
 
 
 class Container(containers.DeclarativeContainer):
@@ -85,10 +73,14 @@ class Container(containers.DeclarativeContainer):
     clock: providers.Object[Callable[[], datetime]] = providers.Object(lambda: datetime.now(UTC))
     new_id: providers.Object[Callable[[], UUID]] = providers.Object(uuid7)
     random = providers.Singleton(Random)
-    opened = providers.Singleton(AsyncExitStack[bool | None])
+    opened = providers.Singleton(Opened)
 
-    database = service(lambda self: closing(self, Database(**policies.database(self.settings()))))
-    reserve = service(lambda self: closing(self, Database(**policies.reserve(self.settings()))))
+    database = service(
+        lambda self: closing(self.opened(), Database(**policies.database(self.settings())))
+    )
+    reserve = service(
+        lambda self: closing(self.opened(), Database(**policies.reserve(self.settings())))
+    )
     migrate = service(lambda self: partial(migrate, self.database(), all_migrations()))
 
     @service
@@ -122,7 +114,9 @@ class Container(containers.DeclarativeContainer):
         settings, clock = self.settings(), self.clock()
         match settings.queue:
             case options.Queue.REDIS:
-                return closing(self, RedisTaskQueue(**policies.redis_queue(settings), clock=clock))
+                return closing(
+                    self.opened(), RedisTaskQueue(**policies.redis_queue(settings), clock=clock)
+                )
             case options.Queue.MEMORY:
                 return InMemoryTaskQueue(clock=clock)
             case unknown:
@@ -145,56 +139,22 @@ class Container(containers.DeclarativeContainer):
 
     files = service(lambda self: s if isinstance(s := self.storage(), ServedStorage) else None)
 
-    @service
-    def fetcher(self) -> PictureFetcherPort:
-        from adapters.images.fetcher import HttpPictureFetcher
-
-        settings, storage = self.settings(), self.storage()
-        prepare = closing(self, PicturePool(policies.picture_pool(settings))).prepare
-        downloads = HttpPictureFetcher(**policies.downloads(settings), prepare=prepare)
-        return InputPictures(pictures=storage, uploads=storage, prepare=prepare,
-            download=closing(self, downloads).download, **policies.inputs(settings))  # fmt: skip
-
-    @service
-    def generator(self) -> PictureGeneratorPort:
-        settings, clock = self.settings(), self.clock()
-        match settings.generator:
-            case None | options.Generator.LOCAL:
-                return LocalPictureGenerator(delay_seconds=settings.local_generator_seconds)
-            case options.Generator.OPENAI:
-                from adapters.images.openai import OpenAiPictureGenerator
-
-                return closing(
-                    self, OpenAiPictureGenerator(**policies.openai(settings), clock=clock)
-                )
-            case options.Generator.REPLICATE:
-                return _replicate_generator(self)
-            case unknown:
-                assert_never(unknown)
-
-    @service
-    def start_limit(self) -> StartLimitPort | None:
-        settings = self.settings()
-        if not settings.generator_is_paid:
-            return None
-        pace = policies.provider_pace(settings)
-        match settings.queue:
-            case options.Queue.REDIS:
-                share = InMemoryStartLimit(policies.fallback_pace(settings), clock=monotonic)
-                return closing(self, RedisStartLimit(pace, share=share, **policies.redis(settings)))
-            case options.Queue.MEMORY:
-                return InMemoryStartLimit(pace, clock=monotonic)
-            case unknown:
-                assert_never(unknown)
-
+    # fmt: off
+    fetcher = service(lambda self: pictures.fetcher(
+        self.settings(), storage=self.storage(), opened=self.opened()
+    ))
+    generator = service(lambda self: pictures.generator(
+        self.settings(), opened=self.opened(), clock=self.clock(), random=self.random()
+    ))
+    start_limit = service(lambda self: pictures.start_limit(self.settings(), opened=self.opened()))
+    # fmt: on
     samples = service(lambda self: draw_sample if self.settings().serves_samples else None)
     user_token = service(lambda self: partial(mint_user_token, rules=policies.jwt(self.settings())))
     new_api_key = providers.Callable(new_api_key)
 
     # fmt: off
-    authenticate = service(lambda self: BearerAuthenticator(
-        keys=self.api_keys(), rules=policies.jwt(self.settings()),
-        cache_seconds=self.settings().auth_cache_seconds,
+    authenticate = service(lambda self: door.authenticator(
+        self.settings(), api_keys=self.api_keys()
     ))
     submission = service(lambda self: Submission(
         sessions=self.sessions(), reads=self.sessions(), queue=self.queue(),
@@ -229,22 +189,3 @@ class Container(containers.DeclarativeContainer):
         letters=self.queue(), read_session=lambda session_id: self.sessions().get(session_id, None),
     ))
     # fmt: on
-
-
-def _replicate_generator(container: Container) -> PictureGeneratorPort:
-    from adapters.images.fetcher import HttpPictureFetcher
-    from adapters.images.jobs import JobPictureGenerator
-    from adapters.images.replicate import ReplicateJobs
-
-    settings, clock = container.settings(), container.clock()
-    results = HttpPictureFetcher(**policies.results(settings), prepare=inspect_in_thread)
-    download = closing(container, results).fetch
-    jobs = ReplicateJobs(**policies.replicate(settings), download=download, clock=clock)
-    closing(container, jobs)
-    limits = policies.replicate_jobs(settings)
-    return JobPictureGenerator(jobs, name="replicate", limits=limits, random=container.random())
-
-
-async def close(container: Container) -> None:
-    """Close the services that were built; call once, at the end of the process."""
-    await container.opened().aclose()

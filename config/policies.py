@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypedDict
 from obstore.store import S3Store
 from redis.asyncio import Redis
 
-from adapters.auth.bearer import JwtRules
+from adapters.auth.user_tokens import JwtRules
 from adapters.coalescing import BatchLimits
 from adapters.images.limits import (
     RESULT_LIMITS,

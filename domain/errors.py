@@ -5,8 +5,9 @@
     WearonError
     ├── InvalidInput, InsufficientCredits, NotFound, Conflict: Unconfirmed,
     │   TruncatedLetter, LinkInUse; IdempotencyKeyReused, BodyTooSlow,
-    │   UploadTooLarge, TooManyActive, TooManyUploads,
-    │   Unauthenticated: InvalidApiKey                                    the caller's fault
+    │   UploadTooLarge, TooManyActive, TooManyUploads, RateLimited,
+    │   Unauthenticated: InvalidApiKey, Forbidden: DomainMismatch,
+    │   AgeVerificationRequired                                           the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, StorageUnavailable,
     │   WorkerExhausted, DatabaseUnavailable: SchemaMismatch              our fault, temporary
     ├── WorkFailed: Refused, ProviderMisconfigured,
@@ -88,7 +89,7 @@ class IdempotencyKeyReused(WearonError):
 class TooManyActive(WearonError):
     """The owner has reached its limit of unfinished sessions; nothing was charged."""
 
-    code = "RATE_LIMIT_EXCEEDED"
+    code = "TOO_MANY_ACTIVE"
 
 
 class UploadTooLarge(WearonError):
@@ -100,6 +101,17 @@ class UploadTooLarge(WearonError):
 class TooManyUploads(WearonError):
     """The owner has reached its daily upload quota, whose next day begins in
     ``retry_after_seconds``, or has too many uploads in progress."""
+
+    code = "RATE_LIMIT_EXCEEDED"
+
+    def __init__(self, message: str, *, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class RateLimited(WearonError):
+    """The caller has used up a rate, which allows the next call in ``retry_after_seconds``; nothing
+    was charged."""
 
     code = "RATE_LIMIT_EXCEEDED"
 
@@ -124,6 +136,24 @@ class InvalidApiKey(Unauthenticated):
     """The API key is unknown, revoked or malformed."""
 
     code = "INVALID_API_KEY"
+
+
+class Forbidden(WearonError):
+    """The credential is valid, but not for this call; nothing was done."""
+
+    code = "FORBIDDEN"
+
+
+class DomainMismatch(Forbidden):
+    """The credential may not be used from the web page that sent the request."""
+
+    code = "DOMAIN_MISMATCH"
+
+
+class AgeVerificationRequired(Forbidden):
+    """The request must say that the person's age was verified; nothing was charged."""
+
+    code = "AGE_VERIFICATION_REQUIRED"
 
 
 class Unavailable(WearonError):

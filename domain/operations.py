@@ -70,7 +70,7 @@ class ApiKeyIssuer:
 
     async def register(self, secret: str, owner: Owner, *, label: str) -> bool:
         """Store a key that exists already. False if it is stored and valid."""
-        if await self._api_keys.owner_of(self._hash_secret(secret)) is not None:
+        if await self._api_keys.caller_of(self._hash_secret(secret)) is not None:
             return False
         await self._add(secret, owner, label)
         return True

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
+from domain.callers import Caller
 from domain.credits import CreditAccount, Discrepancy, LedgerEntry, Owner
 from domain.sessions import (
     AttemptFault,
@@ -348,8 +349,9 @@ class ApiKey:
 class ApiKeyRepoPort(Protocol):
     """API keys. Raises ``DatabaseUnavailable``."""
 
-    async def owner_of(self, key_sha256: str) -> Owner | None:
-        """The owner of the key; None if the key is unknown or revoked."""
+    async def caller_of(self, key_sha256: str) -> Caller | None:
+        """Whom the key acts for, with the origins of its store; None if the key is unknown or
+        revoked."""
 
     async def add(self, key: ApiKey) -> None:
         """Add a new key."""

@@ -22,7 +22,8 @@ import msgspec
 import rich_click as click
 from litestar import Litestar
 
-from config.container import Container, close
+from config.closing import close
+from config.container import Container
 from config.loading import load_settings
 from config.logging import configure_logging
 from config.processes import ending_with_us

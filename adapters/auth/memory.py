@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
+from domain.callers import Caller
 from domain.credits import Owner
 from domain.ports import ApiKey, ApiKeyRepoPort
 
@@ -16,10 +17,10 @@ class InMemoryApiKeyRepo(ApiKeyRepoPort):
         self._keys: dict[UUID, ApiKey] = {}
         self._clock = clock
 
-    async def owner_of(self, key_sha256: str) -> Owner | None:
+    async def caller_of(self, key_sha256: str) -> Caller | None:
         for key in self._keys.values():
             if key.key_sha256 == key_sha256 and key.revoked_at is None:
-                return key.owner
+                return Caller(owner=key.owner)
         return None
 
     async def add(self, key: ApiKey) -> None:

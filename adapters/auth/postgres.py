@@ -5,11 +5,15 @@ from uuid import UUID
 import asyncpg
 
 from adapters.postgres.database import Database
+from domain.callers import Caller
 from domain.credits import Channel, Owner
 from domain.ports import ApiKey, ApiKeyRepoPort
 
-_OWNER_OF = """
-    SELECT channel, owner_id FROM api_keys WHERE key_sha256 = $1 AND revoked_at IS NULL"""
+_CALLER_OF = """
+    SELECT key.channel, key.owner_id, coalesce(store.origins, '{}') AS origins
+    FROM api_keys AS key
+        LEFT JOIN stores AS store ON store.id = key.owner_id AND key.channel = 'b2b'
+    WHERE key.key_sha256 = $1 AND key.revoked_at IS NULL"""
 
 _ADD = """
     INSERT INTO api_keys (id, channel, owner_id, key_sha256, label, created_at)
@@ -30,9 +34,9 @@ class PostgresApiKeyRepo(ApiKeyRepoPort):
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def owner_of(self, key_sha256: str) -> Owner | None:
-        row = await self._database.fetch_row(_OWNER_OF, key_sha256)
-        return None if row is None else _owner(row)
+    async def caller_of(self, key_sha256: str) -> Caller | None:
+        row = await self._database.fetch_row(_CALLER_OF, key_sha256)
+        return None if row is None else Caller(owner=_owner(row), origins=frozenset(row["origins"]))
 
     async def add(self, key: ApiKey) -> None:
         await self._database.fetch(

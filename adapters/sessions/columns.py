@@ -130,6 +130,10 @@ COLUMNS: Sequence[Column] = (
     Column("status_changed_at", "timestamptz"),
     Column("push_again_at", "timestamptz"),
     Column("delete_again_at", "timestamptz"),
+    Column("shopper_id"),
+    Column("client_token_id", "uuid"),
+    Column("age_verified", "boolean"),
+    Column("erased_at", "timestamptz"),
 )
 
 MAPPED: Sequence[Column] = [column for column in COLUMNS if column.path is not None]

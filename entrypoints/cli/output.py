@@ -70,7 +70,8 @@ limit_option = click.option(
 @asynccontextmanager
 async def operating() -> AsyncIterator["Container"]:
     """The container for one command, closed at its end."""
-    from config.container import Container, close  # noqa: PLC0415 - help needs no adapters
+    from config.closing import close  # noqa: PLC0415 - help needs no adapters
+    from config.container import Container  # noqa: PLC0415 - help needs no adapters
     from config.loading import load_settings  # noqa: PLC0415
 
     container = Container(settings=load_settings(os.environ))

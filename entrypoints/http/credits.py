@@ -27,13 +27,15 @@ _CURSOR: Cursor[int] = Cursor(msgspec.json.Decoder(_EntryId))
     tags=_TAGS,
     summary="Get your balance",
     response_description="Your account.",
-    responses=failures(401, 503),
+    responses=failures(401, 403, 503),
 )
 async def get_credits(
     request: OwnedRequest, credit_repo: Injected[CreditRepoPort]
 ) -> CreditsEnvelope:
     """Balance and totals, in credits. A generation costs one."""
-    return CreditsEnvelope(data=Credits.of(await credit_repo.account(request.user)), error=None)
+    return CreditsEnvelope(
+        data=Credits.of(await credit_repo.account(request.user.owner)), error=None
+    )
 
 
 @get(
@@ -41,7 +43,7 @@ async def get_credits(
     tags=_TAGS,
     summary="List your ledger entries",
     response_description="One page of your ledger, newest first.",
-    responses=failures(401, 503),
+    responses=failures(401, 403, 503),
 )
 async def list_ledger(
     request: OwnedRequest,
@@ -52,7 +54,7 @@ async def list_ledger(
     """Every grant, debit and refund, newest first, up to `limit` per page. They add up to your
     balance."""
     before_id = None if cursor is None else _CURSOR.decode(cursor)
-    found = await credit_repo.ledger(request.user, limit=limit + 1, before_id=before_id)
+    found = await credit_repo.ledger(request.user.owner, limit=limit + 1, before_id=before_id)
     items = [LedgerItem.of(entry) for entry in found[:limit]]
     next_cursor = _CURSOR.encode(items[-1].id) if len(found) > limit else None
     return LedgerPageEnvelope(data=LedgerPage(items=items, next_cursor=next_cursor), error=None)

@@ -9,8 +9,11 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
 from domain.errors import (
+    AgeVerificationRequired,
     BodyTooSlow,
     Conflict,
+    DomainMismatch,
+    Forbidden,
     IdempotencyKeyReused,
     InsufficientCredits,
     InvalidApiKey,
@@ -19,6 +22,7 @@ from domain.errors import (
     NotFound,
     Overloaded,
     QueueUnavailable,
+    RateLimited,
     TooManyActive,
     TooManyUploads,
     Unauthenticated,
@@ -62,6 +66,9 @@ ERRORS: Final[Mapping[type[Exception] | int, Answer]] = {
     Unauthenticated: Answer(401, Unauthenticated.code, headers=_BEARER),
     InvalidApiKey: Answer(401, InvalidApiKey.code, headers=_BEARER),
     InsufficientCredits: Answer(402, InsufficientCredits.code),
+    Forbidden: Answer(403, Forbidden.code),
+    DomainMismatch: Answer(403, DomainMismatch.code),
+    AgeVerificationRequired: Answer(403, AgeVerificationRequired.code),
     NotFound: _NOT_FOUND,
     Conflict: Answer(409, Conflict.code),
     Unconfirmed: Answer(
@@ -71,6 +78,7 @@ ERRORS: Final[Mapping[type[Exception] | int, Answer]] = {
     IdempotencyKeyReused: Answer(422, IdempotencyKeyReused.code),
     TooManyActive: Answer(429, TooManyActive.code, headers=_RETRY),
     TooManyUploads: Answer(429, TooManyUploads.code),
+    RateLimited: Answer(429, RateLimited.code),
     Overloaded: Answer(503, Overloaded.code, headers=_RETRY),
     QueueUnavailable: Answer(503, QueueUnavailable.code, UNAVAILABLE_MESSAGE, _RETRY),
     Unavailable: _UNAVAILABLE,
@@ -135,6 +143,6 @@ def envelope_for(error: Exception) -> tuple[int, dict[str, str], ErrorEnvelope]:
 
 
 def _headers(error: Exception) -> Mapping[str, str]:
-    if isinstance(error, TooManyUploads):
+    if isinstance(error, TooManyUploads | RateLimited):
         return {"Retry-After": str(error.retry_after_seconds)}
     return (error.headers if isinstance(error, HTTPException) else None) or {}

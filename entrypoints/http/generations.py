@@ -65,7 +65,7 @@ def try_on(
     tags=GENERATION_TAGS,
     summary="List your sessions",
     response_description="One page of your sessions, newest first.",
-    responses=failures(401, 503),
+    responses=failures(401, 403, 503),
 )
 async def list_generations(
     *,
@@ -78,7 +78,7 @@ async def list_generations(
 ) -> SessionPageEnvelope:
     """Newest first, up to `limit` per page. `queue_position` is always null here."""
     found = await sessions.history(
-        request.user, status=status, limit=limit + 1, after=_position(cursor)
+        request.user.owner, status=status, limit=limit + 1, after=_position(cursor)
     )
     items = [Session.of(views.view_of(session)) for session in found[:limit]]
     next_cursor = _cursor(found[limit - 1]) if len(found) > limit else None
@@ -101,13 +101,13 @@ def _cursor(session: GenerationSession) -> str:
     tags=GENERATION_TAGS,
     summary="Count your sessions",
     response_description="The number of your sessions, by status.",
-    responses=failures(401, 503),
+    responses=failures(401, 403, 503),
 )
 async def count_generations(
     request: OwnedRequest, sessions: Injected[SessionReadPort]
 ) -> StatsEnvelope:
     """The number of your sessions, in total and by status."""
-    return StatsEnvelope(data=Stats.of(await sessions.stats(request.user)), error=None)
+    return StatsEnvelope(data=Stats.of(await sessions.stats(request.user.owner)), error=None)
 
 
 @get(
@@ -115,14 +115,16 @@ async def count_generations(
     tags=GENERATION_TAGS,
     summary="Get a session",
     response_description="The session's current state.",
-    responses=failures(401, 404, 503),
+    responses=failures(401, 403, 404, 503),
 )
 async def get_generation(
     request: OwnedRequest, session_id: SessionIdInPath, views: Injected[SessionViews]
 ) -> SessionEnvelope:
     """The session, with its picture once completed. Poll about once per second until `status` is
     `completed` or `failed`."""
-    return SessionEnvelope(data=Session.of(await views.get(session_id, request.user)), error=None)
+    return SessionEnvelope(
+        data=Session.of(await views.get(session_id, request.user.owner)), error=None
+    )
 
 
 @post(
@@ -131,7 +133,7 @@ async def get_generation(
     tags=GENERATION_TAGS,
     summary="Cancel a generation",
     response_description="The session, failed with `CANCELLED`; its credit is refunded.",
-    responses=failures(401, 404, 409, 503),
+    responses=failures(401, 403, 404, 409, 503),
 )
 async def cancel_generation(
     request: OwnedRequest,
@@ -140,7 +142,7 @@ async def cancel_generation(
     views: Injected[SessionViews],
 ) -> SessionEnvelope:
     """Possible only while the session is `queued`; otherwise 409."""
-    session = await submission.cancel(session_id, request.user)
+    session = await submission.cancel(session_id, request.user.owner)
     return SessionEnvelope(data=Session.of(views.view_of(session)), error=None)
 
 

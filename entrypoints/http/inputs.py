@@ -17,7 +17,7 @@ from litestar.dto import AbstractDTO
 from litestar.exceptions import HTTPException
 from litestar.params import HeaderParameter, PathParameter, QueryParameter, SkipValidation
 
-from domain.credits import Owner
+from domain.callers import Caller
 from domain.errors import InvalidInput
 from entrypoints.http.schemas import NewUpload
 
@@ -33,7 +33,7 @@ Injected: TypeAlias = NamedDependency[SkipValidation[T]]
 
 AnyRequest: TypeAlias = Request[Any, Any, Any]
 
-OwnedRequest: TypeAlias = Request[Owner, Any, Any]
+OwnedRequest: TypeAlias = Request[Caller, Any, Any]
 """A request whose ``user`` is authenticated."""
 
 SessionIdInPath = Annotated[UUID, PathParameter(description="The session's id.")]

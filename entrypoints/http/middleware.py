@@ -9,13 +9,15 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, ReceiveMessage, Scope, Send
 
 from config.logging import AccessLine, logged_access_line
-from domain.credits import Owner
+from domain.callers import Principal
 from domain.deadlines import SharedTimeout
 from domain.errors import InvalidApiKey, InvalidInput, Unauthenticated
+from entrypoints.http.access import check_access
 from entrypoints.http.request_info import REQUEST_INFO, RawHeaders, RequestInfo, request_id_of
 
-Authenticate = Callable[[str], Awaitable[Owner]]
-"""From a bearer token to its owner. Raises Unauthenticated, InvalidApiKey, DatabaseUnavailable."""
+Authenticate = Callable[[str], Awaitable[Principal]]
+"""From a bearer token to what it stands for. Raises Unauthenticated, InvalidApiKey,
+DatabaseUnavailable."""
 
 BODY_SECONDS = 10.0
 """The deadline for a body to arrive, counted from when we start reading it."""
@@ -159,18 +161,36 @@ class _Body:
 
 
 class Authentication:
-    """Rejects unauthenticated requests, except preflight requests, which carry no token."""
+    """Rejects requests without a valid credential, or with one that the route does not allow.
+    Preflight requests carry no credential."""
 
     def __init__(self, app: ASGIApp, authenticate: Authenticate) -> None:
         self._app = app
         self._authenticate = authenticate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope.get("method") != "OPTIONS":
-            owner = await self._authenticate(bearer_token(scope["headers"]))
-            scope["user"] = owner
-            scope["state"]["request_info"]["owner"] = str(owner)
+        if scope["type"] == ScopeType.HTTP and scope["method"] != "OPTIONS":
+            principal = await principal_of(scope["headers"], self._authenticate)
+            scope["state"]["request_info"]["owner"] = str(principal)
+            check_access(scope, principal)
+            scope["user"] = principal
         await self._app(scope, receive, send)
+
+
+async def principal_of(headers: RawHeaders, authenticate: Authenticate) -> Principal:
+    """The request's principal. Raises what ``authenticate`` raises, and ``DomainMismatch`` if the
+    credential may not be used from the request's origin."""
+    principal = await authenticate(bearer_token(headers))
+    principal.check_origin(origin_of(headers))
+    return principal
+
+
+def origin_of(headers: RawHeaders) -> str | None:
+    """The ``Origin`` that a browser sent; None from a server."""
+    for name, value in headers:
+        if name == b"origin":
+            return value.decode("latin-1")
+    return None
 
 
 def bearer_token(headers: RawHeaders) -> str:

@@ -62,13 +62,14 @@ _EXPLANATIONS: dict[int | type[Exception], str] = {
     400: "The request is invalid; the message names the field.",
     401: "The token or API key is missing, malformed, unknown or expired.",
     402: "The balance is too low; nothing was charged.",
+    403: "The credential may not be used for this, or not from this web page.",
     404: "The resource does not exist, or belongs to another owner.",
     409: "The resource's current state does not allow this.",
     Unconfirmed: "An earlier request with the same key is not settled yet; try again later.",
     413: "The request body is too large.",
     415: "The Content-Type is not supported here.",
     422: "The idempotency key was used for a different request; nothing was charged.",
-    429: "Too many active sessions, or the daily upload limit is reached; nothing was charged.",
+    429: "Too many active sessions, or a limit is reached; nothing was charged.",
     500: "Internal server error.",
     503: "A dependency is temporarily unavailable; try again later.",
 }
@@ -81,7 +82,11 @@ _MESSAGES = {
     "CONFLICT": "Only a queued session can be cancelled",
     "UNSUPPORTED_MEDIA_TYPE": "The Content-Type must be application/json",
     "IDEMPOTENCY_KEY_REUSED": "This Idempotency-Key belongs to another request",
-    "RATE_LIMIT_EXCEEDED": "Too many sessions are unfinished; wait for some to end",
+    "RATE_LIMIT_EXCEEDED": "The daily limit of 1000 uploads is reached",
+    "TOO_MANY_ACTIVE": "Too many sessions are unfinished; wait for some to end",
+    "FORBIDDEN": "A shopper may not call this",
+    "DOMAIN_MISMATCH": "This credential cannot be used from this web page",
+    "AGE_VERIFICATION_REQUIRED": "age_verified: must be true",
     "SERVICE_UNAVAILABLE": "Too many requests are waiting already; try again later",
 }
 """Examples for errors whose message is not fixed."""

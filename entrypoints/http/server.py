@@ -18,7 +18,8 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.server import Server
 from uvicorn.supervisors.multiprocess import Multiprocess
 
-from config.container import Container, close
+from config.closing import close
+from config.container import Container
 from config.loading import load_settings
 from config.logging import (
     access_line,

@@ -19,6 +19,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from domain.errors import InvalidInput, Unconfirmed
 from domain.ports import Receipt
 from domain.submission import Submission, TryOnRequest
+from entrypoints.http.access import caller_of, for_shoppers_too
 from entrypoints.http.errors import envelope_for
 from entrypoints.http.generations import GENERATION_TAGS, try_on
 from entrypoints.http.inputs import (
@@ -28,7 +29,7 @@ from entrypoints.http.inputs import (
     check_query,
     decoded,
 )
-from entrypoints.http.middleware import Authenticate, bearer_token
+from entrypoints.http.middleware import Authenticate, principal_of
 from entrypoints.http.openapi import failures
 from entrypoints.http.request_info import RequestInfo
 from entrypoints.http.schemas import (
@@ -51,6 +52,7 @@ Body = Annotated[NewGeneration, BodyKwarg(examples=[Example(value=_EXAMPLE)])]
 
 # The characters of a host and its port (RFC 3986), as Litestar has it for all other routes.
 _HOST = re.compile(rb"[0-9A-Za-z!$&'()*+,;=\-._~:\[\]@%]*")
+_ACCESS = for_shoppers_too()
 _decoder = msgspec.json.Decoder(NewGeneration)
 _encode = msgspec.json.Encoder().encode
 
@@ -83,8 +85,9 @@ class SubmitRoute:
         headers = dict(reversed(received))  # each header's first value
         if not _HOST.fullmatch(headers.get(b"host", b"")):
             raise ClientException("Invalid host header")
-        owner = await self._authenticate(bearer_token(scope["headers"]))
-        info["owner"] = str(owner)
+        principal = await principal_of(received, self._authenticate)
+        info["owner"] = str(principal)
+        caller = caller_of(principal, _ACCESS)
         if scope["query_string"]:
             check_query(scope["query_string"])
         if b"content-encoding" in headers:
@@ -96,7 +99,7 @@ class SubmitRoute:
         data = decoded(body, _decoder)
         key = _idempotency_key(headers, received)
         links = self._submission.links
-        return try_on(data, owner=owner, request_id=info["request_id"], key=key, links=links)
+        return try_on(data, owner=caller.owner, request_id=info["request_id"], key=key, links=links)
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body: up to its announced length, or else to the message that ends it."""
@@ -136,11 +139,12 @@ def declare(submit: ASGIApp) -> HTTPRouteHandler:
     @post(
         "/generations",
         status_code=202,
+        opt=_ACCESS,
         middleware=[lambda app: submit],  # noqa: ARG005 - Litestar passes it by name
         tags=GENERATION_TAGS,
         summary="Create a generation",
         response_description="Accepted and charged; the picture will be generated.",
-        responses=failures(401, 402, Unconfirmed, 413, 415, 422, 429, 503),
+        responses=failures(401, 402, 403, Unconfirmed, 413, 415, 422, 429, 503),
     )
     async def submit_generation(  # Litestar reads its signature, and never calls it.
         data: Body,  # noqa: ARG001

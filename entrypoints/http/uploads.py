@@ -37,7 +37,7 @@ Body = Annotated[NewUpload, BodyKwarg(examples=[_EXAMPLE])]
     tags=_TAGS,
     summary="Create an upload",
     response_description="Where to send the picture, and its link for requests.",
-    responses=failures(401, 402, 413, 415, 429, 503),
+    responses=failures(401, 402, 403, 413, 415, 429, 503),
 )
 async def offer_upload(
     request: OwnedRequest, data: Body, uploads: Injected[Uploads]
@@ -50,7 +50,7 @@ async def offer_upload(
     if media_type not in MEDIA_TYPES:
         *others, last = MEDIA_TYPES
         raise InvalidInput("content_type", f"must be {', '.join(others)} or {last}")
-    offer = await uploads.offer(request.user, media_type)
+    offer = await uploads.offer(request.user.owner, media_type)
     return UploadEnvelope(data=Upload.of(offer, media_type), error=None)
 
 

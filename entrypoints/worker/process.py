@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 import structlog
 import uvloop
 
-from config.container import Container, close
+from config.closing import close
+from config.container import Container
 from config.logging import buffer_access_logs, configure_logging, flush_logs
 from config.settings import Settings
 from domain.errors import SchemaMismatch, Unavailable

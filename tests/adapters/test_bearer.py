@@ -12,15 +12,11 @@ from uuid import UUID, uuid4
 import jwt
 import pytest
 
-from adapters.auth.bearer import (
-    MAX_TOKEN_LENGTH,
-    BearerAuthenticator,
-    JwtRules,
-    key_sha256,
-    mint_user_token,
-    new_api_key,
-)
+from adapters.auth.api_keys import API_KEY_PREFIX, StoreKeys, key_sha256, new_api_key
+from adapters.auth.bearer import BearerAuthenticator
 from adapters.auth.memory import InMemoryApiKeyRepo
+from adapters.auth.user_tokens import MAX_TOKEN_LENGTH, JwtRules, UserTokens, mint_user_token
+from domain.callers import Caller
 from domain.credits import Channel, Owner
 from domain.errors import DatabaseUnavailable, InvalidApiKey, Unauthenticated
 from domain.ports import ApiKey
@@ -29,6 +25,8 @@ from tests.support.examples import STORE, USER
 pytestmark = pytest.mark.anyio
 
 RULES = JwtRules(secret="a key for tests, long enough for HS256", issuer="us", audience="them")
+A_USER = Caller(owner=USER, any_origin=True)
+A_STORE = Caller(owner=STORE)
 HEADER = {"alg": "HS256", "typ": "JWT"}
 
 
@@ -39,7 +37,7 @@ def keys() -> InMemoryApiKeyRepo:
 
 @pytest.fixture
 def authenticate(keys: InMemoryApiKeyRepo) -> BearerAuthenticator:
-    return BearerAuthenticator(keys=keys, rules=RULES)
+    return BearerAuthenticator(keys={API_KEY_PREFIX: StoreKeys(keys)}, users=UserTokens(RULES))
 
 
 def ago(**duration: float) -> int:
@@ -76,7 +74,7 @@ async def test_minted_token_is_accepted(authenticate: BearerAuthenticator) -> No
         UUID(USER.id), rules=RULES, now=datetime.now(UTC), lifetime=timedelta(minutes=1)
     )
 
-    assert await authenticate(minted) == USER
+    assert await authenticate(minted) == A_USER
 
 
 GOOD = {
@@ -92,7 +90,7 @@ GOOD = {
 @pytest.mark.parametrize("good", GOOD.values(), ids=GOOD)
 async def test_valid_tokens(authenticate: BearerAuthenticator, good: str) -> None:
     """Signed with our key, with subject, issuer, audience and expiry."""
-    assert await authenticate(good) == USER
+    assert await authenticate(good) == A_USER
 
 
 @pytest.mark.parametrize("late", [{"exp": 15}, {"nbf": -15}], ids=["expired", "not yet"])
@@ -102,7 +100,7 @@ async def test_clock_skew_is_tolerated(
     """Half a minute, at both ends of a token's lifetime."""
     fresh = token(claims(**{claim: ago(seconds=seconds) for claim, seconds in late.items()}))
 
-    assert await authenticate(fresh) == USER
+    assert await authenticate(fresh) == A_USER
 
 
 ATTACKER = "the attacker's key, which is also long enough"
@@ -203,7 +201,9 @@ async def test_public_key_as_the_secret_is_rejected(keys: InMemoryApiKeyRepo) ->
     rules = JwtRules(secret=public, issuer=RULES.issuer, audience=RULES.audience)
 
     with pytest.raises(Unauthenticated):
-        await BearerAuthenticator(keys=keys, rules=rules)(token(claims(), secret=public))
+        await BearerAuthenticator(keys={API_KEY_PREFIX: StoreKeys(keys)}, users=UserTokens(rules))(
+            token(claims(), secret=public)
+        )
 
 
 async def add(
@@ -227,7 +227,7 @@ async def test_valid_keys(authenticate: BearerAuthenticator, keys: InMemoryApiKe
     _, first = await add(keys)
     _, second = await add(keys)
 
-    assert [await authenticate(first), await authenticate(second)] == [STORE, STORE]
+    assert [await authenticate(first), await authenticate(second)] == [A_STORE, A_STORE]
 
 
 async def test_invalid_keys(authenticate: BearerAuthenticator, keys: InMemoryApiKeyRepo) -> None:
@@ -262,7 +262,7 @@ async def test_revoked_key_is_rejected(
 
     with pytest.raises(InvalidApiKey):
         await authenticate(text)
-    assert await authenticate(other) == STORE
+    assert await authenticate(other) == A_STORE
 
 
 def test_key_format() -> None:
@@ -299,7 +299,10 @@ class Cached:
         self.keys = CountingKeys(clock=lambda: datetime.now(UTC))
         self.time = 100.0
         self.authenticate = BearerAuthenticator(
-            keys=self.keys, rules=RULES, cache_seconds=SECONDS, clock=lambda: self.time
+            keys={API_KEY_PREFIX: StoreKeys(self.keys)},
+            users=UserTokens(RULES),
+            cache_seconds=SECONDS,
+            clock=lambda: self.time,
         )
 
     async def new_key(self, owner: Owner = STORE) -> tuple[ApiKey, str]:
@@ -313,14 +316,14 @@ class CountingKeys(InMemoryApiKeyRepo):
     away = False
     meanwhile: Callable[[], None] | None = None
 
-    async def owner_of(self, key_sha256: str) -> Owner | None:
+    async def caller_of(self, key_sha256: str) -> Caller | None:
         self.lookups += 1
         if self.away:
-            raise DatabaseUnavailable("owner_of: refused")
-        owner = await super().owner_of(key_sha256)
+            raise DatabaseUnavailable("caller_of: refused")
+        caller = await super().caller_of(key_sha256)
         if self.meanwhile is not None:
             self.meanwhile()
-        return owner
+        return caller
 
 
 @pytest.fixture
@@ -339,7 +342,7 @@ async def test_owner_is_cached(cached: Cached) -> None:
     cached.time += 0.01
     third = await cached.authenticate(text)
 
-    assert first == second == third == STORE
+    assert first == second == third == A_STORE
     assert (lookups_before, cached.keys.lookups) == (1, 2)
 
 
@@ -347,7 +350,10 @@ async def test_cache_of_zero_seconds() -> None:
     """The database is queried every time, even if no time passes in between."""
     counting = CountingKeys(clock=lambda: datetime.now(UTC))
     authenticate = BearerAuthenticator(
-        keys=counting, rules=RULES, cache_seconds=0, clock=lambda: 1.0
+        keys={API_KEY_PREFIX: StoreKeys(counting)},
+        users=UserTokens(RULES),
+        cache_seconds=0,
+        clock=lambda: 1.0,
     )
     _, text = await add(counting)
 
@@ -370,7 +376,7 @@ async def test_cached_key_expires_after_its_revocation(cached: Cached) -> None:
     await cached.authenticate(text)
     await cached.keys.revoke(key.id)
     while cached.time < looked_up_at + SECONDS:
-        assert await cached.authenticate(text) == STORE
+        assert await cached.authenticate(text) == A_STORE
         cached.time += 0.5
 
     for _ in range(2):
@@ -392,7 +398,7 @@ async def test_cached_token_expires(cached: Cached, monkeypatch: pytest.MonkeyPa
     from_cache = await cached.authenticate(users)
     cached.time += SECONDS
 
-    assert from_cache == USER
+    assert from_cache == A_USER
     with pytest.raises(Unauthenticated, match=r"^The token has expired$"):
         await cached.authenticate(users)
 
@@ -404,7 +410,7 @@ async def test_rejection_is_not_cached(cached: Cached) -> None:
         await cached.authenticate(text)
     await add(cached.keys, text=text)
 
-    assert await cached.authenticate(text) == STORE
+    assert await cached.authenticate(text) == A_STORE
 
 
 async def test_unavailable_database_is_not_cached(cached: Cached) -> None:
@@ -419,8 +425,8 @@ async def test_unavailable_database_is_not_cached(cached: Cached) -> None:
         await cached.authenticate(unused)
     cached.keys.away = False
 
-    assert from_cache == STORE
-    assert await cached.authenticate(unused) == STORE
+    assert from_cache == A_STORE
+    assert await cached.authenticate(unused) == A_STORE
 
 
 async def test_each_token_is_cached_separately(cached: Cached) -> None:
@@ -435,8 +441,8 @@ async def test_each_token_is_cached_separately(cached: Cached) -> None:
     await cached.keys.revoke(first.id)
     cached.time += 2
 
-    assert [owner.id for owner in owners] == ["store-1", "store-2"]
-    assert await cached.authenticate(other) == STORE
+    assert [str(owner) for owner in owners] == ["b2b:store-1", "b2b:store-2"]
+    assert await cached.authenticate(other) == A_STORE
     for bad in (text, other[:-1], other + "0", other.upper(), key_sha256(other)):
         with pytest.raises(Unauthenticated):
             await cached.authenticate(bad)

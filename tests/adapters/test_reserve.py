@@ -11,7 +11,8 @@ from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Database
 from adapters.postgres.limits import BACKGROUND, DatabaseLimits
 from config import options
-from config.container import Container, close
+from config.closing import close
+from config.container import Container
 from config.settings import Settings
 from domain.sessions import SessionStatus
 from tests.adapters.databases import connected

@@ -15,12 +15,14 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from adapters.auth.bearer import key_sha256, new_api_key
+from adapters.auth.api_keys import key_sha256, new_api_key
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.embedded.valkey import EmbeddedValkey
 from adapters.postgres import database as database_module
-from config.container import Container, close, replace
+from config.closing import close
+from config.container import Container, replace
 from config.loading import load_settings
+from domain.callers import Caller
 from domain.errors import Refused
 from domain.generation import Outcome
 from domain.ports import ApiKey
@@ -204,10 +206,10 @@ async def test_authentication(costs: Costs) -> None:
     token = costs.container.user_token()(user, now=now, lifetime=day)
     await costs.reset()
 
-    assert await costs.container.authenticate()(token) == USER
+    assert await costs.container.authenticate()(token) == Caller(owner=USER, any_origin=True)
     assert await costs.spent() == (0, {})
     for _ in range(3):
-        assert await costs.container.authenticate()(key) == STORE
+        assert await costs.container.authenticate()(key) == Caller(owner=STORE)
     assert await costs.spent() == (1, {})
 
 

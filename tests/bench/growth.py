@@ -16,7 +16,8 @@ from uuid_utils.compat import uuid7
 
 from adapters.queue.payload import encode
 from adapters.queue.redis import TASKS_KEY
-from config.container import Container, close
+from config.closing import close
+from config.container import Container
 from config.loading import load_settings
 from domain.credits import Channel, Owner
 from domain.ports import Position

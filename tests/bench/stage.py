@@ -24,13 +24,14 @@ import msgspec
 from redis import Redis
 from uuid_utils.compat import uuid7
 
-from adapters.auth.bearer import key_sha256, new_api_key
+from adapters.auth.api_keys import key_sha256, new_api_key
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.embedded.valkey import EmbeddedValkey
 from adapters.parent import die_with_parent
 from adapters.queue.payload import encode
 from adapters.queue.redis import TASKS_KEY
-from config.container import Container, close
+from config.closing import close
+from config.container import Container
 from config.loading import load_settings
 from config.settings import Settings
 from domain.credits import Channel, Owner

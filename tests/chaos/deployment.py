@@ -22,7 +22,7 @@ import asyncpg
 from aiohttp import web
 from redis.asyncio import Redis
 
-from adapters.auth.bearer import mint_user_token
+from adapters.auth.user_tokens import mint_user_token
 from adapters.embedded.postgres import DATABASE, PORT, USER
 from adapters.embedded.valkey import SOCKET_NAME
 from config import policies

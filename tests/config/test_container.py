@@ -25,7 +25,8 @@ from adapters.postgres.database import Database
 from adapters.queue.redis import RedisTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
 from config import options
-from config.container import Container, close, replace
+from config.closing import close
+from config.container import Container, replace
 from config.options import Environment, Generator, OutputFormat, Quality, Queue, Storage
 from config.settings import Settings, SettingsError
 from domain.credits import LedgerKind

@@ -17,7 +17,7 @@ WRONG_WIRINGS = {
     "another_adapter": ("generator=self.generator()", "generator=self.fetcher()", "arg-type"),
     "swapped_ports": ("queue=self.queue(),", "queue=self.storage(),", "arg-type"),
     "another_policy": ("policy=policies.work(", "policy=policies.recovery(", "arg-type"),
-    "another_setting": (".auth_cache_seconds", ".jwt_issuer", "arg-type"),
+    "another_setting": ("settings.pictures_dir,", "settings.jwt_issuer,", "arg-type"),
     "other_arguments": ("**policies.redis_queue(", "**policies.s3(", "misc"),
     "swapped_repositories": ("accounts=PostgresCredit", "accounts=PostgresApiKey", "arg-type"),
     "missing_case": ("case options.Storage.S3:", "case _ if settings.s3_bucket:", "arg-type"),

@@ -14,6 +14,7 @@ import pytest
 from adapters.auth.postgres import PostgresApiKeyRepo
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
+from domain.callers import Caller
 from domain.credits import Channel, Owner
 from domain.errors import DatabaseUnavailable
 from domain.ports import ApiKey, ApiKeyRepoPort
@@ -45,8 +46,8 @@ async def test_key_belongs_to_its_owner(backend: Backend) -> None:
     for key in keys:
         await backend.api_keys.add(key)
 
-    owners = [await backend.api_keys.owner_of(key.key_sha256) for key in keys]
-    assert owners == [STORE, STORE, OTHER_STORE, NAMESAKE]
+    callers = [await backend.api_keys.caller_of(key.key_sha256) for key in keys]
+    assert callers == [Caller(owner=key.owner) for key in keys]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ async def test_unknown_key_has_no_owner(backend: Backend, changed: Callable[[str
     key = a_key(key_sha256="ab" * 32)
     await backend.api_keys.add(key)
 
-    assert await backend.api_keys.owner_of(changed(key.key_sha256)) is None
+    assert await backend.api_keys.caller_of(changed(key.key_sha256)) is None
 
 
 async def test_revoked_key_has_no_owner(backend: Backend) -> None:
@@ -68,8 +69,8 @@ async def test_revoked_key_has_no_owner(backend: Backend) -> None:
 
     assert await backend.api_keys.revoke(revoked.id)
 
-    assert await backend.api_keys.owner_of(revoked.key_sha256) is None
-    assert await backend.api_keys.owner_of(kept.key_sha256) == STORE
+    assert await backend.api_keys.caller_of(revoked.key_sha256) is None
+    assert await backend.api_keys.caller_of(kept.key_sha256) == Caller(owner=STORE)
 
 
 async def test_key_is_revoked_once(backend: Backend) -> None:
@@ -127,7 +128,7 @@ async def test_keys_are_listed_for_one_owner_or_all(backend: Backend) -> None:
 
 
 CALLS: dict[str, Callable[[ApiKeyRepoPort], Awaitable[object]]] = {
-    "owner_of": lambda repo: repo.owner_of("ab" * 32),
+    "caller_of": lambda repo: repo.caller_of("ab" * 32),
     "add": lambda repo: repo.add(a_key()),
     "all": lambda repo: repo.all(STORE),
     "revoke": lambda repo: repo.revoke(uuid4()),

@@ -9,6 +9,7 @@ import pytest
 from adapters.auth.memory import InMemoryApiKeyRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.memory import InMemoryTaskQueue
+from domain.callers import Caller
 from domain.credits import MAX_GRANT
 from domain.errors import Conflict, DatabaseUnavailable, InvalidInput, NotFound
 from domain.operations import ApiKeyIssuer, CreditGrants, DeadLetters
@@ -117,7 +118,7 @@ async def test_key_is_registered_once(issuer: ApiKeyIssuer, keys: InMemoryApiKey
 
     assert (first, again) == ([True, False], True)
     assert key.owner == STORE
-    assert await keys.owner_of("hash of wk_a") == STORE
+    assert await keys.caller_of("hash of wk_a") == Caller(owner=STORE)
 
 
 class Letters:

@@ -18,14 +18,15 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from adapters.auth.bearer import key_sha256
+from adapters.auth.api_keys import key_sha256
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.embedded.valkey import EmbeddedValkey
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
 from adapters.queue.redis import TASKS_KEY, redis_client
-from config.container import Container, close
+from config.closing import close
+from config.container import Container
 from config.loading import load_settings
 from config.options import Generator
 from config.reference import env_example, variables
@@ -154,7 +155,8 @@ class Shop:
 
     def owner_of(self, key: str) -> Owner | None:
         async def look(container: Container) -> Owner | None:
-            return await container.api_keys().owner_of(key_sha256(key))
+            caller = await container.api_keys().caller_of(key_sha256(key))
+            return None if caller is None else caller.owner
 
         return self.do(look)
 

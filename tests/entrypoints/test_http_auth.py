@@ -4,7 +4,7 @@ from uuid import UUID
 
 import pytest
 
-from adapters.auth.bearer import API_KEY_PREFIX
+from adapters.auth.api_keys import API_KEY_PREFIX
 from tests.support.examples import STORE, USER
 from tests.support.http import Answer, Api, user_token
 

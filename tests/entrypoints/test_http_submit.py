@@ -267,7 +267,7 @@ async def test_rejected_and_unchecked_api_keys(api: Api, path: str) -> None:
     """401 names the kind of credential, and 503 says that it could not be checked."""
     bearer = (b"authorization", b"Bearer wk_" + b"0" * 32)
     unknown = await Call(path=path, owner=None, headers=(HOST, JSON, bearer)).made(api)
-    api.keys.faults.away.add("owner_of")
+    api.keys.faults.away.add("caller_of")
     unchecked = await Call(path=path, owner=STORE).made(api)
 
     assert unknown.error == (401, "The API key is not valid")

@@ -15,13 +15,9 @@ import msgspec
 from litestar import Litestar
 from litestar.types import Message, Receive, Scope, Send
 
-from adapters.auth.bearer import (
-    BearerAuthenticator,
-    JwtRules,
-    key_sha256,
-    mint_user_token,
-    new_api_key,
-)
+from adapters.auth.api_keys import API_KEY_PREFIX, StoreKeys, key_sha256, new_api_key
+from adapters.auth.bearer import BearerAuthenticator
+from adapters.auth.user_tokens import JwtRules, UserTokens, mint_user_token
 from adapters.images.headers import inspect_head
 from adapters.images.inputs import is_own
 from adapters.images.samples import draw_sample
@@ -136,7 +132,9 @@ class Api:
             views=SessionViews(reads=self.service.repo, storage=self.storage),
             sessions=self.service.repo,
             credits=self.service.accounts,
-            authenticate=BearerAuthenticator(keys=self.keys, rules=RULES),
+            authenticate=BearerAuthenticator(
+                keys={API_KEY_PREFIX: StoreKeys(self.keys)}, users=UserTokens(RULES)
+            ),
             readiness=self.readiness,
             uploads=self.uploads,
             files=self.storage,

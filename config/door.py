@@ -1,0 +1,16 @@
+"""Builds what lets callers in."""
+
+from adapters.auth.api_keys import API_KEY_PREFIX, StoreKeys
+from adapters.auth.bearer import BearerAuthenticator
+from adapters.auth.user_tokens import UserTokens
+from config import policies
+from config.settings import Settings
+from domain.ports import ApiKeyRepoPort
+
+
+def authenticator(settings: Settings, *, api_keys: ApiKeyRepoPort) -> BearerAuthenticator:
+    return BearerAuthenticator(
+        keys={API_KEY_PREFIX: StoreKeys(api_keys)},
+        users=UserTokens(policies.jwt(settings)),
+        cache_seconds=settings.auth_cache_seconds,
+    )

@@ -1,0 +1,83 @@
+"""Builds what workers make pictures with. Its adapters are loaded only here, so that an API starts
+faster."""
+
+from collections.abc import Callable
+from datetime import datetime
+from random import Random
+from time import monotonic
+from typing import assert_never
+
+from adapters.images.inputs import InputPictures
+from adapters.images.inspection import inspect_in_thread
+from adapters.images.local import LocalPictureGenerator
+from adapters.images.pool import PicturePool
+from adapters.limits.memory import InMemoryStartLimit
+from adapters.limits.redis import RedisStartLimit
+from config import options, policies
+from config.closing import Opened, closing
+from config.services import Storage
+from config.settings import Settings
+from domain.picture_ports import PictureFetcherPort, PictureGeneratorPort, StartLimitPort
+
+Clock = Callable[[], datetime]
+
+
+def fetcher(settings: Settings, *, storage: Storage, opened: Opened) -> PictureFetcherPort:
+    from adapters.images.fetcher import HttpPictureFetcher
+
+    prepare = closing(opened, PicturePool(policies.picture_pool(settings))).prepare
+    downloads = HttpPictureFetcher(**policies.downloads(settings), prepare=prepare)
+    return InputPictures(
+        pictures=storage,
+        uploads=storage,
+        prepare=prepare,
+        download=closing(opened, downloads).download,
+        **policies.inputs(settings),
+    )
+
+
+def generator(
+    settings: Settings, *, opened: Opened, clock: Clock, random: Random
+) -> PictureGeneratorPort:
+    match settings.generator:
+        case None | options.Generator.LOCAL:
+            return LocalPictureGenerator(delay_seconds=settings.local_generator_seconds)
+        case options.Generator.OPENAI:
+            from adapters.images.openai import OpenAiPictureGenerator
+
+            made = OpenAiPictureGenerator(**policies.openai(settings), clock=clock)
+            return closing(opened, made)
+        case options.Generator.REPLICATE:
+            return _replicate_generator(settings, opened, clock, random)
+        case unknown:
+            assert_never(unknown)
+
+
+def _replicate_generator(
+    settings: Settings, opened: Opened, clock: Clock, random: Random
+) -> PictureGeneratorPort:
+    from adapters.images.fetcher import HttpPictureFetcher
+    from adapters.images.jobs import JobPictureGenerator
+    from adapters.images.replicate import ReplicateJobs
+
+    results = HttpPictureFetcher(**policies.results(settings), prepare=inspect_in_thread)
+    download = closing(opened, results).fetch
+    jobs = ReplicateJobs(**policies.replicate(settings), download=download, clock=clock)
+    closing(opened, jobs)
+    limits = policies.replicate_jobs(settings)
+    return JobPictureGenerator(jobs, name="replicate", limits=limits, random=random)
+
+
+def start_limit(settings: Settings, *, opened: Opened) -> StartLimitPort | None:
+    if not settings.generator_is_paid:
+        return None
+    pace = policies.provider_pace(settings)
+    match settings.queue:
+        case options.Queue.REDIS:
+            share = InMemoryStartLimit(policies.fallback_pace(settings), clock=monotonic)
+            limit = RedisStartLimit(pace, share=share, **policies.redis(settings))
+            return closing(opened, limit)
+        case options.Queue.MEMORY:
+            return InMemoryStartLimit(pace, clock=monotonic)
+        case unknown:
+            assert_never(unknown)

@@ -57,6 +57,11 @@ class Caller:
             return CallerKind.SHOPPER
         return CallerKind.USER if self.owner.channel is Channel.B2C else CallerKind.STORE
 
+    @property
+    def shopper_id(self) -> str | None:
+        """The shopper to whose sessions the caller is confined; None for users and stores."""
+        return None if self.shopper is None else self.shopper.id
+
     def check_origin(self, origin: str | None) -> None:
         """Raises ``DomainMismatch`` unless the credential may be used from ``origin``, which
         browsers send and servers do not. A client token is for browsers only."""

@@ -5,9 +5,9 @@
     WearonError
     ├── InvalidInput, InsufficientCredits, NotFound, Conflict: Unconfirmed,
     │   TruncatedLetter, LinkInUse; IdempotencyKeyReused, BodyTooSlow,
-    │   UploadTooLarge, TooManyActive, TooManyUploads, RateLimited,
-    │   Unauthenticated: InvalidApiKey, Forbidden: DomainMismatch,
-    │   AgeVerificationRequired                                           the caller's fault
+    │   UploadTooLarge, TooManyActive: TooManyTokens; TooManyUploads,
+    │   RateLimited, Unauthenticated: InvalidApiKey, Forbidden:
+    │   DomainMismatch, AgeVerificationRequired, TokenUsedUp              the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, StorageUnavailable,
     │   WorkerExhausted, DatabaseUnavailable: SchemaMismatch              our fault, temporary
     ├── WorkFailed: Refused, ProviderMisconfigured,
@@ -92,6 +92,10 @@ class TooManyActive(WearonError):
     code = "TOO_MANY_ACTIVE"
 
 
+class TooManyTokens(TooManyActive):
+    """The shopper has reached its limit of live client tokens."""
+
+
 class UploadTooLarge(WearonError):
     """The body of an upload exceeds the limit."""
 
@@ -154,6 +158,10 @@ class AgeVerificationRequired(Forbidden):
     """The request must say that the person's age was verified; nothing was charged."""
 
     code = "AGE_VERIFICATION_REQUIRED"
+
+
+class TokenUsedUp(Forbidden):
+    """The client token allows no further pictures; nothing was charged."""
 
 
 class Unavailable(WearonError):

@@ -312,15 +312,17 @@ class Submission:
                 self._unconfirmed.pop(session_id, None)
         return confirmed
 
-    async def cancel(self, session_id: UUID, owner: Owner) -> GenerationSession:
+    async def cancel(
+        self, session_id: UUID, owner: Owner, *, shopper_id: str | None = None
+    ) -> GenerationSession:
         """Fail a ``queued`` session with its refund.
 
         Raises ``NotFound``, and ``Conflict`` if it is no longer queued.
         """
-        session = await self._reads.get(session_id, owner)
+        session = await self._reads.get(session_id, owner, shopper_id=shopper_id)
         if not await self._sessions.fail_queued(session.id, _CANCELLED):
             raise Conflict("Only a queued session can be cancelled")
-        return await self._reads.get(session_id, owner)
+        return await self._reads.get(session_id, owner, shopper_id=shopper_id)
 
     def _session(self, request: TryOnRequest) -> GenerationSession:
         return GenerationSession(

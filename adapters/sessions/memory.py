@@ -15,6 +15,7 @@ from adapters.credits.memory import InMemoryCreditRepo
 from domain.credits import GENERATION_COST, Owner
 from domain.errors import IllegalTransition, NotFound, TooManyActive
 from domain.ports import (
+    MAX_COUNTED,
     AttemptRepoPort,
     Position,
     Receipt,
@@ -270,9 +271,11 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
                 moved.append(row.session)
         return moved
 
-    async def get(self, session_id: UUID, owner: Owner | None) -> GenerationSession:
+    async def get(
+        self, session_id: UUID, owner: Owner | None, *, shopper_id: str | None = None
+    ) -> GenerationSession:
         row = self._rows.get(session_id)
-        if row is None or owner not in {None, row.session.owner}:
+        if row is None or not _is_of(row.session, owner, shopper_id):
             raise NotFound("No such generation")
         return row.session
 
@@ -283,18 +286,19 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         status: SessionStatus | None,
         limit: int,
         after: Position | None,
+        shopper_id: str | None = None,
     ) -> list[GenerationSession]:
         rows = [
             row
             for row in self._rows.values()
-            if owner in {None, row.session.owner}
+            if _is_of(row.session, owner, shopper_id)
             and status in {None, row.session.status}
             and (after is None or _position(row) < (after.created_at, after.id))
         ]
         return [row.session for row in _newest_first(rows)[:limit]]
 
-    async def stats(self, owner: Owner) -> SessionStats:
-        return self._stats(owner)
+    async def stats(self, owner: Owner, *, shopper_id: str | None = None) -> SessionStats:
+        return self._stats(owner, shopper_id)
 
     async def queued_before(self, session: GenerationSession, *, limit: int) -> int:
         mine = (session.created_at, session.id)
@@ -349,10 +353,11 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
                 return row.session
         return None
 
-    def _stats(self, owner: Owner) -> SessionStats:
-        counts = Counter(
-            row.session.status for row in self._rows.values() if row.session.owner == owner
-        )
+    def _stats(self, owner: Owner, shopper_id: str | None = None) -> SessionStats:
+        rows = [row for row in self._rows.values() if _is_of(row.session, owner, shopper_id)]
+        if shopper_id is not None:
+            rows = _newest_first(rows)[:MAX_COUNTED]
+        counts = Counter(row.session.status for row in rows)
         return SessionStats(**{status.value: counts[status] for status in SessionStatus})
 
     def _queued(self, session_id: UUID) -> _Row | None:
@@ -436,6 +441,10 @@ def _paid_for(session: GenerationSession) -> tuple[object, ...]:
         session.input,
         session.idempotency_key,
     )
+
+
+def _is_of(session: GenerationSession, owner: Owner | None, shopper_id: str | None) -> bool:
+    return owner in {None, session.owner} and shopper_id in {None, session.shopper_id}
 
 
 def _position(row: _Row) -> tuple[datetime, UUID]:

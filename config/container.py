@@ -16,9 +16,12 @@ from dependency_injector import containers, providers
 from uuid_utils.compat import uuid7
 
 from adapters.auth.api_keys import key_sha256, new_api_key
+from adapters.auth.client_tokens import new_client_token
 from adapters.auth.memory import InMemoryApiKeyRepo
 from adapters.auth.postgres import PostgresApiKeyRepo
 from adapters.auth.user_tokens import mint_user_token
+from adapters.client_tokens.memory import InMemoryClientTokenRepo
+from adapters.client_tokens.postgres import PostgresClientTokenRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.images.headers import inspect_head
@@ -38,6 +41,7 @@ from config.closing import Opened, closing
 from config.processes import worker_name
 from config.services import Queue, Repositories, ServedStorage, Storage
 from config.settings import Settings
+from domain.client_tokens import ClientTokens
 from domain.generation import Generation
 from domain.operations import ApiKeyIssuer, CreditGrants, DeadLetters
 from domain.recovery import Recovery
@@ -93,6 +97,7 @@ class Container(containers.DeclarativeContainer):
                     sessions=sessions,
                     accounts=PostgresCreditRepo(database),
                     api_keys=PostgresApiKeyRepo(database),
+                    client_tokens=PostgresClientTokenRepo(database, background=self.reserve()),
                     schema=Schema(database, all_migrations()),
                 )
             case options.Database.MEMORY:
@@ -101,6 +106,9 @@ class Container(containers.DeclarativeContainer):
                     sessions=InMemorySessionRepo(accounts=accounts, clock=self.clock()),
                     accounts=accounts,
                     api_keys=InMemoryApiKeyRepo(clock=self.clock()),
+                    client_tokens=InMemoryClientTokenRepo(
+                        clock=self.clock(), origins_of=lambda _: ()
+                    ),
                 )
             case unknown:
                 assert_never(unknown)
@@ -108,6 +116,7 @@ class Container(containers.DeclarativeContainer):
     sessions = service(lambda self: self.repositories().sessions)
     accounts = service(lambda self: self.repositories().accounts)
     api_keys = service(lambda self: self.repositories().api_keys)
+    client_token_repo = service(lambda self: self.repositories().client_tokens)
 
     @service
     def queue(self) -> Queue:
@@ -154,7 +163,8 @@ class Container(containers.DeclarativeContainer):
 
     # fmt: off
     authenticate = service(lambda self: door.authenticator(
-        self.settings(), api_keys=self.api_keys()
+        self.settings(), api_keys=self.api_keys(), client_tokens=self.client_token_repo(),
+        clock=self.clock(),
     ))
     submission = service(lambda self: Submission(
         sessions=self.sessions(), reads=self.sessions(), queue=self.queue(),
@@ -162,8 +172,8 @@ class Container(containers.DeclarativeContainer):
         links=policies.links(self.settings(), is_own=lambda url: is_own(url, self.storage())),
     ))
     uploads = service(lambda self: Uploads(
-        storage=self.storage(), accounts=self.accounts(), policy=policies.uploads(self.settings()),
-        new_id=self.new_id(), clock=self.clock(),
+        storage=self.storage(), accounts=self.accounts(), tokens=self.client_token_repo(),
+        policy=policies.uploads(self.settings()), new_id=self.new_id(), clock=self.clock(),
     ))
     receiver = service(lambda self: None if (storage := self.files()) is None else UploadReceiver(
         sink=storage, check_quota=self.uploads().check_quota, inspect=inspect_head,
@@ -177,13 +187,17 @@ class Container(containers.DeclarativeContainer):
     ))
     recovery = service(lambda self: Recovery(
         sessions=self.sessions(), recovery_repo=self.sessions(), queue=self.queue(),
-        storage=self.storage(), uploads=self.storage(),
+        storage=self.storage(), uploads=self.storage(), tokens=self.client_token_repo(),
         policy=policies.recovery(self.settings()), new_id=self.new_id(), clock=self.clock(),
     ))
     grants = service(lambda self: CreditGrants(accounts=self.accounts()))
     key_issuer = service(lambda self: ApiKeyIssuer(
         api_keys=self.api_keys(), new_secret=new_api_key, hash_secret=key_sha256,
         new_id=self.new_id(), clock=self.clock(),
+    ))
+    client_tokens = service(lambda self: ClientTokens(
+        tokens=self.client_token_repo(), reads=self.sessions(), new_secret=new_client_token,
+        hash_secret=key_sha256, new_id=self.new_id(), clock=self.clock(),
     ))
     dead_letters = service(lambda self: DeadLetters(
         letters=self.queue(), read_session=lambda session_id: self.sessions().get(session_id, None),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from adapters.postgres.migrate import Schema
+from domain.client_tokens import ClientTokenRepoPort
 from domain.picture_ports import (
     PictureStoragePort,
     SignedReadPort,
@@ -46,6 +47,7 @@ class Repositories:
     sessions: Sessions
     accounts: CreditRepoPort
     api_keys: ApiKeyRepoPort
+    client_tokens: ClientTokenRepoPort
     schema: Schema | None = None
 
 

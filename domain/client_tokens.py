@@ -1,10 +1,9 @@
-"""Client tokens: with one, a shopper's browser may request a few pictures, which the store pays for.
+"""Client tokens: with one, a shopper's browser may request a few pictures. The store pays for them.
 
-A store's server requests the token. It is bound to one shopper, one origin, a lifetime and a number
+A store's server creates the token. It is bound to one shopper, one origin, a lifetime and a number
 of pictures. The debit of a session counts the picture, and the refund gives it back.
 """
 
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,16 +38,6 @@ def check_shopper_id(shopper_id: str) -> None:
             "shopper_id",
             "must be 1 to 128 of A-Z a-z 0-9 . _ : - and begin with one of A-Z a-z 0-9",
         )
-
-
-def stored_key(shopper_id: str, idempotency_key: str) -> str:
-    """The idempotency key of a shopper as the session has it.
-
-    A store and each of its shoppers have keys of their own: a request under another one's key would
-    be answered with that one's session. No key that a caller sends and no shopper's id has a space,
-    so no two of these are equal unless both parts are.
-    """
-    return f"{shopper_id} {hashlib.sha256(idempotency_key.encode()).hexdigest()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +96,7 @@ class ClientTokenRepoPort(Protocol):
     async def get(self, token_id: UUID) -> ClientToken | None:
         """The token in its current state, or None."""
 
-    async def live(
-        self, store: Owner, *, shopper_id: str | None, limit: int
-    ) -> list[ClientToken]:
+    async def live(self, store: Owner, *, shopper_id: str | None, limit: int) -> list[ClientToken]:
         """The tokens of a shopper, or of all shoppers of the store, that are neither expired nor
         revoked; newest first."""
 

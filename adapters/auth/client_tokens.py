@@ -11,7 +11,7 @@ from domain.callers import Caller, Shopper
 from domain.client_tokens import ClientTokenRepoPort
 from domain.errors import Unauthenticated
 
-CLIENT_TOKEN_PREFIX = "wc_"
+CLIENT_TOKEN_PREFIX = "wc_"  # noqa: S105 - how every token begins
 _CLIENT_TOKEN = re.compile(r"wc_[0-9a-f]{32}")
 
 

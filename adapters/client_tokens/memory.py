@@ -11,15 +11,15 @@ from domain.errors import InvalidInput, TooManyTokens, Unauthenticated
 
 
 class InMemoryClientTokenRepo(ClientTokenRepoPort):
-    """``clock`` stands for the database's clock. ``origins_of`` returns a store's origins, and none
-    for an unknown store. ``may_refund`` says whether a session may still be refunded to a token;
-    the session repository sets it."""
+    """``clock`` stands for the database's clock. ``origins_of`` returns the origins of a store,
+    by its id, and none for an unknown store. ``may_refund`` says whether a session may still be
+    refunded to a token; the session repository sets it."""
 
     def __init__(
         self,
         *,
         clock: Callable[[], datetime],
-        origins_of: Callable[[Owner], Collection[str]],
+        origins_of: Callable[[str], Collection[str]],
     ) -> None:
         self._clock = clock
         self._origins_of = origins_of
@@ -27,7 +27,7 @@ class InMemoryClientTokenRepo(ClientTokenRepoPort):
         self.may_refund: Callable[[UUID], bool] = lambda _: False
 
     async def add(self, token: ClientToken, *, max_live: int) -> None:
-        if token.origin not in self._origins_of(token.store):
+        if token.origin not in self._origins_of(token.store.id):
             raise InvalidInput("origin", "must be one of the store's origins")
         if len(self._live(token.store, token.shopper_id)) >= max_live:
             raise TooManyTokens(f"The shopper has {max_live} live client tokens")
@@ -36,7 +36,7 @@ class InMemoryClientTokenRepo(ClientTokenRepoPort):
     async def find(self, token_sha256: str) -> ClientToken | None:
         for token in self._tokens.values():
             if token.token_sha256 == token_sha256 and token.revoked_at is None:
-                return token if token.origin in self._origins_of(token.store) else None
+                return token if token.origin in self._origins_of(token.store.id) else None
         return None
 
     async def get(self, token_id: UUID) -> ClientToken | None:

@@ -37,19 +37,19 @@ _FIND = f"""
     SELECT {_COLUMNS}
     FROM client_tokens AS token JOIN stores AS store ON store.id = token.store_id
     WHERE token.token_sha256 = $1 AND token.revoked_at IS NULL
-        AND token.origin = ANY (store.origins)"""
+        AND token.origin = ANY (store.origins)"""  # noqa: S608 - literals
 
-_GET = f"SELECT {_COLUMNS} FROM client_tokens AS token WHERE token.id = $1"
+_GET = f"SELECT {_COLUMNS} FROM client_tokens AS token WHERE token.id = $1"  # noqa: S608 - literals
 
 _LIVE_OF_SHOPPER = f"""
     SELECT {_COLUMNS} FROM client_tokens AS token
     WHERE store_id = $1 AND shopper_id = $2 AND revoked_at IS NULL AND expires_at > now()
-    ORDER BY created_at DESC, id DESC LIMIT $3"""
+    ORDER BY created_at DESC, id DESC LIMIT $3"""  # noqa: S608 - literals
 
 _LIVE_OF_STORE = f"""
     SELECT {_COLUMNS} FROM client_tokens AS token
     WHERE store_id = $1 AND revoked_at IS NULL AND expires_at > now()
-    ORDER BY created_at DESC, id DESC LIMIT $2"""
+    ORDER BY created_at DESC, id DESC LIMIT $2"""  # noqa: S608 - literals
 
 _REVOKE = """
     UPDATE client_tokens SET revoked_at = coalesce(revoked_at, now())
@@ -75,7 +75,7 @@ _PURGE_SHOPPERS = """
         DELETE FROM shoppers WHERE ctid = ANY (ARRAY (
             SELECT ctid FROM shoppers AS shopper
             WHERE seen_at < now() - $1::interval
-                AND coalesce(refunds_unused_at, '-infinity') < now()
+                AND coalesce(refunds_hour, '-infinity') < now() - $1::interval
                 AND NOT EXISTS (
                     SELECT FROM client_tokens AS token
                     WHERE token.store_id = shopper.store_id

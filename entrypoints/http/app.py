@@ -12,12 +12,14 @@ from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp
 
 from config.logging import AccessLine, logged_access_line
+from domain.client_tokens import ClientTokens
 from domain.picture_ports import SignedReadPort
 from domain.ports import CreditRepoPort, SessionReadPort
 from domain.submission import Submission
 from domain.uploads import UploadReceiver, Uploads
 from domain.views import SessionViews
 from entrypoints.http import public
+from entrypoints.http.client_tokens import CLIENT_TOKEN_HANDLERS
 from entrypoints.http.credits import CREDIT_HANDLERS
 from entrypoints.http.errors import respond
 from entrypoints.http.generations import GENERATION_HANDLERS
@@ -51,6 +53,7 @@ class Services:
     authenticate: Authenticate
     readiness: Mapping[str, public.Check]
     uploads: Uploads
+    client_tokens: ClientTokens
     files: SignedReadPort | None
     receiver: UploadReceiver | None
     samples: Callable[[str], bytes] | None
@@ -88,6 +91,7 @@ def create_app(
             "credit_repo": _always(services.credits),
             "readiness": _always(services.readiness),
             "uploads": _always(services.uploads),
+            "client_tokens": _always(services.client_tokens),
             "files": _always(services.files),
             "receiver": _always(services.receiver),
             "samples": _always(services.samples),
@@ -116,7 +120,13 @@ def create_app(
 def _api(services: Services, submit: SubmitRoute) -> Router:
     return Router(
         "/api/v1",
-        route_handlers=[declare(submit), *GENERATION_HANDLERS, offer_upload, *CREDIT_HANDLERS],
+        route_handlers=[
+            declare(submit),
+            *GENERATION_HANDLERS,
+            offer_upload,
+            *CLIENT_TOKEN_HANDLERS,
+            *CREDIT_HANDLERS,
+        ],
         middleware=[_authentication(services.authenticate)],
         security=[{SECURITY_SCHEME: []}],
     )

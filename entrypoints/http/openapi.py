@@ -43,7 +43,8 @@ Virtual try-on: pictures of a person wearing the items that you choose.
 
 **Authentication.** Send `Authorization: Bearer <token>` with every call under `/api`. Stores send
 their API key (`wk_...`), users their JWT. Both use the same paths; each caller sees only its own
-resources.
+resources. A store's pages send a client token (`wc_...`), which the store's server creates for each
+shopper: it creates and shows this shopper's generations only.
 
 **Generations.** `POST /api/v1/generations` takes one credit and returns immediately. Then poll
 `status_url` until `status` is final:
@@ -154,13 +155,15 @@ def openapi_config() -> OpenAPIConfig:
                 SECURITY_SCHEME: SecurityScheme(
                     type="http",
                     scheme="bearer",
-                    description="A store's API key (`wk_...`) or a user's JWT.",
+                    description="A store's API key (`wk_...`) or client token (`wc_...`), or a"
+                    " user's JWT.",
                 )
             }
         ),
         tags=[
             Tag(name="Generations", description="Create generations and follow their progress"),
             Tag(name="Uploads", description="Upload pictures to use in generations"),
+            Tag(name="Client tokens", description="Let shoppers' browsers call, for stores"),
             Tag(name="Credits", description="Your balance and its ledger"),
             Tag(name="Files", description="Download pictures"),
             Tag(name="Health", description="Probes for operators and orchestrators"),
@@ -254,6 +257,11 @@ def query_parameters(document: OpenAPI) -> Mapping[tuple[str, str], Collection[s
 
 def _operations(document: OpenAPI) -> Iterator[tuple[str, str, Operation]]:
     for path, item in (document.paths or {}).items():
-        for method, operation in (("GET", item.get), ("POST", item.post), ("PUT", item.put)):
+        for method, operation in (
+            ("GET", item.get),
+            ("POST", item.post),
+            ("PUT", item.put),
+            ("DELETE", item.delete),
+        ):
             if operation is not None:
                 yield path, method, operation

@@ -6,7 +6,9 @@ from typing import Annotated, Literal, Self
 from uuid import UUID
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
+from domain.callers import Caller
 from domain.credits import Channel, CreditAccount, LedgerEntry, LedgerKind
 from domain.ports import Receipt, SessionStats
 from domain.sessions import (
@@ -154,7 +156,8 @@ class Submitted(Struct, frozen=True, kw_only=True):
     status: SessionStatus
     status_url: StatusUrl
     credits_remaining: Annotated[
-        int, Meta(description="The balance after this request.", examples=[41])
+        int | None,
+        Meta(description="The balance after this request. Null for shoppers.", examples=[41]),
     ]
     created_at: CreatedAt
 
@@ -165,7 +168,7 @@ class Submitted(Struct, frozen=True, kw_only=True):
             session_id=session.id,
             status=session.status,
             status_url=f"{GENERATIONS_PATH}/{session.id}",
-            credits_remaining=receipt.credits_remaining,
+            credits_remaining=None if session.shopper else receipt.credits_remaining,
             created_at=session.created_at,
         )
 
@@ -237,6 +240,10 @@ class Session(Struct, frozen=True, kw_only=True):
     model_image_url: str
     outfit_image_url: str | None
     accessories: list[AccessoryItem]
+    shopper_id: Annotated[
+        str | None,
+        Meta(description="The shopper who requested it with a client token. For stores only."),
+    ]
     prompt: Annotated[
         str | None, Meta(description="The prompt that was used. Null except for stores.")
     ]
@@ -295,6 +302,7 @@ class Session(Struct, frozen=True, kw_only=True):
             model_image_url=asked.model_image_url,
             outfit_image_url=asked.outfit_image_url,
             accessories=[_accessory_item(accessory) for accessory in asked.accessories],
+            shopper_id=session.shopper_id,
             prompt=asked.prompt if session.owner.channel is Channel.B2B else None,
             generated_image_url=view.picture_url,
             image_expired=session.image_expired,
@@ -312,6 +320,21 @@ class Session(Struct, frozen=True, kw_only=True):
             output_tokens=None if usage is None else usage.output_tokens,
             estimated_cost_usd=None if usage is None else usage.estimated_cost_usd,
             status_url=f"{GENERATIONS_PATH}/{session.id}",
+        )
+
+    @classmethod
+    def seen_by(cls, caller: Caller, view: SessionView) -> Self:
+        """The session as ``caller`` may see it: a shopper sees nothing that concerns the store."""
+        session = cls.of(view)
+        if caller.shopper is None:
+            return session
+        return replace(
+            session,
+            shopper_id=None,
+            prompt=None,
+            input_tokens=None,
+            output_tokens=None,
+            estimated_cost_usd=None,
         )
 
 

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 
+from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.storage.memory import InMemoryPictureStorage
 from domain.credits import CreditAccount, Owner
@@ -35,7 +36,7 @@ from domain.uploads import (
     upload_folder,
 )
 from tests.support.clock import VirtualTimeLoop, loop_time
-from tests.support.examples import OTHER, STORE, USER
+from tests.support.examples import NO_TOKENS, OTHER, STORE, USER
 from tests.support.service import Service
 
 pytestmark = pytest.mark.anyio
@@ -69,13 +70,18 @@ def uploads(
     max_per_day: int = 2,
     now: datetime = NOON,
     accounts: InMemoryCreditRepo | None = None,
+    tokens: InMemoryClientTokenRepo = NO_TOKENS,
 ) -> Uploads:
     policy = UploadPolicy(
-        max_per_day=max_per_day, max_bytes=1_234, send_within=timedelta(minutes=5)
+        max_per_day=max_per_day,
+        max_per_shopper=1,
+        max_bytes=1_234,
+        send_within=timedelta(minutes=5),
     )
     return Uploads(
         storage=storage,
         accounts=accounts or rich(),
+        tokens=tokens,
         policy=policy,
         new_id=lambda: ID,
         clock=lambda: now,

@@ -9,8 +9,10 @@ from uuid import UUID, uuid4
 
 from uuid_utils.compat import uuid7
 
+from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.queue.payload import encode
 from domain.causes import Cause, CauseKind
+from domain.client_tokens import ClientToken
 from domain.credits import Channel, Owner
 from domain.sessions import (
     Accessory,
@@ -30,9 +32,15 @@ STORE = Owner(channel=Channel.B2B, id="store-1")
 USER = Owner(channel=Channel.B2C, id="9b2f9a52-6a0c-4e0b-a9f3-0d6a6a2f6d11")
 OTHER = Owner(channel=Channel.B2C, id="2f1f3c5e-8f0d-4c7b-9a55-5f9c6f0c7b22")
 
+ORIGINS = frozenset({"https://shop.example", "https://m.shop.example"})
+"""The origins of every store."""
+
 LEASE = timedelta(seconds=30)
 MANY = 1_000_000
 """A limit that no test reaches."""
+NO_TOKENS = InMemoryClientTokenRepo(clock=lambda: START, origins_of=lambda _: ())
+"""For tests without shoppers."""
+
 STORED_PICTURE = StoredPicture(object_key="generated/someone/picture.png", media_type="image/png")
 USAGE = Usage(input_tokens=1_923, output_tokens=6_240, estimated_cost_usd=Decimal("0.215064"))
 FAULT = Fault(
@@ -74,6 +82,22 @@ def picture_of(session_id: UUID, owner: Owner = USER) -> StoredPicture:
 
 def a_task(**changes: Any) -> GenerationTask:
     return replace(GenerationTask.of(a_session(), task_id=uuid4()), **changes)
+
+
+def a_token(**changes: Any) -> ClientToken:
+    """A client token for a shopper of the store, which is new and lives for an hour."""
+    created_at = changes.get("created_at", START)
+    token = ClientToken(
+        id=uuid7(),
+        store=STORE,
+        shopper_id="anna",
+        token_sha256=uuid4().hex * 2,
+        origin="https://shop.example",
+        pictures=5,
+        created_at=created_at,
+        expires_at=created_at + timedelta(hours=1),
+    )
+    return replace(token, **changes)
 
 
 EXTREMES = (

@@ -17,11 +17,13 @@ from litestar.types import Message, Receive, Scope, Send
 
 from adapters.auth.api_keys import API_KEY_PREFIX, StoreKeys, key_sha256, new_api_key
 from adapters.auth.bearer import BearerAuthenticator
+from adapters.auth.client_tokens import CLIENT_TOKEN_PREFIX, ShopperTokens, new_client_token
 from adapters.auth.user_tokens import JwtRules, UserTokens, mint_user_token
 from adapters.images.headers import inspect_head
 from adapters.images.inputs import is_own
 from adapters.images.samples import draw_sample
 from adapters.storage.signing import UrlSigner
+from domain.client_tokens import ClientTokens
 from domain.credits import Channel, Owner
 from domain.links import LinkRules
 from domain.ports import ApiKey
@@ -36,6 +38,7 @@ from tests.support.service import Service
 GENERATIONS = "/api/v1/generations"
 UPLOADS = "/api/v1/uploads"
 MAX_UPLOADS = 3
+MAX_SHOPPER_UPLOADS = 2
 MAX_UPLOAD_BYTES = 100_000
 PUBLIC_URL = "http://127.0.0.1:8000"
 RULES = JwtRules(secret="a key for tests, long enough for HS256", issuer="us", audience="them")
@@ -116,7 +119,12 @@ class Api:
         self.uploads = Uploads(
             storage=self.storage,
             accounts=self.service.accounts,
-            policy=UploadPolicy(max_per_day=MAX_UPLOADS, max_bytes=MAX_UPLOAD_BYTES),
+            tokens=self.service.tokens,
+            policy=UploadPolicy(
+                max_per_day=MAX_UPLOADS,
+                max_per_shopper=MAX_SHOPPER_UPLOADS,
+                max_bytes=MAX_UPLOAD_BYTES,
+            ),
             new_id=uuid4,
             clock=now,
         )
@@ -133,10 +141,22 @@ class Api:
             sessions=self.service.repo,
             credits=self.service.accounts,
             authenticate=BearerAuthenticator(
-                keys={API_KEY_PREFIX: StoreKeys(self.keys)}, users=UserTokens(RULES)
+                keys={
+                    API_KEY_PREFIX: StoreKeys(self.keys),
+                    CLIENT_TOKEN_PREFIX: ShopperTokens(self.service.tokens, clock=now),
+                },
+                users=UserTokens(RULES),
             ),
             readiness=self.readiness,
             uploads=self.uploads,
+            client_tokens=ClientTokens(
+                tokens=self.service.tokens,
+                reads=self.service.repo,
+                new_secret=new_client_token,
+                hash_secret=key_sha256,
+                new_id=uuid4,
+                clock=now,
+            ),
             files=self.storage,
             receiver=self.receiver,
             samples=draw_sample,

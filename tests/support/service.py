@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID, uuid4
 
+from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.payload import decode
 from adapters.storage.signing import UrlSigner
@@ -20,7 +21,17 @@ from domain.sessions import GenerationSession
 from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
 from tests.support.clock import FakeClock, loop_time
-from tests.support.examples import BAG, HAT, LEASE, MANY, MODEL_URL, OUTFIT_URL, USER, a_request
+from tests.support.examples import (
+    BAG,
+    HAT,
+    LEASE,
+    MANY,
+    MODEL_URL,
+    ORIGINS,
+    OUTFIT_URL,
+    USER,
+    a_request,
+)
 from tests.support.faults import FlakyPictureStorage, FlakySessionRepo, FlakyTaskQueue, flaky
 from tests.support.images import FakePictureFetcher, FakePictureGenerator
 
@@ -42,6 +53,7 @@ class Service:
     def __init__(self) -> None:
         self.clock = FakeClock(ticks=loop_time)
         self.accounts = InMemoryCreditRepo(clock=self.clock.now)
+        self.tokens = InMemoryClientTokenRepo(clock=self.clock.now, origins_of=lambda _: ORIGINS)
         self.repo = flaky(FlakySessionRepo(accounts=self.accounts, clock=self.clock.now))
         self.queue = flaky(FlakyTaskQueue(clock=self.clock.now))
         self.fetcher = FakePictureFetcher(INPUTS)
@@ -125,6 +137,7 @@ class Service:
             queue=self.queue,
             storage=self.storage,
             uploads=self.storage,
+            tokens=self.tokens,
             policy=policy or RecoveryPolicy(),
             new_id=uuid4,
             clock=self.clock.now,

@@ -53,7 +53,9 @@ CREATE TABLE shoppers (
     store_id          text        NOT NULL REFERENCES stores,
     shopper_id        text        NOT NULL CHECK (length(shopper_id) BETWEEN 1 AND 128),
     seen_at           timestamptz NOT NULL DEFAULT now(),
-    refunds_unused_at timestamptz,
+    refunds_hour      timestamptz,
+    refunds_now       bigint      NOT NULL DEFAULT 0,
+    refunds_before    bigint      NOT NULL DEFAULT 0,
     PRIMARY KEY (store_id, shopper_id)
 );
 CREATE INDEX shoppers_by_age ON shoppers (seen_at);

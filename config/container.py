@@ -107,7 +107,7 @@ class Container(containers.DeclarativeContainer):
                     accounts=accounts,
                     api_keys=InMemoryApiKeyRepo(clock=self.clock()),
                     client_tokens=InMemoryClientTokenRepo(
-                        clock=self.clock(), origins_of=lambda _: ()
+                        clock=self.clock(), origins_of=lambda _: (), budgets={}
                     ),
                 )
             case unknown:

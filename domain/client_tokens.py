@@ -14,14 +14,12 @@ from uuid import UUID
 from domain.callers import Caller
 from domain.credits import Owner
 from domain.errors import InvalidInput, NotFound, TokenUsedUp, Unauthenticated
+from domain.plans import SUBMISSIONS_PER_PICTURE
 from domain.ports import SessionReadPort, SessionStats
 
 MAX_PICTURES = 1_000
 MIN_LIFETIME = timedelta(minutes=1)
 MAX_LIFETIME = timedelta(hours=1)
-SUBMISSIONS_PER_PICTURE = 3
-"""A refund gives a token's picture back, but not the submission, so refunds cannot be looped."""
-
 MAX_LIVE = 100
 """The most tokens that one shopper can have at a time."""
 

@@ -10,8 +10,8 @@ from itertools import islice
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from domain.callers import Shopper
-from domain.credits import Channel, Owner
+from domain.callers import Caller, CallerKind
+from domain.credits import Owner
 from domain.deadlines import SharedTimeout
 from domain.errors import (
     Conflict,
@@ -61,34 +61,32 @@ _CANCELLED = Failure(code=ErrorCode.CANCELLED, message="Cancelled at the caller'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TryOnRequest:
-    """A caller's request for a picture. ``shopper`` is set if a store's shopper calls. Only stores
-    themselves may give a prompt of their own.
+    """A caller's request for a picture. Only stores may give a prompt of their own.
 
     Raises ``InvalidInput``, which names the field.
     """
 
-    owner: Owner
+    caller: Caller
     request_id: str
     input: GenerationInput
-    shopper: Shopper | None = None
     idempotency_key: str | None = None
     links: LinkRules = PUBLIC_LINKS
 
     def __post_init__(self) -> None:
-        is_store = self.owner.channel is Channel.B2B and self.shopper is None
-        _check_input(self.input, self.links, may_prompt=is_store)
+        _check_input(self.input, self.caller, self.links)
         if self.idempotency_key is not None and not _KEY.fullmatch(self.idempotency_key):
             raise InvalidInput("Idempotency-Key", "must be 1 to 255 visible ASCII characters")
 
     @property
     def stored_key(self) -> str | None:
         """The idempotency key as the session has it: a shopper's is apart from all others."""
-        if self.shopper is None or self.idempotency_key is None:
+        shopper = self.caller.shopper
+        if shopper is None or self.idempotency_key is None:
             return self.idempotency_key
-        return self.shopper.stored_key(self.idempotency_key)
+        return shopper.stored_key(self.idempotency_key)
 
 
-def _check_input(asked: GenerationInput, links: LinkRules, *, may_prompt: bool) -> None:
+def _check_input(asked: GenerationInput, caller: Caller, links: LinkRules) -> None:
     _check_url("model_image_url", asked.model_image_url, links)
     if asked.outfit_image_url is not None:
         _check_url("outfit_image_url", asked.outfit_image_url, links)
@@ -97,11 +95,11 @@ def _check_input(asked: GenerationInput, links: LinkRules, *, may_prompt: bool) 
     for index, accessory in enumerate(asked.accessories):
         _check_url(f"accessories[{index}].url", accessory.url, links)
     if asked.prompt != DEFAULT_PROMPT:
-        _check_prompt(asked.prompt, may_prompt=may_prompt)
+        _check_prompt(asked.prompt, caller)
 
 
-def _check_prompt(prompt: str, *, may_prompt: bool) -> None:
-    if not may_prompt:
+def _check_prompt(prompt: str, caller: Caller) -> None:
+    if caller.kind is not CallerKind.STORE:
         raise InvalidInput("prompt", "only stores may give a prompt of their own")
     if not prompt.strip() or len(prompt) > MAX_PROMPT_LENGTH:
         raise InvalidInput("prompt", f"must be 1 to {MAX_PROMPT_LENGTH} characters")
@@ -338,10 +336,10 @@ class Submission:
     def _session(self, request: TryOnRequest) -> GenerationSession:
         return GenerationSession(
             id=self._new_id(),
-            owner=request.owner,
+            owner=request.caller.owner,
             request_id=request.request_id,
             input=request.input,
             created_at=self._clock(),
-            shopper=request.shopper,
+            shopper=request.caller.shopper,
             idempotency_key=request.stored_key,
         )

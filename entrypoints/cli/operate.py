@@ -37,7 +37,8 @@ def _a_user(_: click.Context, __: click.Parameter, value: UUID | None) -> Owner 
     return None if value is None else Owner(channel=Channel.B2C, id=str(value))
 
 
-def _a_store(_: click.Context, __: click.Parameter, value: str | None) -> Owner | None:
+def one_store(_: click.Context, __: click.Parameter, value: str | None) -> Owner | None:
+    """The value of an option that names a store."""
     try:
         return None if value is None else Owner(channel=Channel.B2B, id=value)
     except InvalidInput as error:
@@ -57,7 +58,7 @@ async def _check_known(container: "Container", owner: Owner | None) -> None:
 user_option = click.option(
     "--user", type=click.UUID, callback=_a_user, metavar="UUID", help="A user (b2c)."
 )
-store_option = click.option("--store", callback=_a_store, metavar="ID", help="A store (b2b).")
+store_option = click.option("--store", callback=one_store, metavar="ID", help="A store (b2b).")
 
 
 @click.group("credits")
@@ -147,7 +148,7 @@ def keys_group() -> None:
 @click.option(
     "--store",
     required=True,
-    callback=_a_store,
+    callback=one_store,
     metavar="ID",
     help="The store that owns the key.",
 )

@@ -11,11 +11,11 @@ from domain.client_tokens import (
     MAX_PICTURES,
     MIN_LIFETIME,
     SHOPPER_ID,
-    SUBMISSIONS_PER_PICTURE,
     ClientToken,
     IssuedToken,
     ShopperSummary,
 )
+from domain.plans import SUBMISSIONS_PER_PICTURE
 from entrypoints.http.schemas import Stats
 
 DEFAULT_LIFETIME = timedelta(minutes=15)

@@ -60,8 +60,7 @@ def try_on(
 ) -> TryOnRequest:
     """The request that body and headers describe. Raises InvalidInput."""
     return TryOnRequest(
-        owner=caller.owner,
-        shopper=caller.shopper,
+        caller=caller,
         request_id=request_id,
         input=data.asked(),
         idempotency_key=key,

@@ -131,6 +131,7 @@ async def test_queued_session(api: Api) -> None:
             "status": "queued",
             "channel": "b2c",
             **TRY_ON,
+            "shopper_id": None,
             "prompt": None,
             "generated_image_url": None,
             "image_expired": False,

@@ -21,6 +21,10 @@ ROUTES = {
     ("/api/v1/credits", "get"),
     ("/api/v1/credits/ledger", "get"),
     ("/api/v1/uploads", "post"),
+    ("/api/v1/client-tokens", "post"),
+    ("/api/v1/client-tokens", "get"),
+    ("/api/v1/client-tokens/{token_id}", "delete"),
+    ("/api/v1/shoppers/{shopper_id}", "get"),
     ("/uploads/{key}", "put"),
     ("/health/live", "get"),
     ("/health/ready", "get"),
@@ -132,7 +136,10 @@ async def test_swagger_ui_works_offline(api: Api) -> None:
     assert page.headers["content-type"].startswith("text/html")
     assert {target.rpartition(".")[2] for target in loaded} == {"js", "css", "png"}
     assert all(asset.status == 200 and asset.body for asset in assets)
-    assert set(re.findall(r"https?://([\w.-]+)", html)) == {"images.example.com"}
+    assert set(re.findall(r"https?://([\w.-]+)", html)) == {
+        "images.example.com",
+        "shop.example",
+    }
 
 
 async def test_assets_have_their_media_type(api: Api) -> None:

@@ -11,6 +11,7 @@ from uuid_utils.compat import uuid7
 
 from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.queue.payload import encode
+from domain.callers import Caller
 from domain.causes import Cause, CauseKind
 from domain.client_tokens import ClientToken
 from domain.credits import Channel, Owner
@@ -38,7 +39,7 @@ ORIGINS = frozenset({"https://shop.example", "https://m.shop.example"})
 LEASE = timedelta(seconds=30)
 MANY = 1_000_000
 """A limit that no test reaches."""
-NO_TOKENS = InMemoryClientTokenRepo(clock=lambda: START, origins_of=lambda _: ())
+NO_TOKENS = InMemoryClientTokenRepo(clock=lambda: START, origins_of=lambda _: (), budgets={})
 """For tests without shoppers."""
 
 STORED_PICTURE = StoredPicture(object_key="generated/someone/picture.png", media_type="image/png")
@@ -118,7 +119,8 @@ def with_created_at(created_at: str) -> bytes:
 def a_request(owner: Owner = USER, **changes: Any) -> TryOnRequest:
     """``changes`` are fields of the request and of its input."""
     asked = an_input(**_of_input(changes))
-    default = TryOnRequest(owner=owner, request_id="req_1", input=an_input())
+    caller = Caller(owner=owner)
+    default = TryOnRequest(caller=caller, request_id="req_1", input=an_input())
     return replace(default, **{"input": asked} | changes)
 
 

@@ -53,7 +53,9 @@ class Service:
     def __init__(self) -> None:
         self.clock = FakeClock(ticks=loop_time)
         self.accounts = InMemoryCreditRepo(clock=self.clock.now)
-        self.tokens = InMemoryClientTokenRepo(clock=self.clock.now, origins_of=lambda _: ORIGINS)
+        self.tokens = InMemoryClientTokenRepo(
+            clock=self.clock.now, origins_of=lambda _: ORIGINS, budgets={}
+        )
         self.repo = flaky(FlakySessionRepo(accounts=self.accounts, clock=self.clock.now))
         self.queue = flaky(FlakyTaskQueue(clock=self.clock.now))
         self.fetcher = FakePictureFetcher(INPUTS)

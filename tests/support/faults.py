@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar, cast
 from uuid import UUID
 
 from adapters.auth.memory import InMemoryApiKeyRepo
+from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo, _Row
@@ -141,6 +142,12 @@ class FlakyApiKeyRepo(InMemoryApiKeyRepo):
     async def caller_of(self, key_sha256: str) -> Caller | None:
         caller = await super().caller_of(key_sha256)
         return None if caller is None else replace(caller, origins=ORIGINS)
+
+
+class FlakyClientTokenRepo(InMemoryClientTokenRepo):
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.faults = Faults(DatabaseUnavailable)
 
 
 class FlakyPictureStorage(InMemoryPictureStorage):

@@ -7,7 +7,6 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID, uuid4
 
-from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.payload import decode
 from adapters.storage.signing import UrlSigner
@@ -32,7 +31,13 @@ from tests.support.examples import (
     USER,
     a_request,
 )
-from tests.support.faults import FlakyPictureStorage, FlakySessionRepo, FlakyTaskQueue, flaky
+from tests.support.faults import (
+    FlakyClientTokenRepo,
+    FlakyPictureStorage,
+    FlakySessionRepo,
+    FlakyTaskQueue,
+    flaky,
+)
 from tests.support.images import FakePictureFetcher, FakePictureGenerator
 
 INPUTS = {
@@ -53,8 +58,12 @@ class Service:
     def __init__(self) -> None:
         self.clock = FakeClock(ticks=loop_time)
         self.accounts = InMemoryCreditRepo(clock=self.clock.now)
-        self.tokens = InMemoryClientTokenRepo(
-            clock=self.clock.now, origins_of=lambda _: ORIGINS, budgets={}
+        self.origins = set(ORIGINS)
+        """Of every store."""
+        self.tokens = flaky(
+            FlakyClientTokenRepo(
+                clock=self.clock.now, origins_of=lambda _: self.origins, budgets={}
+            )
         )
         self.repo = flaky(FlakySessionRepo(accounts=self.accounts, clock=self.clock.now))
         self.queue = flaky(FlakyTaskQueue(clock=self.clock.now))

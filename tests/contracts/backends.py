@@ -4,6 +4,7 @@ same database or queue, and the passing of time."""
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,6 +15,8 @@ from redis.asyncio import Redis
 
 from adapters.auth.memory import InMemoryApiKeyRepo
 from adapters.auth.postgres import PostgresApiKeyRepo
+from adapters.client_tokens.memory import InMemoryClientTokenRepo
+from adapters.client_tokens.postgres import PostgresClientTokenRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.limits.memory import InMemoryStartLimit, Pace
@@ -25,6 +28,7 @@ from adapters.queue.redis import TASKS_KEY, RedisTaskQueue
 from adapters.sessions.columns import COLUMNS
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
+from domain.client_tokens import ClientTokenRepoPort
 from domain.credits import LedgerEntry, LedgerKind, Owner
 from domain.errors import IllegalTransition
 from domain.picture_ports import StartLimitPort
@@ -54,6 +58,15 @@ class Backend(ABC):
     reads: SessionReadPort
     credits: CreditRepoPort
     api_keys: ApiKeyRepoPort
+    client_tokens: ClientTokenRepoPort
+
+    @abstractmethod
+    def now(self) -> datetime:
+        """The time on the database's clock."""
+
+    @abstractmethod
+    async def name_origins(self, store: Owner, origins: Collection[str]) -> None:
+        """Create a store with these origins, or give it others."""
 
     @abstractmethod
     async def external_write(self, session_id: UUID, **columns: Any) -> None:
@@ -182,6 +195,18 @@ class MemoryBackend(Backend):
         self.sessions = self.attempts = self.recovery = self.reads = self._repo
         self.credits = self._accounts
         self.api_keys = InMemoryApiKeyRepo(clock=self._clock.now)
+        self._origins: dict[str, Collection[str]] = {}
+        self.client_tokens = InMemoryClientTokenRepo(
+            clock=self._clock.now,
+            origins_of=lambda store_id: self._origins.get(store_id, ()),
+            budgets={},
+        )
+
+    def now(self) -> datetime:
+        return self._clock.now()
+
+    async def name_origins(self, store: Owner, origins: Collection[str]) -> None:
+        self._origins[store.id] = origins
 
     async def external_write(self, session_id: UUID, **columns: Any) -> None:
         if "error_message" in columns:
@@ -232,7 +257,11 @@ class MemoryBackend(Backend):
 
 
 _TRUNCATE = """
-    TRUNCATE credit_accounts, credit_ledger, generation_sessions, api_keys, attempt_faults"""
+    TRUNCATE credit_accounts, credit_ledger, generation_sessions, api_keys, attempt_faults,
+        client_tokens, shoppers, stores"""
+_NAME_ORIGINS = """
+    INSERT INTO stores (id, name, origins) VALUES ($1, $1, $2)
+    ON CONFLICT (id) DO UPDATE SET origins = EXCLUDED.origins"""
 
 # The database's clock is real, so every time that a rule reads is moved into the past instead.
 _ADVANCE = """
@@ -243,6 +272,13 @@ _ADVANCE = """
         delete_again_at = delete_again_at - $1::interval,
         lease_expires_at = lease_expires_at - $1::interval,
         started_at = started_at - $1::interval"""
+_ADVANCE_TOKENS = """
+    UPDATE client_tokens
+    SET created_at = created_at - $1::interval, expires_at = expires_at - $1::interval,
+        revoked_at = revoked_at - $1::interval"""
+_ADVANCE_SHOPPERS = """
+    UPDATE shoppers
+    SET seen_at = seen_at - $1::interval, refunds_hour = refunds_hour - $1::interval"""
 _ALIGN = """
     UPDATE generation_sessions
     SET created_at = (SELECT max(created_at) FROM generation_sessions)"""
@@ -262,6 +298,13 @@ class PostgresBackend(Backend):
         self.sessions = self.attempts = self.recovery = self.reads = repo
         self.credits = PostgresCreditRepo(database)
         self.api_keys = PostgresApiKeyRepo(database)
+        self.client_tokens = PostgresClientTokenRepo(database)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    async def name_origins(self, store: Owner, origins: Collection[str]) -> None:
+        await self._database.fetch(_NAME_ORIGINS, store.id, list(origins))
 
     async def empty(self) -> None:
         await self._database.fetch(_TRUNCATE)
@@ -280,7 +323,8 @@ class PostgresBackend(Backend):
         await self.external_write(session_id, **{column.name: encoded})
 
     async def advance(self, by: timedelta) -> None:
-        await self._rewrite(_ADVANCE, by)
+        for sql in (_ADVANCE, _ADVANCE_TOKENS, _ADVANCE_SHOPPERS):
+            await self._rewrite(sql, by)
 
     async def align(self) -> None:
         await self._rewrite(_ALIGN)

@@ -9,7 +9,7 @@ import pytest
 from adapters.auth.api_keys import key_sha256
 from domain.client_tokens import MAX_LIVE
 from domain.credits import Owner
-from tests.support.clock import START
+from tests.support.clock import START, VirtualTimeLoop
 from tests.support.examples import STORE, USER
 from tests.support.http import GENERATIONS, Answer, Api
 from tests.support.shoppers import (
@@ -24,6 +24,11 @@ from tests.support.shoppers import (
 )
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"loop_factory": VirtualTimeLoop}
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """Shoppers: what a browser with a client token may do, and all that it may not."""
 
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from domain.sessions import DEFAULT_PROMPT
+from tests.support.clock import VirtualTimeLoop
 from tests.support.examples import STORE, USAGE, USER
 from tests.support.http import GENERATIONS, MAX_SHOPPER_UPLOADS, MAX_UPLOADS, UPLOADS, Answer, Api
 from tests.support.images import A_PICTURE
@@ -22,6 +24,11 @@ from tests.support.shoppers import (
 pytestmark = pytest.mark.anyio
 
 STATS = f"{GENERATIONS}/stats"
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"loop_factory": VirtualTimeLoop}
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 
 from adapters.auth import postgres as auth
+from adapters.client_tokens import postgres as client_tokens
 from adapters.credits import postgres as credit_repo
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Connection, Database
@@ -33,7 +34,14 @@ pytestmark = pytest.mark.anyio
 
 Plan = dict[str, Any]
 
-BIG_TABLES = {"generation_sessions", "credit_ledger", "credit_accounts", "api_keys"}
+BIG_TABLES = {
+    "generation_sessions",
+    "credit_ledger",
+    "credit_accounts",
+    "api_keys",
+    "client_tokens",
+    "shoppers",
+}
 ENDLESS_TABLES = {"generation_sessions", "credit_ledger"}
 WHOLE_INDEXES = {
     "credit_accounts_pkey",
@@ -42,6 +50,10 @@ WHOLE_INDEXES = {
     "one_refund_per_session",
     "generation_sessions_pkey",
     "sessions_of_owner",
+    "sessions_of_shopper",
+    "client_tokens_pkey",
+    "client_tokens_of_shopper",
+    "shoppers_pkey",
 }
 SORTED_ROWS = 1_000
 """The largest number of rows that may be sorted, by the planner's estimate."""
@@ -65,10 +77,21 @@ FULL = """
     INSERT INTO api_keys (id, channel, owner_id, key_sha256, label, created_at)
     SELECT gen_random_uuid(), 'b2b', owner_id, encode(sha256(owner_id::bytea), 'hex'), '', now()
     FROM credit_accounts;
-    INSERT INTO generation_sessions (id, channel, store_id, idempotency_key, request_id, prompt,
+    INSERT INTO stores (id, name) SELECT DISTINCT store_id, store_id FROM filled;
+    INSERT INTO shoppers (store_id, shopper_id, seen_at)
+    SELECT store_id, 'shopper-' || number, max(at) FROM filled GROUP BY store_id, number;
+    INSERT INTO client_tokens (id, store_id, shopper_id, token_sha256, origin, pictures, created_at,
+        expires_at)
+    SELECT gen_random_uuid(), store_id, shopper_id, encode(sha256(shopper_id::bytea), 'hex'),
+        'https://shop.example', 1, seen_at, seen_at + interval '1 hour' FROM shoppers;
+    INSERT INTO generation_sessions (id, channel, store_id, shopper_id, client_token_id,
+        idempotency_key, request_id, prompt,
         model_image_url, status, attempt, lease_expires_at, created_at, status_changed_at,
         completed_at, error_code, refunded, object_key, media_type, image_deleted_at)
-    SELECT id, 'b2b', store_id, 'key-' || number, 'req_1', repeat('p', 200), 'https://a.example/b',
+    SELECT id, 'b2b', store_id,
+        CASE WHEN number % 3 = 0 THEN 'shopper-' || number / 100 * 100 END,
+        CASE WHEN number % 3 = 0 THEN gen_random_uuid() END, 'key-' || number, 'req_1',
+        repeat('p', 200), 'https://a.example/b',
         status, 1, CASE status WHEN 'processing' THEN at + interval '1 hour' END, at, at,
         CASE WHEN status IN ('completed', 'failed') THEN at END,
         CASE status WHEN 'failed' THEN 'GENERATION_FAILED' END,
@@ -91,7 +114,9 @@ def statements(module: ModuleType) -> Iterator[tuple[str, str]]:
             yield f"{module.__name__.split('.')[1]}_{name.removeprefix('_')}", value
 
 
-STATEMENTS = dict(pair for module in (sessions, credit_repo, auth) for pair in statements(module))
+STATEMENTS = dict(
+    pair for module in (sessions, credit_repo, auth, client_tokens) for pair in statements(module)
+)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +201,7 @@ async def test_plan_made_on_an_empty_database_serves_a_full_one(
     """A plan is kept for a minute or more. A backlog may build up in that time."""
     with suppress(Undone):
         async with database.transaction() as connection:
-            await connection.execute(f"TRUNCATE {', '.join(sorted(BIG_TABLES))}")
+            await connection.execute(f"TRUNCATE {', '.join(sorted(BIG_TABLES))} CASCADE")
             await connection.execute("ANALYZE")
             plan = await explained(connection, STATEMENTS[name])
             raise Undone
@@ -270,13 +295,27 @@ class Explaining(Database):
 
 WIDE = Owner(channel=Channel.B2B, id="store-0")
 NARROW = Owner(channel=Channel.B2B, id="store-7")
+SHOPPER = "shopper-300"
 LONG_AGO = Position(created_at=datetime(2000, 1, 1, tzinfo=UTC), id=a_session().id)
 MINUTE, BATCH = timedelta(minutes=1), 100
 
 
 async def history_of_each_kind(repo: PostgresSessionRepo) -> None:
-    for owner, status, after in product((WIDE, NARROW), (None, *SessionStatus), (None, LONG_AGO)):
-        await repo.history(owner, status=status, limit=21, after=after)
+    for owner, status, after, shopper_id in product(
+        (WIDE, NARROW), (None, *SessionStatus), (None, LONG_AGO), (None, SHOPPER)
+    ):
+        await repo.history(owner, status=status, limit=21, after=after, shopper_id=shopper_id)
+
+
+async def get_of_each_kind(repo: PostgresSessionRepo) -> None:
+    for shopper_id in (None, SHOPPER):
+        with suppress(NotFound):
+            await repo.get(a_session().id, WIDE, shopper_id=shopper_id)
+
+
+async def stats_of_each_kind(repo: PostgresSessionRepo) -> None:
+    for shopper_id in (None, SHOPPER):
+        await repo.stats(WIDE, shopper_id=shopper_id)
 
 
 CALLS: dict[str, Callable[[PostgresSessionRepo], Awaitable[object]]] = {
@@ -295,8 +334,8 @@ CALLS: dict[str, Callable[[PostgresSessionRepo], Awaitable[object]]] = {
         older_than=MINUTE, again_after=MINUTE, limit=BATCH
     ),
     "mark_images_deleted": lambda repo: repo.mark_images_deleted([a_session().id] * BATCH),
-    "get": lambda repo: repo.get(a_session().id, WIDE),
-    "stats": lambda repo: repo.stats(WIDE),
+    "get": get_of_each_kind,
+    "stats": stats_of_each_kind,
     "queued_before": lambda repo: repo.queued_before(a_session(), limit=BATCH),
     "history": history_of_each_kind,
     "attempt_faults": lambda repo: repo.attempt_faults(a_session().id),
@@ -348,3 +387,4 @@ def test_every_statement_is_checked() -> None:
     assert len(STATEMENTS) >= 30
     assert len(BY_ID) == 9
     assert {"sessions_CREATE_WAIT", "credits_GRANT", "auth_CALLER_OF"} <= set(STATEMENTS)
+    assert {"client_tokens_PURGE", "sessions_HISTORY_OF_SHOPPER"} <= set(STATEMENTS)

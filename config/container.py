@@ -85,10 +85,13 @@ class Container(containers.DeclarativeContainer):
 
     @service
     def repositories(self) -> Repositories:
+        limits = policies.account_limits(self.settings())
         match self.settings().database:
             case options.Database.POSTGRES:
                 database, batches = self.database(), policies.batches(self.settings())
-                sessions = PostgresSessionRepo(database, batches=batches, background=self.reserve())
+                sessions = PostgresSessionRepo(
+                    database, batches=batches, background=self.reserve(), limits=limits
+                )
                 return Repositories(
                     sessions=sessions,
                     accounts=PostgresCreditRepo(database),
@@ -98,7 +101,9 @@ class Container(containers.DeclarativeContainer):
             case options.Database.MEMORY:
                 accounts = InMemoryCreditRepo(clock=self.clock())
                 return Repositories(
-                    sessions=InMemorySessionRepo(accounts=accounts, clock=self.clock()),
+                    sessions=InMemorySessionRepo(
+                        accounts=accounts, clock=self.clock(), limits=limits
+                    ),
                     accounts=accounts,
                     api_keys=InMemoryApiKeyRepo(clock=self.clock()),
                 )

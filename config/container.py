@@ -89,10 +89,13 @@ class Container(containers.DeclarativeContainer):
 
     @service
     def repositories(self) -> Repositories:
+        limits = policies.account_limits(self.settings())
         match self.settings().database:
             case options.Database.POSTGRES:
                 database, batches = self.database(), policies.batches(self.settings())
-                sessions = PostgresSessionRepo(database, batches=batches, background=self.reserve())
+                sessions = PostgresSessionRepo(
+                    database, batches=batches, background=self.reserve(), limits=limits
+                )
                 return Repositories(
                     sessions=sessions,
                     accounts=PostgresCreditRepo(database),
@@ -102,12 +105,18 @@ class Container(containers.DeclarativeContainer):
                 )
             case options.Database.MEMORY:
                 accounts = InMemoryCreditRepo(clock=self.clock())
+                in_memory = InMemorySessionRepo(
+                    accounts=accounts, clock=self.clock(), limits=limits
+                )
                 return Repositories(
-                    sessions=InMemorySessionRepo(accounts=accounts, clock=self.clock()),
+                    sessions=in_memory,
                     accounts=accounts,
                     api_keys=InMemoryApiKeyRepo(clock=self.clock()),
                     client_tokens=InMemoryClientTokenRepo(
-                        clock=self.clock(), origins_of=lambda _: (), budgets={}
+                        clock=self.clock(),
+                        origins_of=lambda _: (),
+                        budgets=in_memory.budgets,
+                        may_refund=in_memory.may_refund,
                     ),
                 )
             case unknown:
@@ -196,8 +205,9 @@ class Container(containers.DeclarativeContainer):
         new_id=self.new_id(), clock=self.clock(),
     ))
     client_tokens = service(lambda self: ClientTokens(
-        tokens=self.client_token_repo(), reads=self.sessions(), new_secret=new_client_token,
-        hash_secret=key_sha256, new_id=self.new_id(), clock=self.clock(),
+        tokens=self.client_token_repo(), accounts=self.accounts(), reads=self.sessions(),
+        new_secret=new_client_token, hash_secret=key_sha256, new_id=self.new_id(),
+        clock=self.clock(),
     ))
     dead_letters = service(lambda self: DeadLetters(
         letters=self.queue(), read_session=lambda session_id: self.sessions().get(session_id, None),

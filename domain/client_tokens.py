@@ -13,9 +13,9 @@ from uuid import UUID
 
 from domain.callers import Caller
 from domain.credits import Owner
-from domain.errors import InvalidInput, NotFound, TokenUsedUp, Unauthenticated
+from domain.errors import InvalidInput, NotFound, Suspended, TokenUsedUp, Unauthenticated
 from domain.plans import SUBMISSIONS_PER_PICTURE
-from domain.ports import SessionReadPort, SessionStats
+from domain.ports import CreditRepoPort, SessionReadPort, SessionStats
 
 MAX_PICTURES = 1_000
 MIN_LIFETIME = timedelta(minutes=1)
@@ -133,6 +133,7 @@ class ClientTokens:
         self,
         *,
         tokens: ClientTokenRepoPort,
+        accounts: CreditRepoPort,
         reads: SessionReadPort,
         new_secret: Callable[[], str],
         hash_secret: Callable[[str], str],
@@ -140,6 +141,7 @@ class ClientTokens:
         clock: Callable[[], datetime],
     ) -> None:
         self._tokens = tokens
+        self._accounts = accounts
         self._reads = reads
         self._new_secret = new_secret
         self._hash_secret = hash_secret
@@ -150,7 +152,7 @@ class ClientTokens:
         self, caller: Caller, *, shopper_id: str, origin: str, lifetime: timedelta, pictures: int
     ) -> IssuedToken:
         """A new token for a shopper of the calling store. Raises ``InvalidInput``, which names the
-        field, and ``TooManyTokens``."""
+        field, ``Suspended`` and ``TooManyTokens``."""
         check_shopper_id(shopper_id)
         if origin not in caller.origins:
             raise InvalidInput("origin", "must be one of the store's origins")
@@ -158,6 +160,8 @@ class ClientTokens:
             raise InvalidInput("lifetime_seconds", "must be 60 to 3600")
         if not 1 <= pictures <= MAX_PICTURES:
             raise InvalidInput("pictures", f"must be 1 to {MAX_PICTURES}")
+        if (await self._accounts.account(caller.owner)).suspended:
+            raise Suspended("The account is suspended")
         secret, now = self._new_secret(), self._clock()
         token = ClientToken(
             id=self._new_id(),

@@ -7,7 +7,7 @@
     │   TruncatedLetter, LinkInUse; IdempotencyKeyReused, BodyTooSlow,
     │   UploadTooLarge, TooManyActive: TooManyTokens; TooManyUploads,
     │   RateLimited, Unauthenticated: InvalidApiKey, Forbidden:
-    │   DomainMismatch, AgeVerificationRequired, TokenUsedUp              the caller's fault
+    │   DomainMismatch, AgeVerificationRequired, TokenUsedUp, Suspended   the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, StorageUnavailable,
     │   WorkerExhausted, DatabaseUnavailable: SchemaMismatch              our fault, temporary
     ├── WorkFailed: Refused, ProviderMisconfigured,
@@ -18,9 +18,11 @@
     └── IllegalTransition, InvalidTask                                    a domain rule was broken
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from domain.causes import Cause, CauseKind
+from domain.plans import RateUse
 
 
 class WearonError(Exception):
@@ -115,13 +117,16 @@ class TooManyUploads(WearonError):
 
 class RateLimited(WearonError):
     """The caller has used up a rate, which allows the next call in ``retry_after_seconds``; nothing
-    was charged."""
+    was charged. ``rates`` are the rates of this call, as far as they are known."""
 
     code = "RATE_LIMIT_EXCEEDED"
 
-    def __init__(self, message: str, *, retry_after_seconds: int) -> None:
+    def __init__(
+        self, message: str, *, retry_after_seconds: int, rates: Sequence[RateUse] = ()
+    ) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+        self.rates = rates
 
 
 class Overloaded(WearonError):
@@ -148,6 +153,14 @@ class Forbidden(WearonError):
     code = "FORBIDDEN"
 
 
+class TokenUsedUp(Forbidden):
+    """The client token allows no further pictures, or no further submissions."""
+
+
+class Suspended(Forbidden):
+    """An operator suspended the account: it gets nothing new."""
+
+
 class DomainMismatch(Forbidden):
     """The credential may not be used from the web page that sent the request."""
 
@@ -158,10 +171,6 @@ class AgeVerificationRequired(Forbidden):
     """The request must say that the person's age was verified; nothing was charged."""
 
     code = "AGE_VERIFICATION_REQUIRED"
-
-
-class TokenUsedUp(Forbidden):
-    """The client token allows no further pictures; nothing was charged."""
 
 
 class Unavailable(WearonError):

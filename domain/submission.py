@@ -10,6 +10,7 @@ from itertools import islice
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from domain.accounts import NO_SIGNUP, SignupPolicy
 from domain.callers import Caller, CallerKind
 from domain.credits import Owner
 from domain.deadlines import SharedTimeout
@@ -140,6 +141,7 @@ class SubmissionPolicy:
     undo_deadline: timedelta = timedelta(seconds=1)
     max_waiting: int = 100_000
     max_active: int = 1_000
+    signup: SignupPolicy = NO_SIGNUP
 
 
 class Submission:
@@ -175,9 +177,9 @@ class Submission:
     async def submit(self, request: TryOnRequest) -> Receipt:
         """Debit one credit, create the session as ``queued`` and push its task.
 
-        Raises, without any effect: ``Overloaded``, ``TooManyActive``, ``InsufficientCredits`` and
-        ``IdempotencyKeyReused``. Raises ``DatabaseUnavailable`` (without any effect, or recovery
-        undoes it), ``QueueUnavailable`` (it had no effect, or is undone, now or by recovery) and
+        Raises, without any effect: ``Overloaded``, and what ``SessionRepoPort.create`` raises.
+        Raises ``DatabaseUnavailable`` (without any effect, or recovery undoes it),
+        ``QueueUnavailable`` (it had no effect, or is undone, now or by recovery) and
         ``Unconfirmed`` (a repetition will tell). A receipt means that the session will reach a
         final status, and that its idempotency key will never be free again.
 
@@ -185,10 +187,11 @@ class Submission:
         While the queue is full or known to fail, only replays are answered.
         """
         session = self._session(request)
+        signup_credits = self._policy.signup.credits_of(request.caller)
         receipt: Receipt | None = None
         try:
             with self._deadline.running():
-                receipt = await self._create(session)
+                receipt = await self._create(session, signup_credits)
                 if receipt.replayed:
                     return await self._until_confirmed(session, receipt)
                 self._gate.pushing()
@@ -210,7 +213,7 @@ class Submission:
             self._unconfirmed[receipt.session.id] = None
         return receipt
 
-    async def _create(self, session: GenerationSession) -> Receipt:
+    async def _create(self, session: GenerationSession, signup_credits: int) -> Receipt:
         if self._refusal() is not None:
             replay = await self._sessions.find_replay(session)
             if replay is not None:
@@ -218,7 +221,9 @@ class Submission:
             await self._probe_queue()
             if refusal := self._refusal():
                 raise refusal
-        return await self._sessions.create(session, max_active=self._policy.max_active)
+        return await self._sessions.create(
+            session, max_active=self._policy.max_active, signup_credits=signup_credits
+        )
 
     async def _probe_queue(self) -> None:
         """While the queue does not answer, measure it again, for one submission at a time: so the

@@ -159,6 +159,13 @@ class Submitted(Struct, frozen=True, kw_only=True):
         int | None,
         Meta(description="The balance after this request. Null for shoppers.", examples=[41]),
     ]
+    pictures_remaining: Annotated[
+        int | None,
+        Meta(
+            description="How many more pictures the client token allows. Null unless one was used,"
+            " and for a repetition."
+        ),
+    ]
     created_at: CreatedAt
 
     @classmethod
@@ -169,6 +176,7 @@ class Submitted(Struct, frozen=True, kw_only=True):
             status=session.status,
             status_url=f"{GENERATIONS_PATH}/{session.id}",
             credits_remaining=None if session.shopper else receipt.credits_remaining,
+            pictures_remaining=receipt.pictures_remaining,
             created_at=session.created_at,
         )
 

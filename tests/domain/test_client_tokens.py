@@ -9,7 +9,7 @@ import pytest
 
 from domain.callers import Caller, Shopper
 from domain.client_tokens import MAX_LIVE, ClientTokens, IssuedToken
-from domain.errors import InvalidInput, TokenUsedUp, Unauthenticated
+from domain.errors import InvalidInput, Suspended, TokenUsedUp, Unauthenticated
 from tests.support.clock import START
 from tests.support.examples import ORIGINS, STORE, a_request, a_token
 from tests.support.service import Service
@@ -23,6 +23,7 @@ CALLER = Caller(owner=STORE, origins=ORIGINS)
 def issuer(service: Service) -> ClientTokens:
     return ClientTokens(
         tokens=service.tokens,
+        accounts=service.accounts,
         reads=service.repo,
         new_secret=lambda: "wc_secret",
         hash_secret=lambda secret: f"hash of {secret}",
@@ -73,6 +74,15 @@ async def test_invalid_token(service: Service, field: str, changes: dict[str, An
 
     assert error.value.field == field
     assert await service.tokens.live(STORE, shopper_id=None, limit=MAX_LIVE) == []
+
+
+async def test_suspended_store_gets_no_token(service: Service) -> None:
+    """Nor does anybody else get one for it."""
+    account = service.accounts.balance_of(STORE)
+    service.accounts._accounts[STORE] = replace(account, suspended=True)
+
+    with pytest.raises(Suspended):
+        await issued(service)
 
 
 @pytest.mark.parametrize(

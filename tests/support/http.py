@@ -151,6 +151,7 @@ class Api:
             uploads=self.uploads,
             client_tokens=ClientTokens(
                 tokens=self.service.tokens,
+                accounts=self.service.accounts,
                 reads=self.service.repo,
                 new_secret=new_client_token,
                 hash_secret=key_sha256,

@@ -58,14 +58,17 @@ class Service:
     def __init__(self) -> None:
         self.clock = FakeClock(ticks=loop_time)
         self.accounts = InMemoryCreditRepo(clock=self.clock.now)
+        self.repo = flaky(FlakySessionRepo(accounts=self.accounts, clock=self.clock.now))
         self.origins = set(ORIGINS)
         """Of every store."""
         self.tokens = flaky(
             FlakyClientTokenRepo(
-                clock=self.clock.now, origins_of=lambda _: self.origins, budgets={}
+                clock=self.clock.now,
+                origins_of=lambda _: self.origins,
+                budgets=self.repo.budgets,
+                may_refund=self.repo.may_refund,
             )
         )
-        self.repo = flaky(FlakySessionRepo(accounts=self.accounts, clock=self.clock.now))
         self.queue = flaky(FlakyTaskQueue(clock=self.clock.now))
         self.fetcher = FakePictureFetcher(INPUTS)
         self.generator = FakePictureGenerator()

@@ -1084,8 +1084,8 @@ def test_help_is_complete(path: tuple[str, ...]) -> None:
 
 def test_reading_commands_have_json() -> None:
     """All commands that print data."""
-    acting = {"keys revoke", "dead requeue", "dead discard"}
-    groups = {"credits", "keys", "sessions", "queue", "dead"}
+    acting = {"keys revoke", "tokens revoke", "dead requeue", "dead discard"}
+    groups = {"credits", "keys", "tokens", "sessions", "queue", "dead"}
 
     without = {
         " ".join(path)

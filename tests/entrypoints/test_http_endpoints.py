@@ -75,6 +75,7 @@ async def test_submit(api: Api, owner: Owner, extra: dict[str, str]) -> None:
             "status": "queued",
             "status_url": status_url,
             "credits_remaining": 2,
+            "pictures_remaining": None,
             "created_at": "2026-01-01T12:00:00Z",
         },
         "error": None,

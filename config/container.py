@@ -41,6 +41,7 @@ from config.closing import Opened, closing
 from config.processes import worker_name
 from config.services import Queue, Repositories, ServedStorage, Storage
 from config.settings import Settings
+from domain.accounts import Accounts
 from domain.client_tokens import ClientTokens
 from domain.generation import Generation
 from domain.operations import ApiKeyIssuer, CreditGrants, DeadLetters
@@ -179,6 +180,9 @@ class Container(containers.DeclarativeContainer):
         sessions=self.sessions(), reads=self.sessions(), queue=self.queue(),
         policy=policies.submission(self.settings()), new_id=self.new_id(), clock=self.clock(),
         links=policies.links(self.settings(), is_own=lambda url: is_own(url, self.storage())),
+    ))
+    callers_accounts = service(lambda self: Accounts(
+        accounts=self.accounts(), policy=policies.signup(self.settings())
     ))
     uploads = service(lambda self: Uploads(
         storage=self.storage(), accounts=self.accounts(), tokens=self.client_token_repo(),

@@ -75,6 +75,30 @@ class DoorSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_fi
     shopper_refunds_per_hour: Annotated[
         int, Meta(ge=0, le=1_000_000), doc("The same for one shopper of a store")
     ] = 20
+    reads_per_minute: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000),
+        doc(
+            "Reads per minute and caller in one API process, apart from the rates of requests;"
+            " 0 for no limit"
+        ),
+    ] = 0
+    strangers_per_minute: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000),
+        doc(
+            "Requests without a valid credential per minute from one address in one API process;"
+            " 0 for no limit"
+        ),
+    ] = 600
+    trusted_proxies: Annotated[
+        int,
+        Meta(ge=0, le=10),
+        doc(
+            "How many proxies in front append their client's address to `X-Forwarded-For`; 0 if"
+            " clients connect directly"
+        ),
+    ] = 0
     shopper_max_active: Annotated[
         int, Meta(ge=1, le=1_000), doc("Unfinished sessions of one client token")
     ] = NO_LIMITS.max_active_of_token

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from domain.accounts import NO_SIGNUP, SignupPolicy
-from domain.callers import Caller, CallerKind
+from domain.callers import Caller, CallerKind, Shopper
 from domain.credits import Owner
 from domain.deadlines import SharedTimeout
 from domain.errors import (
@@ -37,6 +37,7 @@ from domain.sessions import (
     SessionStatus,
 )
 from domain.tasks import GenerationTask
+from domain.uploads import leads_to_another_shopper
 
 MAX_URL_LENGTH = 2_048
 CONFIRM_BATCH = 500
@@ -97,6 +98,20 @@ def _check_input(asked: GenerationInput, caller: Caller, links: LinkRules) -> No
         _check_url(f"accessories[{index}].url", accessory.url, links)
     if asked.prompt != DEFAULT_PROMPT:
         _check_prompt(asked.prompt, caller)
+    if caller.shopper is not None:
+        _check_uploads(asked, caller.shopper, links)
+
+
+def _check_uploads(asked: GenerationInput, shopper: Shopper, links: LinkRules) -> None:
+    """Reject another shopper's upload. A store's uploads are read without their signature, so a
+    link to one would do that had expired, or that lacks its signature."""
+    fields = ["model_image_url"]
+    if asked.outfit_image_url is not None:
+        fields.append("outfit_image_url")
+    fields += [f"accessories[{index}].url" for index in range(len(asked.accessories))]
+    for field, url in zip(fields, asked.image_urls, strict=True):
+        if leads_to_another_shopper(url, shopper.id) and links.is_own(url):
+            raise InvalidInput(field, "is not an upload of this shopper")
 
 
 def _check_prompt(prompt: str, caller: Caller) -> None:

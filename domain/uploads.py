@@ -40,6 +40,7 @@ _BUSY = "Too many uploads in progress; try again later"
 _BUSY_SECONDS = 5
 
 
+_SHOPPER_FOLDER = re.compile(r"/shopper-[0-9a-f]{32}/")
 _OWNER_DEPTH = 3
 """How many slashes the folder of an owner has."""
 
@@ -65,7 +66,16 @@ def upload_folder(owner: Owner, day: date) -> str:
 def shopper_folder(folder: str, shopper_id: str) -> str:
     """The folder of a shopper's uploads within ``folder``, that of its store. Links and logs name
     it, so it does not show the shopper's id."""
-    return f"{folder}/shopper-{hashlib.sha256(shopper_id.encode()).hexdigest()[:32]}"
+    return f"{folder}/{_folder_name(shopper_id)}"
+
+
+def leads_to_another_shopper(url: str, shopper_id: str) -> bool:
+    """Whether a link to an upload leads into the folder of another shopper."""
+    return any(name[1:-1] != _folder_name(shopper_id) for name in _SHOPPER_FOLDER.findall(url))
+
+
+def _folder_name(shopper_id: str) -> str:
+    return f"shopper-{hashlib.sha256(shopper_id.encode()).hexdigest()[:32]}"
 
 
 def _folder_of_store(folder: str) -> str | None:

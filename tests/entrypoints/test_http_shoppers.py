@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 
+from domain.plans import AccountLimits, Plan, PlanRates
 from domain.sessions import DEFAULT_PROMPT
 from tests.support.clock import VirtualTimeLoop
 from tests.support.examples import STORE, USAGE, USER
@@ -396,6 +397,46 @@ async def test_used_up_token_uploads_nothing(api: Api) -> None:
     answer = await page.upload()
 
     assert answer.error == (403, "FORBIDDEN")
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("field", ["model_image_url", "outfit_image_url", "accessories[0].url"])
+async def test_upload_of_another_shopper_is_not_used(
+    api: Api, anna: Browser, field: str, *, signed: bool
+) -> None:
+    """Even with its whole link: workers read a store's uploads without looking at the signature.
+    The store's own uploads may be used, and the store may use its shoppers'."""
+    ben = await browser(api, "ben")
+    theirs = (await ben.upload()).data["image_url"]
+    theirs = theirs if signed else theirs.partition("?")[0]
+    offer = await api.call("POST", UPLOADS, owner=STORE, body={"content_type": "image/jpeg"})
+    picture = theirs if field != "accessories[0].url" else [{"type": "hat", "url": theirs}]
+
+    fields: dict[str, Any] = {field.partition("[")[0]: picture}
+
+    refused = await anna.submit(**fields)
+    accepted = [
+        await ben.submit(model_image_url=theirs),
+        await anna.submit(outfit_image_url=offer.data["image_url"]),
+        await api.submit(owner=STORE, body={"model_image_url": theirs}),
+    ]
+
+    assert refused.error == (400, "VALIDATION_ERROR")
+    assert refused.message == f"{field}: is not an upload of this shopper"
+    assert [answer.status for answer in accepted] == [202] * 3
+
+
+async def test_rates_of_the_store_are_not_shown(api: Api, anna: Browser) -> None:
+    """They would tell how busy the shop is; they hold all the same."""
+    rates = PlanRates(submissions_per_minute=2, submissions_per_hour=None)
+    api.service.repo._limits._limits = AccountLimits(rates={Plan.DEFAULT: rates})
+
+    by_store = await api.submit(owner=STORE, body={"model_image_url": MODEL})
+    by_shopper, limited = await anna.submit(), await anna.submit()
+
+    assert "ratelimit" in by_store.headers
+    assert not any("ratelimit" in name for name in by_shopper.headers)
+    assert limited.error == (429, "RATE_LIMIT_EXCEEDED")
 
 
 async def test_upload_is_used_in_a_request(api: Api, anna: Browser) -> None:

@@ -7,8 +7,8 @@ from math import log2
 MIN_BITS = 80
 """By the frequencies of the characters. 32 random hexadecimal digits have 100 or more."""
 
-_FEWEST_CHARACTERS = 10
-"""Different ones. 32 random hexadecimal digits have fewer once in a million."""
+_FEWEST_CHARACTERS = 9
+"""Different ones. 32 random hexadecimal digits have fewer three times in a million."""
 _SAMPLES = (
     "a-key-of-your-own",
     "changeme",

@@ -16,7 +16,7 @@ from litestar import Litestar
 from litestar.types import Message, Receive, Scope, Send
 
 from adapters.auth.api_keys import API_KEY_PREFIX, StoreKeys, key_sha256, new_api_key
-from adapters.auth.bearer import BearerAuthenticator
+from adapters.auth.bearer import BearerAuthenticator, Verify
 from adapters.auth.claims import JwtRules
 from adapters.auth.user_tokens import UserTokens, mint_user_token
 from adapters.images.headers import inspect_head
@@ -105,7 +105,7 @@ class Api:
     """Checks every response: one X-Request-Id, no repeated header, the envelope in every JSON body,
     and a status that the OpenAPI document lists for the route."""
 
-    def __init__(self, *, max_body_bytes: int = 64 * 1024) -> None:
+    def __init__(self, *, max_body_bytes: int = 64 * 1024, users: Verify | None = None) -> None:
         self.service = Service()
         now = self.service.clock.now
         self.keys = flaky(FlakyApiKeyRepo(clock=now))
@@ -134,7 +134,7 @@ class Api:
             sessions=self.service.repo,
             credits=self.service.accounts,
             authenticate=BearerAuthenticator(
-                keys={API_KEY_PREFIX: StoreKeys(self.keys)}, users=UserTokens(RULES)
+                keys={API_KEY_PREFIX: StoreKeys(self.keys)}, users=users or UserTokens(RULES)
             ),
             readiness=self.readiness,
             uploads=self.uploads,

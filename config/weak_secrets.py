@@ -4,8 +4,8 @@ from collections import Counter
 from itertools import pairwise
 from math import log2
 
-MIN_BITS = 80
-"""By the frequencies of the characters. 32 random hexadecimal digits have 100 or more."""
+MIN_BITS = 90
+"""By the frequencies of the characters. 32 random hexadecimal digits have about 117."""
 
 _FEWEST_CHARACTERS = 9
 """Different ones. 32 random hexadecimal digits have fewer three times in a million."""

@@ -144,10 +144,14 @@ def _kind(jwk: _Jwk) -> _Kind:
         raise _Unusable("it is not for verification (key_ops)")
     kind = _KINDS.get((jwk.kty, jwk.crv))
     if kind is None:
-        raise _Unusable(f"its type is not supported: {jwk.kty} {jwk.crv or ''}"[:_SHOWN_LENGTH])
+        raise _Unusable(f"its type is not supported: {_type_name(jwk)}")
     if (jwk.alg or kind.algorithm) != kind.algorithm:
         raise _Unusable("its algorithm (alg) is not that of its type")
     return kind
+
+
+def _type_name(jwk: _Jwk) -> str:
+    return f"{jwk.kty} {jwk.crv or ''}"[:_SHOWN_LENGTH].rstrip()
 
 
 def _numbers(jwk: _Jwk, kind: _Kind) -> tuple[str, ...]:

@@ -5,7 +5,9 @@ process needs it for nothing else.
 """
 
 import asyncio
+import os
 import re
+import socket
 import ssl
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -64,10 +66,10 @@ class JwksClient:
             raise FetchFailed(f"no answer within {self._limits.total_seconds:g} s") from None
         except ssl.SSLCertVerificationError as error:
             raise FetchFailed(f"certificate not valid: {error.verify_message}") from None
+        except UnicodeError:
+            raise FetchFailed("the host's name is not valid") from None
         except OSError as error:
-            raise FetchFailed(
-                f"connection failed: {error.strerror or type(error).__name__}"
-            ) from None
+            raise FetchFailed(f"connection failed: {_reason(error)}") from None
         except HttpParserError:
             raise FetchFailed("the answer is not HTTP") from None
 
@@ -114,6 +116,15 @@ class JwksClient:
         if not answer.is_whole:
             raise FetchFailed("the answer was cut off")
         return Fetched(bytes(answer.body), answer.max_age_seconds)
+
+
+def _reason(error: OSError) -> str:
+    """Without the address, which the error's own text has."""
+    if isinstance(error, socket.gaierror):
+        return "name lookup"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS {error.reason}"
+    return os.strerror(error.errno) if error.errno else type(error).__name__
 
 
 class _Answer:

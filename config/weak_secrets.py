@@ -7,8 +7,6 @@ from math import log2
 MIN_BITS = 90
 """By the frequencies of the characters. 32 random hexadecimal digits have about 117."""
 
-_FEWEST_CHARACTERS = 9
-"""Different ones. 32 random hexadecimal digits have fewer three times in a million."""
 _SAMPLES = (
     "a-key-of-your-own",
     "changeme",
@@ -39,8 +37,7 @@ def is_weak(secret: str) -> bool:
     """Whether someone could guess ``secret``: it is a sample, a pattern, or has little variety."""
     lower = secret.lower()
     return (
-        len(set(secret)) < _FEWEST_CHARACTERS
-        or _bits(secret) < MIN_BITS
+        _bits(secret) < MIN_BITS
         or _is_repeated(secret)
         or _is_sequence(lower)
         or any(sample in lower for sample in _SAMPLES)

@@ -230,6 +230,7 @@ KEY_ROWS = {
     "crit empty": form(es(header={"crit": []}), "crit: is not supported"),
     "crit null": form(es(header={"crit": None}), "crit: is not supported"),
     "b64 off": form(es(header={"b64": False, "crit": ["b64"]}), "crit: is not supported"),
+    "b64 off, no payload": form(token(b"", {"alg": "ES256", "kid": "es", "b64": False}, ES.sign)),
     "b64 off, not critical": form(es(header={"b64": False})),
 }
 SIGNATURE_ROWS = {
@@ -414,6 +415,15 @@ async def test_public_key_as_the_secret_is_rejected() -> None:
 
     with pytest.raises(Unauthenticated, match=r"^The token's signature is not valid$"):
         await UserTokens(rules, clock=lambda: NOW)(hs256(ES.pem))
+
+
+@pytest.mark.parametrize("sent", ["\ud800", es() + "\ud800", "\xe9." + es(), ""])
+async def test_token_of_other_characters_is_malformed(sent: str) -> None:
+    """No header can have them, and another caller of the authenticator gets no crash."""
+    keys = UserKeys(PROVIDER, KeyRules(algorithms=ALGORITHMS))
+
+    with pytest.raises(Unauthenticated, match=r"^The token is malformed$"):
+        await UserTokens(RULES, keys=keys, clock=lambda: NOW)(sent)
 
 
 async def test_several_headers_are_rejected() -> None:

@@ -225,6 +225,18 @@ async def test_api_fetches_the_keys_in_the_background(tmp_path: Path) -> None:
     assert [task for task in asyncio.all_tasks() if "UserKeys" in repr(task.get_coro())] == []
 
 
+@pytest.mark.anyio
+async def test_api_ends_while_a_fetch_hangs(tmp_path: Path) -> None:
+    """Without waiting for it, and without leaving it behind."""
+    async with running_site() as site, asyncio.timeout(5):
+        site.serve(hangs=True)
+        async with application(container_for(site, tmp_path)).lifespan():
+            while not site.requests:  # noqa: ASYNC110 - a request sets no event
+                await asyncio.sleep(0.005)
+
+        assert [task for task in asyncio.all_tasks() if "UserKeys" in repr(task.get_coro())] == []
+
+
 async def is_ready(check: Any) -> bool:
     try:
         await check()

@@ -20,7 +20,9 @@ from tests.support.tokens import ALGORITHMS, NOW, RULES, claims, es256, hs256, k
 
 pytestmark = pytest.mark.anyio
 
-LIMITS = JwksLimits(total_seconds=0.3, max_bytes=10_000, max_header_bytes=2_000)
+SOON = 0.5
+"""Seconds after which a provider that takes too long is given up. It is more than a fast one needs
+on a busy machine."""
 SET = key_set(es256("es").named("es"))
 TOKEN = token(claims(), {"alg": "ES256", "kid": "es"}, es256("es").sign)
 UNAVAILABLE = "A dependency is temporarily unavailable; try again later"
@@ -32,8 +34,9 @@ async def site() -> AsyncIterator[Site]:
         yield site
 
 
-def client(site: Site) -> JwksClient:
-    return JwksClient(site.url, limits=LIMITS, allow_http=True)
+def client(site: Site, *, total_seconds: float = 10.0) -> JwksClient:
+    limits = JwksLimits(total_seconds=total_seconds, max_bytes=10_000, max_header_bytes=2_000)
+    return JwksClient(site.url, limits=limits, allow_http=True)
 
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -84,11 +87,17 @@ class Fault:
     pause_seconds: float = 0.0
     hangs: bool = False
 
+    @property
+    def total_seconds(self) -> float:
+        return SOON if self.hangs or self.pause_seconds else 10.0
+
 
 FAULTS = {
-    "silent": Fault("no answer within 0.3 s", hangs=True),
-    "drip": Fault("no answer within 0.3 s", (answer(SET)[:20], *[b"x"] * 99), pause_seconds=0.01),
-    "stalled": Fault("no answer within 0.3 s", (answer(SET)[:-1],), hangs=True),
+    "silent": Fault(f"no answer within {SOON} s", hangs=True),
+    "drip": Fault(
+        f"no answer within {SOON} s", (answer(SET)[:20], *[b"x"] * 99), pause_seconds=0.05
+    ),
+    "stalled": Fault(f"no answer within {SOON} s", (answer(SET)[:-1],), hangs=True),
     "closed at once": Fault("the answer was cut off"),
     "cut off": Fault("the answer was cut off", (answer(SET)[:-1],)),
     "cut off in a chunk": Fault("the answer was cut off", (CHUNKED + b"5\r\n{",)),
@@ -132,12 +141,12 @@ async def test_faults_of_the_provider(site: Site, fault: Fault) -> None:
     """Never fetched: 503, because the token may be valid; tokens by the secret are accepted.
     Fetched before: its keys stay in use. The log has the reason once, and nothing of the server's.
     """
-    api = Api(users=users(site))
+    api = Api(users=users(site, total_seconds=fault.total_seconds))
     site.serve(*fault.chunks, pause_seconds=fault.pause_seconds, hangs=fault.hangs)
     with capture_logs() as logs:
         never, by_secret = await answered(api, TOKEN), await answered(api, hs256())
     site.serve(answer(SET))
-    keys = user_keys(site)
+    keys = user_keys(site, total_seconds=fault.total_seconds)
     before = Api(users=UserTokens(RULES, keys=keys, clock=lambda: NOW))
     loaded = await answered(before, TOKEN)
     site.serve(*fault.chunks, pause_seconds=fault.pause_seconds, hangs=fault.hangs)
@@ -151,12 +160,13 @@ async def test_faults_of_the_provider(site: Site, fault: Fault) -> None:
     ]
 
 
-def user_keys(site: Site) -> UserKeys:
-    return UserKeys(client(site), KeyRules(algorithms=ALGORITHMS))
+def user_keys(site: Site, *, total_seconds: float = 10.0) -> UserKeys:
+    return UserKeys(client(site, total_seconds=total_seconds), KeyRules(algorithms=ALGORITHMS))
 
 
-def users(site: Site) -> UserTokens:
-    return UserTokens(RULES, keys=user_keys(site), clock=lambda: NOW)
+def users(site: Site, *, total_seconds: float = 10.0) -> UserTokens:
+    keys = user_keys(site, total_seconds=total_seconds)
+    return UserTokens(RULES, keys=keys, clock=lambda: NOW)
 
 
 async def answered(api: Api, sent: str) -> Answer:

@@ -210,7 +210,7 @@ async def test_api_fetches_the_keys_in_the_background(tmp_path: Path) -> None:
         with pytest.raises(Unavailable):
             await check()
         requests_before = len(site.requests)
-        async with application(container).lifespan(), asyncio.timeout(5):
+        async with application(container).lifespan(), asyncio.timeout(20):
             while not await is_ready(check):  # noqa: ASYNC110 - its request sets no event
                 await asyncio.sleep(0.005)
             header = {"alg": "ES256", "kid": "es"}
@@ -228,7 +228,7 @@ async def test_api_fetches_the_keys_in_the_background(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_api_ends_while_a_fetch_hangs(tmp_path: Path) -> None:
     """Without waiting for it, and without leaving it behind."""
-    async with running_site() as site, asyncio.timeout(5):
+    async with running_site() as site, asyncio.timeout(20):
         site.serve(hangs=True)
         async with application(container_for(site, tmp_path)).lifespan():
             while not site.requests:  # noqa: ASYNC110 - a request sets no event

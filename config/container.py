@@ -38,6 +38,7 @@ from config.closing import Opened, closing
 from config.processes import worker_name
 from config.services import Queue, Repositories, ServedStorage, Storage
 from config.settings import Settings
+from domain.accounts import Accounts
 from domain.generation import Generation
 from domain.operations import ApiKeyIssuer, CreditGrants, DeadLetters
 from domain.recovery import Recovery
@@ -85,10 +86,13 @@ class Container(containers.DeclarativeContainer):
 
     @service
     def repositories(self) -> Repositories:
+        limits = policies.account_limits(self.settings())
         match self.settings().database:
             case options.Database.POSTGRES:
                 database, batches = self.database(), policies.batches(self.settings())
-                sessions = PostgresSessionRepo(database, batches=batches, background=self.reserve())
+                sessions = PostgresSessionRepo(
+                    database, batches=batches, background=self.reserve(), limits=limits
+                )
                 return Repositories(
                     sessions=sessions,
                     accounts=PostgresCreditRepo(database),
@@ -98,7 +102,9 @@ class Container(containers.DeclarativeContainer):
             case options.Database.MEMORY:
                 accounts = InMemoryCreditRepo(clock=self.clock())
                 return Repositories(
-                    sessions=InMemorySessionRepo(accounts=accounts, clock=self.clock()),
+                    sessions=InMemorySessionRepo(
+                        accounts=accounts, clock=self.clock(), limits=limits
+                    ),
                     accounts=accounts,
                     api_keys=InMemoryApiKeyRepo(clock=self.clock()),
                 )
@@ -161,6 +167,9 @@ class Container(containers.DeclarativeContainer):
         sessions=self.sessions(), reads=self.sessions(), queue=self.queue(),
         policy=policies.submission(self.settings()), new_id=self.new_id(), clock=self.clock(),
         links=policies.links(self.settings(), is_own=lambda url: is_own(url, self.storage())),
+    ))
+    callers_accounts = service(lambda self: Accounts(
+        accounts=self.accounts(), policy=policies.signup(self.settings())
     ))
     uploads = service(lambda self: Uploads(
         storage=self.storage(), accounts=self.accounts(), policy=policies.uploads(self.settings()),

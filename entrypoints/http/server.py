@@ -34,9 +34,11 @@ from domain.credits import Channel, Owner
 from domain.errors import Unavailable
 from domain.ports import TaskQueuePort
 from domain.submission import Submission
+from domain.throttle import Throttle
 from entrypoints.gc_tuning import freeze_startup_objects
 from entrypoints.http.app import Lifespan, Services, create_app
 from entrypoints.http.connections import ConnectionConfig, ConnectionLimits
+from entrypoints.http.door import Authenticator, Door
 from entrypoints.http.public import Check
 from entrypoints.http.request_info import merge_request_info
 
@@ -205,13 +207,27 @@ def services_of(container: Container) -> Services:
         views=container.views(),
         sessions=container.sessions(),
         credits=container.accounts(),
-        authenticate=container.authenticate(),
+        accounts=container.callers_accounts(),
+        door=_door(container.settings(), container.authenticate()),
         readiness=readiness,
         uploads=container.uploads(),
         files=container.files(),
         receiver=container.receiver(),
         samples=container.samples(),
         clock=container.clock(),
+    )
+
+
+def _door(settings: Settings, authenticate: Authenticator) -> Door:
+    return Door(
+        authenticate=authenticate,
+        strangers=Throttle(
+            settings.strangers_per_minute or None,
+            name="requests without a valid credential",
+            clock=time.monotonic,
+        ),
+        reads=Throttle(settings.reads_per_minute or None, name="reads", clock=time.monotonic),
+        trusted_proxies=settings.trusted_proxies,
     )
 
 

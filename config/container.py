@@ -172,9 +172,10 @@ class Container(containers.DeclarativeContainer):
     new_api_key = providers.Callable(new_api_key)
 
     # fmt: off
+    user_keys = service(lambda self: door.user_keys(self.settings(), opened=self.opened()))
     authenticate = service(lambda self: door.authenticator(
         self.settings(), api_keys=self.api_keys(), client_tokens=self.client_token_repo(),
-        clock=self.clock(),
+        user_keys=self.user_keys(), clock=self.clock(),
     ))
     submission = service(lambda self: Submission(
         sessions=self.sessions(), reads=self.sessions(), queue=self.queue(),

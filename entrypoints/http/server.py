@@ -6,7 +6,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TypeAlias
@@ -164,12 +164,15 @@ def application(container: Container, *lifespan: Lifespan) -> Litestar:
     @asynccontextmanager
     async def connected(_: Litestar) -> AsyncIterator[None]:
         await _check_schema(container.repositories())
-        housekeeping = asyncio.create_task(_run_housekeeping(container.submission()))
+        background = [asyncio.create_task(_run_housekeeping(container.submission()))]
+        if (keys := container.user_keys()) is not None:
+            background.append(asyncio.create_task(keys.run()))
         try:
             yield
         finally:
-            housekeeping.cancel()
-            await asyncio.gather(housekeeping, return_exceptions=True)
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
             with suppress(Unavailable):  # Recovery treats unconfirmed tasks as never pushed.
                 await container.submission().confirm_pushed()
             await close(container)
@@ -196,6 +199,9 @@ async def _check_schema(repositories: Repositories) -> None:
 
 def services_of(container: Container) -> Services:
     """Raises ``SettingsError`` for a setting that the API requires."""
+    readiness = readiness_checks(container.repositories(), container.queue())
+    if (keys := container.user_keys()) is not None:
+        readiness["user_keys"] = keys.check
     return Services(
         submission=container.submission(),
         views=container.views(),
@@ -203,7 +209,7 @@ def services_of(container: Container) -> Services:
         credits=container.accounts(),
         accounts=container.callers_accounts(),
         door=_door(container.settings(), container.authenticate()),
-        readiness=readiness_checks(container.repositories(), container.queue()),
+        readiness=readiness,
         uploads=container.uploads(),
         client_tokens=container.client_tokens(),
         files=container.files(),
@@ -226,8 +232,8 @@ def _door(settings: Settings, authenticate: Authenticator) -> Door:
     )
 
 
-def readiness_checks(repositories: Repositories, queue: TaskQueuePort) -> Mapping[str, Check]:
-    """A check of each dependency of the API, by name."""
+def readiness_checks(repositories: Repositories, queue: TaskQueuePort) -> dict[str, Check]:
+    """A check of each dependency that every API has, by name."""
 
     async def check_database() -> None:
         if repositories.schema is not None:

@@ -6,8 +6,9 @@ import pytest
 
 from adapters.auth.api_keys import key_sha256
 from adapters.auth.bearer import BearerAuthenticator
+from adapters.auth.claims import JwtRules
 from adapters.auth.client_tokens import CLIENT_TOKEN_PREFIX, ShopperTokens, new_client_token
-from adapters.auth.user_tokens import JwtRules, UserTokens
+from adapters.auth.user_tokens import UserTokens
 from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from domain.callers import Caller, CallerKind, Shopper
 from domain.client_tokens import ClientToken

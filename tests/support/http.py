@@ -16,9 +16,10 @@ from litestar import Litestar
 from litestar.types import Message, Receive, Scope, Send
 
 from adapters.auth.api_keys import API_KEY_PREFIX, StoreKeys, key_sha256, new_api_key
-from adapters.auth.bearer import BearerAuthenticator
+from adapters.auth.bearer import BearerAuthenticator, Verify
+from adapters.auth.claims import JwtRules
 from adapters.auth.client_tokens import CLIENT_TOKEN_PREFIX, ShopperTokens, new_client_token
-from adapters.auth.user_tokens import JwtRules, UserTokens, mint_user_token
+from adapters.auth.user_tokens import UserTokens, mint_user_token
 from adapters.images.headers import inspect_head
 from adapters.images.inputs import is_own
 from adapters.images.samples import draw_sample
@@ -111,7 +112,7 @@ class Api:
     """Checks every response: one X-Request-Id, no repeated header, the envelope in every JSON body,
     and a status that the OpenAPI document lists for the route."""
 
-    def __init__(self, *, max_body_bytes: int = 64 * 1024) -> None:
+    def __init__(self, *, max_body_bytes: int = 64 * 1024, users: Verify | None = None) -> None:
         self.service = Service()
         now = self.service.clock.now
         self.keys = flaky(FlakyApiKeyRepo(clock=now))
@@ -145,7 +146,7 @@ class Api:
                     API_KEY_PREFIX: StoreKeys(self.keys),
                     CLIENT_TOKEN_PREFIX: ShopperTokens(self.service.tokens, clock=now),
                 },
-                users=UserTokens(RULES),
+                users=users or UserTokens(RULES),
             ),
             strangers=Throttle(None, name="requests", clock=loop_time),
             reads=Throttle(None, name="reads", clock=loop_time),

@@ -56,7 +56,7 @@ async def create_client_token(
     generations, which you pay for, upload pictures for them, and see and cancel this shopper's
     generations, but nothing else of yours. A shopper can have 100 live tokens."""
     issued = await client_tokens.issue(
-        request.user,
+        request.user.owner,
         shopper_id=data.shopper_id,
         origin=data.origin,
         lifetime=timedelta(seconds=data.lifetime_seconds),

@@ -11,13 +11,12 @@ from domain.callers import Caller, Shopper
 from domain.client_tokens import MAX_LIVE, ClientTokens, IssuedToken
 from domain.errors import InvalidInput, Suspended, TokenUsedUp, Unauthenticated
 from tests.support.clock import START
-from tests.support.examples import ORIGINS, STORE, a_request, a_token
+from tests.support.examples import STORE, a_request, a_token
 from tests.support.service import Service
 
 pytestmark = pytest.mark.anyio
 
 HOUR = timedelta(hours=1)
-CALLER = Caller(owner=STORE, origins=ORIGINS)
 
 
 def issuer(service: Service) -> ClientTokens:
@@ -39,7 +38,7 @@ async def issued(service: Service, **changes: Any) -> IssuedToken:
         "lifetime": HOUR,
         "pictures": 2,
     }
-    return await issuer(service).issue(CALLER, **asked | changes)
+    return await issuer(service).issue(STORE, **asked | changes)
 
 
 async def test_token_is_issued(service: Service) -> None:

@@ -4,7 +4,6 @@ users. Here a test says what goes wrong (``Faults``); in the simulation, chance 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from inspect import iscoroutinefunction
@@ -18,7 +17,6 @@ from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo, _Row
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.signing import UrlSigner
-from domain.callers import Caller
 from domain.errors import (
     DatabaseUnavailable,
     IllegalTransition,
@@ -26,7 +24,6 @@ from domain.errors import (
     StorageUnavailable,
 )
 from domain.tasks import GenerationTask, UnreadableTask
-from tests.support.examples import ORIGINS
 
 T = TypeVar("T")
 
@@ -133,15 +130,9 @@ class FlakySessionRepo(InMemorySessionRepo):
 
 
 class FlakyApiKeyRepo(InMemoryApiKeyRepo):
-    """Every store has the same origins."""
-
     def __init__(self, *, clock: Callable[[], datetime]) -> None:
         super().__init__(clock=clock)
         self.faults = Faults(DatabaseUnavailable)
-
-    async def caller_of(self, key_sha256: str) -> Caller | None:
-        caller = await super().caller_of(key_sha256)
-        return None if caller is None else replace(caller, origins=ORIGINS)
 
 
 class FlakyClientTokenRepo(InMemoryClientTokenRepo):

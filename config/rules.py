@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from adapters.postgres.urls import check_postgres_url
 from adapters.queue.urls import check_redis_url
 from adapters.urls import problem_of
+from config import origins
 from config.options import Environment
 from config.settings import Settings, variable_of
 
@@ -18,6 +19,7 @@ _FEWEST_CHARACTERS = 10
 def problems_of(settings: Settings) -> Iterator[str]:
     """A line for each problem, which begins with the variable's name."""
     yield from _url_problems(settings)
+    yield from origins.problems(settings)
     yield from _contradictions(settings)
     if settings.environment is Environment.PRODUCTION:
         yield from _unsafe_in_production(settings)

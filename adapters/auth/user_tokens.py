@@ -38,10 +38,18 @@ def mint_user_token(user_id: UUID, *, rules: JwtRules, now: datetime, lifetime: 
 
 
 class UserTokens:
-    """Verifies users' tokens."""
+    """Verifies users' tokens, which may be used from the web pages of ``origins``, or from all."""
 
-    def __init__(self, rules: JwtRules) -> None:
+    def __init__(
+        self,
+        rules: JwtRules,
+        *,
+        origins: frozenset[str] = frozenset(),
+        any_origin: bool = False,
+    ) -> None:
         self._rules = rules
+        self._origins = origins
+        self._any_origin = any_origin
 
     async def __call__(self, token: str) -> Verified:
         """Raises ``Unauthenticated``."""
@@ -62,4 +70,4 @@ class UserTokens:
             raise Unauthenticated("The token has expired") from error
         except (jwt.PyJWTError, ValueError) as error:
             raise Unauthenticated("The token is not valid") from error
-        return Verified(Caller(owner=owner, any_origin=True))
+        return Verified(Caller(owner=owner, origins=self._origins, any_origin=self._any_origin))

@@ -33,7 +33,8 @@ from uvicorn.protocols.http.httptools_impl import (
 from uvicorn.server import ServerState
 
 from domain.errors import InvalidInput, Unavailable
-from entrypoints.http.request_info import request_id_of
+from entrypoints.http.cors import REFUSAL_HEADERS, readable_by
+from entrypoints.http.request_info import RawHeaders, request_id_of
 from entrypoints.http.schemas import ErrorBody, ErrorEnvelope
 
 CLOSE_SECONDS = 2.0
@@ -448,9 +449,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if current.response_started:
                 self.transport.abort()
                 return
-        request_id = request_id_of(self.headers or ())
+        known: RawHeaders = self.headers or ()
+        request_id = request_id_of(known)
         log.info("request_refused", request_id=request_id, reason=str(refusal))
-        self.transport.write(_response(refusal, request_id))
+        self.transport.write(_response(refusal, request_id, origin=readable_by(known) or b"*"))
         self._end(has_unread=True)
 
     def _disconnect_answering(self) -> None:
@@ -472,7 +474,8 @@ def _too_many() -> _Refused:
     return _Refused(HTTPStatus.SERVICE_UNAVAILABLE, message, code=Unavailable.code)
 
 
-def _response(refusal: _Refused, request_id: str) -> bytes:
+def _response(refusal: _Refused, request_id: str, *, origin: bytes) -> bytes:
+    """``origin`` is ``*`` if it is not known: any page may read this."""
     error = ErrorBody(code=refusal.code, message=str(refusal))
     body = _encode(ErrorEnvelope(data=None, error=error))
     lines = [
@@ -480,6 +483,8 @@ def _response(refusal: _Refused, request_id: str) -> bytes:
         "content-type: application/json",
         f"content-length: {len(body)}",
         f"x-request-id: {request_id}",
+        f"access-control-allow-origin: {origin.decode()}",
+        *(f"{name.decode()}: {value.decode()}" for name, value in REFUSAL_HEADERS),
         "connection: close",
         *(["retry-after: 5"] if refusal.status is HTTPStatus.SERVICE_UNAVAILABLE else []),
     ]

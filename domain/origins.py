@@ -24,7 +24,7 @@ def normalized_origin(text: str, *, field: str = "origin") -> str:
         parts = urlsplit(text)
         if parts.path not in {"", "/"} or parts.query or parts.fragment or "@" in parts.netloc:
             raise ValueError(text)
-        if not text.isprintable():
+        if " " in text or not text.isprintable():
             raise ValueError(text)
         return _serialized(parts)
     except ValueError as error:

@@ -25,7 +25,7 @@ from tests.support.examples import STORE, USER
 pytestmark = pytest.mark.anyio
 
 RULES = JwtRules(secret="a key for tests, long enough for HS256", issuer="us", audience="them")
-A_USER = Caller(owner=USER, any_origin=True)
+A_USER = Caller(owner=USER)
 A_STORE = Caller(owner=STORE)
 HEADER = {"alg": "HS256", "typ": "JWT"}
 

@@ -230,6 +230,9 @@ async def test_refused_requests(listen: Listen, sent: bytes, status: int) -> Non
     assert json.loads(body)["error"]["code"] == "VALIDATION_ERROR"
     assert re.search(rb"\r\nx-request-id: req_[0-9a-f]{24}\r\n", head)
     assert b"\r\nconnection: close" in head
+    assert b"\r\naccess-control-allow-origin: *\r\n" in head
+    assert b"\r\nvary: Origin\r\n" in head
+    assert b"\r\nx-content-type-options: nosniff\r\n" in head
     assert [scope["method"] for scope in server.app.scopes] in ([], ["POST"])
 
 
@@ -281,6 +284,26 @@ async def test_request_id_of_a_refused_request(listen: Listen) -> None:
     answer = await server.talk(lines(b"GET / HTTP/1.1", b"X-Request-Id: mine", A, A))
 
     assert b"\r\nx-request-id: mine\r\n" in answer
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        (b"https://shop.example", b"https://shop.example"),
+        (b"null", b"null"),
+        (b"https://shop.example\xff", b"*"),
+    ],
+)
+async def test_page_may_read_why_its_request_is_refused(
+    listen: Listen, origin: bytes, allowed: bytes
+) -> None:
+    """Its origin is repeated if it came before the mistake, and is one."""
+    server = await listen()
+
+    answer = await server.talk(lines(b"GET / HTTP/1.1", b"Origin: " + origin, A, A))
+
+    assert b"\r\naccess-control-allow-origin: " + allowed + b"\r\n" in answer
+    assert b"\r\naccess-control-expose-headers: x-request-id, " in answer
 
 
 ACCEPTED = {

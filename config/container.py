@@ -152,6 +152,8 @@ class Container(containers.DeclarativeContainer):
     user_token = service(lambda self: partial(mint_user_token, rules=policies.jwt(self.settings())))
     new_api_key = providers.Callable(new_api_key)
 
+    page_origins = service(lambda self: partial(door.page_origins, self.settings(), self.database))
+
     # fmt: off
     authenticate = service(lambda self: door.authenticator(
         self.settings(), api_keys=self.api_keys()

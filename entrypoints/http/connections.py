@@ -164,13 +164,15 @@ class _Exchange(RequestResponseCycle):
         self.waiting_for_100_continue = False
         lengths = [value for name, value in headers if name == b"content-length"]
         self._left = int(lengths[0]) if lengths else None
+        if status in _WITHOUT_BODY:
+            self._left = 0  # Without a Content-Length: the response ends with its head.
         own = []
         if _CLOSE in headers:
             self.keep_alive = False
         elif self.more_body or not self.keep_alive:
             self.keep_alive = False
             own.append(_CLOSE)
-        if self._left is None and status not in _WITHOUT_BODY:
+        if self._left is None:
             own.append((b"transfer-encoding", b"chunked"))
         lines = [b"%s: %s\r\n" % header for header in (*headers, *own)]
         head = b"".join([STATUS_LINE[status], *lines, b"\r\n"])

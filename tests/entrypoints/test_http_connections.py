@@ -56,6 +56,10 @@ class Application:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
+        if path == "/empty":
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
         if path == "/split":
             headers = [(b"location", b"/a\r\nset-cookie: b")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -436,6 +440,20 @@ async def test_response_of_unknown_length(listen: Listen, close: bytes) -> None:
     assert b"\r\ntransfer-encoding: chunked" in head
     assert (b"\r\nconnection: close" in head) is (close != b"")
     assert body == b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+
+
+async def test_response_without_a_body(listen: Listen) -> None:
+    """It ends with its head: a browser would take anything else for the next response, and would
+    give up."""
+    server = await listen()
+
+    async with server.connection() as client:
+        client.send(GET.replace(b"/", b"/empty", 1) + GET)
+        head = await asyncio.wait_for(client.reader.readuntil(b"\r\n\r\n"), DEADLINE_SECONDS)
+        second = await client.answer()
+
+    assert head == b"HTTP/1.1 204 No Content\r\n\r\n"
+    assert status_of(second) == 200
 
 
 @pytest.mark.parametrize("path", [b"/short", b"/long"])

@@ -117,7 +117,7 @@ class Page:
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
         )
         problem = answer.get("exceptionDetails", {})
-        assert not problem, problem["exception"].get("description", problem["text"])
+        assert not problem, (problem["exception"].get("description"), self.console)
         return answer["result"].get("value")
 
     def until(self, condition: str) -> None:

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from tests.docs.pages import ROOT, blocks
 from tests.support.chromium import PROGRAM, Browser, Page, chromium
 from tests.system.deployment import Deployment
+
+DOCUMENT = ROOT / "docs" / "browsers.md"
 
 CALL = """
 async function call(method, url, token, body, headers = {}) {
@@ -186,6 +189,27 @@ def test_page_uploads_and_reads_pixels(api: Deployment, page: Page) -> None:
     assert drawn["green"] > 1_000
     assert drawn["bytes"] > 0
     assert page.console == []
+
+
+def test_documented_code_runs(api: Deployment, page: Page) -> None:
+    """That of docs/browsers.md, from an upload to a canvas."""
+    code = "".join(block.text for block in blocks(DOCUMENT.read_text()) if block.language == "js")
+    code = code.replace("https://api.example", api.url).replace("TOKEN", api.tokens["b2c"])
+
+    size, problem = page.run(
+        code
+        + """
+        const canvas = Object.assign(document.createElement("canvas"), {width: 400, height: 400});
+        canvas.getContext("2d").fillRect(0, 0, 400, 400);
+        const picture = await new Promise(done => canvas.toBlob(done, "image/png"));
+        await draw(await tryOn({model_image_url: await upload(picture)}), canvas);
+        const result = await new Promise(done => canvas.toBlob(done, "image/jpeg"));
+        return [result.size, await call("GET", "/nowhere").catch(error => error.code)];
+        """
+    )
+
+    assert size > 0
+    assert problem == "NOT_FOUND"
 
 
 def test_wrong_page_is_told_so(api: Deployment, wrong_page: Page) -> None:

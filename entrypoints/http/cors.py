@@ -81,7 +81,7 @@ _HTTPS_ONLY = (b"strict-transport-security", b"max-age=31536000")
 REFUSAL_HEADERS: Final = (*_ANYTHING_ELSE, _EXPOSE)
 """The headers of a response to what is not a request."""
 
-_OFTEN_SET = frozenset({b"cache-control", b"vary", b"content-security-policy"})
+_NAMES = frozenset(name for headers in (_ANYTHING_ELSE, *_BY_TYPE.values()) for name, _ in headers)
 
 
 class BrowserHeaders:
@@ -100,7 +100,7 @@ class BrowserHeaders:
         for name, value in headers:
             if name == b"content-type":
                 media_type = value
-            elif name in _OFTEN_SET:
+            elif name in _NAMES:
                 has_own = True
         added = self._by_type.get(media_type, self._else)
         if has_own:

@@ -33,11 +33,12 @@ _OPTIONS = (
 class Browser:
     """``send`` calls one method of the protocol. Events of pages arrive meanwhile."""
 
-    def __init__(self, commands: int, answers: int) -> None:
-        self._commands = commands
-        self._answers = answers
+    def __init__(self, commands: int, replies: int) -> None:
+        self._to_browser = commands
+        self._from_browser = replies
         self._received = b""
         self._last_id = 0
+        self._replies: dict[int, dict[str, Any]] = {}
         self._pages: dict[str, Page] = {}
 
     def open(self, url: str) -> "Page":
@@ -45,7 +46,7 @@ class Browser:
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = self._pages[session] = Page(self, session)
-        for domain in ("Page", "Runtime", "Log", "Network"):
+        for domain in ("Page", "Runtime", "Log"):
             page.send(f"{domain}.enable")
         page.go_to(url)
         return page
@@ -56,36 +57,29 @@ class Browser:
         message = {"id": number, "method": method, "params": parameters}
         if session is not None:
             message["sessionId"] = session
-        os.write(self._commands, json.dumps(message).encode() + b"\0")
-        answers: list[dict[str, Any]] = []
-        self.wait(lambda: bool(answers), lambda answer: answer["id"] == number, answers)
-        assert "error" not in answers[0], f"{method}: {answers[0]['error']}"
-        result: dict[str, Any] = answers[0]["result"]
+        os.write(self._to_browser, json.dumps(message).encode() + b"\0")
+        self.wait(lambda: number in self._replies)
+        reply = self._replies.pop(number)
+        assert "error" not in reply, f"{method}: {reply['error']}"
+        result: dict[str, Any] = reply["result"]
         return result
 
-    def wait(
-        self,
-        done: Callable[[], bool],
-        is_wanted: Callable[[dict[str, Any]], bool] = lambda _: False,
-        answers: list[dict[str, Any]] | None = None,
-    ) -> None:
-        """Read until ``done``. Wanted ``answers`` are kept, events go to their pages."""
+    def wait(self, done: Callable[[], bool]) -> None:
+        """Read until ``done``."""
         deadline = time.monotonic() + SECONDS
         while not done():
             message = self._next(deadline)
-            if "id" not in message:
-                page = self._pages.get(message.get("sessionId", ""))
-                if page is not None:
-                    page.note(message["method"], message["params"])
-            elif answers is not None and is_wanted(message):
-                answers.append(message)
+            if "id" in message:
+                self._replies[message["id"]] = message
+            elif page := self._pages.get(message.get("sessionId", "")):
+                page.note(message["method"], message["params"])
 
     def _next(self, deadline: float) -> dict[str, Any]:
         while b"\0" not in self._received:
             left = deadline - time.monotonic()
-            ready = left > 0 and select.select([self._answers], [], [], left)[0]
+            ready = left > 0 and select.select([self._from_browser], [], [], left)[0]
             assert ready, "the browser does not answer"
-            piece = os.read(self._answers, 1 << 20)
+            piece = os.read(self._from_browser, 1 << 20)
             assert piece, "the browser has ended"
             self._received += piece
         text, _, self._received = self._received.partition(b"\0")
@@ -127,6 +121,10 @@ class Page:
             assert time.monotonic() < deadline, f"never: {condition}"
             time.sleep(0.02)
 
+    def until_logged(self, text: str) -> None:
+        """Wait until a line of the console contains ``text``."""
+        self._browser.wait(lambda: any(text in line for line in self.console))
+
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
 
@@ -150,25 +148,25 @@ def chromium() -> Iterator[Browser]:
     assert PROGRAM is not None
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
         commands_in, commands = os.pipe()
-        answers, answers_out = os.pipe()
+        replies, replies_out = os.pipe()
         options = [*_OPTIONS, f"--user-data-dir={profile}"]
         if os.geteuid() == 0:
             options.append("--no-sandbox")
         # It reads from descriptor 3 and writes to 4.
-        redirected = f'exec "$@" 3<&{commands_in} 4>&{answers_out}'
+        redirected = f'exec "$@" 3<&{commands_in} 4>&{replies_out}'
         process = subprocess.Popen(
             ["/bin/bash", "-c", redirected, "bash", PROGRAM, *options],
-            pass_fds=(commands_in, answers_out),
+            pass_fds=(commands_in, replies_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         os.close(commands_in)
-        os.close(answers_out)
+        os.close(replies_out)
         try:
-            yield Browser(commands, answers)
+            yield Browser(commands, replies)
         finally:
             os.close(commands)  # It ends by itself.
-            os.close(answers)
+            os.close(replies)
             try:
                 process.wait(SECONDS)
             except subprocess.TimeoutExpired:

@@ -6,6 +6,7 @@ from entrypoints.cli.dead import dead_group
 from entrypoints.cli.operate import credits_group, keys_group, queue_group, sessions_group
 from entrypoints.cli.output import CommandGroup
 from entrypoints.cli.run import demo, dev, list_settings, migrate, recover, serve, worker
+from entrypoints.cli.storage import storage_group
 from entrypoints.cli.tokens import tokens_group
 
 click.rich_click.COMMAND_GROUPS = {
@@ -14,7 +15,7 @@ click.rich_click.COMMAND_GROUPS = {
         {"name": "Run it", "commands": ["settings", "migrate", "serve", "worker", "recover"]},
         {
             "name": "Operate it",
-            "commands": ["sessions", "credits", "keys", "tokens", "queue", "dead"],
+            "commands": ["sessions", "credits", "keys", "tokens", "queue", "dead", "storage"],
         },
     ]
 }
@@ -46,5 +47,6 @@ for command in (
     tokens_group,
     queue_group,
     dead_group,
+    storage_group,
 ):
     main.add_command(command)

@@ -18,6 +18,7 @@ from domain.submission import Submission
 from domain.uploads import UploadReceiver, Uploads
 from domain.views import SessionViews
 from entrypoints.http import public
+from entrypoints.http.admin import ADMIN_HANDLERS, Administration
 from entrypoints.http.credits import CREDIT_HANDLERS
 from entrypoints.http.errors import respond
 from entrypoints.http.generations import GENERATION_HANDLERS
@@ -55,6 +56,7 @@ class Services:
     receiver: UploadReceiver | None
     samples: Callable[[str], bytes] | None
     clock: Callable[[], datetime]
+    administration: Administration
 
 
 def create_app(
@@ -92,6 +94,7 @@ def create_app(
             "receiver": _always(services.receiver),
             "samples": _always(services.samples),
             "clock": _always(services.clock),
+            "administration": _always(services.administration),
         },
         before_request=check_request,
         exception_handlers={Exception: respond},
@@ -116,7 +119,13 @@ def create_app(
 def _api(services: Services, submit: SubmitRoute) -> Router:
     return Router(
         "/api/v1",
-        route_handlers=[declare(submit), *GENERATION_HANDLERS, offer_upload, *CREDIT_HANDLERS],
+        route_handlers=[
+            declare(submit),
+            *GENERATION_HANDLERS,
+            offer_upload,
+            *CREDIT_HANDLERS,
+            *ADMIN_HANDLERS,
+        ],
         middleware=[_authentication(services.authenticate)],
         security=[{SECURITY_SCHEME: []}],
     )

@@ -29,7 +29,7 @@ _LISTS_METHODS = {204, 405}
 """The statuses of answers with ``Allow``: to ``OPTIONS``, and to a method that is not allowed."""
 
 _BEARER = re.compile(rb"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
-_LOOKS_LIKE_A_KEY = re.compile(rb"bearer +wk_", re.IGNORECASE)
+_LOOKS_LIKE_A_KEY = re.compile(rb"bearer +w[ak]_", re.IGNORECASE)
 
 
 class RequestContext:

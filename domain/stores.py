@@ -46,7 +46,7 @@ class Stores:
         """A new store, or the one that is exactly as asked for. Raises ``InvalidInput``, and
         ``Conflict`` if there is another store with the id."""
         asked = Store(
-            id=Owner(channel=Channel.B2B, id=store_id).id,
+            id=store_named(store_id, field="id").id,
             name=checked_label("name", name, max_length=MAX_NAME_LENGTH),
             origins=checked_origins(origins),
             plan=plan,
@@ -67,8 +67,8 @@ class Stores:
             await self._stores.create(store)
 
     async def get(self, store_id: str) -> Store:
-        """Raises ``UnknownStore``, which names similar stores."""
-        store = await self._stores.get(store_id)
+        """Raises ``InvalidInput``, and ``UnknownStore``, which names similar stores."""
+        store = await self._stores.get(store_named(store_id).id)
         if store is None:
             raise await self._unknown(store_id)
         return store
@@ -79,7 +79,8 @@ class Stores:
 
     async def change(self, store_id: str, change: StoreChange, *, by: Operator) -> Store:
         """Raises ``InvalidInput`` and ``UnknownStore``."""
-        store = await self._stores.change(store_id, _checked(change), by=by)
+        owner = store_named(store_id)
+        store = await self._stores.change(owner.id, _checked(change), by=by)
         if store is None:
             raise await self._unknown(store_id)
         return store
@@ -87,6 +88,14 @@ class Stores:
     async def _unknown(self, store_id: str) -> UnknownStore:
         known = await self._stores.all(limit=MAX_COMPARED)
         return UnknownStore(store_id, similar=similar_stores(store_id, known))
+
+
+def store_named(store_id: str, *, field: str = "store_id") -> Owner:
+    """The owner with this id. Raises ``InvalidInput`` for ``field`` if no store can have it."""
+    try:
+        return Owner(channel=Channel.B2B, id=store_id)
+    except InvalidInput as error:
+        raise InvalidInput(field, str(error).removeprefix(f"{error.field}: ")) from error
 
 
 def similar_stores(store_id: str, stores: Sequence[Store]) -> list[str]:

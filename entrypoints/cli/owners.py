@@ -55,7 +55,8 @@ def show_owner(user: Owner | None, store: Owner | None, *, as_json: bool) -> Non
 def set_plan(
     user: Owner | None, store: Owner | None, plan: str, operator: Operator, *, as_json: bool
 ) -> None:
-    """Give an owner the PLAN, which decides how often it may call."""
+    """Give an owner the PLAN, which decides how often it may call: default, starter, growth, scale
+    or enterprise."""
     owner = required_owner(user, store)
     _show(
         lambda container: container.owners().set_plan(owner, Plan(plan), by=operator),

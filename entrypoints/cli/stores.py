@@ -34,7 +34,13 @@ def stores_group() -> None:
     metavar="URL",
     help="A web page's origin from which the store's keys may be used; repeatable.",
 )
-@click.option("--plan", type=plan_choice, default=Plan.DEFAULT.value, show_default=True)
+@click.option(
+    "--plan",
+    type=plan_choice,
+    default=Plan.DEFAULT.value,
+    show_default=True,
+    help="Decides how often the store may call.",
+)
 @operator_options
 @json_option
 def create_store(

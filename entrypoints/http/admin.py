@@ -7,17 +7,17 @@ from uuid import UUID
 import msgspec
 from litestar import Request, Response, delete, get, patch, post, put
 from litestar.openapi import ResponseSpec
-from litestar.params import HeaderParameter, PathParameter
+from litestar.params import HeaderParameter, JSONBody, PathParameter
 
 from domain.account_ports import StoreChange
 from domain.accounts import CreditGrants, Owners, owner_named
 from domain.callers import Scope, Service
-from domain.credits import Channel, Owner
+from domain.credits import Channel
 from domain.errors import InvalidInput, UnknownStore
 from domain.keys import ApiKeyIssuer
 from domain.operators import Operator
 from domain.ports import CreditRepoPort
-from domain.stores import Stores
+from domain.stores import Stores, store_named
 from entrypoints.http.access import for_services
 from entrypoints.http.admin_schemas import (
     Account,
@@ -132,7 +132,7 @@ def _again(kind: type[T], description: str) -> dict[int, ResponseSpec]:
     responses=failures(401, 403, UnknownStore, 413, 415, 422, 503),
 )
 async def grant_credits(
-    request: ServiceRequest, data: NewGrant, administration: Admin
+    request: ServiceRequest, data: JSONBody[NewGrant], administration: Admin
 ) -> BookingEnvelope:
     """Repeating a grant with its `reference` grants nothing again. A store has to exist; a user's
     account is created. Needs the scope `grants`."""
@@ -158,7 +158,7 @@ async def grant_credits(
     responses=failures(401, 403, UnknownStore, 409, 413, 415, 422, 503),
 )
 async def adjust_credits(
-    request: ServiceRequest, data: NewAdjustment, administration: Admin
+    request: ServiceRequest, data: JSONBody[NewAdjustment], administration: Admin
 ) -> BookingEnvelope:
     """Takes the whole `amount`, or nothing if the balance is smaller (409). Repeating it with its
     `reference` takes nothing again. Needs the scope `grants`."""
@@ -186,7 +186,7 @@ async def adjust_credits(
     },
 )
 async def create_store(
-    request: ServiceRequest, data: NewStore, administration: Admin
+    request: ServiceRequest, data: JSONBody[NewStore], administration: Admin
 ) -> Response[StoreEnvelope]:
     """Repeating the same body returns the store with 200; a store that differs is a 409. Needs the
     scope `stores`."""
@@ -222,7 +222,10 @@ async def get_store(store_id: StoreIdInPath, administration: Admin) -> StoreEnve
     responses=_CHANGE_FAILURES,
 )
 async def change_store(
-    request: ServiceRequest, store_id: StoreIdInPath, data: StoreChanges, administration: Admin
+    request: ServiceRequest,
+    store_id: StoreIdInPath,
+    data: JSONBody[StoreChanges],
+    administration: Admin,
 ) -> StoreEnvelope:
     """`origins` replaces all of the store's origins. Needs the scope `stores`."""
     change = StoreChange(name=data.name, origins=data.origins, plan=data.plan)
@@ -248,7 +251,7 @@ async def change_store(
 async def create_key(
     request: ServiceRequest,
     store_id: StoreIdInPath,
-    data: NewKey,
+    data: JSONBody[NewKey],
     administration: Admin,
     idempotency_key: RequiredIdempotencyKey = None,
 ) -> Response[CreatedKeyEnvelope]:
@@ -258,7 +261,7 @@ async def create_key(
     if idempotency_key is None:
         raise InvalidInput("Idempotency-Key", "is required")
     issued = await administration.keys.issue(
-        Owner(channel=Channel.B2B, id=store_id),
+        store_named(store_id),
         label=data.label,
         idempotency_key=idempotency_key,
         by=_by(request),
@@ -277,7 +280,7 @@ async def create_key(
 )
 async def list_keys(store_id: StoreIdInPath, administration: Admin) -> KeysEnvelope:
     """The newest 1,000, including revoked ones. Needs the scope `read`."""
-    keys = await administration.keys.all(Owner(channel=Channel.B2B, id=store_id))
+    keys = await administration.keys.all(store_named(store_id))
     return KeysEnvelope(data=Keys(items=[KeyItem.of(key) for key in keys]), error=None)
 
 
@@ -353,7 +356,7 @@ async def suspend_owner(
     request: ServiceRequest,
     channel: ChannelInPath,
     owner_id: OwnerIdInPath,
-    data: Suspension,
+    data: JSONBody[Suspension],
     administration: Admin,
 ) -> AccountEnvelope:
     """The owner can request and upload nothing until it is resumed; what it requested before goes
@@ -378,7 +381,7 @@ async def resume_owner(
     request: ServiceRequest,
     channel: ChannelInPath,
     owner_id: OwnerIdInPath,
-    data: Suspension,
+    data: JSONBody[Suspension],
     administration: Admin,
 ) -> AccountEnvelope:
     """Ends a suspension. Repeating it changes nothing. Needs the scope `stores`."""
@@ -401,7 +404,7 @@ async def set_plan(
     request: ServiceRequest,
     channel: ChannelInPath,
     owner_id: OwnerIdInPath,
-    data: NewPlan,
+    data: JSONBody[NewPlan],
     administration: Admin,
 ) -> AccountEnvelope:
     """A plan decides how often the owner may call. Needs the scope `stores`."""

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.support.examples import OPERATOR, OTHER, USER
 
 pytestmark = pytest.mark.anyio
 
-Book = Callable[[Backend, Owner, int, str | None], Awaitable[Booked]]
+Book = Callable[[Backend, Owner, int, str | None], Coroutine[Any, Any, Booked]]
 
 
 async def grant(backend: Backend, owner: Owner, amount: int, reference: str | None) -> Booked:
@@ -24,7 +25,7 @@ async def adjust(backend: Backend, owner: Owner, amount: int, reference: str | N
     return await backend.credits.adjust(owner, amount, note="n", reference=reference, by=OPERATOR)
 
 
-SIGNS = {grant: 1, adjust: -1}
+SIGNS: dict[Book, int] = {grant: 1, adjust: -1}
 both = pytest.mark.parametrize("book", SIGNS)
 
 

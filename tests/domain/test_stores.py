@@ -59,8 +59,8 @@ async def test_another_store_with_the_same_id(stores: Stores, other: dict[str, o
 @pytest.mark.parametrize(
     ("field", "values"),
     [
-        ("owner_id", {"store_id": "a b"}),
-        ("owner_id", {"store_id": ""}),
+        ("id", {"store_id": "a b"}),
+        ("id", {"store_id": ""}),
         ("name", {"name": " "}),
         ("name", {"name": "x" * 201}),
         ("name", {"name": "a\x07"}),

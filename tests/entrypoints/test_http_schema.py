@@ -25,6 +25,19 @@ ROUTES = {
     ("/health/live", "get"),
     ("/health/ready", "get"),
     ("/files/{key}", "get"),
+    ("/api/v1/admin/grants", "post"),
+    ("/api/v1/admin/adjustments", "post"),
+    ("/api/v1/admin/stores", "post"),
+    ("/api/v1/admin/stores/{store_id}", "get"),
+    ("/api/v1/admin/stores/{store_id}", "patch"),
+    ("/api/v1/admin/stores/{store_id}/keys", "post"),
+    ("/api/v1/admin/stores/{store_id}/keys", "get"),
+    ("/api/v1/admin/keys/{key_id}", "delete"),
+    ("/api/v1/admin/accounts/{channel}/{owner_id}", "get"),
+    ("/api/v1/admin/accounts/{channel}/{owner_id}/ledger", "get"),
+    ("/api/v1/admin/accounts/{channel}/{owner_id}/suspend", "post"),
+    ("/api/v1/admin/accounts/{channel}/{owner_id}/resume", "post"),
+    ("/api/v1/admin/accounts/{channel}/{owner_id}/plan", "put"),
 }
 
 
@@ -132,7 +145,7 @@ async def test_swagger_ui_works_offline(api: Api) -> None:
     assert page.headers["content-type"].startswith("text/html")
     assert {target.rpartition(".")[2] for target in loaded} == {"js", "css", "png"}
     assert all(asset.status == 200 and asset.body for asset in assets)
-    assert set(re.findall(r"https?://([\w.-]+)", html)) == {"images.example.com"}
+    assert set(re.findall(r"https?://([\w.-]+)", html)) == {"images.example.com", "shop.example"}
 
 
 async def test_assets_have_their_media_type(api: Api) -> None:

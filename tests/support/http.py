@@ -38,7 +38,6 @@ from domain.accounts import CreditGrants, Owners
 from domain.credits import Channel, Owner
 from domain.keys import ApiKeyIssuer
 from domain.links import LinkRules
-from domain.operators import Operator
 from domain.ports import ApiKey
 from domain.stores import Stores
 from domain.uploads import ReceivingLimits, UploadPolicy, UploadReceiver, Uploads
@@ -46,7 +45,7 @@ from domain.views import SessionViews
 from entrypoints.http.admin import Administration
 from entrypoints.http.app import Services, create_app
 from entrypoints.http.public import Check
-from tests.support.examples import USER
+from tests.support.examples import OPERATOR, USER
 from tests.support.faults import FlakyApiKeyRepo, FlakyPictureStorage, flaky
 from tests.support.service import Service
 
@@ -146,6 +145,7 @@ class Api:
             inspect=inspect_head,
             limits=ReceivingLimits(in_progress=2),
         )
+        self.administration = self._administration()
         self.readiness: dict[str, Check] = {"database": _answers, "queue": _answers}
         self._services = Services(
             submission=self.service.submission,
@@ -165,7 +165,7 @@ class Api:
             receiver=self.receiver,
             samples=draw_sample,
             clock=now,
-            administration=self._administration(),
+            administration=self.administration,
         )
         self._application = _application(max_body_bytes)
         self._tokens: dict[Owner, str] = {}
@@ -263,7 +263,7 @@ class Api:
             scopes=frozenset(scopes),
             created_at=self.service.clock.now(),
         )
-        await self.service_keys.add(key, by=Operator(actor="cli:test"))
+        await self.service_keys.add(key, by=OPERATOR)
         return secret
 
     async def _respond(self, scope: dict[str, Any], chunks: list[bytes]) -> Answer:

@@ -26,6 +26,9 @@ from entrypoints.http.admin_schemas import (
     BookingEnvelope,
     CreatedKey,
     CreatedKeyEnvelope,
+    Entry,
+    EntryPage,
+    EntryPageEnvelope,
     KeyEnvelope,
     KeyItem,
     Keys,
@@ -43,7 +46,6 @@ from entrypoints.http.admin_schemas import (
 from entrypoints.http.credits import ledger_page
 from entrypoints.http.inputs import CursorText, Injected, Limit, StrictBody
 from entrypoints.http.openapi import failures
-from entrypoints.http.schemas import LedgerPageEnvelope
 
 T = TypeVar("T")
 
@@ -334,11 +336,13 @@ async def list_account_ledger(
     credit_repo: Injected[CreditRepoPort],
     limit: Limit = 20,
     cursor: CursorText = None,
-) -> LedgerPageEnvelope:
-    """The same pages as the owner's own. Needs the scope `read`."""
+) -> EntryPageEnvelope:
+    """The same entries as the owner's own, with your references. Needs the scope `read`."""
     owner = owner_named(channel, owner_id)
     await administration.owners.require(owner)
-    return await ledger_page(credit_repo, owner, limit=limit, cursor=cursor)
+    found, next_cursor = await ledger_page(credit_repo, owner, limit=limit, cursor=cursor)
+    items = [Entry.with_reference(entry) for entry in found]
+    return EntryPageEnvelope(data=EntryPage(items=items, next_cursor=next_cursor), error=None)
 
 
 @post(

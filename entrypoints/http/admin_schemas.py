@@ -7,13 +7,13 @@ from uuid import UUID
 from msgspec import Meta, Struct
 
 from domain.account_ports import MAX_ORIGINS, Store
-from domain.credits import MAX_GRANT, Booked, Channel, CreditAccount
+from domain.credits import MAX_GRANT, Booked, Channel, CreditAccount, LedgerEntry
 from domain.keys import IssuedKey
 from domain.labels import MAX_NAME_LENGTH, MAX_NOTE_LENGTH, MAX_REFERENCE_LENGTH
 from domain.origins import MAX_ORIGIN_LENGTH
 from domain.plans import Plan
 from domain.ports import ApiKey
-from entrypoints.http.schemas import CreatedAt, LedgerItem
+from entrypoints.http.schemas import CreatedAt, LedgerItem, NextCursor
 
 MAX_ID_LENGTH = 128
 
@@ -167,11 +167,38 @@ class AccountEnvelope(Struct, frozen=True, kw_only=True):
     error: None
 
 
+class Entry(LedgerItem, frozen=True, kw_only=True):
+    """A ledger entry with its reference, which its owner does not see."""
+
+    reference: Annotated[
+        str | None, Meta(description="Of a grant or an adjustment, if it has one.")
+    ]
+
+    @classmethod
+    def with_reference(cls, entry: LedgerEntry) -> Self:
+        item = LedgerItem.of(entry)
+        fields = {name: getattr(item, name) for name in item.__struct_fields__}
+        return cls(reference=entry.reference, **fields)
+
+
+class EntryPage(Struct, frozen=True, kw_only=True):
+    """One page of an owner's ledger, newest first."""
+
+    items: list[Entry]
+    next_cursor: NextCursor
+
+
+class EntryPageEnvelope(Struct, frozen=True, kw_only=True):
+    """Response with a page of ledger entries."""
+
+    data: EntryPage
+    error: None
+
+
 class Booking(Struct, frozen=True, kw_only=True):
     """A ledger entry, and the account as it is now."""
 
-    entry: LedgerItem
-    reference: Reference
+    entry: Entry
     account: Account
     replayed: Annotated[
         bool, Meta(description="An earlier request with this reference made the entry.")
@@ -180,8 +207,7 @@ class Booking(Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, booked: Booked) -> Self:
         return cls(
-            entry=LedgerItem.of(booked.entry),
-            reference=booked.entry.reference or "",
+            entry=Entry.with_reference(booked.entry),
             account=Account.of(booked.account),
             replayed=booked.replayed,
         )

@@ -6,7 +6,7 @@ import msgspec
 from litestar import get
 from msgspec import Meta
 
-from domain.credits import Owner
+from domain.credits import LedgerEntry, Owner
 from domain.ports import CreditRepoPort
 from entrypoints.http.inputs import Cursor, CursorText, Injected, Limit, OwnedRequest
 from entrypoints.http.openapi import failures
@@ -54,18 +54,22 @@ async def list_ledger(
 ) -> LedgerPageEnvelope:
     """Every grant, debit, refund and adjustment, newest first, up to `limit` per page. They add up
     to your balance."""
-    return await ledger_page(credit_repo, request.user.owner, limit=limit, cursor=cursor)
+    found, next_cursor = await ledger_page(
+        credit_repo, request.user.owner, limit=limit, cursor=cursor
+    )
+    items = [LedgerItem.of(entry) for entry in found]
+    return LedgerPageEnvelope(data=LedgerPage(items=items, next_cursor=next_cursor), error=None)
 
 
 async def ledger_page(
     credit_repo: CreditRepoPort, owner: Owner, *, limit: int, cursor: str | None
-) -> LedgerPageEnvelope:
-    """The entries after ``cursor``. Raises ``InvalidInput`` for a wrong one."""
+) -> tuple[list[LedgerEntry], str | None]:
+    """The entries after ``cursor``, and the next cursor. Raises ``InvalidInput`` for a wrong
+    one."""
     before_id = None if cursor is None else _CURSOR.decode(cursor)
     found = await credit_repo.ledger(owner, limit=limit + 1, before_id=before_id)
-    items = [LedgerItem.of(entry) for entry in found[:limit]]
-    next_cursor = _CURSOR.encode(items[-1].id) if len(found) > limit else None
-    return LedgerPageEnvelope(data=LedgerPage(items=items, next_cursor=next_cursor), error=None)
+    entries = found[:limit]
+    return entries, _CURSOR.encode(entries[-1].id) if len(found) > limit else None
 
 
 CREDIT_HANDLERS = (get_credits, list_ledger)

@@ -77,7 +77,7 @@ async def test_grant(billing: Billing) -> None:
     assert (entry["kind"], entry["amount"], entry["note"]) == ("grant", 5, "July")
     assert (first.data["replayed"], again.data["replayed"]) == (False, True)
     assert (first.data["account"]["balance"], again.data["account"]["balance"]) == (5, 10)
-    assert first.data["reference"] == "i-1"
+    assert entry["reference"] == "i-1"
     assert billing.actions == [("credits.grant", str(USER))] * 2
 
 
@@ -114,7 +114,7 @@ async def test_adjustment(billing: Billing) -> None:
         "plan": "default",
         "suspended": False,
     }
-    assert own.data["items"][0] == first.data["entry"]
+    assert {**own.data["items"][0], "reference": "i-2"} == first.data["entry"]
     assert own.data["items"][0]["note"] == "a mistake"
     last = billing.api.service.audit_log.entries[-1]
     assert (last.actor, last.reason) == ("service:billing", "a mistake")
@@ -233,7 +233,7 @@ async def test_account_is_read(billing: Billing) -> None:
 
 
 async def test_ledger_is_read_in_pages(billing: Billing) -> None:
-    """The same items as the owner's own."""
+    """The same items as the owner's own, with their references."""
     for number in range(3):
         await billing.post("grants", **a_grant(reference=f"i-{number}"))
 
@@ -242,7 +242,9 @@ async def test_ledger_is_read_in_pages(billing: Billing) -> None:
     second = await billing.call("GET", f"{ACCOUNT}/ledger?limit=2&cursor={cursor}")
     own = await billing.api.get("/api/v1/credits/ledger")
 
-    assert [*first.data["items"], *second.data["items"]] == own.data["items"]
+    items = [*first.data["items"], *second.data["items"]]
+    assert [item.pop("reference") for item in items] == ["i-2", "i-1", "i-0"]
+    assert items == own.data["items"]
     assert second.data["next_cursor"] is None
 
 

@@ -69,7 +69,7 @@ _EXPLANATIONS: dict[int | type[Exception], str] = {
     Unconfirmed: "An earlier request with the same key is not settled yet; try again later.",
     413: "The request body is too large.",
     415: "The Content-Type is not supported here.",
-    422: "The idempotency key was used for a different request; nothing was charged.",
+    422: "The idempotency key, or reference, was used for another request; nothing was done.",
     429: "Too many active sessions, or a limit is reached; nothing was charged.",
     500: "Internal server error.",
     503: "A dependency is temporarily unavailable; try again later.",

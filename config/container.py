@@ -15,11 +15,10 @@ from uuid import UUID
 from dependency_injector import containers, providers
 from uuid_utils.compat import uuid7
 
-from adapters.auth.api_keys import key_sha256, new_api_key
-from adapters.auth.memory import InMemoryApiKeyRepo
-from adapters.auth.postgres import PostgresApiKeyRepo
+from adapters.audit_log.postgres import PostgresAuditLog
+from adapters.auth.api_keys import new_api_key
+from adapters.auth.postgres import PostgresApiKeyRepo, PostgresServiceKeyRepo
 from adapters.auth.user_tokens import mint_user_token
-from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.images.headers import inspect_head
 from adapters.images.inputs import is_own
@@ -28,20 +27,22 @@ from adapters.postgres.database import Database
 from adapters.postgres.migrate import Schema, all_migrations, migrate
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.queue.redis import RedisTaskQueue
-from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
 from adapters.storage.local import LocalPictureStorage
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.s3 import S3PictureStorage
+from adapters.stores.postgres import PostgresStoreRepo
 from config import door, options, pictures, policies
 from config.closing import Opened, closing
 from config.processes import worker_name
 from config.services import Queue, Repositories, ServedStorage, Storage
 from config.settings import Settings
-from domain.accounts import Accounts
+from domain.accounts import CreditGrants, Owners
 from domain.generation import Generation
-from domain.operations import ApiKeyIssuer, CreditGrants, DeadLetters
+from domain.operations import DeadLetters
 from domain.recovery import Recovery
+from domain.signup import CallerAccounts
+from domain.stores import Stores
 from domain.submission import Submission
 from domain.uploads import UploadReceiver, Uploads
 from domain.views import SessionViews
@@ -97,23 +98,21 @@ class Container(containers.DeclarativeContainer):
                     sessions=sessions,
                     accounts=PostgresCreditRepo(database),
                     api_keys=PostgresApiKeyRepo(database),
+                    stores=PostgresStoreRepo(database),
+                    service_keys=PostgresServiceKeyRepo(database),
+                    audit_log=PostgresAuditLog(database),
                     schema=Schema(database, all_migrations()),
                 )
             case options.Database.MEMORY:
-                accounts = InMemoryCreditRepo(clock=self.clock())
-                return Repositories(
-                    sessions=InMemorySessionRepo(
-                        accounts=accounts, clock=self.clock(), limits=limits
-                    ),
-                    accounts=accounts,
-                    api_keys=InMemoryApiKeyRepo(clock=self.clock()),
-                )
+                return door.memory_repositories(limits, clock=self.clock())
             case unknown:
                 assert_never(unknown)
 
     sessions = service(lambda self: self.repositories().sessions)
     accounts = service(lambda self: self.repositories().accounts)
     api_keys = service(lambda self: self.repositories().api_keys)
+    service_keys = service(lambda self: self.repositories().service_keys)
+    audit_log = service(lambda self: self.repositories().audit_log)
 
     @service
     def queue(self) -> Queue:
@@ -163,14 +162,15 @@ class Container(containers.DeclarativeContainer):
     # fmt: off
     user_keys = service(lambda self: door.user_keys(self.settings(), opened=self.opened()))
     authenticate = service(lambda self: door.authenticator(
-        self.settings(), api_keys=self.api_keys(), user_keys=self.user_keys(), clock=self.clock()
+        self.settings(), api_keys=self.api_keys(), service_keys=self.service_keys(),
+        user_keys=self.user_keys(), clock=self.clock(),
     ))
     submission = service(lambda self: Submission(
         sessions=self.sessions(), reads=self.sessions(), queue=self.queue(),
         policy=policies.submission(self.settings()), new_id=self.new_id(), clock=self.clock(),
         links=policies.links(self.settings(), is_own=lambda url: is_own(url, self.storage())),
     ))
-    callers_accounts = service(lambda self: Accounts(
+    callers_accounts = service(lambda self: CallerAccounts(
         accounts=self.accounts(), policy=policies.signup(self.settings())
     ))
     uploads = service(lambda self: Uploads(
@@ -192,10 +192,18 @@ class Container(containers.DeclarativeContainer):
         storage=self.storage(), uploads=self.storage(),
         policy=policies.recovery(self.settings()), new_id=self.new_id(), clock=self.clock(),
     ))
-    grants = service(lambda self: CreditGrants(accounts=self.accounts()))
-    key_issuer = service(lambda self: ApiKeyIssuer(
-        api_keys=self.api_keys(), new_secret=new_api_key, hash_secret=key_sha256,
-        new_id=self.new_id(), clock=self.clock(),
+    stores = service(lambda self: Stores(
+        stores=self.repositories().stores, clock=self.clock(),
+    ))
+    owners = service(lambda self: Owners(
+        accounts=self.accounts(), credit_repo=self.accounts(), stores=self.stores(),
+    ))
+    grants = service(lambda self: CreditGrants(accounts=self.accounts(), owners=self.owners()))
+    key_issuer = service(lambda self: door.key_issuer(
+        api_keys=self.api_keys(), stores=self.stores(), new_id=self.new_id(), clock=self.clock(),
+    ))
+    service_key_issuer = service(lambda self: door.service_key_issuer(
+        service_keys=self.service_keys(), new_id=self.new_id(), clock=self.clock(),
     ))
     dead_letters = service(lambda self: DeadLetters(
         letters=self.queue(), read_session=lambda session_id: self.sessions().get(session_id, None),

@@ -3,8 +3,9 @@
 ::
 
     WearonError
-    ├── InvalidInput, InsufficientCredits, NotFound, Conflict: Unconfirmed,
-    │   TruncatedLetter, LinkInUse; IdempotencyKeyReused, BodyTooSlow,
+    ├── InvalidInput, InsufficientCredits, NotFound: UnknownStore;
+    │   Conflict: Unconfirmed, TruncatedLetter, LinkInUse;
+    │   IdempotencyKeyReused, BodyTooSlow,
     │   UploadTooLarge, TooManyActive, TooManyUploads, RateLimited,
     │   Unauthenticated: InvalidApiKey, Forbidden: DomainMismatch,
     │   TokenUsedUp, Suspended, AgeVerificationRequired                     the caller's fault
@@ -62,6 +63,14 @@ class NotFound(WearonError):
     """It does not exist or belongs to another owner. Callers cannot distinguish the two."""
 
     code = "NOT_FOUND"
+
+
+class UnknownStore(NotFound):
+    """No store has the id that an operator gave; ``similar`` are those that may be meant."""
+
+    def __init__(self, store_id: str, *, similar: Sequence[str]) -> None:
+        hint = f"; similar: {', '.join(similar)}" if similar else ""
+        super().__init__(f"No store has the id {store_id}{hint}")
 
 
 class Conflict(WearonError):

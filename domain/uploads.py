@@ -17,7 +17,6 @@ from domain.credits import GENERATION_COST, Owner
 from domain.errors import (
     BodyTooSlow,
     Conflict,
-    InsufficientCredits,
     InvalidInput,
     LinkInUse,
     Overloaded,
@@ -103,11 +102,13 @@ class Uploads:
 
     async def offer(self, owner: Owner, media_type: str) -> UploadOffer:
         """Links for one new picture. Raises ``InsufficientCredits`` if the owner could not use it,
-        ``TooManyUploads``, and ``StorageUnavailable`` when the storage does not answer."""
+        ``Forbidden`` if it is suspended, ``TooManyUploads``, and ``StorageUnavailable`` when the
+        storage does not answer."""
         now = self._clock().replace(microsecond=0)  # Signed links have whole seconds only.
         folder = upload_folder(owner, now.date())
-        if (await self._accounts.account(owner)).balance < GENERATION_COST:
-            raise InsufficientCredits(required=GENERATION_COST)
+        account = await self._accounts.account(owner)
+        account.require_active()
+        account.require(GENERATION_COST)
         await self.check_quota(folder)
         links = self._storage.upload_links(
             f"{folder}/{self._new_id()}", media_type, lifetime=self._policy.send_within

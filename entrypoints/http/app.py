@@ -12,13 +12,14 @@ from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp
 
 from config.logging import AccessLine, logged_access_line
-from domain.accounts import Accounts
 from domain.picture_ports import SignedReadPort
 from domain.ports import CreditRepoPort, SessionReadPort
+from domain.signup import CallerAccounts
 from domain.submission import Submission
 from domain.uploads import UploadReceiver, Uploads
 from domain.views import SessionViews
 from entrypoints.http import public
+from entrypoints.http.admin import ADMIN_HANDLERS, Administration
 from entrypoints.http.cors import BrowserHeaders
 from entrypoints.http.credits import CREDIT_HANDLERS
 from entrypoints.http.door import Door
@@ -51,7 +52,7 @@ class Services:
     views: SessionViews
     sessions: SessionReadPort
     credits: CreditRepoPort
-    accounts: Accounts
+    accounts: CallerAccounts
     door: Door
     readiness: Mapping[str, public.Check]
     uploads: Uploads
@@ -59,6 +60,7 @@ class Services:
     receiver: UploadReceiver | None
     samples: Callable[[str], bytes] | None
     clock: Callable[[], datetime]
+    administration: Administration
 
 
 def create_app(
@@ -100,6 +102,7 @@ def create_app(
             "samples": _always(services.samples),
             "clock": _always(services.clock),
             "door": _always(services.door),
+            "administration": _always(services.administration),
         },
         before_request=check_request,
         exception_handlers={Exception: respond},
@@ -125,7 +128,13 @@ def create_app(
 def _api(services: Services, submit: SubmitRoute) -> Router:
     return Router(
         "/api/v1",
-        route_handlers=[declare(submit), *GENERATION_HANDLERS, offer_upload, *CREDIT_HANDLERS],
+        route_handlers=[
+            declare(submit),
+            *GENERATION_HANDLERS,
+            offer_upload,
+            *CREDIT_HANDLERS,
+            *ADMIN_HANDLERS,
+        ],
         middleware=[_authentication(services.door)],
         security=[{SECURITY_SCHEME: []}],
     )

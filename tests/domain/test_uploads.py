@@ -14,6 +14,7 @@ from domain.credits import CreditAccount, Owner
 from domain.errors import (
     BodyTooSlow,
     Conflict,
+    Forbidden,
     InsufficientCredits,
     InvalidInput,
     LinkInUse,
@@ -35,7 +36,7 @@ from domain.uploads import (
     upload_folder,
 )
 from tests.support.clock import VirtualTimeLoop, loop_time
-from tests.support.examples import OTHER, STORE, USER
+from tests.support.examples import OPERATOR, OTHER, STORE, USER
 from tests.support.service import Service
 
 pytestmark = pytest.mark.anyio
@@ -125,6 +126,19 @@ async def test_offer_needs_credits(storage: InMemoryPictureStorage) -> None:
 
     with pytest.raises(InsufficientCredits):
         await uploads(storage, accounts=accounts).offer(STORE, "image/jpeg")
+
+    await uploads(storage, accounts=accounts).offer(USER, "image/jpeg")
+
+
+async def test_suspended_owner_gets_no_offer(storage: InMemoryPictureStorage) -> None:
+    """``Forbidden``, also with credits, until it is resumed."""
+    accounts = InMemoryCreditRepo(clock=lambda: NOON)
+    await accounts.grant(USER, 1, note="test")
+    await accounts.suspend(USER, by=OPERATOR)
+
+    with pytest.raises(Forbidden, match="suspended"):
+        await uploads(storage, accounts=accounts).offer(USER, "image/jpeg")
+    await accounts.resume(USER, by=OPERATOR)
 
     await uploads(storage, accounts=accounts).offer(USER, "image/jpeg")
 

@@ -13,6 +13,7 @@ from adapters.queue.payload import encode
 from domain.callers import Caller
 from domain.causes import Cause, CauseKind
 from domain.credits import Channel, Owner
+from domain.operators import Operator
 from domain.sessions import (
     Accessory,
     Blame,
@@ -30,6 +31,8 @@ from tests.support.clock import START
 STORE = Owner(channel=Channel.B2B, id="store-1")
 USER = Owner(channel=Channel.B2C, id="9b2f9a52-6a0c-4e0b-a9f3-0d6a6a2f6d11")
 OTHER = Owner(channel=Channel.B2C, id="2f1f3c5e-8f0d-4c7b-9a55-5f9c6f0c7b22")
+
+OPERATOR = Operator(actor="cli:alice", reason="a ticket")
 
 LEASE = timedelta(seconds=30)
 MANY = 1_000_000

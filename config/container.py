@@ -15,14 +15,12 @@ from uuid import UUID
 from dependency_injector import containers, providers
 from uuid_utils.compat import uuid7
 
+from adapters.audit_log.postgres import PostgresAuditLog
 from adapters.auth.api_keys import key_sha256, new_api_key
 from adapters.auth.client_tokens import new_client_token
-from adapters.auth.memory import InMemoryApiKeyRepo
-from adapters.auth.postgres import PostgresApiKeyRepo
+from adapters.auth.postgres import PostgresApiKeyRepo, PostgresServiceKeyRepo
 from adapters.auth.user_tokens import mint_user_token
-from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.client_tokens.postgres import PostgresClientTokenRepo
-from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.images.headers import inspect_head
 from adapters.images.inputs import is_own
@@ -31,21 +29,23 @@ from adapters.postgres.database import Database
 from adapters.postgres.migrate import Schema, all_migrations, migrate
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.queue.redis import RedisTaskQueue
-from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
 from adapters.storage.local import LocalPictureStorage
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.s3 import S3PictureStorage
+from adapters.stores.postgres import PostgresStoreRepo
 from config import door, options, pictures, policies
 from config.closing import Opened, closing
 from config.processes import worker_name
 from config.services import Queue, Repositories, ServedStorage, Storage
 from config.settings import Settings
-from domain.accounts import Accounts
+from domain.accounts import CreditGrants, Owners
 from domain.client_tokens import ClientTokens
 from domain.generation import Generation
-from domain.operations import ApiKeyIssuer, CreditGrants, DeadLetters
+from domain.operations import DeadLetters
 from domain.recovery import Recovery
+from domain.signup import CallerAccounts
+from domain.stores import Stores
 from domain.submission import Submission
 from domain.uploads import UploadReceiver, Uploads
 from domain.views import SessionViews
@@ -102,24 +102,13 @@ class Container(containers.DeclarativeContainer):
                     accounts=PostgresCreditRepo(database),
                     api_keys=PostgresApiKeyRepo(database),
                     client_tokens=PostgresClientTokenRepo(database, background=self.reserve()),
+                    stores=PostgresStoreRepo(database),
+                    service_keys=PostgresServiceKeyRepo(database),
+                    audit_log=PostgresAuditLog(database),
                     schema=Schema(database, all_migrations()),
                 )
             case options.Database.MEMORY:
-                accounts = InMemoryCreditRepo(clock=self.clock())
-                in_memory = InMemorySessionRepo(
-                    accounts=accounts, clock=self.clock(), limits=limits
-                )
-                return Repositories(
-                    sessions=in_memory,
-                    accounts=accounts,
-                    api_keys=InMemoryApiKeyRepo(clock=self.clock()),
-                    client_tokens=InMemoryClientTokenRepo(
-                        clock=self.clock(),
-                        origins_of=lambda _: (),
-                        budgets=in_memory.budgets,
-                        may_refund=in_memory.may_refund,
-                    ),
-                )
+                return door.memory_repositories(limits, clock=self.clock())
             case unknown:
                 assert_never(unknown)
 
@@ -127,6 +116,8 @@ class Container(containers.DeclarativeContainer):
     accounts = service(lambda self: self.repositories().accounts)
     api_keys = service(lambda self: self.repositories().api_keys)
     client_token_repo = service(lambda self: self.repositories().client_tokens)
+    service_keys = service(lambda self: self.repositories().service_keys)
+    audit_log = service(lambda self: self.repositories().audit_log)
 
     @service
     def queue(self) -> Queue:
@@ -177,6 +168,7 @@ class Container(containers.DeclarativeContainer):
     user_keys = service(lambda self: door.user_keys(self.settings(), opened=self.opened()))
     authenticate = service(lambda self: door.authenticator(
         self.settings(), api_keys=self.api_keys(), client_tokens=self.client_token_repo(),
+        service_keys=self.service_keys(),
         user_keys=self.user_keys(), clock=self.clock(),
     ))
     submission = service(lambda self: Submission(
@@ -184,7 +176,7 @@ class Container(containers.DeclarativeContainer):
         policy=policies.submission(self.settings()), new_id=self.new_id(), clock=self.clock(),
         links=policies.links(self.settings(), is_own=lambda url: is_own(url, self.storage())),
     ))
-    callers_accounts = service(lambda self: Accounts(
+    callers_accounts = service(lambda self: CallerAccounts(
         accounts=self.accounts(), policy=policies.signup(self.settings())
     ))
     uploads = service(lambda self: Uploads(
@@ -206,10 +198,18 @@ class Container(containers.DeclarativeContainer):
         storage=self.storage(), uploads=self.storage(), tokens=self.client_token_repo(),
         policy=policies.recovery(self.settings()), new_id=self.new_id(), clock=self.clock(),
     ))
-    grants = service(lambda self: CreditGrants(accounts=self.accounts()))
-    key_issuer = service(lambda self: ApiKeyIssuer(
-        api_keys=self.api_keys(), new_secret=new_api_key, hash_secret=key_sha256,
-        new_id=self.new_id(), clock=self.clock(),
+    stores = service(lambda self: Stores(
+        stores=self.repositories().stores, clock=self.clock(),
+    ))
+    owners = service(lambda self: Owners(
+        accounts=self.accounts(), credit_repo=self.accounts(), stores=self.stores(),
+    ))
+    grants = service(lambda self: CreditGrants(accounts=self.accounts(), owners=self.owners()))
+    key_issuer = service(lambda self: door.key_issuer(
+        api_keys=self.api_keys(), stores=self.stores(), new_id=self.new_id(), clock=self.clock(),
+    ))
+    service_key_issuer = service(lambda self: door.service_key_issuer(
+        service_keys=self.service_keys(), new_id=self.new_id(), clock=self.clock(),
     ))
     client_tokens = service(lambda self: ClientTokens(
         tokens=self.client_token_repo(), accounts=self.accounts(), reads=self.sessions(),

@@ -1,22 +1,65 @@
-"""Builds what lets callers in."""
+"""Builds what lets callers in, and the accounts, stores and keys that operators manage."""
 
 from collections.abc import Callable
 from datetime import datetime
+from uuid import UUID
 
-from adapters.auth.api_keys import API_KEY_PREFIX, StoreKeys
+from adapters.audit_log.memory import InMemoryAuditLog
+from adapters.auth.api_keys import (
+    API_KEY_PREFIX,
+    SERVICE_KEY_PREFIX,
+    ServiceKeys,
+    StoreKeys,
+    key_sha256,
+    new_api_key,
+    new_service_key,
+)
 from adapters.auth.bearer import BearerAuthenticator
 from adapters.auth.client_tokens import CLIENT_TOKEN_PREFIX, ShopperTokens
 from adapters.auth.jwks_client import JwksClient
+from adapters.auth.memory import InMemoryApiKeyRepo, InMemoryServiceKeyRepo
 from adapters.auth.store_origins import store_origins
 from adapters.auth.user_keys import UserKeys
 from adapters.auth.user_tokens import UserTokens
+from adapters.client_tokens.memory import InMemoryClientTokenRepo
+from adapters.credits.memory import InMemoryCreditRepo
 from adapters.postgres.database import Database
+from adapters.sessions.memory import InMemorySessionRepo
+from adapters.stores.memory import InMemoryStoreRepo
 from config import origins, policies
 from config.closing import Opened, closing
 from config.options import Environment
+from config.services import Repositories
 from config.settings import Settings
+from domain.account_ports import ServiceKeyRepoPort
 from domain.client_tokens import ClientTokenRepoPort
+from domain.keys import ApiKeyIssuer, ServiceKeyIssuer
+from domain.plans import AccountLimits
 from domain.ports import ApiKeyRepoPort
+from domain.stores import Stores
+
+Clock = Callable[[], datetime]
+
+
+def memory_repositories(limits: AccountLimits, *, clock: Clock) -> Repositories:
+    log = InMemoryAuditLog(clock=clock)
+    accounts = InMemoryCreditRepo(clock=clock, log=log)
+    stores = InMemoryStoreRepo(accounts=accounts, clock=clock, log=log)
+    sessions = InMemorySessionRepo(accounts=accounts, clock=clock, limits=limits)
+    return Repositories(
+        sessions=sessions,
+        accounts=accounts,
+        api_keys=InMemoryApiKeyRepo(clock=clock, stores=stores, log=log),
+        client_tokens=InMemoryClientTokenRepo(
+            clock=clock,
+            origins_of=stores.origins_of,
+            budgets=sessions.budgets,
+            may_refund=sessions.may_refund,
+        ),
+        stores=stores,
+        service_keys=InMemoryServiceKeyRepo(clock=clock, log=log),
+        audit_log=log,
+    )
 
 
 def authenticator(
@@ -24,8 +67,9 @@ def authenticator(
     *,
     api_keys: ApiKeyRepoPort,
     client_tokens: ClientTokenRepoPort,
+    service_keys: ServiceKeyRepoPort,
     user_keys: UserKeys | None,
-    clock: Callable[[], datetime],
+    clock: Clock,
 ) -> BearerAuthenticator:
     pages = origins.pages(settings)
     users = UserTokens(
@@ -40,6 +84,7 @@ def authenticator(
         keys={
             API_KEY_PREFIX: StoreKeys(api_keys, origins=pages.own),
             CLIENT_TOKEN_PREFIX: ShopperTokens(client_tokens, clock=clock),
+            SERVICE_KEY_PREFIX: ServiceKeys(service_keys),
         },
         users=users,
         cache_seconds=settings.auth_cache_seconds,
@@ -62,3 +107,28 @@ async def page_origins(settings: Settings, database: Callable[[], Database]) -> 
     if pages.any_for_users:
         return ["*"]
     return sorted({*pages.own, *pages.users, *await store_origins(database())})
+
+
+def key_issuer(
+    *, api_keys: ApiKeyRepoPort, stores: Stores, new_id: Callable[[], UUID], clock: Clock
+) -> ApiKeyIssuer:
+    return ApiKeyIssuer(
+        api_keys=api_keys,
+        stores=stores,
+        new_secret=new_api_key,
+        hash_secret=key_sha256,
+        new_id=new_id,
+        clock=clock,
+    )
+
+
+def service_key_issuer(
+    *, service_keys: ServiceKeyRepoPort, new_id: Callable[[], UUID], clock: Clock
+) -> ServiceKeyIssuer:
+    return ServiceKeyIssuer(
+        service_keys=service_keys,
+        new_secret=new_service_key,
+        hash_secret=key_sha256,
+        new_id=new_id,
+        clock=clock,
+    )

@@ -14,8 +14,8 @@ from config.options import (
     doc,
 )
 from config.service_settings import ServiceSettings
-from domain.accounts import NO_SIGNUP as _SIGNUP
 from domain.plans import NO_LIMITS
+from domain.signup import NO_SIGNUP as _SIGNUP
 
 
 class DoorSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -29,11 +29,11 @@ from adapters.queue.redis import redis_client
 from adapters.storage.s3 import S3Bucket, s3_store
 from adapters.storage.signing import UrlSigner
 from config.settings import Settings
-from domain.accounts import SignupPolicy
 from domain.generation import WorkPolicy
 from domain.links import LinkRules
 from domain.plans import AccountLimits, Plan, PlanRates
 from domain.recovery import RecoveryPolicy
+from domain.signup import SignupPolicy
 from domain.submission import SubmissionPolicy
 from domain.uploads import UploadPolicy
 

@@ -4,6 +4,12 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from adapters.postgres.migrate import Schema
+from domain.account_ports import (
+    AccountRepoPort,
+    AuditLogPort,
+    ServiceKeyRepoPort,
+    StoreRepoPort,
+)
 from domain.client_tokens import ClientTokenRepoPort
 from domain.picture_ports import (
     PictureStoragePort,
@@ -31,6 +37,10 @@ class Sessions(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, SessionReadPo
     """Everything that is done with sessions in the database."""
 
 
+class Accounts(CreditRepoPort, AccountRepoPort, Protocol):
+    """Accounts with their credits and what they allow."""
+
+
 class Storage(PictureStoragePort, UploadStoragePort, Protocol):
     """Generated and uploaded pictures."""
 
@@ -45,9 +55,12 @@ class Repositories:
     """The repositories on one database, and its schema if it has one."""
 
     sessions: Sessions
-    accounts: CreditRepoPort
+    accounts: Accounts
     api_keys: ApiKeyRepoPort
     client_tokens: ClientTokenRepoPort
+    stores: StoreRepoPort
+    service_keys: ServiceKeyRepoPort
+    audit_log: AuditLogPort
     schema: Schema | None = None
 
 

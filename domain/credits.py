@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Self, assert_never
 from uuid import UUID
 
-from domain.errors import InsufficientCredits, InvalidInput
+from domain.errors import Forbidden, InsufficientCredits, InvalidInput
 from domain.plans import Plan
 
 GENERATION_COST = 1
@@ -51,14 +51,16 @@ class LedgerKind(StrEnum):
     GRANT = "grant"
     DEBIT = "debit"
     REFUND = "refund"
+    ADJUSTMENT = "adjustment"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
     """One change of a balance. The ledger is append-only.
 
-    ``amount`` is in signed credits: positive for a grant or a refund, negative for a debit.
-    ``session_id`` is set for debits and refunds, ``note`` for grants.
+    ``amount`` is in signed credits: positive for a grant or a refund, negative for a debit or an
+    adjustment, which takes a mistaken grant back. ``session_id`` is set for debits and refunds,
+    ``note`` and perhaps ``reference``, the operator's own key of the entry, for the others.
     """
 
     id: int
@@ -68,17 +70,20 @@ class LedgerEntry:
     session_id: UUID | None
     note: str | None
     created_at: datetime
+    reference: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreditAccount:
-    """An owner's credits: the balance and the totals that explain it."""
+    """An owner's credits: the balance and the totals that explain it. ``total_adjusted`` is 0 or
+    negative. A ``suspended`` owner can read, but not use, what it has."""
 
     owner: Owner
     balance: int = 0
     total_granted: int = 0
     total_debited: int = 0
     total_refunded: int = 0
+    total_adjusted: int = 0
     plan: Plan = Plan.DEFAULT
     suspended: bool = False
 
@@ -96,6 +101,8 @@ class CreditAccount:
                 totals = replace(self, total_debited=self.total_debited - entry.amount)
             case LedgerKind.REFUND:
                 totals = replace(self, total_refunded=self.total_refunded + entry.amount)
+            case LedgerKind.ADJUSTMENT:
+                totals = replace(self, total_adjusted=self.total_adjusted + entry.amount)
             case _:
                 assert_never(entry.kind)
         return replace(totals, balance=self.balance + entry.amount)
@@ -104,6 +111,21 @@ class CreditAccount:
         """Raise InsufficientCredits unless the balance covers ``cost``."""
         if self.balance < cost:
             raise InsufficientCredits(required=cost)
+
+    def require_active(self) -> None:
+        """Raise Forbidden for a suspended owner."""
+        if self.suspended:
+            raise Forbidden("This account is suspended")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Booked:
+    """The result of a grant or an adjustment: its ledger entry, and the account as it is now.
+    ``replayed`` means that an earlier call with the same reference made the entry."""
+
+    account: CreditAccount
+    entry: LedgerEntry
+    replayed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

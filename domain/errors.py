@@ -3,11 +3,12 @@
 ::
 
     WearonError
-    ├── InvalidInput, InsufficientCredits, NotFound, Conflict: Unconfirmed,
-    │   TruncatedLetter, LinkInUse; IdempotencyKeyReused, BodyTooSlow,
-    │   UploadTooLarge, TooManyActive: TooManyTokens; TooManyUploads,
-    │   RateLimited, Unauthenticated: InvalidApiKey, Forbidden:
-    │   DomainMismatch, AgeVerificationRequired, TokenUsedUp, Suspended   the caller's fault
+    ├── InvalidInput, InsufficientCredits, NotFound: UnknownStore;
+    │   Conflict: Unconfirmed, TruncatedLetter, LinkInUse;
+    │   IdempotencyKeyReused, BodyTooSlow, UploadTooLarge,
+    │   TooManyActive: TooManyTokens; TooManyUploads, RateLimited,
+    │   Unauthenticated: InvalidApiKey, Forbidden: DomainMismatch,
+    │   TokenUsedUp, Suspended, AgeVerificationRequired                     the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, StorageUnavailable,
     │   WorkerExhausted, UserKeysUnavailable,
     │   DatabaseUnavailable: SchemaMismatch                               our fault, temporary
@@ -62,6 +63,14 @@ class NotFound(WearonError):
     """It does not exist or belongs to another owner. Callers cannot distinguish the two."""
 
     code = "NOT_FOUND"
+
+
+class UnknownStore(NotFound):
+    """No store has the id that an operator gave; ``similar`` are those that may be meant."""
+
+    def __init__(self, store_id: str, *, similar: Sequence[str]) -> None:
+        hint = f"; similar: {', '.join(similar)}" if similar else ""
+        super().__init__(f"No store has the id {store_id}{hint}")
 
 
 class Conflict(WearonError):

@@ -2,7 +2,7 @@
 scheme's default, port."""
 
 import re
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -12,6 +12,8 @@ ORIGIN: Final = re.compile(
     r"[a-z][a-z0-9+.-]{0,30}://(?:[a-z0-9_-][a-z0-9._-]{0,252}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?"
 )
 """An origin as a browser sends it. A page without an origin of its own sends ``null``."""
+
+MAX_ORIGIN_LENGTH = 300
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NOT_AN_ORIGIN = "must be like `https://shop.example`"
@@ -31,6 +33,17 @@ def normalized_origin(text: str, *, field: str = "origin") -> str:
         raise InvalidInput(field, _NOT_AN_ORIGIN) from error
 
 
+def origin_of_store(text: str, *, field: str = "origins") -> str:
+    """The same for a page of a store, which must be safe from others on its network: with https,
+    or with http on this machine."""
+    origin = normalized_origin(text, field=field)
+    host = urlsplit(origin).hostname or ""
+    is_local = host == "localhost" or host.endswith(".localhost") or _is_loopback(host)
+    if not (origin.startswith("https://") or (origin.startswith("http://") and is_local)):
+        raise InvalidInput(field, f"{origin} must begin with https://")
+    return origin
+
+
 def origin_of_url(url: str, *, field: str = "url") -> str:
     """The origin of the page at ``url``. Raises ``InvalidInput`` for ``field``."""
     try:
@@ -47,6 +60,13 @@ def _serialized(parts: SplitResult) -> str:
     if parts.port == 0 or not ORIGIN.fullmatch(origin):
         raise ValueError(origin)
     return origin
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _host(host: str) -> str:

@@ -12,7 +12,8 @@ from typing import Protocol
 from uuid import UUID
 
 from domain.callers import Caller
-from domain.credits import CreditAccount, Discrepancy, LedgerEntry, Owner
+from domain.credits import Booked, CreditAccount, Discrepancy, LedgerEntry, Owner
+from domain.operators import Operator
 from domain.plans import RateUse
 from domain.sessions import (
     AttemptFault,
@@ -25,6 +26,9 @@ from domain.sessions import (
     Usage,
 )
 from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
+
+MAX_KEYS = 1_000
+"""Keys that a listing shows."""
 
 
 class TaskQueuePort(Protocol):
@@ -348,8 +352,30 @@ class CreditRepoPort(Protocol):
     async def ledger(self, owner: Owner, *, limit: int, before_id: int | None) -> list[LedgerEntry]:
         """Newest first, only entries older than ``before_id``."""
 
-    async def grant(self, owner: Owner, amount: int, *, note: str) -> CreditAccount:
-        """Add credits with their ledger entry. Creates the account if there is none."""
+    async def grant(
+        self,
+        owner: Owner,
+        amount: int,
+        *,
+        note: str,
+        reference: str | None = None,
+        by: Operator | None = None,
+    ) -> Booked:
+        """Add credits with their ledger entry. Creates the account if there is none.
+
+        A ``reference`` is used once: if an earlier grant to the same owner over the same amount has
+        it, nothing changes, and the result is that grant's, ``replayed``. Of many concurrent calls
+        with one reference, exactly one adds credits. Raises ``IdempotencyKeyReused`` if any other
+        entry has it.
+
+        What an operator grants is in the audit log with the same commit; None is no operator."""
+
+    async def adjust(
+        self, owner: Owner, amount: int, *, note: str, reference: str | None, by: Operator
+    ) -> Booked:
+        """Take ``amount`` credits back, all or nothing, with their ledger entry and the entry of
+        the audit log. Raises ``Conflict`` if the balance is smaller. A ``reference`` works as for
+        ``grant``."""
 
     async def signups_today(self) -> int:
         """How many users were granted sign-up credits since midnight (UTC)."""
@@ -364,28 +390,40 @@ class CreditRepoPort(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """A store's API key. Only its SHA-256 (hex) is kept, never the key itself."""
+    """A store's API key. Only its SHA-256 (hex) is kept, and its first characters, never the key
+    itself."""
 
     id: UUID
     owner: Owner
     key_sha256: str
     label: str
     created_at: datetime
+    prefix: str | None = None
     revoked_at: datetime | None = None
 
 
 class ApiKeyRepoPort(Protocol):
-    """API keys. Raises ``DatabaseUnavailable``."""
+    """API keys. A change by an operator is in the audit log with the same commit. Raises
+    ``DatabaseUnavailable``."""
 
     async def caller_of(self, key_sha256: str) -> Caller | None:
         """Whom the key acts for, with the origins of its store; None if the key is unknown or
         revoked."""
 
-    async def add(self, key: ApiKey) -> None:
-        """Add a new key."""
+    async def add(
+        self, key: ApiKey, *, idempotency_key: str | None = None, by: Operator | None = None
+    ) -> ApiKey:
+        """Add a new key, and return it.
 
-    async def all(self, owner: Owner | None) -> list[ApiKey]:
+        If an earlier call with the same ``idempotency_key`` added a key of the same owner and
+        label, that one is returned, and nothing changes. Of many concurrent calls, exactly one adds
+        its key. Raises ``IdempotencyKeyReused`` if it added another one."""
+
+    async def get(self, key_id: UUID) -> ApiKey | None:
+        """The key; None if there is no such key."""
+
+    async def all(self, owner: Owner | None, *, limit: int = MAX_KEYS) -> list[ApiKey]:
         """The keys of ``owner``, or of all owners, newest first, including revoked keys."""
 
-    async def revoke(self, key_id: UUID) -> bool:
+    async def revoke(self, key_id: UUID, *, by: Operator | None = None) -> bool:
         """False if the key is unknown or already revoked."""

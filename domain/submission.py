@@ -10,7 +10,6 @@ from itertools import islice
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from domain.accounts import NO_SIGNUP, SignupPolicy
 from domain.callers import Caller, CallerKind, Shopper
 from domain.credits import Owner
 from domain.deadlines import SharedTimeout
@@ -36,6 +35,7 @@ from domain.sessions import (
     GenerationSession,
     SessionStatus,
 )
+from domain.signup import NO_SIGNUP, SignupPolicy
 from domain.tasks import GenerationTask
 from domain.uploads import leads_to_another_shopper
 

@@ -21,7 +21,6 @@ from domain.credits import GENERATION_COST, Owner
 from domain.errors import (
     BodyTooSlow,
     Conflict,
-    InsufficientCredits,
     InvalidInput,
     LinkInUse,
     Overloaded,
@@ -139,15 +138,17 @@ class Uploads:
         self, owner: Owner, media_type: str, *, shopper: Shopper | None = None
     ) -> UploadOffer:
         """Links for one new picture. Raises ``InsufficientCredits`` if the owner could not use it,
-        and ``TokenUsedUp`` or ``Unauthenticated`` if the shopper could not; ``TooManyUploads``, and
-        ``StorageUnavailable`` when the storage does not answer."""
+        and ``TokenUsedUp`` or ``Unauthenticated`` if the shopper could not; ``Forbidden`` if it is
+        suspended, ``TooManyUploads``, and ``StorageUnavailable`` when the storage does not
+        answer."""
         now = self._clock().replace(microsecond=0)  # Signed links have whole seconds only.
         folder = upload_folder(owner, now.date())
         if shopper is not None:
             await self._require_picture(shopper)
             folder = shopper_folder(folder, shopper.id)
-        if (await self._accounts.account(owner)).balance < GENERATION_COST:
-            raise InsufficientCredits(required=GENERATION_COST)
+        account = await self._accounts.account(owner)
+        account.require_active()
+        account.require(GENERATION_COST)
         await self.check_quota(folder)
         links = self._storage.upload_links(
             f"{folder}/{self._new_id()}", media_type, lifetime=self._policy.send_within

@@ -257,7 +257,9 @@ async def _prepare(settings: Settings, identity: Identity) -> Stack:
 
 
 async def _seed(container: Container, identity: Identity) -> None:
-    """Grant credits to the demo user and store if they have none left, and add the store's key."""
+    """Create the demo store and its key, and grant credits to it and to the demo user if they have
+    none left."""
+    await container.stores().ensure(identity.store)
     for owner in (identity.user, identity.store):
         await container.grants().top_up(owner, DEMO_CREDITS, note="demo credits")
     await container.key_issuer().register(identity.api_key, identity.store, label="demo")

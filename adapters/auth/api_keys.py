@@ -1,4 +1,4 @@
-"""API keys of stores: how they look, and whose they are."""
+"""API keys of stores and service keys: how they look, and whose they are."""
 
 import hashlib
 import re
@@ -6,16 +6,24 @@ import secrets
 from dataclasses import replace
 
 from adapters.auth.bearer import Verified
+from domain.account_ports import ServiceKeyRepoPort
 from domain.errors import InvalidApiKey
 from domain.ports import ApiKeyRepoPort
 
 API_KEY_PREFIX = "wk_"
+SERVICE_KEY_PREFIX = "wa_"
 _API_KEY = re.compile(r"wk_[0-9a-f]{32}")
+_SERVICE_KEY = re.compile(r"wa_[0-9a-f]{32}")
 
 
 def new_api_key() -> str:
     """A new API key: ``wk_`` and 32 hex digits (128 random bits)."""
     return API_KEY_PREFIX + secrets.token_hex(16)
+
+
+def new_service_key() -> str:
+    """A new service key: ``wa_`` and 32 hex digits (128 random bits)."""
+    return SERVICE_KEY_PREFIX + secrets.token_hex(16)
 
 
 def key_sha256(api_key: str) -> str:
@@ -39,3 +47,19 @@ class StoreKeys:
         if caller is None:
             raise InvalidApiKey("The API key is not valid")
         return Verified(replace(caller, origins=caller.origins | self._origins))
+
+
+class ServiceKeys:
+    """Verifies service keys."""
+
+    def __init__(self, keys: ServiceKeyRepoPort) -> None:
+        self._keys = keys
+
+    async def __call__(self, service_key: str) -> Verified:
+        """Raises ``InvalidApiKey`` and ``DatabaseUnavailable``."""
+        service = None
+        if _SERVICE_KEY.fullmatch(service_key):
+            service = await self._keys.service_of(key_sha256(service_key))
+        if service is None:
+            raise InvalidApiKey("The service key is not valid")
+        return Verified(service)

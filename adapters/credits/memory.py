@@ -2,25 +2,34 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import date, datetime
 from uuid import UUID
 
-from domain.credits import CreditAccount, Discrepancy, LedgerEntry, LedgerKind, Owner
+from adapters.audit_log.memory import InMemoryAuditLog
+from domain.account_ports import AccountRepoPort
+from domain.credits import Booked, CreditAccount, Discrepancy, LedgerEntry, LedgerKind, Owner
+from domain.errors import Conflict, IdempotencyKeyReused
+from domain.operators import Operator
+from domain.plans import Plan
 from domain.ports import CreditRepoPort
 from domain.sessions import GenerationSession, SessionStatus
 
 
-class InMemoryCreditRepo(CreditRepoPort):
+class InMemoryCreditRepo(CreditRepoPort, AccountRepoPort):
     """``entries`` is the whole ledger, oldest first. ``sessions`` returns all sessions, for the
     audit; the session repository sets it."""
 
-    def __init__(self, *, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, *, clock: Callable[[], datetime], log: InMemoryAuditLog | None = None
+    ) -> None:
         self.entries: list[LedgerEntry] = []
         self.sessions: Callable[[], Sequence[GenerationSession]] = tuple
         self._accounts: dict[Owner, CreditAccount] = {}
         self._refunded: set[UUID] = set()
         self._signups: Counter[date] = Counter()
         self._clock = clock
+        self._log = log or InMemoryAuditLog(clock=clock)
 
     async def account(self, owner: Owner) -> CreditAccount:
         return self.balance_of(owner)
@@ -33,8 +42,78 @@ class InMemoryCreditRepo(CreditRepoPort):
         ]
         return entries[:limit]
 
-    async def grant(self, owner: Owner, amount: int, *, note: str) -> CreditAccount:
-        return self.grant_at_once(owner, amount, note=note)
+    async def grant(
+        self,
+        owner: Owner,
+        amount: int,
+        *,
+        note: str,
+        reference: str | None = None,
+        by: Operator | None = None,
+    ) -> Booked:
+        if earlier := self._earlier(owner, LedgerKind.GRANT, amount, reference):
+            return earlier
+        entry = self._record(owner, LedgerKind.GRANT, amount, note=note, reference=reference)
+        self._log_entry(by, "credits.grant", entry)
+        return Booked(account=self.balance_of(owner), entry=entry)
+
+    async def adjust(
+        self, owner: Owner, amount: int, *, note: str, reference: str | None, by: Operator
+    ) -> Booked:
+        if earlier := self._earlier(owner, LedgerKind.ADJUSTMENT, -amount, reference):
+            return earlier
+        balance = self.balance_of(owner).balance
+        if balance < amount:
+            raise Conflict(f"Only {balance} credit(s) are left; nothing was taken")
+        entry = self._record(owner, LedgerKind.ADJUSTMENT, -amount, note=note, reference=reference)
+        self._log_entry(by, "credits.adjust", entry)
+        return Booked(account=self.balance_of(owner), entry=entry)
+
+    def _earlier(
+        self, owner: Owner, kind: LedgerKind, amount: int, reference: str | None
+    ) -> Booked | None:
+        """The result of an earlier call with the reference."""
+        found = [entry for entry in self.entries if reference and entry.reference == reference]
+        if not found:
+            return None
+        if (found[0].owner, found[0].kind, found[0].amount) != (owner, kind, amount):
+            raise IdempotencyKeyReused(f"The reference {reference} belongs to another entry")
+        return Booked(account=self.balance_of(owner), entry=found[0], replayed=True)
+
+    def _log_entry(self, by: Operator | None, action: str, entry: LedgerEntry) -> None:
+        self._log.record(
+            by,
+            action,
+            entry.owner,
+            entry_id=entry.id,
+            amount=entry.amount,
+            reference=entry.reference,
+            note=entry.note,
+        )
+
+    async def set_plan(self, owner: Owner, plan: Plan, *, by: Operator) -> CreditAccount:
+        if owner not in self._accounts or self._accounts[owner].plan is not plan:
+            self.put_plan(owner, plan)
+            self._log.record(by, "owner.plan", owner, plan=plan)
+        return self.balance_of(owner)
+
+    def put_plan(self, owner: Owner, plan: Plan) -> None:
+        """Set the plan for a change that is recorded elsewhere."""
+        self._accounts[owner] = replace(self.balance_of(owner), plan=plan)
+
+    async def suspend(self, owner: Owner, *, by: Operator) -> CreditAccount:
+        return self._set_suspended(owner, "owner.suspend", by, suspended=True)
+
+    async def resume(self, owner: Owner, *, by: Operator) -> CreditAccount:
+        return self._set_suspended(owner, "owner.resume", by, suspended=False)
+
+    def _set_suspended(
+        self, owner: Owner, action: str, by: Operator, *, suspended: bool
+    ) -> CreditAccount:
+        if self.balance_of(owner).suspended != suspended:
+            self._accounts[owner] = replace(self.balance_of(owner), suspended=suspended)
+            self._log.record(by, action, owner)
+        return self.balance_of(owner)
 
     async def audit(self, *, limit: int) -> list[Discrepancy]:
         balances = [
@@ -42,7 +121,7 @@ class InMemoryCreditRepo(CreditRepoPort):
                 subject=str(owner), problem=f"balance {account.balance} is not its ledger's"
             )
             for owner, account in self._accounts.items()
-            if account != self._recomputed(owner)
+            if account != self._recomputed(account)
         ]
         booked: defaultdict[UUID | None, list[LedgerEntry]] = defaultdict(list)
         for entry in self.entries:
@@ -101,7 +180,8 @@ class InMemoryCreditRepo(CreditRepoPort):
         *,
         session_id: UUID | None = None,
         note: str | None = None,
-    ) -> None:
+        reference: str | None = None,
+    ) -> LedgerEntry:
         entry = LedgerEntry(
             id=len(self.entries) + 1,
             owner=owner,
@@ -110,14 +190,17 @@ class InMemoryCreditRepo(CreditRepoPort):
             session_id=session_id,
             note=note,
             created_at=self._clock(),
+            reference=reference,
         )
         self.entries.append(entry)
         self._accounts[owner] = self.balance_of(owner).with_entry(entry)
+        return entry
 
-    def _recomputed(self, owner: Owner) -> CreditAccount:
-        account = CreditAccount(owner=owner)
+    def _recomputed(self, held: CreditAccount) -> CreditAccount:
+        """The account as the ledger has it."""
+        account = CreditAccount(owner=held.owner, plan=held.plan, suspended=held.suspended)
         for entry in self.entries:
-            if entry.owner == owner:
+            if entry.owner == held.owner:
                 account = account.with_entry(entry)
         return account
 

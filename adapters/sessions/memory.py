@@ -337,13 +337,9 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
 
     def may_refund(self, token_id: UUID) -> bool:
         """Whether a session may still be refunded to a client token."""
-        return any(
-            row.session.shopper is not None
-            and row.session.shopper.token_id == token_id
-            and not row.refunded
-            and row.session.status is not SessionStatus.COMPLETED
-            for row in self._rows.values()
-        )
+        owing = [row.session for row in self._rows.values() if not row.refunded]
+        shoppers = [one.shopper for one in owing if one.status is not SessionStatus.COMPLETED]
+        return any(shopper and shopper.token_id == token_id for shopper in shoppers)
 
     async def queued_before(self, session: GenerationSession, *, limit: int) -> int:
         mine = (session.created_at, session.id)

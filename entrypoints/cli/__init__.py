@@ -5,17 +5,21 @@ import rich_click as click
 from entrypoints.cli.dead import dead_group
 from entrypoints.cli.operate import credits_group, keys_group, queue_group, sessions_group
 from entrypoints.cli.output import CommandGroup
+from entrypoints.cli.owners import audit_group, owners_group
 from entrypoints.cli.run import demo, dev, list_settings, migrate, recover, serve, worker
+from entrypoints.cli.services import services_group
 from entrypoints.cli.storage import storage_group
+from entrypoints.cli.stores import stores_group
 from entrypoints.cli.tokens import tokens_group
 
 click.rich_click.COMMAND_GROUPS = {
     "wearon": [
         {"name": "Try it", "commands": ["demo", "dev"]},
         {"name": "Run it", "commands": ["settings", "migrate", "serve", "worker", "recover"]},
+        {"name": "Operate it", "commands": ["sessions", "queue", "dead", "storage"]},
         {
-            "name": "Operate it",
-            "commands": ["sessions", "credits", "keys", "tokens", "queue", "dead", "storage"],
+            "name": "Manage accounts",
+            "commands": ["stores", "owners", "credits", "keys", "tokens", "services", "audit"],
         },
     ]
 }
@@ -42,11 +46,15 @@ for command in (
     worker,
     recover,
     sessions_group,
-    credits_group,
-    keys_group,
     tokens_group,
     queue_group,
     dead_group,
     storage_group,
+    stores_group,
+    owners_group,
+    credits_group,
+    keys_group,
+    services_group,
+    audit_group,
 ):
     main.add_command(command)

@@ -6,59 +6,30 @@ from uuid import UUID
 
 import rich_click as click
 
-from domain.credits import MAX_GRANT, Channel, CreditAccount, Owner
-from domain.errors import InvalidInput
+from domain.credits import MAX_GRANT, Booked, Owner
+from domain.operators import Operator
 from domain.ports import ApiKey
 from domain.sessions import AttemptFault, GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
 from entrypoints.cli.fields import flat, session_fields
 from entrypoints.cli.output import json_option, limit_option, print_json, print_table, run
+from entrypoints.cli.owner_options import (
+    as_store,
+    check_known,
+    one_owner,
+    operator_options,
+    reason_required,
+    reference_option,
+    required_owner,
+    shortened,
+    store_option,
+    user_option,
+)
 
 if TYPE_CHECKING:
     from config.container import Container
 
 MAX_DISCREPANCIES = 100
-
-
-def _one_owner(user: Owner | None, store: Owner | None) -> Owner | None:
-    if user is not None and store is not None:
-        raise click.UsageError("Give --user or --store, not both.")
-    return user or store
-
-
-def _required_owner(user: Owner | None, store: Owner | None) -> Owner:
-    owner = _one_owner(user, store)
-    if owner is None:
-        raise click.UsageError("Give --user UUID or --store ID.")
-    return owner
-
-
-def _a_user(_: click.Context, __: click.Parameter, value: UUID | None) -> Owner | None:
-    return None if value is None else Owner(channel=Channel.B2C, id=str(value))
-
-
-def one_store(_: click.Context, __: click.Parameter, value: str | None) -> Owner | None:
-    """The value of an option that names a store."""
-    try:
-        return None if value is None else Owner(channel=Channel.B2B, id=value)
-    except InvalidInput as error:
-        raise click.BadParameter(str(error).removeprefix(f"{error.field}: ")) from error
-
-
-async def _check_known(container: "Container", owner: Owner | None) -> None:
-    """Fail for an owner who has nothing here: most likely a mistyped id."""
-    if (
-        owner is not None
-        and await container.accounts().account(owner) == CreditAccount(owner=owner)
-        and not await container.api_keys().all(owner)
-    ):
-        raise click.ClickException(f"{owner} is unknown: no credits were granted, no key was made.")
-
-
-user_option = click.option(
-    "--user", type=click.UUID, callback=_a_user, metavar="UUID", help="A user (b2c)."
-)
-store_option = click.option("--store", callback=one_store, metavar="ID", help="A store (b2b).")
 
 
 @click.group("credits")
@@ -70,20 +41,69 @@ def credits_group() -> None:
 @user_option
 @store_option
 @click.option(
-    "--note", default="granted by an operator", show_default=True, help="A note for the ledger."
+    "--note",
+    default="granted by an operator",
+    show_default=True,
+    help="A note for the ledger, which the owner can read.",
 )
+@reference_option
+@operator_options
 @click.argument("amount", type=click.IntRange(1, MAX_GRANT))
 @json_option
 def grant_credits(
-    user: Owner | None, store: Owner | None, note: str, amount: int, *, as_json: bool
+    *,
+    user: Owner | None,
+    store: Owner | None,
+    note: str,
+    reference: str | None,
+    operator: Operator,
+    amount: int,
+    as_json: bool,
 ) -> None:
     """Grant AMOUNT credits to a user or a store."""
-    owner = _required_owner(user, store)
-    account = run(lambda container: container.grants().grant(owner, amount, note=note))
+    owner = required_owner(user, store)
+    booked = run(
+        lambda container: container.grants().grant(
+            owner, amount, note=note, reference=reference, by=operator
+        )
+    )
+    _print_booked(booked, as_json=as_json)
+
+
+@credits_group.command("adjust")
+@user_option
+@store_option
+@reference_option
+@reason_required
+@click.argument("amount", type=click.IntRange(1, MAX_GRANT))
+@json_option
+def adjust_credits(
+    user: Owner | None,
+    store: Owner | None,
+    reference: str | None,
+    operator: Operator,
+    amount: int,
+    *,
+    as_json: bool,
+) -> None:
+    """Take AMOUNT credits of a mistaken grant back from a user or a store: all of them, or none if
+    the balance is smaller. The owner can read the reason in its ledger."""
+    owner = required_owner(user, store)
+    booked = run(
+        lambda container: container.grants().adjust(owner, amount, reference=reference, by=operator)
+    )
+    _print_booked(booked, as_json=as_json)
+
+
+def _print_booked(booked: Booked, *, as_json: bool) -> None:
+    account, entry = booked.account, booked.entry
     if as_json:
-        print_json(flat(account))
-    else:
-        click.echo(f"{owner} now has {account.balance} credit(s)")
+        fields = {"entry_id": entry.id, "reference": entry.reference, "replayed": booked.replayed}
+        print_json(flat(account) | fields)
+        return
+    click.echo(f"{account.owner} now has {account.balance} credit(s)")
+    if booked.replayed:
+        click.echo(f"Nothing was booked: entry {entry.id} has this reference already.")
 
 
 @credits_group.command("balance")
@@ -93,10 +113,10 @@ def grant_credits(
 @json_option
 def show_balance(user: Owner | None, store: Owner | None, limit: int, *, as_json: bool) -> None:
     """Show a balance and its latest ledger entries."""
-    owner = _required_owner(user, store)
+    owner = required_owner(user, store)
 
     async def read(container: "Container") -> tuple[Any, Any]:
-        await _check_known(container, owner)
+        await check_known(container, owner)
         accounts = container.accounts()
         return (
             await accounts.account(owner),
@@ -109,9 +129,17 @@ def show_balance(user: Owner | None, store: Owner | None, limit: int, *, as_json
         return
     click.echo(f"{owner}: {account.balance} credit(s)")
     print_table(
-        ("ENTRY", "KIND", "AMOUNT", "SESSION", "NOTE", "WHEN (UTC)"),
+        ("ENTRY", "KIND", "AMOUNT", "SESSION", "REFERENCE", "NOTE", "WHEN (UTC)"),
         [
-            (entry.id, entry.kind, entry.amount, entry.session_id, entry.note, entry.created_at)
+            (
+                entry.id,
+                entry.kind,
+                entry.amount,
+                entry.session_id,
+                entry.reference,
+                entry.note,
+                entry.created_at,
+            )
             for entry in entries
         ],
     )
@@ -148,15 +176,16 @@ def keys_group() -> None:
 @click.option(
     "--store",
     required=True,
-    callback=one_store,
+    callback=as_store,
     metavar="ID",
     help="The store that owns the key.",
 )
 @click.option("--label", default="", help="What the key is used for.")
+@operator_options
 @json_option
-def create_key(store: Owner, label: str, *, as_json: bool) -> None:
+def create_key(store: Owner, label: str, operator: Operator, *, as_json: bool) -> None:
     """Create a key and print it. It cannot be shown again: only its hash is stored."""
-    issued = run(lambda container: container.key_issuer().issue(store, label=label))
+    issued = run(lambda container: container.key_issuer().issue(store, label=label, by=operator))
     if as_json:
         print_json({"key": issued.secret, **flat(issued.key)})
     else:
@@ -172,7 +201,7 @@ def list_keys(store: Owner | None, *, as_json: bool) -> None:
     """List the keys of one store or of all stores."""
 
     async def read(container: "Container") -> list[ApiKey]:
-        await _check_known(container, store)
+        await check_known(container, store)
         return await container.api_keys().all(store)
 
     found = run(read)
@@ -180,16 +209,27 @@ def list_keys(store: Owner | None, *, as_json: bool) -> None:
         print_json([flat(key) for key in found])
         return
     print_table(
-        ("ID", "STORE", "LABEL", "CREATED (UTC)", "REVOKED (UTC)"),
-        [(key.id, key.owner.id, key.label, key.created_at, key.revoked_at) for key in found],
+        ("ID", "STORE", "KEY", "LABEL", "CREATED (UTC)", "REVOKED (UTC)"),
+        [
+            (
+                key.id,
+                key.owner.id,
+                shortened(key.prefix),
+                key.label,
+                key.created_at,
+                key.revoked_at,
+            )
+            for key in found
+        ],
     )
 
 
 @keys_group.command("revoke")
 @click.argument("key_id", type=click.UUID)
-def revoke_key(key_id: UUID) -> None:
+@operator_options
+def revoke_key(key_id: UUID, operator: Operator) -> None:
     """Revoke the key with the id KEY_ID; it stops working within WEARON_AUTH_CACHE_SECONDS."""
-    if not run(lambda container: container.api_keys().revoke(key_id)):
+    if not run(lambda container: container.api_keys().revoke(key_id, by=operator)):
         raise click.ClickException("No such key, or it is already revoked.")
     click.echo("Revoked.")
 
@@ -253,11 +293,11 @@ def list_sessions(
     as_json: bool,
 ) -> None:
     """List sessions, newest first."""
-    owner = _one_owner(user, store)
+    owner = one_owner(user, store)
     wanted = None if status is None else SessionStatus(status)
 
     async def read(container: "Container") -> list[GenerationSession]:
-        await _check_known(container, owner)
+        await check_known(container, owner)
         return await container.sessions().history(owner, status=wanted, limit=limit, after=None)
 
     found = run(read)

@@ -7,8 +7,8 @@ import rich_click as click
 
 from domain.credits import Owner
 from entrypoints.cli.fields import flat
-from entrypoints.cli.operate import one_store
 from entrypoints.cli.output import json_option, limit_option, print_json, print_table, run
+from entrypoints.cli.owner_options import as_store
 
 
 @click.group("tokens")
@@ -17,7 +17,7 @@ def tokens_group() -> None:
 
 
 @tokens_group.command("list")
-@click.option("--store", required=True, callback=one_store, metavar="ID", help="The store.")
+@click.option("--store", required=True, callback=as_store, metavar="ID", help="The store.")
 @click.option("--shopper", metavar="ID", help="Only tokens of this shopper, by the store's id.")
 @limit_option
 @json_option

@@ -12,14 +12,15 @@ from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp
 
 from config.logging import AccessLine, logged_access_line
-from domain.accounts import Accounts
 from domain.client_tokens import ClientTokens
 from domain.picture_ports import SignedReadPort
 from domain.ports import CreditRepoPort, SessionReadPort
+from domain.signup import CallerAccounts
 from domain.submission import Submission
 from domain.uploads import UploadReceiver, Uploads
 from domain.views import SessionViews
 from entrypoints.http import public
+from entrypoints.http.admin import ADMIN_HANDLERS, Administration
 from entrypoints.http.client_tokens import CLIENT_TOKEN_HANDLERS
 from entrypoints.http.cors import BrowserHeaders
 from entrypoints.http.credits import CREDIT_HANDLERS
@@ -53,7 +54,7 @@ class Services:
     views: SessionViews
     sessions: SessionReadPort
     credits: CreditRepoPort
-    accounts: Accounts
+    accounts: CallerAccounts
     door: Door
     readiness: Mapping[str, public.Check]
     uploads: Uploads
@@ -62,6 +63,7 @@ class Services:
     receiver: UploadReceiver | None
     samples: Callable[[str], bytes] | None
     clock: Callable[[], datetime]
+    administration: Administration
 
 
 def create_app(
@@ -104,6 +106,7 @@ def create_app(
             "samples": _always(services.samples),
             "clock": _always(services.clock),
             "door": _always(services.door),
+            "administration": _always(services.administration),
         },
         before_request=check_request,
         exception_handlers={Exception: respond},
@@ -135,6 +138,7 @@ def _api(services: Services, submit: SubmitRoute) -> Router:
             offer_upload,
             *CLIENT_TOKEN_HANDLERS,
             *CREDIT_HANDLERS,
+            *ADMIN_HANDLERS,
         ],
         middleware=[_authentication(services.door)],
         security=[{SECURITY_SCHEME: []}],

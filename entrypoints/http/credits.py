@@ -6,8 +6,9 @@ import msgspec
 from litestar import get
 from msgspec import Meta
 
-from domain.accounts import Accounts
+from domain.credits import LedgerEntry, Owner
 from domain.ports import CreditRepoPort
+from domain.signup import CallerAccounts
 from entrypoints.http.inputs import Cursor, CursorText, Injected, Limit, OwnedRequest
 from entrypoints.http.openapi import failures
 from entrypoints.http.schemas import (
@@ -30,7 +31,7 @@ _CURSOR: Cursor[int] = Cursor(msgspec.json.Decoder(_EntryId))
     response_description="Your account.",
     responses=failures(401, 403, 503),
 )
-async def get_credits(request: OwnedRequest, accounts: Injected[Accounts]) -> CreditsEnvelope:
+async def get_credits(request: OwnedRequest, accounts: Injected[CallerAccounts]) -> CreditsEnvelope:
     """Balance and totals, in credits. A generation costs one. A new user counts as holding its
     sign-up credits."""
     return CreditsEnvelope(data=Credits.of(await accounts.of(request.user)), error=None)
@@ -49,13 +50,24 @@ async def list_ledger(
     limit: Limit = 20,
     cursor: CursorText = None,
 ) -> LedgerPageEnvelope:
-    """Every grant, debit and refund, newest first, up to `limit` per page. They add up to your
-    balance."""
-    before_id = None if cursor is None else _CURSOR.decode(cursor)
-    found = await credit_repo.ledger(request.user.owner, limit=limit + 1, before_id=before_id)
-    items = [LedgerItem.of(entry) for entry in found[:limit]]
-    next_cursor = _CURSOR.encode(items[-1].id) if len(found) > limit else None
+    """Every grant, debit, refund and adjustment, newest first, up to `limit` per page. They add up
+    to your balance."""
+    found, next_cursor = await ledger_page(
+        credit_repo, request.user.owner, limit=limit, cursor=cursor
+    )
+    items = [LedgerItem.of(entry) for entry in found]
     return LedgerPageEnvelope(data=LedgerPage(items=items, next_cursor=next_cursor), error=None)
+
+
+async def ledger_page(
+    credit_repo: CreditRepoPort, owner: Owner, *, limit: int, cursor: str | None
+) -> tuple[list[LedgerEntry], str | None]:
+    """The entries after ``cursor``, and the next cursor. Raises ``InvalidInput`` for a wrong
+    one."""
+    before_id = None if cursor is None else _CURSOR.decode(cursor)
+    found = await credit_repo.ledger(owner, limit=limit + 1, before_id=before_id)
+    entries = found[:limit]
+    return entries, _CURSOR.encode(entries[-1].id) if len(found) > limit else None
 
 
 CREDIT_HANDLERS = (get_credits, list_ledger)

@@ -14,7 +14,7 @@ from entrypoints.http.cors import origin_of
 from entrypoints.http.request_info import RawHeaders
 
 _BEARER = re.compile(rb"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
-_LOOKS_LIKE_A_KEY = re.compile(rb"bearer +wk_", re.IGNORECASE)
+_LOOKS_LIKE_A_KEY = re.compile(rb"bearer +w[ak]_", re.IGNORECASE)
 
 
 class Authenticator(Protocol):

@@ -28,6 +28,7 @@ from domain.errors import (
     Unauthenticated,
     Unavailable,
     Unconfirmed,
+    UnknownStore,
     UploadTooLarge,
     WearonError,
 )
@@ -71,6 +72,7 @@ ERRORS: Final[Mapping[type[Exception] | int, Answer]] = {
     DomainMismatch: Answer(403, DomainMismatch.code),
     AgeVerificationRequired: Answer(403, AgeVerificationRequired.code),
     NotFound: _NOT_FOUND,
+    UnknownStore: Answer(404, NotFound.code),
     Conflict: Answer(409, Conflict.code),
     Unconfirmed: Answer(
         409, Unconfirmed.code, "An earlier request with the same key is not settled yet", _RETRY

@@ -25,7 +25,7 @@ from litestar.openapi.spec import (
 from litestar.params import FromPath
 from litestar.response import File
 
-from domain.errors import NotFound, Unconfirmed
+from domain.errors import NotFound, Unconfirmed, UnknownStore
 from entrypoints.http.errors import ERRORS, Answer
 from entrypoints.http.schemas import ErrorBody, ErrorEnvelope, NotReadyEnvelope
 
@@ -66,11 +66,12 @@ _EXPLANATIONS: dict[int | type[Exception], str] = {
     402: "The balance is too low; nothing was charged.",
     403: "The credential may not be used for this, or not from this web page.",
     404: "The resource does not exist, or belongs to another owner.",
+    UnknownStore: "No such store; the message names similar ones.",
     409: "The resource's current state does not allow this.",
     Unconfirmed: "An earlier request with the same key is not settled yet; try again later.",
     413: "The request body is too large.",
     415: "The Content-Type is not supported here.",
-    422: "The idempotency key was used for a different request; nothing was charged.",
+    422: "The idempotency key, or reference, was used for another request; nothing was done.",
     429: "Too many active sessions, or a limit is reached; nothing was charged.",
     500: "Internal server error.",
     503: "A dependency is temporarily unavailable; try again later.",
@@ -81,6 +82,7 @@ _MESSAGES = {
     "INVALID_TOKEN": "The token has expired",
     "INVALID_API_KEY": "The API key is not valid",
     "INSUFFICIENT_CREDITS": "This costs 1 credit(s), which the balance does not cover",
+    "NOT_FOUND": "No store has the id corner-shp; similar: corner-shop (Corner Shop)",
     "CONFLICT": "Only a queued session can be cancelled",
     "UNSUPPORTED_MEDIA_TYPE": "The Content-Type must be application/json",
     "IDEMPOTENCY_KEY_REUSED": "This Idempotency-Key belongs to another request",
@@ -92,6 +94,9 @@ _MESSAGES = {
     "SERVICE_UNAVAILABLE": "Too many requests are waiting already; try again later",
 }
 """Examples for errors whose message is not fixed."""
+
+
+_OF_SOME_ROUTES = (Unconfirmed, UnknownStore)
 
 
 def failures(*kinds: int | type[Exception]) -> dict[int, ResponseSpec]:
@@ -129,10 +134,10 @@ def not_ready() -> dict[int, ResponseSpec]:
 
 
 def _answers(status: int) -> list[Answer]:
-    """All answers with this status, except for an error of one route only."""
+    """All answers with this status, except for errors of some routes only."""
     found: list[Answer] = []
     for kind, answer in ERRORS.items():
-        if answer.status == status and answer not in found and kind is not Unconfirmed:
+        if answer.status == status and answer not in found and kind not in _OF_SOME_ROUTES:
             found.append(answer)
     return found
 
@@ -157,8 +162,8 @@ def openapi_config() -> OpenAPIConfig:
                 SECURITY_SCHEME: SecurityScheme(
                     type="http",
                     scheme="bearer",
-                    description="A store's API key (`wk_...`) or client token (`wc_...`), or a"
-                    " user's JWT.",
+                    description="A store's API key (`wk_...`) or client token (`wc_...`), a user's"
+                    " JWT, or a service key (`wa_...`).",
                 )
             }
         ),
@@ -167,6 +172,7 @@ def openapi_config() -> OpenAPIConfig:
             Tag(name="Uploads", description="Upload pictures to use in generations"),
             Tag(name="Client tokens", description="Let shoppers' browsers call, for stores"),
             Tag(name="Credits", description="Your balance and its ledger"),
+            Tag(name="Administration", description="For the operator's services: accounts, stores"),
             Tag(name="Files", description="Download pictures"),
             Tag(name="Health", description="Probes for operators and orchestrators"),
         ],
@@ -279,11 +285,7 @@ def query_parameters(document: OpenAPI) -> Mapping[tuple[str, str], Collection[s
 
 def _operations(document: OpenAPI) -> Iterator[tuple[str, str, Operation]]:
     for path, item in (document.paths or {}).items():
-        for method, operation in (
-            ("GET", item.get),
-            ("POST", item.post),
-            ("PUT", item.put),
-            ("DELETE", item.delete),
-        ):
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+            operation: Operation | None = getattr(item, method.lower())
             if operation is not None:
                 yield path, method, operation

@@ -401,7 +401,7 @@ class StatsEnvelope(Struct, frozen=True, kw_only=True):
 
 
 class Credits(Struct, frozen=True, kw_only=True):
-    """Your account. `balance` is granted minus debited plus refunded."""
+    """Your account. `balance` is granted minus debited plus refunded plus adjusted."""
 
     channel: Channel
     owner_id: Annotated[str, Meta(description="Your store or user id.")]
@@ -409,6 +409,9 @@ class Credits(Struct, frozen=True, kw_only=True):
     total_granted: int
     total_debited: int
     total_refunded: int
+    total_adjusted: Annotated[
+        int, Meta(description="0 or negative: mistaken grants that were taken back.")
+    ]
 
     @classmethod
     def of(cls, account: CreditAccount) -> Self:
@@ -419,6 +422,7 @@ class Credits(Struct, frozen=True, kw_only=True):
             total_granted=account.total_granted,
             total_debited=account.total_debited,
             total_refunded=account.total_refunded,
+            total_adjusted=account.total_adjusted,
         )
 
 
@@ -434,9 +438,11 @@ class LedgerItem(Struct, frozen=True, kw_only=True):
 
     id: int
     kind: LedgerKind
-    amount: Annotated[int, Meta(description="Signed: debits are negative.", examples=[-1])]
-    session_id: Annotated[UUID | None, Meta(description="Null for grants.")]
-    note: Annotated[str | None, Meta(description="Null except for grants.")]
+    amount: Annotated[
+        int, Meta(description="Signed: debits and adjustments are negative.", examples=[-1])
+    ]
+    session_id: Annotated[UUID | None, Meta(description="Null except for debits and refunds.")]
+    note: Annotated[str | None, Meta(description="Null except for grants and adjustments.")]
     created_at: CreatedAt
 
     @classmethod

@@ -36,6 +36,7 @@ from domain.ports import TaskQueuePort
 from domain.submission import Submission
 from domain.throttle import Throttle
 from entrypoints.gc_tuning import freeze_startup_objects
+from entrypoints.http.admin import Administration
 from entrypoints.http.app import Lifespan, Services, create_app
 from entrypoints.http.connections import ConnectionConfig, ConnectionLimits
 from entrypoints.http.door import Authenticator, Door
@@ -217,6 +218,12 @@ def services_of(container: Container) -> Services:
         receiver=container.receiver(),
         samples=container.samples(),
         clock=container.clock(),
+        administration=Administration(
+            grants=container.grants(),
+            owners=container.owners(),
+            stores=container.stores(),
+            keys=container.key_issuer(),
+        ),
     )
 
 

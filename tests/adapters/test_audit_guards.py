@@ -41,7 +41,9 @@ async def database(postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
     await database.close()
 
 
-@pytest.mark.parametrize("column", ["balance", "total_granted", "total_debited", "total_refunded"])
+@pytest.mark.parametrize(
+    "column", ["balance", "total_granted", "total_debited", "total_refunded", "total_adjusted"]
+)
 async def test_audit_compares_each_total_with_the_ledger(database: Database, column: str) -> None:
     """Also where the balance is not what the totals say, which the schema forbids."""
     backend = PostgresBackend(database)

@@ -254,6 +254,8 @@ class Stage:
     def _new_account(self, owner: Owner, amount: int) -> str:
         """Grant the credits. Returns a token of the owner."""
         kind = "--store" if owner.channel is Channel.B2B else "--user"
+        if owner.channel is Channel.B2B:
+            self.deployment.wearon("stores", "create", owner.id, "--name", owner.id)
         self.deployment.wearon("credits", "grant", kind, owner.id, str(amount))
         if owner.channel is Channel.B2B:
             made = self.deployment.wearon("keys", "create", "--store", owner.id, "--json")

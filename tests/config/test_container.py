@@ -29,6 +29,7 @@ from config.closing import close
 from config.container import Container, replace
 from config.options import Environment, Generator, OutputFormat, Quality, Queue, Storage
 from config.settings import Settings, SettingsError
+from domain.account_ports import AccountRepoPort, AuditLogPort, ServiceKeyRepoPort
 from domain.credits import LedgerKind
 from domain.errors import DatabaseUnavailable, QueueUnavailable
 from domain.generation import Outcome
@@ -212,8 +213,10 @@ def test_every_option_has_adapters(setting: str, options: type[StrEnum]) -> None
 PORTS: dict[str, set[type]] = {
     "queue": {TaskQueuePort, DeadLetterPort},
     "sessions": {SessionRepoPort, SessionReadPort, RecoveryRepoPort, AttemptRepoPort},
-    "accounts": {CreditRepoPort},
+    "accounts": {CreditRepoPort, AccountRepoPort},
     "api_keys": {ApiKeyRepoPort},
+    "service_keys": {ServiceKeyRepoPort},
+    "audit_log": {AuditLogPort},
     "storage": {PictureStoragePort, UploadStoragePort},
     "files": {SignedReadPort, UploadSinkPort},
     "fetcher": {PictureFetcherPort},

@@ -13,8 +13,10 @@ from uuid import UUID
 import asyncpg
 from redis.asyncio import Redis
 
-from adapters.auth.memory import InMemoryApiKeyRepo
-from adapters.auth.postgres import PostgresApiKeyRepo
+from adapters.audit_log.memory import InMemoryAuditLog
+from adapters.audit_log.postgres import PostgresAuditLog
+from adapters.auth.memory import InMemoryApiKeyRepo, InMemoryServiceKeyRepo
+from adapters.auth.postgres import PostgresApiKeyRepo, PostgresServiceKeyRepo
 from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.client_tokens.postgres import PostgresClientTokenRepo
 from adapters.credits.memory import InMemoryCreditRepo
@@ -28,9 +30,18 @@ from adapters.queue.redis import TASKS_KEY, RedisTaskQueue
 from adapters.sessions.columns import COLUMNS
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
+from adapters.stores.memory import InMemoryStoreRepo
+from adapters.stores.postgres import PostgresStoreRepo
+from domain.account_ports import (
+    AccountRepoPort,
+    AuditLogPort,
+    ServiceKeyRepoPort,
+    StoreRepoPort,
+)
 from domain.client_tokens import ClientTokenRepoPort
 from domain.credits import LedgerEntry, LedgerKind, Owner
 from domain.errors import IllegalTransition
+from domain.operators import OperatorAction
 from domain.picture_ports import StartLimitPort
 from domain.plans import AccountLimits, Plan, TokenBudget
 from domain.ports import (
@@ -59,6 +70,10 @@ class Backend(ABC):
     reads: SessionReadPort
     credits: CreditRepoPort
     api_keys: ApiKeyRepoPort
+    accounts: AccountRepoPort
+    stores: StoreRepoPort
+    service_keys: ServiceKeyRepoPort
+    audit_log: AuditLogPort
     client_tokens: ClientTokenRepoPort
 
     @abstractmethod
@@ -202,6 +217,11 @@ class Backend(ABC):
         """The kinds of a session's ledger entries, oldest first: ``["debit", "refund"]``."""
         return [entry.kind for entry in await self.ledger(owner) if entry.session_id == session_id]
 
+    async def actions(self, subject: object = None) -> list[OperatorAction]:
+        """The audit log, oldest first."""
+        wanted = None if subject is None else str(subject)
+        return (await self.audit_log.actions(subject=wanted, limit=10_000))[::-1]
+
     async def balance(self, owner: Owner = USER) -> int:
         return (await self.credits.account(owner)).balance
 
@@ -209,11 +229,16 @@ class Backend(ABC):
 class MemoryBackend(Backend):
     def __init__(self) -> None:
         self._clock = FakeClock()
-        self._accounts = InMemoryCreditRepo(clock=self._clock.now)
+        log = InMemoryAuditLog(clock=self._clock.now)
+        self._accounts = InMemoryCreditRepo(clock=self._clock.now, log=log)
         self._repo = InMemorySessionRepo(accounts=self._accounts, clock=self._clock.now)
         self.sessions = self.attempts = self.recovery = self.reads = self._repo
-        self.credits = self._accounts
-        self.api_keys = InMemoryApiKeyRepo(clock=self._clock.now)
+        self.credits = self.accounts = self._accounts
+        stores = InMemoryStoreRepo(accounts=self._accounts, log=log, clock=self._clock.now)
+        self.stores = stores
+        self.api_keys = InMemoryApiKeyRepo(clock=self._clock.now, stores=stores, log=log)
+        self.service_keys = InMemoryServiceKeyRepo(clock=self._clock.now, log=log)
+        self.audit_log = log
         self._origins: dict[str, Collection[str]] = {}
         self.client_tokens = InMemoryClientTokenRepo(
             clock=self._clock.now,
@@ -295,8 +320,8 @@ class MemoryBackend(Backend):
 
 
 _TRUNCATE = """
-    TRUNCATE credit_accounts, credit_ledger, generation_sessions, api_keys, attempt_faults,
-        client_tokens, shoppers, stores, signup_days"""
+    TRUNCATE credit_accounts, credit_ledger, generation_sessions, api_keys, attempt_faults, stores,
+        shoppers, client_tokens, service_keys, operator_actions, signup_days"""
 _NAME_ORIGINS = """
     INSERT INTO stores (id, name, origins) VALUES ($1, $1, $2)
     ON CONFLICT (id) DO UPDATE SET origins = EXCLUDED.origins"""
@@ -358,8 +383,11 @@ class PostgresBackend(Backend):
         self._database = database
         repo = self._repo = PostgresSessionRepo(database)
         self.sessions = self.attempts = self.recovery = self.reads = repo
-        self.credits = PostgresCreditRepo(database)
+        self.credits = self.accounts = PostgresCreditRepo(database)
         self.api_keys = PostgresApiKeyRepo(database)
+        self.stores = PostgresStoreRepo(database)
+        self.service_keys = PostgresServiceKeyRepo(database)
+        self.audit_log = PostgresAuditLog(database)
         self.client_tokens = PostgresClientTokenRepo(database)
 
     def now(self) -> datetime:

@@ -14,7 +14,7 @@ from domain.credits import Channel, CreditAccount, LedgerEntry, LedgerKind, Owne
 from domain.errors import DatabaseUnavailable
 from domain.ports import CreditRepoPort
 from tests.contracts.backends import Backend
-from tests.support.examples import FAILURE, OTHER, STORE, USER, picture_of
+from tests.support.examples import FAILURE, OPERATOR, OTHER, STORE, USER, picture_of
 
 pytestmark = pytest.mark.anyio
 
@@ -51,9 +51,10 @@ async def test_grants_add_up(backend: Backend) -> None:
     first = await backend.credits.grant(USER, 5, note="for a start")
     second = await backend.credits.grant(USER, 7, note="Nachschub 👒")
 
-    assert first == CreditAccount(owner=USER, balance=5, total_granted=5)
-    assert second == CreditAccount(owner=USER, balance=12, total_granted=12)
-    assert await backend.credits.account(USER) == second
+    assert first.account == CreditAccount(owner=USER, balance=5, total_granted=5)
+    assert second.account == CreditAccount(owner=USER, balance=12, total_granted=12)
+    assert await backend.credits.account(USER) == second.account
+    assert [first.entry, second.entry] == await backend.ledger()
     entries = [
         (entry.owner, entry.kind, entry.amount, entry.session_id, entry.note)
         for entry in await backend.ledger()
@@ -75,11 +76,9 @@ async def test_grant_changes_one_account(backend: Backend) -> None:
 
 async def test_concurrent_grants_all_count(backend: Backend) -> None:
     """Even if each would have created the account: every answer has another balance."""
-    accounts = await asyncio.gather(
-        *(backend.credits.grant(USER, 1, note="test") for _ in range(20))
-    )
+    booked = await asyncio.gather(*(backend.credits.grant(USER, 1, note="test") for _ in range(20)))
 
-    assert sorted(account.balance for account in accounts) == list(range(1, 21))
+    assert sorted(one.account.balance for one in booked) == list(range(1, 21))
     assert (await backend.credits.account(USER)).total_granted == 20
     assert len(await backend.ledger()) == 20
     assert await wrong(backend) == set()
@@ -255,6 +254,7 @@ CALLS: dict[str, Callable[[CreditRepoPort], Awaitable[object]]] = {
     "ledger": lambda repo: repo.ledger(USER, limit=1, before_id=None),
     "grant": lambda repo: repo.grant(USER, 1, note="test"),
     "signups_today": lambda repo: repo.signups_today(),
+    "adjust": lambda repo: repo.adjust(USER, 1, note="test", reference=None, by=OPERATOR),
     "audit": lambda repo: repo.audit(limit=1),
 }
 

@@ -17,6 +17,7 @@ from domain.credits import CreditAccount, Owner
 from domain.errors import (
     BodyTooSlow,
     Conflict,
+    Forbidden,
     InsufficientCredits,
     InvalidInput,
     LinkInUse,
@@ -40,7 +41,16 @@ from domain.uploads import (
     upload_folder,
 )
 from tests.support.clock import VirtualTimeLoop, loop_time
-from tests.support.examples import MANY, NO_TOKENS, ORIGINS, OTHER, STORE, USER, a_token
+from tests.support.examples import (
+    MANY,
+    NO_TOKENS,
+    OPERATOR,
+    ORIGINS,
+    OTHER,
+    STORE,
+    USER,
+    a_token,
+)
 from tests.support.service import Service
 
 pytestmark = pytest.mark.anyio
@@ -185,6 +195,19 @@ async def test_offer_needs_credits(storage: InMemoryPictureStorage) -> None:
 
     with pytest.raises(InsufficientCredits):
         await uploads(storage, accounts=accounts).offer(STORE, "image/jpeg")
+
+    await uploads(storage, accounts=accounts).offer(USER, "image/jpeg")
+
+
+async def test_suspended_owner_gets_no_offer(storage: InMemoryPictureStorage) -> None:
+    """``Forbidden``, also with credits, until it is resumed."""
+    accounts = InMemoryCreditRepo(clock=lambda: NOON)
+    await accounts.grant(USER, 1, note="test")
+    await accounts.suspend(USER, by=OPERATOR)
+
+    with pytest.raises(Forbidden, match="suspended"):
+        await uploads(storage, accounts=accounts).offer(USER, "image/jpeg")
+    await accounts.resume(USER, by=OPERATOR)
 
     await uploads(storage, accounts=accounts).offer(USER, "image/jpeg")
 

@@ -11,14 +11,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID, uuid4
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 
-from adapters.auth.api_keys import key_sha256
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.embedded.valkey import EmbeddedValkey
@@ -32,22 +30,18 @@ from config.options import Generator
 from config.reference import env_example, variables
 from config.settings import Settings
 from domain.causes import Cause, CauseKind
-from domain.credits import Owner
-from domain.sessions import Failure, GenerationSession
 from domain.tasks import GenerationTask, UnreadableTask
 from entrypoints import demo, dev
 from entrypoints.cli import main
 from entrypoints.http.schemas import Session
-from tests.contracts.backends import PostgresBackend
+from tests.support.cli import Shop, new_shop, wearon
 from tests.support.examples import (
     FAILURE,
     FAULT,
     HAT,
     LEASE,
-    MANY,
     MODEL_URL,
     STORE,
-    USAGE,
     USER,
     a_session,
     a_task,
@@ -84,88 +78,9 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def wearon(*arguments: object, env: dict[str, str] | None = None) -> Result:
-    """Run the command line."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], env=env)
-
-
-class Shop:
-    """A service on PostgreSQL, as its operator and its users see it."""
-
-    def __init__(self, url: str) -> None:
-        self.env = {"DATABASE_URL": url}
-        self._settings = load_settings(self.env)
-
-    def run(self, *arguments: object) -> Result:
-        return wearon(*arguments, env=self.env)
-
-    def json(self, *arguments: object) -> Any:
-        """The command's output with --json; it has to succeed."""
-        result = self.run(*arguments, "--json")
-        assert result.exit_code == 0, result.output
-        return json.loads(result.stdout)
-
-    def do(self, work: Callable[[Container], Awaitable[T]]) -> T:
-        """Work with a container, as API and worker do."""
-
-        async def with_container() -> T:
-            container = Container(settings=self._settings)
-            try:
-                return await work(container)
-            finally:
-                await close(container)
-
-        return asyncio.run(with_container())
-
-    def session(self, owner: Owner = USER, **changes: Any) -> GenerationSession:
-        """A charged, queued session."""
-
-        async def create(container: Container) -> GenerationSession:
-            await container.accounts().grant(owner, 1, note="test")
-            receipt = await container.sessions().create(
-                a_session(owner=owner, **changes), max_active=MANY
-            )
-            session: GenerationSession = receipt.session
-            return session
-
-        return self.do(create)
-
-    def failed(self, **changes: Any) -> GenerationSession:
-        session = self.session(**changes)
-        failure = Failure(code="MODERATION_BLOCKED", message="This picture cannot be made")
-        self.do(lambda container: container.sessions().fail_queued(session.id, failure))
-        return session
-
-    def completed(self, **changes: Any) -> GenerationSession:
-        session = self.session(**changes)
-
-        async def work(container: Container) -> None:
-            await container.sessions().claim(session.id, lease=LEASE)
-            await container.sessions().complete(
-                session.id, attempt=1, picture=picture_of(session.id), usage=USAGE
-            )
-
-        self.do(work)
-        return session
-
-    def misbook(self, owner: Owner, amount: int) -> None:
-        self.do(
-            lambda container: PostgresBackend(container.database()).change_balance(owner, amount)
-        )
-
-    def owner_of(self, key: str) -> Owner | None:
-        async def look(container: Container) -> Owner | None:
-            caller = await container.api_keys().caller_of(key_sha256(key))
-            return None if caller is None else caller.owner
-
-        return self.do(look)
-
-
 @pytest.fixture
 def shop(postgres: EmbeddedPostgres) -> Shop:
-    shop = Shop(postgres.url())
-    shop.do(lambda container: PostgresBackend(container.database()).empty())
-    return shop
+    return new_shop(postgres.url())
 
 
 def test_credits_are_granted(shop: Shop) -> None:
@@ -180,7 +95,9 @@ def test_credits_are_granted(shop: Shop) -> None:
     assert again["balance"] == 42
     first, header, *rows = table.stdout.splitlines()
     assert first == "b2b:store-1: 42 credit(s)"
-    assert header.split() == ["ENTRY", "KIND", "AMOUNT", "SESSION", "NOTE", "WHEN", "(UTC)"]
+    assert header.split() == [
+        "ENTRY", "KIND", "AMOUNT", "SESSION", "REFERENCE", "NOTE", "WHEN", "(UTC)"
+    ]  # fmt: skip
     assert [row.split()[1:3] for row in rows] == [["grant", "2"], ["grant", "40"]]
     assert "a [bold] move" in rows[0]
     assert "granted by an operator" in rows[1]
@@ -191,6 +108,7 @@ def test_credits_are_granted(shop: Shop) -> None:
         "total_granted": 42,
         "total_debited": 0,
         "total_refunded": 0,
+        "total_adjusted": 0,
         "plan": "default",
         "suspended": False,
     }
@@ -201,6 +119,7 @@ def test_credits_are_granted(shop: Shop) -> None:
 
 def test_users_and_stores_have_separate_accounts(shop: Shop) -> None:
     """--user and --store, even if the ids are the same."""
+    shop.run("stores", "create", USER.id, "--name", "a store with the id of a user")
     shop.run("credits", "grant", "--user", USER.id, 7)
     shop.run("credits", "grant", "--store", USER.id, 2)
 
@@ -853,17 +772,37 @@ def test_data_folder_of_the_environment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [("keys", "list"), ("sessions", "list"), ("credits", "balance")],
+    [
+        ("keys", "list"),
+        ("keys", "create"),
+        ("sessions", "list"),
+        ("credits", "balance"),
+        ("credits", "grant", "1"),
+        ("credits", "adjust", "1", "--reason", "a mistake"),
+        ("owners", "show"),
+        ("owners", "plan", "scale"),
+        ("owners", "suspend", "--reason", "abuse"),
+        ("owners", "resume"),
+    ],
     ids=" ".join,
 )
 def test_unknown_owner(shop: Shop, command: tuple[str, ...]) -> None:
-    """A mistyped id is an error; an empty table would pass for an answer."""
-    result = shop.run(*command, "--store", "misspelt")
+    """A mistyped id is an error that names similar stores; an empty table would pass for an answer,
+    and a grant would be lost."""
+    result = shop.run(*command, "--store", "stroe-1")
 
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == (
-        "Error: b2b:misspelt is unknown: no credits were granted, no key was made.\n"
-    )
+    assert result.stderr == "Error: No store has the id stroe-1; similar: store-1, store-2\n"
+    assert shop.json("audit", "list") == []
+
+
+@pytest.mark.parametrize("command", [("sessions", "list"), ("credits", "balance")], ids=" ".join)
+def test_unknown_user(shop: Shop, command: tuple[str, ...]) -> None:
+    """A user without an account has nothing to show: most likely, the id is mistyped."""
+    result = shop.run(*command, "--user", USER.id)
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"Error: b2c:{USER.id} is unknown: it has no account.\n"
 
 
 def test_damaged_credentials(tmp_path: Path) -> None:
@@ -1087,8 +1026,11 @@ def test_help_is_complete(path: tuple[str, ...]) -> None:
 
 def test_reading_commands_have_json() -> None:
     """All commands that print data."""
-    acting = {"keys revoke", "tokens revoke", "dead requeue", "dead discard"}
-    groups = {"credits", "keys", "tokens", "sessions", "queue", "dead", "storage"}
+    acting = {"keys revoke", "tokens revoke", "services revoke", "dead requeue", "dead discard"}
+    groups = {
+        "credits", "keys", "sessions", "queue", "dead", "stores", "owners", "services", "audit",
+        "storage", "tokens",
+    }  # fmt: skip
 
     without = {
         " ".join(path)

@@ -10,7 +10,7 @@ import pytest
 from adapters.embedded.postgres import EmbeddedPostgres
 from domain.client_tokens import ClientToken
 from tests.contracts.backends import PostgresBackend
-from tests.entrypoints.test_cli import Shop
+from tests.support.cli import Shop
 from tests.support.clock import utc_now
 from tests.support.examples import MANY, ORIGINS, STORE, a_token
 

@@ -322,6 +322,7 @@ async def test_credits(api: Api) -> None:
             "total_granted": 2,
             "total_debited": 2,
             "total_refunded": 1,
+            "total_adjusted": 0,
         },
         "error": None,
     }

@@ -24,7 +24,7 @@ def large_limit() -> Api:
 @pytest.fixture
 async def api(large_limit: Api) -> AsyncIterator[Api]:
     """Checks after each test that nothing was charged, created or queued."""
-    balance = (await large_limit.service.accounts.grant(STORE, 1, note="test")).balance
+    balance = (await large_limit.service.accounts.grant(STORE, 1, note="test")).account.balance
     yield large_limit
     assert large_limit.service.balance(STORE) == balance
     assert await large_limit.service.sessions() == []

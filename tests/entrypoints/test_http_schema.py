@@ -29,6 +29,19 @@ ROUTES = {
     ("/health/live", "get"),
     ("/health/ready", "get"),
     ("/files/{key}", "get"),
+    ("/api/v1/admin/grants", "post"),
+    ("/api/v1/admin/adjustments", "post"),
+    ("/api/v1/admin/stores", "post"),
+    ("/api/v1/admin/stores/{store_id}", "get"),
+    ("/api/v1/admin/stores/{store_id}", "patch"),
+    ("/api/v1/admin/stores/{store_id}/keys", "post"),
+    ("/api/v1/admin/stores/{store_id}/keys", "get"),
+    ("/api/v1/admin/keys/{key_id}", "delete"),
+    ("/api/v1/admin/accounts/{channel}/{owner_id}", "get"),
+    ("/api/v1/admin/accounts/{channel}/{owner_id}/ledger", "get"),
+    ("/api/v1/admin/accounts/{channel}/{owner_id}/suspend", "post"),
+    ("/api/v1/admin/accounts/{channel}/{owner_id}/resume", "post"),
+    ("/api/v1/admin/accounts/{channel}/{owner_id}/plan", "put"),
 }
 
 

@@ -5,7 +5,6 @@ from datetime import datetime, timedelta
 from itertools import combinations, groupby
 from uuid import UUID
 
-from domain.accounts import SignupPolicy
 from domain.callers import Caller, Shopper
 from domain.credits import Channel, LedgerEntry, LedgerKind, Owner
 from domain.plans import (
@@ -16,6 +15,7 @@ from domain.plans import (
     TokenBudget,
 )
 from domain.sessions import GenerationSession, SessionStatus
+from domain.signup import SignupPolicy
 from tests.support.examples import STORE
 
 PER_MINUTE = 8

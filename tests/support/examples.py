@@ -15,6 +15,7 @@ from domain.callers import Caller
 from domain.causes import Cause, CauseKind
 from domain.client_tokens import ClientToken
 from domain.credits import Channel, Owner
+from domain.operators import Operator
 from domain.sessions import (
     Accessory,
     Blame,
@@ -32,6 +33,8 @@ from tests.support.clock import START
 STORE = Owner(channel=Channel.B2B, id="store-1")
 USER = Owner(channel=Channel.B2C, id="9b2f9a52-6a0c-4e0b-a9f3-0d6a6a2f6d11")
 OTHER = Owner(channel=Channel.B2C, id="2f1f3c5e-8f0d-4c7b-9a55-5f9c6f0c7b22")
+
+OPERATOR = Operator(actor="cli:alice", reason="a ticket")
 
 ORIGINS = frozenset({"https://shop.example", "https://m.shop.example"})
 """The origins of every store."""

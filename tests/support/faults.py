@@ -10,6 +10,7 @@ from inspect import iscoroutinefunction
 from typing import Any, Protocol, TypeVar, cast
 from uuid import UUID
 
+from adapters.audit_log.memory import InMemoryAuditLog
 from adapters.auth.memory import InMemoryApiKeyRepo
 from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.credits.memory import InMemoryCreditRepo
@@ -17,6 +18,7 @@ from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo, _Row
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.signing import UrlSigner
+from adapters.stores.memory import InMemoryStoreRepo
 from domain.errors import (
     DatabaseUnavailable,
     IllegalTransition,
@@ -130,8 +132,10 @@ class FlakySessionRepo(InMemorySessionRepo):
 
 
 class FlakyApiKeyRepo(InMemoryApiKeyRepo):
-    def __init__(self, *, clock: Callable[[], datetime]) -> None:
-        super().__init__(clock=clock)
+    def __init__(
+        self, *, clock: Callable[[], datetime], stores: InMemoryStoreRepo, log: InMemoryAuditLog
+    ) -> None:
+        super().__init__(clock=clock, stores=stores, log=log)
         self.faults = Faults(DatabaseUnavailable)
 
 

@@ -16,28 +16,44 @@ from litestar import Litestar
 from litestar.routes import HTTPRoute
 from litestar.types import Message, Receive, Scope, Send
 
-from adapters.auth.api_keys import API_KEY_PREFIX, StoreKeys, key_sha256, new_api_key
+from adapters.auth.api_keys import (
+    API_KEY_PREFIX,
+    SERVICE_KEY_PREFIX,
+    ServiceKeys,
+    StoreKeys,
+    key_sha256,
+    new_api_key,
+    new_service_key,
+)
 from adapters.auth.bearer import BearerAuthenticator, Verify
 from adapters.auth.claims import JwtRules
 from adapters.auth.client_tokens import CLIENT_TOKEN_PREFIX, ShopperTokens, new_client_token
+from adapters.auth.memory import InMemoryServiceKeyRepo
 from adapters.auth.user_tokens import UserTokens, mint_user_token
 from adapters.images.headers import inspect_head
 from adapters.images.inputs import is_own
 from adapters.images.samples import draw_sample
 from adapters.storage.signing import UrlSigner
-from domain.accounts import NO_SIGNUP, Accounts
+from adapters.stores.memory import InMemoryStoreRepo
+from domain import callers
+from domain.account_ports import ServiceKey
+from domain.accounts import CreditGrants, Owners
 from domain.client_tokens import ClientTokens
 from domain.credits import Channel, Owner
+from domain.keys import ApiKeyIssuer
 from domain.links import LinkRules
 from domain.ports import ApiKey
+from domain.signup import NO_SIGNUP, CallerAccounts
+from domain.stores import Stores
 from domain.throttle import Throttle
 from domain.uploads import ReceivingLimits, UploadPolicy, UploadReceiver, Uploads
 from domain.views import SessionViews
+from entrypoints.http.admin import Administration
 from entrypoints.http.app import Services, create_app
 from entrypoints.http.door import Door
 from entrypoints.http.public import Check
 from tests.support.clock import loop_time
-from tests.support.examples import USER
+from tests.support.examples import OPERATOR, USER
 from tests.support.faults import FlakyApiKeyRepo, FlakyPictureStorage, flaky
 from tests.support.service import Service
 
@@ -120,7 +136,10 @@ class Api:
     def __init__(self, *, max_body_bytes: int = 64 * 1024, users: Verify | None = None) -> None:
         self.service = Service()
         now = self.service.clock.now
-        self.keys = flaky(FlakyApiKeyRepo(clock=now))
+        log = self.service.audit_log
+        self.stores = InMemoryStoreRepo(accounts=self.service.accounts, log=log, clock=now)
+        self.keys = flaky(FlakyApiKeyRepo(clock=now, stores=self.stores, log=log))
+        self.service_keys = InMemoryServiceKeyRepo(clock=now, log=log)
         signer = UrlSigner(
             base_url=PUBLIC_URL, secret=b"secret", lifetime=timedelta(hours=1), clock=now
         )
@@ -144,12 +163,14 @@ class Api:
             inspect=inspect_head,
             limits=ReceivingLimits(in_progress=2),
         )
+        self.administration = self._administration()
         self.readiness: dict[str, Check] = {"database": _answers, "queue": _answers}
         self.door = Door(
             authenticate=BearerAuthenticator(
                 keys={
                     API_KEY_PREFIX: StoreKeys(self.keys),
                     CLIENT_TOKEN_PREFIX: ShopperTokens(self.service.tokens, clock=now),
+                    SERVICE_KEY_PREFIX: ServiceKeys(self.service_keys),
                 },
                 users=users or UserTokens(RULES, origins=frozenset({PAGE})),
             ),
@@ -161,7 +182,7 @@ class Api:
             views=SessionViews(reads=self.service.repo, storage=self.storage),
             sessions=self.service.repo,
             credits=self.service.accounts,
-            accounts=Accounts(accounts=self.service.accounts, policy=NO_SIGNUP),
+            accounts=CallerAccounts(accounts=self.service.accounts, policy=NO_SIGNUP),
             door=self.door,
             readiness=self.readiness,
             uploads=self.uploads,
@@ -178,9 +199,28 @@ class Api:
             receiver=self.receiver,
             samples=draw_sample,
             clock=now,
+            administration=self.administration,
         )
         self._application = _application(max_body_bytes)
         self._tokens: dict[Owner, str] = {}
+
+    def _administration(self) -> Administration:
+        accounts, now = self.service.accounts, self.service.clock.now
+        stores = Stores(stores=self.stores, clock=now)
+        owners = Owners(accounts=accounts, credit_repo=accounts, stores=stores)
+        return Administration(
+            grants=CreditGrants(accounts=accounts, owners=owners),
+            owners=owners,
+            stores=stores,
+            keys=ApiKeyIssuer(
+                api_keys=self.keys,
+                stores=stores,
+                new_secret=new_api_key,
+                hash_secret=key_sha256,
+                new_id=uuid4,
+                clock=now,
+            ),
+        )
 
     @property
     def document(self) -> dict[str, Any]:
@@ -257,6 +297,19 @@ class Api:
             )
         )
         return key
+
+    async def service_key(self, *scopes: callers.Scope, label: str = "billing") -> str:
+        """A new service key with these scopes."""
+        secret = new_service_key()
+        key = ServiceKey(
+            id=uuid4(),
+            key_sha256=key_sha256(secret),
+            label=label,
+            scopes=frozenset(scopes),
+            created_at=self.service.clock.now(),
+        )
+        await self.service_keys.add(key, by=OPERATOR)
+        return secret
 
     async def _respond(self, scope: dict[str, Any], chunks: list[bytes]) -> Answer:
         sent: list[Any] = []

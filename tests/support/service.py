@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID, uuid4
 
+from adapters.audit_log.memory import InMemoryAuditLog
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.payload import decode
 from adapters.storage.signing import UrlSigner
@@ -57,7 +58,8 @@ class Service:
 
     def __init__(self) -> None:
         self.clock = FakeClock(ticks=loop_time)
-        self.accounts = InMemoryCreditRepo(clock=self.clock.now)
+        self.audit_log = InMemoryAuditLog(clock=self.clock.now)
+        self.accounts = InMemoryCreditRepo(clock=self.clock.now, log=self.audit_log)
         self.repo = flaky(FlakySessionRepo(accounts=self.accounts, clock=self.clock.now))
         self.origins = set(ORIGINS)
         """Of every store."""

@@ -160,6 +160,7 @@ class Deployment:
         }
         self.wearon("migrate")
         self.wearon("credits", "grant", "--user", str(USER_ID), str(CREDITS))
+        self.wearon("stores", "create", STORE_ID, "--name", STORE_ID)
         self.wearon("credits", "grant", "--store", STORE_ID, str(CREDITS))
         key = json.loads(self.wearon("keys", "create", "--store", STORE_ID, "--json").stdout)
         self.tokens = {"b2b": key["key"], "b2c": self._user_token()}

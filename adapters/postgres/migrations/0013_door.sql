@@ -7,9 +7,12 @@ CREATE TABLE stores (
     origins    text[]      NOT NULL DEFAULT '{}' CHECK (cardinality(origins) <= 100),
     created_at timestamptz NOT NULL DEFAULT now()
 );
+-- Every store has an account.
+INSERT INTO credit_accounts (channel, owner_id, balance)
+SELECT DISTINCT 'b2b', owner_id, 0 FROM api_keys WHERE channel = 'b2b'
+ON CONFLICT DO NOTHING;
 INSERT INTO stores (id, name)
-SELECT owner_id, owner_id FROM credit_accounts WHERE channel = 'b2b'
-UNION SELECT owner_id, owner_id FROM api_keys WHERE channel = 'b2b';
+SELECT owner_id, owner_id FROM credit_accounts WHERE channel = 'b2b';
 
 -- A rate is kept as the time at which it would be unused again (GCRA). The debit writes the account
 -- anyway, so the rate costs no statement of its own. NULL means that it is unused.

@@ -28,3 +28,11 @@ class DoorSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_fi
         Secret | None, doc("Key that signs picture URLs, unless the storage is `s3`", secret=True)
     ] = None
     picture_url_seconds: Annotated[Seconds, doc("How long a picture's URL is valid")] = 21_600
+    database_roles: Annotated[
+        str,
+        Meta(pattern=r"^[a-z_][a-z0-9_]{0,39}$"),
+        doc(
+            "Prefix of the group roles that `wearon migrate` creates in PostgreSQL:"
+            " `_app`, `_consumer`, `_reader`"
+        ),
+    ] = "wearon"

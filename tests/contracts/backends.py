@@ -256,8 +256,11 @@ _ADD_ENTRY = """
 
 
 class PostgresBackend(Backend):
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    """``owner``, if it is another connection, does what the service's own role may not: it empties
+    tables, moves times, and writes what the guards refuse."""
+
+    def __init__(self, database: Database, *, owner: Database | None = None) -> None:
+        self._database = owner or database
         repo = PostgresSessionRepo(database)
         self.sessions = self.attempts = self.recovery = self.reads = repo
         self.credits = PostgresCreditRepo(database)

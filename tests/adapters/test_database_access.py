@@ -11,10 +11,12 @@ from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.access import PUBLICATION
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
+from adapters.postgres.migrate import Schema, all_migrations
 from domain.sessions import SessionStatus
 from tests.adapters.console import Console
+from tests.adapters.databases import connected
 from tests.support.examples import STORE
-from tests.support.roles import Connection, member, outcome
+from tests.support.roles import Connection, member, outcome, url_as
 
 Roles: TypeAlias = Mapping[str | None, Connection]
 
@@ -291,3 +293,26 @@ async def test_statements_of_the_original_worker(
     assert refunded == (status == "failed")
     problems = [row for row in await console.credits.audit(limit=10) if str(session_id) in str(row)]
     assert problems == []
+
+
+@pytest.mark.parametrize("group", [APP, READER])
+async def test_members_know_the_version_of_the_schema(
+    postgres: EmbeddedPostgres, roles: Roles, group: str
+) -> None:
+    """The API and the workers compare it when they start."""
+    role = await roles[group].fetchval("SELECT current_user")
+
+    async with connected(url_as(postgres.url(), role), DatabaseLimits()) as database:
+        await Schema(database, all_migrations()).check()
+
+
+async def test_guard_is_called_for_every_writer(console: Console) -> None:
+    """The CHECK of a session's row needs EXECUTE for whoever writes it, so it is granted to the
+    groups that write sessions and to nobody else. A role without it writes no session."""
+    may_call = await console.database.fetch(
+        "SELECT rolname::text FROM pg_roles WHERE rolname = ANY ($1) AND has_function_privilege("
+        "rolname, (SELECT oid FROM pg_proc WHERE proname = 'session_is_sound'), 'EXECUTE')",
+        [APP, CONSUMER, READER],
+    )
+
+    assert {row[0] for row in may_call} == {APP, CONSUMER}

@@ -268,8 +268,8 @@ async def test_changes_of_a_session_reach_realtime(
 
 
 async def test_later_migration_stays_closed(server: EmbeddedPostgres) -> None:
-    """Supabase grants everything on its table and its function; both are closed before they are
-    visible to anybody."""
+    """Supabase grants everything on its table and its function; both are closed in the transaction
+    that creates them, so even if the next migration fails."""
     url = await supabase.create_database(server, "later")
     sql = """
         DROP TABLE attempt_faults;
@@ -278,7 +278,10 @@ async def test_later_migration_stays_closed(server: EmbeddedPostgres) -> None:
         CREATE FUNCTION key_is_taken(channel text, owner_id text, idempotency_key text)
             RETURNS boolean LANGUAGE sql RETURN true"""
     async with connected(url, LIMITS) as database:
-        await migrate(database, [*all_migrations(), Migration(name="0099_later", sql=sql)])
+        later = Migration(name="0098_later", sql=sql)
+        broken = Migration(name="0099_broken", sql="SELECT 1 / 0")
+        with pytest.raises(asyncpg.DivisionByZeroError):
+            await migrate(database, [*all_migrations(), later, broken])
 
     for role in ("anon", "authenticated", "service_role"):
         async with supabase.request_as(url, role) as request:

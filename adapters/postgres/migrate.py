@@ -11,7 +11,7 @@ import asyncpg
 
 from adapters.postgres.access import apply_access, create_roles, open_points
 from adapters.postgres.database import READS_ALL, Connection, Database
-from adapters.postgres.roles import RoleNames
+from adapters.postgres.roles import TABLES, VIEWS, RoleNames
 from domain.errors import DatabaseUnavailable, SchemaMismatch, WearonError
 
 _LOCK = 0x7765_6172_6F6E  # "wearon": the key of the advisory lock
@@ -36,6 +36,11 @@ _EXISTS_ALREADY = (
     asyncpg.UndefinedColumnError,
 )
 """Raised where another program has an object of the same name, ``schema_migrations`` for one."""
+
+_NAMED_LIKE_OURS = """
+    SELECT relname::text AS name FROM pg_class
+    WHERE relnamespace = current_schema()::regnamespace AND relname = ANY ($1)
+        AND relname <> 'schema_migrations' ORDER BY 1"""
 
 _OWN_SCHEMA = (
     "Give wearon a schema of its own: run `CREATE SCHEMA wearon`, add `search_path=wearon` to the"
@@ -105,6 +110,7 @@ async def migrate(
     schema = await _usable_schema(database)
     governed = any(migration.name == _ACCESS for migration in migrations)
     if governed:
+        await _check_names(database, schema)
         await create_roles(database, roles)
     applied: list[str] = []
     try:
@@ -112,10 +118,7 @@ async def migrate(
             applied.append(name)
     except _EXISTS_ALREADY as error:
         way_out = _MOVE if await _has_migrations(database) else _OWN_SCHEMA
-        raise MigrationError(
-            f"The schema {schema} has objects of another program: {error}. {way_out},"
-            " and run `wearon migrate` again"
-        ) from error
+        raise _occupied(schema, str(error), way_out) from error
     if governed:
         for line in await open_points(database, roles):
             report(line)
@@ -138,10 +141,30 @@ async def _usable_schema(database: Database) -> str:
     return str(found["name"])
 
 
+async def _check_names(database: Database, schema: str) -> None:
+    """Raises ``MigrationError`` if a database without a migration has relations of our names, some
+    of which only a later migration would meet. In this order, because another process may apply
+    the first migration meanwhile."""
+    found = await database.fetch(_NAMED_LIKE_OURS, [*TABLES, *VIEWS])
+    if found and not await _has_migrations(database):
+        raise _occupied(schema, ", ".join(row["name"] for row in found), _OWN_SCHEMA)
+
+
+def _occupied(schema: str, found: str, way_out: str) -> MigrationError:
+    return MigrationError(
+        f"The schema {schema} has objects of another program: {found}. {way_out},"
+        " and run `wearon migrate` again"
+    )
+
+
 async def _has_migrations(database: Database) -> bool:
     try:
         return bool(await database.fetch(_APPLIED))
-    except (asyncpg.UndefinedColumnError, DatabaseUnavailable):
+    except asyncpg.UndefinedColumnError:
+        return False
+    except DatabaseUnavailable as error:
+        if not isinstance(error.__cause__, asyncpg.UndefinedTableError):
+            raise
         return False
 
 

@@ -61,7 +61,8 @@ async def may(database: Database, role: str, privilege: str, table: str) -> bool
 
 
 async def test_tables_of_the_original(database: Database) -> None:
-    """The error says which object is in the way and what to do, and nothing is left behind."""
+    """The error says which objects are in the way and what to do, before anything is created: also
+    before what only a later migration would meet."""
     async with database.transaction() as connection:
         await connection.execute(ORIGINAL)
 
@@ -69,8 +70,8 @@ async def test_tables_of_the_original(database: Database) -> None:
         await migrate(database, all_migrations())
 
     assert str(refused.value) == (
-        "The schema public has objects of another program: relation"
-        ' "generation_sessions" already exists. Give wearon a schema of its own: run `CREATE SCHEMA'
+        "The schema public has objects of another program: generation_sessions,"
+        " store_generation_sessions, stores. Give wearon a schema of its own: run `CREATE SCHEMA"
         " wearon`, add `search_path=wearon` to the parameters of DATABASE_URL, for every process,"
         " and run `wearon migrate` again"
     )
@@ -290,6 +291,18 @@ async def test_concurrent_databases_share_the_roles(postgres: EmbeddedPostgres) 
             return await migrated(database, names)
 
     assert await asyncio.gather(*(one() for _ in range(4))) == [[]] * 4
+
+
+async def test_concurrent_runs_in_an_empty_database(url: str) -> None:
+    """None takes the tables of the other for another program's."""
+
+    async def one() -> list[str]:
+        async with connected(url, LIMITS) as database:
+            return await migrate(database, all_migrations())
+
+    applied = await asyncio.gather(*(one() for _ in range(6)))
+
+    assert sorted(sum(applied, [])) == [each.name for each in all_migrations()]
 
 
 async def test_role_is_created_by_two_at_once(postgres: EmbeddedPostgres, url: str) -> None:

@@ -65,11 +65,12 @@ _CLUSTER = """
             AND NOT has_schema_privilege(oid, current_schema(), 'USAGE')) AS outside,
         EXISTS (SELECT FROM pg_proc JOIN pg_namespace AS n ON n.oid = pronamespace
             WHERE nspname = 'auth' AND proname = 'uid' AND pronargs = 0) AS has_users,
-        EXISTS (SELECT FROM pg_publication WHERE pubname = $2 AND NOT puballtables
-            AND pg_has_role(pubowner, 'USAGE')) AND NOT EXISTS (
+        EXISTS (SELECT FROM pg_publication WHERE pubname = $2) AND NOT EXISTS (
             SELECT FROM pg_publication_tables WHERE pubname = $2
                 AND schemaname = current_schema() AND tablename = 'generation_sessions')
-        AS unpublished"""
+        AS unpublished,
+        EXISTS (SELECT FROM pg_publication WHERE pubname = $2 AND pg_has_role(pubowner, 'USAGE'))
+        AS may_publish"""
 
 # The policies that apply to a role are those of PUBLIC, of the role, and of the roles that it
 # inherits from.
@@ -165,7 +166,8 @@ async def apply_access(connection: Connection, names: RoleNames) -> None:
     state = await _read(connection, names)
     if await _run(connection, [*_protections(state), *_revocations(state)]):
         state = await _read(connection, names)
-    await _run(connection, [*_grants(state), *_new_policies(state), *_publications(state)])
+    publications = _publications(state) if state.cluster["may_publish"] else []
+    await _run(connection, [*_grants(state), *_new_policies(state), *publications])
 
 
 async def open_points(database: Database, names: RoleNames) -> list[str]:
@@ -192,6 +194,10 @@ async def open_points(database: Database, names: RoleNames) -> list[str]:
         f"{row['role']} has {row['commands']} on {row['name']}, but no policy: it sees and changes"
         " no row. Put it into a group role (docs/database.md)"
         for row in hidden
+    ]
+    lines += [
+        f"the publication {PUBLICATION} is another role's; as a superuser run: {statement};"
+        for statement in _publications(state)
     ]
     return lines + [
         f"{row['role']} may create objects beside ours; as the schema's owner run:"

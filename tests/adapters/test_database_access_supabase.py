@@ -267,6 +267,26 @@ async def test_changes_of_a_session_reach_realtime(
     assert f"generated/{USER.id}/".encode() not in decoded
 
 
+async def test_publication_of_another_role(server: EmbeddedPostgres) -> None:
+    """It cannot be changed, so the report has the statement; one for all tables needs none."""
+    url = await supabase.create_database(server, "others")
+    lines: list[str] = []
+    admin = await asyncpg.connect(server.url("others"))
+    await admin.execute(f"ALTER PUBLICATION {PUBLICATION} OWNER TO supabase_auth_admin")
+    async with connected(url, LIMITS) as database:
+        await migrate(database, all_migrations(), report=lines.append)
+        (line,) = lines
+        await admin.execute(line.partition("run: ")[2])
+        await migrate(database, all_migrations(), report=lines.append)
+        await admin.execute(f"DROP PUBLICATION {PUBLICATION}")
+        await admin.execute(f"CREATE PUBLICATION {PUBLICATION} FOR ALL TABLES")
+        await migrate(database, all_migrations(), report=lines.append)
+    await admin.close()
+
+    assert lines == [line]
+    assert line.startswith(f"the publication {PUBLICATION} is another role's; as a superuser run: ")
+
+
 async def test_later_migration_stays_closed(server: EmbeddedPostgres) -> None:
     """Supabase grants everything on its table and its function; both are closed in the transaction
     that creates them, so even if the next migration fails."""

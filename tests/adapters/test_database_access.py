@@ -12,6 +12,7 @@ from adapters.postgres.access import PUBLICATION
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
 from adapters.postgres.migrate import Schema, all_migrations
+from adapters.postgres.roles import TABLES, VIEWS
 from domain.sessions import SessionStatus
 from tests.adapters.console import Console
 from tests.adapters.databases import connected
@@ -26,11 +27,6 @@ APP, CONSUMER, READER = "wearon_app", "wearon_consumer", "wearon_reader"
 ANYONE = (None, APP, CONSUMER, READER)
 DENIED, GUARD, CHECK = "42501", "23001", "23514"
 
-TABLES = (
-    *("schema_migrations", "credit_accounts", "credit_ledger", "generation_sessions"),
-    *("attempt_faults", "stores", "signup_days", "shoppers", "api_keys", "client_tokens"),
-    *("service_keys", "operator_actions"),
-)
 DUTIES = {
     "truncate": "TRUNCATE {}",
     "drop": "DROP TABLE {}",
@@ -237,7 +233,7 @@ async def test_members_create_nothing_and_become_nobody(
 )
 async def test_strangers_may_do_nothing(roles: Roles, sql: str) -> None:
     """PUBLIC has no privilege on any table or on the view."""
-    relations = (*TABLES, "store_generation_sessions")
+    relations = [*TABLES, *VIEWS]
 
     answers = {name: await outcome(roles[None], sql.format(name)) for name in relations}
 

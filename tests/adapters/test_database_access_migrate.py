@@ -12,7 +12,7 @@ from adapters.postgres.access import open_points
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
 from adapters.postgres.migrate import Migration, MigrationError, all_migrations, migrate
-from adapters.postgres.roles import RoleNames
+from adapters.postgres.roles import TABLES, RoleNames
 from tests.adapters.console import Console
 from tests.adapters.databases import connected
 from tests.support.examples import STORE, picture_of
@@ -126,7 +126,7 @@ async def test_schema_of_our_own(
 
     counted = "SELECT count(*) FROM pg_tables WHERE schemaname = $1"
     assert await database.fetch_value(counted, "public") == 3
-    assert await database.fetch_value(counted, "our-own") == 12
+    assert await database.fetch_value(counted, "our-own") == len(TABLES)
     assert await database.fetch_value("SELECT count(*) FROM generation_sessions") == 0
 
 

@@ -1,7 +1,7 @@
 """Roles that own nothing, for tests of what a role may do."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypeAlias
 from uuid import uuid4
 
@@ -16,10 +16,11 @@ def url_as(url: str, role: str) -> str:
 
 
 async def create_member(url: str, name: str, group: str) -> None:
-    """Create the login role ``name`` in the group."""
+    """Create the login role ``name`` in the group, unless the cluster has it."""
     owner = await asyncpg.connect(url)
     try:
-        await owner.execute(f"CREATE ROLE {name} LOGIN IN ROLE {group}")
+        with suppress(asyncpg.DuplicateObjectError):
+            await owner.execute(f"CREATE ROLE {name} LOGIN IN ROLE {group}")
     finally:
         await owner.close()
 

@@ -25,6 +25,7 @@ from adapters.images.inputs import is_own
 from adapters.images.samples import draw_sample
 from adapters.postgres.database import Database
 from adapters.postgres.migrate import Schema, all_migrations, migrate
+from adapters.postgres.roles import RoleNames
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.queue.redis import RedisTaskQueue
 from adapters.sessions.postgres import PostgresSessionRepo
@@ -83,7 +84,14 @@ class Container(containers.DeclarativeContainer):
     reserve = service(
         lambda self: closing(self.opened(), Database(**policies.reserve(self.settings())))
     )
-    migrate = service(lambda self: partial(migrate, self.database(), all_migrations()))
+    migrate = service(
+        lambda self: partial(
+            migrate,
+            self.database(),
+            all_migrations(),
+            roles=RoleNames(self.settings().database_roles),
+        )
+    )
 
     @service
     def repositories(self) -> Repositories:

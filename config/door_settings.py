@@ -147,3 +147,13 @@ class DoorSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_fi
     shopper_max_active: Annotated[
         int, Meta(ge=1, le=1_000), doc("Unfinished sessions of one client token")
     ] = NO_LIMITS.max_active_of_token
+
+    # Roles in the database.
+    database_roles: Annotated[
+        str,
+        Meta(pattern=r"^[a-z_][a-z0-9_]{0,39}$"),
+        doc(
+            "Prefix of the group roles that `wearon migrate` creates in PostgreSQL:"
+            " `_app`, `_consumer`, `_reader`"
+        ),
+    ] = "wearon"

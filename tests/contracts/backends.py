@@ -347,8 +347,12 @@ _ADD_ENTRY = """
 
 
 class PostgresBackend(Backend):
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    """``owner``, if it is another connection, does what the service's own role may not: it empties
+    tables, moves times, and writes what the guards refuse."""
+
+    def __init__(self, database: Database, *, owner: Database | None = None) -> None:
+        self._database = owner or database
+        self._service = database
         repo = self._repo = PostgresSessionRepo(database)
         self.sessions = self.attempts = self.recovery = self.reads = repo
         self.credits = self.accounts = PostgresCreditRepo(database)
@@ -374,7 +378,7 @@ class PostgresBackend(Backend):
         await self.external_write(session_id, **{column.name: encoded})
 
     def limited(self, limits: AccountLimits) -> SessionRepoPort:
-        return PostgresSessionRepo(self._database, limits=limits)
+        return PostgresSessionRepo(self._service, limits=limits)
 
     async def set_account(
         self, owner: Owner, *, plan: Plan = Plan.DEFAULT, suspended: bool = False

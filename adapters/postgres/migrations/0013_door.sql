@@ -116,6 +116,14 @@ BEGIN
             LIMIT $2) AS unfinished);
 END $$;
 
+DO $$
+BEGIN
+    EXECUTE format('ALTER FUNCTION is_new_user SET search_path = pg_catalog, %I, pg_temp',
+        current_schema);
+    EXECUTE format('ALTER FUNCTION count_unfinished_of_token SET search_path = pg_catalog, %I,'
+        ' pg_temp', current_schema);
+END $$;
+
 CREATE TABLE service_keys (
     id         uuid        PRIMARY KEY,
     key_sha256 text        NOT NULL UNIQUE CHECK (key_sha256 ~ '^[0-9a-f]{64}$'),

@@ -21,8 +21,10 @@ from adapters.auth.postgres import PostgresApiKeyRepo
 from adapters.auth.user_tokens import mint_user_token
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
+from adapters.erasure.memory import InMemoryErasureRepo
+from adapters.erasure.postgres import PostgresErasureRepo
 from adapters.images.headers import inspect_head
-from adapters.images.inputs import is_own
+from adapters.images.inputs import is_own, upload_key
 from adapters.images.samples import draw_sample
 from adapters.postgres.database import Database
 from adapters.postgres.migrate import Schema, all_migrations, migrate
@@ -38,6 +40,7 @@ from config.closing import Opened, closing
 from config.processes import worker_name
 from config.services import Queue, Repositories, ServedStorage, Storage
 from config.settings import Settings
+from domain.erasure import Erasure
 from domain.generation import Generation
 from domain.operations import ApiKeyIssuer, CreditGrants, DeadLetters
 from domain.recovery import Recovery
@@ -93,14 +96,17 @@ class Container(containers.DeclarativeContainer):
                     sessions=sessions,
                     accounts=PostgresCreditRepo(database),
                     api_keys=PostgresApiKeyRepo(database),
+                    erasure=PostgresErasureRepo(database),
                     schema=Schema(database, all_migrations()),
                 )
             case options.Database.MEMORY:
                 accounts = InMemoryCreditRepo(clock=self.clock())
+                in_memory = InMemorySessionRepo(accounts=accounts, clock=self.clock())
                 return Repositories(
-                    sessions=InMemorySessionRepo(accounts=accounts, clock=self.clock()),
+                    sessions=in_memory,
                     accounts=accounts,
                     api_keys=InMemoryApiKeyRepo(clock=self.clock()),
+                    erasure=InMemoryErasureRepo(in_memory),
                 )
             case unknown:
                 assert_never(unknown)
@@ -179,6 +185,11 @@ class Container(containers.DeclarativeContainer):
         sessions=self.sessions(), recovery_repo=self.sessions(), queue=self.queue(),
         storage=self.storage(), uploads=self.storage(),
         policy=policies.recovery(self.settings()), new_id=self.new_id(), clock=self.clock(),
+    ))
+    erasure = service(lambda self: Erasure(
+        repo=self.repositories().erasure, sessions=self.sessions(), reads=self.sessions(),
+        letters=self.queue(), storage=self.storage(), uploads=self.storage(),
+        upload_key=lambda url: upload_key(url, self.storage()),
     ))
     grants = service(lambda self: CreditGrants(accounts=self.accounts()))
     key_issuer = service(lambda self: ApiKeyIssuer(

@@ -6,6 +6,7 @@ from msgspec import Meta
 
 from config.options import Seconds, Secret, doc
 from config.service_settings import ServiceSettings
+from domain.age import AgeVerification
 
 
 class DoorSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,3 +29,13 @@ class DoorSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_fi
         Secret | None, doc("Key that signs picture URLs, unless the storage is `s3`", secret=True)
     ] = None
     picture_url_seconds: Annotated[Seconds, doc("How long a picture's URL is valid")] = 21_600
+    age_verification_b2b: Annotated[
+        AgeVerification,
+        doc(
+            "Whether requests of stores and their shoppers have to say `age_verified: true`;"
+            " with `off` it is not recorded"
+        ),
+    ] = AgeVerification.OPTIONAL
+    age_verification_b2c: Annotated[AgeVerification, doc("The same for users' requests")] = (
+        AgeVerification.OPTIONAL
+    )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from adapters.postgres.migrate import Schema
+from domain.erasure import ErasureRepoPort
 from domain.picture_ports import (
     PictureStoragePort,
     SignedReadPort,
@@ -46,6 +47,7 @@ class Repositories:
     sessions: Sessions
     accounts: CreditRepoPort
     api_keys: ApiKeyRepoPort
+    erasure: ErasureRepoPort
     schema: Schema | None = None
 
 

@@ -142,6 +142,7 @@ class GenerationInput:
     outfit_image_url: str | None = None
     accessories: tuple[Accessory, ...] = ()
     prompt: str = DEFAULT_PROMPT
+    age_verified: bool | None = None
 
     @property
     def image_urls(self) -> tuple[str, ...]:
@@ -172,6 +173,8 @@ class GenerationSession:
       names it. The job may have failed.
     - ``image_deleted_at``: from then on the picture storage holds nothing of this session;
       ``picture`` and ``generated_image_url`` still say what there was.
+    - ``erased_at``: from then on links, prompt and provider job are gone, at the wish of the owner
+      or the operator, and the picture was deleted. ``picture`` still says that there was one.
     """
 
     id: UUID
@@ -196,6 +199,7 @@ class GenerationSession:
     completed_at: datetime | None = None
     processing_time_ms: int | None = None
     image_deleted_at: datetime | None = None
+    erased_at: datetime | None = None
 
     @property
     def attempts_spent(self) -> int:
@@ -206,6 +210,8 @@ class GenerationSession:
     def image_expired(self) -> bool:
         """Whether a picture existed in our storage and has been deleted since: our workers', or an
         external consumer's whose link has the key of our storage."""
+        if self.erased_at is not None:
+            return self.status is SessionStatus.COMPLETED
         link = unquote(self.generated_image_url or "")
         had_picture = self.picture is not None or f"/{self.object_prefix}" in link
         return had_picture and self.image_deleted_at is not None
@@ -236,8 +242,9 @@ class GenerationSession:
         )
 
     def check_replay(self, replay: Self) -> None:
-        """Raise IdempotencyKeyReused unless ``replay`` asks for exactly the same."""
-        if self.input != replay.input:
+        """Raise IdempotencyKeyReused unless ``replay`` asks for exactly the same. What an erased
+        session asked for is unknown: its key is enough."""
+        if self.erased_at is None and self.input != replay.input:
             raise IdempotencyKeyReused("This Idempotency-Key belongs to another request")
 
     def claimed(self, *, now: datetime, lease: timedelta) -> Self:
@@ -295,6 +302,19 @@ class GenerationSession:
             idempotency_key=None if frees_key else self.idempotency_key,
             lease_expires_at=None,
             completed_at=now,
+        )
+
+    def erased(self, *, now: datetime) -> Self:
+        """This final session without what may tell about a person. What was paid, when, and how it
+        ended stay, and that the age was verified."""
+        self._require(SessionStatus.COMPLETED, SessionStatus.FAILED)
+        asked = GenerationInput(model_image_url="", prompt="", age_verified=self.input.age_verified)
+        return replace(
+            self,
+            input=asked,
+            provider_job=None,
+            generated_image_url=None,
+            erased_at=self.erased_at or now,
         )
 
     def _require(self, *statuses: SessionStatus) -> None:

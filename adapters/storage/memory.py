@@ -1,12 +1,13 @@
 """Pictures in this process's memory."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from adapters.images.inspection import too_large
 from adapters.storage.signing import UrlSigner
 from adapters.storage.uploads import UPLOADS_ROOT, not_uploaded
+from domain.credits import Owner
 from domain.errors import NotFound
 from domain.object_keys import media_type_of, possible_pictures, stored_picture
 from domain.picture_ports import (
@@ -18,6 +19,7 @@ from domain.picture_ports import (
     UploadStoragePort,
 )
 from domain.sessions import StoredPicture
+from domain.uploads import is_upload_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,16 @@ class InMemoryPictureStorage(UploadStoragePort, PictureStoragePort, SignedReadPo
         for key in old[:limit]:
             del self._stored[key]
         return len(old[:limit])
+
+    async def delete_uploads(self, object_keys: Collection[str]) -> None:
+        for key in object_keys:
+            self._stored.pop(key, None)
+
+    async def delete_uploads_of(self, owner: Owner, *, limit: int) -> int:
+        own = [key for key in self._stored if is_upload_of(owner, key)][:limit]
+        for key in own:
+            del self._stored[key]
+        return len(own)
 
     def _keep(self, object_key: str, picture: Picture) -> None:
         self._stored[object_key] = _Stored(picture, self._signer.clock())

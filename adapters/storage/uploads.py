@@ -1,6 +1,7 @@
 """Callers' own pictures in any storage that obstore supports."""
 
 from abc import abstractmethod
+from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, date, datetime
 
@@ -8,9 +9,11 @@ from obstore.store import ObjectStore
 
 from adapters.images.inspection import too_large
 from adapters.storage.faults import faults_translated
+from domain.credits import Owner
 from domain.errors import Refused
 from domain.picture_ports import UploadStoragePort
 from domain.sessions import ErrorCode
+from domain.uploads import upload_folder
 
 UPLOADS_ROOT = "uploads"
 _PAGE = 1_000
@@ -52,6 +55,31 @@ class StoredUploads(UploadStoragePort):
             await _delete(self._objects(), keys)
         return len(keys)
 
+    async def delete_uploads(self, object_keys: Collection[str]) -> None:
+        """Names existing objects only: some services reject the deletion of a missing one."""
+        with faults_translated():
+            there = [key for key in object_keys if await _exists(self._objects(), key)]
+            if there:
+                await _delete(self._objects(), there)
+
+    async def delete_uploads_of(self, owner: Owner, *, limit: int) -> int:
+        with faults_translated():
+            keys = await self._stored_of(owner, limit)
+            if keys:
+                await _delete(self._objects(), keys)
+        return len(keys)
+
+    async def _stored_of(self, owner: Owner, limit: int) -> list[str]:
+        objects = self._objects()
+        listing = await objects.list_with_delimiter_async(UPLOADS_ROOT)
+        keys: list[str] = []
+        for day in filter(None, map(day_of, listing["common_prefixes"])):
+            async for page in objects.list(upload_folder(owner, day), chunk_size=_PAGE):
+                keys += [found["path"] for found in page]
+                if len(keys) >= limit:
+                    return keys[:limit]
+        return keys
+
     async def _stored_before(self, moment: datetime, limit: int) -> list[str]:
         """Up to ``limit`` keys, oldest day first. An upload is stored on the day of its folder or
         later, so folders of days after ``moment`` hold none."""
@@ -81,6 +109,14 @@ def day_of(path: str) -> date | None:
     with suppress(ValueError, IndexError):
         return date.fromisoformat(path.split("/")[1])
     return None
+
+
+async def _exists(objects: ObjectStore, object_key: str) -> bool:
+    try:
+        await objects.head_async(object_key)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 async def _delete(objects: ObjectStore, keys: list[str]) -> None:

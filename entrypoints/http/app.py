@@ -12,6 +12,7 @@ from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp
 
 from config.logging import AccessLine, logged_access_line
+from domain.erasure import Erasure
 from domain.picture_ports import SignedReadPort
 from domain.ports import CreditRepoPort, SessionReadPort
 from domain.submission import Submission
@@ -30,6 +31,7 @@ from entrypoints.http.openapi import (
     openapi_config,
     query_parameters,
 )
+from entrypoints.http.original import ORIGINAL_HANDLERS
 from entrypoints.http.submit import SubmitRoute, declare, fast_path
 from entrypoints.http.uploads import offer_upload, put_upload
 
@@ -51,6 +53,7 @@ class Services:
     authenticate: Authenticate
     readiness: Mapping[str, public.Check]
     uploads: Uploads
+    erasure: Erasure
     files: SignedReadPort | None
     receiver: UploadReceiver | None
     samples: Callable[[str], bytes] | None
@@ -88,6 +91,7 @@ def create_app(
             "credit_repo": _always(services.credits),
             "readiness": _always(services.readiness),
             "uploads": _always(services.uploads),
+            "erasure": _always(services.erasure),
             "files": _always(services.files),
             "receiver": _always(services.receiver),
             "samples": _always(services.samples),
@@ -116,7 +120,13 @@ def create_app(
 def _api(services: Services, submit: SubmitRoute) -> Router:
     return Router(
         "/api/v1",
-        route_handlers=[declare(submit), *GENERATION_HANDLERS, offer_upload, *CREDIT_HANDLERS],
+        route_handlers=[
+            declare(submit),
+            *GENERATION_HANDLERS,
+            offer_upload,
+            *CREDIT_HANDLERS,
+            *ORIGINAL_HANDLERS,
+        ],
         middleware=[_authentication(services.authenticate)],
         security=[{SECURITY_SCHEME: []}],
     )

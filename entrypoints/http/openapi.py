@@ -254,6 +254,11 @@ def query_parameters(document: OpenAPI) -> Mapping[tuple[str, str], Collection[s
 
 def _operations(document: OpenAPI) -> Iterator[tuple[str, str, Operation]]:
     for path, item in (document.paths or {}).items():
-        for method, operation in (("GET", item.get), ("POST", item.post), ("PUT", item.put)):
+        for method, operation in (
+            ("GET", item.get),
+            ("POST", item.post),
+            ("PUT", item.put),
+            ("DELETE", item.delete),
+        ):
             if operation is not None:
                 yield path, method, operation

@@ -202,6 +202,7 @@ def services_of(container: Container) -> Services:
         authenticate=container.authenticate(),
         readiness=readiness_checks(container.repositories(), container.queue()),
         uploads=container.uploads(),
+        erasure=container.erasure(),
         files=container.files(),
         receiver=container.receiver(),
         samples=container.samples(),

@@ -17,6 +17,7 @@ import pytest
 from adapters.auth import postgres as auth
 from adapters.credits import postgres as credit_repo
 from adapters.embedded.postgres import EmbeddedPostgres
+from adapters.erasure import postgres as erasure
 from adapters.postgres.database import Connection, Database
 from adapters.postgres.limits import DatabaseLimits
 from adapters.postgres.migrate import all_migrations, migrate
@@ -91,7 +92,9 @@ def statements(module: ModuleType) -> Iterator[tuple[str, str]]:
             yield f"{module.__name__.split('.')[1]}_{name.removeprefix('_')}", value
 
 
-STATEMENTS = dict(pair for module in (sessions, credit_repo, auth) for pair in statements(module))
+STATEMENTS = dict(
+    pair for module in (sessions, credit_repo, auth, erasure) for pair in statements(module)
+)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ from adapters.auth.memory import InMemoryApiKeyRepo
 from adapters.auth.postgres import PostgresApiKeyRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
+from adapters.erasure.memory import InMemoryErasureRepo
+from adapters.erasure.postgres import PostgresErasureRepo
 from adapters.limits.memory import InMemoryStartLimit, Pace
 from adapters.limits.redis import RedisStartLimit
 from adapters.postgres.database import Database
@@ -26,6 +28,7 @@ from adapters.sessions.columns import COLUMNS
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
 from domain.credits import LedgerEntry, LedgerKind, Owner
+from domain.erasure import ErasureRepoPort
 from domain.errors import IllegalTransition
 from domain.picture_ports import StartLimitPort
 from domain.ports import (
@@ -54,6 +57,7 @@ class Backend(ABC):
     reads: SessionReadPort
     credits: CreditRepoPort
     api_keys: ApiKeyRepoPort
+    erasure: ErasureRepoPort
 
     @abstractmethod
     async def external_write(self, session_id: UUID, **columns: Any) -> None:
@@ -182,6 +186,7 @@ class MemoryBackend(Backend):
         self.sessions = self.attempts = self.recovery = self.reads = self._repo
         self.credits = self._accounts
         self.api_keys = InMemoryApiKeyRepo(clock=self._clock.now)
+        self.erasure = InMemoryErasureRepo(self._repo)
 
     async def external_write(self, session_id: UUID, **columns: Any) -> None:
         if "error_message" in columns:
@@ -262,6 +267,7 @@ class PostgresBackend(Backend):
         self.sessions = self.attempts = self.recovery = self.reads = repo
         self.credits = PostgresCreditRepo(database)
         self.api_keys = PostgresApiKeyRepo(database)
+        self.erasure = PostgresErasureRepo(database)
 
     async def empty(self) -> None:
         await self._database.fetch(_TRUNCATE)

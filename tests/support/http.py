@@ -19,10 +19,12 @@ from adapters.auth.api_keys import API_KEY_PREFIX, StoreKeys, key_sha256, new_ap
 from adapters.auth.bearer import BearerAuthenticator
 from adapters.auth.user_tokens import JwtRules, UserTokens, mint_user_token
 from adapters.images.headers import inspect_head
-from adapters.images.inputs import is_own
+from adapters.erasure.memory import InMemoryErasureRepo
+from adapters.images.inputs import is_own, upload_key
 from adapters.images.samples import draw_sample
 from adapters.storage.signing import UrlSigner
 from domain.credits import Channel, Owner
+from domain.erasure import Erasure
 from domain.links import LinkRules
 from domain.ports import ApiKey
 from domain.uploads import ReceivingLimits, UploadPolicy, UploadReceiver, Uploads
@@ -126,6 +128,15 @@ class Api:
             inspect=inspect_head,
             limits=ReceivingLimits(in_progress=2),
         )
+        self.erasure = Erasure(
+            repo=InMemoryErasureRepo(self.service.repo),
+            sessions=self.service.repo,
+            reads=self.service.repo,
+            letters=self.service.queue,
+            storage=self.storage,
+            uploads=self.storage,
+            upload_key=lambda url: upload_key(url, self.storage),
+        )
         self.readiness: dict[str, Check] = {"database": _answers, "queue": _answers}
         self._services = Services(
             submission=self.service.submission,
@@ -137,6 +148,7 @@ class Api:
             ),
             readiness=self.readiness,
             uploads=self.uploads,
+            erasure=self.erasure,
             files=self.storage,
             receiver=self.receiver,
             samples=draw_sample,

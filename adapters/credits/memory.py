@@ -50,7 +50,7 @@ class InMemoryCreditRepo(CreditRepoPort):
         sessions = [
             Discrepancy(
                 subject=f"session {session.id}",
-                problem=f"is {session.status}, its picture {_picture(session)}: {entries}",
+                problem=f"is {session.status}, had a picture {_had_picture(session)}: {entries}",
             )
             for session in self.sessions()
             if not _is_right(session, entries := booked[session.id])

@@ -69,7 +69,7 @@ def erase_owner(
         context.exit(os.EX_TEMPFAIL)
 
 
-async def _record(owner: Owner, reason: str, one_shopper: bool) -> None:  # noqa: FBT001
+async def _record(owner: Owner, reason: str, one_shopper: bool) -> None:
     """The entry says whether it was one shopper, but not which: the id is among what is erased."""
     import structlog  # noqa: PLC0415 - help needs no log
 

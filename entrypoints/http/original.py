@@ -1,7 +1,7 @@
 """The calls of the system that this one replaced, for stores whose programs still send them.
 
-Thin translations onto the use cases of our own calls, deprecated: see docs/original.md. Field names,
-statuses and the tolerance for unknown fields are the original's, errors are ours.
+Thin translations onto the use cases of our own calls, deprecated: see docs/original.md. Names of
+fields, statuses and the tolerance for unknown fields are the original's, errors are ours.
 """
 
 from datetime import datetime
@@ -43,8 +43,8 @@ MAX_IMAGES = 2 + MAX_ACCESSORIES
 ACCESSORY_TYPE = "accessory"
 """The original does not know the accessories' types."""
 DISCLOSURE = (
-    "Your photo is sent to WearOn and to its AI provider to make the picture. Photos that you upload"
-    " and the picture are deleted after a limited time, or earlier at the store's request."
+    "Your photo is sent to WearOn and to its AI provider to make the picture. Photos that you"
+    " upload and the picture are deleted after a limited time, or earlier at the store's request."
 )
 
 _TAGS = ["Original"]
@@ -101,7 +101,8 @@ class OriginalBody(StrictBody[OriginalRequest]):
     decoder = msgspec.json.Decoder(OriginalRequest)
 
     def decode_bytes(self, value: bytes) -> OriginalRequest:
-        return decoded(value, self.decoder)
+        request: OriginalRequest = decoded(value, self.decoder)
+        return request
 
 
 Body = Annotated[OriginalRequest, BodyKwarg(examples=[Example(value=_EXAMPLE)])]

@@ -349,5 +349,5 @@ def test_every_read_and_recovery_call_is_checked() -> None:
 
 def test_every_statement_is_checked() -> None:
     assert len(STATEMENTS) >= 30
-    assert len(BY_ID) == 9
+    assert len(BY_ID) == 10
     assert {"sessions_CREATE_WAIT", "credits_GRANT", "auth_CALLER_OF"} <= set(STATEMENTS)

@@ -18,8 +18,8 @@ from litestar.types import Message, Receive, Scope, Send
 from adapters.auth.api_keys import API_KEY_PREFIX, StoreKeys, key_sha256, new_api_key
 from adapters.auth.bearer import BearerAuthenticator
 from adapters.auth.user_tokens import JwtRules, UserTokens, mint_user_token
-from adapters.images.headers import inspect_head
 from adapters.erasure.memory import InMemoryErasureRepo
+from adapters.images.headers import inspect_head
 from adapters.images.inputs import is_own, upload_key
 from adapters.images.samples import draw_sample
 from adapters.storage.signing import UrlSigner

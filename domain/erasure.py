@@ -151,10 +151,11 @@ class Erasure:
                     continue
                 done["cancelled"] += 1
             final.append(session)
-        await asyncio.gather(
-            *(self._delete_objects(session) for session in final if session.erased_at is None)
-        )
-        done["erased"] += await self._erase_rows([session.id for session in final], rejected)
+        failures = await asyncio.gather(*map(self._try_to_delete_objects, final))
+        gone = [session.id for session, failed in zip(final, failures, strict=True) if not failed]
+        done["erased"] += await self._erase_rows(gone, rejected)
+        for failure in filter(None, failures):
+            raise failure
 
     async def _erase_rows(self, session_ids: Sequence[UUID], rejected: list[UUID]) -> int:
         """One by one if the database rejects them together: one row must not keep the others."""
@@ -167,6 +168,15 @@ class Erasure:
                 rejected.extend(session_ids)
                 return 0
         return sum([await self._erase_rows([one], rejected) for one in session_ids])
+
+    async def _try_to_delete_objects(self, session: GenerationSession) -> Exception | None:
+        """Returns why they could not be deleted."""
+        try:
+            if session.erased_at is None:
+                await self._delete_objects(session)
+        except Exception as error:  # noqa: BLE001 - raised once the others are erased
+            return error
+        return None
 
     async def _delete_objects(self, session: GenerationSession) -> None:
         """Delete the picture, and the owner's uploads that the session's links lead to."""

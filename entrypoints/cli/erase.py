@@ -58,6 +58,8 @@ def erase_owner(
         click.confirm(f"Erase the personal data of {whose} for good?", abort=True, err=True)
 
     async def erase(container: "Container") -> ErasureReport:
+        settings = container.settings()
+        settings.require_shared(*settings.for_storage)
         await _check_known(container, owner)
         return await container.erasure().erase_owner(
             owner, shopper=shopper, record=lambda: _record(owner, reason, shopper is not None)

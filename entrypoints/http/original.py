@@ -57,7 +57,7 @@ _EXAMPLE = {
 }
 
 
-class OriginalRequest(Struct, frozen=True, kw_only=True):
+class OriginalRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A try-on request as the original has it. Unknown fields are ignored."""
 
     image_urls: Annotated[

@@ -10,6 +10,7 @@ from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
 from domain.credits import Channel, Owner
+from tests.adapters.batching import waiting_for_a_lock
 from tests.adapters.console import Console
 from tests.support.examples import FAILURE, FAULT, STORE
 
@@ -26,7 +27,6 @@ ADD_TOKEN = """
 OF_SHOPPER = "UPDATE generation_sessions SET shopper_id = $2 WHERE id = $1"
 SHOPPERS = "SELECT store_id, shopper_id FROM shoppers ORDER BY 1, 2"
 TOKENS = "SELECT store_id, shopper_id FROM client_tokens ORDER BY 1, 2"
-BLOCKED = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 SHOPPER_OF = "SELECT shopper_id FROM generation_sessions WHERE id = $1"
 
 
@@ -125,13 +125,6 @@ async def test_erasure_waits_for_a_locked_session(console: Console) -> None:
             "SELECT FROM generation_sessions WHERE id = $1 FOR UPDATE", session_id
         )
         waiting = asyncio.create_task(console.erasure.erase([session_id]))
-        await until_blocked(console)
+        await waiting_for_a_lock(console.database)
 
     assert await waiting == 1
-
-
-async def until_blocked(console: Console) -> None:
-    """Until some statement waits for a lock."""
-    async with asyncio.timeout(5):
-        while not await console.database.fetch_value(BLOCKED):
-            await asyncio.sleep(0.01)

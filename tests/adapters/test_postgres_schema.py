@@ -10,7 +10,7 @@ import pytest
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
-from adapters.sessions.columns import COLUMNS, ERASED, IMMUTABLE
+from adapters.sessions.columns import COLUMNS, IMMUTABLE
 from adapters.sessions.guards import RULES, session_guards
 from tests.adapters.console import SESSION, SET, Console
 from tests.support.examples import USER
@@ -71,9 +71,6 @@ COMPLETE_WITH_ANOTHERS = SET.format(
     "status = 'completed', media_type = 'image/png',"
     " object_key = 'generated/' || user_id || '/' || gen_random_uuid() || '.png'"
 )
-LOST = {column.name: f"{column.name} = {column.erased}" for column in ERASED}
-ERASE = SET.format(", ".join(["erased_at = now()", *LOST.values()]))
-VALUES = {"text": "'https://x.example/'", "jsonb": "'[{}]'"}
 ATTACKS: dict[str, tuple[tuple[str, ...], str, Refusal]] = {
     "fault without a cause": (("processing",), FAULT.format("'w'", "''"), CHECK),
     "fault with a long cause": (("processing",), FAULT.format("'w'", "repeat('x', 251)"), CHECK),
@@ -320,64 +317,6 @@ ATTACKS: dict[str, tuple[tuple[str, ...], str, Refusal]] = {
         "DELETE FROM credit_accounts WHERE $1::uuid IS NOT NULL",
         FOREIGN_KEY,
     ),
-    "unfinished session erased": (OPEN, ERASE, GUARD),
-    "session erased and ended at once": (
-        OPEN,
-        ERASE.replace("SET ", "SET status = 'failed', "),
-        GUARD,
-    ),
-    "erasure undone": (("erased",), SET.format("erased_at = NULL"), GUARD),
-    "erased again": (("erased",), SET.format("erased_at = now() + interval '1 s'"), GUARD),
-    "picture of an erased session changed": (
-        ("erased",),
-        SET.format("object_key = 'generated/' || user_id || '/' || id || '.jpg'"),
-        GUARD,
-    ),
-    "picture removed by an erasure": (
-        ("completed",),
-        ERASE.replace("SET ", "SET object_key = NULL, media_type = NULL, "),
-        GUARD,
-    ),
-    "age forgotten by an erasure": (
-        ("completed of age",),
-        ERASE.replace("SET ", "SET age_verified = NULL, "),
-        GUARD,
-    ),
-    **{
-        f"erased with its {column.name}": (
-            FINAL,
-            SET.format(
-                ", ".join(
-                    [
-                        "erased_at = now()",
-                        *(lost for name, lost in LOST.items() if name != column.name),
-                        *(
-                            [f"{column.name} = {VALUES[column.type]}"]
-                            if column.name in {"provider_job", "generated_image_url"}
-                            else []
-                        ),
-                    ]
-                )
-            ),
-            GUARD,
-        )
-        for column in ERASED
-        if column.name in {"model_image_url", "prompt", "provider_job", "generated_image_url"}
-    },
-    **{
-        f"{column.name} lost without an erasure": (FINAL, SET.format(LOST[column.name]), GUARD)
-        for column in IMMUTABLE
-        if column.name in {"model_image_url", "prompt"}
-    },
-    **{
-        f"{column.name} given back": (
-            ("erased",),
-            SET.format(f"{column.name} = {VALUES[column.type]}"),
-            GUARD,
-        )
-        for column in ERASED
-        if column.immutable or column.name == "generated_image_url"
-    },
     **{
         f"{column.name} changed": (
             ALL,
@@ -423,15 +362,11 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "its age is verified or not recorded": (
         "queued",
-        "INSERT INTO generation_sessions (id, channel, user_id, request_id, prompt,"
-        " model_image_url, age_verified) SELECT gen_random_uuid(), channel, user_id, request_id,"
-        " prompt, model_image_url, false FROM generation_sessions WHERE id = $1",
+        SESSION.format(column="age_verified", value="false"),
     ),
     "it is erased only if it is final": (
         "queued",
-        "INSERT INTO generation_sessions (id, channel, user_id, request_id, prompt,"
-        " model_image_url, erased_at) SELECT gen_random_uuid(), channel, user_id, request_id,"
-        " prompt, model_image_url, now() FROM generation_sessions WHERE id = $1",
+        SESSION.format(column="erased_at", value="now()"),
     ),
 }
 """By rule, the state of a session and a statement that would break this rule alone."""

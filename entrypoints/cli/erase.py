@@ -62,7 +62,7 @@ def erase_owner(
         settings.require_shared(*settings.for_storage)
         await _check_known(container, owner)
         return await container.erasure().erase_owner(
-            owner, shopper=shopper, record=lambda: _record(owner, reason, shopper is not None)
+            owner, shopper=shopper, record=lambda: _record(whose, reason)
         )
 
     report = run(erase)
@@ -71,13 +71,8 @@ def erase_owner(
         context.exit(os.EX_TEMPFAIL)
 
 
-async def _record(owner: Owner, reason: str, one_shopper: bool) -> None:
-    """The entry says whether it was one shopper, but not which: the id is among what is erased."""
-    import structlog  # noqa: PLC0415 - help needs no log
-
-    structlog.get_logger(__name__).info(
-        "owner_erased", owner=str(owner), reason=reason, one_shopper=one_shopper
-    )
+async def _record(whose: str, reason: str) -> None:
+    click.echo(f"Erasing {whose}: {reason}", err=True)
 
 
 def _print(report: ErasureReport, *, as_json: bool) -> None:

@@ -266,10 +266,6 @@ class Session(Struct, frozen=True, kw_only=True):
             " `generated_image_url` is then null."
         ),
     ]
-    erased_at: Annotated[
-        datetime | None,
-        Meta(description="When picture, links and prompt were erased at your request, UTC."),
-    ]
     media_type: Annotated[str | None, Meta(description="The picture's format.")]
     error_code: Annotated[
         str | None, Meta(description="The reason of a failure, for programs.", examples=["EXPIRED"])
@@ -288,6 +284,10 @@ class Session(Struct, frozen=True, kw_only=True):
     started_at: Annotated[datetime | None, Meta(description="When the latest attempt started.")]
     completed_at: Annotated[datetime | None, Meta(description="When it reached a final status.")]
     processing_time_ms: int | None
+    erased_at: Annotated[
+        datetime | None,
+        Meta(description="When picture, links and prompt were erased at your request, UTC."),
+    ]
     input_tokens: Annotated[
         int | None, Meta(description="Input tokens that the provider reported; null if unknown.")
     ]
@@ -318,7 +318,6 @@ class Session(Struct, frozen=True, kw_only=True):
             age_verified=asked.age_verified,
             generated_image_url=view.picture_url,
             image_expired=session.image_expired,
-            erased_at=session.erased_at,
             media_type=None if picture is None else picture.media_type,
             error_code=None if failure is None else failure.code,
             error_message=None if failure is None else failure.message,
@@ -329,6 +328,7 @@ class Session(Struct, frozen=True, kw_only=True):
             started_at=session.started_at,
             completed_at=session.completed_at,
             processing_time_ms=session.processing_time_ms,
+            erased_at=session.erased_at,
             input_tokens=None if usage is None else usage.input_tokens,
             output_tokens=None if usage is None else usage.output_tokens,
             estimated_cost_usd=None if usage is None else usage.estimated_cost_usd,

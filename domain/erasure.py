@@ -1,4 +1,5 @@
-"""Erasure: what tells about a person goes at once. What was paid, when, and how it ended stay.
+"""Erasure of personal data, at once: pictures, uploads, links, prompts. Amounts, times and statuses
+stay.
 
 The picture storage comes first, the database second: a crash in between leaves a session that is
 not erased yet, and a repetition does both again. An attempt that has lost its lease may save a
@@ -37,8 +38,8 @@ class ErasureRepoPort(Protocol):
 
     async def erase(self, session_ids: Sequence[UUID], *, with_shopper: bool = False) -> int:
         """Final sessions lose their links, their prompt, their provider job and their attempts'
-        faults, and ``with_shopper`` also the id of their shopper: all of them or none. Returns how
-        many sessions changed; unfinished ones do not, nor do those that lost all of it before."""
+        faults, and ``with_shopper`` also the id of their shopper: all sessions or none. Returns how
+        many sessions changed: unfinished and already erased ones do not."""
 
     async def forget_shoppers(self, owner: Owner, *, shopper: str | None, limit: int) -> int:
         """Delete a store's shoppers, or one of them, with their client tokens: at most ``limit``.

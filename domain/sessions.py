@@ -173,8 +173,8 @@ class GenerationSession:
       names it. The job may have failed.
     - ``image_deleted_at``: from then on the picture storage holds nothing of this session;
       ``picture`` and ``generated_image_url`` still say what there was.
-    - ``erased_at``: from then on links, prompt and provider job are gone, at the wish of the owner
-      or the operator, and the picture was deleted. ``picture`` still says that there was one.
+    - ``erased_at``: the owner or the operator erased the session. Links, prompt and provider job
+      are empty, and the picture is deleted; ``picture`` still says that there was one.
     """
 
     id: UUID
@@ -305,8 +305,8 @@ class GenerationSession:
         )
 
     def erased(self, *, now: datetime) -> Self:
-        """This final session without what may tell about a person. What was paid, when, and how it
-        ended stay, and that the age was verified."""
+        """This final session without its personal data. Payer, times, status and the verified age
+        stay."""
         self._require(SessionStatus.COMPLETED, SessionStatus.FAILED)
         asked = GenerationInput(model_image_url="", prompt="", age_verified=self.input.age_verified)
         return replace(

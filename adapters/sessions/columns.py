@@ -21,8 +21,8 @@ class Column:
 
     CREATE writes the ``inserted`` columns; the others have a default, or are written later. The
     ``immutable`` columns are protected by a trigger: they say who paid, when and for what.
-    ``erased`` is the SQL literal that erasure puts in place of a value that may tell about a
-    person; None if the column stays.
+    ``erased`` is the SQL literal with which erasure replaces personal data; None if the column
+    stays.
     """
 
     name: str

@@ -7,12 +7,7 @@ import rich_click as click
 
 from domain.credits import Channel, Owner
 from domain.erasure import ErasureReport
-from entrypoints.cli.operate import (
-    _check_known,
-    _required_owner,
-    store_option,
-    user_option,
-)
+from entrypoints.cli.operate import _required_owner, store_option, user_option
 from entrypoints.cli.output import json_option, print_json, print_table, run
 
 if TYPE_CHECKING:
@@ -60,13 +55,14 @@ def erase_owner(
     async def erase(container: "Container") -> ErasureReport:
         settings = container.settings()
         settings.require_shared(*settings.for_storage)
-        await _check_known(container, owner)
         return await container.erasure().erase_owner(
             owner, shopper=shopper, record=lambda: _record(whose, reason)
         )
 
     report = run(erase)
     _print(report, as_json=as_json)
+    if report == ErasureReport():
+        click.echo(f"Nothing was left to erase of {whose}. Is the id right?", err=True)
     if not report.is_complete:
         context.exit(os.EX_TEMPFAIL)
 

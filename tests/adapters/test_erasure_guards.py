@@ -1,5 +1,5 @@
 """The database allows one exception from what a session keeps, and no more than that: a final
-session is erased as a whole, once, and nothing comes back."""
+session is erased as a whole, once, and for good."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""ErasureRepoPort: final sessions lose what tells about a person, and nothing else."""
+"""ErasureRepoPort: final sessions lose their personal data, and nothing else."""
 
 from dataclasses import fields, replace
 from datetime import timedelta
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 INPUT = filled(GenerationInput)
 LINK = "https://elsewhere.example/picture.png"
 KEPT = {"age_verified"}
-"""The fields of an input that tell about no person."""
+"""The fields of an input that are no personal data."""
 
 
 async def completed(backend: Backend, **changes: Any) -> GenerationSession:
@@ -44,8 +44,7 @@ async def erased(backend: Backend, **changes: Any) -> GenerationSession:
 
 
 async def test_links_prompt_job_and_faults_go(backend: Backend) -> None:
-    """Every field of the input, unless it tells about no person. A new field has to be one or the
-    other."""
+    """Every field of the input that is personal data. A new field is, unless KEPT has it."""
     session = await erased(backend)
 
     left = {
@@ -137,7 +136,7 @@ async def test_replay_of_an_erased_session_is_that_session(backend: Backend) -> 
 
 
 @pytest.mark.parametrize("name", ["model_image_url", "prompt"])
-async def test_nothing_comes_back(backend: Backend, name: str) -> None:
+async def test_erased_data_cannot_be_restored(backend: Backend, name: str) -> None:
     """Not the input, and not a link that an external consumer writes late."""
     session = await erased(backend)
 

@@ -112,11 +112,10 @@ CREATE INDEX operator_actions_of_subject ON operator_actions (subject, id DESC);
 CREATE TRIGGER operator_actions_are_append_only BEFORE UPDATE OR DELETE ON operator_actions
     FOR EACH ROW EXECUTE FUNCTION refuse('the audit log is append-only');
 
--- Erasure. A final session may lose what tells about a person: its links, its prompt, its shopper.
--- What was paid, when, and how it ended stay, so the books stay right. Nothing comes
--- back.
+-- Erasure. A final session may lose its personal data: links, prompt, shopper. Payer, amounts, times
+-- and status stay, so the books stay right. Erased data cannot be restored.
 --
--- The same as before, except that an erased session loses its link and gets none afterwards.
+-- This function is as before, except that an erased session loses its link and gets no other one.
 CREATE OR REPLACE FUNCTION guard_session() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     taken boolean := OLD.status = 'queued' AND NEW.status = 'processing';

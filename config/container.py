@@ -88,10 +88,13 @@ class Container(containers.DeclarativeContainer):
 
     @service
     def repositories(self) -> Repositories:
+        limits = policies.account_limits(self.settings())
         match self.settings().database:
             case options.Database.POSTGRES:
                 database, batches = self.database(), policies.batches(self.settings())
-                sessions = PostgresSessionRepo(database, batches=batches, background=self.reserve())
+                sessions = PostgresSessionRepo(
+                    database, batches=batches, background=self.reserve(), limits=limits
+                )
                 return Repositories(
                     sessions=sessions,
                     accounts=PostgresCreditRepo(database),
@@ -101,7 +104,9 @@ class Container(containers.DeclarativeContainer):
                 )
             case options.Database.MEMORY:
                 accounts = InMemoryCreditRepo(clock=self.clock())
-                in_memory = InMemorySessionRepo(accounts=accounts, clock=self.clock())
+                in_memory = InMemorySessionRepo(
+                    accounts=accounts, clock=self.clock(), limits=limits
+                )
                 return Repositories(
                     sessions=in_memory,
                     accounts=accounts,

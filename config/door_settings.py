@@ -4,9 +4,11 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from config.options import Seconds, Secret, doc
+from config.options import PlanNumbers, Seconds, Secret, doc
 from config.service_settings import ServiceSettings
+from domain.accounts import NO_SIGNUP as _SIGNUP
 from domain.age import AgeVerification
+from domain.plans import NO_LIMITS
 
 
 class DoorSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,3 +41,46 @@ class DoorSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_fi
     age_verification_b2c: Annotated[AgeVerification, doc("The same for users' requests")] = (
         AgeVerification.OPTIONAL
     )
+
+    # Rates and accounts.
+    signup_credits: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000),
+        doc("Credits that a user is granted at its first request; 0 for none"),
+    ] = _SIGNUP.credits
+    signup_anonymous_credits: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000),
+        doc("The same for users whose token says `is_anonymous`"),
+    ] = _SIGNUP.anonymous_credits
+    signups_per_day: Annotated[
+        int,
+        Meta(ge=0, le=10_000_000),
+        doc("How many users are granted sign-up credits on one day (UTC)"),
+    ] = _SIGNUP.per_day
+    rate_per_minute: Annotated[
+        PlanNumbers | None,
+        doc(
+            "Requests for a picture per minute and account, for each plan; a plan that is missing"
+            " has no limit",
+            example="default=60,starter=120,growth=600",
+        ),
+    ] = None
+    rate_per_hour: Annotated[
+        PlanNumbers | None,
+        doc("The same per hour", example="default=600,starter=2000,growth=20000"),
+    ] = None
+    refunds_per_hour: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000),
+        doc(
+            "Sessions of one account that may be cancelled, or fail through the caller's own fault,"
+            " within an hour; then further requests get a 429; 0 for no limit"
+        ),
+    ] = 0
+    shopper_refunds_per_hour: Annotated[
+        int, Meta(ge=0, le=1_000_000), doc("The same for one shopper of a store")
+    ] = 20
+    shopper_max_active: Annotated[
+        int, Meta(ge=1, le=1_000), doc("Unfinished sessions of one client token")
+    ] = NO_LIMITS.max_active_of_token

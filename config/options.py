@@ -12,6 +12,14 @@ Seconds = Annotated[float, Meta(gt=0, le=DAY)]
 Secret = Annotated[str, Meta(min_length=32)]
 ApiKey = Annotated[str, Meta(pattern=r"^[!-~]+$")]
 # A string, because a float would not hold it exactly.
+# One number per plan; a string, because a setting is one value.
+PlanNumbers = Annotated[
+    str,
+    Meta(
+        pattern=r"^(default|starter|growth|scale|enterprise)=[1-9][0-9]{0,8}"
+        r"(,(default|starter|growth|scale|enterprise)=[1-9][0-9]{0,8})*$"
+    ),
+]
 Dollars = Annotated[str, Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,6})?$")]
 BaseUrl = Annotated[str, Meta(pattern=r"^https?://[^\s?#]*[^\s?#/]$")]
 ProviderUrl = Annotated[str, Meta(pattern=r"^https?://[^\s?#@/]+(/[^\s?#@]*)?$")]

@@ -28,8 +28,10 @@ from adapters.queue.redis import redis_client
 from adapters.storage.s3 import S3Bucket, s3_store
 from adapters.storage.signing import UrlSigner
 from config.settings import Settings
+from domain.accounts import SignupPolicy
 from domain.generation import WorkPolicy
 from domain.links import LinkRules
+from domain.plans import AccountLimits, Plan, PlanRates
 from domain.recovery import RecoveryPolicy
 from domain.submission import SubmissionPolicy
 from domain.uploads import UploadPolicy
@@ -95,7 +97,39 @@ def submission(settings: Settings) -> SubmissionPolicy:
         max_active=settings.max_active,
         age_b2b=settings.age_verification_b2b,
         age_b2c=settings.age_verification_b2c,
+        signup=signup(settings),
     )
+
+
+def signup(settings: Settings) -> SignupPolicy:
+    return SignupPolicy(
+        credits=settings.signup_credits,
+        anonymous_credits=settings.signup_anonymous_credits,
+        per_day=settings.signups_per_day,
+    )
+
+
+def account_limits(settings: Settings) -> AccountLimits:
+    per_minute = _numbers(settings.rate_per_minute)
+    per_hour = _numbers(settings.rate_per_hour)
+    return AccountLimits(
+        rates={
+            plan: PlanRates(
+                submissions_per_minute=per_minute.get(plan), submissions_per_hour=per_hour.get(plan)
+            )
+            for plan in per_minute.keys() | per_hour.keys()
+        },
+        refunds_per_hour=settings.refunds_per_hour or None,
+        shopper_refunds_per_hour=settings.shopper_refunds_per_hour or None,
+        max_active_of_token=settings.shopper_max_active,
+        signups_per_day=settings.signups_per_day,
+    )
+
+
+def _numbers(text: str | None) -> dict[Plan, int]:
+    """From `default=60,starter=120`."""
+    pairs = [entry.split("=") for entry in (text or "").split(",") if entry]
+    return {Plan(plan): int(number) for plan, number in pairs}
 
 
 def links(settings: Settings, *, is_own: Callable[[str], bool]) -> LinkRules:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
+from domain.callers import Caller, Shopper
 from domain.credits import Owner
 from domain.errors import Conflict, NotFound, Unavailable
 from domain.picture_ports import PictureStoragePort, UploadStoragePort
@@ -93,21 +94,23 @@ class Erasure:
         self._uploads = uploads
         self._upload_key = upload_key
 
-    async def erase_session(self, session_id: UUID, owner: Owner) -> GenerationSession:
+    async def erase_session(self, session_id: UUID, caller: Caller) -> GenerationSession:
         """Erase one final session: its picture, the uploads that it used, its links and prompt.
-        Repeating it changes nothing.
+        Repeating it changes nothing. The shopper still sees it.
 
         Raises ``NotFound``, ``Conflict`` for an unfinished session, and ``StorageUnavailable`` or
         ``DatabaseUnavailable``: then it may not be erased yet.
         """
-        session = await self._reads.get(session_id, owner)
+        session = await self._reads.get(session_id, caller.owner)
+        if caller.shopper is not None and not _is_same_shopper(session.shopper, caller.shopper):
+            raise NotFound("No such generation")
         if not session.status.is_final:
             raise Conflict("Only a completed or failed session can be erased")
         if session.erased_at is not None:
             return session
         await self._delete_objects(session)
         await self._repo.erase([session.id])
-        return await self._reads.get(session_id, owner)
+        return await self._reads.get(session_id, caller.owner)
 
     async def erase_owner(
         self,
@@ -200,6 +203,11 @@ class Erasure:
             return (await self._reads.get(session_id, owner)).erased_at is not None
         except NotFound:
             return False
+
+
+def _is_same_shopper(one: Shopper | None, other: Shopper) -> bool:
+    """Whatever their client tokens."""
+    return one is not None and one.id == other.id
 
 
 async def _in_batches(delete: Callable[[], Awaitable[int]], batch: int) -> int:

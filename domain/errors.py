@@ -7,7 +7,7 @@
     │   TruncatedLetter, LinkInUse; IdempotencyKeyReused, BodyTooSlow,
     │   UploadTooLarge, TooManyActive, TooManyUploads, RateLimited,
     │   Unauthenticated: InvalidApiKey, Forbidden: DomainMismatch,
-    │   AgeVerificationRequired                                           the caller's fault
+    │   TokenUsedUp, Suspended, AgeVerificationRequired                     the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, StorageUnavailable,
     │   WorkerExhausted, DatabaseUnavailable: SchemaMismatch              our fault, temporary
     ├── WorkFailed: Refused, ProviderMisconfigured,
@@ -18,9 +18,11 @@
     └── IllegalTransition, InvalidTask                                    a domain rule was broken
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from domain.causes import Cause, CauseKind
+from domain.plans import RateUse
 
 
 class WearonError(Exception):
@@ -111,13 +113,16 @@ class TooManyUploads(WearonError):
 
 class RateLimited(WearonError):
     """The caller has used up a rate, which allows the next call in ``retry_after_seconds``; nothing
-    was charged."""
+    was charged. ``rates`` are the rates of this call, as far as they are known."""
 
     code = "RATE_LIMIT_EXCEEDED"
 
-    def __init__(self, message: str, *, retry_after_seconds: int) -> None:
+    def __init__(
+        self, message: str, *, retry_after_seconds: int, rates: Sequence[RateUse] = ()
+    ) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+        self.rates = rates
 
 
 class Overloaded(WearonError):
@@ -142,6 +147,14 @@ class Forbidden(WearonError):
     """The credential is valid, but not for this call; nothing was done."""
 
     code = "FORBIDDEN"
+
+
+class TokenUsedUp(Forbidden):
+    """The client token allows no further pictures, or no further submissions."""
+
+
+class Suspended(Forbidden):
+    """An operator suspended the account: it gets nothing new."""
 
 
 class DomainMismatch(Forbidden):

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from adapters.sessions.memory import InMemorySessionRepo
-from domain.credits import Owner
+from domain.credits import Channel, Owner
 from domain.erasure import ErasureRepoPort
 from domain.ports import Position
 from domain.sessions import GenerationSession
 
+MAX_ROWS = 1_000_000
+
 
 class InMemoryErasureRepo(ErasureRepoPort):
-    """On the sessions of ``sessions``."""
+    """On the sessions and the client tokens of ``sessions``."""
 
     def __init__(self, sessions: InMemorySessionRepo) -> None:
         self._sessions = sessions
@@ -19,13 +21,29 @@ class InMemoryErasureRepo(ErasureRepoPort):
     async def sessions_of(
         self, owner: Owner, *, shopper: str | None, limit: int, after: Position | None
     ) -> list[GenerationSession]:
-        del shopper  # Sessions in memory have no shopper.
-        return await self._sessions.history(owner, status=None, limit=limit, after=after)
+        found = await self._sessions.history(owner, status=None, limit=MAX_ROWS, after=after)
+        return [session for session in found if _is_of(session, shopper)][:limit]
 
     async def erase(self, session_ids: Sequence[UUID], *, with_shopper: bool = False) -> int:
-        del with_shopper
-        return sum(map(self._sessions.erase, dict.fromkeys(session_ids)))
+        erased = [
+            self._sessions.erase(session_id, with_shopper=with_shopper)
+            for session_id in dict.fromkeys(session_ids)
+        ]
+        return sum(erased)
 
     async def forget_shoppers(self, owner: Owner, *, shopper: str | None, limit: int) -> int:
-        del owner, shopper, limit
-        return 0  # There are none in memory.
+        budgets = self._sessions.budgets
+        ids = {
+            budget.shopper_id
+            for budget in budgets.values()
+            if owner == Owner(channel=Channel.B2B, id=budget.store_id)
+        }
+        found = sorted(ids if shopper is None else ids & {shopper})[:limit]
+        for token_id, budget in list(budgets.items()):
+            if budget.store_id == owner.id and budget.shopper_id in found:
+                del budgets[token_id]
+        return len(found)
+
+
+def _is_of(session: GenerationSession, shopper: str | None) -> bool:
+    return shopper is None or (session.shopper is not None and session.shopper.id == shopper)

@@ -41,20 +41,29 @@ _ERASE = f"""
     )
     SELECT count(*) FROM erased"""
 
-# A token that is issued meanwhile waits for the lock of its shopper, and fails.
+# Locks client tokens before shoppers, like the debit. A token issued meanwhile waits for its
+# shopper, and fails. One that was issued just before makes this statement fail: repeat it.
 _FORGET_SHOPPERS = """
     WITH found AS MATERIALIZED (
         SELECT shopper_id FROM shoppers
         WHERE store_id = $1 AND shopper_id = coalesce($2::text, shopper_id)
-        ORDER BY shopper_id LIMIT $3 FOR UPDATE
-    ), token AS (
-        DELETE FROM client_tokens
+        ORDER BY shopper_id LIMIT $3
+    ), token AS MATERIALIZED (
+        SELECT id FROM client_tokens
         WHERE store_id = $1 AND shopper_id = ANY (ARRAY (SELECT shopper_id FROM found))
-    ), gone AS (
+        ORDER BY id FOR UPDATE
+    ), shopper AS MATERIALIZED (
+        SELECT shopper_id FROM shoppers
+        WHERE store_id = $1 AND shopper_id = ANY (ARRAY (SELECT shopper_id FROM found))
+            AND (SELECT count(*) FROM token) >= 0
+        ORDER BY shopper_id FOR UPDATE
+    ), deleted_token AS (
+        DELETE FROM client_tokens WHERE id = ANY (ARRAY (SELECT id FROM token))
+    ), deleted_shopper AS (
         DELETE FROM shoppers
-        WHERE store_id = $1 AND shopper_id = ANY (ARRAY (SELECT shopper_id FROM found))
+        WHERE store_id = $1 AND shopper_id = ANY (ARRAY (SELECT shopper_id FROM shopper))
     )
-    SELECT count(*) FROM found"""
+    SELECT count(*) FROM shopper"""
 
 
 class PostgresErasureRepo(ErasureRepoPort):

@@ -93,6 +93,9 @@ COLUMNS: Sequence[Column] = (
     Column("owner_id", "text", "owner.id"),
     Column("store_id", immutable=True),
     Column("user_id", immutable=True),
+    # Only sessions of shoppers have these, which a CREATE of their own writes.
+    Column("shopper_id", "text", "shopper.id", immutable=True, erased="NULL"),
+    Column("client_token_id", "uuid", "shopper.token_id", immutable=True),
     # The input.
     _input("model_image_url", erased="''"),
     _input("outfit_image_url", erased="NULL"),
@@ -138,8 +141,6 @@ COLUMNS: Sequence[Column] = (
     Column("status_changed_at", "timestamptz"),
     Column("push_again_at", "timestamptz"),
     Column("delete_again_at", "timestamptz"),
-    Column("shopper_id"),
-    Column("client_token_id", "uuid"),
 )
 
 MAPPED: Sequence[Column] = [column for column in COLUMNS if column.path is not None]
@@ -155,5 +156,7 @@ RESULTS: Sequence[Column] = [
 
 IMMUTABLE: Sequence[Column] = [column for column in COLUMNS if column.immutable]
 
-ERASED: Sequence[Column] = [column for column in COLUMNS if column.erased is not None]
-"""The columns that an erased session has lost."""
+ERASED: Sequence[Column] = [
+    column for column in COLUMNS if column.erased is not None and column.part != "shopper"
+]
+"""The columns that an erased session has lost. It may lose its shopper as well, or later."""

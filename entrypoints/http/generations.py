@@ -9,13 +9,14 @@ from litestar import delete, get, post
 from litestar.params import QueryParameter
 from msgspec import Meta
 
-from domain.credits import Owner
+from domain.callers import Caller
 from domain.erasure import Erasure
 from domain.links import LinkRules
 from domain.ports import Position, SessionReadPort
 from domain.sessions import GenerationSession, SessionStatus
 from domain.submission import Submission, TryOnRequest
 from domain.views import SessionViews
+from entrypoints.http.access import for_shoppers_too
 from entrypoints.http.inputs import (
     Cursor,
     CursorText,
@@ -49,11 +50,11 @@ _CURSOR: Cursor[tuple[int, UUID]] = Cursor(msgspec.json.Decoder(tuple[_Microseco
 
 
 def try_on(
-    data: NewGeneration, *, owner: Owner, request_id: str, key: str | None, links: LinkRules
+    data: NewGeneration, *, caller: Caller, request_id: str, key: str | None, links: LinkRules
 ) -> TryOnRequest:
     """The request that body and headers describe. Raises InvalidInput."""
     return TryOnRequest(
-        owner=owner,
+        caller=caller,
         request_id=request_id,
         input=data.asked(),
         idempotency_key=key,
@@ -150,6 +151,7 @@ async def cancel_generation(
 @delete(
     "/generations/{session_id:str}/picture",
     status_code=200,
+    opt=for_shoppers_too(),
     tags=GENERATION_TAGS,
     summary="Erase a generation",
     response_description="The session without its picture, links and prompt.",
@@ -164,7 +166,7 @@ async def erase_generation(
     """Deletes the picture, your uploads that this session used, its links and its prompt, at once
     and for good. Status, times and amounts stay. Possible once `status` is final; otherwise 409.
     Repeating it is safe. After a 503 it may not be complete: repeat it."""
-    session = await erasure.erase_session(session_id, request.user.owner)
+    session = await erasure.erase_session(session_id, request.user)
     return SessionEnvelope(data=Session.of(views.view_of(session)), error=None)
 
 

@@ -234,7 +234,7 @@ async def create_original(
     info = request.scope["state"]["request_info"]
     receipt = await submission.submit(
         TryOnRequest(
-            owner=request.user.owner,
+            caller=request.user,
             request_id=info["request_id"],
             input=data.asked(),
             idempotency_key=idempotency_key,

@@ -99,7 +99,7 @@ class SubmitRoute:
         data = decoded(body, _decoder)
         key = _idempotency_key(headers, received)
         links = self._submission.links
-        return try_on(data, owner=caller.owner, request_id=info["request_id"], key=key, links=links)
+        return try_on(data, caller=caller, request_id=info["request_id"], key=key, links=links)
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body: up to its announced length, or else to the message that ends it."""

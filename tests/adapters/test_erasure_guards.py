@@ -2,6 +2,8 @@
 session is erased as a whole, once, and for good."""
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -10,7 +12,10 @@ from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
 from adapters.sessions.columns import ERASED
+from domain.callers import Shopper
+from domain.plans import TokenBudget
 from tests.adapters.console import SET, Console
+from tests.support.examples import FAILURE, STORE
 
 pytestmark = pytest.mark.anyio
 
@@ -18,7 +23,8 @@ OPEN = ("queued", "processing")
 FINAL = ("completed", "failed")
 
 LOST = {column.name: f"{column.name} = {column.erased}" for column in ERASED}
-ERASE = SET.format(", ".join(["erased_at = now()", *LOST.values()]))
+ERASED_VALUES = ", ".join(["erased_at = now()", *LOST.values()])
+ERASE = SET.format(ERASED_VALUES)
 LEFT = {
     column.name: "'[{}]'" if column.type == "jsonb" else "'https://x.example/'" for column in ERASED
 }
@@ -93,3 +99,30 @@ async def test_final_session_can_be_erased(console: Console, state: str) -> None
     await console.run(ERASE, session_id)
 
     assert (await console.get(session_id)).erased_at is not None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "shopper_id = NULL",
+        "shopper_id = 'bob'",
+        ERASED_VALUES + ", shopper_id = 'bob'",
+        ERASED_VALUES + ", client_token_id = NULL",
+    ],
+)
+async def test_shopper_only_goes_with_an_erasure(console: Console, change: str) -> None:
+    """And is never replaced."""
+    shopper = Shopper(id="ann", token_id=uuid4())
+    expires_at = datetime.now(UTC) + timedelta(minutes=9)
+    await console.add_token(
+        shopper.token_id,
+        TokenBudget(store_id=STORE.id, shopper_id="ann", pictures=1, expires_at=expires_at),
+    )
+    session_id = (await console.created(STORE, shopper=shopper)).session.id
+    await console.sessions.fail_queued(session_id, FAILURE)
+
+    with pytest.raises(asyncpg.RestrictViolationError):
+        await console.run(SET.format(change), session_id)
+    await console.run(SET.format(f"{ERASED_VALUES}, shopper_id = NULL"), session_id)
+
+    assert (await console.get(session_id)).shopper is None

@@ -21,6 +21,7 @@ from adapters.erasure import postgres as erasure
 from adapters.postgres.database import Connection, Database
 from adapters.postgres.limits import DatabaseLimits
 from adapters.postgres.migrate import all_migrations, migrate
+from adapters.sessions import creation
 from adapters.sessions import statements as sessions
 from adapters.sessions.postgres import PostgresSessionRepo
 from domain.credits import Channel, Owner
@@ -92,9 +93,8 @@ def statements(module: ModuleType) -> Iterator[tuple[str, str]]:
             yield f"{module.__name__.split('.')[1]}_{name.removeprefix('_')}", value
 
 
-STATEMENTS = dict(
-    pair for module in (sessions, credit_repo, auth, erasure) for pair in statements(module)
-)
+MODULES = (creation, sessions, credit_repo, auth, erasure)
+STATEMENTS = dict(pair for module in MODULES for pair in statements(module))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from uuid import UUID
 
 import pytest
 
-from domain.credits import Owner
 from domain.errors import IllegalTransition
 from domain.ports import Position
 from domain.sessions import GenerationInput, GenerationSession, SessionStatus
@@ -184,9 +183,3 @@ async def test_sessions_of_an_owner_come_in_pages(backend: Backend) -> None:
     newest = await backend.reads.history(USER, status=None, limit=9, after=None)
     assert [id_ for page in pages for id_ in page] == [session.id for session in newest]
     assert {session.id for session in newest} == set(ids)
-
-
-@pytest.mark.parametrize("owner", [USER, STORE], ids=str)
-async def test_nobody_has_shoppers_to_forget(backend: Backend, owner: Owner) -> None:
-    """A user never has; of a store without shoppers none is found."""
-    assert await backend.erasure.forget_shoppers(owner, shopper=None, limit=9) == 0

@@ -1,5 +1,6 @@
 """Erasing one session, or all that is stored of an owner: complete, repeatable, and true."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -8,6 +9,7 @@ import pytest
 
 from adapters.erasure.memory import InMemoryErasureRepo
 from adapters.images.inputs import upload_key
+from domain.callers import Caller, Shopper
 from domain.credits import Channel, LedgerKind, Owner
 from domain.erasure import BATCH, Erasure, ErasureReport
 from domain.errors import (
@@ -17,6 +19,7 @@ from domain.errors import (
     NotFound,
     StorageUnavailable,
 )
+from domain.plans import TokenBudget
 from domain.sessions import GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
 from domain.uploads import upload_folder
@@ -104,7 +107,7 @@ async def test_session_loses_picture_uploads_links_and_prompt(eraser: Eraser) ->
     link = await eraser.uploaded(STORE)
     session = await eraser.completed(STORE, model_image_url=link, prompt="wear it")
 
-    erased = await eraser.erasure.erase_session(session.id, STORE)
+    erased = await eraser.erasure.erase_session(session.id, Caller(owner=STORE))
 
     assert erased == await eraser.service.session(session.id)
     assert (erased.erased_at is not None, erased.image_expired) == (True, True)
@@ -122,7 +125,7 @@ async def test_uploads_of_others_stay(eraser: Eraser) -> None:
     links = [await eraser.uploaded(owner) for owner in (OTHER, NAMESAKE)]
     session = await eraser.completed(model_image_url=links[0], outfit_image_url=links[1])
 
-    await eraser.erasure.erase_session(session.id, USER)
+    await eraser.erasure.erase_session(session.id, Caller(owner=USER))
 
     assert [await eraser.is_stored(link) for link in links] == [True, True]
 
@@ -133,10 +136,10 @@ async def test_unfinished_session_is_not_erased(eraser: Eraser) -> None:
     session_id = (await eraser.service.submitted(model_image_url=link)).session.id
 
     with pytest.raises(Conflict):
-        await eraser.erasure.erase_session(session_id, USER)
+        await eraser.erasure.erase_session(session_id, Caller(owner=USER))
     await eraser.service.claimed(session_id)
     with pytest.raises(Conflict):
-        await eraser.erasure.erase_session(session_id, USER)
+        await eraser.erasure.erase_session(session_id, Caller(owner=USER))
 
     assert await eraser.is_stored(link)
     assert (await eraser.service.session(session_id)).erased_at is None
@@ -148,7 +151,7 @@ async def test_others_cannot_erase_a_session(eraser: Eraser, owner: Owner) -> No
     session = await eraser.completed()
 
     with pytest.raises(NotFound):
-        await eraser.erasure.erase_session(session.id, owner)
+        await eraser.erasure.erase_session(session.id, Caller(owner=owner))
 
     assert await eraser.has_picture(session)
 
@@ -161,11 +164,13 @@ async def test_nothing_counts_as_erased_without_the_storage(eraser: Eraser, meth
     eraser.service.storage.faults.away.add(method)
 
     with pytest.raises(StorageUnavailable):
-        await eraser.erasure.erase_session(session.id, USER)
+        await eraser.erasure.erase_session(session.id, Caller(owner=USER))
     assert await eraser.service.session(session.id) == session
 
     eraser.service.storage.faults.clear()
-    assert (await eraser.erasure.erase_session(session.id, USER)).erased_at is not None
+    assert (
+        await eraser.erasure.erase_session(session.id, Caller(owner=USER))
+    ).erased_at is not None
 
 
 async def test_crash_between_storage_and_database_is_repaired_by_a_repetition(
@@ -175,11 +180,11 @@ async def test_crash_between_storage_and_database_is_repaired_by_a_repetition(
     session = await eraser.completed(model_image_url=await eraser.uploaded())
     eraser.repo.is_away = True
     with pytest.raises(DatabaseUnavailable):
-        await eraser.erasure.erase_session(session.id, USER)
+        await eraser.erasure.erase_session(session.id, Caller(owner=USER))
     assert await eraser.service.session(session.id) == session
 
     eraser.repo.is_away = False
-    erased = await eraser.erasure.erase_session(session.id, USER)
+    erased = await eraser.erasure.erase_session(session.id, Caller(owner=USER))
 
     assert erased.erased_at is not None
     assert not await eraser.has_picture(session)
@@ -188,16 +193,16 @@ async def test_crash_between_storage_and_database_is_repaired_by_a_repetition(
 async def test_repetition_returns_the_erased_session(eraser: Eraser) -> None:
     """Also while the storage is away: there is nothing left to delete."""
     session = await eraser.completed()
-    first = await eraser.erasure.erase_session(session.id, USER)
+    first = await eraser.erasure.erase_session(session.id, Caller(owner=USER))
     eraser.service.storage.faults.away |= {"delete", "delete_uploads"}
 
-    assert await eraser.erasure.erase_session(session.id, USER) == first
+    assert await eraser.erasure.erase_session(session.id, Caller(owner=USER)) == first
 
 
 async def test_picture_saved_after_the_erasure_is_deleted_by_recovery(eraser: Eraser) -> None:
     """By an attempt that had lost its lease, at the end of the pictures' lifetime."""
     session = await eraser.completed()
-    await eraser.erasure.erase_session(session.id, USER)
+    await eraser.erasure.erase_session(session.id, Caller(owner=USER))
     await eraser.service.storage.save(session.object_prefix, next(iter(INPUTS.values())))
     eraser.service.clock.advance(timedelta(days=31))
 
@@ -210,13 +215,40 @@ async def test_picture_saved_after_the_erasure_is_deleted_by_recovery(eraser: Er
 async def test_replay_of_an_erased_session_returns_it(eraser: Eraser) -> None:
     """Not 422, although the request does not say the same, and no second session."""
     session = await eraser.completed(idempotency_key="k", outfit_image_url=None)
-    await eraser.erasure.erase_session(session.id, USER)
+    await eraser.erasure.erase_session(session.id, Caller(owner=USER))
 
     receipt = await eraser.service.submission.submit(a_request(idempotency_key="k"))
 
     assert (receipt.replayed, receipt.session.id) == (True, session.id)
     assert len(await eraser.service.sessions()) == 1
     assert eraser.service.waiting() == []
+
+
+async def test_shoppers_erase_their_own_sessions_only(eraser: Eraser) -> None:
+    """With any of their client tokens. Sessions of other shoppers and of the store itself do not
+    exist for them; the session stays theirs."""
+    ann, bob = Shopper(id="ann", token_id=UUID(int=1)), Shopper(id="bob", token_id=UUID(int=2))
+    for shopper in (ann, bob):
+        eraser.service.repo.budgets[shopper.token_id] = TokenBudget(
+            store_id=STORE.id,
+            shopper_id=shopper.id,
+            pictures=3,
+            expires_at=eraser.service.clock.now() + timedelta(minutes=9),
+        )
+    mine = await eraser.completed(STORE, caller=Caller(owner=STORE, shopper=ann))
+    others = [
+        await eraser.completed(STORE, caller=Caller(owner=STORE, shopper=bob)),
+        await eraser.completed(STORE),
+    ]
+    another_token = replace(ann, token_id=UUID(int=3))
+
+    for other in others:
+        with pytest.raises(NotFound):
+            await eraser.erasure.erase_session(other.id, Caller(owner=STORE, shopper=ann))
+    erased = await eraser.erasure.erase_session(mine.id, Caller(owner=STORE, shopper=another_token))
+
+    assert (erased.erased_at is not None, erased.shopper) == (True, ann)
+    assert [await eraser.has_picture(other) for other in others] == [True, True]
 
 
 async def test_owner_loses_everything_and_keeps_the_books(eraser: Eraser) -> None:

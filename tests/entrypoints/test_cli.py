@@ -191,6 +191,8 @@ def test_credits_are_granted(shop: Shop) -> None:
         "total_granted": 42,
         "total_debited": 0,
         "total_refunded": 0,
+        "plan": "default",
+        "suspended": False,
     }
     (entry,) = balance["entries"]
     assert (entry["kind"], entry["amount"], entry["note"]) == ("grant", 2, "a [bold] move")

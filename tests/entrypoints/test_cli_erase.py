@@ -202,12 +202,22 @@ def test_invalid_command_line(shop: Shop, arguments: tuple[str, ...], problem: s
     assert problem in click.unstyle(result.stderr)
 
 
-def test_storage_has_to_be_configured(shop: Shop) -> None:
-    """Else the pictures of another place would be deleted, or none."""
-    shop.completed(USER)
-    del shop.env["WEARON_SIGNING_SECRET"]
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"WEARON_SIGNING_SECRET": ""}, "WEARON_SIGNING_SECRET"),
+        ({"WEARON_STORAGE": "memory", "WEARON_ENVIRONMENT": "development"}, "WEARON_STORAGE"),
+        ({"REDIS_URL": ""}, "REDIS_URL"),
+    ],
+    ids=["secret", "storage", "queue"],
+)
+def test_all_services_have_to_be_configured(shop: Shop, change: dict[str, str], named: str) -> None:
+    """Else the pictures of another place would be deleted, or the dead letters would stay."""
+    session = shop.completed(USER)
+    settings = {**shop.env, **change}
+    erasing = Shop({name: value for name, value in settings.items() if value})
 
-    result = shop.erase("--user", USER.id, *WHY, "--yes")
+    result = erasing.erase("--user", USER.id, *WHY, "--yes")
 
-    assert result.exit_code == 1
-    assert "WEARON_SIGNING_SECRET" in result.stderr
+    assert (result.exit_code, named in result.stderr) == (1, True)
+    assert shop.get(session).erased_at is None

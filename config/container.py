@@ -40,6 +40,7 @@ from config.closing import Opened, closing
 from config.processes import worker_name
 from config.services import Queue, Repositories, ServedStorage, Storage
 from config.settings import Settings
+from domain.accounts import Accounts
 from domain.erasure import Erasure
 from domain.generation import Generation
 from domain.operations import ApiKeyIssuer, CreditGrants, DeadLetters
@@ -164,13 +165,17 @@ class Container(containers.DeclarativeContainer):
     new_api_key = providers.Callable(new_api_key)
 
     # fmt: off
+    user_keys = service(lambda self: door.user_keys(self.settings(), opened=self.opened()))
     authenticate = service(lambda self: door.authenticator(
-        self.settings(), api_keys=self.api_keys()
+        self.settings(), api_keys=self.api_keys(), user_keys=self.user_keys(), clock=self.clock()
     ))
     submission = service(lambda self: Submission(
         sessions=self.sessions(), reads=self.sessions(), queue=self.queue(),
         policy=policies.submission(self.settings()), new_id=self.new_id(), clock=self.clock(),
         links=policies.links(self.settings(), is_own=lambda url: is_own(url, self.storage())),
+    ))
+    callers_accounts = service(lambda self: Accounts(
+        accounts=self.accounts(), policy=policies.signup(self.settings())
     ))
     uploads = service(lambda self: Uploads(
         storage=self.storage(), accounts=self.accounts(), policy=policies.uploads(self.settings()),

@@ -22,6 +22,9 @@ PlanNumbers = Annotated[
 ]
 Dollars = Annotated[str, Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,6})?$")]
 BaseUrl = Annotated[str, Meta(pattern=r"^https?://[^\s?#]*[^\s?#/]$")]
+JwksUrl = Annotated[str, Meta(pattern=r"^https?://[A-Za-z0-9.:\[\]-]+(/[!-\"$-?A-~]*)?$")]
+"""Without a user, a password or a fragment."""
+Words = Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=1)]
 ProviderUrl = Annotated[str, Meta(pattern=r"^https?://[^\s?#@/]+(/[^\s?#@]*)?$")]
 
 
@@ -63,6 +66,14 @@ class OutputFormat(StrEnum):
     JPEG = "jpeg"
     PNG = "png"
     WEBP = "webp"
+
+
+class TokenAlgorithm(StrEnum):
+    """The algorithms of RFC 7518 and RFC 8037 with which a key pair signs users' tokens."""
+
+    ES256 = "ES256"
+    RS256 = "RS256"
+    EDDSA = "EdDSA"
 
 
 class LogLevel(StrEnum):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypedDict
 from obstore.store import S3Store
 from redis.asyncio import Redis
 
-from adapters.auth.user_tokens import JwtRules
+from adapters.auth.claims import JwtRules
+from adapters.auth.user_keys import KeyRules
 from adapters.coalescing import BatchLimits
 from adapters.images.limits import (
     RESULT_LIMITS,
@@ -279,19 +280,33 @@ def replicate_jobs(settings: Settings) -> JobLimits:
 
 
 def jwt(settings: Settings) -> JwtRules:
-    """Raises ``SettingsError`` if the secret is not set."""
+    """Raises ``SettingsError`` if neither a key set nor a secret is set."""
+    for name in settings.for_users:
+        settings.require(name)
     return JwtRules(
-        secret=settings.require("jwt_secret"),
+        secret=settings.jwt_secret,
+        previous_secret=settings.jwt_previous_secret,
         issuer=settings.jwt_issuer,
         audience=settings.jwt_audience,
+        roles=frozenset(settings.jwt_roles),
+    )
+
+
+def user_keys(settings: Settings) -> KeyRules:
+    return KeyRules(
+        algorithms=tuple(settings.jwt_algorithms),
+        refresh_seconds=settings.jwt_jwks_refresh_seconds,
+        keep_seconds=settings.jwt_jwks_keep_seconds,
     )
 
 
 def url_signer(settings: Settings, clock: Callable[[], datetime]) -> UrlSigner:
     """Raises ``SettingsError`` if the secret is not set."""
+    previous = settings.signing_previous_secret
     return UrlSigner(
         base_url=settings.public_url,
         secret=settings.require("signing_secret").encode(),
+        previous_secret=None if previous is None else previous.encode(),
         lifetime=timedelta(seconds=settings.picture_url_seconds),
         clock=clock,
     )

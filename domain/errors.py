@@ -9,7 +9,8 @@
     │   Unauthenticated: InvalidApiKey, Forbidden: DomainMismatch,
     │   TokenUsedUp, Suspended, AgeVerificationRequired                     the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, StorageUnavailable,
-    │   WorkerExhausted, DatabaseUnavailable: SchemaMismatch              our fault, temporary
+    │   WorkerExhausted, UserKeysUnavailable,
+    │   DatabaseUnavailable: SchemaMismatch                               our fault, temporary
     ├── WorkFailed: Refused, ProviderMisconfigured,
     │   TryAgain: InputUnavailable, ProviderUnavailable                   one attempt failed
     ├── NotStarted                                                        the provider is busy
@@ -219,6 +220,13 @@ class WorkerExhausted(Unavailable):
     """This worker lacks descriptors, memory or processes. Never a session's fault."""
 
     kind = CauseKind.WORKER
+
+
+class UserKeysUnavailable(Unavailable):
+    """The keys that sign users' tokens could not be fetched, so a token can be neither accepted nor
+    rejected."""
+
+    kind = CauseKind.USER_KEYS
 
 
 class ClaimFailed(WearonError):

@@ -14,8 +14,9 @@ from litestar.openapi.spec import Example
 from litestar.params import BodyKwarg
 from msgspec import Meta, Struct
 
+from domain.accounts import Accounts
 from domain.credits import GENERATION_COST, CreditAccount
-from domain.ports import CreditRepoPort
+from domain.plans import Plan
 from domain.sessions import (
     DEFAULT_PROMPT,
     MAX_ACCESSORIES,
@@ -36,6 +37,7 @@ from entrypoints.http.inputs import (
     decoded,
 )
 from entrypoints.http.openapi import failures
+from entrypoints.http.rates import rate_headers
 from entrypoints.http.schemas import CreatedAt, SessionId, Url
 
 MAX_IMAGES = 2 + MAX_ACCESSORIES
@@ -200,8 +202,10 @@ class OriginalConfig(Struct, frozen=True, kw_only=True):
     ]
     retail_credit_price: Annotated[None, Meta(description="Always null: shoppers pay nothing.")]
     shopify_variant_id: Annotated[None, Meta(description="Always null: credits are no product.")]
-    subscription_tier: Annotated[str | None, Meta(description="Null: the plan is not shown here.")]
-    status: Literal["active"]
+    subscription_tier: Annotated[
+        str | None, Meta(description="The store's plan; null for the default one.")
+    ]
+    status: Literal["active", "suspended"]
     privacy_disclosure: Annotated[str, Meta(description="A text to show to shoppers.")]
 
 
@@ -243,8 +247,11 @@ async def create_original(
     )
     info["session_id"] = receipt.session.id
     created = OriginalCreated(session_id=receipt.session.id, status=receipt.session.status)
-    headers = {"Idempotency-Replayed": "true"} if receipt.replayed else {}
-    return Response(OriginalCreatedEnvelope(data=created, error=None), headers=headers)
+    replayed = {"Idempotency-Replayed": "true"} if receipt.replayed else {}
+    return Response(
+        OriginalCreatedEnvelope(data=created, error=None),
+        headers={**rate_headers(receipt.rates), **replayed},
+    )
 
 
 @get(
@@ -274,10 +281,10 @@ async def get_original(
     responses=failures(401, 403, 503),
 )
 async def get_original_balance(
-    request: OwnedRequest, credit_repo: Injected[CreditRepoPort]
+    request: OwnedRequest, accounts: Injected[Accounts]
 ) -> OriginalBalanceEnvelope:
     """`GET /api/v1/credits` under the original's names."""
-    account = await credit_repo.account(request.user.owner)
+    account = await accounts.of(request.user)
     return OriginalBalanceEnvelope(data=OriginalBalance.of(account), error=None)
 
 
@@ -290,17 +297,20 @@ async def get_original_balance(
     response_description="The store's configuration.",
     responses=failures(401, 403, 503),
 )
-async def get_original_config(request: OwnedRequest) -> OriginalConfigEnvelope:
+async def get_original_config(
+    request: OwnedRequest, accounts: Injected[Accounts]
+) -> OriginalConfigEnvelope:
     """The billing mode is always `absorb_mode`: the store pays for its shoppers' pictures. Selling
     credits to shoppers is not supported."""
+    account = await accounts.of(request.user)
     config = OriginalConfig(
         store_id=request.user.owner.id,
         shop_domain=_shop_domain(request.user.origins),
         billing_mode="absorb_mode",
         retail_credit_price=None,
         shopify_variant_id=None,
-        subscription_tier=None,
-        status="active",
+        subscription_tier=None if account.plan is Plan.DEFAULT else account.plan.value,
+        status="suspended" if account.suspended else "active",
         privacy_disclosure=DISCLOSURE,
     )
     return OriginalConfigEnvelope(data=config, error=None)

@@ -1,6 +1,7 @@
 """The original's calls: its names and statuses, our effects and errors."""
 
 import json
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -10,6 +11,7 @@ from domain.age import AgeVerification
 from domain.callers import Caller
 from domain.credits import Channel, LedgerKind, Owner
 from domain.picture_ports import Picture
+from domain.plans import Plan
 from domain.sessions import DEFAULT_PROMPT
 from domain.submission import SubmissionPolicy
 from entrypoints.http.original import DISCLOSURE
@@ -254,6 +256,17 @@ async def test_configuration(
             "privacy_disclosure": DISCLOSURE,
         },
     )
+
+
+async def test_configuration_shows_plan_and_suspension(api: Api) -> None:
+    """A plan other than the default one is the tier."""
+    account = api.service.accounts.balance_of(STORE)
+    changed = replace(account, plan=Plan.GROWTH, suspended=True)
+    api.service.accounts._accounts[STORE] = changed
+
+    data = (await api.get(CONFIG, owner=STORE)).data
+
+    assert (data["subscription_tier"], data["status"]) == ("growth", "suspended")
 
 
 async def test_calls_are_for_stores_alone(api: Api) -> None:

@@ -19,7 +19,7 @@ from domain.errors import Conflict, NotFound, Unavailable
 from domain.picture_ports import PictureStoragePort, UploadStoragePort
 from domain.ports import DeadLetterPort, Position, SessionReadPort, SessionRepoPort
 from domain.sessions import ErrorCode, Failure, GenerationSession
-from domain.uploads import is_upload_of
+from domain.uploads import is_upload_of, upload_path
 
 BATCH = 50
 UPLOAD_BATCH = 1_000
@@ -136,7 +136,8 @@ class Erasure:
             await self._erase_page(page, done, rejected)
         if shopper is None:
             done["uploads"] = await _in_batches(
-                lambda: self._uploads.delete_uploads_of(owner, limit=UPLOAD_BATCH), UPLOAD_BATCH
+                lambda: self._uploads.delete_uploads_below(upload_path(owner), limit=UPLOAD_BATCH),
+                UPLOAD_BATCH,
             )
         done["shoppers"] = await _in_batches(
             lambda: self._repo.forget_shoppers(owner, shopper=shopper, limit=BATCH), BATCH

@@ -184,8 +184,9 @@ class UploadStoragePort(Protocol):
     async def delete_uploads(self, object_keys: Collection[str]) -> None:
         """Delete these uploads. Missing ones count as deleted."""
 
-    async def delete_uploads_of(self, owner: Owner, *, limit: int) -> int:
-        """Delete ``owner``'s uploads of all days, at most ``limit``.
+    async def delete_uploads_below(self, path: str, *, limit: int) -> int:
+        """Delete the uploads of all days below ``path``, the part of a folder after its day, at
+        most ``limit``.
 
         Returns the number found: less than ``limit`` means that none is left.
         """

@@ -1,5 +1,6 @@
 """Pictures in this process's memory."""
 
+import re
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -7,7 +8,6 @@ from datetime import datetime, timedelta
 from adapters.images.inspection import too_large
 from adapters.storage.signing import UrlSigner
 from adapters.storage.uploads import UPLOADS_ROOT, not_uploaded
-from domain.credits import Owner
 from domain.errors import NotFound
 from domain.object_keys import media_type_of, possible_pictures, stored_picture
 from domain.picture_ports import (
@@ -19,7 +19,6 @@ from domain.picture_ports import (
     UploadStoragePort,
 )
 from domain.sessions import StoredPicture
-from domain.uploads import is_upload_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +108,12 @@ class InMemoryPictureStorage(UploadStoragePort, PictureStoragePort, SignedReadPo
         for key in object_keys:
             self._stored.pop(key, None)
 
-    async def delete_uploads_of(self, owner: Owner, *, limit: int) -> int:
-        own = [key for key in self._stored if is_upload_of(owner, key)][:limit]
-        for key in own:
+    async def delete_uploads_below(self, path: str, *, limit: int) -> int:
+        below = re.compile(rf"{UPLOADS_ROOT}/[^/]+/{re.escape(path)}/")
+        found = [key for key in self._stored if below.match(key)][:limit]
+        for key in found:
             del self._stored[key]
-        return len(own)
+        return len(found)
 
     def _keep(self, object_key: str, picture: Picture) -> None:
         self._stored[object_key] = _Stored(picture, self._signer.clock())

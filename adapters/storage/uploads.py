@@ -9,11 +9,9 @@ from obstore.store import ObjectStore
 
 from adapters.images.inspection import too_large
 from adapters.storage.faults import faults_translated
-from domain.credits import Owner
 from domain.errors import Refused
 from domain.picture_ports import UploadStoragePort
 from domain.sessions import ErrorCode
-from domain.uploads import upload_folder
 
 UPLOADS_ROOT = "uploads"
 _PAGE = 1_000
@@ -62,19 +60,19 @@ class StoredUploads(UploadStoragePort):
             if there:
                 await _delete(self._objects(), there)
 
-    async def delete_uploads_of(self, owner: Owner, *, limit: int) -> int:
+    async def delete_uploads_below(self, path: str, *, limit: int) -> int:
         with faults_translated():
-            keys = await self._stored_of(owner, limit)
+            keys = await self._stored_below(path, limit)
             if keys:
                 await _delete(self._objects(), keys)
         return len(keys)
 
-    async def _stored_of(self, owner: Owner, limit: int) -> list[str]:
+    async def _stored_below(self, path: str, limit: int) -> list[str]:
         objects = self._objects()
         listing = await objects.list_with_delimiter_async(UPLOADS_ROOT)
         keys: list[str] = []
-        for day in filter(None, map(day_of, listing["common_prefixes"])):
-            async for page in objects.list(upload_folder(owner, day), chunk_size=_PAGE):
+        for folder in listing["common_prefixes"]:
+            async for page in objects.list(f"{folder}/{path}", chunk_size=_PAGE):
                 keys += [found["path"] for found in page]
                 if len(keys) >= limit:
                     return keys[:limit]

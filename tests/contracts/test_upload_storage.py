@@ -20,7 +20,7 @@ from adapters.storage.signing import UrlSigner
 from domain.credits import Channel, Owner
 from domain.errors import NotFound, Refused
 from domain.picture_ports import Picture
-from domain.uploads import upload_folder
+from domain.uploads import upload_folder, upload_path
 from tests.support.clock import FakeClock
 from tests.support.servers import new_bucket
 
@@ -382,7 +382,7 @@ async def test_all_uploads_of_an_owner_are_deleted(storage: Storage, upload: Upl
         await upload(upload_folder(STORE, day.date()), at=day)
     kept = [await upload(upload_folder(other, TUESDAY.date())) for other in others]
 
-    counts = [await storage.delete_uploads_of(STORE, limit=2) for _ in range(3)]
+    counts = [await storage.delete_uploads_below(upload_path(STORE), limit=2) for _ in range(3)]
 
     assert counts == [2, 1, 0]
     assert [await read(storage, key) for key in kept] == [b"a jpeg"] * 3
@@ -392,4 +392,4 @@ async def test_all_uploads_of_an_owner_are_deleted(storage: Storage, upload: Upl
 
 async def test_there_may_be_no_uploads_at_all(storage: Storage) -> None:
     """Not even their folder."""
-    assert await storage.delete_uploads_of(STORE, limit=9) == 0
+    assert await storage.delete_uploads_below(upload_path(STORE), limit=9) == 0

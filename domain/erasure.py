@@ -184,12 +184,17 @@ class Erasure:
         return None
 
     async def _delete_objects(self, session: GenerationSession) -> None:
-        """Delete the picture, and the owner's uploads that the session's links lead to."""
+        """Delete the picture and the uploads that were made for it."""
         await self._storage.delete(session.object_prefix)
+        await self._uploads.delete_uploads(self._uploads_for(session))
+
+    def _uploads_for(self, session: GenerationSession) -> set[str]:
+        """The owner's uploads to which the session's links lead. A shopper's session may use
+        uploads of the store, such as an outfit's, which other sessions need: they stay."""
+        if session.shopper is not None:
+            return set()
         keys = map(self._upload_key, session.input.image_urls)
-        await self._uploads.delete_uploads(
-            {key for key in keys if key is not None and is_upload_of(session.owner, key)}
-        )
+        return {key for key in keys if key is not None and is_upload_of(session.owner, key)}
 
     async def _discard_letters(self, owner: Owner) -> int:
         """Dead letters are tasks as they were sent, with links and prompt."""

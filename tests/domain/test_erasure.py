@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -224,17 +224,34 @@ async def test_replay_of_an_erased_session_returns_it(eraser: Eraser) -> None:
     assert eraser.service.waiting() == []
 
 
+def a_shopper(eraser: Eraser, shopper_id: str) -> Shopper:
+    """With a client token."""
+    shopper = Shopper(id=shopper_id, token_id=uuid4())
+    eraser.service.repo.budgets[shopper.token_id] = TokenBudget(
+        store_id=STORE.id,
+        shopper_id=shopper.id,
+        pictures=3,
+        expires_at=eraser.service.clock.now() + timedelta(minutes=9),
+    )
+    return shopper
+
+
+async def test_shopper_deletes_no_upload_of_the_store(eraser: Eraser) -> None:
+    """An outfit that the store uploaded is worn by other shoppers as well."""
+    outfit, ann = await eraser.uploaded(STORE), a_shopper(eraser, "ann")
+    caller = Caller(owner=STORE, shopper=ann)
+    session = await eraser.completed(STORE, caller=caller, outfit_image_url=outfit)
+
+    erased = await eraser.erasure.erase_session(session.id, caller)
+
+    assert erased.erased_at is not None
+    assert await eraser.is_stored(outfit)
+
+
 async def test_shoppers_erase_their_own_sessions_only(eraser: Eraser) -> None:
     """With any of their client tokens. Sessions of other shoppers and of the store itself do not
     exist for them; the session stays theirs."""
-    ann, bob = Shopper(id="ann", token_id=UUID(int=1)), Shopper(id="bob", token_id=UUID(int=2))
-    for shopper in (ann, bob):
-        eraser.service.repo.budgets[shopper.token_id] = TokenBudget(
-            store_id=STORE.id,
-            shopper_id=shopper.id,
-            pictures=3,
-            expires_at=eraser.service.clock.now() + timedelta(minutes=9),
-        )
+    ann, bob = a_shopper(eraser, "ann"), a_shopper(eraser, "bob")
     mine = await eraser.completed(STORE, caller=Caller(owner=STORE, shopper=ann))
     others = [
         await eraser.completed(STORE, caller=Caller(owner=STORE, shopper=bob)),

@@ -1,13 +1,16 @@
 """DELETE /generations/{id}/picture, and what all other calls show of an erased session."""
 
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from domain.callers import Caller, Shopper
 from domain.credits import Owner
 from domain.errors import StorageUnavailable
 from domain.picture_ports import Picture
+from domain.plans import TokenBudget
 from domain.sessions import GenerationSession
 from tests.support.examples import HAT, LEASE, OTHER, STORE, USER
 from tests.support.http import GENERATIONS, Answer, Api
@@ -136,3 +139,42 @@ async def test_replay_of_an_erased_session(api: Api) -> None:
     assert (answer.status, answer.data["session_id"]) == (202, str(session.id))
     assert answer.headers["idempotency-replayed"] == "true"
     assert len(await api.service.sessions()) == 1
+
+
+async def test_shopper_erases_own_sessions_from_the_shop(
+    monkeypatch: pytest.MonkeyPatch, api: Api
+) -> None:
+    """And still sees them. Another shopper's does not exist."""
+    origin = "https://shop.example"
+    ann, bob = [a_shopper(api, shopper_id, origin) for shopper_id in ("ann", "bob")]
+    mine = await completed(api, STORE, caller=ann)
+    other = await completed(api, STORE, caller=bob)
+    key = await api.token(STORE)
+
+    async def caller_of(_: str) -> Caller:
+        return ann
+
+    monkeypatch.setattr(api.keys, "caller_of", caller_of)
+    headers = [("authorization", f"Bearer {key}"), ("origin", origin)]
+
+    async def erase_as_ann(session_id: object) -> Answer:
+        path = f"{GENERATIONS}/{session_id}/picture"
+        return await api.call("DELETE", path, owner=None, content_type=None, headers=headers)
+
+    answers = [await erase_as_ann(mine.id), await erase_as_ann(mine.id)]
+    refused = await erase_as_ann(other.id)
+
+    assert [answer.status for answer in answers] == [200, 200]
+    assert answers[1].data["erased_at"] is not None
+    assert refused.error == (404, "NOT_FOUND")
+    assert await api.service.session(other.id) == other
+
+
+def a_shopper(api: Api, shopper_id: str, origin: str) -> Caller:
+    """With a client token for that origin."""
+    shopper = Shopper(id=shopper_id, token_id=uuid4())
+    expires_at = api.service.clock.now() + timedelta(minutes=9)
+    api.service.repo.budgets[shopper.token_id] = TokenBudget(
+        store_id=STORE.id, shopper_id=shopper_id, pictures=3, expires_at=expires_at
+    )
+    return Caller(owner=STORE, shopper=shopper, origins=frozenset({origin}))

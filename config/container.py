@@ -164,6 +164,8 @@ class Container(containers.DeclarativeContainer):
     user_token = service(lambda self: partial(mint_user_token, rules=policies.jwt(self.settings())))
     new_api_key = providers.Callable(new_api_key)
 
+    page_origins = service(lambda self: partial(door.page_origins, self.settings(), self.database))
+
     # fmt: off
     user_keys = service(lambda self: door.user_keys(self.settings(), opened=self.opened()))
     authenticate = service(lambda self: door.authenticator(

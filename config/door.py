@@ -6,9 +6,11 @@ from datetime import datetime
 from adapters.auth.api_keys import API_KEY_PREFIX, StoreKeys
 from adapters.auth.bearer import BearerAuthenticator
 from adapters.auth.jwks_client import JwksClient
+from adapters.auth.store_origins import store_origins
 from adapters.auth.user_keys import UserKeys
 from adapters.auth.user_tokens import UserTokens
-from config import policies
+from adapters.postgres.database import Database
+from config import origins, policies
 from config.closing import Opened, closing
 from config.options import Environment
 from config.settings import Settings
@@ -22,14 +24,17 @@ def authenticator(
     user_keys: UserKeys | None,
     clock: Callable[[], datetime],
 ) -> BearerAuthenticator:
+    pages = origins.pages(settings)
     users = UserTokens(
         policies.jwt(settings),
         keys=user_keys,
+        origins=pages.users,
+        any_origin=pages.any_for_users,
         exact=settings.environment is Environment.DEVELOPMENT,
         clock=clock,
     )
     return BearerAuthenticator(
-        keys={API_KEY_PREFIX: StoreKeys(api_keys)},
+        keys={API_KEY_PREFIX: StoreKeys(api_keys, origins=pages.own)},
         users=users,
         cache_seconds=settings.auth_cache_seconds,
     )
@@ -43,3 +48,11 @@ def user_keys(settings: Settings, *, opened: Opened) -> UserKeys | None:
     allow_http = settings.environment is Environment.DEVELOPMENT
     client = JwksClient(settings.jwt_jwks_url, allow_http=allow_http)
     return closing(opened, UserKeys(client, policies.user_keys(settings)))
+
+
+async def page_origins(settings: Settings, database: Callable[[], Database]) -> list[str]:
+    """The origins of all web pages that may use the service, or just ``*``."""
+    pages = origins.pages(settings)
+    if pages.any_for_users:
+        return ["*"]
+    return sorted({*pages.own, *pages.users, *await store_origins(database())})

@@ -57,6 +57,14 @@ class DoorSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_fi
     jwt_roles: Annotated[Words, doc("Allowed `role` of users' tokens, if they have one")] = (
         "authenticated",
     )
+    origins: Annotated[
+        str | None,
+        doc(
+            "Origins of the web pages that may use users' tokens, separated by commas; `*` for all,"
+            " only in `development`, where it is the default. Stores have origins of their own",
+            example="https://shop.example,https://app.example",
+        ),
+    ] = None
     auth_cache_seconds: Annotated[
         float,
         Meta(ge=0, le=300),

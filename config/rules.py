@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from adapters.postgres.urls import check_postgres_url
 from adapters.queue.urls import check_redis_url
 from adapters.urls import problem_of
+from config import origins
 from config.options import Environment
 from config.settings import Settings, variable_of
 from config.weak_secrets import is_public_key, is_weak
@@ -21,6 +22,7 @@ _SECRETS = ("jwt_secret", "jwt_previous_secret", "signing_secret", "signing_prev
 def problems_of(settings: Settings) -> Iterator[str]:
     """A line for each problem, which begins with the variable's name."""
     yield from _url_problems(settings)
+    yield from origins.problems(settings)
     yield from _contradictions(settings)
     yield from _jwt_problems(settings)
     if settings.environment is Environment.PRODUCTION:

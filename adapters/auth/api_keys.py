@@ -3,6 +3,7 @@
 import hashlib
 import re
 import secrets
+from dataclasses import replace
 
 from adapters.auth.bearer import Verified
 from domain.errors import InvalidApiKey
@@ -23,10 +24,12 @@ def key_sha256(api_key: str) -> str:
 
 
 class StoreKeys:
-    """Verifies stores' API keys."""
+    """Verifies stores' API keys, which may be used from the stores' own origins, and from
+    ``origins``, which are ours."""
 
-    def __init__(self, keys: ApiKeyRepoPort) -> None:
+    def __init__(self, keys: ApiKeyRepoPort, *, origins: frozenset[str] = frozenset()) -> None:
         self._keys = keys
+        self._origins = origins
 
     async def __call__(self, api_key: str) -> Verified:
         """Raises ``InvalidApiKey`` and ``DatabaseUnavailable``."""
@@ -35,4 +38,4 @@ class StoreKeys:
             caller = await self._keys.caller_of(key_sha256(api_key))
         if caller is None:
             raise InvalidApiKey("The API key is not valid")
-        return Verified(caller)
+        return Verified(replace(caller, origins=caller.origins | self._origins))

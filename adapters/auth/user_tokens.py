@@ -57,18 +57,23 @@ def _utc_now() -> datetime:
 
 class UserTokens:
     """Verifies users' tokens: with ``keys`` if a key pair signed them, and with the secrets of
-    ``rules`` if the algorithm is HS256. ``exact`` messages are for development."""
+    ``rules`` if the algorithm is HS256. The tokens may be used from the web pages of ``origins``,
+    or from all. ``exact`` messages are for development."""
 
     def __init__(
         self,
         rules: JwtRules,
         *,
         keys: UserKeys | None = None,
+        origins: frozenset[str] = frozenset(),
+        any_origin: bool = False,
         exact: bool = False,
         clock: Callable[[], datetime] = _utc_now,
     ) -> None:
         self._rules = rules
         self._keys = keys
+        self._origins = origins
+        self._any_origin = any_origin
         self._exact = exact
         self._clock = clock
         self._secrets = [each for each in (rules.secret, rules.previous_secret) if each]
@@ -84,7 +89,8 @@ class UserTokens:
             raise Unauthenticated(message) from None
         caller = Caller(
             owner=Owner(channel=Channel.B2C, id=claims.user_id),
-            any_origin=True,
+            origins=self._origins,
+            any_origin=self._any_origin,
             is_anonymous=claims.is_anonymous,
         )
         return Verified(caller, partial(self._is_valid, claims, key))

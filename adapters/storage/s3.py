@@ -1,10 +1,12 @@
 """Pictures in a bucket of S3 or a compatible service: R2, MinIO, Supabase Storage."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from math import inf
+from typing import Any
 from uuid import uuid4
 
 from obstore import sign
@@ -56,6 +58,19 @@ def s3_store(bucket: S3Bucket) -> S3Store:
         client_options={"timeout": timeout, "connect_timeout": timeout, "allow_http": True},
         retry_config={"max_retries": _MAX_RETRIES, "retry_timeout": timeout * _MAX_RETRIES},
     )
+
+
+def cors_rule(origins: Sequence[str]) -> dict[str, Any]:
+    """What lets pages of ``origins`` send uploads to a bucket and draw its pictures on a canvas, in
+    the form of S3's PutBucketCors."""
+    rule = {
+        "AllowedOrigins": list(origins),
+        "AllowedMethods": ["GET", "HEAD", "PUT"],
+        "AllowedHeaders": ["content-type"],
+        "ExposeHeaders": ["ETag"],
+        "MaxAgeSeconds": 7200,
+    }
+    return {"CORSRules": [rule]}
 
 
 class S3PictureStorage(StoredUploads, PictureStoragePort):

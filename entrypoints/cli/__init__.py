@@ -6,12 +6,16 @@ from entrypoints.cli.dead import dead_group
 from entrypoints.cli.operate import credits_group, keys_group, queue_group, sessions_group
 from entrypoints.cli.output import CommandGroup
 from entrypoints.cli.run import demo, dev, list_settings, migrate, recover, serve, worker
+from entrypoints.cli.storage import storage_group
 
 click.rich_click.COMMAND_GROUPS = {
     "wearon": [
         {"name": "Try it", "commands": ["demo", "dev"]},
         {"name": "Run it", "commands": ["settings", "migrate", "serve", "worker", "recover"]},
-        {"name": "Operate it", "commands": ["sessions", "credits", "keys", "queue", "dead"]},
+        {
+            "name": "Operate it",
+            "commands": ["sessions", "credits", "keys", "queue", "dead", "storage"],
+        },
     ]
 }
 
@@ -41,5 +45,6 @@ for command in (
     keys_group,
     queue_group,
     dead_group,
+    storage_group,
 ):
     main.add_command(command)

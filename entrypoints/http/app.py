@@ -20,6 +20,7 @@ from domain.submission import Submission
 from domain.uploads import UploadReceiver, Uploads
 from domain.views import SessionViews
 from entrypoints.http import public
+from entrypoints.http.cors import BrowserHeaders
 from entrypoints.http.credits import CREDIT_HANDLERS
 from entrypoints.http.door import Door
 from entrypoints.http.errors import respond
@@ -70,8 +71,10 @@ def create_app(
     access_line: AccessLine = logged_access_line,
     max_body_bytes: int,
     max_upload_bytes: int,
+    https_only: bool = False,
 ) -> Litestar:
-    """The ASGI application. Nothing connects before ``lifespan`` is entered."""
+    """The ASGI application. Nothing connects before ``lifespan`` is entered. With ``https_only``,
+    browsers are told never to come without TLS again."""
     submit = SubmitRoute(
         door=services.door,
         submission=services.submission,
@@ -118,6 +121,7 @@ def create_app(
             route.path_format: route.methods for route in app.routes if isinstance(route, HTTPRoute)
         },
         access_line=access_line,
+        browser_headers=BrowserHeaders(https_only=https_only),
     )
     return app
 

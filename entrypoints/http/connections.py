@@ -33,7 +33,8 @@ from uvicorn.protocols.http.httptools_impl import (
 from uvicorn.server import ServerState
 
 from domain.errors import InvalidInput, Unavailable
-from entrypoints.http.request_info import request_id_of
+from entrypoints.http.cors import REFUSAL_HEADERS, readable_by
+from entrypoints.http.request_info import RawHeaders, request_id_of
 from entrypoints.http.schemas import ErrorBody, ErrorEnvelope
 
 CLOSE_SECONDS = 2.0
@@ -163,13 +164,15 @@ class _Exchange(RequestResponseCycle):
         self.waiting_for_100_continue = False
         lengths = [value for name, value in headers if name == b"content-length"]
         self._left = int(lengths[0]) if lengths else None
+        if status in _WITHOUT_BODY:
+            self._left = 0  # Without a Content-Length: the response ends with its head.
         own = []
         if _CLOSE in headers:
             self.keep_alive = False
         elif self.more_body or not self.keep_alive:
             self.keep_alive = False
             own.append(_CLOSE)
-        if self._left is None and status not in _WITHOUT_BODY:
+        if self._left is None:
             own.append((b"transfer-encoding", b"chunked"))
         lines = [b"%s: %s\r\n" % header for header in (*headers, *own)]
         head = b"".join([STATUS_LINE[status], *lines, b"\r\n"])
@@ -448,9 +451,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if current.response_started:
                 self.transport.abort()
                 return
-        request_id = request_id_of(self.headers or ())
+        known: RawHeaders = self.headers or ()
+        request_id = request_id_of(known)
         log.info("request_refused", request_id=request_id, reason=str(refusal))
-        self.transport.write(_response(refusal, request_id))
+        self.transport.write(_response(refusal, request_id, origin=readable_by(known) or b"*"))
         self._end(has_unread=True)
 
     def _disconnect_answering(self) -> None:
@@ -472,7 +476,8 @@ def _too_many() -> _Refused:
     return _Refused(HTTPStatus.SERVICE_UNAVAILABLE, message, code=Unavailable.code)
 
 
-def _response(refusal: _Refused, request_id: str) -> bytes:
+def _response(refusal: _Refused, request_id: str, *, origin: bytes) -> bytes:
+    """``origin`` is ``*`` if it is not known: any page may read this."""
     error = ErrorBody(code=refusal.code, message=str(refusal))
     body = _encode(ErrorEnvelope(data=None, error=error))
     lines = [
@@ -480,6 +485,8 @@ def _response(refusal: _Refused, request_id: str) -> bytes:
         "content-type: application/json",
         f"content-length: {len(body)}",
         f"x-request-id: {request_id}",
+        f"access-control-allow-origin: {origin.decode()}",
+        *(f"{name.decode()}: {value.decode()}" for name, value in REFUSAL_HEADERS),
         "connection: close",
         *(["retry-after: 5"] if refusal.status is HTTPStatus.SERVICE_UNAVAILABLE else []),
     ]

@@ -10,6 +10,7 @@ from domain.errors import InvalidApiKey, Unauthenticated
 from domain.plans import RateUse
 from domain.throttle import Throttle
 from entrypoints.http.addresses import client_address
+from entrypoints.http.cors import origin_of
 from entrypoints.http.request_info import RawHeaders
 
 _BEARER = re.compile(rb"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
@@ -68,14 +69,6 @@ class Door:
     def address_of(self, scope: HTTPScope) -> str:
         """The client's address, as its proxies tell it."""
         return client_address(scope, trusted_proxies=self._trusted_proxies)
-
-
-def origin_of(headers: RawHeaders) -> str | None:
-    """The ``Origin`` that a browser sent; None from a server."""
-    for name, value in headers:
-        if name == b"origin":
-            return value.decode("latin-1")
-    return None
 
 
 def bearer_token(headers: RawHeaders) -> str:

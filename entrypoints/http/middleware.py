@@ -11,6 +11,7 @@ from config.logging import AccessLine, logged_access_line
 from domain.deadlines import SharedTimeout
 from domain.errors import InvalidInput
 from entrypoints.http.access import check_access
+from entrypoints.http.cors import BrowserHeaders, answer_preflight, is_preflight, readable_by
 from entrypoints.http.door import Door
 from entrypoints.http.rates import rate_headers
 from entrypoints.http.request_info import REQUEST_INFO, RequestInfo, request_id_of
@@ -28,7 +29,8 @@ _LISTS_METHODS = {204, 405}
 class RequestContext:
     """The outermost layer: gives every request an id, every response its general headers, every
     body a deadline, and the log one line per request. Answers ``HEAD`` like ``GET``, without the
-    body. ``methods`` has those of each route, by its path template."""
+    body, and browsers' preflight requests itself. ``methods`` has those of each route, by its path
+    template."""
 
     def __init__(
         self,
@@ -36,9 +38,11 @@ class RequestContext:
         *,
         methods: Mapping[str, Collection[str]],
         access_line: AccessLine = logged_access_line,
+        browser_headers: BrowserHeaders | None = None,
     ) -> None:
         self._app = app
-        self._methods = methods
+        self.methods = methods
+        self.browser_headers = browser_headers or BrowserHeaders()
         self._access_line = access_line
         self._bodies = SharedTimeout(BODY_SECONDS)
         self._uploads = SharedTimeout(UPLOAD_SECONDS)
@@ -53,6 +57,7 @@ class RequestContext:
             # Litestar crashes on bytes that are not UTF-8; replaced, they are just invalid values.
             scope["query_string"] = scope["query_string"].decode(errors="replace").encode()
         request_id = request_id_of(scope["headers"])
+        origin = readable_by(scope["headers"])
         info: RequestInfo = {"request_id": request_id}
         scope["state"]["request_info"] = info
         REQUEST_INFO.set(info)
@@ -62,9 +67,10 @@ class RequestContext:
         if method == "HEAD":
             scope = {**scope, "method": "GET"}
             send = _without_body(send)
-        answer = _Answer(send, request_id, scope, self._methods)
+        answer = _Answer(send, request_id, origin, scope, self)
+        app = answer_preflight if origin is not None and is_preflight(scope) else self._app
         try:
-            await self._app(scope, body.receive, answer.send)
+            await app(scope, body.receive, answer.send)
         finally:
             duration_ms = round((perf_counter() - started) * 1000, 1)
             self._access_line(info, method, path, answer.status, duration_ms)
@@ -78,38 +84,32 @@ def _without_body(send: Send) -> Send:
 
 
 class _Answer:
-    """Adds the general headers to a response, and keeps its status for the log.
+    """Adds the general headers to a response, and keeps its status for the log."""
 
-    Nothing that says how the caller's data is now may be stored on the way: unless a response has a
-    ``Cache-Control`` of its own, it gets ``no-store``.
-    """
-
-    __slots__ = ("_methods", "_request_id", "_scope", "_send", "status")
+    __slots__ = ("_context", "_origin", "_request_id", "_scope", "_send", "status")
 
     def __init__(
         self,
         send: Send,
         request_id: str,
+        origin: bytes | None,
         scope: HTTPScope,
-        methods: Mapping[str, Collection[str]],
+        context: RequestContext,
     ) -> None:
         self._send = send
         self._request_id = request_id
+        self._origin = origin
         self._scope = scope
-        self._methods = methods
+        self._context = context
         self.status: int | None = None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message["headers"], (b"x-request-id", self._request_id.encode())]
-            for name, _ in headers:
-                if name == b"cache-control":
-                    break
-            else:
-                headers.append((b"cache-control", b"no-store"))
             if self.status in _LISTS_METHODS:
                 headers = [self._allow(header) for header in headers]
+            self._context.browser_headers.add_to(headers, origin=self._origin)
             message["headers"] = headers
         await self._send(message)
 
@@ -118,7 +118,7 @@ class _Answer:
         if header[0] != b"allow":
             return header
         template = self._scope.get("path_template", "")
-        methods = set(self._methods.get(template) or header[1].decode().split(", "))
+        methods = set(self._context.methods.get(template) or header[1].decode().split(", "))
         if "GET" in methods:
             methods.add("HEAD")
         return b"allow", ", ".join(sorted(methods)).encode()

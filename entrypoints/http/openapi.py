@@ -4,8 +4,9 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from litestar import Router, get
+from litestar import Request, Response, Router, get
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import (
@@ -31,10 +32,10 @@ from entrypoints.http.schemas import ErrorBody, ErrorEnvelope, NotReadyEnvelope
 SECURITY_SCHEME = "bearer"
 
 _ASSETS_PATH = "/schema/assets"
+_START = "start.js"
 _ASSETS = {
     "favicon-32x32.png",
     "swagger-ui-bundle.js",
-    "swagger-ui-standalone-preset.js",
     "swagger-ui.css",
 }
 
@@ -149,7 +150,7 @@ def openapi_config() -> OpenAPIConfig:
         description=_DESCRIPTION,
         use_handler_docstrings=True,
         operation_id_creator=lambda handler, _, __: handler.handler_name,
-        render_plugins=[_swagger_ui(), JsonRenderPlugin()],
+        render_plugins=[_OfflineSwaggerUI(path="/"), JsonRenderPlugin()],
         components=Components(
             security_schemes={
                 SECURITY_SCHEME: SecurityScheme(
@@ -170,25 +171,45 @@ def openapi_config() -> OpenAPIConfig:
 
 
 class _OfflineSwaggerUI(SwaggerRenderPlugin):
-    """Leaves unknown paths under /schema to the application, so that they get its usual 404."""
+    """Leaves unknown paths under /schema to the application, so that they get its usual 404. Its
+    page has no script and no style of its own, which the content security policy would stop."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:  # noqa: ARG002
+        return _PAGE.encode()
 
     def receive_router(self, router: Router) -> None:
         router.routes = [route for route in router.routes if not route.path_parameters]
 
 
-def _swagger_ui() -> SwaggerRenderPlugin:
-    return _OfflineSwaggerUI(
-        js_url=f"{_ASSETS_PATH}/swagger-ui-bundle.js",
-        css_url=f"{_ASSETS_PATH}/swagger-ui.css",
-        standalone_preset_js_url=f"{_ASSETS_PATH}/swagger-ui-standalone-preset.js",
-        favicon=f"<link rel='icon' type='image/png' href='{_ASSETS_PATH}/favicon-32x32.png'>",
-        path="/",
-    )
+_PAGE = f"""\
+<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>wearon</title>
+<link rel="icon" type="image/png" href="{_ASSETS_PATH}/favicon-32x32.png">
+<link rel="stylesheet" href="{_ASSETS_PATH}/swagger-ui.css">
+<script defer src="{_ASSETS_PATH}/swagger-ui-bundle.js"></script>
+<script defer src="{_ASSETS_PATH}/{_START}"></script>
+<div id="page"></div>
+"""
+
+_SCRIPT = """\
+SwaggerUIBundle({
+  url: "/schema/openapi.json",
+  dom_id: "#page",
+  deepLinking: true,
+  showExtensions: true,
+  showCommonExtensions: true,
+});
+"""
 
 
 @get(f"{_ASSETS_PATH}/{{name:str}}", include_in_schema=False)
-async def get_asset(name: FromPath[str]) -> File:
+async def get_asset(name: FromPath[str]) -> Response[str] | File:
     """One of the page's assets. (Litestar's static files return 500 for invalid file names.)"""
+    if name == _START:
+        return Response(_SCRIPT, media_type="text/javascript")
     if name not in _ASSETS:
         raise NotFound(name)
     path = _swagger_ui_files() / name

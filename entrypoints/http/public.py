@@ -117,7 +117,7 @@ async def get_file(
         media_type=picture.media_type,
         headers={
             "Cache-Control": f"private, max-age={max_age}",
-            "X-Content-Type-Options": "nosniff",
+            "Content-Disposition": f'inline; filename="{key.rpartition("/")[2]}"',
         },
     )
 

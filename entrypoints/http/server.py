@@ -185,6 +185,7 @@ def application(container: Container, *lifespan: Lifespan) -> Litestar:
         access_line=access_line(settings),
         max_body_bytes=settings.max_body_bytes,
         max_upload_bytes=settings.fetch_max_bytes,
+        https_only=settings.public_url.startswith("https:"),
     )
 
 

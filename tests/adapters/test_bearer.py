@@ -32,7 +32,7 @@ from tests.support.tokens import (
 
 pytestmark = pytest.mark.anyio
 
-A_USER = Caller(owner=USER, any_origin=True)
+A_USER = Caller(owner=USER)
 A_STORE = Caller(owner=STORE)
 
 

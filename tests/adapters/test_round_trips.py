@@ -37,6 +37,8 @@ from tests.support.service import INPUTS
 
 pytestmark = pytest.mark.anyio
 
+OWN_PAGES = frozenset({"http://127.0.0.1:8000"})
+
 OF_A_CONNECTION = {"client|setinfo", "client", "hello", "select", "auth", "ping"}
 """Commands that a client sends once per connection."""
 OURS = {"info", "config|resetstat", "flushall"}
@@ -206,10 +208,12 @@ async def test_authentication(costs: Costs) -> None:
     token = costs.container.user_token()(user, now=now, lifetime=day)
     await costs.reset()
 
-    assert await costs.container.authenticate()(token) == Caller(owner=USER, any_origin=True)
+    assert await costs.container.authenticate()(token) == Caller(
+        owner=USER, origins=OWN_PAGES, any_origin=True
+    )
     assert await costs.spent() == (0, {})
     for _ in range(3):
-        assert await costs.container.authenticate()(key) == Caller(owner=STORE)
+        assert await costs.container.authenticate()(key) == Caller(owner=STORE, origins=OWN_PAGES)
     assert await costs.spent() == (1, {})
 
 

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
-from adapters.storage.s3 import S3Bucket, S3PictureStorage, s3_store
+from adapters.storage.s3 import S3Bucket, S3PictureStorage, cors_rule, s3_store
 from domain.errors import Refused, StorageUnavailable
 from domain.picture_ports import Picture
 from domain.sessions import StoredPicture
@@ -367,3 +367,23 @@ async def test_retry_that_finds_our_own_picture_succeeds(new_service: NewService
     saved = await service.storage().save(KEY, JPEG)
 
     assert saved == StoredPicture(object_key=KEY + ".jpg", media_type="image/jpeg")
+
+
+def test_cors_rule_has_the_form_of_s3(s3_url: str) -> None:
+    """Amazon's own client sends it, and the service keeps it."""
+    import boto3  # type: ignore[import-untyped] # noqa: PLC0415 - takes a second
+
+    bucket = new_bucket(s3_url)
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3_url,
+        region_name=bucket.region,
+        aws_access_key_id=bucket.access_key_id,
+        aws_secret_access_key=bucket.secret_access_key,
+    )
+    rule = cors_rule(["https://shop.example", "capacitor://localhost"])
+
+    client.put_bucket_cors(Bucket=bucket.name, CORSConfiguration=rule)
+
+    assert client.get_bucket_cors(Bucket=bucket.name)["CORSRules"] == rule["CORSRules"]
+    client.close()

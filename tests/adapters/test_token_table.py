@@ -392,8 +392,8 @@ async def test_anonymous_user_is_known_as_such() -> None:
     anonymous = await users(hs256(is_anonymous=True))
     other = await users(hs256(is_anonymous=False))
 
-    assert anonymous.principal == Caller(owner=USER, any_origin=True, is_anonymous=True)
-    assert other.principal == Caller(owner=USER, any_origin=True)
+    assert anonymous.principal == Caller(owner=USER, is_anonymous=True)
+    assert other.principal == Caller(owner=USER)
 
 
 @pytest.mark.parametrize("sent", [hs256(), es()], ids=["HS256", "ES256"])

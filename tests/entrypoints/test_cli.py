@@ -1088,7 +1088,7 @@ def test_help_is_complete(path: tuple[str, ...]) -> None:
 def test_reading_commands_have_json() -> None:
     """All commands that print data."""
     acting = {"keys revoke", "dead requeue", "dead discard"}
-    groups = {"credits", "keys", "sessions", "queue", "dead"}
+    groups = {"credits", "keys", "sessions", "queue", "dead", "storage"}
 
     without = {
         " ".join(path)

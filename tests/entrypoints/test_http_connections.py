@@ -56,6 +56,10 @@ class Application:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
+        if path == "/empty":
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
         if path == "/split":
             headers = [(b"location", b"/a\r\nset-cookie: b")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -230,6 +234,9 @@ async def test_refused_requests(listen: Listen, sent: bytes, status: int) -> Non
     assert json.loads(body)["error"]["code"] == "VALIDATION_ERROR"
     assert re.search(rb"\r\nx-request-id: req_[0-9a-f]{24}\r\n", head)
     assert b"\r\nconnection: close" in head
+    assert b"\r\naccess-control-allow-origin: *\r\n" in head
+    assert b"\r\nvary: Origin\r\n" in head
+    assert b"\r\nx-content-type-options: nosniff\r\n" in head
     assert [scope["method"] for scope in server.app.scopes] in ([], ["POST"])
 
 
@@ -281,6 +288,26 @@ async def test_request_id_of_a_refused_request(listen: Listen) -> None:
     answer = await server.talk(lines(b"GET / HTTP/1.1", b"X-Request-Id: mine", A, A))
 
     assert b"\r\nx-request-id: mine\r\n" in answer
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        (b"https://shop.example", b"https://shop.example"),
+        (b"null", b"null"),
+        (b"https://shop.example\xff", b"*"),
+    ],
+)
+async def test_page_may_read_why_its_request_is_refused(
+    listen: Listen, origin: bytes, allowed: bytes
+) -> None:
+    """Its origin is repeated if it came before the mistake, and is one."""
+    server = await listen()
+
+    answer = await server.talk(lines(b"GET / HTTP/1.1", b"Origin: " + origin, A, A))
+
+    assert b"\r\naccess-control-allow-origin: " + allowed + b"\r\n" in answer
+    assert b"\r\naccess-control-expose-headers: x-request-id, " in answer
 
 
 ACCEPTED = {
@@ -413,6 +440,20 @@ async def test_response_of_unknown_length(listen: Listen, close: bytes) -> None:
     assert b"\r\ntransfer-encoding: chunked" in head
     assert (b"\r\nconnection: close" in head) is (close != b"")
     assert body == b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+
+
+async def test_response_without_a_body(listen: Listen) -> None:
+    """It ends with its head: a browser would take anything else for the next response, and would
+    give up."""
+    server = await listen()
+
+    async with server.connection() as client:
+        client.send(GET.replace(b"/", b"/empty", 1) + GET)
+        head = await asyncio.wait_for(client.reader.readuntil(b"\r\n\r\n"), DEADLINE_SECONDS)
+        second = await client.answer()
+
+    assert head == b"HTTP/1.1 204 No Content\r\n\r\n"
+    assert status_of(second) == 200
 
 
 @pytest.mark.parametrize("path", [b"/short", b"/long"])

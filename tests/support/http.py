@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 from litestar import Litestar
+from litestar.routes import HTTPRoute
 from litestar.types import Message, Receive, Scope, Send
 
 from adapters.auth.api_keys import API_KEY_PREFIX, StoreKeys, key_sha256, new_api_key
@@ -45,6 +46,8 @@ UPLOADS = "/api/v1/uploads"
 MAX_UPLOADS = 3
 MAX_UPLOAD_BYTES = 100_000
 PUBLIC_URL = "http://127.0.0.1:8000"
+PAGE = "https://shop.example"
+"""The origin of the web page that may use users' tokens."""
 RULES = JwtRules(secret="a key for tests, long enough for HS256", issuer="us", audience="them")
 
 _DOCUMENT: dict[str, Any] = {}
@@ -108,8 +111,10 @@ def _application(max_body_bytes: int) -> Litestar:
 
 
 class Api:
-    """Checks every response: one X-Request-Id, no repeated header, the envelope in every JSON body,
-    and a status that the OpenAPI document lists for the route."""
+    """Checks every response: one X-Request-Id, no repeated header, what browsers need to know, the
+    envelope in every JSON body, and a status that the OpenAPI document lists for the route.
+
+    Users' tokens may be used from ``PAGE``, stores' keys from no page."""
 
     def __init__(self, *, max_body_bytes: int = 64 * 1024, users: Verify | None = None) -> None:
         self.service = Service()
@@ -146,7 +151,7 @@ class Api:
         self.door = Door(
             authenticate=BearerAuthenticator(
                 keys={API_KEY_PREFIX: StoreKeys(self.keys)},
-                users=users or UserTokens(RULES),
+                users=users or UserTokens(RULES, origins=frozenset({PAGE})),
             ),
             strangers=Throttle(None, name="requests", clock=loop_time),
             reads=Throttle(None, name="reads", clock=loop_time),
@@ -176,6 +181,16 @@ class Api:
             schema = self._application.openapi_schema.to_schema()
             _DOCUMENT.update(msgspec.to_builtins(schema))
         return _DOCUMENT
+
+    @property
+    def routes(self) -> list[tuple[str, str]]:
+        """Method and path template of every route."""
+        return [
+            (method, route.path_format)
+            for route in self._application.routes
+            if isinstance(route, HTTPRoute)
+            for method in sorted(route.methods - {"OPTIONS"})
+        ]
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application, on the services of this object."""
@@ -212,6 +227,7 @@ class Api:
             sent.append(("content-length", str(len(chunks[0]))))
         answer = await self._respond(_scope(method, target, sent), chunks)
         self._check(method, answer)
+        check_browser_headers(answer, [value for name, value in sent if name == "origin"])
         return answer
 
     async def token(self, owner: Owner) -> str:
@@ -269,6 +285,19 @@ class Api:
         if answer.route not in {None, *_UNDOCUMENTED} and method != "OPTIONS":
             responses = self.document["paths"][answer.route][method.lower()]["responses"]
             assert str(answer.status) in responses, f"{answer.status} is not documented"
+
+
+def check_browser_headers(answer: Answer, origins: list[str]) -> None:
+    """Every response may be cached for one origin only, is nothing but what it says, and is for the
+    page that asked, without its cookies."""
+    headers = answer.headers
+    assert "Origin" in headers["vary"].split(", ")
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["content-security-policy"].startswith("default-src 'none'; ")
+    assert "access-control-allow-credentials" not in headers
+    allowed = headers.get("access-control-allow-origin")
+    assert allowed in {None, *origins}
+    assert ("access-control-expose-headers" in headers) is (allowed is not None)
 
 
 def _fast_path_route(scope: dict[str, Any]) -> str | None:

@@ -129,6 +129,10 @@ class Erasure:
         done: Counter[str] = Counter()
         rejected: list[UUID] = []
         after: Position | None = None
+        # First, so that no client token makes new sessions.
+        done["shoppers"] = await _in_batches(
+            lambda: self._repo.forget_shoppers(owner, shopper=shopper, limit=BATCH), BATCH
+        )
         while page := await self._repo.sessions_of(
             owner, shopper=shopper, limit=BATCH, after=after
         ):
@@ -139,9 +143,6 @@ class Erasure:
                 lambda: self._uploads.delete_uploads_below(upload_path(owner), limit=UPLOAD_BATCH),
                 UPLOAD_BATCH,
             )
-        done["shoppers"] = await _in_batches(
-            lambda: self._repo.forget_shoppers(owner, shopper=shopper, limit=BATCH), BATCH
-        )
         done["dead_letters"] = await self._discard_letters(owner)
         return ErasureReport(**done, rejected=tuple(rejected))
 

@@ -248,6 +248,22 @@ async def test_shopper_deletes_no_upload_of_the_store(eraser: Eraser) -> None:
     assert await eraser.is_stored(outfit)
 
 
+async def test_client_tokens_go_before_the_sessions(eraser: Eraser) -> None:
+    """So that a shopper's browser makes no new ones meanwhile."""
+    ann = a_shopper(eraser, "ann")
+    session = await eraser.completed(STORE, caller=Caller(owner=STORE, shopper=ann))
+    eraser.service.storage.faults.away.add("delete")
+
+    with pytest.raises(StorageUnavailable):
+        await eraser.owner(STORE)
+
+    assert ann.token_id not in eraser.service.repo.budgets
+    assert await eraser.service.session(session.id) == session
+    eraser.service.storage.faults.clear()
+    assert (await eraser.owner(STORE)).erased == 1
+    assert (await eraser.service.session(session.id)).shopper is None
+
+
 async def test_shoppers_erase_their_own_sessions_only(eraser: Eraser) -> None:
     """With any of their client tokens. Sessions of other shoppers and of the store itself do not
     exist for them; the session stays theirs."""

@@ -21,6 +21,7 @@ from adapters.auth.store_origins import store_origins
 from adapters.auth.user_keys import UserKeys
 from adapters.auth.user_tokens import UserTokens
 from adapters.credits.memory import InMemoryCreditRepo
+from adapters.erasure.memory import InMemoryErasureRepo
 from adapters.postgres.database import Database
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.stores.memory import InMemoryStoreRepo
@@ -42,8 +43,10 @@ def memory_repositories(limits: AccountLimits, *, clock: Clock) -> Repositories:
     log = InMemoryAuditLog(clock=clock)
     accounts = InMemoryCreditRepo(clock=clock, log=log)
     stores = InMemoryStoreRepo(accounts=accounts, clock=clock, log=log)
+    sessions = InMemorySessionRepo(accounts=accounts, clock=clock, limits=limits)
     return Repositories(
-        sessions=InMemorySessionRepo(accounts=accounts, clock=clock, limits=limits),
+        sessions=sessions,
+        erasure=InMemoryErasureRepo(sessions),
         accounts=accounts,
         api_keys=InMemoryApiKeyRepo(clock=clock, stores=stores, log=log),
         stores=stores,

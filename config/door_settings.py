@@ -14,6 +14,7 @@ from config.options import (
     doc,
 )
 from config.service_settings import ServiceSettings
+from domain.age import AgeVerification
 from domain.plans import NO_LIMITS
 from domain.signup import NO_SIGNUP as _SIGNUP
 
@@ -80,6 +81,16 @@ class DoorSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_fi
         doc("That key before a rotation; URLs that it signed stay valid", secret=True),
     ] = None
     picture_url_seconds: Annotated[Seconds, doc("How long a picture's URL is valid")] = 21_600
+    age_verification_b2b: Annotated[
+        AgeVerification,
+        doc(
+            "Whether requests of stores and their shoppers have to say `age_verified: true`;"
+            " with `off` it is not recorded"
+        ),
+    ] = AgeVerification.OPTIONAL
+    age_verification_b2c: Annotated[AgeVerification, doc("The same for users' requests")] = (
+        AgeVerification.OPTIONAL
+    )
 
     # Rates and accounts.
     signup_credits: Annotated[

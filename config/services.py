@@ -10,6 +10,7 @@ from domain.account_ports import (
     ServiceKeyRepoPort,
     StoreRepoPort,
 )
+from domain.erasure import ErasureRepoPort
 from domain.picture_ports import (
     PictureStoragePort,
     SignedReadPort,
@@ -59,6 +60,7 @@ class Repositories:
     stores: StoreRepoPort
     service_keys: ServiceKeyRepoPort
     audit_log: AuditLogPort
+    erasure: ErasureRepoPort
     schema: Schema | None = None
 
 

@@ -79,7 +79,7 @@ TABLES: Mapping[str, Mapping[Group, Grants]] = {
     "attempt_faults": {Group.APP: _all("SELECT INSERT DELETE"), Group.READER: _READS},
     "stores": {Group.APP: _WRITES, Group.READER: _READS},
     "signup_days": {Group.APP: _WRITES, Group.READER: _READS},
-    "shoppers": {Group.APP: _WRITES, Group.READER: _READS},
+    "shoppers": {Group.APP: _all("SELECT INSERT UPDATE DELETE"), Group.READER: _READS},
     "api_keys": {
         Group.APP: _WRITES,
         Group.READER: _columns("id channel owner_id prefix label created_at revoked_at"),

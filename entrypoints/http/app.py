@@ -12,6 +12,7 @@ from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp
 
 from config.logging import AccessLine, logged_access_line
+from domain.erasure import Erasure
 from domain.picture_ports import SignedReadPort
 from domain.ports import CreditRepoPort, SessionReadPort
 from domain.signup import CallerAccounts
@@ -34,6 +35,7 @@ from entrypoints.http.openapi import (
     openapi_config,
     query_parameters,
 )
+from entrypoints.http.original import ORIGINAL_HANDLERS
 from entrypoints.http.submit import SubmitRoute, declare, fast_path
 from entrypoints.http.uploads import offer_upload, put_upload
 
@@ -56,6 +58,7 @@ class Services:
     door: Door
     readiness: Mapping[str, public.Check]
     uploads: Uploads
+    erasure: Erasure
     files: SignedReadPort | None
     receiver: UploadReceiver | None
     samples: Callable[[str], bytes] | None
@@ -97,6 +100,7 @@ def create_app(
             "accounts": _always(services.accounts),
             "readiness": _always(services.readiness),
             "uploads": _always(services.uploads),
+            "erasure": _always(services.erasure),
             "files": _always(services.files),
             "receiver": _always(services.receiver),
             "samples": _always(services.samples),
@@ -134,6 +138,7 @@ def _api(services: Services, submit: SubmitRoute) -> Router:
             offer_upload,
             *CREDIT_HANDLERS,
             *ADMIN_HANDLERS,
+            *ORIGINAL_HANDLERS,
         ],
         middleware=[_authentication(services.door)],
         security=[{SECURITY_SCHEME: []}],

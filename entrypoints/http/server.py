@@ -213,6 +213,7 @@ def services_of(container: Container) -> Services:
         door=_door(container.settings(), container.authenticate()),
         readiness=readiness,
         uploads=container.uploads(),
+        erasure=container.erasure(),
         files=container.files(),
         receiver=container.receiver(),
         samples=container.samples(),

@@ -18,6 +18,7 @@ from adapters.audit_log import postgres as audit_log
 from adapters.auth import postgres as auth
 from adapters.credits import postgres as credit_repo
 from adapters.embedded.postgres import EmbeddedPostgres
+from adapters.erasure import postgres as erasure
 from adapters.postgres.database import Connection, Database
 from adapters.postgres.limits import DatabaseLimits
 from adapters.postgres.migrate import all_migrations, migrate
@@ -107,7 +108,7 @@ def statements(module: ModuleType) -> Iterator[tuple[str, str]]:
             yield f"{module.__name__.split('.')[1]}_{name.removeprefix('_')}", value
 
 
-MODULES = (creation, sessions, credit_repo, auth, stores, audit_log)
+MODULES = (creation, sessions, credit_repo, auth, stores, audit_log, erasure)
 STATEMENTS = dict(pair for module in MODULES for pair in statements(module))
 
 
@@ -363,5 +364,5 @@ def test_every_read_and_recovery_call_is_checked() -> None:
 
 def test_every_statement_is_checked() -> None:
     assert len(STATEMENTS) >= 30
-    assert len(BY_ID) == 9
+    assert len(BY_ID) == 10
     assert {"sessions_CREATE_WAIT", "credits_GRANT", "auth_CALLER_OF"} <= set(STATEMENTS)

@@ -18,6 +18,8 @@ from adapters.auth.memory import InMemoryApiKeyRepo, InMemoryServiceKeyRepo
 from adapters.auth.postgres import PostgresApiKeyRepo, PostgresServiceKeyRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
+from adapters.erasure.memory import InMemoryErasureRepo
+from adapters.erasure.postgres import PostgresErasureRepo
 from adapters.limits.memory import InMemoryStartLimit, Pace
 from adapters.limits.redis import RedisStartLimit
 from adapters.postgres.database import Database
@@ -36,6 +38,7 @@ from domain.account_ports import (
     StoreRepoPort,
 )
 from domain.credits import LedgerEntry, LedgerKind, Owner
+from domain.erasure import ErasureRepoPort
 from domain.errors import IllegalTransition
 from domain.operators import OperatorAction
 from domain.picture_ports import StartLimitPort
@@ -70,6 +73,7 @@ class Backend(ABC):
     stores: StoreRepoPort
     service_keys: ServiceKeyRepoPort
     audit_log: AuditLogPort
+    erasure: ErasureRepoPort
 
     @abstractmethod
     async def external_write(self, session_id: UUID, **columns: Any) -> None:
@@ -226,6 +230,7 @@ class MemoryBackend(Backend):
         self.api_keys = InMemoryApiKeyRepo(clock=self._clock.now, stores=stores, log=log)
         self.service_keys = InMemoryServiceKeyRepo(clock=self._clock.now, log=log)
         self.audit_log = log
+        self.erasure = InMemoryErasureRepo(self._repo)
 
     async def external_write(self, session_id: UUID, **columns: Any) -> None:
         if "error_message" in columns:
@@ -360,6 +365,7 @@ class PostgresBackend(Backend):
         self.stores = PostgresStoreRepo(database)
         self.service_keys = PostgresServiceKeyRepo(database)
         self.audit_log = PostgresAuditLog(database)
+        self.erasure = PostgresErasureRepo(database)
 
     async def empty(self) -> None:
         await self._database.fetch(_TRUNCATE)

@@ -29,8 +29,9 @@ from adapters.auth.bearer import BearerAuthenticator, Verify
 from adapters.auth.claims import JwtRules
 from adapters.auth.memory import InMemoryServiceKeyRepo
 from adapters.auth.user_tokens import UserTokens, mint_user_token
+from adapters.erasure.memory import InMemoryErasureRepo
 from adapters.images.headers import inspect_head
-from adapters.images.inputs import is_own
+from adapters.images.inputs import is_own, upload_key
 from adapters.images.samples import draw_sample
 from adapters.storage.signing import UrlSigner
 from adapters.stores.memory import InMemoryStoreRepo
@@ -38,6 +39,7 @@ from domain import callers
 from domain.account_ports import ServiceKey
 from domain.accounts import CreditGrants, Owners
 from domain.credits import Channel, Owner
+from domain.erasure import Erasure
 from domain.keys import ApiKeyIssuer
 from domain.links import LinkRules
 from domain.ports import ApiKey
@@ -156,6 +158,15 @@ class Api:
             limits=ReceivingLimits(in_progress=2),
         )
         self.administration = self._administration()
+        self.erasure = Erasure(
+            repo=InMemoryErasureRepo(self.service.repo),
+            sessions=self.service.repo,
+            reads=self.service.repo,
+            letters=self.service.queue,
+            storage=self.storage,
+            uploads=self.storage,
+            upload_key=lambda url: upload_key(url, self.storage),
+        )
         self.readiness: dict[str, Check] = {"database": _answers, "queue": _answers}
         self.door = Door(
             authenticate=BearerAuthenticator(
@@ -177,6 +188,7 @@ class Api:
             door=self.door,
             readiness=self.readiness,
             uploads=self.uploads,
+            erasure=self.erasure,
             files=self.storage,
             receiver=self.receiver,
             samples=draw_sample,

@@ -39,6 +39,7 @@ from config.closing import Opened, closing
 from config.processes import worker_name
 from config.services import Queue, Repositories, ServedStorage, Storage
 from config.settings import Settings
+from domain.accounts import Accounts
 from domain.generation import Generation
 from domain.operations import ApiKeyIssuer, CreditGrants, DeadLetters
 from domain.recovery import Recovery
@@ -93,10 +94,13 @@ class Container(containers.DeclarativeContainer):
 
     @service
     def repositories(self) -> Repositories:
+        limits = policies.account_limits(self.settings())
         match self.settings().database:
             case options.Database.POSTGRES:
                 database, batches = self.database(), policies.batches(self.settings())
-                sessions = PostgresSessionRepo(database, batches=batches, background=self.reserve())
+                sessions = PostgresSessionRepo(
+                    database, batches=batches, background=self.reserve(), limits=limits
+                )
                 return Repositories(
                     sessions=sessions,
                     accounts=PostgresCreditRepo(database),
@@ -106,7 +110,9 @@ class Container(containers.DeclarativeContainer):
             case options.Database.MEMORY:
                 accounts = InMemoryCreditRepo(clock=self.clock())
                 return Repositories(
-                    sessions=InMemorySessionRepo(accounts=accounts, clock=self.clock()),
+                    sessions=InMemorySessionRepo(
+                        accounts=accounts, clock=self.clock(), limits=limits
+                    ),
                     accounts=accounts,
                     api_keys=InMemoryApiKeyRepo(clock=self.clock()),
                 )
@@ -161,13 +167,17 @@ class Container(containers.DeclarativeContainer):
     new_api_key = providers.Callable(new_api_key)
 
     # fmt: off
+    user_keys = service(lambda self: door.user_keys(self.settings(), opened=self.opened()))
     authenticate = service(lambda self: door.authenticator(
-        self.settings(), api_keys=self.api_keys()
+        self.settings(), api_keys=self.api_keys(), user_keys=self.user_keys(), clock=self.clock()
     ))
     submission = service(lambda self: Submission(
         sessions=self.sessions(), reads=self.sessions(), queue=self.queue(),
         policy=policies.submission(self.settings()), new_id=self.new_id(), clock=self.clock(),
         links=policies.links(self.settings(), is_own=lambda url: is_own(url, self.storage())),
+    ))
+    callers_accounts = service(lambda self: Accounts(
+        accounts=self.accounts(), policy=policies.signup(self.settings())
     ))
     uploads = service(lambda self: Uploads(
         storage=self.storage(), accounts=self.accounts(), policy=policies.uploads(self.settings()),

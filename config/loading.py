@@ -31,9 +31,7 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         if not (text := environ.get(variable, "").strip()):
             continue
         try:
-            values[field.name] = msgspec.convert(
-                text, field.type, strict=False, dec_hook=lambda kind, value: kind(value)
-            )
+            values[field.name] = _converted(text, field)
         except msgspec.ValidationError:
             problems.append(f"{variable}: must be {allowed(field)}")
     problems += _unknown(environ)
@@ -45,23 +43,43 @@ def load_settings(environ: Mapping[str, str]) -> Settings:
         raise SettingsError(str(error)) from error
 
 
+def _converted(text: str, field: msgspec.structs.FieldInfo) -> object:
+    """The value of a setting; a list's is separated by commas. Raises ``ValidationError``."""
+    is_list = isinstance(about(field).type, inspect.VarTupleType)
+    value = [part.strip() for part in text.split(",")] if is_list else text
+    return msgspec.convert(
+        value, field.type, strict=False, dec_hook=lambda kind, given: kind(given)
+    )
+
+
 def allowed(field: msgspec.structs.FieldInfo) -> str:
     """The allowed values of a setting, as the end of a sentence that begins with ``must be``."""
     meta = about(field)
     if examples := meta.extra_json_schema.get("examples"):
         return f"like `{examples[0]}`"
-    kind = meta.type.types[0] if isinstance(meta.type, inspect.UnionType) else meta.type
+    return _described(meta.type.types[0] if isinstance(meta.type, inspect.UnionType) else meta.type)
+
+
+def _described(kind: inspect.Type) -> str:
     match kind:
         case inspect.EnumType(cls=cls):
             return "one of " + ", ".join(f"`{option.value}`" for option in cls)
+        case inspect.VarTupleType(item_type=item):
+            return _list_of(item)
         case inspect.BoolType():
             return "`true` or `false`"
         case inspect.IntType() | inspect.FloatType():
             return _range(kind)
         case inspect.StrType(min_length=int(length)):
             return f"at least {length} characters"
-        case _:
-            return "any text"
+    return "any text"
+
+
+def _list_of(item: inspect.Type) -> str:
+    if isinstance(item, inspect.EnumType):
+        options = ", ".join(f"`{option.value}`" for option in item.cls)
+        return f"one or more of {options}, separated by commas"
+    return "one or more words, separated by commas"
 
 
 def _range(kind: inspect.IntType | inspect.FloatType) -> str:

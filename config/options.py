@@ -12,8 +12,19 @@ Seconds = Annotated[float, Meta(gt=0, le=DAY)]
 Secret = Annotated[str, Meta(min_length=32)]
 ApiKey = Annotated[str, Meta(pattern=r"^[!-~]+$")]
 # A string, because a float would not hold it exactly.
+# One number per plan; a string, because a setting is one value.
+PlanNumbers = Annotated[
+    str,
+    Meta(
+        pattern=r"^(default|starter|growth|scale|enterprise)=[1-9][0-9]{0,8}"
+        r"(,(default|starter|growth|scale|enterprise)=[1-9][0-9]{0,8})*$"
+    ),
+]
 Dollars = Annotated[str, Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,6})?$")]
 BaseUrl = Annotated[str, Meta(pattern=r"^https?://[^\s?#]*[^\s?#/]$")]
+JwksUrl = Annotated[str, Meta(pattern=r"^https?://[A-Za-z0-9.:\[\]-]+(/[!-\"$-?A-~]*)?$")]
+"""Without a user, a password or a fragment."""
+Words = Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=1)]
 ProviderUrl = Annotated[str, Meta(pattern=r"^https?://[^\s?#@/]+(/[^\s?#@]*)?$")]
 
 
@@ -55,6 +66,14 @@ class OutputFormat(StrEnum):
     JPEG = "jpeg"
     PNG = "png"
     WEBP = "webp"
+
+
+class TokenAlgorithm(StrEnum):
+    """The algorithms of RFC 7518 and RFC 8037 with which a key pair signs users' tokens."""
+
+    ES256 = "ES256"
+    RS256 = "RS256"
+    EDDSA = "EdDSA"
 
 
 class LogLevel(StrEnum):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypedDict
 from obstore.store import S3Store
 from redis.asyncio import Redis
 
-from adapters.auth.user_tokens import JwtRules
+from adapters.auth.claims import JwtRules
+from adapters.auth.user_keys import KeyRules
 from adapters.coalescing import BatchLimits
 from adapters.images.limits import (
     RESULT_LIMITS,
@@ -28,8 +29,10 @@ from adapters.queue.redis import redis_client
 from adapters.storage.s3 import S3Bucket, s3_store
 from adapters.storage.signing import UrlSigner
 from config.settings import Settings
+from domain.accounts import SignupPolicy
 from domain.generation import WorkPolicy
 from domain.links import LinkRules
+from domain.plans import AccountLimits, Plan, PlanRates
 from domain.recovery import RecoveryPolicy
 from domain.submission import SubmissionPolicy
 from domain.uploads import UploadPolicy
@@ -93,7 +96,39 @@ def submission(settings: Settings) -> SubmissionPolicy:
         deadline=timedelta(seconds=settings.submit_seconds),
         max_waiting=settings.max_waiting,
         max_active=settings.max_active,
+        signup=signup(settings),
     )
+
+
+def signup(settings: Settings) -> SignupPolicy:
+    return SignupPolicy(
+        credits=settings.signup_credits,
+        anonymous_credits=settings.signup_anonymous_credits,
+        per_day=settings.signups_per_day,
+    )
+
+
+def account_limits(settings: Settings) -> AccountLimits:
+    per_minute = _numbers(settings.rate_per_minute)
+    per_hour = _numbers(settings.rate_per_hour)
+    return AccountLimits(
+        rates={
+            plan: PlanRates(
+                submissions_per_minute=per_minute.get(plan), submissions_per_hour=per_hour.get(plan)
+            )
+            for plan in per_minute.keys() | per_hour.keys()
+        },
+        refunds_per_hour=settings.refunds_per_hour or None,
+        shopper_refunds_per_hour=settings.shopper_refunds_per_hour or None,
+        max_active_of_token=settings.shopper_max_active,
+        signups_per_day=settings.signups_per_day,
+    )
+
+
+def _numbers(text: str | None) -> dict[Plan, int]:
+    """From `default=60,starter=120`."""
+    pairs = [entry.split("=") for entry in (text or "").split(",") if entry]
+    return {Plan(plan): int(number) for plan, number in pairs}
 
 
 def links(settings: Settings, *, is_own: Callable[[str], bool]) -> LinkRules:
@@ -243,19 +278,33 @@ def replicate_jobs(settings: Settings) -> JobLimits:
 
 
 def jwt(settings: Settings) -> JwtRules:
-    """Raises ``SettingsError`` if the secret is not set."""
+    """Raises ``SettingsError`` if neither a key set nor a secret is set."""
+    for name in settings.for_users:
+        settings.require(name)
     return JwtRules(
-        secret=settings.require("jwt_secret"),
+        secret=settings.jwt_secret,
+        previous_secret=settings.jwt_previous_secret,
         issuer=settings.jwt_issuer,
         audience=settings.jwt_audience,
+        roles=frozenset(settings.jwt_roles),
+    )
+
+
+def user_keys(settings: Settings) -> KeyRules:
+    return KeyRules(
+        algorithms=tuple(settings.jwt_algorithms),
+        refresh_seconds=settings.jwt_jwks_refresh_seconds,
+        keep_seconds=settings.jwt_jwks_keep_seconds,
     )
 
 
 def url_signer(settings: Settings, clock: Callable[[], datetime]) -> UrlSigner:
     """Raises ``SettingsError`` if the secret is not set."""
+    previous = settings.signing_previous_secret
     return UrlSigner(
         base_url=settings.public_url,
         secret=settings.require("signing_secret").encode(),
+        previous_secret=None if previous is None else previous.encode(),
         lifetime=timedelta(seconds=settings.picture_url_seconds),
         clock=clock,
     )

@@ -71,6 +71,8 @@ def _text(value: object) -> str:
     match value:
         case None:
             return ""
+        case tuple():
+            return ",".join(value)
         case bool():
             return str(value).lower()
         case float():

@@ -8,23 +8,33 @@ from adapters.queue.urls import check_redis_url
 from adapters.urls import problem_of
 from config.options import Environment
 from config.settings import Settings, variable_of
+from config.weak_secrets import is_public_key, is_weak
 
 _CONFIRM_SECONDS = 2
 """A submission may take one second longer than its setting, and is confirmed within one more."""
-_FEWEST_CHARACTERS = 10
-"""Different ones in a secret. A random one of 32 hexadecimal digits has fewer once in a million."""
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+_SECRETS = ("jwt_secret", "jwt_previous_secret", "signing_secret", "signing_previous_secret")
 
 
 def problems_of(settings: Settings) -> Iterator[str]:
     """A line for each problem, which begins with the variable's name."""
     yield from _url_problems(settings)
     yield from _contradictions(settings)
+    yield from _jwt_problems(settings)
     if settings.environment is Environment.PRODUCTION:
         yield from _unsafe_in_production(settings)
 
 
 def _url_problems(settings: Settings) -> Iterator[str]:
-    for name in ("database_url", "redis_url", "openai_base_url", "replicate_base_url"):
+    for name in (
+        "database_url",
+        "redis_url",
+        "jwt_jwks_url",
+        "openai_base_url",
+        "replicate_base_url",
+    ):
         if not _has_valid_port(getattr(settings, name)):
             yield f"{variable_of(name)}: the port must be a number from 1 to 65535"
     for name, parse in (("database_url", check_postgres_url), ("redis_url", check_redis_url)):
@@ -62,15 +72,41 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         )
 
 
+def _jwt_problems(settings: Settings) -> Iterator[str]:
+    url = urlsplit(settings.jwt_jwks_url or "")
+    if url.scheme == "http" and url.hostname not in _LOOPBACK:
+        yield "WEARON_JWT_JWKS_URL: must begin with https://, except for this machine"
+    if settings.jwt_jwks_keep_seconds < settings.jwt_jwks_refresh_seconds:
+        yield (
+            "WEARON_JWT_JWKS_KEEP_SECONDS: must be at least WEARON_JWT_JWKS_REFRESH_SECONDS, or the"
+            " keys would expire before they are fetched again"
+        )
+    for name in ("jwt_secret", "jwt_previous_secret"):
+        if is_public_key(getattr(settings, name) or ""):
+            yield f"{variable_of(name)}: is a key pair's; set WEARON_JWT_JWKS_URL for those"
+    for name in ("jwt", "signing"):
+        if getattr(settings, f"{name}_previous_secret") and not getattr(settings, f"{name}_secret"):
+            previous, current = f"{name}_previous_secret", f"{name}_secret"
+            yield f"{variable_of(previous)}: requires {variable_of(current)}"
+
+
+def _unsafe_secrets(settings: Settings) -> Iterator[str]:
+    first: dict[str, str] = {}
+    for name in _SECRETS:
+        if (secret := getattr(settings, name)) is None:
+            continue
+        if is_weak(secret):
+            yield f"{variable_of(name)}: is too easy to guess"
+        if (other := first.setdefault(secret, name)) != name:
+            yield f"{variable_of(name)}: must differ from {variable_of(other)}"
+
+
 def _unsafe_in_production(settings: Settings) -> Iterator[str]:
     if settings.fetch_allow_loopback:
         yield "WEARON_FETCH_ALLOW_LOOPBACK: requires WEARON_ENVIRONMENT=development"
-    secrets = {name: getattr(settings, name) for name in ("jwt_secret", "signing_secret")}
-    for name, secret in secrets.items():
-        if secret is not None and len(set(secret)) < _FEWEST_CHARACTERS:
-            yield f"{variable_of(name)}: is too easy to guess"
-    if settings.jwt_secret is not None and settings.jwt_secret == settings.signing_secret:
-        yield "WEARON_SIGNING_SECRET: must differ from WEARON_JWT_SECRET"
+    if urlsplit(settings.jwt_jwks_url or "").scheme == "http":
+        yield "WEARON_JWT_JWKS_URL: must begin with https:// in production"
+    yield from _unsafe_secrets(settings)
     for name in settings.in_memory:
         yield (
             f"{variable_of(name)}: `memory` is lost at exit,"

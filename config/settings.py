@@ -295,6 +295,11 @@ class Settings(DoorSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return value
 
     @property
+    def for_users(self) -> tuple[str, ...]:
+        """The optional settings that users' tokens require: the secret, unless there is a JWKS."""
+        return ("jwt_secret",) if self.jwt_jwks_url is None else ()
+
+    @property
     def for_storage(self) -> tuple[str, ...]:
         """The optional settings that the chosen storage requires."""
         match self.storage:
@@ -369,4 +374,5 @@ def variable_of(name: str) -> str:
 
 
 def _missing(name: str) -> str:
-    return f"{variable_of(name)}: must be set (or try `wearon dev`, which needs no settings)"
+    other = f", or {variable_of('jwt_jwks_url')}" if name == "jwt_secret" else ""
+    return f"{variable_of(name)}: must be set{other} (or try `wearon dev`, which needs no settings)"

@@ -21,6 +21,7 @@ class CauseKind(StrEnum):
     DECODING = "decoding"
     DATABASE = "database"
     QUEUE = "queue"
+    USER_KEYS = "user keys"
     WORKER = "worker"
     TIMEOUT = "timeout"
     LOST_LEASE = "lost lease"

@@ -8,6 +8,7 @@ from typing import Self, assert_never
 from uuid import UUID
 
 from domain.errors import InsufficientCredits, InvalidInput
+from domain.plans import Plan
 
 GENERATION_COST = 1
 """Credits that one generation costs."""
@@ -78,6 +79,13 @@ class CreditAccount:
     total_granted: int = 0
     total_debited: int = 0
     total_refunded: int = 0
+    plan: Plan = Plan.DEFAULT
+    suspended: bool = False
+
+    @property
+    def is_unfunded(self) -> bool:
+        """Whether the account has no ledger entry."""
+        return self.total_granted == 0 and self.total_debited == 0
 
     def with_entry(self, entry: LedgerEntry) -> Self:
         """The account after ``entry``. The balance is the sum of the ledger."""

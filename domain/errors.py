@@ -7,9 +7,10 @@
     │   TruncatedLetter, LinkInUse; IdempotencyKeyReused, BodyTooSlow,
     │   UploadTooLarge, TooManyActive, TooManyUploads, RateLimited,
     │   Unauthenticated: InvalidApiKey, Forbidden: DomainMismatch,
-    │   AgeVerificationRequired                                           the caller's fault
+    │   TokenUsedUp, Suspended, AgeVerificationRequired                     the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, StorageUnavailable,
-    │   WorkerExhausted, DatabaseUnavailable: SchemaMismatch              our fault, temporary
+    │   WorkerExhausted, UserKeysUnavailable,
+    │   DatabaseUnavailable: SchemaMismatch                               our fault, temporary
     ├── WorkFailed: Refused, ProviderMisconfigured,
     │   TryAgain: InputUnavailable, ProviderUnavailable                   one attempt failed
     ├── NotStarted                                                        the provider is busy
@@ -18,9 +19,11 @@
     └── IllegalTransition, InvalidTask                                    a domain rule was broken
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from domain.causes import Cause, CauseKind
+from domain.plans import RateUse
 
 
 class WearonError(Exception):
@@ -111,13 +114,16 @@ class TooManyUploads(WearonError):
 
 class RateLimited(WearonError):
     """The caller has used up a rate, which allows the next call in ``retry_after_seconds``; nothing
-    was charged."""
+    was charged. ``rates`` are the rates of this call, as far as they are known."""
 
     code = "RATE_LIMIT_EXCEEDED"
 
-    def __init__(self, message: str, *, retry_after_seconds: int) -> None:
+    def __init__(
+        self, message: str, *, retry_after_seconds: int, rates: Sequence[RateUse] = ()
+    ) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+        self.rates = rates
 
 
 class Overloaded(WearonError):
@@ -142,6 +148,14 @@ class Forbidden(WearonError):
     """The credential is valid, but not for this call; nothing was done."""
 
     code = "FORBIDDEN"
+
+
+class TokenUsedUp(Forbidden):
+    """The client token allows no further pictures, or no further submissions."""
+
+
+class Suspended(Forbidden):
+    """An operator suspended the account: it gets nothing new."""
 
 
 class DomainMismatch(Forbidden):
@@ -206,6 +220,13 @@ class WorkerExhausted(Unavailable):
     """This worker lacks descriptors, memory or processes. Never a session's fault."""
 
     kind = CauseKind.WORKER
+
+
+class UserKeysUnavailable(Unavailable):
+    """The keys that sign users' tokens could not be fetched, so a token can be neither accepted nor
+    rejected."""
+
+    kind = CauseKind.USER_KEYS
 
 
 class ClaimFailed(WearonError):

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from domain.callers import Caller
 from domain.credits import CreditAccount, Discrepancy, LedgerEntry, Owner
+from domain.plans import RateUse
 from domain.sessions import (
     AttemptFault,
     Blocked,
@@ -86,21 +87,29 @@ class Receipt:
     """The session that a request has, and the owner's balance.
 
     ``replayed`` means that an earlier request with the same idempotency key created the session;
-    it is shown in its current state.
+    it is shown in its current state. A replay counts against no limit, so it has no ``rates``.
+    ``pictures_remaining`` are those of the client token, if one was used.
     """
 
     session: GenerationSession
     credits_remaining: int
     replayed: bool = False
+    rates: Sequence[RateUse] = ()
+    pictures_remaining: int | None = None
 
 
 class SessionRepoPort(Protocol):
     """Submitting: creating sessions, and failing those that are still ``queued``. Each transition
     is atomic with its credit and guarded in its write. Raises ``DatabaseUnavailable``."""
 
-    async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:
+    async def create(
+        self, session: GenerationSession, *, max_active: int, signup_credits: int = 0
+    ) -> Receipt:
         """Nothing -> ``queued``: debit the owner, add the ledger entry and the session, all or
-        nothing.
+        nothing. A shopper's session also takes a picture and a submission of its client token.
+
+        A user whose account has no ledger entry is granted ``signup_credits`` before the debit, in
+        the same transaction, as far as the day's cap allows.
 
         The database sets ``created_at``. If the owner already has a session with the same
         idempotency key, nothing changes, and the receipt is that session's, ``replayed``. Of many
@@ -108,9 +117,16 @@ class SessionRepoPort(Protocol):
         nothing:
 
         - ``IdempotencyKeyReused`` if the session with that key has another input;
-        - ``TooManyActive`` if the owner has ``max_active`` (at least 1) unfinished sessions;
-          concurrent requests count each other;
+        - ``Suspended``;
+        - ``TooManyActive`` if the owner has ``max_active`` (at least 1) unfinished sessions, or the
+          client token too many; concurrent requests count each other;
+        - ``RateLimited`` if the rate of the owner's plan is used up, or if too many of the owner's
+          or the shopper's sessions were refunded within an hour through the caller's own fault;
+        - ``Unauthenticated`` if the client token has expired or was revoked, ``TokenUsedUp``;
         - ``InsufficientCredits``.
+
+        A refund gives the credit and the token's picture back, but neither the rate nor the token's
+        submission, unless the creation is undone.
         """
 
     async def find_replay(self, session: GenerationSession) -> Receipt | None:
@@ -325,6 +341,9 @@ class CreditRepoPort(Protocol):
 
     async def grant(self, owner: Owner, amount: int, *, note: str) -> CreditAccount:
         """Add credits with their ledger entry. Creates the account if there is none."""
+
+    async def signups_today(self) -> int:
+        """How many users were granted sign-up credits since midnight (UTC)."""
 
     async def audit(self, *, limit: int) -> list[Discrepancy]:
         """Check every balance against the ledger, every session's debit and refund, that every

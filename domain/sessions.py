@@ -8,6 +8,7 @@ from typing import Self, TypeAlias, assert_never
 from urllib.parse import unquote
 from uuid import UUID
 
+from domain.callers import Shopper
 from domain.causes import Cause, CauseKind
 from domain.credits import Channel, Owner
 from domain.errors import IdempotencyKeyReused, IllegalTransition
@@ -57,6 +58,18 @@ class Failure:
 
     code: str
     message: str
+
+
+CALLERS_FAULTS = frozenset(
+    {
+        ErrorCode.CANCELLED,
+        ErrorCode.IMAGE_UNREACHABLE,
+        ErrorCode.INVALID_IMAGE,
+        ErrorCode.MODERATION_BLOCKED,
+    }
+)
+"""The failures that the caller can cause at will. They are refunded, but their number is limited.
+"""
 
 
 class Blame(StrEnum):
@@ -154,6 +167,8 @@ class GenerationInput:
 class GenerationSession:
     """One paid request for a picture.
 
+    - ``shopper`` is set if a store's shopper requested it with a client token, which it counts
+      against.
     - ``idempotency_key`` is the caller's. At most one session of an owner has it.
     - ``confirmed``: the task is known to have reached the queue. Only then may recovery push it
       again if the queue loses it.
@@ -179,6 +194,7 @@ class GenerationSession:
     request_id: str
     input: GenerationInput
     created_at: datetime
+    shopper: Shopper | None = None
     idempotency_key: str | None = None
     status: SessionStatus = SessionStatus.QUEUED
     confirmed: bool = False
@@ -232,6 +248,7 @@ class GenerationSession:
             request_id=self.request_id,
             input=self.input,
             created_at=created_at,
+            shopper=self.shopper,
             idempotency_key=self.idempotency_key,
         )
 

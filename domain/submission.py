@@ -10,7 +10,9 @@ from itertools import islice
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from domain.credits import Channel, Owner
+from domain.accounts import NO_SIGNUP, SignupPolicy
+from domain.callers import Caller, CallerKind
+from domain.credits import Owner
 from domain.deadlines import SharedTimeout
 from domain.errors import (
     Conflict,
@@ -65,19 +67,19 @@ class TryOnRequest:
     Raises ``InvalidInput``, which names the field.
     """
 
-    owner: Owner
+    caller: Caller
     request_id: str
     input: GenerationInput
     idempotency_key: str | None = None
     links: LinkRules = PUBLIC_LINKS
 
     def __post_init__(self) -> None:
-        _check_input(self.input, self.owner.channel, self.links)
+        _check_input(self.input, self.caller, self.links)
         if self.idempotency_key is not None and not _KEY.fullmatch(self.idempotency_key):
             raise InvalidInput("Idempotency-Key", "must be 1 to 255 visible ASCII characters")
 
 
-def _check_input(asked: GenerationInput, channel: Channel, links: LinkRules) -> None:
+def _check_input(asked: GenerationInput, caller: Caller, links: LinkRules) -> None:
     _check_url("model_image_url", asked.model_image_url, links)
     if asked.outfit_image_url is not None:
         _check_url("outfit_image_url", asked.outfit_image_url, links)
@@ -86,11 +88,11 @@ def _check_input(asked: GenerationInput, channel: Channel, links: LinkRules) -> 
     for index, accessory in enumerate(asked.accessories):
         _check_url(f"accessories[{index}].url", accessory.url, links)
     if asked.prompt != DEFAULT_PROMPT:
-        _check_prompt(asked.prompt, channel)
+        _check_prompt(asked.prompt, caller)
 
 
-def _check_prompt(prompt: str, channel: Channel) -> None:
-    if channel is not Channel.B2B:
+def _check_prompt(prompt: str, caller: Caller) -> None:
+    if caller.kind is not CallerKind.STORE:
         raise InvalidInput("prompt", "only stores may give a prompt of their own")
     if not prompt.strip() or len(prompt) > MAX_PROMPT_LENGTH:
         raise InvalidInput("prompt", f"must be 1 to {MAX_PROMPT_LENGTH} characters")
@@ -131,6 +133,7 @@ class SubmissionPolicy:
     undo_deadline: timedelta = timedelta(seconds=1)
     max_waiting: int = 100_000
     max_active: int = 1_000
+    signup: SignupPolicy = NO_SIGNUP
 
 
 class Submission:
@@ -166,9 +169,9 @@ class Submission:
     async def submit(self, request: TryOnRequest) -> Receipt:
         """Debit one credit, create the session as ``queued`` and push its task.
 
-        Raises, without any effect: ``Overloaded``, ``TooManyActive``, ``InsufficientCredits`` and
-        ``IdempotencyKeyReused``. Raises ``DatabaseUnavailable`` (without any effect, or recovery
-        undoes it), ``QueueUnavailable`` (it had no effect, or is undone, now or by recovery) and
+        Raises, without any effect: ``Overloaded``, and what ``SessionRepoPort.create`` raises.
+        Raises ``DatabaseUnavailable`` (without any effect, or recovery undoes it),
+        ``QueueUnavailable`` (it had no effect, or is undone, now or by recovery) and
         ``Unconfirmed`` (a repetition will tell). A receipt means that the session will reach a
         final status, and that its idempotency key will never be free again.
 
@@ -176,10 +179,11 @@ class Submission:
         While the queue is full or known to fail, only replays are answered.
         """
         session = self._session(request)
+        signup_credits = self._policy.signup.credits_of(request.caller)
         receipt: Receipt | None = None
         try:
             with self._deadline.running():
-                receipt = await self._create(session)
+                receipt = await self._create(session, signup_credits)
                 if receipt.replayed:
                     return await self._until_confirmed(session, receipt)
                 self._gate.pushing()
@@ -201,7 +205,7 @@ class Submission:
             self._unconfirmed[receipt.session.id] = None
         return receipt
 
-    async def _create(self, session: GenerationSession) -> Receipt:
+    async def _create(self, session: GenerationSession, signup_credits: int) -> Receipt:
         if self._refusal() is not None:
             replay = await self._sessions.find_replay(session)
             if replay is not None:
@@ -209,7 +213,9 @@ class Submission:
             await self._probe_queue()
             if refusal := self._refusal():
                 raise refusal
-        return await self._sessions.create(session, max_active=self._policy.max_active)
+        return await self._sessions.create(
+            session, max_active=self._policy.max_active, signup_credits=signup_credits
+        )
 
     async def _probe_queue(self) -> None:
         """While the queue does not answer, measure it again, for one submission at a time: so the
@@ -325,9 +331,10 @@ class Submission:
     def _session(self, request: TryOnRequest) -> GenerationSession:
         return GenerationSession(
             id=self._new_id(),
-            owner=request.owner,
+            owner=request.caller.owner,
             request_id=request.request_id,
             input=request.input,
             created_at=self._clock(),
+            shopper=request.caller.shopper,
             idempotency_key=request.idempotency_key,
         )

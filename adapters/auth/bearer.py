@@ -53,14 +53,19 @@ class BearerAuthenticator:
 
     async def __call__(self, token: str) -> Principal:
         """Raises ``InvalidApiKey``, ``Unauthenticated`` and ``DatabaseUnavailable``."""
-        digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
-        verified, expires_at = self._cache.get(digest, (None, 0.0))
-        if verified is not None and self._clock() < expires_at and verified.is_valid():
-            return verified.principal
+        if (principal := self.known(token)) is not None:
+            return principal
         looked_up_at = self._clock()
         verified = await self._verifier(token)(token)
-        self._add_to_cache(digest, verified, looked_up_at + self._cache_seconds)
+        self._add_to_cache(_digest(token), verified, looked_up_at + self._cache_seconds)
         return verified.principal
+
+    def known(self, token: str) -> Principal | None:
+        """The principal of a token that is cached and still valid."""
+        verified, expires_at = self._cache.get(_digest(token), (None, 0.0))
+        if verified is not None and self._clock() < expires_at and verified.is_valid():
+            return verified.principal
+        return None
 
     def _verifier(self, token: str) -> Verify:
         for prefix, verify in self._keys.items():
@@ -73,3 +78,7 @@ class BearerAuthenticator:
         if len(self._cache) >= MAX_CACHED:
             del self._cache[next(iter(self._cache))]
         self._cache[digest] = (verified, expires_at)
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode(errors="surrogatepass")).digest()

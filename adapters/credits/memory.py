@@ -1,8 +1,8 @@
 """Credit accounts and their ledger in this process's memory, for tests."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from uuid import UUID
 
 from domain.credits import CreditAccount, Discrepancy, LedgerEntry, LedgerKind, Owner
@@ -19,6 +19,7 @@ class InMemoryCreditRepo(CreditRepoPort):
         self.sessions: Callable[[], Sequence[GenerationSession]] = tuple
         self._accounts: dict[Owner, CreditAccount] = {}
         self._refunded: set[UUID] = set()
+        self._signups: Counter[date] = Counter()
         self._clock = clock
 
     async def account(self, owner: Owner) -> CreditAccount:
@@ -33,8 +34,7 @@ class InMemoryCreditRepo(CreditRepoPort):
         return entries[:limit]
 
     async def grant(self, owner: Owner, amount: int, *, note: str) -> CreditAccount:
-        self._record(owner, LedgerKind.GRANT, amount, note=note)
-        return self.balance_of(owner)
+        return self.grant_at_once(owner, amount, note=note)
 
     async def audit(self, *, limit: int) -> list[Discrepancy]:
         balances = [
@@ -64,6 +64,20 @@ class InMemoryCreditRepo(CreditRepoPort):
 
     def balance_of(self, owner: Owner) -> CreditAccount:
         return self._accounts.get(owner) or CreditAccount(owner=owner)
+
+    async def signups_today(self) -> int:
+        return self._signups[self._clock().date()]
+
+    def count_signup(self, *, per_day: int) -> bool:
+        """Count one more sign-up grant of this day (UTC), unless ``per_day`` were made."""
+        day = self._clock().date()
+        is_open = self._signups[day] < per_day
+        self._signups[day] += is_open
+        return is_open
+
+    def grant_at_once(self, owner: Owner, amount: int, *, note: str) -> CreditAccount:
+        self._record(owner, LedgerKind.GRANT, amount, note=note)
+        return self.balance_of(owner)
 
     def debit(self, owner: Owner, cost: int, session_id: UUID) -> CreditAccount:
         """Debit ``cost`` for a session. Raises InsufficientCredits."""

@@ -5,10 +5,12 @@ import asyncpg
 
 from adapters.postgres.database import READS_ALL, Database
 from domain.credits import Channel, CreditAccount, Discrepancy, LedgerEntry, LedgerKind, Owner
+from domain.plans import Plan
 from domain.ports import CreditRepoPort
 
 _ACCOUNT = """
-    SELECT balance, total_granted, total_debited, total_refunded
+    SELECT balance, total_granted, total_debited, total_refunded, plan,
+        suspended_at IS NOT NULL AS suspended
     FROM credit_accounts WHERE channel = $1 AND owner_id = $2"""
 
 _LEDGER = """
@@ -29,6 +31,9 @@ _GRANT = """
         SELECT $1, $2, 'grant', $3, $4 FROM account
     )
     SELECT * FROM account"""
+
+_SIGNUPS = """
+    SELECT grants FROM signup_days WHERE day = (now() AT TIME ZONE 'UTC')::date"""
 
 AUDIT_SECONDS = 300.0
 """The audit reads the whole ledger while an operator waits."""
@@ -95,7 +100,9 @@ class PostgresCreditRepo(CreditRepoPort):
 
     async def account(self, owner: Owner) -> CreditAccount:
         row = await self._database.fetch_row(_ACCOUNT, owner.channel, owner.id)
-        return CreditAccount(owner=owner) if row is None else CreditAccount(owner=owner, **row)
+        if row is None:
+            return CreditAccount(owner=owner)
+        return CreditAccount(owner=owner, **{**row, "plan": Plan(row["plan"])})
 
     async def ledger(self, owner: Owner, *, limit: int, before_id: int | None) -> list[LedgerEntry]:
         rows = await self._database.fetch(_LEDGER, owner.channel, owner.id, before_id, limit)
@@ -105,6 +112,10 @@ class PostgresCreditRepo(CreditRepoPort):
         row = await self._database.fetch_row(_GRANT, owner.channel, owner.id, amount, note)
         assert row is not None  # noqa: S101 - the upsert returns its row
         return CreditAccount(owner=owner, **row)
+
+    async def signups_today(self) -> int:
+        signups: int | None = await self._database.fetch_value(_SIGNUPS)
+        return signups or 0
 
     async def audit(self, *, limit: int) -> list[Discrepancy]:
         async with self._database.transaction() as connection:

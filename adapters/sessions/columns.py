@@ -88,6 +88,9 @@ COLUMNS: Sequence[Column] = (
     Column("owner_id", "text", "owner.id"),
     Column("store_id", immutable=True),
     Column("user_id", immutable=True),
+    # Only sessions of shoppers have these, which a CREATE of their own writes.
+    Column("shopper_id", "text", "shopper.id", immutable=True),
+    Column("client_token_id", "uuid", "shopper.token_id", immutable=True),
     # The input.
     _input("model_image_url"),
     _input("outfit_image_url"),
@@ -130,8 +133,6 @@ COLUMNS: Sequence[Column] = (
     Column("status_changed_at", "timestamptz"),
     Column("push_again_at", "timestamptz"),
     Column("delete_again_at", "timestamptz"),
-    Column("shopper_id"),
-    Column("client_token_id", "uuid"),
     Column("age_verified", "boolean"),
     Column("erased_at", "timestamptz"),
 )

@@ -12,8 +12,10 @@ from typing import Any
 from uuid import UUID
 
 from adapters.credits.memory import InMemoryCreditRepo
+from adapters.sessions.memory_limits import Active, InMemoryLimits
 from domain.credits import GENERATION_COST, Owner
-from domain.errors import IllegalTransition, NotFound, TooManyActive
+from domain.errors import IllegalTransition, NotFound
+from domain.plans import NO_LIMITS, AccountLimits
 from domain.ports import (
     AttemptRepoPort,
     Position,
@@ -23,6 +25,7 @@ from domain.ports import (
     SessionRepoPort,
     SessionStats,
 )
+from domain.refusals import Refusal, error_of
 from domain.sessions import (
     LOST_LEASE,
     AttemptFault,
@@ -41,36 +44,68 @@ from domain.sessions import (
 
 @dataclass(slots=True)
 class _Row:
-    """A session, the state that only recovery needs, and its attempts' faults."""
+    """A session, the state that only recovery needs, why it is about to fail, and its attempts'
+    faults."""
 
     session: GenerationSession
     status_changed_at: datetime
     push_again_at: datetime | None = None
     delete_again_at: datetime | None = None
     refunded: bool = False
+    failing: Failure | None = None
     faults: list[AttemptFault] = field(default_factory=list)
 
 
 class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, SessionReadPort):
     """``clock`` stands for the database's clock, on which leases are measured."""
 
-    def __init__(self, *, accounts: InMemoryCreditRepo, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        *,
+        accounts: InMemoryCreditRepo,
+        clock: Callable[[], datetime],
+        limits: AccountLimits = NO_LIMITS,
+    ) -> None:
         self._accounts = accounts
         self._clock = clock
+        self._limits = InMemoryLimits(limits, clock=clock)
         self._rows: dict[UUID, _Row] = {}
+        self.budgets = self._limits.budgets
         accounts.sessions = lambda: [row.session for row in self._rows.values()]
 
-    async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:
+    async def create(
+        self, session: GenerationSession, *, max_active: int, signup_credits: int = 0
+    ) -> Receipt:
         replay = await self.find_replay(session)
         if replay is not None:
             return replay
-        if self._stats(session.owner).active >= max_active:
-            raise TooManyActive("Too many sessions are unfinished; wait for some to end")
-        account = self._accounts.debit(session.owner, GENERATION_COST, session.id)
+        owner = session.owner
+        account = self._accounts.balance_of(owner)
+        self._limits.check(session, account, self._active(session), max_active)
+        is_new = not (account.total_granted or account.total_debited)
+        if is_new and signup_credits > 0:
+            self._sign_up(owner, signup_credits)
+        account = self._accounts.debit(owner, GENERATION_COST, session.id)
+        pictures_remaining = self._limits.debited(session, account)
         now = self._clock()
         stored = session.stored(created_at=now)
         self._rows[session.id] = _Row(session=stored, status_changed_at=now)
-        return Receipt(session=stored, credits_remaining=account.balance)
+        return Receipt(
+            session=stored,
+            credits_remaining=account.balance,
+            rates=self._limits.rates(account),
+            pictures_remaining=pictures_remaining,
+        )
+
+    def _active(self, session: GenerationSession) -> Active:
+        unfinished = [r.session for r in self._rows.values() if not r.session.status.is_final]
+        of_token = sum(one.shopper == session.shopper for one in unfinished)
+        return Active(of_owner=self._stats(session.owner).active, of_token=of_token)
+
+    def _sign_up(self, owner: Owner, credits_: int) -> None:
+        if not self._accounts.count_signup(per_day=self._limits.signups_per_day):
+            raise error_of(Refusal.NO_ACCOUNT)
+        self._accounts.grant_at_once(owner, credits_, note="sign-up credits")
 
     async def find_replay(self, session: GenerationSession) -> Receipt | None:
         earlier = self._with_key(session)
@@ -400,12 +435,16 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
 
     def _fail(self, row: _Row, failure: Failure, *, frees_key: bool = False) -> None:
         failed = row.session.failed(failure, now=self._clock(), frees_key=frees_key)
+        row.failing = failure
         self._refund(row)
         self._put(row, failed)
 
     def _refund(self, row: _Row) -> None:
-        self._accounts.refund(row.session.owner, GENERATION_COST, row.session.id)
         row.refunded = True
+        session = row.session
+        if self._accounts.refund(session.owner, GENERATION_COST, session.id):
+            failure = row.failing or session.failure
+            self._limits.refunded(session, "" if failure is None else failure.code)
 
 
 def _may_have_image(session: GenerationSession) -> bool:

@@ -1,7 +1,7 @@
 """Sessions in PostgreSQL: the database is the source of truth."""
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -11,7 +11,6 @@ from uuid import UUID
 import asyncpg
 
 from adapters.coalescing import (
-    BLOCKED,
     DEFAULT_LIMITS,
     BatchLimits,
     Call,
@@ -22,9 +21,11 @@ from adapters.coalescing import Blocked as BlockedCall
 from adapters.postgres.database import Database
 from adapters.sessions import statements as sql
 from adapters.sessions.batches import in_batch, readable
-from adapters.sessions.rows import inserted_values, result_values, session_of
-from domain.credits import GENERATION_COST, Owner
-from domain.errors import DatabaseUnavailable, InsufficientCredits, NotFound, TooManyActive
+from adapters.sessions.creating import MAX_LOCK_WAITERS, CreationRepo, arrays_of, too_many_calls
+from adapters.sessions.rows import result_values, session_of
+from domain.credits import Owner
+from domain.errors import DatabaseUnavailable, NotFound
+from domain.plans import NO_LIMITS, AccountLimits
 from domain.ports import (
     AttemptRepoPort,
     Position,
@@ -47,16 +48,9 @@ from domain.sessions import (
 
 CREATE_TRIES = 5
 
-MAX_LOCK_WAITERS = 4
-"""How many locked accounts (and, per kind of call, locked sessions) to wait for at once; each wait
-holds a connection."""
-
 MAX_CLAIM_BATCH = 16
 """The upper bound on sessions claimed or completed per statement. Unbounded, a busy worker's slots
 run in lockstep: the worker and the database take turns idling."""
-
-_Creation: TypeAlias = tuple[GenerationSession, int]
-"""A session to create, and the limit on its owner's unfinished sessions."""
 
 _Claim: TypeAlias = tuple[UUID, timedelta]
 _AttemptWrite: TypeAlias = tuple[object, ...]
@@ -76,23 +70,12 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         *,
         batches: BatchLimits = DEFAULT_LIMITS,
         background: Database | None = None,
+        limits: AccountLimits = NO_LIMITS,
     ) -> None:
         self._database = database
         self._background = background or database
+        self._creation = CreationRepo(database, batches=batches, limits=limits)
         waiting = replace(batches, in_flight=MAX_LOCK_WAITERS, patience_seconds=0)
-        self._create = Coalescer(
-            self._run_create_skip_locked,
-            limits=batches,
-            key=_payer,
-            too_many=_too_many,
-            blocked=Coalescer(
-                self._run_create_wait,
-                limits=waiting,
-                key=_payer,
-                one_key=True,
-                too_many=_too_many,
-            ),
-        )
         claims = replace(batches, calls=min(batches.calls, MAX_CLAIM_BATCH))
         single = replace(waiting, calls=1)
         self._claim = _coalescer(self._run_claim, sql.CLAIM_SKIP_LOCKED, claims)
@@ -102,49 +85,18 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         self._complete = _coalescer(self._run_write, sql.COMPLETE_SKIP_LOCKED, claims)
         self._complete_wait = _coalescer(self._run_write, sql.COMPLETE_WAIT, single)
 
-    async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:
+    async def create(
+        self, session: GenerationSession, *, max_active: int, signup_credits: int = 0
+    ) -> Receipt:
         for _ in range(CREATE_TRIES):
-            outcome = await self._create((session, max_active))
-            match outcome:
-                case Receipt(replayed=True, session=earlier):
-                    earlier.check_replay(session)
-                    return outcome
-                case Receipt():
-                    return outcome
-                case "key_is_taken":
-                    replay = await self.find_replay(session)
-                    if replay is not None:  # Else the key was given back in the meantime.
-                        return replay
-                case "too_many_active":
-                    raise TooManyActive("Too many sessions are unfinished; wait for some to end")
-                case _:
-                    raise InsufficientCredits(required=GENERATION_COST)
+            receipt = await self._creation.create(session, max_active, signup_credits)
+            if receipt is None:
+                receipt = await self.find_replay(session)
+            if receipt is not None:
+                if receipt.replayed:
+                    receipt.session.check_replay(session)
+                return receipt
         raise DatabaseUnavailable("The idempotency key changed its session too often")
-
-    async def _run_create_skip_locked(
-        self, creations: Sequence[_Creation]
-    ) -> Sequence[Receipt | str | BlockedCall]:
-        """A locked account looks like a missing one. Either way its calls are blocked and wait for
-        it by themselves, so that the other owners do not wait."""
-        outcomes = await self._run_create(
-            sql.CREATE_SKIP_LOCKED, sql.CREATE_ONE_SKIP_LOCKED, creations
-        )
-        return [BLOCKED if outcome == "no_account" else outcome for outcome in outcomes]
-
-    async def _run_create_wait(self, creations: Sequence[_Creation]) -> Sequence[Receipt | str]:
-        return await self._run_create(sql.CREATE_WAIT, sql.CREATE_ONE_WAIT, creations)
-
-    async def _run_create(
-        self, of_many: str, of_one: str, creations: Sequence[_Creation]
-    ) -> Sequence[Receipt | str]:
-        arguments = [_arguments(*creation) for creation in creations]
-        if len(arguments) > 1:
-            rows = await self._database.fetch(of_many, *_arrays(arguments), GENERATION_COST)
-        else:
-            rows = await self._database.fetch(of_one, *arguments[0], GENERATION_COST)
-            if not rows:
-                return ["no_account"]
-        return _outcomes(creations, rows)
 
     async def find_replay(self, session: GenerationSession) -> Receipt | None:
         if session.idempotency_key is None:
@@ -170,7 +122,7 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     async def _run_claim(
         self, statement: str, claims: Sequence[_Claim]
     ) -> Sequence[GenerationSession | None]:
-        rows = await self._database.fetch(statement, *_arrays(claims))
+        rows = await self._database.fetch(statement, *arrays_of(claims))
         claimed = {row["id"]: session_of(row) for row in rows}
         # Of two claims for one session in a batch, the first one gets it.
         return [claimed.pop(session_id, None) for session_id, _ in claims]
@@ -187,7 +139,7 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
 
     async def _run_write(self, statement: str, attempts: Sequence[_AttemptWrite]) -> Sequence[bool]:
         """For each attempt, whether it was the current one."""
-        rows = await self._database.fetch(statement, *_arrays(attempts))
+        rows = await self._database.fetch(statement, *arrays_of(attempts))
         written = {(row["id"], row["attempt"]) for row in rows}
         return [(session_id, attempt) in written for session_id, attempt, *_ in attempts]
 
@@ -371,11 +323,7 @@ def _coalescer(
     statement: str,
     limits: BatchLimits,
 ) -> Coalescer[Call, Result]:
-    return Coalescer(partial(run, statement), limits=limits, too_many=_too_many)
-
-
-def _too_many() -> DatabaseUnavailable:
-    return DatabaseUnavailable("Too many calls are waiting for the database")
+    return Coalescer(partial(run, statement), limits=limits, too_many=too_many_calls)
 
 
 def _recorded(fault: Fault | None) -> tuple[str | None, ...]:
@@ -387,43 +335,3 @@ def _recorded(fault: Fault | None) -> tuple[str | None, ...]:
 
 def _total(counts: Sequence[asyncpg.Record]) -> int:
     return sum(row[0] for row in counts)
-
-
-def _payer(creation: _Creation) -> Owner:
-    return creation[0].owner
-
-
-def _arguments(session: GenerationSession, max_active: int) -> tuple[object, ...]:
-    """The arguments of both CREATE statements, except for the cost."""
-    owner = session.owner
-    key = session.idempotency_key
-    return owner.channel, owner.id, key, max_active, *inserted_values(session)
-
-
-def _outcomes(
-    creations: Sequence[_Creation], rows: Sequence[asyncpg.Record]
-) -> Sequence[Receipt | str]:
-    """A receipt for each created session and for its replays in the same batch; for the others the
-    reason of the refusal. Replays of a refused session are refused for its reason."""
-    outcomes: list[Receipt | str] = []
-    of_key: dict[tuple[Owner, str], Receipt | str] = {}
-    for (session, _), row in zip(creations, rows, strict=True):
-        outcome: Receipt | str = row["outcome"]
-        if outcome == "created":
-            stored = session.stored(created_at=row["created_at"])
-            outcome = Receipt(session=stored, credits_remaining=row["balance"])
-        if session.idempotency_key is not None:
-            key = (session.owner, session.idempotency_key)
-            if outcome == "key_is_taken":
-                outcome = of_key.setdefault(key, outcome)
-            elif isinstance(outcome, Receipt):
-                of_key[key] = replace(outcome, replayed=True)
-            else:
-                of_key[key] = outcome
-        outcomes.append(outcome)
-    return outcomes
-
-
-def _arrays(rows: Iterable[tuple[object, ...]]) -> Iterator[tuple[object, ...]]:
-    """One array per column."""
-    return zip(*rows, strict=True)

@@ -6,6 +6,7 @@ from operator import attrgetter
 import asyncpg
 
 from adapters.sessions.columns import INSERTED, MAPPED, RESULTS
+from domain.callers import Shopper
 from domain.credits import Owner
 from domain.sessions import Failure, GenerationInput, GenerationSession, StoredPicture, Usage
 
@@ -14,7 +15,7 @@ SELECTED = ", ".join(f"s.{column.name}" for column in MAPPED)
 columns of its own only after these."""
 
 _PARTS = {"owner": Owner, "input": GenerationInput}
-_OPTIONAL_PARTS = {"picture": StoredPicture, "usage": Usage, "failure": Failure}
+_OPTIONAL_PARTS = {"shopper": Shopper, "picture": StoredPicture, "usage": Usage, "failure": Failure}
 """None if the first of their columns is NULL; usage, of which a part may be known, if all are."""
 
 

@@ -1,12 +1,13 @@
-"""All SQL on ``generation_sessions``, except for the guards (``guards.py``) and the audit
-(``adapters/credits/postgres.py``).
+"""All SQL on ``generation_sessions``, except for its creation (``creation.py``), the guards
+(``guards.py``) and the audit (``adapters/credits/postgres.py``).
 
 Every write is one statement, so it is one transaction and one round trip. Guards are part of the
 WHERE of the write itself.
 
 No deadlocks: a statement that locks several rows locks sessions before accounts, skips locked
-sessions, and locks accounts in one order. Where a statement exists twice, ``..._FREE`` skips locked
-rows and ``..._LOCKED`` waits for them. A batch runs the first; a call whose row was locked, perhaps
+sessions, and locks accounts in one order; client tokens and
+shoppers only with their account. Where a statement exists twice, ``..._SKIP_LOCKED`` skips locked
+rows and ``..._WAIT`` waits for them. A batch runs the first; a call whose row was locked, perhaps
 for long by an external consumer, runs the second in a batch of its own.
 
 A batch is picked by ``ARRAY (SELECT ... LIMIT ... FOR UPDATE)``, which runs once. ``IN (SELECT``
@@ -17,149 +18,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from uuid import UUID
 
-from adapters.sessions.columns import INSERTED, RESULTS
+from adapters.sessions.columns import RESULTS
+from adapters.sessions.creation import THIS_HOUR
 from adapters.sessions.rows import SELECTED
-from domain.sessions import LOST_LEASE, Blame
-
-# The arguments of both CREATE statements: these, the inserted columns, and the cost.
-_ASKED = {
-    "channel": "text",
-    "owner_id": "text",
-    "idempotency_key": "text",
-    "max_active": "bigint",
-    **{column.name: column.wire_type for column in INSERTED},
-}
-_ARGUMENT = {name: f"${place}::{type_}" for place, (name, type_) in enumerate(_ASKED.items(), 1)}
-_ARRAYS = ", ".join(f"{argument}[]" for argument in _ARGUMENT.values())
-_COST = f"${len(_ASKED) + 1}::bigint"
-_INSERTED = ", ".join(column.name for column in INSERTED)
-_INSERTED_VALUES = ", ".join(f"{column.name}::{column.type}" for column in INSERTED)
-_INSERTED_ARGUMENTS = ", ".join(f"{_ARGUMENT[column.name]}::{column.type}" for column in INSERTED)
-
-
-def _create(locking: str = "") -> str:
-    """Creates the sessions of a batch, as far as each account allows, in the order of the batch.
-
-    The lock on the account keeps every other creation for its owner out. So ``key_is_taken`` and
-    ``count_unfinished``, which see what was committed before they run, stay right until the commit.
-    No other creation reaches the unique index of the keys, where it would wait for a transaction
-    that is giving the key back.
-    """
-    return f"""
-    WITH asked AS (
-        SELECT * FROM unnest({_ARRAYS}) WITH ORDINALITY AS asked ({", ".join(_ASKED)}, number)
-    ), account AS MATERIALIZED (
-        SELECT account.channel, account.owner_id, balance, unfinished_at_most, asked, least_active,
-            max_active
-        FROM (SELECT channel, owner_id, count(*) AS asked, min(max_active) AS least_active,
-                    max(max_active) AS max_active
-                FROM asked GROUP BY 1, 2) AS owner
-            JOIN credit_accounts AS account USING (channel, owner_id)
-        ORDER BY 1, 2 FOR NO KEY UPDATE OF account {locking}
-    ), held AS MATERIALIZED (
-        SELECT channel, owner_id, balance, CASE WHEN unfinished_at_most + asked <= least_active
-            THEN unfinished_at_most
-            ELSE least(unfinished_at_most, count_unfinished(channel, owner_id, max_active))
-            END AS unfinished
-        FROM account
-    ), checked AS MATERIALIZED (
-        SELECT asked.*, balance, unfinished, CASE
-            WHEN held.owner_id IS NULL THEN 'no_account'
-            WHEN idempotency_key IS NOT NULL AND (
-                row_number() OVER (PARTITION BY channel, owner_id, idempotency_key
-                    ORDER BY number) > 1
-                OR key_is_taken(held.channel, held.owner_id, idempotency_key)) THEN 'key_is_taken'
-            WHEN unfinished >= max_active THEN 'too_many_active' END AS refusal
-        FROM asked LEFT JOIN held USING (channel, owner_id)
-    ), placed AS MATERIALIZED (
-        SELECT *, row_number() OVER (PARTITION BY channel, owner_id, refusal IS NULL
-            ORDER BY number) AS place
-        FROM checked
-    ), decided AS MATERIALIZED (
-        SELECT *, CASE
-            WHEN refusal IS NOT NULL THEN refusal
-            WHEN unfinished + place > max_active THEN 'too_many_active'
-            WHEN place * {_COST} > balance THEN 'too_little_balance'
-            ELSE 'created' END AS outcome
-        FROM placed
-    ), created AS (
-        SELECT * FROM decided WHERE outcome = 'created' ORDER BY number
-    ), debit AS (
-        UPDATE credit_accounts AS account
-        SET balance = account.balance - made.sessions * {_COST},
-            total_debited = total_debited + made.sessions * {_COST},
-            sessions_created = sessions_created + made.sessions,
-            unfinished_at_most = made.unfinished + made.sessions
-        FROM (SELECT channel, owner_id, unfinished, count(*) AS sessions
-                FROM created GROUP BY 1, 2, 3) AS made
-        WHERE account.channel = made.channel AND account.owner_id = made.owner_id
-    ), entry AS (
-        INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
-        SELECT channel, owner_id, 'debit', -{_COST}, id FROM created
-    ), session AS (
-        INSERT INTO generation_sessions (channel, store_id, user_id, idempotency_key, {_INSERTED})
-        SELECT channel, CASE channel WHEN 'b2b' THEN owner_id END,
-            CASE channel WHEN 'b2c' THEN owner_id END, idempotency_key, {_INSERTED_VALUES}
-        FROM created
-        RETURNING id, created_at
-    )
-    SELECT outcome, balance - place * {_COST} AS balance, session.created_at
-    FROM decided LEFT JOIN session USING (id) ORDER BY number"""
-
-
-CREATE_SKIP_LOCKED = _create("SKIP LOCKED")
-CREATE_WAIT = _create()
-
-
-def _create_one(locking: str = "") -> str:
-    """The same for a batch of one, without the parts that only a larger batch needs: they would be
-    a fifth of the work. Returns no row if there is no account, or if it was locked and skipped."""
-    return f"""
-    WITH account AS MATERIALIZED (
-        SELECT channel, owner_id, balance, unfinished_at_most FROM credit_accounts
-        WHERE channel = {_ARGUMENT["channel"]} AND owner_id = {_ARGUMENT["owner_id"]}
-        FOR NO KEY UPDATE {locking}
-    ), held AS MATERIALIZED (
-        SELECT channel, owner_id, balance,
-            CASE WHEN unfinished_at_most < {_ARGUMENT["max_active"]} THEN unfinished_at_most
-            ELSE least(unfinished_at_most,
-                count_unfinished(channel, owner_id, {_ARGUMENT["max_active"]}))
-            END AS unfinished
-        FROM account
-    ), decided AS MATERIALIZED (
-        SELECT *, CASE
-            WHEN {_ARGUMENT["idempotency_key"]} IS NOT NULL
-                AND key_is_taken(channel, owner_id, {_ARGUMENT["idempotency_key"]})
-                THEN 'key_is_taken'
-            WHEN unfinished >= {_ARGUMENT["max_active"]} THEN 'too_many_active'
-            WHEN {_COST} > balance THEN 'too_little_balance'
-            ELSE 'created' END AS outcome
-        FROM held
-    ), debit AS (
-        UPDATE credit_accounts AS account
-        SET balance = account.balance - {_COST}, total_debited = total_debited + {_COST},
-            sessions_created = sessions_created + 1, unfinished_at_most = unfinished + 1
-        FROM decided
-        WHERE account.channel = decided.channel AND account.owner_id = decided.owner_id
-            AND outcome = 'created'
-    ), entry AS (
-        INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
-        SELECT channel, owner_id, 'debit', -{_COST}, {_ARGUMENT["id"]}
-        FROM decided WHERE outcome = 'created'
-    ), session AS (
-        INSERT INTO generation_sessions (channel, store_id, user_id, idempotency_key, {_INSERTED})
-        SELECT channel, CASE channel WHEN 'b2b' THEN owner_id END,
-            CASE channel WHEN 'b2c' THEN owner_id END, {_ARGUMENT["idempotency_key"]},
-            {_INSERTED_ARGUMENTS}
-        FROM decided WHERE outcome = 'created'
-        RETURNING created_at
-    )
-    SELECT outcome, balance - {_COST} AS balance, created_at
-    FROM decided LEFT JOIN session ON true"""
-
-
-CREATE_ONE_SKIP_LOCKED = _create_one("SKIP LOCKED")
-CREATE_ONE_WAIT = _create_one()
+from domain.sessions import CALLERS_FAULTS, LOST_LEASE, Blame, ErrorCode
 
 FIND_BY_KEY = f"""
     SELECT {SELECTED}, balance
@@ -286,12 +148,25 @@ POSTPONE = """
     WHERE id = $1 AND status = 'queued'
     RETURNING true"""
 
-# Refunds the sessions in "ended": once each, the amount of the debit, to the account of the debit.
+_CALLERS_FAULTS = ", ".join(f"'{code}'" for code in sorted(CALLERS_FAULTS))
+_ADDED_REFUNDS = f"""refunds_hour = {THIS_HOUR},
+            refunds_now = due.counted + CASE refunds_hour WHEN {THIS_HOUR} THEN refunds_now
+                ELSE 0 END,
+            refunds_before = CASE refunds_hour WHEN {THIS_HOUR} THEN refunds_before
+                WHEN {THIS_HOUR} - interval '1 hour' THEN refunds_now ELSE 0 END"""
+"""Adds to the window of refunds, as ``RefundWindow`` does."""
+
+# Refunds the sessions in "ended": once each, the amount of the debit, to the account of the debit,
+# and the picture to the client token. What was undone was no submission. Only failures through the
+# caller's own fault count against it.
 # The accounts are locked first, so that each account's entries are numbered in the order of its
 # balances.
-_REFUND_ENDED = """
+_REFUND_ENDED = f"""
     charged AS (
-        SELECT debit.channel, debit.owner_id, debit.amount, debit.session_id
+        SELECT debit.channel, debit.owner_id, debit.amount, debit.session_id,
+            ended.client_token_id, ended.shopper_id,
+            (ended.error_code IN ({_CALLERS_FAULTS}))::int AS counted,
+            (ended.error_code = '{ErrorCode.QUEUE_UNAVAILABLE}')::int AS undone
         FROM ended JOIN credit_ledger AS debit ON debit.session_id = ended.id
         WHERE debit.kind = 'debit'
     ), payer AS MATERIALIZED (
@@ -304,14 +179,28 @@ _REFUND_ENDED = """
         SELECT channel, owner_id, 'refund', -amount, session_id
         FROM charged JOIN payer USING (channel, owner_id)
         ON CONFLICT (session_id) WHERE kind = 'refund' DO NOTHING
-        RETURNING channel, owner_id, amount
+        RETURNING session_id
+    ), refunded AS (
+        SELECT charged.* FROM refund JOIN charged USING (session_id)
     ), credit AS (
         UPDATE credit_accounts AS account
         SET balance = balance + due.amount, total_refunded = total_refunded + due.amount,
-            sessions_refunded = sessions_refunded + due.sessions
-        FROM (SELECT channel, owner_id, sum(amount)::bigint AS amount, count(*) AS sessions
-                FROM refund GROUP BY 1, 2) AS due
+            sessions_refunded = sessions_refunded + due.sessions, {_ADDED_REFUNDS}
+        FROM (SELECT channel, owner_id, -sum(amount)::bigint AS amount, count(*) AS sessions,
+                    sum(counted) AS counted
+                FROM refunded GROUP BY 1, 2) AS due
         WHERE account.channel = due.channel AND account.owner_id = due.owner_id
+    ), token_credit AS (
+        UPDATE client_tokens AS token
+        SET used = used - due.sessions, submissions = submissions - due.undone
+        FROM (SELECT client_token_id, count(*) AS sessions, sum(undone) AS undone
+                FROM refunded WHERE client_token_id IS NOT NULL GROUP BY 1) AS due
+        WHERE token.id = due.client_token_id
+    ), shopper_refund AS (
+        UPDATE shoppers AS shopper SET {_ADDED_REFUNDS}
+        FROM (SELECT owner_id, shopper_id, sum(counted) AS counted
+                FROM refunded WHERE shopper_id IS NOT NULL GROUP BY 1, 2) AS due
+        WHERE store_id = due.owner_id AND shopper.shopper_id = due.shopper_id
     )"""
 _COUNT_ENDED = "SELECT count(*) FROM ended"
 
@@ -416,7 +305,7 @@ REFUND_MISSING = f"""
             SELECT id FROM generation_sessions
             WHERE status = 'failed' AND NOT refunded {_among("$2", "$3")}
             ORDER BY channel, owner_id LIMIT $1 FOR UPDATE SKIP LOCKED))
-        RETURNING id
+        RETURNING id, error_code, client_token_id, shopper_id
     ), {_REFUND_ENDED}
     {_COUNT_ENDED}"""
 REFUND_MISSING_DUE = _due(

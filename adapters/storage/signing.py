@@ -19,11 +19,13 @@ _UPLOAD = "PUT\n"
 class UrlSigner:
     """Signs an object key and an expiry (Unix seconds) with HMAC-SHA256.
 
-    Read and upload links are signed separately; one cannot be used as the other.
+    Read and upload links are signed separately; one cannot be used as the other. Links that
+    ``previous_secret`` signed stay valid until they expire.
     """
 
     base_url: str
     secret: bytes = field(repr=False)
+    previous_secret: bytes | None = field(default=None, repr=False)
     lifetime: timedelta
     clock: Callable[[], datetime]
 
@@ -47,16 +49,19 @@ class UrlSigner:
 
     def _url(self, path: str, subject: str, lifetime: timedelta) -> str:
         expires = int((self.clock() + lifetime).timestamp())
-        signature = self._signature(subject, expires)
+        signature = _signature(self.secret, subject, expires)
         return f"{self.base_url}/{path}?expires={expires}&signature={signature}"
 
     def _check(self, subject: str, expires: int, signature: str) -> None:
-        expected = self._signature(subject, expires)
-        if not hmac.compare_digest(expected.encode(), signature.encode(errors="replace")):
+        given = signature.encode(errors="replace")
+        secrets = [each for each in (self.secret, self.previous_secret) if each is not None]
+        expected = [_signature(each, subject, expires).encode() for each in secrets]
+        if not any(hmac.compare_digest(each, given) for each in expected):
             raise NotFound("No such picture")
         if expires <= self.clock().timestamp():
             raise NotFound("No such picture")
 
-    def _signature(self, subject: str, expires: int) -> str:
-        signed = f"{expires}\n{subject}".encode(errors="surrogatepass")
-        return hmac.new(self.secret, signed, hashlib.sha256).hexdigest()
+
+def _signature(secret: bytes, subject: str, expires: int) -> str:
+    signed = f"{expires}\n{subject}".encode(errors="surrogatepass")
+    return hmac.new(secret, signed, hashlib.sha256).hexdigest()

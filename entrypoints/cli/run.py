@@ -17,7 +17,7 @@ def serve() -> None:
     from entrypoints.http.server import serve_http  # noqa: PLC0415
 
     settings = load_settings(os.environ)
-    settings.require_shared("jwt_secret", *settings.for_storage)
+    settings.require_shared(*settings.for_users, *settings.for_storage)
     _require_free(settings.host, settings.port, "WEARON_PORT")
     serve_http(settings)
 

@@ -12,6 +12,7 @@ from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp
 
 from config.logging import AccessLine, logged_access_line
+from domain.accounts import Accounts
 from domain.picture_ports import SignedReadPort
 from domain.ports import CreditRepoPort, SessionReadPort
 from domain.submission import Submission
@@ -19,10 +20,11 @@ from domain.uploads import UploadReceiver, Uploads
 from domain.views import SessionViews
 from entrypoints.http import public
 from entrypoints.http.credits import CREDIT_HANDLERS
+from entrypoints.http.door import Door
 from entrypoints.http.errors import respond
 from entrypoints.http.generations import GENERATION_HANDLERS
 from entrypoints.http.inputs import AnyRequest, check_is_plain, check_query
-from entrypoints.http.middleware import Authenticate, Authentication, RequestContext
+from entrypoints.http.middleware import Authentication, RequestContext
 from entrypoints.http.openapi import (
     SECURITY_SCHEME,
     complete_document,
@@ -48,7 +50,8 @@ class Services:
     views: SessionViews
     sessions: SessionReadPort
     credits: CreditRepoPort
-    authenticate: Authenticate
+    accounts: Accounts
+    door: Door
     readiness: Mapping[str, public.Check]
     uploads: Uploads
     files: SignedReadPort | None
@@ -67,7 +70,7 @@ def create_app(
 ) -> Litestar:
     """The ASGI application. Nothing connects before ``lifespan`` is entered."""
     submit = SubmitRoute(
-        authenticate=services.authenticate,
+        door=services.door,
         submission=services.submission,
         max_body_bytes=max_body_bytes,
     )
@@ -86,12 +89,14 @@ def create_app(
             "views": _always(services.views),
             "sessions": _always(services.sessions),
             "credit_repo": _always(services.credits),
+            "accounts": _always(services.accounts),
             "readiness": _always(services.readiness),
             "uploads": _always(services.uploads),
             "files": _always(services.files),
             "receiver": _always(services.receiver),
             "samples": _always(services.samples),
             "clock": _always(services.clock),
+            "door": _always(services.door),
         },
         before_request=check_request,
         exception_handlers={Exception: respond},
@@ -117,15 +122,15 @@ def _api(services: Services, submit: SubmitRoute) -> Router:
     return Router(
         "/api/v1",
         route_handlers=[declare(submit), *GENERATION_HANDLERS, offer_upload, *CREDIT_HANDLERS],
-        middleware=[_authentication(services.authenticate)],
+        middleware=[_authentication(services.door)],
         security=[{SECURITY_SCHEME: []}],
     )
 
 
-def _authentication(authenticate: Authenticate) -> Callable[[ASGIApp], ASGIApp]:
+def _authentication(door: Door) -> Callable[[ASGIApp], ASGIApp]:
     # Litestar deep-copies routers, except for functions: as an argument of DefineMiddleware, the
-    # authenticator would get a database pool of its own.
-    return lambda app: Authentication(app, authenticate)
+    # door's authenticator would get a database pool of its own.
+    return lambda app: Authentication(app, door)
 
 
 def _public(services: Services, max_upload_bytes: int) -> list[HTTPRouteHandler | Router]:

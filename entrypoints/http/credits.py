@@ -6,6 +6,7 @@ import msgspec
 from litestar import get
 from msgspec import Meta
 
+from domain.accounts import Accounts
 from domain.ports import CreditRepoPort
 from entrypoints.http.inputs import Cursor, CursorText, Injected, Limit, OwnedRequest
 from entrypoints.http.openapi import failures
@@ -29,13 +30,10 @@ _CURSOR: Cursor[int] = Cursor(msgspec.json.Decoder(_EntryId))
     response_description="Your account.",
     responses=failures(401, 403, 503),
 )
-async def get_credits(
-    request: OwnedRequest, credit_repo: Injected[CreditRepoPort]
-) -> CreditsEnvelope:
-    """Balance and totals, in credits. A generation costs one."""
-    return CreditsEnvelope(
-        data=Credits.of(await credit_repo.account(request.user.owner)), error=None
-    )
+async def get_credits(request: OwnedRequest, accounts: Injected[Accounts]) -> CreditsEnvelope:
+    """Balance and totals, in credits. A generation costs one. A new user counts as holding its
+    sign-up credits."""
+    return CreditsEnvelope(data=Credits.of(await accounts.of(request.user)), error=None)
 
 
 @get(

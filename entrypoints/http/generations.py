@@ -9,7 +9,7 @@ from litestar import get, post
 from litestar.params import QueryParameter
 from msgspec import Meta
 
-from domain.credits import Owner
+from domain.callers import Caller
 from domain.links import LinkRules
 from domain.ports import Position, SessionReadPort
 from domain.sessions import GenerationSession, SessionStatus
@@ -48,11 +48,11 @@ _CURSOR: Cursor[tuple[int, UUID]] = Cursor(msgspec.json.Decoder(tuple[_Microseco
 
 
 def try_on(
-    data: NewGeneration, *, owner: Owner, request_id: str, key: str | None, links: LinkRules
+    data: NewGeneration, *, caller: Caller, request_id: str, key: str | None, links: LinkRules
 ) -> TryOnRequest:
     """The request that body and headers describe. Raises InvalidInput."""
     return TryOnRequest(
-        owner=owner,
+        caller=caller,
         request_id=request_id,
         input=data.asked(),
         idempotency_key=key,

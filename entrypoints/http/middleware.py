@@ -1,23 +1,19 @@
 """Middleware around every request: its id, its log line, its body's deadline, authentication."""
 
 import asyncio
-import re
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from time import perf_counter
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, ReceiveMessage, Scope, Send
 
 from config.logging import AccessLine, logged_access_line
-from domain.callers import Principal
 from domain.deadlines import SharedTimeout
-from domain.errors import InvalidApiKey, InvalidInput, Unauthenticated
+from domain.errors import InvalidInput
 from entrypoints.http.access import check_access
-from entrypoints.http.request_info import REQUEST_INFO, RawHeaders, RequestInfo, request_id_of
-
-Authenticate = Callable[[str], Awaitable[Principal]]
-"""From a bearer token to what it stands for. Raises Unauthenticated, InvalidApiKey,
-DatabaseUnavailable."""
+from entrypoints.http.door import Door
+from entrypoints.http.rates import rate_headers
+from entrypoints.http.request_info import REQUEST_INFO, RequestInfo, request_id_of
 
 BODY_SECONDS = 10.0
 """The deadline for a body to arrive, counted from when we start reading it."""
@@ -27,9 +23,6 @@ UPLOAD_SECONDS = 60.0
 
 _LISTS_METHODS = {204, 405}
 """The statuses of answers with ``Allow``: to ``OPTIONS``, and to a method that is not allowed."""
-
-_BEARER = re.compile(rb"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
-_LOOKS_LIKE_A_KEY = re.compile(rb"bearer +wk_", re.IGNORECASE)
 
 
 class RequestContext:
@@ -161,45 +154,32 @@ class _Body:
 
 
 class Authentication:
-    """Rejects requests without a valid credential, or with one that the route does not allow.
-    Preflight requests carry no credential."""
+    """Rejects requests without a valid credential, or with one that the route does not allow, and
+    reads beyond the caller's rate. Preflight requests carry no credential."""
 
-    def __init__(self, app: ASGIApp, authenticate: Authenticate) -> None:
+    def __init__(self, app: ASGIApp, door: Door) -> None:
         self._app = app
-        self._authenticate = authenticate
+        self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == ScopeType.HTTP and scope["method"] != "OPTIONS":
-            principal = await principal_of(scope["headers"], self._authenticate)
+            principal = await self._door.admit(scope)
             scope["state"]["request_info"]["owner"] = str(principal)
             check_access(scope, principal)
             scope["user"] = principal
+            if scope["method"] == "GET" and (rates := self._door.count_read(principal)):
+                send = _with_headers(send, rate_headers(rates))
         await self._app(scope, receive, send)
 
 
-async def principal_of(headers: RawHeaders, authenticate: Authenticate) -> Principal:
-    """The request's principal. Raises what ``authenticate`` raises, and ``DomainMismatch`` if the
-    credential may not be used from the request's origin."""
-    principal = await authenticate(bearer_token(headers))
-    principal.check_origin(origin_of(headers))
-    return principal
+def _with_headers(send: Send, headers: Mapping[str, str]) -> Send:
+    added = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
+    async def send_more(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            names = {name for name, _ in message["headers"]}
+            more = [header for header in added if header[0] not in names]
+            message["headers"] = [*message["headers"], *more]
+        await send(message)
 
-def origin_of(headers: RawHeaders) -> str | None:
-    """The ``Origin`` that a browser sent; None from a server."""
-    for name, value in headers:
-        if name == b"origin":
-            return value.decode("latin-1")
-    return None
-
-
-def bearer_token(headers: RawHeaders) -> str:
-    """Raises Unauthenticated unless there is one well-formed Authorization header."""
-    given = [value for name, value in headers if name == b"authorization"]
-    match = _BEARER.fullmatch(given[0]) if len(given) == 1 else None
-    if match:
-        return match[1].decode()
-    problem = "Send one header 'Authorization: Bearer <token>'"
-    if any(_LOOKS_LIKE_A_KEY.match(value) for value in given):
-        raise InvalidApiKey(problem)
-    raise Unauthenticated(problem)
+    return send_more

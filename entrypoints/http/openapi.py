@@ -94,9 +94,10 @@ _MESSAGES = {
 
 def failures(*kinds: int | type[Exception]) -> dict[int, ResponseSpec]:
     """The error responses of a route: the given statuses or errors, and those that every route can
-    return."""
+    return. What needs a credential also has rates."""
     responses = {}
-    for kind in (400, *kinds, 500):
+    of_rates = {429} if 401 in kinds else set()
+    for kind in (400, *of_rates - set(kinds), *kinds, 500):
         answers = _answers(kind) if isinstance(kind, int) else [ERRORS[kind]]
         responses[answers[0].status] = ResponseSpec(
             ErrorEnvelope,

@@ -53,8 +53,8 @@ async def check_live() -> AliveEnvelope:
 async def check_ready(
     readiness: Injected[Mapping[str, Check]],
 ) -> Response[ReadyEnvelope]:
-    """Checks the database and the queue. Send no traffic while this answers 503; that response
-    has both `data` and `error`."""
+    """Checks the database, the queue and, if a JWKS is configured, the keys of users' tokens. Send
+    no traffic while this answers 503; that response has both `data` and `error`."""
     states = await asyncio.gather(*(_state(name, check) for name, check in readiness.items()))
     data = dict(zip(readiness, states, strict=True))
     if "unavailable" in states:

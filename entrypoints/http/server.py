@@ -6,7 +6,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TypeAlias
@@ -34,9 +34,11 @@ from domain.credits import Channel, Owner
 from domain.errors import Unavailable
 from domain.ports import TaskQueuePort
 from domain.submission import Submission
+from domain.throttle import Throttle
 from entrypoints.gc_tuning import freeze_startup_objects
 from entrypoints.http.app import Lifespan, Services, create_app
 from entrypoints.http.connections import ConnectionConfig, ConnectionLimits
+from entrypoints.http.door import Authenticator, Door
 from entrypoints.http.public import Check
 from entrypoints.http.request_info import merge_request_info
 
@@ -162,12 +164,15 @@ def application(container: Container, *lifespan: Lifespan) -> Litestar:
     @asynccontextmanager
     async def connected(_: Litestar) -> AsyncIterator[None]:
         await _check_schema(container.repositories())
-        housekeeping = asyncio.create_task(_run_housekeeping(container.submission()))
+        background = [asyncio.create_task(_run_housekeeping(container.submission()))]
+        if (keys := container.user_keys()) is not None:
+            background.append(asyncio.create_task(keys.run()))
         try:
             yield
         finally:
-            housekeeping.cancel()
-            await asyncio.gather(housekeeping, return_exceptions=True)
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
             with suppress(Unavailable):  # Recovery treats unconfirmed tasks as never pushed.
                 await container.submission().confirm_pushed()
             await close(container)
@@ -194,13 +199,17 @@ async def _check_schema(repositories: Repositories) -> None:
 
 def services_of(container: Container) -> Services:
     """Raises ``SettingsError`` for a setting that the API requires."""
+    readiness = readiness_checks(container.repositories(), container.queue())
+    if (keys := container.user_keys()) is not None:
+        readiness["user_keys"] = keys.check
     return Services(
         submission=container.submission(),
         views=container.views(),
         sessions=container.sessions(),
         credits=container.accounts(),
-        authenticate=container.authenticate(),
-        readiness=readiness_checks(container.repositories(), container.queue()),
+        accounts=container.callers_accounts(),
+        door=_door(container.settings(), container.authenticate()),
+        readiness=readiness,
         uploads=container.uploads(),
         files=container.files(),
         receiver=container.receiver(),
@@ -209,8 +218,21 @@ def services_of(container: Container) -> Services:
     )
 
 
-def readiness_checks(repositories: Repositories, queue: TaskQueuePort) -> Mapping[str, Check]:
-    """A check of each dependency of the API, by name."""
+def _door(settings: Settings, authenticate: Authenticator) -> Door:
+    return Door(
+        authenticate=authenticate,
+        strangers=Throttle(
+            settings.strangers_per_minute or None,
+            name="requests without a valid credential",
+            clock=time.monotonic,
+        ),
+        reads=Throttle(settings.reads_per_minute or None, name="reads", clock=time.monotonic),
+        trusted_proxies=settings.trusted_proxies,
+    )
+
+
+def readiness_checks(repositories: Repositories, queue: TaskQueuePort) -> dict[str, Check]:
+    """A check of each dependency that every API has, by name."""
 
     async def check_database() -> None:
         if repositories.schema is not None:

@@ -10,16 +10,18 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 from litestar import post
+from litestar.enums import ScopeType
 from litestar.exceptions import ClientException, HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.spec import Example
 from litestar.params import BodyKwarg
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from domain.errors import InvalidInput, Unconfirmed
 from domain.ports import Receipt
 from domain.submission import Submission, TryOnRequest
 from entrypoints.http.access import caller_of, for_shoppers_too
+from entrypoints.http.door import Door
 from entrypoints.http.errors import envelope_for
 from entrypoints.http.generations import GENERATION_TAGS, try_on
 from entrypoints.http.inputs import (
@@ -29,8 +31,8 @@ from entrypoints.http.inputs import (
     check_query,
     decoded,
 )
-from entrypoints.http.middleware import Authenticate, principal_of
 from entrypoints.http.openapi import failures
+from entrypoints.http.rates import rate_headers
 from entrypoints.http.request_info import RequestInfo
 from entrypoints.http.schemas import (
     GENERATIONS_PATH,
@@ -60,14 +62,13 @@ _encode = msgspec.json.Encoder().encode
 class SubmitRoute:
     """Answers every request that it gets, also with errors, which it never raises."""
 
-    def __init__(
-        self, *, authenticate: Authenticate, submission: Submission, max_body_bytes: int
-    ) -> None:
-        self._authenticate = authenticate
+    def __init__(self, *, door: Door, submission: Submission, max_body_bytes: int) -> None:
+        self._door = door
         self._submission = submission
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == ScopeType.HTTP  # noqa: S101 - no other type has this path and method
         info: RequestInfo = scope["state"]["request_info"]
         try:
             request = await self._request(scope, receive, info)
@@ -78,14 +79,14 @@ class SubmitRoute:
             reply = envelope_for(error)
         await _respond(send, reply)
 
-    async def _request(self, scope: Scope, receive: Receive, info: RequestInfo) -> TryOnRequest:
+    async def _request(self, scope: HTTPScope, receive: Receive, info: RequestInfo) -> TryOnRequest:
         """Raises the errors that ``envelope_for`` knows. An unknown caller gets its 401 before the
         body is read."""
         received = list(scope["headers"])
         headers = dict(reversed(received))  # each header's first value
         if not _HOST.fullmatch(headers.get(b"host", b"")):
             raise ClientException("Invalid host header")
-        principal = await principal_of(received, self._authenticate)
+        principal = await self._door.admit(scope)
         info["owner"] = str(principal)
         caller = caller_of(principal, _ACCESS)
         if scope["query_string"]:
@@ -99,7 +100,7 @@ class SubmitRoute:
         data = decoded(body, _decoder)
         key = _idempotency_key(headers, received)
         links = self._submission.links
-        return try_on(data, owner=caller.owner, request_id=info["request_id"], key=key, links=links)
+        return try_on(data, caller=caller, request_id=info["request_id"], key=key, links=links)
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body: up to its announced length, or else to the message that ends it."""
@@ -166,7 +167,7 @@ def declare(submit: ASGIApp) -> HTTPRouteHandler:
 def accepted(receipt: Receipt) -> tuple[int, dict[str, str], SubmittedEnvelope]:
     """The status, headers and body of the answer to an accepted request."""
     submitted = Submitted.of(receipt)
-    headers = {"Location": submitted.status_url}
+    headers = {"Location": submitted.status_url, **rate_headers(receipt.rates)}
     if receipt.replayed:
         headers["Idempotency-Replayed"] = "true"
     return 202, headers, SubmittedEnvelope(data=submitted, error=None)

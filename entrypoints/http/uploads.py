@@ -14,6 +14,7 @@ from litestar.params import BodyKwarg, PathParameter, QueryParameter
 from domain.errors import BodyTooSlow, InvalidInput, NotFound, UploadTooLarge
 from domain.object_keys import MEDIA_TYPES, media_type_of
 from domain.uploads import UploadReceiver, Uploads
+from entrypoints.http.door import Door
 from entrypoints.http.inputs import TIMESTAMP, Injected, NewUploadBody, OwnedRequest
 from entrypoints.http.openapi import failures
 from entrypoints.http.schemas import (
@@ -82,8 +83,10 @@ class _PictureBody(Operation):
     operation_class=_PictureBody,
 )
 async def put_upload(
+    *,
     request: Request[Any, Any, Any],
     receiver: Injected[UploadReceiver],
+    door: Injected[Door],
     key: Annotated[str, PathParameter(description="The picture's key, from the link.")],
     expires: Annotated[
         str, QueryParameter(description="When the link expires, in Unix seconds.")
@@ -102,7 +105,7 @@ async def put_upload(
         object_key,
         expires=int(expires),
         signature=signature,
-        address="" if request.client is None else request.client.host,
+        address=door.address_of(request.scope),
         body=partial(_pieces, request),
     )
     uploaded = Uploaded(content_type=upload.media_type, bytes=upload.size)

@@ -1,12 +1,8 @@
-"""BearerAuthenticator: valid and invalid tokens and keys, and the cache."""
+"""BearerAuthenticator: API keys, and the cache."""
 
-import base64
 import hashlib
-import hmac
-import json
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta, tzinfo
-from typing import Any
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import jwt
@@ -15,19 +11,29 @@ import pytest
 from adapters.auth.api_keys import API_KEY_PREFIX, StoreKeys, key_sha256, new_api_key
 from adapters.auth.bearer import BearerAuthenticator
 from adapters.auth.memory import InMemoryApiKeyRepo
-from adapters.auth.user_tokens import MAX_TOKEN_LENGTH, JwtRules, UserTokens, mint_user_token
+from adapters.auth.user_keys import KeyRules, UserKeys
+from adapters.auth.user_tokens import UserTokens, mint_user_token
 from domain.callers import Caller
 from domain.credits import Channel, Owner
 from domain.errors import DatabaseUnavailable, InvalidApiKey, Unauthenticated
 from domain.ports import ApiKey
 from tests.support.examples import STORE, USER
+from tests.support.tokens import (
+    ALGORITHMS,
+    NOW,
+    RULES,
+    FakeProvider,
+    claims,
+    es256,
+    hs256,
+    seconds,
+    token,
+)
 
 pytestmark = pytest.mark.anyio
 
-RULES = JwtRules(secret="a key for tests, long enough for HS256", issuer="us", audience="them")
 A_USER = Caller(owner=USER, any_origin=True)
 A_STORE = Caller(owner=STORE)
-HEADER = {"alg": "HS256", "typ": "JWT"}
 
 
 @pytest.fixture
@@ -40,34 +46,6 @@ def authenticate(keys: InMemoryApiKeyRepo) -> BearerAuthenticator:
     return BearerAuthenticator(keys={API_KEY_PREFIX: StoreKeys(keys)}, users=UserTokens(RULES))
 
 
-def ago(**duration: float) -> int:
-    """A time in a token's format: seconds since 1970."""
-    return int((datetime.now(UTC) - timedelta(**duration)).timestamp())
-
-
-def claims(**changes: Any) -> dict[str, Any]:
-    """The claims of a valid token, with changes; ``...`` omits a claim."""
-    good = {"sub": USER.id, "iss": RULES.issuer, "aud": RULES.audience, "exp": ago(hours=-1)}
-    return {name: value for name, value in (good | changes).items() if value is not ...}
-
-
-def token(
-    payload: object, header: object = HEADER, *, secret: str = RULES.secret, digest: str = "sha256"
-) -> str:
-    """A token signed by hand, so that it can be one that no library would issue."""
-    parts = [part if isinstance(part, bytes) else _json(part) for part in (header, payload)]
-    signed = ".".join(_base64url(part) for part in parts)
-    return f"{signed}.{_base64url(hmac.digest(secret.encode(), signed.encode(), digest))}"
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value).encode()
-
-
-def _base64url(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).decode().rstrip("=")
-
-
 async def test_minted_token_is_accepted(authenticate: BearerAuthenticator) -> None:
     """The tokens of a development stack are valid."""
     minted = mint_user_token(
@@ -75,135 +53,6 @@ async def test_minted_token_is_accepted(authenticate: BearerAuthenticator) -> No
     )
 
     assert await authenticate(minted) == A_USER
-
-
-GOOD = {
-    "plain": token(claims()),
-    "several audiences": token(claims(aud=["others", RULES.audience])),
-    "upper-case sub": token(claims(sub=USER.id.upper())),
-    "unknown claims": token(claims(role="admin", email="a@example.com")),
-    "unused kid": token(claims(), HEADER | {"kid": "../../dev/null"}),
-    "longest": token(claims(note="x" * 5_900)),
-}
-
-
-@pytest.mark.parametrize("good", GOOD.values(), ids=GOOD)
-async def test_valid_tokens(authenticate: BearerAuthenticator, good: str) -> None:
-    """Signed with our key, with subject, issuer, audience and expiry."""
-    assert await authenticate(good) == A_USER
-
-
-@pytest.mark.parametrize("late", [{"exp": 15}, {"nbf": -15}], ids=["expired", "not yet"])
-async def test_clock_skew_is_tolerated(
-    authenticate: BearerAuthenticator, late: dict[str, float]
-) -> None:
-    """Half a minute, at both ends of a token's lifetime."""
-    fresh = token(claims(**{claim: ago(seconds=seconds) for claim, seconds in late.items()}))
-
-    assert await authenticate(fresh) == A_USER
-
-
-ATTACKER = "the attacker's key, which is also long enough"
-JWK = {"kty": "oct", "k": _base64url(ATTACKER.encode())}
-BAD = {
-    "empty": "",
-    "no token": "abc",
-    "two parts": "a.b",
-    "four parts": token(claims()) + ".AAAA",
-    "dots": "..",
-    "not base64": "a!.b!.c!",
-    "no signature": token(claims()).rpartition(".")[0] + ".",
-    "alg none": token(claims(), {"alg": "none"}).rpartition(".")[0] + ".",
-    "alg None": token(claims(), {"alg": "None"}),
-    "alg missing": token(claims(), {"typ": "JWT"}),
-    "alg as list": token(claims(), {"alg": ["HS256"]}),
-    "alg lower case": token(claims(), {"alg": "hs256"}),
-    "alg HS512": token(claims(), {"alg": "HS512"}, digest="sha512"),
-    "alg RS256, signed as HS256": token(claims(), {"alg": "RS256"}),
-    "another's key": token(claims(), secret=ATTACKER),
-    "empty key": token(claims(), secret=""),
-    "signature cut": token(claims())[:-4],
-    "payload changed": token(claims()).replace(".", ".e30", 1),
-    "jwk": token(claims(), HEADER | {"jwk": JWK}, secret=ATTACKER),
-    "jku": token(claims(), HEADER | {"jku": "https://evil.example/keys"}, secret=ATTACKER),
-    "x5u": token(claims(), HEADER | {"x5u": "https://evil.example/cert"}, secret=ATTACKER),
-    "x5c": token(claims(), HEADER | {"x5c": ["MIIB"]}, secret=ATTACKER),
-    "kid with a path": token(claims(), HEADER | {"kid": "../../dev/null"}, secret=""),
-    "kid with SQL": token(
-        claims(), HEADER | {"kid": f"' UNION SELECT '{ATTACKER}"}, secret=ATTACKER
-    ),
-    "kid that is no text": token(claims(), HEADER | {"kid": 1}),
-    "crit": token(claims(), HEADER | {"crit": ["exp"]}),
-    "b64 off": token(claims(), HEADER | {"b64": False, "crit": ["b64"]}),
-    "nested header": token(claims(), b"[" * 3_000),
-    "nested payload": token(b"[" * 3_000),
-    "header not UTF-8": token(claims(), b"\xff"),
-    "payload not UTF-8": token(b"\xff"),
-    "payload not an object": token(["sub", USER.id]),
-    "no exp": token(claims(exp=...)),
-    "no sub": token(claims(sub=...)),
-    "no aud": token(claims(aud=...)),
-    "no iss": token(claims(iss=...)),
-    "null exp": token(claims(exp=None)),
-    "null sub": token(claims(sub=None)),
-    "null aud": token(claims(aud=None)),
-    "null iss": token(claims(iss=None)),
-    "wrong iss": token(claims(iss="else")),
-    "iss as list": token(claims(iss=[RULES.issuer])),
-    "iss that begins alike": token(claims(iss=RULES.issuer + "/")),
-    "wrong aud": token(claims(aud="others")),
-    "aud in another case": token(claims(aud=RULES.audience.upper())),
-    "aud of others": token(claims(aud=["others", 1])),
-    "aud empty": token(claims(aud=[])),
-    "exp as text": token(claims(exp="tomorrow")),
-    "exp as list": token(claims(exp=[1])),
-    "exp infinite": token(claims(exp=float("inf"))),
-    "exp not a number": token(claims(exp=float("nan"))),
-    "exp of 5,000 digits": token(b'{"exp": %s}' % (b"9" * 5_000)),
-    "nbf far in the future": token(claims(nbf=ago(days=-3650))),
-    "nbf infinite": token(claims(nbf=float("inf"))),
-    "iat far in the future": token(claims(iat=ago(days=-3650))),
-    "sub is no UUID": token(claims(sub="admin")),
-    "sub is a number": token(claims(sub=1)),
-    "sub is a list": token(claims(sub=[USER.id])),
-    "sub is empty": token(claims(sub="")),
-    "sub with more": token(claims(sub=f"{USER.id}/../{uuid4()}")),
-    "sub with NUL": token(claims(sub=f"{USER.id}\x00")),
-    "sub with a surrogate": token(claims(sub="\ud800")),
-    "service role": token(claims(sub=..., role="service_role")),
-    "too long": token(claims(note="x" * MAX_TOKEN_LENGTH)),
-    "key in upper case": "WK_" + "0" * 32,
-}
-
-
-@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
-async def test_invalid_tokens(authenticate: BearerAuthenticator, bad: str) -> None:
-    """Rejected without details."""
-    with pytest.raises(Unauthenticated) as rejection:
-        await authenticate(bad)
-
-    assert rejection.type is Unauthenticated
-    assert str(rejection.value) == "The token is not valid"
-
-
-async def test_expired_token_has_its_own_message(authenticate: BearerAuthenticator) -> None:
-    """Only after the signature has been checked."""
-    with pytest.raises(Unauthenticated, match=r"^The token has expired$"):
-        await authenticate(token(claims(exp=ago(seconds=45))))
-    with pytest.raises(Unauthenticated, match=r"^The token is not valid$"):
-        await authenticate(token(claims(exp=ago(seconds=45)), secret=ATTACKER))
-
-
-async def test_public_key_as_the_secret_is_rejected(keys: InMemoryApiKeyRepo) -> None:
-    """If the secret is set to a public key by mistake, no token is valid: otherwise anyone with
-    the public key could sign one."""
-    public = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----\n"
-    rules = JwtRules(secret=public, issuer=RULES.issuer, audience=RULES.audience)
-
-    with pytest.raises(Unauthenticated):
-        await BearerAuthenticator(keys={API_KEY_PREFIX: StoreKeys(keys)}, users=UserTokens(rules))(
-            token(claims(), secret=public)
-        )
 
 
 async def add(
@@ -282,7 +131,7 @@ def test_minted_claims() -> None:
 
     assert jwt.decode(minted, options={"verify_signature": False}) == {
         "sub": USER.id,
-        "iss": "us",
+        "iss": RULES.issuer,
         "aud": "them",
         "iat": 1_767_225_600,
         "exp": 1_767_229_200,
@@ -293,14 +142,19 @@ SECONDS = 5.0
 
 
 class Cached:
-    """An authenticator with a cache, its keys and its clock."""
+    """An authenticator with a cache, its keys and its clocks."""
 
     def __init__(self) -> None:
         self.keys = CountingKeys(clock=lambda: datetime.now(UTC))
         self.time = 100.0
+        self.now = NOW
+        self.provider = FakeProvider()
+        self.user_keys = UserKeys(
+            self.provider, KeyRules(algorithms=ALGORITHMS), clock=lambda: self.time
+        )
         self.authenticate = BearerAuthenticator(
             keys={API_KEY_PREFIX: StoreKeys(self.keys)},
-            users=UserTokens(RULES),
+            users=UserTokens(RULES, keys=self.user_keys, clock=lambda: self.now),
             cache_seconds=SECONDS,
             clock=lambda: self.time,
         )
@@ -384,23 +238,41 @@ async def test_cached_key_expires_after_its_revocation(cached: Cached) -> None:
             await cached.authenticate(text)
 
 
-async def test_cached_token_expires(cached: Cached, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own expiry is checked again after ``cache_seconds``."""
-    users = token(claims(exp=ago(hours=-1)))
+@pytest.mark.parametrize("seconds_left", [-25, 1, 60])
+async def test_cached_token_expires(cached: Cached, seconds_left: float) -> None:
+    """A cached caller never outlives its token and the leeway: both clocks are asked at each use.
+    Expired, it is rejected like a token that was never cached."""
+    users = hs256(exp=seconds(seconds_left))
     await cached.authenticate(users)
 
-    class Later(datetime):
-        @classmethod
-        def now(cls, tz: tzinfo | None = None) -> "Later":
-            return super().now(tz) + timedelta(hours=2)
-
-    monkeypatch.setattr("jwt.api_jwt.datetime", Later)
+    cached.now = NOW + timedelta(seconds=seconds_left + 29.9)
     from_cache = await cached.authenticate(users)
-    cached.time += SECONDS
+    cached.now = NOW + timedelta(seconds=seconds_left + 30)
 
     assert from_cache == A_USER
     with pytest.raises(Unauthenticated, match=r"^The token has expired$"):
         await cached.authenticate(users)
+
+
+async def test_cached_token_outlives_no_key(cached: Cached) -> None:
+    """From the fetch on that shows the key's removal; tokens of other keys stay cached."""
+    removed, stays = es256("removed"), es256("stays")
+    tokens = [
+        token(claims(), {"alg": "ES256", "kid": kid}, pair.sign)
+        for kid, pair in (("removed", removed), ("stays", stays))
+    ]
+    cached.provider.publish(removed.named("removed"), stays.named("stays"))
+    first = [await cached.authenticate(each) for each in tokens]
+    fetches = cached.provider.fetches
+    cached.provider.publish(stays.named("stays"))
+    before = await cached.authenticate(tokens[0])
+    await cached.user_keys._started_fetch()
+
+    assert [*first, before] == [A_USER] * 3
+    with pytest.raises(Unauthenticated, match=r"^The token's key is not known$"):
+        await cached.authenticate(tokens[0])
+    assert await cached.authenticate(tokens[1]) == A_USER
+    assert (fetches, cached.provider.fetches) == (1, 2)
 
 
 async def test_rejection_is_not_cached(cached: Cached) -> None:
@@ -471,7 +343,7 @@ async def test_cache_size_is_bounded(cached: Cached, monkeypatch: pytest.MonkeyP
 async def test_cache_holds_no_tokens(cached: Cached) -> None:
     """Reading the process's memory does not reveal a usable token."""
     _, text = await cached.new_key()
-    users = token(claims())
+    users = hs256()
     for secret in (text, users):
         await cached.authenticate(secret)
 

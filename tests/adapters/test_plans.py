@@ -20,6 +20,7 @@ from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Connection, Database
 from adapters.postgres.limits import DatabaseLimits
 from adapters.postgres.migrate import all_migrations, migrate
+from adapters.sessions import creation
 from adapters.sessions import statements as sessions
 from adapters.sessions.postgres import PostgresSessionRepo
 from domain.credits import Channel, Owner
@@ -91,7 +92,8 @@ def statements(module: ModuleType) -> Iterator[tuple[str, str]]:
             yield f"{module.__name__.split('.')[1]}_{name.removeprefix('_')}", value
 
 
-STATEMENTS = dict(pair for module in (sessions, credit_repo, auth) for pair in statements(module))
+MODULES = (creation, sessions, credit_repo, auth)
+STATEMENTS = dict(pair for module in MODULES for pair in statements(module))
 
 
 @pytest.fixture(scope="module")

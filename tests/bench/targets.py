@@ -30,7 +30,13 @@ ANSWER_VARIABLE = "BENCH_ANSWER"
 class _NoSessions(SessionRepoPort):
     """Stores nothing, and reports success."""
 
-    async def create(self, session: GenerationSession, *, max_active: int) -> Receipt:  # noqa: ARG002
+    async def create(
+        self,
+        session: GenerationSession,
+        *,
+        max_active: int,  # noqa: ARG002
+        signup_credits: int = 0,  # noqa: ARG002
+    ) -> Receipt:
         return Receipt(session=session, credits_remaining=999_999_999)
 
     async def find_replay(self, session: GenerationSession) -> Receipt | None:  # noqa: ARG002

@@ -28,6 +28,7 @@ from adapters.sessions.postgres import PostgresSessionRepo
 from domain.credits import LedgerEntry, LedgerKind, Owner
 from domain.errors import IllegalTransition
 from domain.picture_ports import StartLimitPort
+from domain.plans import AccountLimits, Plan, TokenBudget
 from domain.ports import (
     ApiKeyRepoPort,
     AttemptRepoPort,
@@ -66,6 +67,24 @@ class Backend(ABC):
     async def external_write_input(self, session_id: UUID, name: str, value: object) -> None:
         """Write one field of a session's input by SQL. Raises IllegalTransition where the database
         refuses it."""
+
+    @abstractmethod
+    def limited(self, limits: AccountLimits) -> SessionRepoPort:
+        """The same database through an adapter with these limits."""
+
+    @abstractmethod
+    async def set_account(
+        self, owner: Owner, *, plan: Plan = Plan.DEFAULT, suspended: bool = False
+    ) -> None:
+        """Give an account its plan, or suspend it. Creates the account if there is none."""
+
+    @abstractmethod
+    async def add_token(self, token_id: UUID, budget: TokenBudget) -> None:
+        """Add a client token, its shopper and its store."""
+
+    @abstractmethod
+    async def budget_of(self, token_id: UUID) -> TokenBudget:
+        """What a client token has left."""
 
     @abstractmethod
     async def advance(self, by: timedelta) -> None:
@@ -197,6 +216,24 @@ class MemoryBackend(Backend):
         changes: dict[str, Any] = {name: value}
         self._repo.overwrite(session_id, input=replace(session.input, **changes))
 
+    def limited(self, limits: AccountLimits) -> SessionRepoPort:
+        self._repo._limits._limits = limits
+        return self._repo
+
+    async def set_account(
+        self, owner: Owner, *, plan: Plan = Plan.DEFAULT, suspended: bool = False
+    ) -> None:
+        self._accounts._accounts[owner] = replace(
+            self._accounts.balance_of(owner), plan=plan, suspended=suspended
+        )
+
+    async def add_token(self, token_id: UUID, budget: TokenBudget) -> None:
+        expires_at = budget.expires_at - datetime.now(UTC) + self._clock.now()
+        self._repo.budgets[token_id] = replace(budget, expires_at=expires_at)
+
+    async def budget_of(self, token_id: UUID) -> TokenBudget:
+        return self._repo.budgets[token_id]
+
     async def advance(self, by: timedelta) -> None:
         self._clock.advance(by)
 
@@ -232,7 +269,8 @@ class MemoryBackend(Backend):
 
 
 _TRUNCATE = """
-    TRUNCATE credit_accounts, credit_ledger, generation_sessions, api_keys, attempt_faults"""
+    TRUNCATE credit_accounts, credit_ledger, generation_sessions, api_keys, attempt_faults,
+        client_tokens, shoppers, stores, signup_days"""
 
 # The database's clock is real, so every time that a rule reads is moved into the past instead.
 _ADVANCE = """
@@ -243,6 +281,34 @@ _ADVANCE = """
         delete_again_at = delete_again_at - $1::interval,
         lease_expires_at = lease_expires_at - $1::interval,
         started_at = started_at - $1::interval"""
+_ADVANCE_ACCOUNTS = """
+    UPDATE credit_accounts
+    SET minute_unused_at = minute_unused_at - $1::interval,
+        hour_unused_at = hour_unused_at - $1::interval,
+        refunds_hour = refunds_hour - $1::interval"""
+_ADVANCE_SHOPPERS = "UPDATE shoppers SET refunds_hour = refunds_hour - $1::interval"
+_ADVANCE_TOKENS = """
+    UPDATE client_tokens
+    SET created_at = created_at - $1::interval, expires_at = expires_at - $1::interval"""
+_ADVANCE_DAYS = "UPDATE signup_days SET day = (day - $1::interval)::date"
+_SET_ACCOUNT = """
+    INSERT INTO credit_accounts (channel, owner_id, balance, plan, suspended_at)
+    VALUES ($1, $2, 0, $3, CASE WHEN $4::boolean THEN now() END)
+    ON CONFLICT (channel, owner_id) DO UPDATE
+    SET plan = EXCLUDED.plan, suspended_at = EXCLUDED.suspended_at"""
+_ADD_TOKEN = """
+    WITH store AS (
+        INSERT INTO stores (id, name) VALUES ($2, 'test') ON CONFLICT DO NOTHING
+    ), shopper AS (
+        INSERT INTO shoppers (store_id, shopper_id) VALUES ($2, $3) ON CONFLICT DO NOTHING
+    )
+    INSERT INTO client_tokens (id, store_id, shopper_id, token_sha256, origin, pictures, used,
+        submissions, created_at, expires_at, revoked_at)
+    VALUES ($1::uuid, $2, $3, encode(sha256($1::text::bytea), 'hex'), 'https://shop.example', $4,
+        $5, $6, $7::timestamptz - interval '30 minutes', $7, $8)"""
+_BUDGET = """
+    SELECT store_id, shopper_id, pictures, expires_at, revoked_at, used, submissions
+    FROM client_tokens WHERE id = $1"""
 _ALIGN = """
     UPDATE generation_sessions
     SET created_at = (SELECT max(created_at) FROM generation_sessions)"""
@@ -261,7 +327,7 @@ class PostgresBackend(Backend):
 
     def __init__(self, database: Database, *, owner: Database | None = None) -> None:
         self._database = owner or database
-        repo = PostgresSessionRepo(database)
+        repo = self._repo = PostgresSessionRepo(database)
         self.sessions = self.attempts = self.recovery = self.reads = repo
         self.credits = PostgresCreditRepo(database)
         self.api_keys = PostgresApiKeyRepo(database)
@@ -282,8 +348,41 @@ class PostgresBackend(Backend):
         encoded = value if column.encode is None else column.encode(value)
         await self.external_write(session_id, **{column.name: encoded})
 
+    def limited(self, limits: AccountLimits) -> SessionRepoPort:
+        return PostgresSessionRepo(self._database, limits=limits)
+
+    async def set_account(
+        self, owner: Owner, *, plan: Plan = Plan.DEFAULT, suspended: bool = False
+    ) -> None:
+        await self._database.fetch(_SET_ACCOUNT, owner.channel, owner.id, plan, suspended)
+
+    async def add_token(self, token_id: UUID, budget: TokenBudget) -> None:
+        await self._database.fetch(
+            _ADD_TOKEN,
+            token_id,
+            budget.store_id,
+            budget.shopper_id,
+            budget.pictures,
+            budget.used,
+            budget.submissions,
+            budget.expires_at,
+            budget.revoked_at,
+        )
+
+    async def budget_of(self, token_id: UUID) -> TokenBudget:
+        row = await self._database.fetch_row(_BUDGET, token_id)
+        assert row is not None
+        return TokenBudget(**row)
+
     async def advance(self, by: timedelta) -> None:
-        await self._rewrite(_ADVANCE, by)
+        for statement in (
+            _ADVANCE,
+            _ADVANCE_ACCOUNTS,
+            _ADVANCE_SHOPPERS,
+            _ADVANCE_TOKENS,
+            _ADVANCE_DAYS,
+        ):
+            await self._rewrite(statement, by)
 
     async def align(self) -> None:
         await self._rewrite(_ALIGN)

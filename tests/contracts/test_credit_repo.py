@@ -254,6 +254,7 @@ CALLS: dict[str, Callable[[CreditRepoPort], Awaitable[object]]] = {
     "account": lambda repo: repo.account(USER),
     "ledger": lambda repo: repo.ledger(USER, limit=1, before_id=None),
     "grant": lambda repo: repo.grant(USER, 1, note="test"),
+    "signups_today": lambda repo: repo.signups_today(),
     "audit": lambda repo: repo.audit(limit=1),
 }
 

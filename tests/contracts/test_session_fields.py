@@ -4,13 +4,16 @@ The fields are discovered: a new one makes these tests fail until it is handled 
 """
 
 from dataclasses import MISSING, fields, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
-from domain.credits import Owner
+from domain.callers import Shopper
+from domain.credits import Channel, Owner
 from domain.errors import IdempotencyKeyReused, IllegalTransition
+from domain.plans import TokenBudget
 from domain.sessions import (
     Blame,
     Failure,
@@ -88,7 +91,7 @@ async def test_every_field_of_a_session_is_stored(backend: Backend) -> None:
         SessionStatus.FAILED,
         SessionStatus.COMPLETED,
     )
-    lives = (processing, failed, done, *released)
+    lives = (processing, failed, done, *released, await of_shopper(backend))
     unset = [
         field.name
         for field in fields(GenerationSession)
@@ -96,6 +99,21 @@ async def test_every_field_of_a_session_is_stored(backend: Backend) -> None:
         and all(getattr(life, field.name) == field.default for life in lives)
     ]
     assert unset == []
+
+
+async def of_shopper(backend: Backend) -> GenerationSession:
+    """A session that a shopper of a store requested."""
+    shopper, store = Shopper(id="shopper-1", token_id=uuid4()), Owner(channel=Channel.B2B, id="s-1")
+    budget = TokenBudget(
+        store_id=store.id,
+        shopper_id=shopper.id,
+        pictures=1,
+        expires_at=datetime.now(UTC) + timedelta(minutes=5),
+    )
+    await backend.add_token(shopper.token_id, budget)
+    session = await created(backend, owner=store, shopper=shopper)
+    assert session.shopper == shopper
+    return await backend.get(session.id)
 
 
 async def test_every_read_returns_every_field(backend: Backend) -> None:

@@ -191,6 +191,8 @@ def test_credits_are_granted(shop: Shop) -> None:
         "total_granted": 42,
         "total_debited": 0,
         "total_refunded": 0,
+        "plan": "default",
+        "suspended": False,
     }
     (entry,) = balance["entries"]
     assert (entry["kind"], entry["amount"], entry["note"]) == ("grant", 2, "a [bold] move")
@@ -728,8 +730,11 @@ def test_missing_privilege(postgres: EmbeddedPostgres) -> None:
 
 def missing(*names: str) -> str:
     """What is said when these variables are not set."""
+    others = {"WEARON_JWT_SECRET": ", or WEARON_JWT_JWKS_URL"}
     lines = (
-        f"{name}: must be set (or try `wearon dev`, which needs no settings)\n" for name in names
+        f"{name}: must be set{others.get(name, '')}"
+        " (or try `wearon dev`, which needs no settings)\n"
+        for name in names
     )
     return "Error: " + "".join(lines)
 

@@ -10,13 +10,16 @@ from uuid import UUID
 
 from adapters.images.jobs import JobPictureGenerator, JobProducedNothing, Jobs
 from adapters.images.limits import JobLimits
+from domain.callers import Caller
 from domain.credits import Owner
 from domain.errors import (
+    Forbidden,
     IdempotencyKeyReused,
     IllegalTransition,
     InsufficientCredits,
     Overloaded,
     ProviderUnavailable,
+    RateLimited,
     Refused,
     TooManyActive,
     Unavailable,
@@ -29,6 +32,7 @@ from domain.sessions import SessionStatus
 from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
 from entrypoints.worker import Worker, WorkerLimits
+from tests.simulation.limits import SIGNUP
 from tests.simulation.world import (
     BUSY,
     PICTURE_LIFETIME,
@@ -46,7 +50,7 @@ from tests.support.images import A_PICTURE
 
 INTERVAL_SECONDS = 1.0
 RESTART_SECONDS = 0.5
-SUBMISSION = SubmissionPolicy(max_active=8)
+SUBMISSION = SubmissionPolicy(max_active=8, signup=SIGNUP)
 WORK = WorkPolicy(
     lease=timedelta(seconds=3),
     attempt_timeout=timedelta(seconds=10),
@@ -74,6 +78,8 @@ STATUSES: Sequence[tuple[type[Exception], int]] = (
     (InsufficientCredits, 402),
     (IdempotencyKeyReused, 422),
     (TooManyActive, 429),
+    (RateLimited, 429),
+    (Forbidden, 403),
     (Unconfirmed, 409),
     (Overloaded, 503),
     (Unavailable, 503),
@@ -125,12 +131,13 @@ class Api(Actor):
                     continue
             await asyncio.sleep(INTERVAL_SECONDS)
 
-    async def submit(self, request_id: str, owner: Owner, key: str | None, **fields: str) -> None:
+    async def submit(self, request_id: str, caller: Caller | Owner, key: str | None) -> None:
         """Send a request, and record the answer that the client gets."""
         process = self.process
         if not process.alive:
             return
-        request = a_request(owner, request_id=request_id, idempotency_key=key, **fields)
+        caller = caller if isinstance(caller, Caller) else Caller(owner=caller)
+        request = a_request(caller=caller, request_id=request_id, idempotency_key=key)
         submitting = process.run(self._submission.submit(request))
         await asyncio.wait({submitting})
         session_id = None
@@ -144,7 +151,7 @@ class Api(Actor):
             status, session_id = 202, submitting.result().session.id
         if process.has_died():
             status, session_id = 0, None
-        self.world.answers.append(Answer(request_id, owner, key, status, session_id))
+        self.world.answers.append(Answer(request_id, caller.owner, key, status, session_id))
 
 
 class StaticFetcher(PictureFetcherPort):

@@ -21,6 +21,7 @@ from adapters.credits.memory import InMemoryCreditRepo
 from adapters.images.jobs import JobPictureGenerator
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
+from adapters.sessions.memory_limits import InMemoryLimits
 from domain import leases, submission
 from domain.credits import LedgerKind, Owner
 from domain.errors import (
@@ -31,6 +32,7 @@ from domain.errors import (
 )
 from domain.generation import Generation
 from domain.picture_ports import PictureGeneratorPort
+from domain.plans import Rate, TokenBudget
 from domain.ports import Receipt
 from domain.recovery import Recovery
 from domain.sessions import Blame, Failure, GenerationSession, SessionStatus
@@ -424,6 +426,42 @@ def unsound_sessions_are_not_passed_over() -> AbstractContextManager[None]:
     return _instead((InMemorySessionRepo, "_each", from_the_start))
 
 
+def refunds_keep_the_tokens_picture() -> AbstractContextManager[None]:
+    """A shopper's failed session still counts against its client token."""
+    return _instead((InMemoryLimits, "refunded", lambda *_: None))
+
+
+def tokens_are_not_checked() -> AbstractContextManager[None]:
+    """A client token allows any number of pictures."""
+    return _instead((TokenBudget, "is_used_up", False))
+
+
+def rates_are_not_counted() -> AbstractContextManager[None]:
+    """A debit leaves the rate as it was."""
+    return _instead((Rate, "used", lambda _, unused_at, now, calls=1: unused_at or now))  # noqa: ARG005
+
+
+def users_sign_up_at_every_debit() -> AbstractContextManager[None]:
+    """The sign-up credits are not tied to an account without entries."""
+
+    def sign_up(self: Any, owner: Owner, credits_: int) -> None:
+        self._accounts.grant_at_once(owner, credits_, note="sign-up credits")
+
+    create = InMemorySessionRepo.create
+
+    async def granted(self: Any, session: Any, **terms: Any) -> Receipt:
+        if terms.get("signup_credits"):
+            sign_up(self, session.owner, terms["signup_credits"])
+        return await create(self, session, max_active=terms["max_active"])
+
+    return _instead((InMemorySessionRepo, "create", granted))
+
+
+def signups_of_a_day_are_not_capped() -> AbstractContextManager[None]:
+    """Every newcomer is granted its credits."""
+    return _instead((InMemoryCreditRepo, "count_signup", lambda *_, per_day: per_day > 0))
+
+
 MUTANTS: Sequence[Mutant] = (
     any_status_counts_as_queued,
     any_attempt_may_write,
@@ -459,6 +497,11 @@ MUTANTS: Sequence[Mutant] = (
     paid_pictures_are_not_held,
     an_unsound_session_stops_its_batch,
     unsound_sessions_are_not_passed_over,
+    refunds_keep_the_tokens_picture,
+    tokens_are_not_checked,
+    rates_are_not_counted,
+    users_sign_up_at_every_debit,
+    signups_of_a_day_are_not_capped,
 )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,6 +11,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from adapters.queue.payload import decode
+from domain.callers import Caller
 from domain.credits import Channel, Owner
 from domain.errors import IllegalTransition
 from domain.recovery import Recovery
@@ -34,6 +35,7 @@ from tests.simulation.fates import (
     PlannedFates,
     RandomFates,
 )
+from tests.simulation.limits import NEWCOMERS, SHOPPER, TOKEN_ID, a_budget
 from tests.simulation.world import Killed, Violation, World
 from tests.support.clock import VirtualTimeLoop, loop_time
 from tests.support.examples import EXTREMES, STORE, USER, with_created_at
@@ -42,6 +44,8 @@ FAULTY_SECONDS = 30.0
 STRANGE = (b"{", b"[]", b'{"version": 9}', *map(with_created_at, EXTREMES))
 T = TypeVar("T")
 HOT = Owner(channel=Channel.B2B, id="hot")
+CALLERS: Sequence[Caller | Owner] = (*[HOT] * 4, USER, STORE, SHOPPER, SHOPPER, *NEWCOMERS)
+"""Whom a random run's requests come from; the hot store is in it more often."""
 BOUND_SECONDS = RECOVERY.settle_bound(
     WORK, interval=timedelta(seconds=INTERVAL_SECONDS)
 ).total_seconds()
@@ -110,6 +114,7 @@ async def _random_run(random: Random) -> Summary:
     actors: list[Actor] = [*apis, *workers, *external]
     for owner, amount in ((HOT, 12), (USER, 3), (STORE, 3)):
         await world.accounts.grant(owner, amount, note="simulated")
+    world.repo.budgets[TOKEN_ID] = a_budget(world.clock.now())
     for actor in actors:
         actor.start()
     living = asyncio.create_task(keep_alive(actors))
@@ -162,18 +167,18 @@ async def _client(random: Random, apis: list[Api], name: str) -> None:
     """Sends requests now and then, and repeats some with their keys, also concurrently."""
     for number in range(5):
         await asyncio.sleep(random.random() * FAULTY_SECONDS / 5)
-        owner = random.choice((HOT, HOT, HOT, USER, STORE))
+        caller = random.choice(CALLERS)
         key = f"{name}-{number}" if random.random() < 0.6 else None
         copies = random.choice((1, 1, 2, 3)) if key else 1
         await asyncio.gather(
             *(
-                random.choice(apis).submit(f"{name}-{number}-{copy}", owner, key)
+                random.choice(apis).submit(f"{name}-{number}-{copy}", caller, key)
                 for copy in range(copies)
             )
         )
         if key and random.random() < 0.5:
             await asyncio.sleep(random.random() * 8)
-            await random.choice(apis).submit(f"{name}-{number}-again", owner, key)
+            await random.choice(apis).submit(f"{name}-{number}-again", caller, key)
 
 
 async def _break_things(random: Random, world: World, actors: list[Actor], mood: Mood) -> None:

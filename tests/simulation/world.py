@@ -37,6 +37,7 @@ from domain.sessions import (
 )
 from domain.submission import NOT_PUSHED
 from tests.simulation.fates import Fate, Fates
+from tests.simulation.limits import LIMITS, broken_at_once, broken_when_settled
 from tests.simulation.state import state_of
 from tests.support.clock import FakeClock, loop_time
 from tests.support.faults import over_network
@@ -92,7 +93,7 @@ class WatchedSessionRepo(InMemorySessionRepo):
     """Records each write that a guard should have prevented."""
 
     def __init__(self, *, accounts: InMemoryCreditRepo, clock: Callable[[], datetime]) -> None:
-        super().__init__(accounts=accounts, clock=clock)
+        super().__init__(accounts=accounts, clock=clock, limits=LIMITS)
         self.breaches: list[str] = []
         self.jobs: dict[str, ProviderJob] = {}
         """The provider's jobs, by the name that sessions record."""
@@ -323,6 +324,8 @@ class World:
                 changed.discard(session.id)
             if changed:
                 raise Violation(f"{changed} have ledger entries and do not exist")
+            for problem in broken_at_once(self.repo.budgets):
+                raise Violation(problem)
             if self.repo.breaches:
                 raise Violation(", ".join(self.repo.breaches))
         except Violation as violation:
@@ -384,6 +387,10 @@ class World:
             if answer.status not in {202, 0}:
                 self._check_refusal(answer, sessions)
         self._check_keys(sessions)
+        for problem in broken_when_settled(
+            self.repo.budgets, sessions.values(), self.accounts.entries
+        ):
+            raise Violation(problem)
 
     def _check_refusal(self, refused: Answer, sessions: dict[UUID, GenerationSession]) -> None:
         """A refused request is not charged. A 409 has a key, and leaves it open: a repetition

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 from uuid_utils.compat import uuid7
 
 from adapters.queue.payload import encode
+from domain.callers import Caller
 from domain.causes import Cause, CauseKind
 from domain.credits import Channel, Owner
 from domain.sessions import (
@@ -94,7 +95,8 @@ def with_created_at(created_at: str) -> bytes:
 def a_request(owner: Owner = USER, **changes: Any) -> TryOnRequest:
     """``changes`` are fields of the request and of its input."""
     asked = an_input(**_of_input(changes))
-    default = TryOnRequest(owner=owner, request_id="req_1", input=an_input())
+    caller = Caller(owner=owner)
+    default = TryOnRequest(caller=caller, request_id="req_1", input=an_input())
     return replace(default, **{"input": asked} | changes)
 
 

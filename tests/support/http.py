@@ -16,19 +16,24 @@ from litestar import Litestar
 from litestar.types import Message, Receive, Scope, Send
 
 from adapters.auth.api_keys import API_KEY_PREFIX, StoreKeys, key_sha256, new_api_key
-from adapters.auth.bearer import BearerAuthenticator
-from adapters.auth.user_tokens import JwtRules, UserTokens, mint_user_token
+from adapters.auth.bearer import BearerAuthenticator, Verify
+from adapters.auth.claims import JwtRules
+from adapters.auth.user_tokens import UserTokens, mint_user_token
 from adapters.images.headers import inspect_head
 from adapters.images.inputs import is_own
 from adapters.images.samples import draw_sample
 from adapters.storage.signing import UrlSigner
+from domain.accounts import NO_SIGNUP, Accounts
 from domain.credits import Channel, Owner
 from domain.links import LinkRules
 from domain.ports import ApiKey
+from domain.throttle import Throttle
 from domain.uploads import ReceivingLimits, UploadPolicy, UploadReceiver, Uploads
 from domain.views import SessionViews
 from entrypoints.http.app import Services, create_app
+from entrypoints.http.door import Door
 from entrypoints.http.public import Check
+from tests.support.clock import loop_time
 from tests.support.examples import USER
 from tests.support.faults import FlakyApiKeyRepo, FlakyPictureStorage, flaky
 from tests.support.service import Service
@@ -104,7 +109,7 @@ class Api:
     """Checks every response: one X-Request-Id, no repeated header, the envelope in every JSON body,
     and a status that the OpenAPI document lists for the route."""
 
-    def __init__(self, *, max_body_bytes: int = 64 * 1024) -> None:
+    def __init__(self, *, max_body_bytes: int = 64 * 1024, users: Verify | None = None) -> None:
         self.service = Service()
         now = self.service.clock.now
         self.keys = flaky(FlakyApiKeyRepo(clock=now))
@@ -127,14 +132,21 @@ class Api:
             limits=ReceivingLimits(in_progress=2),
         )
         self.readiness: dict[str, Check] = {"database": _answers, "queue": _answers}
+        self.door = Door(
+            authenticate=BearerAuthenticator(
+                keys={API_KEY_PREFIX: StoreKeys(self.keys)},
+                users=users or UserTokens(RULES),
+            ),
+            strangers=Throttle(None, name="requests", clock=loop_time),
+            reads=Throttle(None, name="reads", clock=loop_time),
+        )
         self._services = Services(
             submission=self.service.submission,
             views=SessionViews(reads=self.service.repo, storage=self.storage),
             sessions=self.service.repo,
             credits=self.service.accounts,
-            authenticate=BearerAuthenticator(
-                keys={API_KEY_PREFIX: StoreKeys(self.keys)}, users=UserTokens(RULES)
-            ),
+            accounts=Accounts(accounts=self.service.accounts, policy=NO_SIGNUP),
+            door=self.door,
             readiness=self.readiness,
             uploads=self.uploads,
             files=self.storage,

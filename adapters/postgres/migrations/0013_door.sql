@@ -11,9 +11,10 @@ INSERT INTO stores (id, name)
 SELECT owner_id, owner_id FROM credit_accounts WHERE channel = 'b2b'
 UNION SELECT owner_id, owner_id FROM api_keys WHERE channel = 'b2b';
 
--- A rate is kept as its theoretical arrival time (GCRA): the time at which it would be unused again.
--- The debit writes the account anyway, so the rate costs no statement of its own. NULL means that it
--- is unused.
+-- A rate is kept as the time at which it would be unused again (GCRA). The debit writes the account
+-- anyway, so the rate costs no statement of its own. NULL means that it is unused.
+-- Refunds that count against an account: those of the hour that began at refunds_hour, and those of
+-- the hour before it.
 ALTER TABLE credit_accounts
     ADD COLUMN total_adjusted bigint NOT NULL DEFAULT 0,
     ADD COLUMN plan text NOT NULL DEFAULT 'default'
@@ -21,7 +22,9 @@ ALTER TABLE credit_accounts
     ADD COLUMN suspended_at timestamptz,
     ADD COLUMN minute_unused_at timestamptz,
     ADD COLUMN hour_unused_at timestamptz,
-    ADD COLUMN refunds_unused_at timestamptz,
+    ADD COLUMN refunds_hour timestamptz,
+    ADD COLUMN refunds_now bigint NOT NULL DEFAULT 0,
+    ADD COLUMN refunds_before bigint NOT NULL DEFAULT 0,
     DROP CONSTRAINT balance_is_its_totals,
     ADD CONSTRAINT balance_is_its_totals
         CHECK (balance = total_granted - total_debited + total_refunded + total_adjusted) NOT VALID;
@@ -47,12 +50,24 @@ CREATE TABLE signup_days (
     grants bigint NOT NULL CHECK (grants >= 0)
 );
 
+-- Whether a user's account has no ledger entry, or does not exist. Called only by whoever holds the
+-- day, and then nobody else can sign up. VOLATILE, so that it sees what was committed until then.
+CREATE FUNCTION is_new_user(owner_id text) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RETURN NOT EXISTS (
+        SELECT FROM credit_accounts AS account
+        WHERE account.channel = 'b2c' AND account.owner_id = $1
+            AND (account.total_granted > 0 OR account.sessions_created > 0));
+END $$;
+
 -- A shopper is a person in a store's shop, by the store's own id.
 CREATE TABLE shoppers (
     store_id          text        NOT NULL REFERENCES stores,
     shopper_id        text        NOT NULL CHECK (length(shopper_id) BETWEEN 1 AND 128),
     created_at        timestamptz NOT NULL DEFAULT now(),
-    refunds_unused_at timestamptz,
+    refunds_hour      timestamptz,
+    refunds_now       bigint      NOT NULL DEFAULT 0,
+    refunds_before    bigint      NOT NULL DEFAULT 0,
     PRIMARY KEY (store_id, shopper_id)
 );
 
@@ -86,6 +101,18 @@ CREATE INDEX sessions_of_shopper
 CREATE INDEX sessions_unfinished_of_token ON generation_sessions (client_token_id)
     WHERE client_token_id IS NOT NULL AND status IN ('queued', 'processing');
 
+-- Called only by whoever holds the account, and then nobody else can create a session of its tokens.
+-- VOLATILE, so that it sees what was committed until then.
+CREATE FUNCTION count_unfinished_of_token(client_token_id uuid, up_to bigint) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RETURN (
+        SELECT count(*) FROM (
+            SELECT FROM generation_sessions AS s
+            WHERE s.client_token_id = $1 AND s.status IN ('queued', 'processing')
+            LIMIT $2) AS unfinished);
+END $$;
+
 CREATE TABLE service_keys (
     id         uuid        PRIMARY KEY,
     key_sha256 text        NOT NULL UNIQUE CHECK (key_sha256 ~ '^[0-9a-f]{64}$'),
@@ -111,3 +138,24 @@ CREATE TABLE operator_actions (
 CREATE INDEX operator_actions_of_subject ON operator_actions (subject, id DESC);
 CREATE TRIGGER operator_actions_are_append_only BEFORE UPDATE OR DELETE ON operator_actions
     FOR EACH ROW EXECUTE FUNCTION refuse('the audit log is append-only');
+
+-- Rendered by adapters/sessions/guards.py.
+DROP TRIGGER session_stays_what_was_paid ON generation_sessions;
+CREATE TRIGGER session_stays_what_was_paid BEFORE UPDATE OF
+    id, created_at, request_id, channel, store_id, user_id, shopper_id, client_token_id,
+    model_image_url, outfit_image_url, accessories, prompt
+ON generation_sessions FOR EACH ROW
+    WHEN (
+        NEW.id IS DISTINCT FROM OLD.id
+        OR NEW.created_at IS DISTINCT FROM OLD.created_at
+        OR NEW.request_id IS DISTINCT FROM OLD.request_id
+        OR NEW.channel IS DISTINCT FROM OLD.channel
+        OR NEW.store_id IS DISTINCT FROM OLD.store_id
+        OR NEW.user_id IS DISTINCT FROM OLD.user_id
+        OR NEW.shopper_id IS DISTINCT FROM OLD.shopper_id
+        OR NEW.client_token_id IS DISTINCT FROM OLD.client_token_id
+        OR NEW.model_image_url IS DISTINCT FROM OLD.model_image_url
+        OR NEW.outfit_image_url IS DISTINCT FROM OLD.outfit_image_url
+        OR NEW.accessories IS DISTINCT FROM OLD.accessories
+        OR NEW.prompt IS DISTINCT FROM OLD.prompt)
+    EXECUTE FUNCTION refuse('who paid, when and for what cannot be changed');

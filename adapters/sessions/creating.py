@@ -1,0 +1,242 @@
+"""Creates sessions in PostgreSQL: runs the statements of ``creation.py`` in batches, and says what
+they decided."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+import asyncpg
+
+from adapters.coalescing import BLOCKED, BatchLimits, Coalescer
+from adapters.coalescing import Blocked as BlockedCall
+from adapters.postgres.database import Database
+from adapters.sessions import creation as sql
+from adapters.sessions.rows import inserted_values
+from domain.credits import GENERATION_COST, Owner
+from domain.errors import DatabaseUnavailable, WearonError
+from domain.plans import AccountLimits, Plan, RateUse, RefundWindow
+from domain.ports import Receipt
+from domain.refusals import Refusal, error_of, rates_used_up, refunded_too_often
+from domain.sessions import GenerationSession
+
+MAX_LOCK_WAITERS = 4
+"""How many locked accounts (and, per kind of call, locked sessions) to wait for at once; each wait
+holds a connection."""
+
+_Creation: TypeAlias = tuple[GenerationSession, int]
+"""A session to create, and the limit on its owner's unfinished sessions."""
+
+_Refused: TypeAlias = tuple[Refusal, asyncpg.Record | None]
+_Outcome: TypeAlias = Receipt | _Refused
+"""A receipt, or why there is none: what the statement decided, and its row."""
+
+
+class CreationRepo:
+    """Concurrent calls share a statement, except for calls whose account is locked. Sessions of
+    shoppers have statements of their own, so that the others do not pay for theirs."""
+
+    def __init__(self, database: Database, *, batches: BatchLimits, limits: AccountLimits) -> None:
+        self._database = database
+        self._limits = limits
+        rates = [limits.rates_of(plan) for plan in Plan]
+        self._arguments = (
+            GENERATION_COST,
+            [rate.submissions_per_minute for rate in rates],
+            [rate.submissions_per_hour for rate in rates],
+            limits.refunds_per_hour,
+        )
+        self._of_shoppers = (
+            *self._arguments,
+            limits.shopper_refunds_per_hour,
+            limits.max_active_of_token,
+        )
+        waiting = replace(batches, in_flight=MAX_LOCK_WAITERS, patience_seconds=0)
+        self._create: Coalescer[_Creation, _Outcome] = Coalescer(
+            self._run_skip_locked,
+            limits=batches,
+            key=_payer,
+            too_many=too_many_calls,
+            blocked=Coalescer(
+                self._run_wait, limits=waiting, key=_payer, one_key=True, too_many=too_many_calls
+            ),
+        )
+        self._create_for_shopper: Coalescer[_Creation, _Outcome] = Coalescer(
+            self._run_for_shoppers_skip_locked,
+            limits=batches,
+            key=_payer,
+            too_many=too_many_calls,
+            blocked=Coalescer(
+                self._run_for_shoppers_wait,
+                limits=waiting,
+                key=_payer,
+                one_key=True,
+                too_many=too_many_calls,
+            ),
+        )
+
+    async def create(
+        self, session: GenerationSession, max_active: int, signup_credits: int
+    ) -> Receipt | None:
+        """The receipt; None if the session's idempotency key is taken, or if the account changed
+        too much meanwhile. Raises what ``SessionRepoPort.create`` raises."""
+        create = self._create if session.shopper is None else self._create_for_shopper
+        outcome = await create((session, max_active))
+        if isinstance(outcome, Receipt):
+            return outcome
+        refusal, row = outcome
+        if refusal is Refusal.KEY_IS_TAKEN:
+            return None
+        if refusal in {Refusal.NO_ACCOUNT, Refusal.UNFUNDED} and signup_credits > 0:
+            return await self._sign_up(session, signup_credits)
+        raise await self._error(session, refusal, row)
+
+    async def _run_skip_locked(
+        self, creations: Sequence[_Creation]
+    ) -> Sequence[_Outcome | BlockedCall]:
+        """A locked account looks like a missing one. Either way its calls are blocked and wait for
+        it by themselves, so that the other owners do not wait."""
+        outcomes = await self._run(sql.CREATE_SKIP_LOCKED, sql.CREATE_ONE_SKIP_LOCKED, creations)
+        return [_blocked_or(outcome) for outcome in outcomes]
+
+    async def _run_wait(self, creations: Sequence[_Creation]) -> Sequence[_Outcome]:
+        return await self._run(sql.CREATE_WAIT, sql.CREATE_ONE_WAIT, creations)
+
+    async def _run_for_shoppers_skip_locked(
+        self, creations: Sequence[_Creation]
+    ) -> Sequence[_Outcome | BlockedCall]:
+        outcomes = await self._run_for_shoppers(sql.CREATE_FOR_SHOPPERS_SKIP_LOCKED, creations)
+        return [_blocked_or(outcome) for outcome in outcomes]
+
+    async def _run_for_shoppers_wait(self, creations: Sequence[_Creation]) -> Sequence[_Outcome]:
+        return await self._run_for_shoppers(sql.CREATE_FOR_SHOPPERS_WAIT, creations)
+
+    async def _run(
+        self, of_many: str, of_one: str, creations: Sequence[_Creation]
+    ) -> Sequence[_Outcome]:
+        asked = [_asked(*creation) for creation in creations]
+        if len(asked) > 1:
+            rows = await self._database.fetch(of_many, *arrays_of(asked), *self._arguments)
+        else:
+            rows = await self._database.fetch(of_one, *asked[0], *self._arguments)
+            if not rows:
+                return [(Refusal.NO_ACCOUNT, None)]
+        return self._outcomes(creations, rows)
+
+    async def _run_for_shoppers(
+        self, statement: str, creations: Sequence[_Creation]
+    ) -> Sequence[_Outcome]:
+        asked = [
+            (*_asked(session, max_active), session.shopper.id, session.shopper.token_id)
+            for session, max_active in creations
+            if session.shopper is not None
+        ]
+        rows = await self._database.fetch(statement, *arrays_of(asked), *self._of_shoppers)
+        return self._outcomes(creations, rows)
+
+    async def _sign_up(self, session: GenerationSession, signup_credits: int) -> Receipt | None:
+        rates = self._limits.rates_of(Plan.DEFAULT)
+        row = await self._database.fetch_row(
+            sql.SIGN_UP,
+            session.owner.id,
+            session.idempotency_key,
+            *inserted_values(session),
+            GENERATION_COST,
+            rates.submissions_per_minute,
+            rates.submissions_per_hour,
+            signup_credits,
+            self._limits.signups_per_day,
+        )
+        assert row is not None  # noqa: S101 - the statement returns one row
+        if row["balance"] is None:
+            if row["is_new"]:
+                raise error_of(Refusal.UNFUNDED)
+            return None
+        stored = session.stored(created_at=row["created_at"])
+        return Receipt(session=stored, credits_remaining=row["balance"])
+
+    def _outcomes(
+        self, creations: Sequence[_Creation], rows: Sequence[asyncpg.Record]
+    ) -> Sequence[_Outcome]:
+        """A receipt for each created session and for its replays in the same batch; for the others
+        the reason of the refusal. Replays of a refused session are refused for its reason."""
+        outcomes: list[_Outcome] = []
+        of_key: dict[tuple[Owner, str], _Outcome] = {}
+        for (session, _), row in zip(creations, rows, strict=True):
+            decided: str = row["outcome"]
+            outcome: _Outcome
+            if decided != "created":
+                outcome = (Refusal(decided), row)
+            else:
+                outcome = Receipt(
+                    session=session.stored(created_at=row["created_at"]),
+                    credits_remaining=row["balance"],
+                    rates=self._rates(row),
+                    pictures_remaining=row["pictures_left"],
+                )
+            if session.idempotency_key is not None:
+                key = (session.owner, session.idempotency_key)
+                if decided == Refusal.KEY_IS_TAKEN:
+                    outcome = of_key.setdefault(key, outcome)
+                elif isinstance(outcome, Receipt):
+                    of_key[key] = replace(outcome, replayed=True, rates=())
+                else:
+                    of_key[key] = outcome
+            outcomes.append(outcome)
+        return outcomes
+
+    def _rates(self, row: asyncpg.Record) -> tuple[RateUse, ...]:
+        if not self._limits.rates:
+            return ()
+        rates = self._limits.rates_of(Plan(row["plan"]))
+        of_minute, of_hour = rates.minute, rates.hour
+        return (
+            *(() if of_minute is None else (of_minute.use(row["minute"]),)),
+            *(() if of_hour is None else (of_hour.use(row["hour"]),)),
+        )
+
+    async def _error(
+        self, session: GenerationSession, refusal: Refusal, row: asyncpg.Record | None
+    ) -> WearonError:
+        if refusal is Refusal.RATE_LIMITED and row is not None:
+            return rates_used_up(self._rates(row))
+        if refusal is Refusal.REFUNDED_TOO_OFTEN and self._limits.refunds_per_hour is not None:
+            owner = (session.owner.channel, session.owner.id)
+            return await self._refunds(sql.REFUNDS_OF_OWNER, owner, self._limits.refunds_per_hour)
+        limit, shopper = self._limits.shopper_refunds_per_hour, session.shopper
+        if refusal is Refusal.SHOPPER_REFUNDED_TOO_OFTEN and limit is not None and shopper:
+            ids = (session.owner.id, shopper.id)
+            return await self._refunds(sql.REFUNDS_OF_SHOPPER, ids, limit)
+        return error_of(refusal)
+
+    async def _refunds(self, statement: str, ids: tuple[str, str], limit: int) -> WearonError:
+        row = await self._database.fetch_row(statement, *ids)
+        assert row is not None  # noqa: S101 - the refusal was read from this row
+        hour, current, earlier, now = row
+        window = RefundWindow(hour=hour, current=current, earlier=earlier)
+        return refunded_too_often(window, limit, now)
+
+
+def too_many_calls() -> DatabaseUnavailable:
+    """The error for a full queue of calls."""
+    return DatabaseUnavailable("Too many calls are waiting for the database")
+
+
+def _blocked_or(outcome: _Outcome) -> _Outcome | BlockedCall:
+    is_missing = not isinstance(outcome, Receipt) and outcome[0] is Refusal.NO_ACCOUNT
+    return BLOCKED if is_missing else outcome
+
+
+def _payer(creation: _Creation) -> Owner:
+    return creation[0].owner
+
+
+def _asked(session: GenerationSession, max_active: int) -> tuple[object, ...]:
+    """The calls' own arguments of all CREATE statements."""
+    owner = session.owner
+    key = session.idempotency_key
+    return owner.channel, owner.id, key, max_active, *inserted_values(session)
+
+
+def arrays_of(rows: Iterable[tuple[object, ...]]) -> Iterator[tuple[object, ...]]:
+    """One array per column."""
+    return zip(*rows, strict=True)

@@ -1,0 +1,40 @@
+"""Whose request it is, where no credential says so: the client's network address."""
+
+from ipaddress import IPv6Address, ip_address
+
+from litestar.types import HTTPScope
+
+_NETWORK_BITS = 64
+"""One customer's IPv6 network: its addresses count as one."""
+
+
+def client_address(scope: HTTPScope, *, trusted_proxies: int) -> str:
+    """The address of the client, as the outermost of ``trusted_proxies`` saw it.
+
+    Each proxy appends the address of its own client to ``X-Forwarded-For``, so the last entries
+    are the proxies', and what a client wrote there itself is further left. Without proxies, and
+    if the header has too few entries, it is the address of the connection.
+    """
+    client = scope.get("client")
+    connected = "" if client is None else client[0]
+    if trusted_proxies == 0:
+        return _network_of(connected)
+    hops = [
+        hop.strip()
+        for name, value in scope["headers"]
+        if name == b"x-forwarded-for"
+        for hop in value.decode("latin-1").split(",")
+    ]
+    return _network_of(hops[-trusted_proxies] if len(hops) >= trusted_proxies else connected)
+
+
+def _network_of(text: str) -> str:
+    try:
+        address = ip_address(text.strip("[]"))
+    except ValueError:
+        return ""
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(IPv6Address(int(address) >> _NETWORK_BITS << _NETWORK_BITS))

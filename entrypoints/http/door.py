@@ -1,0 +1,90 @@
+"""Lets requests in: by their credential, the page they come from, and the caller's rates."""
+
+import re
+from typing import Protocol
+
+from litestar.types import HTTPScope
+
+from domain.callers import Caller, Principal
+from domain.errors import InvalidApiKey, Unauthenticated
+from domain.plans import RateUse
+from domain.throttle import Throttle
+from entrypoints.http.addresses import client_address
+from entrypoints.http.request_info import RawHeaders
+
+_BEARER = re.compile(rb"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
+_LOOKS_LIKE_A_KEY = re.compile(rb"bearer +wk_", re.IGNORECASE)
+
+
+class Authenticator(Protocol):
+    """From a bearer token to what it stands for."""
+
+    async def __call__(self, token: str) -> Principal:
+        """Raises ``Unauthenticated``, ``InvalidApiKey`` and ``DatabaseUnavailable``."""
+
+    def known(self, token: str) -> Principal | None:
+        """The principal, if the token was verified a short time ago."""
+
+
+class Door:
+    """``strangers`` limits the requests without a valid credential from each address, so that
+    guessing does not reach the database. Known credentials pass by it."""
+
+    def __init__(
+        self,
+        *,
+        authenticate: Authenticator,
+        strangers: Throttle,
+        reads: Throttle,
+        trusted_proxies: int = 0,
+    ) -> None:
+        self._authenticate = authenticate
+        self._strangers = strangers
+        self._reads = reads
+        self._trusted_proxies = trusted_proxies
+
+    async def admit(self, scope: HTTPScope) -> Principal:
+        """The request's principal. Raises what ``Authenticator`` raises, ``RateLimited``, and
+        ``DomainMismatch`` if the credential may not be used from the request's origin."""
+        headers = scope["headers"]
+        try:
+            token = bearer_token(headers)
+            principal = self._authenticate.known(token)
+            if principal is None:
+                self._strangers.check(self.address_of(scope))
+                principal = await self._authenticate(token)
+        except Unauthenticated:
+            self._strangers.take(self.address_of(scope))
+            raise
+        principal.check_origin(origin_of(headers))
+        return principal
+
+    def count_read(self, principal: Principal) -> tuple[RateUse, ...]:
+        """Count a read, in this process. Returns the caller's rate of reads, if it has a limit.
+        Raises ``RateLimited``."""
+        shopper = principal.shopper if isinstance(principal, Caller) else None
+        return self._reads.take((str(principal), shopper and shopper.id))
+
+    def address_of(self, scope: HTTPScope) -> str:
+        """The client's address, as its proxies tell it."""
+        return client_address(scope, trusted_proxies=self._trusted_proxies)
+
+
+def origin_of(headers: RawHeaders) -> str | None:
+    """The ``Origin`` that a browser sent; None from a server."""
+    for name, value in headers:
+        if name == b"origin":
+            return value.decode("latin-1")
+    return None
+
+
+def bearer_token(headers: RawHeaders) -> str:
+    """Raises Unauthenticated unless there is one well-formed Authorization header."""
+    given = [value for name, value in headers if name == b"authorization"]
+    match = _BEARER.fullmatch(given[0]) if len(given) == 1 else None
+    if match:
+        return match[1].decode()
+    problem = "Send one header 'Authorization: Bearer <token>'"
+    if any(_LOOKS_LIKE_A_KEY.match(value) for value in given):
+        raise InvalidApiKey(problem)
+    raise Unauthenticated(problem)

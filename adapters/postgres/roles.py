@@ -111,6 +111,8 @@ FUNCTIONS: Mapping[str, Sequence[Group]] = {
     "session_is_sound": (Group.APP, Group.CONSUMER),
     "key_is_taken": (Group.APP,),
     "count_unfinished": (Group.APP,),
+    "count_unfinished_of_token": (Group.APP,),
+    "is_new_user": (Group.APP,),
     # Triggers need no privilege.
     "refuse": (),
     "guard_session": (),

@@ -7,6 +7,18 @@
 ALTER FUNCTION require_failure() SECURITY DEFINER;
 ALTER FUNCTION require_refund() SECURITY DEFINER;
 
+-- The functions of 0013 look at our tables, whatever the caller's search_path: see 0010.
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['is_new_user(text)', 'count_unfinished_of_token(uuid, bigint)']
+    LOOP
+        EXECUTE format('ALTER FUNCTION %1$I.%2$s SET search_path = pg_catalog, %1$I, pg_temp',
+            current_schema(), name);
+    END LOOP;
+END $$;
+
 -- A store's sessions under the name that the original's worker uses. The caller needs its privileges
 -- and its policies on the table as well.
 CREATE VIEW store_generation_sessions WITH (security_invoker = true) AS

@@ -356,8 +356,7 @@ class PostgresBackend(Backend):
     tables, moves times, and writes what the guards refuse."""
 
     def __init__(self, database: Database, *, owner: Database | None = None) -> None:
-        self._database = owner or database
-        self._service = database
+        self._database, self._used = owner or database, database
         repo = self._repo = PostgresSessionRepo(database)
         self.sessions = self.attempts = self.recovery = self.reads = repo
         self.credits = self.accounts = PostgresCreditRepo(database)
@@ -384,7 +383,7 @@ class PostgresBackend(Backend):
         await self.external_write(session_id, **{column.name: encoded})
 
     def limited(self, limits: AccountLimits) -> SessionRepoPort:
-        return PostgresSessionRepo(self._service, limits=limits)
+        return PostgresSessionRepo(self._used, limits=limits)
 
     async def set_account(
         self, owner: Owner, *, plan: Plan = Plan.DEFAULT, suspended: bool = False

@@ -22,11 +22,13 @@ from adapters.auth.postgres import PostgresApiKeyRepo, PostgresServiceKeyRepo
 from adapters.auth.user_tokens import mint_user_token
 from adapters.client_tokens.postgres import PostgresClientTokenRepo
 from adapters.credits.postgres import PostgresCreditRepo
+from adapters.erasure.postgres import PostgresErasureRepo
 from adapters.images.headers import inspect_head
-from adapters.images.inputs import is_own
+from adapters.images.inputs import is_own, upload_key
 from adapters.images.samples import draw_sample
 from adapters.postgres.database import Database
 from adapters.postgres.migrate import Schema, all_migrations, migrate
+from adapters.postgres.roles import RoleNames
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.queue.redis import RedisTaskQueue
 from adapters.sessions.postgres import PostgresSessionRepo
@@ -41,6 +43,7 @@ from config.services import Queue, Repositories, ServedStorage, Storage
 from config.settings import Settings
 from domain.accounts import CreditGrants, Owners
 from domain.client_tokens import ClientTokens
+from domain.erasure import Erasure
 from domain.generation import Generation
 from domain.operations import DeadLetters
 from domain.recovery import Recovery
@@ -86,7 +89,14 @@ class Container(containers.DeclarativeContainer):
     reserve = service(
         lambda self: closing(self.opened(), Database(**policies.reserve(self.settings())))
     )
-    migrate = service(lambda self: partial(migrate, self.database(), all_migrations()))
+    migrate = service(
+        lambda self: partial(
+            migrate,
+            self.database(),
+            all_migrations(),
+            roles=RoleNames(self.settings().database_roles),
+        )
+    )
 
     @service
     def repositories(self) -> Repositories:
@@ -105,6 +115,7 @@ class Container(containers.DeclarativeContainer):
                     stores=PostgresStoreRepo(database),
                     service_keys=PostgresServiceKeyRepo(database),
                     audit_log=PostgresAuditLog(database),
+                    erasure=PostgresErasureRepo(database),
                     schema=Schema(database, all_migrations()),
                 )
             case options.Database.MEMORY:
@@ -197,6 +208,11 @@ class Container(containers.DeclarativeContainer):
         sessions=self.sessions(), recovery_repo=self.sessions(), queue=self.queue(),
         storage=self.storage(), uploads=self.storage(), tokens=self.client_token_repo(),
         policy=policies.recovery(self.settings()), new_id=self.new_id(), clock=self.clock(),
+    ))
+    erasure = service(lambda self: Erasure(
+        repo=self.repositories().erasure, sessions=self.sessions(), reads=self.sessions(),
+        letters=self.queue(), storage=self.storage(), uploads=self.storage(),
+        upload_key=lambda url: upload_key(url, self.storage()),
     ))
     stores = service(lambda self: Stores(
         stores=self.repositories().stores, clock=self.clock(),

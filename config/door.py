@@ -23,6 +23,7 @@ from adapters.auth.user_keys import UserKeys
 from adapters.auth.user_tokens import UserTokens
 from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.credits.memory import InMemoryCreditRepo
+from adapters.erasure.memory import InMemoryErasureRepo
 from adapters.postgres.database import Database
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.stores.memory import InMemoryStoreRepo
@@ -48,6 +49,7 @@ def memory_repositories(limits: AccountLimits, *, clock: Clock) -> Repositories:
     sessions = InMemorySessionRepo(accounts=accounts, clock=clock, limits=limits)
     return Repositories(
         sessions=sessions,
+        erasure=InMemoryErasureRepo(sessions),
         accounts=accounts,
         api_keys=InMemoryApiKeyRepo(clock=clock, stores=stores, log=log),
         client_tokens=InMemoryClientTokenRepo(

@@ -14,6 +14,7 @@ from config.options import (
     doc,
 )
 from config.service_settings import ServiceSettings
+from domain.age import AgeVerification
 from domain.plans import NO_LIMITS
 from domain.signup import NO_SIGNUP as _SIGNUP
 
@@ -85,6 +86,16 @@ class DoorSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_fi
         doc("That key before a rotation; URLs that it signed stay valid", secret=True),
     ] = None
     picture_url_seconds: Annotated[Seconds, doc("How long a picture's URL is valid")] = 21_600
+    age_verification_b2b: Annotated[
+        AgeVerification,
+        doc(
+            "Whether requests of stores and their shoppers have to say `age_verified: true`;"
+            " with `off` it is not recorded"
+        ),
+    ] = AgeVerification.OPTIONAL
+    age_verification_b2c: Annotated[AgeVerification, doc("The same for users' requests")] = (
+        AgeVerification.OPTIONAL
+    )
 
     # Rates and accounts.
     signup_credits: Annotated[
@@ -152,3 +163,13 @@ class DoorSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_fi
     shopper_max_active: Annotated[
         int, Meta(ge=1, le=1_000), doc("Unfinished sessions of one client token")
     ] = NO_LIMITS.max_active_of_token
+
+    # Roles in the database.
+    database_roles: Annotated[
+        str,
+        Meta(pattern=r"^[a-z_][a-z0-9_]{0,39}$"),
+        doc(
+            "Prefix of the group roles that `wearon migrate` creates in PostgreSQL:"
+            " `_app`, `_consumer`, `_reader`"
+        ),
+    ] = "wearon"

@@ -96,6 +96,8 @@ def submission(settings: Settings) -> SubmissionPolicy:
         deadline=timedelta(seconds=settings.submit_seconds),
         max_waiting=settings.max_waiting,
         max_active=settings.max_active,
+        age_b2b=settings.age_verification_b2b,
+        age_b2c=settings.age_verification_b2c,
         signup=signup(settings),
     )
 

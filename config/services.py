@@ -11,6 +11,7 @@ from domain.account_ports import (
     StoreRepoPort,
 )
 from domain.client_tokens import ClientTokenRepoPort
+from domain.erasure import ErasureRepoPort
 from domain.picture_ports import (
     PictureStoragePort,
     SignedReadPort,
@@ -61,6 +62,7 @@ class Repositories:
     stores: StoreRepoPort
     service_keys: ServiceKeyRepoPort
     audit_log: AuditLogPort
+    erasure: ErasureRepoPort
     schema: Schema | None = None
 
 

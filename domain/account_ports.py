@@ -122,3 +122,7 @@ class AuditLogPort(Protocol):
         self, *, subject: str | None, limit: int, before_id: int | None = None
     ) -> list[OperatorAction]:
         """Newest first, only those on ``subject`` if there is one, and older than ``before_id``."""
+
+    async def add(self, by: Operator, action: str, subject: str, **details: object) -> None:
+        """Add an entry for a change that takes many transactions, before the first one. All other
+        changes write their own entries, each in its own transaction."""

@@ -4,7 +4,7 @@ The same rules hold as in ``ports``. Fetchers and generators have no contract su
 depend on hosts and providers, so their tests are in ``tests/adapters``.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -179,6 +179,16 @@ class UploadStoragePort(Protocol):
 
         Returns the number found: less than ``limit`` means that none is left. Lists no folder of a
         day after ``moment``. Safe to run in many processes at once.
+        """
+
+    async def delete_uploads(self, object_keys: Collection[str]) -> None:
+        """Delete these uploads. Missing ones count as deleted."""
+
+    async def delete_uploads_below(self, path: str, *, limit: int) -> int:
+        """Delete the uploads of all days below ``path``, the part of a folder after its day, at
+        most ``limit``.
+
+        Returns the number found: less than ``limit`` means that none is left.
         """
 
 

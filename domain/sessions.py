@@ -155,6 +155,7 @@ class GenerationInput:
     outfit_image_url: str | None = None
     accessories: tuple[Accessory, ...] = ()
     prompt: str = DEFAULT_PROMPT
+    age_verified: bool | None = None
 
     @property
     def image_urls(self) -> tuple[str, ...]:
@@ -187,6 +188,8 @@ class GenerationSession:
       names it. The job may have failed.
     - ``image_deleted_at``: from then on the picture storage holds nothing of this session;
       ``picture`` and ``generated_image_url`` still say what there was.
+    - ``erased_at``: the owner or the operator erased the session. Links, prompt and provider job
+      are empty, and the picture is deleted; ``picture`` still says that there was one.
     """
 
     id: UUID
@@ -212,6 +215,7 @@ class GenerationSession:
     completed_at: datetime | None = None
     processing_time_ms: int | None = None
     image_deleted_at: datetime | None = None
+    erased_at: datetime | None = None
 
     @property
     def shopper_id(self) -> str | None:
@@ -227,6 +231,8 @@ class GenerationSession:
     def image_expired(self) -> bool:
         """Whether a picture existed in our storage and has been deleted since: our workers', or an
         external consumer's whose link has the key of our storage."""
+        if self.erased_at is not None:
+            return self.status is SessionStatus.COMPLETED
         link = unquote(self.generated_image_url or "")
         had_picture = self.picture is not None or f"/{self.object_prefix}" in link
         return had_picture and self.image_deleted_at is not None
@@ -258,8 +264,9 @@ class GenerationSession:
         )
 
     def check_replay(self, replay: Self) -> None:
-        """Raise IdempotencyKeyReused unless ``replay`` asks for exactly the same."""
-        if self.input != replay.input:
+        """Raise IdempotencyKeyReused unless ``replay`` asks for exactly the same. What an erased
+        session asked for is unknown: its key is enough."""
+        if self.erased_at is None and self.input != replay.input:
             raise IdempotencyKeyReused("This Idempotency-Key belongs to another request")
 
     def claimed(self, *, now: datetime, lease: timedelta) -> Self:
@@ -317,6 +324,20 @@ class GenerationSession:
             idempotency_key=None if frees_key else self.idempotency_key,
             lease_expires_at=None,
             completed_at=now,
+        )
+
+    def erased(self, *, now: datetime, with_shopper: bool = False) -> Self:
+        """This final session without its personal data. Payer, times, status and the verified age
+        stay, and so does the shopper unless ``with_shopper``."""
+        self._require(SessionStatus.COMPLETED, SessionStatus.FAILED)
+        asked = GenerationInput(model_image_url="", prompt="", age_verified=self.input.age_verified)
+        return replace(
+            self,
+            input=asked,
+            provider_job=None,
+            generated_image_url=None,
+            shopper=None if with_shopper else self.shopper,
+            erased_at=self.erased_at or now,
         )
 
     def _require(self, *statuses: SessionStatus) -> None:

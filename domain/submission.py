@@ -4,14 +4,15 @@ import asyncio
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from domain.age import AgeVerification
 from domain.callers import Caller, CallerKind, Shopper
-from domain.credits import Owner
+from domain.credits import Channel, Owner
 from domain.deadlines import SharedTimeout
 from domain.errors import (
     Conflict,
@@ -149,7 +150,7 @@ class SubmissionPolicy:
 
     Charging, recording and pushing share ``deadline``; undoing them may take ``undo_deadline``
     more. ``max_waiting`` bounds the queue as last measured, ``max_active`` one owner's unfinished
-    sessions.
+    sessions. ``age_b2b`` is the rule for stores and their shoppers, ``age_b2c`` for users.
     """
 
     deadline: timedelta = timedelta(seconds=2)
@@ -157,6 +158,11 @@ class SubmissionPolicy:
     max_waiting: int = 100_000
     max_active: int = 1_000
     signup: SignupPolicy = NO_SIGNUP
+    age_b2b: AgeVerification = AgeVerification.OPTIONAL
+    age_b2c: AgeVerification = AgeVerification.OPTIONAL
+
+    def age_rule(self, channel: Channel) -> AgeVerification:
+        return self.age_b2b if channel is Channel.B2B else self.age_b2c
 
 
 class Submission:
@@ -192,11 +198,11 @@ class Submission:
     async def submit(self, request: TryOnRequest) -> Receipt:
         """Debit one credit, create the session as ``queued`` and push its task.
 
-        Raises, without any effect: ``Overloaded``, and what ``SessionRepoPort.create`` raises.
-        Raises ``DatabaseUnavailable`` (without any effect, or recovery undoes it),
-        ``QueueUnavailable`` (it had no effect, or is undone, now or by recovery) and
-        ``Unconfirmed`` (a repetition will tell). A receipt means that the session will reach a
-        final status, and that its idempotency key will never be free again.
+        Raises, without any effect: ``AgeVerificationRequired`` (also for a replay), ``Overloaded``,
+        and what ``SessionRepoPort.create`` raises. Raises ``DatabaseUnavailable`` (without any
+        effect, or recovery undoes it), ``QueueUnavailable`` (it had no effect, or is undone, now or
+        by recovery) and ``Unconfirmed`` (a repetition will tell). A receipt means that the session
+        will reach a final status, and that its idempotency key will never be free again.
 
         A replay pushes nothing: it waits until the first request has, or a worker has the session.
         While the queue is full or known to fail, only replays are answered.
@@ -354,12 +360,19 @@ class Submission:
         return await self._reads.get(session_id, owner, shopper_id=shopper_id)
 
     def _session(self, request: TryOnRequest) -> GenerationSession:
+        age_rule = self._policy.age_rule(request.caller.owner.channel)
         return GenerationSession(
             id=self._new_id(),
             owner=request.caller.owner,
             request_id=request.request_id,
-            input=request.input,
+            input=_with_age(request.input, age_rule),
             created_at=self._clock(),
             shopper=request.caller.shopper,
             idempotency_key=request.stored_key,
         )
+
+
+def _with_age(asked: GenerationInput, rule: AgeVerification) -> GenerationInput:
+    """The input with what ``rule`` records of the age. Raises ``AgeVerificationRequired``."""
+    recorded = rule.recorded(asked.age_verified)
+    return asked if recorded is asked.age_verified else replace(asked, age_verified=recorded)

@@ -59,7 +59,12 @@ _UPLOAD = re.compile(
 
 def upload_folder(owner: Owner, day: date) -> str:
     """The folder of ``owner``'s uploads whose links were issued on ``day`` (UTC)."""
-    return f"uploads/{day.isoformat()}/{owner.channel}/{owner.id}"
+    return f"uploads/{day.isoformat()}/{upload_path(owner)}"
+
+
+def upload_path(owner: Owner) -> str:
+    """The part of the folders of ``owner``'s uploads after their day."""
+    return f"{owner.channel}/{owner.id}"
 
 
 def shopper_folder(folder: str, shopper_id: str) -> str:

@@ -24,6 +24,9 @@ class InMemoryAuditLog(AuditLogPort):
         ]
         return found[:limit]
 
+    async def add(self, by: Operator, action: str, subject: str, **details: object) -> None:
+        self.record(by, action, subject, **details)
+
     def record(self, by: Operator | None, action: str, subject: object, **details: object) -> None:
         """Add an entry, unless no operator makes the change."""
         if by is None:

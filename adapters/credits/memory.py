@@ -129,7 +129,7 @@ class InMemoryCreditRepo(CreditRepoPort, AccountRepoPort):
         sessions = [
             Discrepancy(
                 subject=f"session {session.id}",
-                problem=f"is {session.status}, its picture {_picture(session)}: {entries}",
+                problem=f"is {session.status}, had a picture {_had_picture(session)}: {entries}",
             )
             for session in self.sessions()
             if not _is_right(session, entries := booked[session.id])
@@ -214,10 +214,12 @@ def _is_right(session: GenerationSession, entries: list[LedgerEntry]) -> bool:
         [entry.kind for entry in entries] == kinds
         and all(entry.owner == session.owner for entry in entries)
         and (not failed or sum(entry.amount for entry in entries) == 0)
-        and (session.status is not SessionStatus.COMPLETED or _picture(session) is not None)
+        and (session.status is not SessionStatus.COMPLETED or _had_picture(session))
     )
 
 
-def _picture(session: GenerationSession) -> str | None:
-    """Its place in the storage, or its link. Kept after the picture's deletion."""
-    return session.picture.object_key if session.picture else session.generated_image_url
+def _had_picture(session: GenerationSession) -> bool:
+    """Its place in the storage or its link is kept after the picture's deletion. Only an erased
+    session has lost its link."""
+    link = session.generated_image_url
+    return session.picture is not None or bool(link) or session.erased_at is not None

@@ -135,7 +135,7 @@ _AUDIT = """
             coalesce(sum(amount), 0) AS net,
             count(*) FILTER (WHERE (entry.channel, entry.owner_id)
                 <> (session.channel, session.owner_id)) > 0 AS other_account,
-            session.status = 'completed' AND object_key IS NULL
+            session.status = 'completed' AND object_key IS NULL AND erased_at IS NULL
                 AND coalesce(generated_image_url, '') = '' AS no_picture
         FROM generation_sessions AS session
             LEFT JOIN credit_ledger AS entry ON entry.session_id = session.id

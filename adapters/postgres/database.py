@@ -109,8 +109,10 @@ class Database:
             if limits.lock_seconds is None
             else {"lock_timeout": f"{limits.lock_seconds * 1000:.0f}"}
         )
+        self._pooled_path = _set_local_path(self._url.search_path) if self._is_pooled else ""
         self._pooled_settings = "; ".join(
             [
+                *([self._pooled_path] if self._pooled_path else []),
                 _LIMIT_IDLE_TRANSACTION,
                 *(f"SET LOCAL {name} = {value}" for name, value in self._lock_timeout.items()),
             ]
@@ -141,6 +143,8 @@ class Database:
                 self._connection(seconds=self._limits.command_seconds) as connection,
                 _transaction(connection),
             ):
+                if self._pooled_path:
+                    await connection.execute(self._pooled_path)
                 yield connection
 
     async def close(self) -> None:
@@ -189,6 +193,8 @@ class Database:
     async def _open(self) -> "asyncpg.Pool[asyncpg.Record]":
         """An empty pool, which opens connections one by one, on demand."""
         own_settings = {} if self._is_pooled else _SERVER_SETTINGS | self._lock_timeout
+        if self._url.search_path and not self._is_pooled:
+            own_settings["search_path"] = self._url.search_path
         self._pool = asyncpg.create_pool(
             self._url.dsn,
             min_size=0,
@@ -206,6 +212,15 @@ class Database:
             reset=_nothing_to_reset,
         )
         return await self._pool
+
+
+def _set_local_path(search_path: str | None) -> str:
+    """The statement that sets it for a transaction; empty if there is none. A pooler does not pass
+    it on when connecting, and a setting that outlives the transaction would reach other clients."""
+    if not search_path:
+        return ""
+    literal = search_path.replace("'", "''")
+    return f"SELECT set_config('search_path', '{literal}', true)"
 
 
 class _Connection(asyncpg.Connection):

@@ -9,7 +9,9 @@ from importlib.resources import files
 
 import asyncpg
 
+from adapters.postgres.access import apply_access, create_roles, open_points
 from adapters.postgres.database import READS_ALL, Connection, Database
+from adapters.postgres.roles import TABLES, VIEWS, RoleNames
 from domain.errors import DatabaseUnavailable, SchemaMismatch, WearonError
 
 _LOCK = 0x7765_6172_6F6E  # "wearon": the key of the advisory lock
@@ -22,6 +24,34 @@ _PAUSE_SECONDS = 1.0
 _RUN_SECONDS = 600.0
 """Timeout of a migration, and of the wait for another process that migrates. The timeout of other
 statements is too short for both."""
+_OLDEST_SERVER = 15
+"""The first with views that run with their caller's privileges."""
+_ACCESS = "0014_access"
+"""From this migration on, roles and privileges follow the table in ``roles.py``."""
+
+_EXISTS_ALREADY = (
+    asyncpg.DuplicateTableError,
+    asyncpg.DuplicateFunctionError,
+    asyncpg.DuplicateObjectError,
+    asyncpg.UndefinedColumnError,
+)
+"""Raised where another program has an object of the same name, ``schema_migrations`` for one."""
+
+_NAMED_LIKE_OURS = """
+    SELECT relname::text AS name FROM pg_class
+    WHERE relnamespace = current_schema()::regnamespace AND relname = ANY ($1)
+        AND relname <> 'schema_migrations' ORDER BY 1"""
+
+_OWN_SCHEMA = (
+    "Give wearon a schema of its own: run `CREATE SCHEMA wearon`, add `search_path=wearon` to the"
+    " parameters of DATABASE_URL, for every process"
+)
+_MOVE = "Wearon's own tables are there as well: rename the other object or move it elsewhere"
+
+_SCHEMA = """
+    SELECT current_schema()::text AS name, current_setting('search_path') AS search_path,
+        current_setting('server_version') AS version,
+        current_setting('server_version_num')::integer / 10000 AS major"""
 
 _TABLE = """
     CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -62,30 +92,93 @@ async def migrate(
     database: Database,
     migrations: list[Migration],
     *,
+    roles: RoleNames = RoleNames(),  # noqa: B008 - frozen
     report: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
     """Apply the missing migrations; returns their names.
+
+    Creates the group roles, if the role of the connection may, and brings all privileges in line
+    with ``roles.py``, in the transaction of each migration; ``report`` gets what is left to do.
 
     Safe to run repeatedly and concurrently. The lock belongs to the transaction, so it also works
     behind a transaction pooler, and a killed process releases it. A migration that does not get a
     table's lock is rolled back and repeated for some minutes; ``report`` gets who holds the lock.
     Raises ``MigrationError``, before any change, if an applied migration differs from ours or is
-    unknown to this version, and if a lock was never free.
+    unknown to this version, if the server is too old, or if the schema is missing or has another
+    program's tables of the same names; and if a lock was never free.
     """
+    schema = await _usable_schema(database)
+    governed = any(migration.name == _ACCESS for migration in migrations)
+    if governed:
+        await _check_names(database, schema)
+        await create_roles(database, roles)
     applied: list[str] = []
-    while (name := await _apply_next(database, migrations, report)) is not None:
-        applied.append(name)
+    try:
+        while (name := await _apply_next(database, migrations, roles, report)) is not None:
+            applied.append(name)
+    except _EXISTS_ALREADY as error:
+        way_out = _MOVE if await _has_migrations(database) else _OWN_SCHEMA
+        raise _occupied(schema, str(error), way_out) from error
+    if governed:
+        for line in await open_points(database, roles):
+            report(line)
     return applied
 
 
+async def _usable_schema(database: Database) -> str:
+    """The name of the schema that we are to use. Raises ``MigrationError`` if there is none."""
+    found = await database.fetch_row(_SCHEMA)
+    assert found is not None  # noqa: S101 - a SELECT without FROM has one row
+    if found["major"] < _OLDEST_SERVER:
+        raise MigrationError(
+            f"PostgreSQL {_OLDEST_SERVER} or newer is needed; this is {found['version']}"
+        )
+    if found["name"] is None:
+        raise MigrationError(
+            f"No schema of the search_path ({found['search_path']}) exists, or none that this role"
+            " may use: create it with CREATE SCHEMA"
+        )
+    return str(found["name"])
+
+
+async def _check_names(database: Database, schema: str) -> None:
+    """Raises ``MigrationError`` if a database without a migration has relations of our names, some
+    of which only a later migration would meet. In this order, because another process may apply
+    the first migration meanwhile."""
+    found = await database.fetch(_NAMED_LIKE_OURS, [*TABLES, *VIEWS])
+    if found and not await _has_migrations(database):
+        raise _occupied(schema, ", ".join(row["name"] for row in found), _OWN_SCHEMA)
+
+
+def _occupied(schema: str, found: str, way_out: str) -> MigrationError:
+    return MigrationError(
+        f"The schema {schema} has objects of another program: {found}. {way_out},"
+        " and run `wearon migrate` again"
+    )
+
+
+async def _has_migrations(database: Database) -> bool:
+    try:
+        return bool(await database.fetch(_APPLIED))
+    except asyncpg.UndefinedColumnError:
+        return False
+    except DatabaseUnavailable as error:
+        if not isinstance(error.__cause__, asyncpg.UndefinedTableError):
+            raise
+        return False
+
+
 async def _apply_next(
-    database: Database, migrations: list[Migration], report: Callable[[str], None]
+    database: Database,
+    migrations: list[Migration],
+    roles: RoleNames,
+    report: Callable[[str], None],
 ) -> str | None:
     """Apply one migration; returns its name, or None if there is none left."""
     holders = ""
     for _ in range(_TRIES):
         try:
-            return await _try_next(database, migrations)
+            return await _try_next(database, migrations, roles)
         except DatabaseUnavailable as error:
             if not isinstance(error.__cause__, asyncpg.LockNotAvailableError):
                 raise
@@ -95,24 +188,28 @@ async def _apply_next(
     raise MigrationError(f"A table's lock was never free; end {holders}, then run this again")
 
 
-async def _try_next(database: Database, migrations: list[Migration]) -> str | None:
+async def _try_next(
+    database: Database, migrations: list[Migration], roles: RoleNames
+) -> str | None:
     async with database.transaction() as connection:
         await connection.execute(f"SET LOCAL lock_timeout = '{_OTHER_RUN_TIMEOUT}'")
         await connection.execute(READS_ALL)
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK, timeout=_RUN_SECONDS)
         await connection.execute(_TABLE)
-        missing = _missing(await _applied(connection), migrations)
-        if not missing:
-            return None
-        migration = missing[0]
+        applied = await _applied(connection)
+        migration = next(iter(_missing(applied, migrations)), None)
         await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
-        await connection.execute(migration.sql, timeout=_RUN_SECONDS)
-        await connection.execute(
-            "INSERT INTO schema_migrations (name, sha256) VALUES ($1, $2)",
-            migration.name,
-            migration.sha256,
-        )
-    return migration.name
+        if migration is not None:
+            await connection.execute(migration.sql, timeout=_RUN_SECONDS)
+            await connection.execute(
+                "INSERT INTO schema_migrations (name, sha256) VALUES ($1, $2)",
+                migration.name,
+                migration.sha256,
+            )
+            applied[migration.name] = migration.sha256
+        if _ACCESS in applied:
+            await apply_access(connection, roles)
+    return None if migration is None else migration.name
 
 
 _LOCK_HOLDERS = """

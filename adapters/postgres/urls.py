@@ -4,6 +4,7 @@ Providers show URLs for libpq, Prisma or another client. asyncpg takes every par
 not know for a setting of the server, which then refuses the connection.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,17 +18,17 @@ PASSED_ON = words(
 """asyncpg knows these as libpq does."""
 
 SERVER_SETTINGS = words(
-    "application_name options search_path timezone statement_timeout lock_timeout",
+    "application_name options timezone statement_timeout lock_timeout",
     "idle_in_transaction_session_timeout idle_session_timeout transaction_timeout",
     "default_transaction_read_only default_transaction_isolation",
 )
 """Settings of the server for each connection, unless we have one of our own. ``options`` can set
 any other, and is where Neon's URLs name the endpoint."""
 
-TRANSLATED = words("connect_timeout fallback_application_name pgbouncer schema ssl")
+TRANSLATED = words("connect_timeout fallback_application_name pgbouncer schema search_path ssl")
 """``connect_timeout`` bounds connecting, within our own timeout. ``pgbouncer=true`` (Prisma) says
 that the URL leads to a transaction pooler. ``ssl=true`` (node-postgres) means ``sslmode=require``.
-Of ``schema`` (Prisma), only ``public`` is what we do."""
+``schema`` (Prisma) names one schema for ``search_path``, which ``options`` may set as well."""
 
 IGNORED = words(
     # libpq: asyncpg cannot bind channels (nor does it have to: sslmode=verify-full checks the
@@ -52,6 +53,7 @@ _SSL_MODES = same("disable", "allow", "prefer", "require", "verify-ca", "verify-
 }
 _SESSIONS = same("any", "primary", "standby", "read-write", "read-only", "prefer-standby")
 _BINDINGS = same("disable", "prefer", "require")
+_PATH_OPTION = re.compile(r"(?:^|\s)(?:-c\s*|--)search[_-]path=((?:\\.|\S)*)")
 _SWITCHES = {name: str(value).lower() for name, value in SWITCHES.items()}
 
 
@@ -59,12 +61,15 @@ _SWITCHES = {name: str(value).lower() for name, value in SWITCHES.items()}
 class PostgresUrl:
     """A URL as asyncpg takes it, and what of it asyncpg takes otherwise.
 
-    ``connect_seconds`` of None: no bound of its own. ``system_ca``: the server's certificate must
-    be valid for its host, by the authorities that this machine trusts.
+    ``search_path`` is separate from the other settings, because a transaction pooler ignores or
+    refuses it when connecting; None: the server's. ``connect_seconds`` of None: no bound of its
+    own. ``system_ca``: the server's certificate must be valid for its host, by the authorities that
+    this machine trusts.
     """
 
     dsn: str
     server_settings: Mapping[str, str]
+    search_path: str | None
     connect_seconds: float | None
     transaction_pooler: bool
     system_ca: bool
@@ -82,8 +87,6 @@ def parse_postgres_url(url: str) -> PostgresUrl:
     parts, given = split(url)
     checked(given, "channel_binding", _BINDINGS)
     checked(given, "target_session_attrs", _SESSIONS)
-    if given.get("schema", "public") != "public":
-        raise InvalidUrl("`schema` must be `public`; for another one, set `search_path`")
     passed = {name: value for name, value in given.items() if name in PASSED_ON and value}
     if mode := _ssl_mode(given):
         passed["sslmode"] = mode
@@ -94,13 +97,31 @@ def parse_postgres_url(url: str) -> PostgresUrl:
     settings = {name: value for name, value in given.items() if name not in others and value}
     if fallback := given.get("fallback_application_name"):
         settings.setdefault("application_name", fallback)
+    search_path = _take_search_path(settings) or _search_path(given)
     return PostgresUrl(
         dsn=joined(parts, passed),
         server_settings=settings,
+        search_path=search_path,
         connect_seconds=_seconds(given.get("connect_timeout", "")),
         transaction_pooler=checked(given, "pgbouncer", _SWITCHES) == "true",
         system_ca=system_ca,
     )
+
+
+def _search_path(given: Mapping[str, str]) -> str | None:
+    """``schema=public`` is in many pasted URLs and means the server's own search_path."""
+    schema = given.get("schema", "public") or "public"
+    quoted = None if schema == "public" else '"' + schema.replace('"', '""') + '"'
+    return given.get("search_path") or quoted
+
+
+def _take_search_path(settings: dict[str, str]) -> str | None:
+    """The last search_path in ``options``, which is removed from there."""
+    options = settings.pop("options", "")
+    if rest := _PATH_OPTION.sub("", options).strip():
+        settings["options"] = rest
+    found = _PATH_OPTION.findall(options)
+    return re.sub(r"\\(.)", r"\1", found[-1]) if found else None
 
 
 def _ssl_mode(given: Mapping[str, str]) -> str | None:

@@ -21,6 +21,8 @@ class Column:
 
     CREATE writes the ``inserted`` columns; the others have a default, or are written later. The
     ``immutable`` columns are protected by a trigger: they say who paid, when and for what.
+    ``erased`` is the SQL literal with which erasure replaces personal data; None if the column
+    stays.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Column:
     immutable: bool = False
     encode: Callable[[Any], object] | None = None
     decode: Callable[[Any], Any] | None = None
+    erased: str | None = None
 
     @property
     def part(self) -> str:
@@ -53,6 +56,7 @@ def _input(
     *,
     encode: Callable[[Any], object] | None = None,
     decode: Callable[[Any], Any] | None = None,
+    erased: str | None = None,
 ) -> Column:
     """The column of a field of ``GenerationInput``."""
     return Column(
@@ -63,6 +67,7 @@ def _input(
         immutable=True,
         encode=encode,
         decode=decode,
+        erased=erased,
     )
 
 
@@ -89,18 +94,20 @@ COLUMNS: Sequence[Column] = (
     Column("store_id", immutable=True),
     Column("user_id", immutable=True),
     # Only sessions of shoppers have these, which a CREATE of their own writes.
-    Column("shopper_id", "text", "shopper.id", immutable=True),
+    Column("shopper_id", "text", "shopper.id", immutable=True, erased="NULL"),
     Column("client_token_id", "uuid", "shopper.token_id", immutable=True),
     # The input.
-    _input("model_image_url"),
-    _input("outfit_image_url"),
+    _input("model_image_url", erased="''"),
+    _input("outfit_image_url", erased="NULL"),
     _input(
         "accessories",
         "jsonb",
         encode=_json_text,
         decode=msgspec.json.Decoder(tuple[Accessory, ...]).decode,
+        erased="'[]'",
     ),
-    _input("prompt"),
+    _input("prompt", erased="''"),
+    _input("age_verified", "boolean"),
     # The state. A trigger of its own (key_is_kept) protects the idempotency key.
     Column("idempotency_key", "text", "idempotency_key"),
     Column(
@@ -114,7 +121,7 @@ COLUMNS: Sequence[Column] = (
     Column("attempts_excused", "integer", "attempts_excused"),
     Column("failing_since", "timestamptz", "failing_since"),
     Column("lease_expires_at", "timestamptz", "lease_expires_at"),
-    Column("provider_job", "text", "provider_job"),
+    Column("provider_job", "text", "provider_job", erased="NULL"),
     Column("started_at", "timestamptz", "started_at"),
     Column("completed_at", "timestamptz", "completed_at"),
     Column("processing_time_ms", "bigint", "processing_time_ms"),
@@ -126,15 +133,14 @@ COLUMNS: Sequence[Column] = (
     Column("estimated_cost_usd", "numeric", "usage.estimated_cost_usd"),
     Column("error_code", "text", "failure.code"),
     Column("error_message", "text", "failure.message", decode=lambda message: message or ""),
-    Column("generated_image_url", "text", "generated_image_url"),
+    Column("generated_image_url", "text", "generated_image_url", erased="NULL"),
     Column("image_deleted_at", "timestamptz", "image_deleted_at"),
+    Column("erased_at", "timestamptz", "erased_at"),
     # The database's own.
     Column("refunded", "boolean"),
     Column("status_changed_at", "timestamptz"),
     Column("push_again_at", "timestamptz"),
     Column("delete_again_at", "timestamptz"),
-    Column("age_verified", "boolean"),
-    Column("erased_at", "timestamptz"),
 )
 
 MAPPED: Sequence[Column] = [column for column in COLUMNS if column.path is not None]
@@ -149,3 +155,8 @@ RESULTS: Sequence[Column] = [
 """The columns that completing a session writes."""
 
 IMMUTABLE: Sequence[Column] = [column for column in COLUMNS if column.immutable]
+
+ERASED: Sequence[Column] = [
+    column for column in COLUMNS if column.erased is not None and column.part != "shopper"
+]
+"""The columns that an erased session has lost. It may lose its shopper as well, or later."""

@@ -1,6 +1,7 @@
 """The guards of a session's row in the database, rendered from the table of columns.
 
-There are two: the CHECK ``session_is_sound`` and the trigger ``session_stays_what_was_paid``.
+There are three: the CHECK ``session_is_sound`` and the triggers ``session_stays_what_was_paid`` and
+``session_is_erased_as_a_whole``.
 Migrations are plain SQL files that never change once applied. So after a change of the columns or
 of RULES, append the output of ``python -m adapters.sessions.guards`` to the new migration. A test
 compares the migrated database with it.
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from textwrap import fill
 
-from adapters.sessions.columns import COLUMNS, IMMUTABLE
+from adapters.sessions.columns import COLUMNS, ERASED, IMMUTABLE, Column
 
 _FINAL = "status IN ('completed', 'failed')"
 
@@ -42,12 +43,14 @@ RULES: Mapping[str, str] = {
     "its usage is not negative": (
         "input_tokens >= 0 AND output_tokens >= 0 AND estimated_cost_usd >= 0"
     ),
+    "its age is verified or not recorded": "age_verified",
+    "it is erased only if it is final": f"erased_at IS NULL OR {_FINAL}",
 }
 """The rules of a row, by the name that an error shows. As in a CHECK, a rule that is NULL holds."""
 
 
 def session_guards(rules: Mapping[str, str] = RULES) -> str:
-    """The SQL that replaces both guards.
+    """The SQL that replaces all guards.
 
     All rules are one function, because PostgreSQL parses the text of every CHECK anew for every
     statement that writes the table, but parses a function once per connection. NOT VALID skips the
@@ -62,8 +65,9 @@ def session_guards(rules: Mapping[str, str] = RULES) -> str:
         f"        WHEN NOT ({rule})\n            THEN '{name}'" for name, rule in rules.items()
     )
     immutable = _wrapped([column.name for column in IMMUTABLE])
-    changed = "\n        OR ".join(
-        f"NEW.{column.name} IS DISTINCT FROM OLD.{column.name}" for column in IMMUTABLE
+    changed = "\n        OR ".join(map(_is_changed, IMMUTABLE))
+    left = "\n            OR ".join(
+        f"NEW.{column.name} IS DISTINCT FROM {column.erased}" for column in ERASED
     )
     return f"""\
 ALTER TABLE generation_sessions DROP CONSTRAINT session_is_sound;
@@ -94,7 +98,24 @@ ON generation_sessions FOR EACH ROW
     WHEN (
         {changed})
     EXECUTE FUNCTION refuse('who paid, when and for what cannot be changed');
+
+DROP TRIGGER IF EXISTS session_is_erased_as_a_whole ON generation_sessions;
+CREATE TRIGGER session_is_erased_as_a_whole BEFORE UPDATE OF erased_at
+ON generation_sessions FOR EACH ROW
+    WHEN (NEW.erased_at IS DISTINCT FROM OLD.erased_at AND (
+            OLD.erased_at IS NOT NULL OR NOT (OLD.{_FINAL})
+            OR {left}))
+    EXECUTE FUNCTION refuse('only a final session is erased, as a whole and once');
 """
+
+
+def _is_changed(column: Column) -> str:
+    """Erasure may change a column to its erased value, but never back."""
+    change = f"NEW.{column.name} IS DISTINCT FROM OLD.{column.name}"
+    if column.erased is None:
+        return change
+    kept = f"NEW.{column.name} IS DISTINCT FROM {column.erased}"
+    return f"({change}\n            AND (NEW.erased_at IS NULL OR {kept}))"
 
 
 def _wrapped(names: Sequence[str]) -> str:

@@ -350,6 +350,16 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         row = self._rows.get(session_id)
         return [] if row is None else list(row.faults)
 
+    def erase(self, session_id: UUID, *, with_shopper: bool) -> bool:
+        """Erase a final session. False if there is nothing to erase."""
+        row = self._rows.get(session_id)
+        if row is None or not row.session.status.is_final:
+            return False
+        before = row.session
+        row.session = before.erased(now=self._clock(), with_shopper=with_shopper)
+        row.faults.clear()
+        return row.session != before
+
     def overwrite(self, session_id: UUID, **changes: Any) -> None:  # noqa: ANN401 - as SQL would
         """Write a row as an external consumer does by SQL, without knowing any rule. Does what the
         database's triggers do: raises IllegalTransition if the session is final, or if a change
@@ -472,7 +482,7 @@ _is_http = re.compile(r"https?://\S+", re.IGNORECASE).fullmatch
 def _keeps_result(before: GenerationSession, after: GenerationSession) -> bool:
     """Whether a final session keeps its picture and its link, which may come late."""
     link = before.generated_image_url
-    is_late = link is None and before.image_deleted_at is None
+    is_late = link is None and before.image_deleted_at is None and before.erased_at is None
     return before.picture == after.picture and (link == after.generated_image_url or is_late)
 
 

@@ -65,9 +65,10 @@ class InMemoryLimits:
         whose: list[Hashable] = [session.owner]
         if session.shopper is not None:
             whose.append(_key_of(session.owner, session.shopper))
-            budget = self.budgets[session.shopper.token_id]
-            undone = code == ErrorCode.QUEUE_UNAVAILABLE
-            self.budgets[session.shopper.token_id] = budget.refunded(undone=undone)
+            budget = self.budgets.get(session.shopper.token_id)
+            if budget is not None:  # Else the shopper was forgotten.
+                undone = code == ErrorCode.QUEUE_UNAVAILABLE
+                self.budgets[session.shopper.token_id] = budget.refunded(undone=undone)
         if code in CALLERS_FAULTS:
             now = self._clock()
             for one in whose:

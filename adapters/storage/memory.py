@@ -1,6 +1,7 @@
 """Pictures in this process's memory."""
 
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -102,6 +103,17 @@ class InMemoryPictureStorage(UploadStoragePort, PictureStoragePort, SignedReadPo
         for key in old[:limit]:
             del self._stored[key]
         return len(old[:limit])
+
+    async def delete_uploads(self, object_keys: Collection[str]) -> None:
+        for key in object_keys:
+            self._stored.pop(key, None)
+
+    async def delete_uploads_below(self, path: str, *, limit: int) -> int:
+        below = re.compile(rf"{UPLOADS_ROOT}/[^/]+/{re.escape(path)}/")
+        found = [key for key in self._stored if below.match(key)][:limit]
+        for key in found:
+            del self._stored[key]
+        return len(found)
 
     def _keep(self, object_key: str, picture: Picture) -> None:
         self._stored[object_key] = _Stored(picture, self._signer.clock())

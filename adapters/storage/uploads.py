@@ -1,6 +1,7 @@
 """Callers' own pictures in any storage that obstore supports."""
 
 from abc import abstractmethod
+from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, date, datetime
 
@@ -52,6 +53,31 @@ class StoredUploads(UploadStoragePort):
             await _delete(self._objects(), keys)
         return len(keys)
 
+    async def delete_uploads(self, object_keys: Collection[str]) -> None:
+        """Names existing objects only: some services reject the deletion of a missing one."""
+        with faults_translated():
+            there = [key for key in object_keys if await _exists(self._objects(), key)]
+            if there:
+                await _delete(self._objects(), there)
+
+    async def delete_uploads_below(self, path: str, *, limit: int) -> int:
+        with faults_translated():
+            keys = await self._stored_below(path, limit)
+            if keys:
+                await _delete(self._objects(), keys)
+        return len(keys)
+
+    async def _stored_below(self, path: str, limit: int) -> list[str]:
+        objects = self._objects()
+        listing = await objects.list_with_delimiter_async(UPLOADS_ROOT)
+        keys: list[str] = []
+        for folder in listing["common_prefixes"]:
+            async for page in objects.list(f"{folder}/{path}", chunk_size=_PAGE):
+                keys += [found["path"] for found in page]
+                if len(keys) >= limit:
+                    return keys[:limit]
+        return keys
+
     async def _stored_before(self, moment: datetime, limit: int) -> list[str]:
         """Up to ``limit`` keys, oldest day first. An upload is stored on the day of its folder or
         later, so folders of days after ``moment`` hold none."""
@@ -81,6 +107,14 @@ def day_of(path: str) -> date | None:
     with suppress(ValueError, IndexError):
         return date.fromisoformat(path.split("/")[1])
     return None
+
+
+async def _exists(objects: ObjectStore, object_key: str) -> bool:
+    try:
+        await objects.head_async(object_key)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 async def _delete(objects: ObjectStore, keys: list[str]) -> None:

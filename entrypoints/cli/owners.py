@@ -9,6 +9,7 @@ import rich_click as click
 from domain.credits import CreditAccount, Owner
 from domain.operators import Operator
 from domain.plans import Plan
+from entrypoints.cli.erase import erase_owner
 from entrypoints.cli.fields import flat
 from entrypoints.cli.output import json_option, limit_option, print_json, print_table, run
 from entrypoints.cli.owner_options import (
@@ -97,6 +98,9 @@ def _show(work: Callable[["Container"], Awaitable[CreditAccount]], *, as_json: b
         print_json(fields)
     else:
         print_table(("FIELD", "VALUE"), list(fields.items()))
+
+
+owners_group.add_command(erase_owner)
 
 
 @click.group("audit")

@@ -13,6 +13,7 @@ from litestar.types import ASGIApp
 
 from config.logging import AccessLine, logged_access_line
 from domain.client_tokens import ClientTokens
+from domain.erasure import Erasure
 from domain.picture_ports import SignedReadPort
 from domain.ports import CreditRepoPort, SessionReadPort
 from domain.signup import CallerAccounts
@@ -36,6 +37,7 @@ from entrypoints.http.openapi import (
     openapi_config,
     query_parameters,
 )
+from entrypoints.http.original import ORIGINAL_HANDLERS
 from entrypoints.http.submit import SubmitRoute, declare, fast_path
 from entrypoints.http.uploads import offer_upload, put_upload
 
@@ -59,6 +61,7 @@ class Services:
     readiness: Mapping[str, public.Check]
     uploads: Uploads
     client_tokens: ClientTokens
+    erasure: Erasure
     files: SignedReadPort | None
     receiver: UploadReceiver | None
     samples: Callable[[str], bytes] | None
@@ -101,6 +104,7 @@ def create_app(
             "readiness": _always(services.readiness),
             "uploads": _always(services.uploads),
             "client_tokens": _always(services.client_tokens),
+            "erasure": _always(services.erasure),
             "files": _always(services.files),
             "receiver": _always(services.receiver),
             "samples": _always(services.samples),
@@ -139,6 +143,7 @@ def _api(services: Services, submit: SubmitRoute) -> Router:
             *CLIENT_TOKEN_HANDLERS,
             *CREDIT_HANDLERS,
             *ADMIN_HANDLERS,
+            *ORIGINAL_HANDLERS,
         ],
         middleware=[_authentication(services.door)],
         security=[{SECURITY_SCHEME: []}],

@@ -1,16 +1,17 @@
-"""Generations: list, read and cancel them. ``submit`` creates them."""
+"""Generations: list, read, cancel and erase them. ``submit`` creates them."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 from uuid import UUID
 
 import msgspec
-from litestar import get, post
+from litestar import delete, get, post
 from litestar.params import QueryParameter
 from msgspec import Meta
 
 from domain.callers import Caller, CallerKind
 from domain.client_tokens import check_shopper_id
+from domain.erasure import Erasure
 from domain.errors import InvalidInput
 from domain.links import LinkRules
 from domain.ports import Position, SessionReadPort
@@ -177,9 +178,32 @@ async def cancel_generation(
     return SessionEnvelope(data=Session.seen_by(caller, views.view_of(session)), error=None)
 
 
+@delete(
+    "/generations/{session_id:str}/picture",
+    status_code=200,
+    opt=for_shoppers_too(),
+    tags=GENERATION_TAGS,
+    summary="Erase a generation",
+    response_description="The session without its picture, links and prompt.",
+    responses=failures(401, 403, 404, 409, 503),
+)
+async def erase_generation(
+    request: OwnedRequest,
+    session_id: SessionIdInPath,
+    erasure: Injected[Erasure],
+    views: Injected[SessionViews],
+) -> SessionEnvelope:
+    """Deletes the picture, your uploads that this session used, its links and its prompt, at once
+    and for good. Status, times and amounts stay. Possible once `status` is final; otherwise 409.
+    Repeating it is safe. After a 503 it may not be complete: repeat it."""
+    session = await erasure.erase_session(session_id, request.user)
+    return SessionEnvelope(data=Session.seen_by(request.user, views.view_of(session)), error=None)
+
+
 GENERATION_HANDLERS = (
     list_generations,
     count_generations,
     get_generation,
     cancel_generation,
+    erase_generation,
 )

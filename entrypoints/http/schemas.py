@@ -96,6 +96,16 @@ class NewGeneration(
         ]
         | None
     ) = None
+    age_verified: (
+        Annotated[
+            bool,
+            Meta(
+                description="Whether you verified that the person is old enough. You may have to:"
+                " else 403 `AGE_VERIFICATION_REQUIRED`. Never send a birth date."
+            ),
+        ]
+        | None
+    ) = None
 
     def asked(self) -> GenerationInput:
         """The input as the domain has it."""
@@ -106,6 +116,7 @@ class NewGeneration(
                 Accessory(type=item.type, url=item.url) for item in self.accessories or ()
             ),
             prompt=DEFAULT_PROMPT if self.prompt is None else self.prompt,
+            age_verified=self.age_verified,
         )
 
 
@@ -245,15 +256,19 @@ class Session(Struct, frozen=True, kw_only=True):
     session_id: SessionId
     status: SessionStatus
     channel: Annotated[Channel, Meta(description="`b2b` for stores, `b2c` for users.")]
-    model_image_url: str
+    model_image_url: Annotated[str | None, Meta(description="Null once erased.")]
     outfit_image_url: str | None
-    accessories: list[AccessoryItem]
+    accessories: Annotated[list[AccessoryItem], Meta(description="Empty once erased.")]
     shopper_id: Annotated[
         str | None,
         Meta(description="The shopper who requested it with a client token. For stores only."),
     ]
     prompt: Annotated[
-        str | None, Meta(description="The prompt that was used. Null except for stores.")
+        str | None,
+        Meta(description="The prompt that was used. Null except for stores, and once erased."),
+    ]
+    age_verified: Annotated[
+        bool | None, Meta(description="True if the request said so; null otherwise.")
     ]
     generated_image_url: Annotated[
         str | None,
@@ -284,6 +299,10 @@ class Session(Struct, frozen=True, kw_only=True):
     started_at: Annotated[datetime | None, Meta(description="When the latest attempt started.")]
     completed_at: Annotated[datetime | None, Meta(description="When it reached a final status.")]
     processing_time_ms: int | None
+    erased_at: Annotated[
+        datetime | None,
+        Meta(description="When picture, links and prompt were erased at your request, UTC."),
+    ]
     input_tokens: Annotated[
         int | None, Meta(description="Input tokens that the provider reported; null if unknown.")
     ]
@@ -307,11 +326,12 @@ class Session(Struct, frozen=True, kw_only=True):
             session_id=session.id,
             status=session.status,
             channel=session.owner.channel,
-            model_image_url=asked.model_image_url,
+            model_image_url=asked.model_image_url or None,
             outfit_image_url=asked.outfit_image_url,
             accessories=[_accessory_item(accessory) for accessory in asked.accessories],
             shopper_id=session.shopper_id,
-            prompt=asked.prompt if session.owner.channel is Channel.B2B else None,
+            prompt=(asked.prompt or None) if session.owner.channel is Channel.B2B else None,
+            age_verified=asked.age_verified,
             generated_image_url=view.picture_url,
             image_expired=session.image_expired,
             media_type=None if picture is None else picture.media_type,
@@ -324,6 +344,7 @@ class Session(Struct, frozen=True, kw_only=True):
             started_at=session.started_at,
             completed_at=session.completed_at,
             processing_time_ms=session.processing_time_ms,
+            erased_at=session.erased_at,
             input_tokens=None if usage is None else usage.input_tokens,
             output_tokens=None if usage is None else usage.output_tokens,
             estimated_cost_usd=None if usage is None else usage.estimated_cost_usd,

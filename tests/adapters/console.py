@@ -28,16 +28,21 @@ class Console(PostgresBackend):
 
     async def in_state(self, state: str) -> UUID:
         """A session of USER's that our own code brought into ``state``: a status, ``confirmed``
-        (queued), or ``never pushed`` (failed by recovery)."""
-        session_id = (await self.created(idempotency_key="key")).session.id
+        (queued), ``never pushed`` (failed by recovery), ``completed of age`` or ``erased``
+        (completed)."""
+        age_verified = True if state == "completed of age" else None
+        created = await self.created(idempotency_key="key", age_verified=age_verified)
+        session_id = created.session.id
         if state == "confirmed":
             await self.sessions.confirm([session_id])
         elif state == "never pushed":
             await self.sessions.fail_queued(session_id, FAILURE)
         elif state != "queued":
             await self.claim(session_id)
-        if state == "completed":
+        if state in {"completed", "completed of age", "erased"}:
             await self.attempts.complete(session_id, attempt=1, picture=picture_of(session_id))
+        if state == "erased":
+            await self.erasure.erase([session_id])
         if state == "failed":
             await self.attempts.fail(session_id, FAILURE, attempt=1)
         return session_id

@@ -82,3 +82,20 @@ async def test_port_6543_means_a_pooler(postgres: EmbeddedPostgres) -> None:
             await database.fetch("SELECT $1::integer", 1)
 
             assert await database.fetch("SELECT FROM pg_prepared_statements") == []
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+async def test_schema_of_the_url(postgres: EmbeddedPostgres, *, pooled: bool) -> None:
+    """A pooler refuses or ignores it when connecting, and a setting that stays would reach other
+    clients. So each transaction begins with it."""
+    sql = "SELECT setting, reset_val FROM pg_settings WHERE name = 'search_path'"
+    url = f'{postgres.url()}&search_path="it%27s"'
+    async with connected(url, transaction_pooler=pooled) as database:
+        single = await database.fetch_row(sql)
+        async with database.transaction() as connection:
+            within = await connection.fetchrow(sql)
+
+    connected_with = '"$user", public' if pooled else '"it\'s"'
+    assert single is not None
+    assert tuple(single) == ('"it\'s"', connected_with)
+    assert within == single

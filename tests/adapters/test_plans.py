@@ -19,6 +19,7 @@ from adapters.auth import postgres as auth
 from adapters.client_tokens import postgres as client_tokens
 from adapters.credits import postgres as credit_repo
 from adapters.embedded.postgres import EmbeddedPostgres
+from adapters.erasure import postgres as erasure
 from adapters.postgres.database import Connection, Database
 from adapters.postgres.limits import DatabaseLimits
 from adapters.postgres.migrate import all_migrations, migrate
@@ -124,7 +125,7 @@ def statements(module: ModuleType) -> Iterator[tuple[str, str]]:
             yield f"{module.__name__.split('.')[1]}_{name.removeprefix('_')}", value
 
 
-MODULES = (creation, sessions, credit_repo, auth, client_tokens, stores, audit_log)
+MODULES = (creation, sessions, credit_repo, auth, client_tokens, stores, audit_log, erasure)
 STATEMENTS = dict(pair for module in MODULES for pair in statements(module))
 
 
@@ -394,6 +395,6 @@ def test_every_read_and_recovery_call_is_checked() -> None:
 
 def test_every_statement_is_checked() -> None:
     assert len(STATEMENTS) >= 30
-    assert len(BY_ID) == 9
+    assert len(BY_ID) == 10
     assert {"sessions_CREATE_WAIT", "credits_GRANT", "auth_CALLER_OF"} <= set(STATEMENTS)
     assert {"client_tokens_PURGE", "sessions_HISTORY_OF_SHOPPER"} <= set(STATEMENTS)

@@ -60,6 +60,7 @@ CHANGES = {
     "text": "'another'",
     "timestamptz": "now() + interval '1 s'",
     "jsonb": "'[{}]'",
+    "boolean": "true",
 }
 """Another value for an immutable column of the type."""
 
@@ -359,6 +360,14 @@ BROKEN: dict[str, tuple[str, str]] = {
         "queued",
         SET.format("input_tokens = 1, output_tokens = 1, estimated_cost_usd = -1"),
     ),
+    "its age is verified or not recorded": (
+        "queued",
+        SESSION.format(column="age_verified", value="false"),
+    ),
+    "it is erased only if it is final": (
+        "queued",
+        SESSION.format(column="erased_at", value="now()"),
+    ),
 }
 """By rule, the state of a session and a statement that would break this rule alone."""
 
@@ -368,7 +377,8 @@ GUARDS = """
     SELECT pg_get_constraintdef(oid), '' FROM pg_constraint WHERE conname = 'session_is_sound'
     UNION ALL
     SELECT pg_get_triggerdef(oid), '' FROM pg_trigger
-    WHERE tgname = 'session_stays_what_was_paid'"""
+    WHERE tgname IN ('session_stays_what_was_paid', 'session_is_erased_as_a_whole')
+    ORDER BY 1"""
 
 
 @pytest.mark.parametrize(
@@ -420,7 +430,7 @@ async def test_guards_in_the_database_are_those_of_the_table_of_columns(console:
         rendered = await connection.fetch(GUARDS)
         await connection.execute("ROLLBACK AND CHAIN")
 
-    assert len(migrated) == 3
+    assert len(migrated) == 4
     assert migrated == rendered
 
 

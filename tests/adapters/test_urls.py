@@ -68,15 +68,43 @@ def test_parameters_that_asyncpg_gets(query: str, passed: str) -> None:
     assert parse_postgres_url(f"{PG}?{query}").dsn.partition("?")[2] == passed
 
 
+@pytest.mark.parametrize(
+    ("query", "search_path", "options"),
+    [
+        ("search_path=wearon", "wearon", None),
+        ("search_path=a%2C%20b", "a, b", None),
+        ("schema=wearon", '"wearon"', None),
+        ('schema=our"own', '"our""own"', None),
+        ("schema=public", None, None),
+        ("schema=", None, None),
+        ("schema=wearon&search_path=other", "other", None),
+        ("options=-csearch_path%3Dwearon", "wearon", None),
+        ("options=-c%20search_path%3Dwearon%20-c%20geqo%3Doff", "wearon", "-c geqo=off"),
+        ("options=--search-path%3Da%2C%5C%20b", "a, b", None),
+        ("options=-csearch_path%3Da%20-csearch_path%3Db", "b", None),
+        ("options=endpoint%3Dsearch_path-1", None, "endpoint=search_path-1"),
+        ("options=-cmy.search_path%3Dx", None, "-cmy.search_path=x"),
+    ],
+)
+def test_schema_of_a_url(query: str, search_path: str | None, options: str | None) -> None:
+    """However the URL names it, it is known apart, because a pooler does not pass it on. Prisma's
+    `schema=public` leaves it to the server."""
+    check_postgres_url(f"{PG}?{query}")
+    parsed = parse_postgres_url(f"{PG}?{query}")
+
+    assert parsed.search_path == search_path
+    assert parsed.server_settings == ({} if options is None else {"options": options})
+
+
 def test_parameters_that_asyncpg_gets_otherwise() -> None:
     """Settings of the server, the time to connect, the kind of pooler and the authorities."""
     parsed = parse_postgres_url(
-        f"{PG}?fallback_application_name=us&options=-c%20search_path%3Dx&connect_timeout=7"
+        f"{PG}?fallback_application_name=us&options=-c%20geqo%3Doff&connect_timeout=7"
         "&pgbouncer=true&sslrootcert=system&sslmode=verify-full"
     )
     plain = parse_postgres_url(f"{PG}?connect_timeout=0&pgbouncer=false")
 
-    assert parsed.server_settings == {"application_name": "us", "options": "-c search_path=x"}
+    assert parsed.server_settings == {"application_name": "us", "options": "-c geqo=off"}
     assert (parsed.connect_seconds, parsed.transaction_pooler, parsed.system_ca) == (7, True, True)
     assert (plain.connect_seconds, plain.transaction_pooler, plain.system_ca) == (
         None,
@@ -94,7 +122,6 @@ def test_parameters_that_asyncpg_gets_otherwise() -> None:
         (f"{PG}?target_session_attrs=master", "`target_session_attrs` must be one of `any`, "),
         (f"{PG}?channel_binding=yes", "`channel_binding` must be one of `disable`, "),
         (f"{PG}?connect_timeout=soon", "`connect_timeout` must be a whole number of seconds"),
-        (f"{PG}?schema=private", "`schema` must be `public`"),
         ("postgresql://user:a?b=c@db.example/wearon", "a `#` or `?` in the password"),
         ("postgresql://user:a#b@db.example/wearon", "a `#` or `?` in the password"),
     ],

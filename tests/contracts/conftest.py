@@ -1,5 +1,6 @@
 """Every adapter of each port, empty."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -23,6 +24,9 @@ from tests.contracts.backends import (
     RedisLimitBackend,
     RedisQueueBackend,
 )
+from tests.support.roles import create_member, url_as
+
+APPLICATION = "contracts"
 
 
 @pytest.fixture(params=["memory", "postgres"])
@@ -31,21 +35,32 @@ def database_url(request: pytest.FixtureRequest) -> str | None:
     if request.param == "memory":
         return None
     server: EmbeddedPostgres = request.getfixturevalue("postgres")
+    request.getfixturevalue("application_role")
     return server.url()
+
+
+@pytest.fixture(scope="session")
+def application_role(postgres: EmbeddedPostgres) -> str:
+    """A role as the API and the workers have it: it owns nothing and is in their group."""
+    asyncio.run(create_member(postgres.url(), APPLICATION, "wearon_app"))
+    return APPLICATION
 
 
 @pytest.fixture
 async def backend(database_url: str | None) -> AsyncIterator[Backend]:
+    """Empty. PostgreSQL is used with the privileges of the API and the workers, and no more."""
     if database_url is None:
         yield MemoryBackend()
         return
-    database = Database(database_url, limits=DatabaseLimits())
+    owner = Database(database_url, limits=DatabaseLimits())
+    database = Database(url_as(database_url, APPLICATION), limits=DatabaseLimits())
     try:
-        postgres = PostgresBackend(database)
+        postgres = PostgresBackend(database, owner=owner)
         await postgres.empty()
         yield postgres
     finally:
         await database.close()
+        await owner.close()
 
 
 @pytest.fixture(params=["memory", "fakeredis", "valkey"])

@@ -10,10 +10,11 @@ from uuid import UUID
 import pytest
 
 from domain.credits import Channel, Owner
-from domain.errors import IllegalTransition, InsufficientCredits
+from domain.errors import Conflict, IdempotencyKeyReused, IllegalTransition, InsufficientCredits
+from domain.plans import Plan
 from domain.sessions import SessionStatus
 from tests.contracts.backends import Backend
-from tests.support.examples import FAILURE, LEASE, MANY, a_session, picture_of
+from tests.support.examples import FAILURE, LEASE, MANY, OPERATOR, a_session, picture_of
 
 pytestmark = pytest.mark.anyio
 
@@ -44,10 +45,12 @@ class Crowd:
             self.confirm,
             self.write_externally,
             self.grant,
+            self.adjust,
+            self.change_plan,
             *[self.recover] * 3,
         ]
         for _ in range(STEPS_PER_TASK):
-            with suppress(InsufficientCredits, IllegalTransition):
+            with suppress(Conflict, InsufficientCredits, IllegalTransition):
                 await self.random.choice(steps)()
 
     def some_id(self) -> UUID:
@@ -90,6 +93,17 @@ class Crowd:
     async def grant(self) -> None:
         await self.backend.credits.grant(self.random.choice(OWNERS), 5, note="test")
 
+    async def adjust(self) -> None:
+        reference = self.random.choice([None, f"invoice-{self.random.randrange(10)}"])
+        with suppress(IdempotencyKeyReused):
+            await self.backend.credits.adjust(
+                self.random.choice(OWNERS), 4, note="test", reference=reference, by=OPERATOR
+            )
+
+    async def change_plan(self) -> None:
+        plan = self.random.choice([*Plan])
+        await self.backend.accounts.set_plan(self.random.choice(OWNERS), plan, by=OPERATOR)
+
     async def recover(self) -> None:
         recovery = self.backend.recovery
         await recovery.claim_overdue(created_before=None, again_after=NO_TIME, limit=LIMIT)
@@ -109,9 +123,9 @@ class Crowd:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_books_balance_after_concurrent_work(backend: Backend, seed: int) -> None:
-    """Submitting, working, cancelling, external writes and recovery over five accounts: no
-    deadlock, every failure is refunded, and the grants equal the balances plus the delivered and
-    the unfinished sessions."""
+    """Submitting, working, cancelling, adjusting, external writes and recovery over five accounts:
+    no deadlock, every failure is refunded, and what was granted and not taken back equals the
+    balances plus the delivered and the unfinished sessions."""
     for owner in OWNERS:
         await backend.credits.grant(owner, 40, note="test")
     crowd = Crowd(backend, Random(seed))
@@ -125,6 +139,8 @@ async def test_books_balance_after_concurrent_work(backend: Backend, seed: int) 
     assert await backend.credits.audit(limit=10) == []
     for owner in OWNERS:
         account, stats = await backend.credits.account(owner), await backend.reads.stats(owner)
-        assert account.balance == account.total_granted - (stats.active + stats.completed)
+        kept = account.total_granted + account.total_adjusted
+        assert account.balance == kept - (stats.active + stats.completed)
+    assert any(action.action == "credits.adjust" for action in await backend.actions())
     ended = [await backend.get(session_id) for session_id in crowd.ids]
     assert {session.status for session in ended} >= {SessionStatus.COMPLETED, SessionStatus.FAILED}

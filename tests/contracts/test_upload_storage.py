@@ -20,7 +20,7 @@ from adapters.storage.signing import UrlSigner
 from domain.credits import Channel, Owner
 from domain.errors import NotFound, Refused
 from domain.picture_ports import Picture
-from domain.uploads import shopper_folder, upload_folder
+from domain.uploads import shopper_folder, upload_folder, upload_path
 from tests.support.clock import FakeClock
 from tests.support.servers import new_bucket
 
@@ -370,3 +370,39 @@ async def test_upload_link_expires(own_storage: OwnStorage, clock: FakeClock) ->
         own_storage.check_upload_link(**link)
     with pytest.raises(NotFound):
         own_storage.check_upload_link(**link | {"expires": link["expires"] + 60})
+
+
+async def test_uploads_are_deleted_by_their_keys(storage: Storage, upload: Upload) -> None:
+    """These and no others; a missing one counts as deleted."""
+    mine, other = await upload(), await upload()
+    missing = f"{FOLDER}/{uuid4()}.jpg"
+
+    for keys in ([mine, missing], [mine], []):
+        await storage.delete_uploads(keys)
+
+    assert (await read(storage, mine), await read(storage, other)) == (None, b"a jpeg")
+
+
+async def test_all_uploads_of_an_owner_are_deleted(storage: Storage, upload: Upload) -> None:
+    """Of all days, up to the limit in each call. Other owners keep theirs: a namesake of the other
+    channel, and one whose id begins alike."""
+    others = [
+        Owner(channel=Channel.B2B, id="store:11"),
+        Owner(channel=Channel.B2C, id=STORE.id),
+        USER,
+    ]
+    for day in (MONDAY, TUESDAY, WEDNESDAY):
+        await upload(upload_folder(STORE, day.date()), at=day)
+    kept = [await upload(upload_folder(other, TUESDAY.date())) for other in others]
+
+    counts = [await storage.delete_uploads_below(upload_path(STORE), limit=2) for _ in range(3)]
+
+    assert counts == [2, 1, 0]
+    assert [await read(storage, key) for key in kept] == [b"a jpeg"] * 3
+    for day in (MONDAY, TUESDAY, WEDNESDAY):
+        assert await storage.count_uploads(upload_folder(STORE, day.date()), limit=9) == 0
+
+
+async def test_there_may_be_no_uploads_at_all(storage: Storage) -> None:
+    """Not even their folder."""
+    assert await storage.delete_uploads_below(upload_path(STORE), limit=9) == 0

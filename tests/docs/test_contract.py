@@ -29,6 +29,8 @@ QUEUED = """
     INSERT INTO generation_sessions (id, channel, user_id, request_id, prompt, model_image_url)
     VALUES ($1, 'b2c', 'reader', 'req_1', 'a prompt', 'https://images.example.com/person.jpg')"""
 
+OF_STORE = QUEUED.replace("'b2c'", "'b2b'").replace("user_id", "store_id")
+
 
 @asynccontextmanager
 async def consumer(postgres: EmbeddedPostgres) -> AsyncIterator[tuple[asyncpg.Connection, UUID]]:
@@ -88,6 +90,27 @@ async def test_external_consumer_completes_a_session(postgres: EmbeddedPostgres)
     assert (attempt, taken_again) == (1, None)
     assert completed_at is not None
     assert completed_again is None
+
+
+@pytest.mark.anyio
+async def test_external_consumer_of_stores(postgres: EmbeddedPostgres) -> None:
+    """The same statements on the view for stores: a store's session is completed, and a user's is
+    not there."""
+    take, complete = (
+        sql.replace("generation_sessions", "store_generation_sessions") for sql in (TAKE, COMPLETE)
+    )
+    async with consumer(postgres) as (sql, of_user):
+        await sql.execute("RESET ROLE")
+        await sql.execute(OF_STORE, of_store := uuid4())
+        await sql.execute(f"SET ROLE {ROLE}")
+        attempt = await sql.fetchval(take, of_store)
+        result = (attempt, "https://pictures.example.com/1.jpg", 4_200)
+        completed_at = await sql.fetchval(complete, of_store, *result)
+        taken_of_user = await sql.fetchval(take, of_user)
+
+    assert attempt == 1
+    assert completed_at is not None
+    assert taken_of_user is None
 
 
 @pytest.mark.anyio

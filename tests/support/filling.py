@@ -44,6 +44,8 @@ def _others(name: str, value: object, hint: Any) -> Iterator[tuple[str, Any]]:
     elif is_dataclass(value):
         for place, other in variations(value):
             yield f"{name}.{place}", other
+    elif isinstance(value, bool):
+        yield name, not value
     else:
         yield name, _value(hint, name, 100)
 

@@ -30,8 +30,9 @@ from adapters.auth.claims import JwtRules
 from adapters.auth.client_tokens import CLIENT_TOKEN_PREFIX, ShopperTokens, new_client_token
 from adapters.auth.memory import InMemoryServiceKeyRepo
 from adapters.auth.user_tokens import UserTokens, mint_user_token
+from adapters.erasure.memory import InMemoryErasureRepo
 from adapters.images.headers import inspect_head
-from adapters.images.inputs import is_own
+from adapters.images.inputs import is_own, upload_key
 from adapters.images.samples import draw_sample
 from adapters.storage.signing import UrlSigner
 from adapters.stores.memory import InMemoryStoreRepo
@@ -40,6 +41,7 @@ from domain.account_ports import ServiceKey
 from domain.accounts import CreditGrants, Owners
 from domain.client_tokens import ClientTokens
 from domain.credits import Channel, Owner
+from domain.erasure import Erasure
 from domain.keys import ApiKeyIssuer
 from domain.links import LinkRules
 from domain.ports import ApiKey
@@ -164,6 +166,15 @@ class Api:
             limits=ReceivingLimits(in_progress=2),
         )
         self.administration = self._administration()
+        self.erasure = Erasure(
+            repo=InMemoryErasureRepo(self.service.repo),
+            sessions=self.service.repo,
+            reads=self.service.repo,
+            letters=self.service.queue,
+            storage=self.storage,
+            uploads=self.storage,
+            upload_key=lambda url: upload_key(url, self.storage),
+        )
         self.readiness: dict[str, Check] = {"database": _answers, "queue": _answers}
         self.door = Door(
             authenticate=BearerAuthenticator(
@@ -195,6 +206,7 @@ class Api:
                 new_id=uuid4,
                 clock=now,
             ),
+            erasure=self.erasure,
             files=self.storage,
             receiver=self.receiver,
             samples=draw_sample,

@@ -70,6 +70,11 @@ class ErasureReport:
     def is_complete(self) -> bool:
         return not self.unfinished and not self.rejected
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was found."""
+        return self == ErasureReport()
+
 
 class Erasure:
     """``upload_key`` finds the object's key in a link to an upload in our storage; None for any

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from domain.credits import Channel, Owner
-from domain.erasure import ErasureReport
 from domain.operators import Operator
 from entrypoints.cli.output import json_option, print_json, print_table, run
 from entrypoints.cli.owner_options import (
@@ -18,6 +17,7 @@ from entrypoints.cli.owner_options import (
 
 if TYPE_CHECKING:
     from config.container import Container
+    from domain.erasure import ErasureReport
 
 
 @click.command("erase")
@@ -59,7 +59,7 @@ def erase_owner(
     if not yes:
         click.confirm(f"Erase the personal data of {whose} for good?", abort=True, err=True)
 
-    async def erase(container: "Container") -> ErasureReport:
+    async def erase(container: "Container") -> "ErasureReport":
         settings = container.settings()
         settings.require_shared(*settings.for_storage)
         return await container.erasure().erase_owner(
@@ -72,13 +72,13 @@ def erase_owner(
 
     report = run(erase)
     _print(report, as_json=as_json)
-    if report == ErasureReport():
+    if report.is_empty:
         click.echo(f"Nothing was left to erase of {whose}. Is the id right?", err=True)
     if not report.is_complete:
         context.exit(os.EX_TEMPFAIL)
 
 
-def _print(report: ErasureReport, *, as_json: bool) -> None:
+def _print(report: "ErasureReport", *, as_json: bool) -> None:
     import msgspec  # noqa: PLC0415 - help needs no encoder
 
     counts = msgspec.to_builtins(report)

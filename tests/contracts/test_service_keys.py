@@ -126,6 +126,7 @@ CALLS: dict[str, Callable[[ServiceKeyRepoPort], Awaitable[object]]] = {
 }
 LOG_CALLS: dict[str, Callable[[AuditLogPort], Awaitable[object]]] = {
     "actions": lambda log: log.actions(subject=None, limit=1),
+    "add": lambda log: log.add(OPERATOR, "owner.erase", "b2c:someone"),
 }
 
 
@@ -136,10 +137,24 @@ async def test_database_that_is_down_is_unavailable(method: str, tmp_path: Path)
 
     with pytest.raises(DatabaseUnavailable):
         await CALLS[method](PostgresServiceKeyRepo(database))
-    with pytest.raises(DatabaseUnavailable):
-        await LOG_CALLS["actions"](PostgresAuditLog(database))
+    for call in LOG_CALLS.values():
+        with pytest.raises(DatabaseUnavailable):
+            await call(PostgresAuditLog(database))
 
     await database.close()
+
+
+async def test_entry_of_many_transactions(backend: Backend) -> None:
+    """A change that takes many transactions is recorded by itself, with its details."""
+    await backend.audit_log.add(OPERATOR, "owner.erase", "b2b:store-1", one_shopper=True)
+
+    (entry,) = await backend.audit_log.actions(subject="b2b:store-1", limit=9)
+    assert (entry.action, entry.actor, entry.reason) == (
+        "owner.erase",
+        OPERATOR.actor,
+        OPERATOR.reason,
+    )
+    assert entry.details == {"one_shopper": True}
 
 
 def test_every_method_is_called_without_a_server() -> None:

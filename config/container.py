@@ -16,9 +16,11 @@ from dependency_injector import containers, providers
 from uuid_utils.compat import uuid7
 
 from adapters.audit_log.postgres import PostgresAuditLog
-from adapters.auth.api_keys import new_api_key
+from adapters.auth.api_keys import key_sha256, new_api_key
+from adapters.auth.client_tokens import new_client_token
 from adapters.auth.postgres import PostgresApiKeyRepo, PostgresServiceKeyRepo
 from adapters.auth.user_tokens import mint_user_token
+from adapters.client_tokens.postgres import PostgresClientTokenRepo
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.erasure.postgres import PostgresErasureRepo
 from adapters.images.headers import inspect_head
@@ -40,6 +42,7 @@ from config.processes import worker_name
 from config.services import Queue, Repositories, ServedStorage, Storage
 from config.settings import Settings
 from domain.accounts import CreditGrants, Owners
+from domain.client_tokens import ClientTokens
 from domain.erasure import Erasure
 from domain.generation import Generation
 from domain.operations import DeadLetters
@@ -108,6 +111,7 @@ class Container(containers.DeclarativeContainer):
                     sessions=sessions,
                     accounts=PostgresCreditRepo(database),
                     api_keys=PostgresApiKeyRepo(database),
+                    client_tokens=PostgresClientTokenRepo(database, background=self.reserve()),
                     stores=PostgresStoreRepo(database),
                     service_keys=PostgresServiceKeyRepo(database),
                     audit_log=PostgresAuditLog(database),
@@ -122,6 +126,7 @@ class Container(containers.DeclarativeContainer):
     sessions = service(lambda self: self.repositories().sessions)
     accounts = service(lambda self: self.repositories().accounts)
     api_keys = service(lambda self: self.repositories().api_keys)
+    client_token_repo = service(lambda self: self.repositories().client_tokens)
     service_keys = service(lambda self: self.repositories().service_keys)
     audit_log = service(lambda self: self.repositories().audit_log)
 
@@ -173,7 +178,8 @@ class Container(containers.DeclarativeContainer):
     # fmt: off
     user_keys = service(lambda self: door.user_keys(self.settings(), opened=self.opened()))
     authenticate = service(lambda self: door.authenticator(
-        self.settings(), api_keys=self.api_keys(), service_keys=self.service_keys(),
+        self.settings(), api_keys=self.api_keys(), client_tokens=self.client_token_repo(),
+        service_keys=self.service_keys(),
         user_keys=self.user_keys(), clock=self.clock(),
     ))
     submission = service(lambda self: Submission(
@@ -185,8 +191,8 @@ class Container(containers.DeclarativeContainer):
         accounts=self.accounts(), policy=policies.signup(self.settings())
     ))
     uploads = service(lambda self: Uploads(
-        storage=self.storage(), accounts=self.accounts(), policy=policies.uploads(self.settings()),
-        new_id=self.new_id(), clock=self.clock(),
+        storage=self.storage(), accounts=self.accounts(), tokens=self.client_token_repo(),
+        policy=policies.uploads(self.settings()), new_id=self.new_id(), clock=self.clock(),
     ))
     receiver = service(lambda self: None if (storage := self.files()) is None else UploadReceiver(
         sink=storage, check_quota=self.uploads().check_quota, inspect=inspect_head,
@@ -200,7 +206,7 @@ class Container(containers.DeclarativeContainer):
     ))
     recovery = service(lambda self: Recovery(
         sessions=self.sessions(), recovery_repo=self.sessions(), queue=self.queue(),
-        storage=self.storage(), uploads=self.storage(),
+        storage=self.storage(), uploads=self.storage(), tokens=self.client_token_repo(),
         policy=policies.recovery(self.settings()), new_id=self.new_id(), clock=self.clock(),
     ))
     erasure = service(lambda self: Erasure(
@@ -220,6 +226,11 @@ class Container(containers.DeclarativeContainer):
     ))
     service_key_issuer = service(lambda self: door.service_key_issuer(
         service_keys=self.service_keys(), new_id=self.new_id(), clock=self.clock(),
+    ))
+    client_tokens = service(lambda self: ClientTokens(
+        tokens=self.client_token_repo(), accounts=self.accounts(), reads=self.sessions(),
+        new_secret=new_client_token, hash_secret=key_sha256, new_id=self.new_id(),
+        clock=self.clock(),
     ))
     dead_letters = service(lambda self: DeadLetters(
         letters=self.queue(), read_session=lambda session_id: self.sessions().get(session_id, None),

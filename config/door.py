@@ -15,11 +15,13 @@ from adapters.auth.api_keys import (
     new_service_key,
 )
 from adapters.auth.bearer import BearerAuthenticator
+from adapters.auth.client_tokens import CLIENT_TOKEN_PREFIX, ShopperTokens
 from adapters.auth.jwks_client import JwksClient
 from adapters.auth.memory import InMemoryApiKeyRepo, InMemoryServiceKeyRepo
 from adapters.auth.store_origins import store_origins
 from adapters.auth.user_keys import UserKeys
 from adapters.auth.user_tokens import UserTokens
+from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.erasure.memory import InMemoryErasureRepo
 from adapters.postgres.database import Database
@@ -31,6 +33,7 @@ from config.options import Environment
 from config.services import Repositories
 from config.settings import Settings
 from domain.account_ports import ServiceKeyRepoPort
+from domain.client_tokens import ClientTokenRepoPort
 from domain.keys import ApiKeyIssuer, ServiceKeyIssuer
 from domain.plans import AccountLimits
 from domain.ports import ApiKeyRepoPort
@@ -49,6 +52,12 @@ def memory_repositories(limits: AccountLimits, *, clock: Clock) -> Repositories:
         erasure=InMemoryErasureRepo(sessions),
         accounts=accounts,
         api_keys=InMemoryApiKeyRepo(clock=clock, stores=stores, log=log),
+        client_tokens=InMemoryClientTokenRepo(
+            clock=clock,
+            origins_of=stores.origins_of,
+            budgets=sessions.budgets,
+            may_refund=sessions.may_refund,
+        ),
         stores=stores,
         service_keys=InMemoryServiceKeyRepo(clock=clock, log=log),
         audit_log=log,
@@ -59,6 +68,7 @@ def authenticator(
     settings: Settings,
     *,
     api_keys: ApiKeyRepoPort,
+    client_tokens: ClientTokenRepoPort,
     service_keys: ServiceKeyRepoPort,
     user_keys: UserKeys | None,
     clock: Clock,
@@ -75,6 +85,7 @@ def authenticator(
     return BearerAuthenticator(
         keys={
             API_KEY_PREFIX: StoreKeys(api_keys, origins=pages.own),
+            CLIENT_TOKEN_PREFIX: ShopperTokens(client_tokens, clock=clock),
             SERVICE_KEY_PREFIX: ServiceKeys(service_keys),
         },
         users=users,

@@ -73,6 +73,11 @@ class DoorSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_fi
             " a revoked key keeps working for at most this long"
         ),
     ] = 5
+    max_shopper_uploads: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000),
+        doc("Uploads per day of one shopper with client tokens; they count for the store as well"),
+    ] = 50
     signing_secret: Annotated[
         Secret | None, doc("Key that signs picture URLs, unless the storage is `s3`", secret=True)
     ] = None

@@ -162,7 +162,11 @@ def recovery(settings: Settings) -> RecoveryPolicy:
 
 
 def uploads(settings: Settings) -> UploadPolicy:
-    return UploadPolicy(max_per_day=settings.max_uploads, max_bytes=settings.fetch_max_bytes)
+    return UploadPolicy(
+        max_per_day=settings.max_uploads,
+        max_per_shopper=settings.max_shopper_uploads,
+        max_bytes=settings.fetch_max_bytes,
+    )
 
 
 def database(settings: Settings) -> DatabaseArguments:

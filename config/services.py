@@ -10,6 +10,7 @@ from domain.account_ports import (
     ServiceKeyRepoPort,
     StoreRepoPort,
 )
+from domain.client_tokens import ClientTokenRepoPort
 from domain.erasure import ErasureRepoPort
 from domain.picture_ports import (
     PictureStoragePort,
@@ -57,6 +58,7 @@ class Repositories:
     sessions: Sessions
     accounts: Accounts
     api_keys: ApiKeyRepoPort
+    client_tokens: ClientTokenRepoPort
     stores: StoreRepoPort
     service_keys: ServiceKeyRepoPort
     audit_log: AuditLogPort

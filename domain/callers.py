@@ -1,5 +1,6 @@
 """Who calls: a user, a store, one of a store's shoppers, or a service of the operator's."""
 
+import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
@@ -35,6 +36,15 @@ class Shopper:
     id: str
     token_id: UUID
 
+    def stored_key(self, idempotency_key: str) -> str:
+        """This shopper's idempotency key as its session has it.
+
+        A store and each of its shoppers have keys of their own: a request under another one's key
+        would be answered with that one's session. No key that a caller sends and no shopper's id
+        has a space, so no two stored keys are equal unless shopper and key are.
+        """
+        return f"{self.id} {hashlib.sha256(idempotency_key.encode()).hexdigest()}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
@@ -56,6 +66,11 @@ class Caller:
         if self.shopper is not None:
             return CallerKind.SHOPPER
         return CallerKind.USER if self.owner.channel is Channel.B2C else CallerKind.STORE
+
+    @property
+    def shopper_id(self) -> str | None:
+        """The shopper to whose sessions the caller is confined; None for users and stores."""
+        return None if self.shopper is None else self.shopper.id
 
     def check_origin(self, origin: str | None) -> None:
         """Raises ``DomainMismatch`` unless the credential may be used from ``origin``, which

@@ -5,8 +5,8 @@
     WearonError
     ├── InvalidInput, InsufficientCredits, NotFound: UnknownStore;
     │   Conflict: Unconfirmed, TruncatedLetter, LinkInUse;
-    │   IdempotencyKeyReused, BodyTooSlow,
-    │   UploadTooLarge, TooManyActive, TooManyUploads, RateLimited,
+    │   IdempotencyKeyReused, BodyTooSlow, UploadTooLarge,
+    │   TooManyActive: TooManyTokens; TooManyUploads, RateLimited,
     │   Unauthenticated: InvalidApiKey, Forbidden: DomainMismatch,
     │   TokenUsedUp, Suspended, AgeVerificationRequired                     the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, StorageUnavailable,
@@ -102,6 +102,10 @@ class TooManyActive(WearonError):
     """The owner has reached its limit of unfinished sessions; nothing was charged."""
 
     code = "TOO_MANY_ACTIVE"
+
+
+class TooManyTokens(TooManyActive):
+    """The shopper has reached its limit of live client tokens."""
 
 
 class UploadTooLarge(WearonError):

@@ -306,11 +306,18 @@ class Position:
     id: UUID
 
 
+MAX_COUNTED = 10_000
+"""How many of one shopper's sessions are counted."""
+
+
 class SessionReadPort(Protocol):
-    """Reading sessions. An ``owner`` of None means the operator, who sees every session.
+    """Reading sessions. An ``owner`` of None means the operator, who sees every session. With a
+    ``shopper_id``, the owner is a store, and its other sessions are like another owner's.
     Raises ``DatabaseUnavailable``."""
 
-    async def get(self, session_id: UUID, owner: Owner | None) -> GenerationSession:
+    async def get(
+        self, session_id: UUID, owner: Owner | None, *, shopper_id: str | None = None
+    ) -> GenerationSession:
         """Raises ``NotFound`` for an unknown id, and the same for another owner's session."""
 
     async def history(
@@ -320,11 +327,13 @@ class SessionReadPort(Protocol):
         status: SessionStatus | None,
         limit: int,
         after: Position | None,
+        shopper_id: str | None = None,
     ) -> list[GenerationSession]:
         """Newest first, starting after the position ``after``."""
 
-    async def stats(self, owner: Owner) -> SessionStats:
-        """The owner's counts by status."""
+    async def stats(self, owner: Owner, *, shopper_id: str | None = None) -> SessionStats:
+        """The owner's counts by status. Of a shopper, only the newest MAX_COUNTED sessions are
+        counted."""
 
     async def queued_before(self, session: GenerationSession, *, limit: int) -> int:
         """The number of older ``queued`` sessions of all owners, counted up to ``limit``."""

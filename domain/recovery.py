@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from domain.causes import Cause, CauseKind
+from domain.client_tokens import ClientTokenRepoPort
 from domain.errors import StorageUnavailable, Unavailable
 from domain.generation import EXPIRED, NO_PICTURE, WorkPolicy
 from domain.picture_ports import PictureStoragePort, UploadStoragePort
@@ -18,6 +19,9 @@ from domain.submission import NOT_PUSHED
 from domain.tasks import GenerationTask, UnreadableTask
 
 _UPLOAD_BATCH = 1_000
+_TOKEN_BATCH = 1_000
+_TOKENS_KEPT = timedelta(days=1)
+"""How long an expired client token can still be looked up."""
 _MAX_BLOCKED = 10_000
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _CLOCK_SKEW = timedelta(hours=1)
@@ -86,6 +90,7 @@ class RecoveryReport:
     never_pushed: int = 0
     pictures_deleted: int = 0
     uploads_deleted: int = 0
+    tokens_deleted: int = 0
     blocked: int = 0
 
     @property
@@ -108,6 +113,7 @@ class Recovery:
         queue: TaskQueuePort,
         storage: PictureStoragePort,
         uploads: UploadStoragePort,
+        tokens: ClientTokenRepoPort,
         policy: RecoveryPolicy,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
@@ -117,6 +123,7 @@ class Recovery:
         self._queue = queue
         self._storage = storage
         self._uploads = uploads
+        self._tokens = tokens
         self._policy = policy
         self._new_id = new_id
         self._clock = clock
@@ -151,6 +158,7 @@ class Recovery:
             self._push_lost,
             self._delete_pictures,
             self._delete_uploads,
+            self._delete_tokens,
         ):
             try:
                 await step(done)
@@ -333,6 +341,12 @@ class Recovery:
         if deleted >= _UPLOAD_BATCH:
             self._next_upload_search = now
         done["uploads_deleted"] = deleted
+
+    async def _delete_tokens(self, done: Counter[str]) -> None:
+        """One batch of expired client tokens per run."""
+        done["tokens_deleted"] = await self._tokens.purge(
+            expired_for=_TOKENS_KEPT, limit=_TOKEN_BATCH
+        )
 
 
 def _not_deleted(errors: Sequence[Exception]) -> Exception:

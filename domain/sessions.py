@@ -218,6 +218,11 @@ class GenerationSession:
     erased_at: datetime | None = None
 
     @property
+    def shopper_id(self) -> str | None:
+        """The shopper who requested it, if one did."""
+        return None if self.shopper is None else self.shopper.id
+
+    @property
     def attempts_spent(self) -> int:
         """The attempts that count, including the current one: it may be killing its worker."""
         return self.attempt - self.attempts_excused

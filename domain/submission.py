@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from domain.age import AgeVerification
-from domain.callers import Caller, CallerKind
+from domain.callers import Caller, CallerKind, Shopper
 from domain.credits import Channel, Owner
 from domain.deadlines import SharedTimeout
 from domain.errors import (
@@ -38,6 +38,7 @@ from domain.sessions import (
 )
 from domain.signup import NO_SIGNUP, SignupPolicy
 from domain.tasks import GenerationTask
+from domain.uploads import leads_to_another_shopper
 
 MAX_URL_LENGTH = 2_048
 CONFIRM_BATCH = 500
@@ -79,6 +80,14 @@ class TryOnRequest:
         if self.idempotency_key is not None and not _KEY.fullmatch(self.idempotency_key):
             raise InvalidInput("Idempotency-Key", "must be 1 to 255 visible ASCII characters")
 
+    @property
+    def stored_key(self) -> str | None:
+        """The idempotency key as the session has it: a shopper's is apart from all others."""
+        shopper = self.caller.shopper
+        if shopper is None or self.idempotency_key is None:
+            return self.idempotency_key
+        return shopper.stored_key(self.idempotency_key)
+
 
 def _check_input(asked: GenerationInput, caller: Caller, links: LinkRules) -> None:
     _check_url("model_image_url", asked.model_image_url, links)
@@ -90,6 +99,20 @@ def _check_input(asked: GenerationInput, caller: Caller, links: LinkRules) -> No
         _check_url(f"accessories[{index}].url", accessory.url, links)
     if asked.prompt != DEFAULT_PROMPT:
         _check_prompt(asked.prompt, caller)
+    if caller.shopper is not None:
+        _check_uploads(asked, caller.shopper, links)
+
+
+def _check_uploads(asked: GenerationInput, shopper: Shopper, links: LinkRules) -> None:
+    """Reject another shopper's upload. A store's uploads are read without their signature, so a
+    link to one would do that had expired, or that lacks its signature."""
+    fields = ["model_image_url"]
+    if asked.outfit_image_url is not None:
+        fields.append("outfit_image_url")
+    fields += [f"accessories[{index}].url" for index in range(len(asked.accessories))]
+    for field, url in zip(fields, asked.image_urls, strict=True):
+        if leads_to_another_shopper(url, shopper.id) and links.is_own(url):
+            raise InvalidInput(field, "is not an upload of this shopper")
 
 
 def _check_prompt(prompt: str, caller: Caller) -> None:
@@ -324,15 +347,17 @@ class Submission:
                 self._unconfirmed.pop(session_id, None)
         return confirmed
 
-    async def cancel(self, session_id: UUID, owner: Owner) -> GenerationSession:
+    async def cancel(
+        self, session_id: UUID, owner: Owner, *, shopper_id: str | None = None
+    ) -> GenerationSession:
         """Fail a ``queued`` session with its refund.
 
         Raises ``NotFound``, and ``Conflict`` if it is no longer queued.
         """
-        session = await self._reads.get(session_id, owner)
+        session = await self._reads.get(session_id, owner, shopper_id=shopper_id)
         if not await self._sessions.fail_queued(session.id, _CANCELLED):
             raise Conflict("Only a queued session can be cancelled")
-        return await self._reads.get(session_id, owner)
+        return await self._reads.get(session_id, owner, shopper_id=shopper_id)
 
     def _session(self, request: TryOnRequest) -> GenerationSession:
         age_rule = self._policy.age_rule(request.caller.owner.channel)
@@ -343,7 +368,7 @@ class Submission:
             input=_with_age(request.input, age_rule),
             created_at=self._clock(),
             shopper=request.caller.shopper,
-            idempotency_key=request.idempotency_key,
+            idempotency_key=request.stored_key,
         )
 
 

@@ -1,9 +1,11 @@
 """Uploads: pictures that callers store with us before they use them in a request.
 
-An upload is an object whose key names its owner and its day, so quotas and ages need no table.
+An upload is an object whose key names its owner and its day, so quotas and ages need no table. The
+uploads of a store's shopper are in a folder of their own within the store's.
 """
 
 import asyncio
+import hashlib
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -13,6 +15,8 @@ from datetime import date, datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
+from domain.callers import Shopper
+from domain.client_tokens import ClientTokenRepoPort
 from domain.credits import GENERATION_COST, Owner
 from domain.errors import (
     BodyTooSlow,
@@ -23,6 +27,7 @@ from domain.errors import (
     Refused,
     StorageUnavailable,
     TooManyUploads,
+    Unauthenticated,
     UploadTooLarge,
 )
 from domain.object_keys import media_type_of
@@ -34,6 +39,11 @@ _BUSY = "Too many uploads in progress; try again later"
 _BUSY_SECONDS = 5
 
 
+_SHOPPER_FOLDER = re.compile(r"/shopper-[0-9a-f]{32}/")
+_OWNER_DEPTH = 3
+"""How many slashes the folder of an owner has."""
+
+
 class InspectHead(Protocol):
     """Finds the media type of a file by its first bytes. Raises ``Refused`` unless it may be a
     picture of a usable size."""
@@ -42,7 +52,7 @@ class InspectHead(Protocol):
 
 
 _UPLOAD = re.compile(
-    r"uploads/[0-9]{4}-[0-9]{2}-[0-9]{2}/(?P<whose>[^/]+/[^/]+)"
+    r"uploads/[0-9]{4}-[0-9]{2}-[0-9]{2}/(?P<whose>[^/]+/[^/]+)(?:/shopper-[0-9a-f]{32})?"
     r"/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.[a-z]+"
 )
 
@@ -55,6 +65,27 @@ def upload_folder(owner: Owner, day: date) -> str:
 def upload_path(owner: Owner) -> str:
     """The part of the folders of ``owner``'s uploads after their day."""
     return f"{owner.channel}/{owner.id}"
+
+
+def shopper_folder(folder: str, shopper_id: str) -> str:
+    """The folder of a shopper's uploads within ``folder``, that of its store. Links and logs name
+    it, so it does not show the shopper's id."""
+    return f"{folder}/{_folder_name(shopper_id)}"
+
+
+def leads_to_another_shopper(url: str, shopper_id: str) -> bool:
+    """Whether a link to an upload leads into the folder of another shopper."""
+    return any(name[1:-1] != _folder_name(shopper_id) for name in _SHOPPER_FOLDER.findall(url))
+
+
+def _folder_name(shopper_id: str) -> str:
+    return f"shopper-{hashlib.sha256(shopper_id.encode()).hexdigest()[:32]}"
+
+
+def _folder_of_store(folder: str) -> str | None:
+    """The store's folder, if ``folder`` is that of one of its shoppers."""
+    store, _, name = folder.rpartition("/")
+    return store if name.startswith("shopper-") and store.count("/") == _OWNER_DEPTH else None
 
 
 def is_upload(object_key: str) -> bool:
@@ -70,10 +101,11 @@ def is_upload_of(owner: Owner, object_key: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadPolicy:
-    """An owner's quota of uploads per day, the size limit of each, and how long a link for sending
-    one is valid."""
+    """An owner's quota of uploads per day, and the share of it that one shopper may use; the size
+    limit of each, and how long a link for sending one is valid."""
 
     max_per_day: int = 1_000
+    max_per_shopper: int = 50
     max_bytes: int = 10_000_000
     send_within: timedelta = timedelta(minutes=15)
 
@@ -95,22 +127,30 @@ class Uploads:
         *,
         storage: UploadStoragePort,
         accounts: CreditRepoPort,
+        tokens: ClientTokenRepoPort,
         policy: UploadPolicy,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
     ) -> None:
         self._storage = storage
         self._accounts = accounts
+        self._tokens = tokens
         self._policy = policy
         self._new_id = new_id
         self._clock = clock
 
-    async def offer(self, owner: Owner, media_type: str) -> UploadOffer:
+    async def offer(
+        self, owner: Owner, media_type: str, *, shopper: Shopper | None = None
+    ) -> UploadOffer:
         """Links for one new picture. Raises ``InsufficientCredits`` if the owner could not use it,
-        ``Forbidden`` if it is suspended, ``TooManyUploads``, and ``StorageUnavailable`` when the
-        storage does not answer."""
+        and ``TokenUsedUp`` or ``Unauthenticated`` if the shopper could not; ``Forbidden`` if it is
+        suspended, ``TooManyUploads``, and ``StorageUnavailable`` when the storage does not
+        answer."""
         now = self._clock().replace(microsecond=0)  # Signed links have whole seconds only.
         folder = upload_folder(owner, now.date())
+        if shopper is not None:
+            await self._require_picture(shopper)
+            folder = shopper_folder(folder, shopper.id)
         account = await self._accounts.account(owner)
         account.require_active()
         account.require(GENERATION_COST)
@@ -124,9 +164,21 @@ class Uploads:
             max_bytes=self._policy.max_bytes,
         )
 
+    async def _require_picture(self, shopper: Shopper) -> None:
+        token = await self._tokens.get(shopper.token_id)
+        if token is None:
+            raise Unauthenticated("The client token has expired or was revoked")
+        token.require_picture(self._clock())
+
     async def check_quota(self, folder: str) -> None:
-        """Raises ``TooManyUploads`` if the quota of ``folder`` is used up."""
-        quota = self._policy.max_per_day
+        """Raises ``TooManyUploads`` if the quota of ``folder`` is used up: that of a shopper, or
+        that of its owner, which includes its shoppers' uploads."""
+        store = _folder_of_store(folder)
+        if store is not None:
+            await self._check(folder, self._policy.max_per_shopper)
+        await self._check(store or folder, self._policy.max_per_day)
+
+    async def _check(self, folder: str, quota: int) -> None:
         if await self._storage.count_uploads(folder, limit=quota) >= quota:
             raise TooManyUploads(
                 f"The daily limit of {quota} uploads is reached",
@@ -136,12 +188,15 @@ class Uploads:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceivingLimits:
-    """Bounds of uploads in progress, in one process: of all, of one owner and from one address. One
-    address may be that of a proxy, and many clients. A body must arrive within ``grace_seconds`` or
+    """Bounds of uploads in progress, in one process: of all, of one owner itself, of one shopper,
+    of all shoppers of a store, and from one address. One address may be that of a proxy, and many
+    clients. A body must arrive within ``grace_seconds`` or
     average ``min_bytes_per_second``."""
 
     in_progress: int = 128
     per_owner: int = 16
+    per_shopper: int = 4
+    per_store_of_shoppers: int = 64
     per_address: int = 64
     grace_seconds: float = 10.0
     min_bytes_per_second: int = 10_000
@@ -226,21 +281,32 @@ class UploadReceiver:
         limits = self._limits
         if object_key in self._links:
             raise LinkInUse("This upload link is receiving a picture")
-        if self._folders[folder] >= limits.per_owner:
+        shares = self._shares(folder)
+        if any(self._folders[share] >= limit for share, limit in shares.items()):
             raise TooManyUploads(_BUSY, retry_after_seconds=_BUSY_SECONDS)
         if self._addresses[address] >= limits.per_address:
             raise TooManyUploads(_BUSY, retry_after_seconds=_BUSY_SECONDS)
         if len(self._links) >= limits.in_progress:
             raise Overloaded(_BUSY)
         self._links.add(object_key)
-        self._folders[folder] += 1
+        self._folders.update(shares.keys())
         self._addresses[address] += 1
         try:
             yield
         finally:
             self._links.remove(object_key)
-            self._folders -= Counter([folder])  # also drops what is no longer counted
+            self._folders -= Counter(shares.keys())  # also drops what is no longer counted
             self._addresses -= Counter([address])
+
+    def _shares(self, folder: str) -> dict[str, int]:
+        """What an upload to ``folder`` counts for, each with its limit."""
+        store = _folder_of_store(folder)
+        if store is None:
+            return {folder: self._limits.per_owner}
+        return {
+            folder: self._limits.per_shopper,
+            f"{store}/*": self._limits.per_store_of_shoppers,
+        }
 
 
 class _Arriving:

@@ -33,9 +33,11 @@ class SessionViews:
         self._reads = reads
         self._storage = storage
 
-    async def get(self, session_id: UUID, owner: Owner) -> SessionView:
-        """Raises ``NotFound``, also for another owner's session."""
-        session = await self._reads.get(session_id, owner)
+    async def get(
+        self, session_id: UUID, owner: Owner, *, shopper_id: str | None = None
+    ) -> SessionView:
+        """Raises ``NotFound``, also for another owner's or another shopper's session."""
+        session = await self._reads.get(session_id, owner, shopper_id=shopper_id)
         return SessionView(
             session=session,
             picture_url=self._picture_url(session),

@@ -14,7 +14,8 @@ from domain.picture_ports import Picture, PictureFetcherPort, PictureStoragePort
 from domain.sessions import ErrorCode
 from domain.uploads import is_upload, is_upload_of
 
-_KEY_PARTS = 5
+_KEY_PARTS = (5, 6)
+"""An upload's key has one part more if it is a shopper's."""
 
 Download = Callable[[str], Awaitable[bytes]]
 """Downloads from an untrusted link. Raises ``Refused`` or ``InputUnavailable``."""
@@ -90,10 +91,11 @@ def upload_key(url: str, pictures: PictureStoragePort) -> str | None:
     waited.
     """
     location, _, _ = url.partition("?")
-    object_key = "/".join(unquote(location).split("/")[-_KEY_PARTS:])
-    if not is_upload(object_key):
-        return None
-    return object_key if location == pictures.url(object_key).partition("?")[0] else None
+    parts = unquote(location).split("/")
+    for object_key in ("/".join(parts[-count:]) for count in _KEY_PARTS):
+        if is_upload(object_key):
+            return object_key if location == pictures.url(object_key).partition("?")[0] else None
+    return None
 
 
 class _Budget:

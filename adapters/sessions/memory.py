@@ -17,6 +17,7 @@ from domain.credits import GENERATION_COST, Owner
 from domain.errors import IllegalTransition, NotFound
 from domain.plans import NO_LIMITS, AccountLimits
 from domain.ports import (
+    MAX_COUNTED,
     AttemptRepoPort,
     Position,
     Receipt,
@@ -305,9 +306,11 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
                 moved.append(row.session)
         return moved
 
-    async def get(self, session_id: UUID, owner: Owner | None) -> GenerationSession:
+    async def get(
+        self, session_id: UUID, owner: Owner | None, *, shopper_id: str | None = None
+    ) -> GenerationSession:
         row = self._rows.get(session_id)
-        if row is None or owner not in {None, row.session.owner}:
+        if row is None or not _is_of(row.session, owner, shopper_id):
             raise NotFound("No such generation")
         return row.session
 
@@ -318,18 +321,25 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         status: SessionStatus | None,
         limit: int,
         after: Position | None,
+        shopper_id: str | None = None,
     ) -> list[GenerationSession]:
         rows = [
             row
             for row in self._rows.values()
-            if owner in {None, row.session.owner}
+            if _is_of(row.session, owner, shopper_id)
             and status in {None, row.session.status}
             and (after is None or _position(row) < (after.created_at, after.id))
         ]
         return [row.session for row in _newest_first(rows)[:limit]]
 
-    async def stats(self, owner: Owner) -> SessionStats:
-        return self._stats(owner)
+    async def stats(self, owner: Owner, *, shopper_id: str | None = None) -> SessionStats:
+        return self._stats(owner, shopper_id)
+
+    def may_refund(self, token_id: UUID) -> bool:
+        """Whether a session may still be refunded to a client token."""
+        owing = [row.session for row in self._rows.values() if not row.refunded]
+        shoppers = [one.shopper for one in owing if one.status is not SessionStatus.COMPLETED]
+        return any(shopper and shopper.token_id == token_id for shopper in shoppers)
 
     async def queued_before(self, session: GenerationSession, *, limit: int) -> int:
         mine = (session.created_at, session.id)
@@ -394,10 +404,11 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
                 return row.session
         return None
 
-    def _stats(self, owner: Owner) -> SessionStats:
-        counts = Counter(
-            row.session.status for row in self._rows.values() if row.session.owner == owner
-        )
+    def _stats(self, owner: Owner, shopper_id: str | None = None) -> SessionStats:
+        rows = [row for row in self._rows.values() if _is_of(row.session, owner, shopper_id)]
+        if shopper_id is not None:
+            rows = _newest_first(rows)[:MAX_COUNTED]
+        counts = Counter(row.session.status for row in rows)
         return SessionStats(**{status.value: counts[status] for status in SessionStatus})
 
     def _queued(self, session_id: UUID) -> _Row | None:
@@ -485,6 +496,10 @@ def _paid_for(session: GenerationSession) -> tuple[object, ...]:
         session.input,
         session.idempotency_key,
     )
+
+
+def _is_of(session: GenerationSession, owner: Owner | None, shopper_id: str | None) -> bool:
+    return owner in {None, session.owner} and shopper_id in {None, session.shopper_id}
 
 
 def _position(row: _Row) -> tuple[datetime, UUID]:

@@ -27,6 +27,7 @@ from domain.credits import Owner
 from domain.errors import DatabaseUnavailable, NotFound
 from domain.plans import NO_LIMITS, AccountLimits
 from domain.ports import (
+    MAX_COUNTED,
     AttemptRepoPort,
     Position,
     Receipt,
@@ -259,11 +260,17 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         )
         return _total(rows)
 
-    async def get(self, session_id: UUID, owner: Owner | None) -> GenerationSession:
+    async def get(
+        self, session_id: UUID, owner: Owner | None, *, shopper_id: str | None = None
+    ) -> GenerationSession:
         if owner is None:
             row = await self._database.fetch_row(sql.GET, session_id)
-        else:
+        elif shopper_id is None:
             row = await self._database.fetch_row(sql.GET_OWNED, session_id, owner.channel, owner.id)
+        else:
+            row = await self._database.fetch_row(
+                sql.GET_OF_SHOPPER, session_id, owner.channel, owner.id, shopper_id
+            )
         if row is None:
             raise NotFound("No such generation")
         return session_of(row)
@@ -275,6 +282,7 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         status: SessionStatus | None,
         limit: int,
         after: Position | None,
+        shopper_id: str | None = None,
     ) -> list[GenerationSession]:
         statuses = list(SessionStatus) if status is None else [status]
         if owner is None:
@@ -284,12 +292,20 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
             place = (
                 (sql.END_OF_TIME, sql.LAST_ID) if after is None else (after.created_at, after.id)
             )
-            rows = await self._database.fetch(
-                sql.HISTORY, owner.channel, owner.id, statuses, *place, limit
-            )
+            whose = (owner.channel, owner.id)
+            if shopper_id is None:
+                rows = await self._database.fetch(sql.HISTORY, *whose, statuses, *place, limit)
+            else:
+                rows = await self._database.fetch(
+                    sql.HISTORY_OF_SHOPPER, *whose, shopper_id, statuses, *place, limit
+                )
         return [session_of(row) for row in rows]
 
-    async def stats(self, owner: Owner) -> SessionStats:
+    async def stats(self, owner: Owner, *, shopper_id: str | None = None) -> SessionStats:
+        if shopper_id is not None:
+            whose = (owner.channel, owner.id, shopper_id)
+            rows = await self._database.fetch(sql.STATS_OF_SHOPPER, *whose, MAX_COUNTED)
+            return SessionStats(**{row["status"]: row["count"] for row in rows})
         rows = await self._database.fetch(sql.STATS, owner.channel, owner.id)
         counts = Counter({row["status"]: row["count"] for row in rows})
         active = counts["queued"] + counts["processing"]

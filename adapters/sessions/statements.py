@@ -362,6 +362,7 @@ MARK_IMAGES_DELETED = """
 
 GET = f"SELECT {SELECTED} FROM generation_sessions AS s WHERE s.id = $1"
 GET_OWNED = f"{GET} AND s.channel = $2 AND s.owner_id = $3"
+GET_OF_SHOPPER = f"{GET_OWNED} AND s.shopper_id = $4"
 
 # Counts only few rows: unfinished sessions, and failed ones that still lack their refund.
 STATS = """
@@ -374,6 +375,13 @@ STATS = """
     SELECT unnest(ARRAY['created', 'refunded']), unnest(ARRAY[sessions_created, sessions_refunded])
     FROM credit_accounts WHERE channel = $1 AND owner_id = $2"""
 
+STATS_OF_SHOPPER = """
+    SELECT status, count(*) FROM (
+        SELECT status FROM generation_sessions
+        WHERE channel = $1 AND owner_id = $2 AND shopper_id = $3
+        ORDER BY created_at DESC, id DESC LIMIT $4) AS newest
+    GROUP BY status"""
+
 # The newest of each status, by the index, and then the newest of those.
 HISTORY = f"""
     SELECT s.* FROM unnest($3::text[]) AS wanted (status) CROSS JOIN LATERAL (
@@ -382,6 +390,13 @@ HISTORY = f"""
             AND (s.created_at, s.id) < ($4, $5)
         ORDER BY s.created_at DESC, s.id DESC LIMIT $6) AS s
     ORDER BY s.created_at DESC, s.id DESC LIMIT $6"""
+
+# A shopper has few sessions, so these have no index by status.
+HISTORY_OF_SHOPPER = f"""
+    SELECT {SELECTED} FROM generation_sessions AS s
+    WHERE s.channel = $1 AND s.owner_id = $2 AND s.shopper_id = $3 AND s.status = ANY ($4::text[])
+        AND (s.created_at, s.id) < ($5, $6)
+    ORDER BY s.created_at DESC, s.id DESC LIMIT $7"""
 
 # By the primary key: ids are UUIDv7, so their order is the order of creation.
 HISTORY_OF_ALL = f"""

@@ -10,6 +10,7 @@ from entrypoints.cli.run import demo, dev, list_settings, migrate, recover, serv
 from entrypoints.cli.services import services_group
 from entrypoints.cli.storage import storage_group
 from entrypoints.cli.stores import stores_group
+from entrypoints.cli.tokens import tokens_group
 
 click.rich_click.COMMAND_GROUPS = {
     "wearon": [
@@ -18,7 +19,7 @@ click.rich_click.COMMAND_GROUPS = {
         {"name": "Operate it", "commands": ["sessions", "queue", "dead", "storage"]},
         {
             "name": "Manage accounts",
-            "commands": ["stores", "owners", "credits", "keys", "services", "audit"],
+            "commands": ["stores", "owners", "credits", "keys", "tokens", "services", "audit"],
         },
     ]
 }
@@ -45,6 +46,7 @@ for command in (
     worker,
     recover,
     sessions_group,
+    tokens_group,
     queue_group,
     dead_group,
     storage_group,

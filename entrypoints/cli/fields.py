@@ -23,9 +23,13 @@ def flat(record: object) -> dict[str, Any]:
 def session_fields(session: GenerationSession) -> dict[str, Any]:
     """Everything that is stored of a session, one level deep."""
     fields = flat(session)
-    picture, failure, usage = (fields.pop(name) or {} for name in ("picture", "failure", "usage"))
+    picture, failure, usage, shopper = (
+        fields.pop(name) or {} for name in ("picture", "failure", "usage", "shopper")
+    )
     return {
         "session_id": fields.pop("id"),
+        "shopper_id": shopper.get("id"),
+        "client_token_id": shopper.get("token_id"),
         **fields.pop("input"),
         **fields,
         "attempts_spent": session.attempts_spent,

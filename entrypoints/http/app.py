@@ -12,6 +12,7 @@ from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp
 
 from config.logging import AccessLine, logged_access_line
+from domain.client_tokens import ClientTokens
 from domain.erasure import Erasure
 from domain.picture_ports import SignedReadPort
 from domain.ports import CreditRepoPort, SessionReadPort
@@ -21,6 +22,7 @@ from domain.uploads import UploadReceiver, Uploads
 from domain.views import SessionViews
 from entrypoints.http import public
 from entrypoints.http.admin import ADMIN_HANDLERS, Administration
+from entrypoints.http.client_tokens import CLIENT_TOKEN_HANDLERS
 from entrypoints.http.cors import BrowserHeaders
 from entrypoints.http.credits import CREDIT_HANDLERS
 from entrypoints.http.door import Door
@@ -59,6 +61,7 @@ class Services:
     readiness: Mapping[str, public.Check]
     uploads: Uploads
     erasure: Erasure
+    client_tokens: ClientTokens
     files: SignedReadPort | None
     receiver: UploadReceiver | None
     samples: Callable[[str], bytes] | None
@@ -101,6 +104,7 @@ def create_app(
             "readiness": _always(services.readiness),
             "uploads": _always(services.uploads),
             "erasure": _always(services.erasure),
+            "client_tokens": _always(services.client_tokens),
             "files": _always(services.files),
             "receiver": _always(services.receiver),
             "samples": _always(services.samples),
@@ -136,6 +140,7 @@ def _api(services: Services, submit: SubmitRoute) -> Router:
             declare(submit),
             *GENERATION_HANDLERS,
             offer_upload,
+            *CLIENT_TOKEN_HANDLERS,
             *CREDIT_HANDLERS,
             *ADMIN_HANDLERS,
             *ORIGINAL_HANDLERS,

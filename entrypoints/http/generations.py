@@ -9,8 +9,10 @@ from litestar import delete, get, post
 from litestar.params import QueryParameter
 from msgspec import Meta
 
-from domain.callers import Caller
+from domain.callers import Caller, CallerKind
+from domain.client_tokens import check_shopper_id
 from domain.erasure import Erasure
+from domain.errors import InvalidInput
 from domain.links import LinkRules
 from domain.ports import Position, SessionReadPort
 from domain.sessions import GenerationSession, SessionStatus
@@ -40,6 +42,11 @@ StatusFilter = Annotated[
     SessionStatus | None, QueryParameter(description="Only sessions in this status.")
 ]
 
+ShopperFilter = Annotated[
+    str | None,
+    QueryParameter(description="Stores only: only sessions of this shopper, by your own id."),
+]
+
 GENERATION_TAGS = ["Generations"]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -64,6 +71,7 @@ def try_on(
 
 @get(
     "/generations",
+    opt=for_shoppers_too(),
     tags=GENERATION_TAGS,
     summary="List your sessions",
     response_description="One page of your sessions, newest first.",
@@ -77,14 +85,30 @@ async def list_generations(
     status: StatusFilter = None,
     limit: Limit = 20,
     cursor: CursorText = None,
+    shopper_id: ShopperFilter = None,
 ) -> SessionPageEnvelope:
     """Newest first, up to `limit` per page. `queue_position` is always null here."""
+    caller = request.user
     found = await sessions.history(
-        request.user.owner, status=status, limit=limit + 1, after=_position(cursor)
+        caller.owner,
+        status=status,
+        limit=limit + 1,
+        after=_position(cursor),
+        shopper_id=_shopper(caller, shopper_id),
     )
-    items = [Session.of(views.view_of(session)) for session in found[:limit]]
+    items = [Session.seen_by(caller, views.view_of(session)) for session in found[:limit]]
     next_cursor = _cursor(found[limit - 1]) if len(found) > limit else None
     return SessionPageEnvelope(data=SessionPage(items=items, next_cursor=next_cursor), error=None)
+
+
+def _shopper(caller: Caller, asked: str | None) -> str | None:
+    """Whose sessions to list. Shoppers and users cannot ask for a shopper's."""
+    if asked is None:
+        return caller.shopper_id
+    if caller.kind is not CallerKind.STORE:
+        raise InvalidInput("shopper_id", "only stores may give it")
+    check_shopper_id(asked)
+    return asked
 
 
 def _position(cursor: str | None) -> Position | None:
@@ -100,6 +124,7 @@ def _cursor(session: GenerationSession) -> str:
 
 @get(
     "/generations/stats",
+    opt=for_shoppers_too(),
     tags=GENERATION_TAGS,
     summary="Count your sessions",
     response_description="The number of your sessions, by status.",
@@ -109,11 +134,14 @@ async def count_generations(
     request: OwnedRequest, sessions: Injected[SessionReadPort]
 ) -> StatsEnvelope:
     """The number of your sessions, in total and by status."""
-    return StatsEnvelope(data=Stats.of(await sessions.stats(request.user.owner)), error=None)
+    caller = request.user
+    stats = await sessions.stats(caller.owner, shopper_id=caller.shopper_id)
+    return StatsEnvelope(data=Stats.of(stats), error=None)
 
 
 @get(
     "/generations/{session_id:str}",
+    opt=for_shoppers_too(),
     tags=GENERATION_TAGS,
     summary="Get a session",
     response_description="The session's current state.",
@@ -124,14 +152,15 @@ async def get_generation(
 ) -> SessionEnvelope:
     """The session, with its picture once completed. Poll about once per second until `status` is
     `completed` or `failed`."""
-    return SessionEnvelope(
-        data=Session.of(await views.get(session_id, request.user.owner)), error=None
-    )
+    caller = request.user
+    view = await views.get(session_id, caller.owner, shopper_id=caller.shopper_id)
+    return SessionEnvelope(data=Session.seen_by(caller, view), error=None)
 
 
 @post(
     "/generations/{session_id:str}/cancel",
     status_code=200,
+    opt=for_shoppers_too(),
     tags=GENERATION_TAGS,
     summary="Cancel a generation",
     response_description="The session, failed with `CANCELLED`; its credit is refunded.",
@@ -144,8 +173,9 @@ async def cancel_generation(
     views: Injected[SessionViews],
 ) -> SessionEnvelope:
     """Possible only while the session is `queued`; otherwise 409."""
-    session = await submission.cancel(session_id, request.user.owner)
-    return SessionEnvelope(data=Session.of(views.view_of(session)), error=None)
+    caller = request.user
+    session = await submission.cancel(session_id, caller.owner, shopper_id=caller.shopper_id)
+    return SessionEnvelope(data=Session.seen_by(caller, views.view_of(session)), error=None)
 
 
 @delete(
@@ -167,7 +197,7 @@ async def erase_generation(
     and for good. Status, times and amounts stay. Possible once `status` is final; otherwise 409.
     Repeating it is safe. After a 503 it may not be complete: repeat it."""
     session = await erasure.erase_session(session_id, request.user)
-    return SessionEnvelope(data=Session.of(views.view_of(session)), error=None)
+    return SessionEnvelope(data=Session.seen_by(request.user, views.view_of(session)), error=None)
 
 
 GENERATION_HANDLERS = (

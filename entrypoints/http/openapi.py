@@ -44,7 +44,8 @@ Virtual try-on: pictures of a person wearing the items that you choose.
 
 **Authentication.** Send `Authorization: Bearer <token>` with every call under `/api`. Stores send
 their API key (`wk_...`), users their JWT. Both use the same paths; each caller sees only its own
-resources.
+resources. A store's pages send a client token (`wc_...`), which the store's server creates for each
+shopper: it creates and shows this shopper's generations only.
 
 **Generations.** `POST /api/v1/generations` takes one credit and returns immediately. Then poll
 `status_url` until `status` is final:
@@ -161,14 +162,15 @@ def openapi_config() -> OpenAPIConfig:
                 SECURITY_SCHEME: SecurityScheme(
                     type="http",
                     scheme="bearer",
-                    description="A store's API key (`wk_...`), a user's JWT, or a service key"
-                    " (`wa_...`).",
+                    description="A store's API key (`wk_...`) or client token (`wc_...`), a user's"
+                    " JWT, or a service key (`wa_...`).",
                 )
             }
         ),
         tags=[
             Tag(name="Generations", description="Create generations and follow their progress"),
             Tag(name="Uploads", description="Upload pictures to use in generations"),
+            Tag(name="Client tokens", description="Let shoppers' browsers call, for stores"),
             Tag(name="Credits", description="Your balance and its ledger"),
             Tag(name="Administration", description="For the operator's services: accounts, stores"),
             Tag(name="Files", description="Download pictures"),

@@ -6,7 +6,9 @@ from typing import Annotated, Literal, Self
 from uuid import UUID
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
+from domain.callers import Caller
 from domain.credits import Channel, CreditAccount, LedgerEntry, LedgerKind
 from domain.ports import Receipt, SessionStats
 from domain.sessions import (
@@ -165,7 +167,15 @@ class Submitted(Struct, frozen=True, kw_only=True):
     status: SessionStatus
     status_url: StatusUrl
     credits_remaining: Annotated[
-        int, Meta(description="The balance after this request.", examples=[41])
+        int | None,
+        Meta(description="The balance after this request. Null for shoppers.", examples=[41]),
+    ]
+    pictures_remaining: Annotated[
+        int | None,
+        Meta(
+            description="How many more pictures the client token allows. Null unless one was used,"
+            " and for a repetition."
+        ),
     ]
     created_at: CreatedAt
 
@@ -176,7 +186,8 @@ class Submitted(Struct, frozen=True, kw_only=True):
             session_id=session.id,
             status=session.status,
             status_url=f"{GENERATIONS_PATH}/{session.id}",
-            credits_remaining=receipt.credits_remaining,
+            credits_remaining=None if session.shopper else receipt.credits_remaining,
+            pictures_remaining=receipt.pictures_remaining,
             created_at=session.created_at,
         )
 
@@ -248,6 +259,10 @@ class Session(Struct, frozen=True, kw_only=True):
     model_image_url: Annotated[str | None, Meta(description="Null once erased.")]
     outfit_image_url: str | None
     accessories: Annotated[list[AccessoryItem], Meta(description="Empty once erased.")]
+    shopper_id: Annotated[
+        str | None,
+        Meta(description="The shopper who requested it with a client token. For stores only."),
+    ]
     prompt: Annotated[
         str | None,
         Meta(description="The prompt that was used. Null except for stores, and once erased."),
@@ -314,6 +329,7 @@ class Session(Struct, frozen=True, kw_only=True):
             model_image_url=asked.model_image_url or None,
             outfit_image_url=asked.outfit_image_url,
             accessories=[_accessory_item(accessory) for accessory in asked.accessories],
+            shopper_id=session.shopper_id,
             prompt=(asked.prompt or None) if session.owner.channel is Channel.B2B else None,
             age_verified=asked.age_verified,
             generated_image_url=view.picture_url,
@@ -333,6 +349,21 @@ class Session(Struct, frozen=True, kw_only=True):
             output_tokens=None if usage is None else usage.output_tokens,
             estimated_cost_usd=None if usage is None else usage.estimated_cost_usd,
             status_url=f"{GENERATIONS_PATH}/{session.id}",
+        )
+
+    @classmethod
+    def seen_by(cls, caller: Caller, view: SessionView) -> Self:
+        """The session as ``caller`` may see it: a shopper sees nothing that concerns the store."""
+        session = cls.of(view)
+        if caller.shopper is None:
+            return session
+        return replace(
+            session,
+            shopper_id=None,
+            prompt=None,
+            input_tokens=None,
+            output_tokens=None,
+            estimated_cost_usd=None,
         )
 
 

@@ -214,6 +214,7 @@ def services_of(container: Container) -> Services:
         readiness=readiness,
         uploads=container.uploads(),
         erasure=container.erasure(),
+        client_tokens=container.client_tokens(),
         files=container.files(),
         receiver=container.receiver(),
         samples=container.samples(),

@@ -167,7 +167,8 @@ def declare(submit: ASGIApp) -> HTTPRouteHandler:
 def accepted(receipt: Receipt) -> tuple[int, dict[str, str], SubmittedEnvelope]:
     """The status, headers and body of the answer to an accepted request."""
     submitted = Submitted.of(receipt)
-    headers = {"Location": submitted.status_url, **rate_headers(receipt.rates)}
+    rates = () if receipt.session.shopper else receipt.rates  # They are the store's.
+    headers = {"Location": submitted.status_url, **rate_headers(rates)}
     if receipt.replayed:
         headers["Idempotency-Replayed"] = "true"
     return 202, headers, SubmittedEnvelope(data=submitted, error=None)

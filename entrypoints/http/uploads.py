@@ -14,6 +14,7 @@ from litestar.params import BodyKwarg, PathParameter, QueryParameter
 from domain.errors import BodyTooSlow, InvalidInput, NotFound, UploadTooLarge
 from domain.object_keys import MEDIA_TYPES, media_type_of
 from domain.uploads import UploadReceiver, Uploads
+from entrypoints.http.access import for_shoppers_too
 from entrypoints.http.door import Door
 from entrypoints.http.inputs import TIMESTAMP, Injected, NewUploadBody, OwnedRequest
 from entrypoints.http.openapi import failures
@@ -33,6 +34,7 @@ Body = Annotated[NewUpload, BodyKwarg(examples=[_EXAMPLE])]
 @post(
     "/uploads",
     status_code=201,
+    opt=for_shoppers_too(),
     dto=NewUploadBody,
     return_dto=None,
     tags=_TAGS,
@@ -51,7 +53,8 @@ async def offer_upload(
     if media_type not in MEDIA_TYPES:
         *others, last = MEDIA_TYPES
         raise InvalidInput("content_type", f"must be {', '.join(others)} or {last}")
-    offer = await uploads.offer(request.user.owner, media_type)
+    caller = request.user
+    offer = await uploads.offer(caller.owner, media_type, shopper=caller.shopper)
     return UploadEnvelope(data=Upload.of(offer, media_type), error=None)
 
 

@@ -19,7 +19,7 @@ from adapters.storage.signing import UrlSigner
 from domain.credits import Channel, Owner
 from domain.errors import InputUnavailable, Refused, TryAgain
 from domain.picture_ports import Picture
-from domain.uploads import upload_folder
+from domain.uploads import shopper_folder, upload_folder
 from tests.support.clock import FakeClock, VirtualTimeLoop, loop_time
 from tests.support.servers import bucket_at
 
@@ -123,6 +123,22 @@ async def test_own_upload_is_read_from_the_storage(
 
     assert picture.data == b"prepared: " + BYTES
     assert (reads.uploads, reads.downloads) == ([KEY], [])
+
+
+async def test_shopper_s_upload_is_read_from_the_storage(
+    storage: InMemoryPictureStorage | S3PictureStorage,
+) -> None:
+    """It is one of its store's, in a folder of its own."""
+    pictures, reads = inputs(storage)
+    folder, _, name = KEY.rpartition("/")
+    key = f"{shopper_folder(folder, 'anna')}/{name}"
+    links = storage.upload_links(key.removesuffix(".jpg"), "image/jpeg", lifetime=LIFETIME)
+
+    await pictures.fetch([links.image_url], OWNER)
+    await pictures.fetch([links.image_url], NEIGHBOUR)
+
+    assert reads.uploads == [key]
+    assert reads.downloads == [links.image_url]
 
 
 async def test_upload_above_the_size_limit_is_refused() -> None:

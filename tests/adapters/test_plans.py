@@ -16,6 +16,7 @@ import pytest
 
 from adapters.audit_log import postgres as audit_log
 from adapters.auth import postgres as auth
+from adapters.client_tokens import postgres as client_tokens
 from adapters.credits import postgres as credit_repo
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.erasure import postgres as erasure
@@ -42,6 +43,8 @@ BIG_TABLES = {
     "credit_ledger",
     "credit_accounts",
     "api_keys",
+    "client_tokens",
+    "shoppers",
     "stores",
     "operator_actions",
 }
@@ -53,6 +56,10 @@ WHOLE_INDEXES = {
     "one_refund_per_session",
     "generation_sessions_pkey",
     "sessions_of_owner",
+    "sessions_of_shopper",
+    "client_tokens_pkey",
+    "client_tokens_of_shopper",
+    "shoppers_pkey",
 }
 SORTED_ROWS = 1_000
 """The largest number of rows that may be sorted, by the planner's estimate."""
@@ -82,10 +89,20 @@ FULL = """
     INSERT INTO stores (id, name) SELECT owner_id, owner_id FROM credit_accounts;
     INSERT INTO operator_actions (actor, action, subject)
     SELECT 'cli:alice', 'credits.grant', 'b2b:' || store_id FROM filled;
-    INSERT INTO generation_sessions (id, channel, store_id, idempotency_key, request_id, prompt,
+    INSERT INTO shoppers (store_id, shopper_id, seen_at)
+    SELECT store_id, 'shopper-' || number, max(at) FROM filled GROUP BY store_id, number;
+    INSERT INTO client_tokens (id, store_id, shopper_id, token_sha256, origin, pictures, created_at,
+        expires_at)
+    SELECT gen_random_uuid(), store_id, shopper_id, encode(sha256(shopper_id::bytea), 'hex'),
+        'https://shop.example', 1, seen_at, seen_at + interval '1 hour' FROM shoppers;
+    INSERT INTO generation_sessions (id, channel, store_id, shopper_id, client_token_id,
+        idempotency_key, request_id, prompt,
         model_image_url, status, attempt, lease_expires_at, created_at, status_changed_at,
         completed_at, error_code, refunded, object_key, media_type, image_deleted_at)
-    SELECT id, 'b2b', store_id, 'key-' || number, 'req_1', repeat('p', 200), 'https://a.example/b',
+    SELECT id, 'b2b', store_id,
+        CASE WHEN number % 3 = 0 THEN 'shopper-' || number / 100 * 100 END,
+        CASE WHEN number % 3 = 0 THEN gen_random_uuid() END, 'key-' || number, 'req_1',
+        repeat('p', 200), 'https://a.example/b',
         status, 1, CASE status WHEN 'processing' THEN at + interval '1 hour' END, at, at,
         CASE WHEN status IN ('completed', 'failed') THEN at END,
         CASE status WHEN 'failed' THEN 'GENERATION_FAILED' END,
@@ -108,7 +125,16 @@ def statements(module: ModuleType) -> Iterator[tuple[str, str]]:
             yield f"{module.__name__.split('.')[1]}_{name.removeprefix('_')}", value
 
 
-MODULES = (creation, sessions, credit_repo, auth, stores, audit_log, erasure)
+MODULES = (
+    creation,
+    sessions,
+    credit_repo,
+    auth,
+    client_tokens,
+    stores,
+    audit_log,
+    erasure,
+)
 STATEMENTS = dict(pair for module in MODULES for pair in statements(module))
 
 
@@ -288,13 +314,27 @@ class Explaining(Database):
 
 WIDE = Owner(channel=Channel.B2B, id="store-0")
 NARROW = Owner(channel=Channel.B2B, id="store-7")
+SHOPPER = "shopper-300"
 LONG_AGO = Position(created_at=datetime(2000, 1, 1, tzinfo=UTC), id=a_session().id)
 MINUTE, BATCH = timedelta(minutes=1), 100
 
 
 async def history_of_each_kind(repo: PostgresSessionRepo) -> None:
-    for owner, status, after in product((WIDE, NARROW), (None, *SessionStatus), (None, LONG_AGO)):
-        await repo.history(owner, status=status, limit=21, after=after)
+    for owner, status, after, shopper_id in product(
+        (WIDE, NARROW), (None, *SessionStatus), (None, LONG_AGO), (None, SHOPPER)
+    ):
+        await repo.history(owner, status=status, limit=21, after=after, shopper_id=shopper_id)
+
+
+async def get_of_each_kind(repo: PostgresSessionRepo) -> None:
+    for shopper_id in (None, SHOPPER):
+        with suppress(NotFound):
+            await repo.get(a_session().id, WIDE, shopper_id=shopper_id)
+
+
+async def stats_of_each_kind(repo: PostgresSessionRepo) -> None:
+    for shopper_id in (None, SHOPPER):
+        await repo.stats(WIDE, shopper_id=shopper_id)
 
 
 CALLS: dict[str, Callable[[PostgresSessionRepo], Awaitable[object]]] = {
@@ -313,8 +353,8 @@ CALLS: dict[str, Callable[[PostgresSessionRepo], Awaitable[object]]] = {
         older_than=MINUTE, again_after=MINUTE, limit=BATCH
     ),
     "mark_images_deleted": lambda repo: repo.mark_images_deleted([a_session().id] * BATCH),
-    "get": lambda repo: repo.get(a_session().id, WIDE),
-    "stats": lambda repo: repo.stats(WIDE),
+    "get": get_of_each_kind,
+    "stats": stats_of_each_kind,
     "queued_before": lambda repo: repo.queued_before(a_session(), limit=BATCH),
     "history": history_of_each_kind,
     "attempt_faults": lambda repo: repo.attempt_faults(a_session().id),
@@ -366,3 +406,4 @@ def test_every_statement_is_checked() -> None:
     assert len(STATEMENTS) >= 30
     assert len(BY_ID) == 10
     assert {"sessions_CREATE_WAIT", "credits_GRANT", "auth_CALLER_OF"} <= set(STATEMENTS)
+    assert {"client_tokens_PURGE", "sessions_HISTORY_OF_SHOPPER"} <= set(STATEMENTS)

@@ -21,7 +21,15 @@ from domain.ports import RecoveryRepoPort
 from domain.recovery import Recovery, RecoveryPolicy
 from domain.sessions import BlockedSession, SessionStatus
 from tests.adapters.console import Console
-from tests.support.examples import EXTREMES, FAILURE, LEASE, USER, picture_of, with_created_at
+from tests.support.examples import (
+    EXTREMES,
+    FAILURE,
+    LEASE,
+    NO_TOKENS,
+    USER,
+    picture_of,
+    with_created_at,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -401,6 +409,7 @@ async def test_impossible_age_of_a_task_crashes_no_step(console: Console, create
         queue=queue,
         storage=storage,
         uploads=storage,
+        tokens=NO_TOKENS,
         policy=RecoveryPolicy(),
         new_id=uuid4,
         clock=lambda: datetime.now(UTC),

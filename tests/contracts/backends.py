@@ -4,6 +4,7 @@ same database or queue, and the passing of time."""
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,6 +17,8 @@ from adapters.audit_log.memory import InMemoryAuditLog
 from adapters.audit_log.postgres import PostgresAuditLog
 from adapters.auth.memory import InMemoryApiKeyRepo, InMemoryServiceKeyRepo
 from adapters.auth.postgres import PostgresApiKeyRepo, PostgresServiceKeyRepo
+from adapters.client_tokens.memory import InMemoryClientTokenRepo
+from adapters.client_tokens.postgres import PostgresClientTokenRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.erasure.memory import InMemoryErasureRepo
@@ -37,6 +40,7 @@ from domain.account_ports import (
     ServiceKeyRepoPort,
     StoreRepoPort,
 )
+from domain.client_tokens import ClientTokenRepoPort
 from domain.credits import LedgerEntry, LedgerKind, Owner
 from domain.erasure import ErasureRepoPort
 from domain.errors import IllegalTransition
@@ -74,6 +78,15 @@ class Backend(ABC):
     service_keys: ServiceKeyRepoPort
     audit_log: AuditLogPort
     erasure: ErasureRepoPort
+    client_tokens: ClientTokenRepoPort
+
+    @abstractmethod
+    def now(self) -> datetime:
+        """The time on the database's clock."""
+
+    @abstractmethod
+    async def name_origins(self, store: Owner, origins: Collection[str]) -> None:
+        """Create a store with these origins, or give it others."""
 
     @abstractmethod
     async def external_write(self, session_id: UUID, **columns: Any) -> None:
@@ -231,6 +244,19 @@ class MemoryBackend(Backend):
         self.service_keys = InMemoryServiceKeyRepo(clock=self._clock.now, log=log)
         self.audit_log = log
         self.erasure = InMemoryErasureRepo(self._repo)
+        self._origins: dict[str, Collection[str]] = {}
+        self.client_tokens = InMemoryClientTokenRepo(
+            clock=self._clock.now,
+            origins_of=lambda store_id: self._origins.get(store_id, ()),
+            budgets=self._repo.budgets,
+            may_refund=self._repo.may_refund,
+        )
+
+    def now(self) -> datetime:
+        return self._clock.now()
+
+    async def name_origins(self, store: Owner, origins: Collection[str]) -> None:
+        self._origins[store.id] = origins
 
     async def external_write(self, session_id: UUID, **columns: Any) -> None:
         if "error_message" in columns:
@@ -301,6 +327,9 @@ class MemoryBackend(Backend):
 _TRUNCATE = """
     TRUNCATE credit_accounts, credit_ledger, generation_sessions, api_keys, attempt_faults, stores,
         shoppers, client_tokens, service_keys, operator_actions, signup_days"""
+_NAME_ORIGINS = """
+    INSERT INTO stores (id, name, origins) VALUES ($1, $1, $2)
+    ON CONFLICT (id) DO UPDATE SET origins = EXCLUDED.origins"""
 
 # The database's clock is real, so every time that a rule reads is moved into the past instead.
 _ADVANCE = """
@@ -316,10 +345,13 @@ _ADVANCE_ACCOUNTS = """
     SET minute_unused_at = minute_unused_at - $1::interval,
         hour_unused_at = hour_unused_at - $1::interval,
         refunds_hour = refunds_hour - $1::interval"""
-_ADVANCE_SHOPPERS = "UPDATE shoppers SET refunds_hour = refunds_hour - $1::interval"
+_ADVANCE_SHOPPERS = """
+    UPDATE shoppers
+    SET seen_at = seen_at - $1::interval, refunds_hour = refunds_hour - $1::interval"""
 _ADVANCE_TOKENS = """
     UPDATE client_tokens
-    SET created_at = created_at - $1::interval, expires_at = expires_at - $1::interval"""
+    SET created_at = created_at - $1::interval, expires_at = expires_at - $1::interval,
+        revoked_at = revoked_at - $1::interval"""
 _ADVANCE_DAYS = "UPDATE signup_days SET day = (day - $1::interval)::date"
 _SET_ACCOUNT = """
     INSERT INTO credit_accounts (channel, owner_id, balance, plan, suspended_at)
@@ -365,6 +397,13 @@ class PostgresBackend(Backend):
         self.service_keys = PostgresServiceKeyRepo(database)
         self.audit_log = PostgresAuditLog(database)
         self.erasure = PostgresErasureRepo(database)
+        self.client_tokens = PostgresClientTokenRepo(database)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    async def name_origins(self, store: Owner, origins: Collection[str]) -> None:
+        await self._database.fetch(_NAME_ORIGINS, store.id, list(origins))
 
     async def empty(self) -> None:
         await self._database.fetch(_TRUNCATE)

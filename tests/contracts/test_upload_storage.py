@@ -20,7 +20,7 @@ from adapters.storage.signing import UrlSigner
 from domain.credits import Channel, Owner
 from domain.errors import NotFound, Refused
 from domain.picture_ports import Picture
-from domain.uploads import upload_folder, upload_path
+from domain.uploads import shopper_folder, upload_folder, upload_path
 from tests.support.clock import FakeClock
 from tests.support.servers import new_bucket
 
@@ -182,6 +182,19 @@ async def test_uploads_are_counted_by_folder(storage: Storage, upload: Upload) -
     assert await storage.count_uploads(FOLDER, limit=10) == 3
     assert await storage.count_uploads(FOLDER, limit=2) == 2
     assert await storage.count_uploads(upload_folder(STORE, WEDNESDAY.date()), limit=10) == 0
+
+
+async def test_uploads_of_shoppers_are_their_store_s(storage: Storage, upload: Upload) -> None:
+    """They count for both, and are deleted like others."""
+    anna = await upload(shopper_folder(FOLDER, "anna"), at=MONDAY)
+    await upload(shopper_folder(FOLDER, "ben"), at=MONDAY)
+    await upload(FOLDER, at=WEDNESDAY)
+
+    assert await storage.count_uploads(FOLDER, limit=10) == 3
+    assert await storage.count_uploads(shopper_folder(FOLDER, "anna"), limit=10) == 1
+    assert await read(storage, anna) is not None
+    assert await storage.delete_uploads_before(WEDNESDAY, limit=10) == 2
+    assert await storage.count_uploads(FOLDER, limit=10) == 1
 
 
 async def test_uploads_stored_before_a_moment_are_deleted(storage: Storage, upload: Upload) -> None:

@@ -8,8 +8,11 @@ from uuid import UUID
 
 import pytest
 
+from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.storage.memory import InMemoryPictureStorage
+from domain.callers import Shopper
+from domain.client_tokens import ClientToken
 from domain.credits import CreditAccount, Owner
 from domain.errors import (
     BodyTooSlow,
@@ -23,6 +26,7 @@ from domain.errors import (
     Refused,
     StorageUnavailable,
     TooManyUploads,
+    Unauthenticated,
     UploadTooLarge,
 )
 from domain.uploads import (
@@ -33,10 +37,20 @@ from domain.uploads import (
     Uploads,
     is_upload,
     is_upload_of,
+    shopper_folder,
     upload_folder,
 )
 from tests.support.clock import VirtualTimeLoop, loop_time
-from tests.support.examples import OPERATOR, OTHER, STORE, USER
+from tests.support.examples import (
+    MANY,
+    NO_TOKENS,
+    OPERATOR,
+    ORIGINS,
+    OTHER,
+    STORE,
+    USER,
+    a_token,
+)
 from tests.support.service import Service
 
 pytestmark = pytest.mark.anyio
@@ -70,13 +84,18 @@ def uploads(
     max_per_day: int = 2,
     now: datetime = NOON,
     accounts: InMemoryCreditRepo | None = None,
+    tokens: InMemoryClientTokenRepo = NO_TOKENS,
 ) -> Uploads:
     policy = UploadPolicy(
-        max_per_day=max_per_day, max_bytes=1_234, send_within=timedelta(minutes=5)
+        max_per_day=max_per_day,
+        max_per_shopper=1,
+        max_bytes=1_234,
+        send_within=timedelta(minutes=5),
     )
     return Uploads(
         storage=storage,
         accounts=accounts or rich(),
+        tokens=tokens,
         policy=policy,
         new_id=lambda: ID,
         clock=lambda: now,
@@ -92,6 +111,56 @@ def test_folder_names_the_owner_and_the_day(owner: Owner) -> None:
     assert is_upload_of(owner, f"{folder}/{ID}.jpg")
     assert not is_upload_of(OTHER, f"{folder}/{ID}.jpg")
     assert is_upload(f"{folder}/{ID}.jpg")
+
+
+def test_shopper_has_a_folder_within_its_store_s() -> None:
+    """Its uploads are the store's, in the key's form, and the folder does not show the id."""
+    folder = shopper_folder(FOLDER, "anna")
+
+    assert folder.startswith(f"{FOLDER}/shopper-")
+    assert "anna" not in folder
+    assert folder != shopper_folder(FOLDER, "ben")
+    assert is_upload(f"{folder}/{ID}.jpg")
+    assert is_upload_of(STORE, f"{folder}/{ID}.jpg")
+    assert not is_upload_of(OTHER, f"{folder}/{ID}.jpg")
+    assert not is_upload(f"{folder}/{folder.rpartition('/')[2]}/{ID}.jpg")
+    assert not is_upload(f"{FOLDER}/anna/{ID}.jpg")
+
+
+async def test_shopper_s_offer(storage: InMemoryPictureStorage) -> None:
+    """In its folder; its quota is its own, within the store's."""
+    tokens = InMemoryClientTokenRepo(clock=lambda: NOON, origins_of=lambda _: ORIGINS, budgets={})
+    anna, ben, carl = [
+        a_token(shopper_id=name, created_at=NOON) for name in ("anna", "ben", "carl")
+    ]
+    for token in (anna, ben, carl):
+        await tokens.add(token, max_live=MANY)
+    of_store = uploads(storage, tokens=tokens)
+
+    async def offer(token: ClientToken) -> str:
+        shopper = Shopper(id=token.shopper_id, token_id=token.id)
+        return (await of_store.offer(STORE, "image/jpeg", shopper=shopper)).links.image_url
+
+    async def store(token: ClientToken) -> None:
+        folder = shopper_folder(FOLDER, token.shopper_id)
+        await storage.keep_upload(f"{folder}/{ID}.jpg", b"picture")
+
+    assert f"{shopper_folder(FOLDER, 'anna')}/{ID}.jpg" in await offer(anna)
+    await store(anna)
+    with pytest.raises(TooManyUploads, match="limit of 1 uploads"):
+        await offer(anna)
+    await offer(ben)
+    await store(ben)
+    with pytest.raises(TooManyUploads, match="limit of 2 uploads"):
+        await offer(carl)
+    with pytest.raises(TooManyUploads, match="limit of 2 uploads"):
+        await of_store.offer(STORE, "image/jpeg")
+
+
+async def test_unknown_token_gets_no_offer(storage: InMemoryPictureStorage) -> None:
+    """It was purged since the caller was cached."""
+    with pytest.raises(Unauthenticated):
+        await uploads(storage).offer(STORE, "image/jpeg", shopper=Shopper(id="anna", token_id=ID))
 
 
 async def test_offer(storage: InMemoryPictureStorage) -> None:
@@ -422,6 +491,32 @@ async def test_owner_and_address_are_counted_each() -> None:
     first.cancel()
     with suppress(asyncio.CancelledError):
         await first
+
+
+async def test_shoppers_of_a_store_are_counted_each_and_together() -> None:
+    """One shopper's slow uploads hold up neither another one nor the store; all shoppers of a store
+    have a limit of their own."""
+    checks = Checks(Sink(), ReceivingLimits(per_owner=1, per_shopper=1, per_store_of_shoppers=2))
+    held = Held()
+    anna, ben, carl = (shopper_folder(FOLDER, name) for name in ("anna", "ben", "carl"))
+    first = [asyncio.create_task(checks.receive(held, key=f"{anna}/1.jpg"))]
+    await held.started.wait()
+
+    with pytest.raises(TooManyUploads):
+        await checks.receive(key=f"{anna}/2.jpg")
+    await checks.receive(key=f"{ben}/1.jpg")
+    await checks.receive(key=f"{FOLDER}/1.jpg")
+    held.started.clear()
+    first.append(asyncio.create_task(checks.receive(held, key=f"{ben}/2.jpg")))
+    await held.started.wait()
+    with pytest.raises(TooManyUploads):
+        await checks.receive(key=f"{carl}/1.jpg")
+    await checks.receive(key=f"{FOLDER}/2.jpg")
+    held.go_on.set()
+    await asyncio.gather(*first)
+
+    await checks.receive(key=f"{carl}/1.jpg")
+    assert checks.receiver._folders == {}
 
 
 async def test_refusal_is_answered_although_the_storage_fails() -> None:

@@ -45,7 +45,7 @@ from tests.simulation.world import (
     storage_error,
 )
 from tests.support.clock import loop_time
-from tests.support.examples import a_request
+from tests.support.examples import NO_TOKENS, a_request
 from tests.support.images import A_PICTURE
 
 INTERVAL_SECONDS = 1.0
@@ -265,6 +265,7 @@ class WorkerProcess(Actor):
                 queue=queue,
                 storage=storage,
                 uploads=self.world.storage,
+                tokens=NO_TOKENS,
                 policy=RECOVERY,
                 new_id=self.new_id,
                 clock=self.world.clock.now,

@@ -9,9 +9,11 @@ from uuid import UUID, uuid4
 
 from uuid_utils.compat import uuid7
 
+from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.queue.payload import encode
 from domain.callers import Caller
 from domain.causes import Cause, CauseKind
+from domain.client_tokens import ClientToken
 from domain.credits import Channel, Owner
 from domain.operators import Operator
 from domain.sessions import (
@@ -34,9 +36,15 @@ OTHER = Owner(channel=Channel.B2C, id="2f1f3c5e-8f0d-4c7b-9a55-5f9c6f0c7b22")
 
 OPERATOR = Operator(actor="cli:alice", reason="a ticket")
 
+ORIGINS = frozenset({"https://shop.example", "https://m.shop.example"})
+"""The origins of every store."""
+
 LEASE = timedelta(seconds=30)
 MANY = 1_000_000
 """A limit that no test reaches."""
+NO_TOKENS = InMemoryClientTokenRepo(clock=lambda: START, origins_of=lambda _: (), budgets={})
+"""For tests without shoppers."""
+
 STORED_PICTURE = StoredPicture(object_key="generated/someone/picture.png", media_type="image/png")
 USAGE = Usage(input_tokens=1_923, output_tokens=6_240, estimated_cost_usd=Decimal("0.215064"))
 FAULT = Fault(
@@ -78,6 +86,22 @@ def picture_of(session_id: UUID, owner: Owner = USER) -> StoredPicture:
 
 def a_task(**changes: Any) -> GenerationTask:
     return replace(GenerationTask.of(a_session(), task_id=uuid4()), **changes)
+
+
+def a_token(**changes: Any) -> ClientToken:
+    """A client token for a shopper of the store, which is new and lives for an hour."""
+    created_at = changes.get("created_at", START)
+    token = ClientToken(
+        id=uuid7(),
+        store=STORE,
+        shopper_id="anna",
+        token_sha256=uuid4().hex * 2,
+        origin="https://shop.example",
+        pictures=5,
+        created_at=created_at,
+        expires_at=created_at + timedelta(hours=1),
+    )
+    return replace(token, **changes)
 
 
 EXTREMES = (

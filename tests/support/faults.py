@@ -12,6 +12,7 @@ from uuid import UUID
 
 from adapters.audit_log.memory import InMemoryAuditLog
 from adapters.auth.memory import InMemoryApiKeyRepo
+from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo, _Row
@@ -135,6 +136,12 @@ class FlakyApiKeyRepo(InMemoryApiKeyRepo):
         self, *, clock: Callable[[], datetime], stores: InMemoryStoreRepo, log: InMemoryAuditLog
     ) -> None:
         super().__init__(clock=clock, stores=stores, log=log)
+        self.faults = Faults(DatabaseUnavailable)
+
+
+class FlakyClientTokenRepo(InMemoryClientTokenRepo):
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self.faults = Faults(DatabaseUnavailable)
 
 

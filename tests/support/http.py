@@ -27,6 +27,7 @@ from adapters.auth.api_keys import (
 )
 from adapters.auth.bearer import BearerAuthenticator, Verify
 from adapters.auth.claims import JwtRules
+from adapters.auth.client_tokens import CLIENT_TOKEN_PREFIX, ShopperTokens, new_client_token
 from adapters.auth.memory import InMemoryServiceKeyRepo
 from adapters.auth.user_tokens import UserTokens, mint_user_token
 from adapters.erasure.memory import InMemoryErasureRepo
@@ -38,6 +39,7 @@ from adapters.stores.memory import InMemoryStoreRepo
 from domain import callers
 from domain.account_ports import ServiceKey
 from domain.accounts import CreditGrants, Owners
+from domain.client_tokens import ClientTokens
 from domain.credits import Channel, Owner
 from domain.erasure import Erasure
 from domain.keys import ApiKeyIssuer
@@ -60,6 +62,7 @@ from tests.support.service import Service
 GENERATIONS = "/api/v1/generations"
 UPLOADS = "/api/v1/uploads"
 MAX_UPLOADS = 3
+MAX_SHOPPER_UPLOADS = 2
 MAX_UPLOAD_BYTES = 100_000
 PUBLIC_URL = "http://127.0.0.1:8000"
 PAGE = "https://shop.example"
@@ -147,7 +150,12 @@ class Api:
         self.uploads = Uploads(
             storage=self.storage,
             accounts=self.service.accounts,
-            policy=UploadPolicy(max_per_day=MAX_UPLOADS, max_bytes=MAX_UPLOAD_BYTES),
+            tokens=self.service.tokens,
+            policy=UploadPolicy(
+                max_per_day=MAX_UPLOADS,
+                max_per_shopper=MAX_SHOPPER_UPLOADS,
+                max_bytes=MAX_UPLOAD_BYTES,
+            ),
             new_id=uuid4,
             clock=now,
         )
@@ -172,6 +180,7 @@ class Api:
             authenticate=BearerAuthenticator(
                 keys={
                     API_KEY_PREFIX: StoreKeys(self.keys),
+                    CLIENT_TOKEN_PREFIX: ShopperTokens(self.service.tokens, clock=now),
                     SERVICE_KEY_PREFIX: ServiceKeys(self.service_keys),
                 },
                 users=users or UserTokens(RULES, origins=frozenset({PAGE})),
@@ -189,6 +198,15 @@ class Api:
             readiness=self.readiness,
             uploads=self.uploads,
             erasure=self.erasure,
+            client_tokens=ClientTokens(
+                tokens=self.service.tokens,
+                accounts=self.service.accounts,
+                reads=self.service.repo,
+                new_secret=new_client_token,
+                hash_secret=key_sha256,
+                new_id=uuid4,
+                clock=now,
+            ),
             files=self.storage,
             receiver=self.receiver,
             samples=draw_sample,

@@ -21,8 +21,24 @@ from domain.sessions import GenerationSession
 from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
 from tests.support.clock import FakeClock, loop_time
-from tests.support.examples import BAG, HAT, LEASE, MANY, MODEL_URL, OUTFIT_URL, USER, a_request
-from tests.support.faults import FlakyPictureStorage, FlakySessionRepo, FlakyTaskQueue, flaky
+from tests.support.examples import (
+    BAG,
+    HAT,
+    LEASE,
+    MANY,
+    MODEL_URL,
+    ORIGINS,
+    OUTFIT_URL,
+    USER,
+    a_request,
+)
+from tests.support.faults import (
+    FlakyClientTokenRepo,
+    FlakyPictureStorage,
+    FlakySessionRepo,
+    FlakyTaskQueue,
+    flaky,
+)
 from tests.support.images import FakePictureFetcher, FakePictureGenerator
 
 INPUTS = {
@@ -45,6 +61,16 @@ class Service:
         self.audit_log = InMemoryAuditLog(clock=self.clock.now)
         self.accounts = InMemoryCreditRepo(clock=self.clock.now, log=self.audit_log)
         self.repo = flaky(FlakySessionRepo(accounts=self.accounts, clock=self.clock.now))
+        self.origins = set(ORIGINS)
+        """Of every store."""
+        self.tokens = flaky(
+            FlakyClientTokenRepo(
+                clock=self.clock.now,
+                origins_of=lambda _: self.origins,
+                budgets=self.repo.budgets,
+                may_refund=self.repo.may_refund,
+            )
+        )
         self.queue = flaky(FlakyTaskQueue(clock=self.clock.now))
         self.fetcher = FakePictureFetcher(INPUTS)
         self.generator = FakePictureGenerator()
@@ -127,6 +153,7 @@ class Service:
             queue=self.queue,
             storage=self.storage,
             uploads=self.storage,
+            tokens=self.tokens,
             policy=policy or RecoveryPolicy(),
             new_id=uuid4,
             clock=self.clock.now,

@@ -63,16 +63,18 @@ BEGIN
             AND (account.total_granted > 0 OR account.sessions_created > 0));
 END $$;
 
--- A shopper is a person in a store's shop, by the store's own id.
+-- A shopper is a person in a store's shop, by the store's own id. "seen_at" is when it last got a
+-- client token.
 CREATE TABLE shoppers (
     store_id          text        NOT NULL REFERENCES stores,
     shopper_id        text        NOT NULL CHECK (length(shopper_id) BETWEEN 1 AND 128),
-    created_at        timestamptz NOT NULL DEFAULT now(),
+    seen_at           timestamptz NOT NULL DEFAULT now(),
     refunds_hour      timestamptz,
     refunds_now       bigint      NOT NULL DEFAULT 0,
     refunds_before    bigint      NOT NULL DEFAULT 0,
     PRIMARY KEY (store_id, shopper_id)
 );
+CREATE INDEX shoppers_by_age ON shoppers (seen_at);
 
 -- "used" counts the pictures of a token: a debit takes one, a refund gives it back. "submissions"
 -- only grows, so that refunds cannot be looped.
@@ -101,8 +103,10 @@ ALTER TABLE generation_sessions
 CREATE INDEX sessions_of_shopper
     ON generation_sessions (channel, owner_id, shopper_id, created_at DESC, id DESC)
     WHERE shopper_id IS NOT NULL;
+-- The sessions that may still be refunded to their token.
 CREATE INDEX sessions_unfinished_of_token ON generation_sessions (client_token_id)
-    WHERE client_token_id IS NOT NULL AND status IN ('queued', 'processing');
+    WHERE client_token_id IS NOT NULL
+        AND (status IN ('queued', 'processing') OR (status = 'failed' AND NOT refunded));
 
 -- Called only by whoever holds the account, and then nobody else can create a session of its tokens.
 -- VOLATILE, so that it sees what was committed until then.

@@ -60,8 +60,8 @@ class Services:
     door: Door
     readiness: Mapping[str, public.Check]
     uploads: Uploads
-    client_tokens: ClientTokens
     erasure: Erasure
+    client_tokens: ClientTokens
     files: SignedReadPort | None
     receiver: UploadReceiver | None
     samples: Callable[[str], bytes] | None
@@ -103,8 +103,8 @@ def create_app(
             "accounts": _always(services.accounts),
             "readiness": _always(services.readiness),
             "uploads": _always(services.uploads),
-            "client_tokens": _always(services.client_tokens),
             "erasure": _always(services.erasure),
+            "client_tokens": _always(services.client_tokens),
             "files": _always(services.files),
             "receiver": _always(services.receiver),
             "samples": _always(services.samples),

@@ -125,7 +125,16 @@ def statements(module: ModuleType) -> Iterator[tuple[str, str]]:
             yield f"{module.__name__.split('.')[1]}_{name.removeprefix('_')}", value
 
 
-MODULES = (creation, sessions, credit_repo, auth, client_tokens, stores, audit_log, erasure)
+MODULES = (
+    creation,
+    sessions,
+    credit_repo,
+    auth,
+    client_tokens,
+    stores,
+    audit_log,
+    erasure,
+)
 STATEMENTS = dict(pair for module in MODULES for pair in statements(module))
 
 

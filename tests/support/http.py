@@ -197,6 +197,7 @@ class Api:
             door=self.door,
             readiness=self.readiness,
             uploads=self.uploads,
+            erasure=self.erasure,
             client_tokens=ClientTokens(
                 tokens=self.service.tokens,
                 accounts=self.service.accounts,
@@ -206,7 +207,6 @@ class Api:
                 new_id=uuid4,
                 clock=now,
             ),
-            erasure=self.erasure,
             files=self.storage,
             receiver=self.receiver,
             samples=draw_sample,

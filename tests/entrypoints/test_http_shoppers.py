@@ -179,6 +179,24 @@ async def test_shopper_sees_nothing_of_the_store(api: Api, anna: Browser) -> Non
     ]
 
 
+async def test_shopper_erases_its_own_sessions_only(api: Api, anna: Browser) -> None:
+    """Those of others do not exist for it, and the answer shows nothing of the store."""
+    ben = await browser(api, "ben")
+    own, others = await anna.submitted(), [await ben.submitted(), await store_s(api)]
+    for session_id in (own, *others):
+        await api.cancel(session_id, owner=STORE)
+
+    async def erase(session_id: str) -> Answer:
+        return await anna.call("DELETE", f"{GENERATIONS}/{session_id}/picture", content_type=None)
+
+    erased = await erase(own)
+    refused = [await erase(session_id) for session_id in others]
+
+    assert erased.status == 200
+    assert [erased.data[name] for name in ("model_image_url", "shopper_id", "prompt")] == [None] * 3
+    assert [answer.error for answer in refused] == [(404, "NOT_FOUND")] * 2
+
+
 async def test_shopper_gives_no_prompt(api: Api, anna: Browser) -> None:
     """Only the store's server may: the store pays for what is drawn."""
     answer = await anna.submit(prompt="Something else entirely")

@@ -191,7 +191,7 @@ class Container(containers.DeclarativeContainer):
         accounts=self.accounts(), policy=policies.signup(self.settings())
     ))
     uploads = service(lambda self: Uploads(
-        storage=self.storage(), accounts=self.accounts(), tokens=self.client_token_repo(),
+        storage=self.storage(), accounts=self.callers_accounts(), tokens=self.client_token_repo(),
         policy=policies.uploads(self.settings()), new_id=self.new_id(), clock=self.clock(),
     ))
     receiver = service(lambda self: None if (storage := self.files()) is None else UploadReceiver(

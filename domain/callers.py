@@ -40,10 +40,12 @@ class Shopper:
         """This shopper's idempotency key as its session has it.
 
         A store and each of its shoppers have keys of their own: a request under another one's key
-        would be answered with that one's session. No key that a caller sends and no shopper's id
-        has a space, so no two stored keys are equal unless shopper and key are.
+        would be answered with that one's session. No key that a caller sends has a space, so no
+        store's key looks like a shopper's. A stored key outlives an erasure, so it does not show
+        the shopper's id.
         """
-        return f"{self.id} {hashlib.sha256(idempotency_key.encode()).hexdigest()}"
+        digest = hashlib.sha256(f"{self.id} {idempotency_key}".encode()).hexdigest()
+        return f"shopper {digest}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

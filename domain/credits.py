@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Self, assert_never
 from uuid import UUID
 
-from domain.errors import Forbidden, InsufficientCredits, InvalidInput
+from domain.errors import InsufficientCredits, InvalidInput, Suspended
 from domain.plans import Plan
 
 GENERATION_COST = 1
@@ -113,9 +113,9 @@ class CreditAccount:
             raise InsufficientCredits(required=cost)
 
     def require_active(self) -> None:
-        """Raise Forbidden for a suspended owner."""
+        """Raise Suspended for a suspended owner."""
         if self.suspended:
-            raise Forbidden("This account is suspended")
+            raise Suspended("The account is suspended")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from domain.errors import Conflict, NotFound, Unavailable
 from domain.picture_ports import PictureStoragePort, UploadStoragePort
 from domain.ports import DeadLetterPort, Position, SessionReadPort, SessionRepoPort
 from domain.sessions import ErrorCode, Failure, GenerationSession
-from domain.uploads import is_upload_of, upload_path
+from domain.uploads import is_upload_of, is_upload_of_shopper, shopper_folder, upload_path
 
 BATCH = 50
 UPLOAD_BATCH = 1_000
@@ -143,11 +143,11 @@ class Erasure:
         ):
             after = Position(created_at=page[-1].created_at, id=page[-1].id)
             await self._erase_page(page, done, rejected)
-        if shopper is None:
-            done["uploads"] = await _in_batches(
-                lambda: self._uploads.delete_uploads_below(upload_path(owner), limit=UPLOAD_BATCH),
-                UPLOAD_BATCH,
-            )
+        folder = upload_path(owner)
+        folder = folder if shopper is None else shopper_folder(folder, shopper)
+        done["uploads"] = await _in_batches(
+            lambda: self._uploads.delete_uploads_below(folder, limit=UPLOAD_BATCH), UPLOAD_BATCH
+        )
         done["dead_letters"] = await self._discard_letters(owner)
         return ErasureReport(**done, rejected=tuple(rejected))
 
@@ -195,12 +195,14 @@ class Erasure:
         await self._uploads.delete_uploads(self._uploads_for(session))
 
     def _uploads_for(self, session: GenerationSession) -> set[str]:
-        """The owner's uploads to which the session's links lead. A shopper's session may use
-        uploads of the store, such as an outfit's, which other sessions need: they stay."""
-        if session.shopper is not None:
-            return set()
-        keys = map(self._upload_key, session.input.image_urls)
-        return {key for key in keys if key is not None and is_upload_of(session.owner, key)}
+        """The uploads to which the session's links lead: the owner's, or the shopper's. A shopper's
+        session may use uploads of the store, such as an outfit's, which other sessions need: they
+        stay."""
+        owner, shopper = session.owner, session.shopper
+        keys = filter(None, map(self._upload_key, session.input.image_urls))
+        if shopper is not None:
+            return {key for key in keys if is_upload_of_shopper(owner, shopper.id, key)}
+        return {key for key in keys if is_upload_of(owner, key)}
 
     async def _discard_letters(self, owner: Owner) -> int:
         """Dead letters are tasks as they were sent, with links and prompt."""

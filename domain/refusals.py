@@ -59,9 +59,15 @@ def error_of(refusal: Refusal) -> WearonError:
             assert_never(refusal)
 
 
-def rates_used_up(rates: Sequence[RateUse]) -> RateLimited:
-    """The error for the rates of a plan, of which one at least is used up."""
+def rates_used_up(rates: Sequence[RateUse], *, of_shopper: bool = False) -> RateLimited:
+    """The error for the rates of a plan, of which one at least is used up. A shopper does not see
+    its store's rates."""
     used_up = max(rates, key=lambda rate: rate.retry_seconds)
+    if of_shopper:
+        return RateLimited(
+            "The shop has too many requests at the moment; try again later",
+            retry_after_seconds=max(1, used_up.retry_seconds),
+        )
     return RateLimited(
         f"At most {used_up.limit} submissions per {used_up.name}",
         retry_after_seconds=max(1, used_up.retry_seconds),

@@ -15,7 +15,7 @@ from datetime import date, datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
-from domain.callers import Shopper
+from domain.callers import Caller, Shopper
 from domain.client_tokens import ClientTokenRepoPort
 from domain.credits import GENERATION_COST, Owner
 from domain.errors import (
@@ -32,7 +32,7 @@ from domain.errors import (
 )
 from domain.object_keys import media_type_of
 from domain.picture_ports import UploadLinks, UploadSinkPort, UploadStoragePort
-from domain.ports import CreditRepoPort
+from domain.signup import CallerAccounts
 
 _USED = "This upload link was already used; request a new one"
 _BUSY = "Too many uploads in progress; try again later"
@@ -76,6 +76,12 @@ def shopper_folder(folder: str, shopper_id: str) -> str:
 def leads_to_another_shopper(url: str, shopper_id: str) -> bool:
     """Whether a link to an upload leads into the folder of another shopper."""
     return any(name[1:-1] != _folder_name(shopper_id) for name in _SHOPPER_FOLDER.findall(url))
+
+
+def is_upload_of_shopper(owner: Owner, shopper_id: str, object_key: str) -> bool:
+    """Whether an object key, which may come from anywhere, is that of an upload of a shopper of
+    ``owner``."""
+    return is_upload_of(owner, object_key) and f"/{_folder_name(shopper_id)}/" in object_key
 
 
 def _folder_name(shopper_id: str) -> str:
@@ -126,7 +132,7 @@ class Uploads:
         self,
         *,
         storage: UploadStoragePort,
-        accounts: CreditRepoPort,
+        accounts: CallerAccounts,
         tokens: ClientTokenRepoPort,
         policy: UploadPolicy,
         new_id: Callable[[], UUID],
@@ -139,19 +145,16 @@ class Uploads:
         self._new_id = new_id
         self._clock = clock
 
-    async def offer(
-        self, owner: Owner, media_type: str, *, shopper: Shopper | None = None
-    ) -> UploadOffer:
+    async def offer(self, caller: Caller, media_type: str) -> UploadOffer:
         """Links for one new picture. Raises ``InsufficientCredits`` if the owner could not use it,
-        and ``TokenUsedUp`` or ``Unauthenticated`` if the shopper could not; ``Forbidden`` if it is
-        suspended, ``TooManyUploads``, and ``StorageUnavailable`` when the storage does not
-        answer."""
+        and ``TokenUsedUp`` or ``Unauthenticated`` if the shopper could not; ``Suspended``,
+        ``TooManyUploads``, and ``StorageUnavailable`` when the storage does not answer."""
         now = self._clock().replace(microsecond=0)  # Signed links have whole seconds only.
-        folder = upload_folder(owner, now.date())
-        if shopper is not None:
-            await self._require_picture(shopper)
-            folder = shopper_folder(folder, shopper.id)
-        account = await self._accounts.account(owner)
+        folder = upload_folder(caller.owner, now.date())
+        if caller.shopper is not None:
+            await self._require_picture(caller.shopper)
+            folder = shopper_folder(folder, caller.shopper.id)
+        account = await self._accounts.of(caller)
         account.require_active()
         account.require(GENERATION_COST)
         await self.check_quota(folder)

@@ -198,7 +198,8 @@ class CreationRepo:
         self, session: GenerationSession, refusal: Refusal, row: asyncpg.Record | None
     ) -> WearonError:
         if refusal is Refusal.RATE_LIMITED and row is not None:
-            return rates_used_up(self._rates(row))
+            of_shopper = session.shopper is not None
+            return rates_used_up(self._rates(row), of_shopper=of_shopper)
         if refusal is Refusal.REFUNDED_TOO_OFTEN and self._limits.refunds_per_hour is not None:
             owner = (session.owner.channel, session.owner.id)
             return await self._refunds(sql.REFUNDS_OF_OWNER, owner, self._limits.refunds_per_hour)

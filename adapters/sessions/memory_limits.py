@@ -46,7 +46,8 @@ class InMemoryLimits:
         if session.shopper is not None and (problem := self._problem(session, active.of_token)):
             raise problem
         if any(rate.remaining == 0 for rate in self.rates(account)):
-            raise rates_used_up(self.rates(account))
+            of_shopper = session.shopper is not None
+            raise rates_used_up(self.rates(account), of_shopper=of_shopper)
 
     def debited(self, session: GenerationSession, account: CreditAccount) -> int | None:
         """Count a new session. Returns how many pictures are left of its client token, if any."""

@@ -54,7 +54,7 @@ async def offer_upload(
         *others, last = MEDIA_TYPES
         raise InvalidInput("content_type", f"must be {', '.join(others)} or {last}")
     caller = request.user
-    offer = await uploads.offer(caller.owner, media_type, shopper=caller.shopper)
+    offer = await uploads.offer(caller, media_type)
     return UploadEnvelope(data=Upload.of(offer, media_type), error=None)
 
 

@@ -505,6 +505,20 @@ async def test_refunds_of_a_shopper_are_limited(backend: Backend) -> None:
     assert (kinds(theirs), kinds(others)) == ({"RateLimited": 2}, {"Receipt": 2})
 
 
+async def test_shopper_does_not_see_the_stores_rates(backend: Backend) -> None:
+    """Only when to come back."""
+    shopper = await a_token(backend)
+    repo = backend.limited(FIVE)
+    await submit(repo, 5, owner=STORE)
+
+    (refused,) = await submit(repo, owner=STORE, shopper=shopper)
+
+    assert isinstance(refused, RateLimited)
+    assert "5" not in str(refused)
+    assert refused.rates == ()
+    assert refused.retry_after_seconds >= 1
+
+
 async def test_shopper_is_refused_by_the_stores_limits(backend: Backend) -> None:
     """The store's rate, suspension and balance hold for its shoppers; the token is not counted."""
     shopper = await a_token(backend)

@@ -157,7 +157,7 @@ async def test_suspended_account(owners: Owners) -> None:
     resumed = await owners.resume(USER, by=OPERATOR)
 
     resumed.require_active()
-    with pytest.raises(Forbidden, match=r"^This account is suspended$"):
+    with pytest.raises(Forbidden, match=r"^The account is suspended$"):
         suspended.require_active()
 
 

@@ -131,6 +131,15 @@ def test_stored_keys_of_shoppers_are_apart() -> None:
     assert all(" " in key and len(key) <= 255 for key in by_shopper)
 
 
+def test_stored_key_does_not_show_the_shopper() -> None:
+    """It stays with the session when a shopper's personal data are erased."""
+    stored = Shopper(id="anna-smith", token_id=uuid4()).stored_key("order-1")
+
+    assert "anna" not in stored
+    assert "order" not in stored
+    assert len(stored) <= 255
+
+
 def test_stored_key_is_the_same_for_all_tokens() -> None:
     """So a repetition with a new token finds the first request's session."""
     keys = {Shopper(id="anna", token_id=uuid4()).stored_key("order-1") for _ in range(2)}

@@ -22,7 +22,7 @@ from domain.errors import (
 from domain.plans import TokenBudget
 from domain.sessions import GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
-from domain.uploads import upload_folder
+from domain.uploads import shopper_folder, upload_folder
 from tests.support.examples import FAULT, LEASE, OTHER, STORE, USER, a_request
 from tests.support.service import INPUTS, Service
 
@@ -69,10 +69,12 @@ class Eraser:
     async def _record(self) -> None:
         self.recorded += 1
 
-    async def uploaded(self, owner: Owner = USER) -> str:
-        """The link of a picture that ``owner`` stored with us."""
+    async def uploaded(self, owner: Owner = USER, *, shopper: str | None = None) -> str:
+        """The link of a picture that ``owner``, or one of its shoppers, stored with us."""
         folder = upload_folder(owner, self.service.clock.now().date())
-        key = f"{folder}/{UUID(int=len(self.service.accounts.entries))}.jpg"
+        if shopper is not None:
+            folder = shopper_folder(folder, shopper)
+        key = f"{folder}/{uuid4()}.jpg"
         assert await self.service.storage.keep_upload(key, PICTURE)
         link = self.service.storage.url(key)
         self.service.fetcher.pictures[link] = next(iter(INPUTS.values()))
@@ -234,6 +236,31 @@ def a_shopper(eraser: Eraser, shopper_id: str) -> Shopper:
         expires_at=eraser.service.clock.now() + timedelta(minutes=9),
     )
     return shopper
+
+
+async def test_shopper_deletes_its_own_uploads(eraser: Eraser) -> None:
+    """With the session that used them; those of other shoppers stay."""
+    ann = Caller(owner=STORE, shopper=a_shopper(eraser, "ann"))
+    mine = await eraser.uploaded(STORE, shopper="ann")
+    others = await eraser.uploaded(STORE, shopper="bob")
+    session = await eraser.completed(STORE, caller=ann, model_image_url=mine)
+
+    await eraser.erasure.erase_session(session.id, ann)
+
+    assert (await eraser.is_stored(mine), await eraser.is_stored(others)) == (False, True)
+
+
+async def test_uploads_of_an_erased_shopper_go(eraser: Eraser) -> None:
+    """All of them, used or not. The store and its other shoppers keep theirs."""
+    a_shopper(eraser, "ann")
+    mine = await eraser.uploaded(STORE, shopper="ann")
+    others = [await eraser.uploaded(STORE, shopper="bob"), await eraser.uploaded(STORE)]
+
+    report = await eraser.erasure.erase_owner(STORE, shopper="ann", record=eraser._record)
+
+    assert (report.shoppers, report.uploads) == (1, 1)
+    assert not await eraser.is_stored(mine)
+    assert [await eraser.is_stored(link) for link in others] == [True, True]
 
 
 async def test_shopper_deletes_no_upload_of_the_store(eraser: Eraser) -> None:

@@ -11,7 +11,7 @@ import pytest
 from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.storage.memory import InMemoryPictureStorage
-from domain.callers import Shopper
+from domain.callers import Caller, Shopper
 from domain.client_tokens import ClientToken
 from domain.credits import CreditAccount, Owner
 from domain.errors import (
@@ -29,6 +29,7 @@ from domain.errors import (
     Unauthenticated,
     UploadTooLarge,
 )
+from domain.signup import NO_SIGNUP, CallerAccounts, SignupPolicy
 from domain.uploads import (
     ReceivedUpload,
     ReceivingLimits,
@@ -85,6 +86,7 @@ def uploads(
     now: datetime = NOON,
     accounts: InMemoryCreditRepo | None = None,
     tokens: InMemoryClientTokenRepo = NO_TOKENS,
+    policy_of_signup: SignupPolicy = NO_SIGNUP,
 ) -> Uploads:
     policy = UploadPolicy(
         max_per_day=max_per_day,
@@ -94,7 +96,7 @@ def uploads(
     )
     return Uploads(
         storage=storage,
-        accounts=accounts or rich(),
+        accounts=CallerAccounts(accounts=accounts or rich(), policy=policy_of_signup),
         tokens=tokens,
         policy=policy,
         new_id=lambda: ID,
@@ -139,7 +141,8 @@ async def test_shopper_s_offer(storage: InMemoryPictureStorage) -> None:
 
     async def offer(token: ClientToken) -> str:
         shopper = Shopper(id=token.shopper_id, token_id=token.id)
-        return (await of_store.offer(STORE, "image/jpeg", shopper=shopper)).links.image_url
+        caller = Caller(owner=STORE, shopper=shopper)
+        return (await of_store.offer(caller, "image/jpeg")).links.image_url
 
     async def store(token: ClientToken) -> None:
         folder = shopper_folder(FOLDER, token.shopper_id)
@@ -154,18 +157,40 @@ async def test_shopper_s_offer(storage: InMemoryPictureStorage) -> None:
     with pytest.raises(TooManyUploads, match="limit of 2 uploads"):
         await offer(carl)
     with pytest.raises(TooManyUploads, match="limit of 2 uploads"):
-        await of_store.offer(STORE, "image/jpeg")
+        await of_store.offer(Caller(owner=STORE), "image/jpeg")
 
 
 async def test_unknown_token_gets_no_offer(storage: InMemoryPictureStorage) -> None:
     """It was purged since the caller was cached."""
     with pytest.raises(Unauthenticated):
-        await uploads(storage).offer(STORE, "image/jpeg", shopper=Shopper(id="anna", token_id=ID))
+        await uploads(storage).offer(
+            Caller(owner=STORE, shopper=Shopper(id="anna", token_id=ID)), "image/jpeg"
+        )
+
+
+async def test_new_user_may_upload(storage: InMemoryPictureStorage) -> None:
+    """A user counts as holding the sign-up credits until its first debit; anonymous ones, and
+    those who come after the day's cap, hold none."""
+    accounts = InMemoryCreditRepo(clock=lambda: NOON)
+    generous = SignupPolicy(credits=2, per_day=1)
+    known, anonymous = Caller(owner=USER), Caller(owner=USER, is_anonymous=True)
+    of_users = uploads(storage, accounts=accounts, policy_of_signup=generous)
+
+    await of_users.offer(known, "image/jpeg")
+    with pytest.raises(InsufficientCredits):
+        await of_users.offer(anonymous, "image/jpeg")
+    assert accounts.count_signup(per_day=1)
+    with pytest.raises(InsufficientCredits):
+        await of_users.offer(known, "image/jpeg")
+
+    assert (await accounts.account(USER)).balance == 0
 
 
 async def test_offer(storage: InMemoryPictureStorage) -> None:
     """Links of a new object in the owner's folder of today, with expiry and size limit."""
-    offer = await uploads(storage, now=NOON.replace(microsecond=999_999)).offer(STORE, "image/webp")
+    offer = await uploads(storage, now=NOON.replace(microsecond=999_999)).offer(
+        Caller(owner=STORE), "image/webp"
+    )
 
     key = f"uploads/2026-11-24/b2b/{STORE.id}/{ID}.webp"
     assert f"/{key}?" in offer.links.upload_url
@@ -180,12 +205,12 @@ async def test_quota_is_per_owner_and_day(storage: InMemoryPictureStorage) -> No
         await storage.keep_upload(f"{FOLDER}/{number}.jpg", b"")
 
     with pytest.raises(TooManyUploads, match="limit of 2 uploads") as rejection:
-        await uploads(storage).offer(STORE, "image/jpeg")
+        await uploads(storage).offer(Caller(owner=STORE), "image/jpeg")
 
     assert rejection.value.retry_after_seconds == 12 * 3_600 - 30
-    await uploads(storage).offer(USER, "image/jpeg")
-    await uploads(storage, max_per_day=3).offer(STORE, "image/jpeg")
-    await uploads(storage, now=NOON + timedelta(hours=12)).offer(STORE, "image/jpeg")
+    await uploads(storage).offer(Caller(owner=USER), "image/jpeg")
+    await uploads(storage, max_per_day=3).offer(Caller(owner=STORE), "image/jpeg")
+    await uploads(storage, now=NOON + timedelta(hours=12)).offer(Caller(owner=STORE), "image/jpeg")
 
 
 async def test_offer_needs_credits(storage: InMemoryPictureStorage) -> None:
@@ -194,9 +219,9 @@ async def test_offer_needs_credits(storage: InMemoryPictureStorage) -> None:
     await accounts.grant(USER, 1, note="test")
 
     with pytest.raises(InsufficientCredits):
-        await uploads(storage, accounts=accounts).offer(STORE, "image/jpeg")
+        await uploads(storage, accounts=accounts).offer(Caller(owner=STORE), "image/jpeg")
 
-    await uploads(storage, accounts=accounts).offer(USER, "image/jpeg")
+    await uploads(storage, accounts=accounts).offer(Caller(owner=USER), "image/jpeg")
 
 
 async def test_suspended_owner_gets_no_offer(storage: InMemoryPictureStorage) -> None:
@@ -206,10 +231,10 @@ async def test_suspended_owner_gets_no_offer(storage: InMemoryPictureStorage) ->
     await accounts.suspend(USER, by=OPERATOR)
 
     with pytest.raises(Forbidden, match="suspended"):
-        await uploads(storage, accounts=accounts).offer(USER, "image/jpeg")
+        await uploads(storage, accounts=accounts).offer(Caller(owner=USER), "image/jpeg")
     await accounts.resume(USER, by=OPERATOR)
 
-    await uploads(storage, accounts=accounts).offer(USER, "image/jpeg")
+    await uploads(storage, accounts=accounts).offer(Caller(owner=USER), "image/jpeg")
 
 
 class Sink(InMemoryPictureStorage):

@@ -147,9 +147,10 @@ class Api:
         )
         self.storage = flaky(FlakyPictureStorage(signer=signer))
         self.service.submission.links = LinkRules(is_own=lambda url: is_own(url, self.storage))
+        callers_accounts = CallerAccounts(accounts=self.service.accounts, policy=NO_SIGNUP)
         self.uploads = Uploads(
             storage=self.storage,
-            accounts=self.service.accounts,
+            accounts=callers_accounts,
             tokens=self.service.tokens,
             policy=UploadPolicy(
                 max_per_day=MAX_UPLOADS,
@@ -193,7 +194,7 @@ class Api:
             views=SessionViews(reads=self.service.repo, storage=self.storage),
             sessions=self.service.repo,
             credits=self.service.accounts,
-            accounts=CallerAccounts(accounts=self.service.accounts, policy=NO_SIGNUP),
+            accounts=callers_accounts,
             door=self.door,
             readiness=self.readiness,
             uploads=self.uploads,

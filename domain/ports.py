@@ -382,7 +382,8 @@ class CreditRepoPort(Protocol):
 
     async def audit(self, *, limit: int) -> list[Discrepancy]:
         """Check every balance against the ledger, every session's debit and refund, that every
-        completed session has a picture, and that every session in the ledger exists.
+        completed session has a picture, that every session in the ledger exists, and that every
+        client token counts its sessions.
 
         Returns at most ``limit`` discrepancies; none means that the books balance.
         """

@@ -1,7 +1,7 @@
 """Credit accounts and their ledger in this process's memory, for tests."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime
 from uuid import UUID
@@ -11,20 +11,21 @@ from domain.account_ports import AccountRepoPort
 from domain.credits import Booked, CreditAccount, Discrepancy, LedgerEntry, LedgerKind, Owner
 from domain.errors import Conflict, IdempotencyKeyReused
 from domain.operators import Operator
-from domain.plans import Plan
+from domain.plans import Plan, TokenBudget
 from domain.ports import CreditRepoPort
 from domain.sessions import GenerationSession, SessionStatus
 
 
 class InMemoryCreditRepo(CreditRepoPort, AccountRepoPort):
-    """``entries`` is the whole ledger, oldest first. ``sessions`` returns all sessions, for the
-    audit; the session repository sets it."""
+    """``entries`` is the whole ledger, oldest first. ``sessions`` and ``budgets`` return all
+    sessions and client tokens, for the audit; the session repository sets them."""
 
     def __init__(
         self, *, clock: Callable[[], datetime], log: InMemoryAuditLog | None = None
     ) -> None:
         self.entries: list[LedgerEntry] = []
         self.sessions: Callable[[], Sequence[GenerationSession]] = tuple
+        self.budgets: Callable[[], Mapping[UUID, TokenBudget]] = dict
         self._accounts: dict[Owner, CreditAccount] = {}
         self._refunded: set[UUID] = set()
         self._signups: Counter[date] = Counter()
@@ -134,12 +135,25 @@ class InMemoryCreditRepo(CreditRepoPort, AccountRepoPort):
             for session in self.sessions()
             if not _is_right(session, entries := booked[session.id])
         ]
+        counts = [
+            Discrepancy(subject=f"client token {id_}", problem=f"counts {budget.used} picture(s)")
+            for id_, budget in self.budgets().items()
+            if budget.used != self._paid_with(id_)
+        ]
         existing = {None, *(session.id for session in self.sessions())}
         missing = [
             Discrepancy(subject=f"session {id_}", problem=f"does not exist: {booked[id_]}")
             for id_ in booked.keys() - existing
         ]
-        return [*balances, *sessions, *missing][:limit]
+        return [*balances, *sessions, *missing, *counts][:limit]
+
+    def _paid_with(self, token_id: UUID) -> int:
+        """The sessions of a client token that were not refunded."""
+        shoppers = [(one.shopper, one.id) for one in self.sessions()]
+        return sum(
+            shopper is not None and shopper.token_id == token_id and id_ not in self._refunded
+            for shopper, id_ in shoppers
+        )
 
     def balance_of(self, owner: Owner) -> CreditAccount:
         return self._accounts.get(owner) or CreditAccount(owner=owner)

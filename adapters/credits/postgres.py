@@ -170,6 +170,14 @@ _AUDIT = """
         LEFT JOIN generation_sessions AS session ON session.id = entry.session_id
     WHERE entry.session_id IS NOT NULL AND session.id IS NULL
     GROUP BY entry.session_id
+    UNION ALL
+    SELECT 'client token ' || token.id, format('counts %s picture(s), but has %s session(s) without'
+        ' a refund', used, coalesce(sessions, 0))
+    FROM client_tokens AS token LEFT JOIN (
+        SELECT client_token_id, count(*) AS sessions FROM generation_sessions
+        WHERE client_token_id IS NOT NULL AND NOT refunded GROUP BY 1
+    ) AS paid ON paid.client_token_id = token.id
+    WHERE used <> coalesce(sessions, 0)
     LIMIT $1"""
 
 

@@ -3,7 +3,6 @@
 No method awaits anything, so each is as atomic as a transaction.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from uuid import UUID
 
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.sessions.memory_limits import Active, InMemoryLimits
+from adapters.sessions.memory_rules import is_http, keeps_result, may_have_image, paid_for
 from domain.credits import GENERATION_COST, Owner
 from domain.errors import IllegalTransition, NotFound
 from domain.plans import NO_LIMITS, AccountLimits
@@ -73,6 +73,7 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         self._rows: dict[UUID, _Row] = {}
         self.budgets = self._limits.budgets
         accounts.sessions = lambda: [row.session for row in self._rows.values()]
+        accounts.budgets = lambda: self.budgets
 
     async def create(
         self, session: GenerationSession, *, max_active: int, signup_credits: int = 0
@@ -262,7 +263,7 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         old = [
             row
             for row in self._rows.values()
-            if _may_have_image(row.session)
+            if may_have_image(row.session)
             and row.status_changed_at < now - older_than
             and (row.delete_again_at or now) <= now
         ]
@@ -367,12 +368,12 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         row = self._rows[session_id]
         changed = replace(row.session, **changes)
         changed = replace(changed, generated_image_url=changed.generated_image_url or None)
-        if _paid_for(changed) != _paid_for(row.session):
+        if paid_for(changed) != paid_for(row.session):
             raise IllegalTransition(f"Session {session_id}: what was paid for cannot be changed")
         link = changed.generated_image_url
-        if link != row.session.generated_image_url and not _is_http(link or "http://none"):
+        if link != row.session.generated_image_url and not is_http(link or "http://none"):
             raise IllegalTransition(f"Session {session_id}: its link is not http(s)")
-        if row.session.status.is_final and not _keeps_result(row.session, changed):
+        if row.session.status.is_final and not keeps_result(row.session, changed):
             raise IllegalTransition(f"Session {session_id}: its picture cannot be changed")
         if changed.status is not row.session.status:
             if row.session.status.is_final:
@@ -466,36 +467,6 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         if self._accounts.refund(session.owner, GENERATION_COST, session.id):
             failure = row.failing or session.failure
             self._limits.refunded(session, "" if failure is None else failure.code)
-
-
-def _may_have_image(session: GenerationSession) -> bool:
-    """Whether the picture storage may hold something of a final session."""
-    if session.image_deleted_at is not None:
-        return False
-    is_completed = session.status is SessionStatus.COMPLETED
-    return session.status.is_final and (is_completed or session.attempt > 0)
-
-
-_is_http = re.compile(r"https?://\S+", re.IGNORECASE).fullmatch
-
-
-def _keeps_result(before: GenerationSession, after: GenerationSession) -> bool:
-    """Whether a final session keeps its picture and its link, which may come late."""
-    link = before.generated_image_url
-    is_late = link is None and before.image_deleted_at is None and before.erased_at is None
-    return before.picture == after.picture and (link == after.generated_image_url or is_late)
-
-
-def _paid_for(session: GenerationSession) -> tuple[object, ...]:
-    """Who paid, when and for what. The idempotency key can only be given back by ``failed``."""
-    return (
-        session.id,
-        session.owner,
-        session.created_at,
-        session.request_id,
-        session.input,
-        session.idempotency_key,
-    )
 
 
 def _is_of(session: GenerationSession, owner: Owner | None, shopper_id: str | None) -> bool:

@@ -3,15 +3,23 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from random import Random
 from uuid import UUID
 
 import pytest
 
+from domain.callers import Shopper
 from domain.credits import Channel, Owner
-from domain.errors import Conflict, IdempotencyKeyReused, IllegalTransition, InsufficientCredits
-from domain.plans import Plan
+from domain.errors import (
+    Conflict,
+    Forbidden,
+    IdempotencyKeyReused,
+    IllegalTransition,
+    InsufficientCredits,
+    TooManyActive,
+)
+from domain.plans import Plan, TokenBudget
 from domain.sessions import SessionStatus
 from tests.contracts.backends import Backend
 from tests.support.examples import FAILURE, LEASE, MANY, OPERATOR, a_session, picture_of
@@ -22,6 +30,9 @@ OWNERS = [
     Owner(channel=channel, id=f"owner-{number}")
     for number, channel in enumerate([*Channel, *Channel, Channel.B2C])
 ]
+SHOP = OWNERS[0]
+SHOPPERS = [Shopper(id=f"shopper-{number % 2}", token_id=UUID(int=number)) for number in (1, 2, 3)]
+PICTURES = 4
 TASKS = 8
 STEPS_PER_TASK = 80
 MAX_ATTEMPTS = 2
@@ -50,14 +61,18 @@ class Crowd:
             *[self.recover] * 3,
         ]
         for _ in range(STEPS_PER_TASK):
-            with suppress(Conflict, InsufficientCredits, IllegalTransition):
+            with suppress(
+                Conflict, Forbidden, IllegalTransition, InsufficientCredits, TooManyActive
+            ):
                 await self.random.choice(steps)()
 
     def some_id(self) -> UUID:
         return self.random.choice(self.ids[-30:])
 
     async def create(self) -> None:
-        session = a_session(owner=self.random.choice(OWNERS))
+        shopper = self.random.choice([None, *SHOPPERS])
+        owner = SHOP if shopper else self.random.choice(OWNERS)
+        session = a_session(owner=owner, shopper=shopper)
         await self.backend.sessions.create(session, max_active=MANY)
         self.ids.append(session.id)
 
@@ -123,11 +138,21 @@ class Crowd:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_books_balance_after_concurrent_work(backend: Backend, seed: int) -> None:
-    """Submitting, working, cancelling, adjusting, external writes and recovery over five accounts:
-    no deadlock, every failure is refunded, and what was granted and not taken back equals the
-    balances plus the delivered and the unfinished sessions."""
+    """Submitting, working, cancelling, adjusting, external writes and recovery over five accounts
+    and three client tokens: no deadlock, every failure is refunded, and what was granted and not
+    taken back equals the balances plus the delivered and the unfinished sessions."""
     for owner in OWNERS:
         await backend.credits.grant(owner, 40, note="test")
+    for shopper in SHOPPERS:
+        await backend.add_token(
+            shopper.token_id,
+            TokenBudget(
+                store_id=SHOP.id,
+                shopper_id=shopper.id,
+                pictures=PICTURES,
+                expires_at=datetime.now(UTC) + timedelta(minutes=30),
+            ),
+        )
     crowd = Crowd(backend, Random(seed))
     for owner in OWNERS:
         crowd.ids.append(await backend.queued(owner))
@@ -137,6 +162,9 @@ async def test_books_balance_after_concurrent_work(backend: Backend, seed: int) 
     while await backend.recovery.refund_missing(limit=LIMIT):
         pass
     assert await backend.credits.audit(limit=10) == []
+    for shopper in SHOPPERS:
+        budget = await backend.budget_of(shopper.token_id)
+        assert 0 < budget.submissions <= 3 * PICTURES
     for owner in OWNERS:
         account, stats = await backend.credits.account(owner), await backend.reads.stats(owner)
         kept = account.total_granted + account.total_adjusted

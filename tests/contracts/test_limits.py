@@ -440,6 +440,16 @@ async def test_externally_failed_picture_is_given_back(backend: Backend) -> None
     assert (await backend.budget_of(shopper.token_id)).used == 0
 
 
+async def test_audit_compares_tokens_with_their_sessions(backend: Backend) -> None:
+    """A token that counts a picture for no session, or none for one, is named."""
+    shopper = await a_token(backend, used=1, submissions=1)
+
+    (found,) = await backend.credits.audit(limit=10)
+
+    assert found.subject == f"client token {shopper.token_id}"
+    assert found.problem.startswith("counts 1 picture(s)")
+
+
 async def test_active_sessions_of_a_token_are_limited(backend: Backend) -> None:
     """Those of this token only; a finished one makes room."""
     shopper, other = await a_token(backend), await a_token(backend)

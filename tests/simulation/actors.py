@@ -151,7 +151,9 @@ class Api(Actor):
             status, session_id = 202, submitting.result().session.id
         if process.has_died():
             status, session_id = 0, None
-        self.world.answers.append(Answer(request_id, caller.owner, key, status, session_id))
+        self.world.answers.append(
+            Answer(request_id, caller.owner, request.stored_key, status, session_id)
+        )
 
 
 class StaticFetcher(PictureFetcherPort):

@@ -1,0 +1,35 @@
+"""The guards of the database on sessions, for the adapter in memory."""
+
+import re
+
+from domain.sessions import GenerationSession, SessionStatus
+
+
+def may_have_image(session: GenerationSession) -> bool:
+    """Whether the picture storage may hold something of a final session."""
+    if session.image_deleted_at is not None:
+        return False
+    is_completed = session.status is SessionStatus.COMPLETED
+    return session.status.is_final and (is_completed or session.attempt > 0)
+
+
+is_http = re.compile(r"https?://\S+", re.IGNORECASE).fullmatch
+
+
+def keeps_result(before: GenerationSession, after: GenerationSession) -> bool:
+    """Whether a final session keeps its picture and its link, which may come late."""
+    link = before.generated_image_url
+    is_late = link is None and before.image_deleted_at is None and before.erased_at is None
+    return before.picture == after.picture and (link == after.generated_image_url or is_late)
+
+
+def paid_for(session: GenerationSession) -> tuple[object, ...]:
+    """Who paid, when and for what. The idempotency key can only be given back by ``failed``."""
+    return (
+        session.id,
+        session.owner,
+        session.created_at,
+        session.request_id,
+        session.input,
+        session.idempotency_key,
+    )

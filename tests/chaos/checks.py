@@ -17,8 +17,8 @@ from tests.chaos.load import NO_ANSWER, Answer, Journal
 
 LOOK_SECONDS = 0.5
 FINAL = {"completed", "failed"}
-CHARGES_NOTHING = {401, 402, 422, 429}
-EXPECTED = {202, 402, 409, 422, 429, 503, NO_ANSWER}
+CHARGES_NOTHING = {401, 402, 403, 422, 429}
+EXPECTED = {202, 402, 403, 409, 422, 429, 503, NO_ANSWER}
 
 Row: TypeAlias = asyncpg.Record
 

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from uuid import UUID
 
 import asyncpg
-from aiohttp import web
+from aiohttp import ClientSession, web
 from redis.asyncio import Redis
 
 from adapters.auth.user_tokens import mint_user_token
@@ -46,6 +46,9 @@ ACCOUNTS = {
 }
 """The accounts, and the credits granted to each."""
 HOT = next(iter(ACCOUNTS))
+PAGE = "https://shop.example"
+SHOPPERS, PICTURES = 3, 12
+"""The shoppers of HOT, and the pictures that the client token of each allows."""
 SETTINGS = {
     "WEARON_API_WORKERS": "2",
     "WEARON_DATABASE_CONNECTIONS": "5",
@@ -102,6 +105,8 @@ class Stage:
     def __init__(self, folder: Path, thread: ThreadPoolExecutor) -> None:
         self.deployment = Deployment(folder)
         self.tokens: dict[Owner, str] = {}
+        self.client_tokens: list[str] = []
+        """Client tokens of shoppers of HOT."""
         self.picture_url = ""
         self.popped: list[bytes | str] = []
         """The raw tasks that the external consumer popped."""
@@ -149,6 +154,7 @@ class Stage:
         for name in PARTS:
             await self.start(name)
         await self.is_ready()
+        self.client_tokens = [await self._new_client_token(number) for number in range(SHOPPERS)]
 
     @property
     def url(self) -> str:
@@ -251,11 +257,26 @@ class Stage:
         address = f"{USER}@{HOST}:{self.postgres.port}/{DATABASE}"
         return f"postgresql://{address}?application_name={quote(name)}"
 
+    async def _new_client_token(self, number: int) -> str:
+        asked = {
+            "shopper_id": f"shopper-{number}",
+            "origin": PAGE,
+            "pictures": PICTURES,
+            "lifetime_seconds": 3_600,
+        }
+        headers = {"Authorization": f"Bearer {self.tokens[HOT]}"}
+        url = f"{self.url}/api/v1/client-tokens"
+        async with ClientSession() as http, http.post(url, json=asked, headers=headers) as answer:
+            token: str = (await answer.json())["data"]["client_token"]
+            return token
+
     def _new_account(self, owner: Owner, amount: int) -> str:
         """Grant the credits. Returns a token of the owner."""
         kind = "--store" if owner.channel is Channel.B2B else "--user"
         if owner.channel is Channel.B2B:
-            self.deployment.wearon("stores", "create", owner.id, "--name", owner.id)
+            self.deployment.wearon(
+                "stores", "create", owner.id, "--name", owner.id, "--origin", PAGE
+            )
         self.deployment.wearon("credits", "grant", kind, owner.id, str(amount))
         if owner.channel is Channel.B2B:
             made = self.deployment.wearon("keys", "create", "--store", owner.id, "--json")

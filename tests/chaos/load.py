@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from domain.credits import Owner
-from tests.chaos.deployment import ACCOUNTS, EXTERNAL, HOT, MOODS, NO_DATABASE, Stage
+from tests.chaos.deployment import ACCOUNTS, EXTERNAL, HOT, MOODS, NO_DATABASE, PAGE, Stage
 
 TASKS_KEY = "wearon:tasks:generation"
 GARBAGE: tuple[Any, ...] = ([], {"version": 9}, {"session_id": "somebody's"}, {"session_id": None})
@@ -80,6 +80,9 @@ class Client:
     async def _request_picture(self) -> None:
         random = self._random
         owner = random.choice((HOT, HOT, HOT, *ACCOUNTS))
+        if random.random() < 0.2:
+            await self._submit_as_shopper(random.choice(MOODS))
+            return
         key = f"{self._name}-{self._requests}" if random.random() < 0.5 else None
         mood = random.choice(MOODS)
         copies = random.choice((1, 1, 2, 3)) if key else 1
@@ -103,10 +106,21 @@ class Client:
         """The same request ``count`` times concurrently."""
         return await asyncio.gather(*(self._submit(owner, key, mood) for _ in range(count)))
 
-    async def _submit(self, owner: Owner, key: str | None, mood: str) -> Answer:
+    async def _submit_as_shopper(self, mood: str) -> None:
+        """With a client token, which counts its pictures. The store pays, and sees the session."""
+        token = self._random.choice(self._stage.client_tokens)
+        answer = await self._submit(HOT, None, mood, shopper=token)
+        if answer.session_id is not None and self._random.random() < 0.3:
+            await self._see(answer.session_id, HOT, HOT, cancel=True)
+
+    async def _submit(
+        self, owner: Owner, key: str | None, mood: str, *, shopper: str | None = None
+    ) -> Answer:
         self._requests += 1
         request_id = f"{self._name}-{self._requests}"
         headers = {"X-Request-Id": request_id} | ({"Idempotency-Key": key} if key else {})
+        if shopper is not None:
+            headers |= {"Authorization": f"Bearer {shopper}", "Origin": PAGE}
         request = {"model_image_url": f"{self._stage.picture_url}?{mood}"}
         status, body, replayed = await self._call("POST", "", owner, headers, request)
         data = body.get("data") or {}
@@ -145,7 +159,7 @@ class Client:
                 method,
                 self._stage.url + GENERATIONS + path,
                 json=body,
-                headers=headers | {"Authorization": f"Bearer {self._stage.tokens[owner]}"},
+                headers={"Authorization": f"Bearer {self._stage.tokens[owner]}"} | headers,
             ) as response:
                 answer = json.loads(await response.read())
                 return response.status, answer, "Idempotency-Replayed" in response.headers

@@ -135,6 +135,11 @@ class Stage:
             "WEARON_SIGNING_SECRET": secrets.token_hex(32),
             "WEARON_MAX_ACTIVE": "1000000",
             "WEARON_MAX_WAITING": "100000000",
+            # Checked and counted for every request, and never reached.
+            "WEARON_RATE_PER_MINUTE": "default=100000000",
+            "WEARON_RATE_PER_HOUR": "default=100000000",
+            "WEARON_REFUNDS_PER_HOUR": "1000000",
+            "WEARON_READS_PER_MINUTE": "1000000",
         }
 
     @property

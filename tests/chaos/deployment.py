@@ -67,6 +67,11 @@ SETTINGS = {
     "WEARON_QUEUE_TTL_SECONDS": "60",
     "WEARON_FETCH_SECONDS": "3",
     "WEARON_LOCAL_GENERATOR_SECONDS": "0.5",
+    # Counted, and never reached.
+    "WEARON_RATE_PER_MINUTE": "default=1000000",
+    "WEARON_RATE_PER_HOUR": "default=1000000",
+    "WEARON_REFUNDS_PER_HOUR": "1000000",
+    "WEARON_SHOPPER_REFUNDS_PER_HOUR": "1000000",
 }
 START_SECONDS = 5.0
 """After its start or its SIGCONT, a program takes this long to be ready for a SIGTERM."""

@@ -151,8 +151,11 @@ class CreationRepo:
             if row["is_new"]:
                 raise error_of(Refusal.UNFUNDED)
             return None
-        stored = session.stored(created_at=row["created_at"])
-        return Receipt(session=stored, credits_remaining=row["balance"])
+        return Receipt(
+            session=session.stored(created_at=row["created_at"]),
+            credits_remaining=row["balance"],
+            rates=tuple(rate.use(rate.interval.total_seconds()) for rate in rates.all),
+        )
 
     def _outcomes(
         self, creations: Sequence[_Creation], rows: Sequence[asyncpg.Record]

@@ -4,6 +4,7 @@ Thin translations onto the use cases of our own calls, deprecated: see docs/orig
 fields, statuses and the tolerance for unknown fields are the original's, errors are ours.
 """
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -28,6 +29,7 @@ from domain.signup import CallerAccounts
 from domain.submission import Submission, TryOnRequest
 from domain.views import SessionView, SessionViews
 from entrypoints.http.access import for_stores
+from entrypoints.http.admin import Administration
 from entrypoints.http.inputs import (
     IdempotencyKey,
     Injected,
@@ -298,14 +300,17 @@ async def get_original_balance(
     responses=failures(401, 403, 503),
 )
 async def get_original_config(
-    request: OwnedRequest, accounts: Injected[CallerAccounts]
+    request: OwnedRequest,
+    accounts: Injected[CallerAccounts],
+    administration: Injected[Administration],
 ) -> OriginalConfigEnvelope:
     """The billing mode is always `absorb_mode`: the store pays for its shoppers' pictures. Selling
     credits to shoppers is not supported."""
     account = await accounts.of(request.user)
+    store = await administration.stores.get(request.user.owner.id)
     config = OriginalConfig(
-        store_id=request.user.owner.id,
-        shop_domain=_shop_domain(request.user.origins),
+        store_id=store.id,
+        shop_domain=_shop_domain(store.origins),
         billing_mode="absorb_mode",
         retail_credit_price=None,
         shopify_variant_id=None,
@@ -316,7 +321,7 @@ async def get_original_config(
     return OriginalConfigEnvelope(data=config, error=None)
 
 
-def _shop_domain(origins: frozenset[str]) -> str | None:
+def _shop_domain(origins: Collection[str]) -> str | None:
     hosts = filter(None, (urlsplit(origin).hostname for origin in origins))
     ordered = sorted(hosts, key=lambda host: (not host.endswith(".myshopify.com"), host))
     return ordered[0] if ordered else None

@@ -8,14 +8,23 @@ from uuid import UUID, uuid4
 import pytest
 
 from domain.age import AgeVerification
-from domain.callers import Caller
 from domain.credits import Channel, LedgerKind, Owner
 from domain.picture_ports import Picture
 from domain.plans import Plan
 from domain.sessions import DEFAULT_PROMPT
 from domain.submission import SubmissionPolicy
 from entrypoints.http.original import DISCLOSURE
-from tests.support.examples import BAG, FAILURE, HAT, MANY, MODEL_URL, OUTFIT_URL, STORE, USER
+from tests.support.examples import (
+    BAG,
+    FAILURE,
+    HAT,
+    MANY,
+    MODEL_URL,
+    OPERATOR,
+    OUTFIT_URL,
+    STORE,
+    USER,
+)
 from tests.support.http import GENERATIONS, Answer, Api
 
 pytestmark = pytest.mark.anyio
@@ -230,18 +239,13 @@ async def test_balance(api: Api) -> None:
         (("https://a.example", "https://my.myshopify.com"), "my.myshopify.com"),
     ],
 )
-async def test_configuration(
-    monkeypatch: pytest.MonkeyPatch, api: Api, origins: tuple[str, ...], domain: str | None
-) -> None:
+async def test_configuration(api: Api, origins: tuple[str, ...], domain: str | None) -> None:
     """The store pays: no other billing mode exists. The shop's domain is one of its origins."""
-    caller = Caller(owner=STORE, origins=frozenset(origins))
+    await api.administration.stores.create(
+        STORE.id, name="A shop", origins=origins, plan=Plan.DEFAULT, by=OPERATOR
+    )
 
-    async def caller_of(_: str) -> Caller:
-        return caller
-
-    token = await api.token(STORE)
-    monkeypatch.setattr(api.keys, "caller_of", caller_of)
-    answer = await api.get(CONFIG, owner=None, headers=[("authorization", f"Bearer {token}")])
+    answer = await api.get(CONFIG, owner=STORE)
 
     assert (answer.status, answer.data) == (
         200,
@@ -261,6 +265,7 @@ async def test_configuration(
 async def test_configuration_shows_plan_and_suspension(api: Api) -> None:
     """A plan other than the default one is the tier."""
     account = api.service.accounts.balance_of(STORE)
+    await api.administration.stores.create(STORE.id, name="A shop", by=OPERATOR)
     changed = replace(account, plan=Plan.GROWTH, suspended=True)
     api.service.accounts._accounts[STORE] = changed
 

@@ -26,6 +26,7 @@ _MAX_BLOCKED = 10_000
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _CLOCK_SKEW = timedelta(hours=1)
 _UPLOAD_SEARCH_INTERVAL = timedelta(hours=1)
+_TOKEN_SEARCH_INTERVAL = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +129,7 @@ class Recovery:
         self._new_id = new_id
         self._clock = clock
         self._next_upload_search = datetime.min.replace(tzinfo=UTC)
+        self._next_token_search = datetime.min.replace(tzinfo=UTC)
         # Waits only while the queue is unavailable. A killed process loses it, but the sessions'
         # rows tell the same.
         self._to_bury: deque[GenerationSession] = deque(maxlen=policy.batch * policy.max_batches)
@@ -343,10 +345,15 @@ class Recovery:
         done["uploads_deleted"] = deleted
 
     async def _delete_tokens(self, done: Counter[str]) -> None:
-        """One batch of expired client tokens per run."""
-        done["tokens_deleted"] = await self._tokens.purge(
-            expired_for=_TOKENS_KEPT, limit=_TOKEN_BATCH
-        )
+        """One batch of expired client tokens per run. After an incomplete batch the next search is
+        some minutes later: most runs would find nothing."""
+        now = self._clock()
+        if now < self._next_token_search:
+            return
+        deleted = await self._tokens.purge(expired_for=_TOKENS_KEPT, limit=_TOKEN_BATCH)
+        if deleted < _TOKEN_BATCH:
+            self._next_token_search = now + _TOKEN_SEARCH_INTERVAL
+        done["tokens_deleted"] = deleted
 
 
 def _not_deleted(errors: Sequence[Exception]) -> Exception:

@@ -292,7 +292,9 @@ async def test_cancel(costs: Costs) -> None:
 
 
 async def test_idle_recovery_run(costs: Costs) -> None:
-    """One statement per step, and a look at the oldest task."""
+    """One statement per step, and a look at the oldest task. Old uploads and client tokens are
+    searched for now and then."""
+    await costs.container.recovery().run_once()
     await costs.reset()
 
     await costs.container.recovery().run_once()

@@ -169,3 +169,15 @@ async def test_expired_tokens_are_purged_by_recovery(service: Service) -> None:
     report = await service.recover()
 
     assert (too_early.tokens_deleted, report.tokens_deleted) == (0, 1)
+
+
+async def test_recovery_searches_for_expired_tokens_now_and_then(service: Service) -> None:
+    """Most runs would find nothing, and each search costs the database something."""
+    recovery = service.recovery()
+    searches = []
+    for minutes in (0, 4, 2):
+        service.clock.advance(timedelta(minutes=minutes))
+        await recovery.run_once()
+        searches.append(service.tokens.faults.calls.count("purge"))
+
+    assert searches == [1, 1, 2]

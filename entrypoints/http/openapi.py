@@ -27,7 +27,8 @@ from litestar.response import File
 
 from domain.errors import NotFound, Unconfirmed, UnknownStore
 from entrypoints.http.errors import ERRORS, Answer
-from entrypoints.http.schemas import ErrorBody, ErrorEnvelope, NotReadyEnvelope
+from entrypoints.http.probe_schemas import NotReadyEnvelope
+from entrypoints.http.schemas import ErrorBody, ErrorEnvelope
 
 SECURITY_SCHEME = "bearer"
 

@@ -14,14 +14,14 @@ from domain.picture_ports import SignedReadPort
 from entrypoints.http.errors import ERRORS
 from entrypoints.http.inputs import TIMESTAMP, Injected
 from entrypoints.http.openapi import failures, not_ready
-from entrypoints.http.schemas import (
+from entrypoints.http.probe_schemas import (
     Alive,
     AliveEnvelope,
     DependencyState,
-    ErrorBody,
     NotReadyEnvelope,
     ReadyEnvelope,
 )
+from entrypoints.http.schemas import ErrorBody
 
 CHECK_TIMEOUT_SECONDS = 2.0
 

@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 UV := .uv/bin/uv
 RUN := $(UV) run --locked --no-sync
 
-.PHONY: help setup demo dev test test-fast simulate mutants mutants-sql chaos soak bench bench-quick lint format
+.PHONY: help setup demo dev test test-fast simulate mutants mutants-sql fuzz chaos soak bench bench-quick lint format
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -47,6 +47,10 @@ mutants: setup  ## Take each guard away and see that the simulation finds out
 
 mutants-sql: setup  ## Drop each guard of the SQL and see that a test on PostgreSQL finds out
 	@$(RUN) python -m tests.sql_mutants
+
+EXAMPLES ?= 300
+fuzz: setup  ## Requests drawn from the OpenAPI document, more than those of the tests: EXAMPLES=300
+	@$(RUN) pytest tests/entrypoints/test_http_schemathesis.py --fuzz-examples $(EXAMPLES)
 
 SECONDS ?= 60
 SEED ?= 1

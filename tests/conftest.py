@@ -28,6 +28,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="a fifth of the examples of each property, one simulated seed of 25, and of the "
         "planned faults one at a time",
     )
+    parser.addoption(
+        "--fuzz-examples",
+        type=int,
+        help="how many requests are drawn from the OpenAPI document for each operation",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

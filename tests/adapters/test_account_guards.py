@@ -31,7 +31,35 @@ KEY = (
     "INSERT INTO service_keys (id, key_sha256, label, scopes)"
     " VALUES (gen_random_uuid(), repeat('a', 64), 'x', {})"
 )
+SHOPPER = "INSERT INTO shoppers (store_id, shopper_id) VALUES ({})"
+TOKEN = (
+    "WITH store AS (INSERT INTO stores (id, name) VALUES ('t', 't')),"
+    " shopper AS (INSERT INTO shoppers (store_id, shopper_id) VALUES ('t', 'anna'))"
+    " INSERT INTO client_tokens (id, store_id, shopper_id, token_sha256, origin, pictures, used,"
+    " submissions, expires_at) SELECT gen_random_uuid(), 't', {}"
+)
+HASH = "repeat('a', 64), 'https://a.example'"
+SOON = "now() + interval '1 hour'"
 ATTACKS = {
+    "shopper of no store": (SHOPPER.format("'nowhere', 'anna'"), asyncpg.ForeignKeyViolationError),
+    "shopper without an id": (SHOPPER.format("'s', ''"), CHECK),
+    "shopper of a long id": (SHOPPER.format("'s', repeat('x', 129)"), CHECK),
+    "token of no shopper": (
+        TOKEN.format(f"'bob', {HASH}, 1, 0, 0, {SOON}"), asyncpg.ForeignKeyViolationError
+    ),
+    "token without its hash": (
+        TOKEN.format(f"'anna', 'wc_secret', 'https://a.example', 1, 0, 0, {SOON}"), CHECK
+    ),
+    "token without pictures": (TOKEN.format(f"'anna', {HASH}, 0, 0, 0, {SOON}"), CHECK),
+    "token of too many pictures": (TOKEN.format(f"'anna', {HASH}, 1001, 0, 0, {SOON}"), CHECK),
+    "token used more than it allows": (TOKEN.format(f"'anna', {HASH}, 2, 3, 3, {SOON}"), CHECK),
+    "token used less than never": (TOKEN.format(f"'anna', {HASH}, 2, -1, 0, {SOON}"), CHECK),
+    "token of fewer submissions": (TOKEN.format(f"'anna', {HASH}, 2, 2, 1, {SOON}"), CHECK),
+    "token of too many submissions": (TOKEN.format(f"'anna', {HASH}, 2, 0, 7, {SOON}"), CHECK),
+    "token that is valid for long": (
+        TOKEN.format(f"'anna', {HASH}, 2, 0, 0, now() + interval '62 minutes'"), CHECK
+    ),
+    "sign-ups below 0": ("INSERT INTO signup_days (day, grants) VALUES (now(), -1)", CHECK),
     "adjustment that adds": (LEDGER.format("'adjustment', 1, NULL, NULL"), CHECK),
     "adjustment of nothing": (LEDGER.format("'adjustment', 0, NULL, NULL"), CHECK),
     "adjustment of a session": (
@@ -81,6 +109,14 @@ async def test_attack_is_rejected(database: Database, attack: str) -> None:
 
     with pytest.raises(error):
         await database.fetch(sql)
+
+
+@pytest.mark.parametrize("counts", ["1, 0, 0", "1000, 0, 0", "2, 2, 2", "2, 0, 6"])
+async def test_sound_client_token_is_accepted(database: Database, counts: str) -> None:
+    """Pictures, used and submissions at the ends of what is allowed."""
+    await database.fetch(TOKEN.format(f"'anna', {HASH}, {counts}, {SOON}"))
+
+    assert await database.fetch_value("SELECT count(*) FROM client_tokens") == 1
 
 
 OLD_ROWS = """

@@ -154,8 +154,8 @@ _ADDED_REFUNDS = f"""refunds_hour = greatest(refunds_hour, {THIS_HOUR}),
                 ELSE 0 END,
             refunds_before = CASE WHEN refunds_hour >= {THIS_HOUR} THEN refunds_before
                 WHEN refunds_hour = {THIS_HOUR} - interval '1 hour' THEN refunds_now ELSE 0 END"""
-"""Adds to the window of refunds, as ``RefundWindow`` does. A statement that waited for the row since
-the hour before finds a later hour than its own, and keeps it."""
+"""Adds to the window of refunds, as ``RefundWindow`` does. A statement that waited for the row
+since the hour before finds a later hour than its own, and keeps it."""
 
 # Refunds the sessions in "ended": once each, the amount of the debit, to the account of the debit,
 # and the picture to the client token. What was undone was no submission. Only failures through the

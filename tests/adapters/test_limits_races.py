@@ -10,6 +10,8 @@ import pytest
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
+from adapters.sessions.statements import FAIL_QUEUED
+from domain.callers import Shopper
 from domain.errors import DatabaseUnavailable, RateLimited
 from domain.plans import AccountLimits, TokenBudget
 from domain.sessions import ErrorCode, Failure
@@ -81,3 +83,38 @@ async def test_forgetting_a_shopper_who_gets_a_token_can_be_repeated(console: Co
     with pytest.raises(DatabaseUnavailable):
         await forgetting
     assert await console.erasure.forget_shoppers(STORE, shopper="ann", limit=9) == 1
+
+
+async def test_submission_waits_for_the_refund_of_the_last_picture(console: Console) -> None:
+    """It gets the picture that comes back, although its snapshot still has a token used up."""
+    await console.credits.grant(STORE, 2, note="test")
+    expires_at = datetime.now(UTC) + timedelta(minutes=5)
+    shopper = Shopper(id="ann", token_id=uuid4())
+    budget = TokenBudget(store_id=STORE.id, shopper_id="ann", pictures=1, expires_at=expires_at)
+    await console.add_token(shopper.token_id, budget)
+    first = a_session(owner=STORE, shopper=shopper)
+    await console.sessions.create(first, max_active=MANY)
+
+    async with console.database.transaction() as connection:
+        await connection.execute(FAIL_QUEUED, CANCELLED.code, CANCELLED.message, first.id, False)
+        second = a_session(owner=STORE, shopper=shopper)
+        submitting = asyncio.create_task(console.sessions.create(second, max_active=MANY))
+        await waiting_for_a_lock(console.database)
+
+    assert (await submitting).pictures_remaining == 0
+    assert (await console.budget_of(shopper.token_id)).used == 1
+
+
+async def test_submission_waits_for_the_refund_of_the_last_credit(console: Console) -> None:
+    """It gets the credit that comes back, although its snapshot still has a balance of 0."""
+    await console.credits.grant(USER, 1, note="test")
+    first = a_session()
+    await console.sessions.create(first, max_active=MANY)
+
+    async with console.database.transaction() as connection:
+        await connection.execute(FAIL_QUEUED, CANCELLED.code, CANCELLED.message, first.id, False)
+        submitting = asyncio.create_task(console.sessions.create(a_session(), max_active=MANY))
+        await waiting_for_a_lock(console.database)
+
+    assert (await submitting).credits_remaining == 0
+    assert await console.balance() == 0

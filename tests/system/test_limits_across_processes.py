@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from threading import Barrier
 from typing import Any
 from urllib.request import Request
@@ -49,8 +50,12 @@ def urls(deployed: Deployment) -> Iterator[list[str]]:
             deployed.start("serve", WEARON_PORT=str(port))
         others = [f"http://127.0.0.1:{port}" for port in ports]
         for url in others:
-            eventually(lambda url=url: deployed.call(Request(f"{url}/health/ready")).status == 200)
+            eventually(partial(is_ready, deployed, url))
         yield [deployed.url, *others]
+
+
+def is_ready(deployment: Deployment, url: str) -> bool:
+    return deployment.call(Request(f"{url}/health/ready")).status == 200
 
 
 def user_token(deployment: Deployment, user_id: UUID) -> str:
@@ -172,7 +177,9 @@ def test_a_token_is_exact_across_processes_while_its_sessions_are_refunded(
         assert counts["used"] <= PICTURES
         assert counts["submissions"] == len(accepted) <= 3 * PICTURES
 
-    unrefunded = "SELECT count(*) FROM generation_sessions WHERE client_token_id = $1 AND NOT refunded"
+    unrefunded = (
+        "SELECT count(*) FROM generation_sessions WHERE client_token_id = $1 AND NOT refunded"
+    )
     (left,) = deployment.sql(unrefunded, UUID(token["token_id"]))
     (counts,) = deployment.sql(COUNTS, token["token_id"])
     assert len(accepted) > PICTURES
@@ -214,7 +221,7 @@ def test_a_token_is_exact_while_workers_are_killed_and_sessions_fail(
 
     def settled() -> bool:
         (row,) = deployment.sql(states, UUID(token["token_id"]))
-        return row["unfinished"] == 0 and row["held"] == 0
+        return (row["unfinished"], row["held"]) == (0, 0)
 
     eventually(settled, seconds=60)
     (counts,) = deployment.sql(COUNTS, token["token_id"])

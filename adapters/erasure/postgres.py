@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from uuid import UUID
 
+import asyncpg
+
 from adapters.postgres.database import Database
 from adapters.sessions.columns import ERASED
 from adapters.sessions.rows import SELECTED, session_of
 from adapters.sessions.statements import END_OF_TIME, LAST_ID
 from domain.credits import Channel, Owner
 from domain.erasure import ErasureRepoPort
+from domain.errors import DatabaseUnavailable
 from domain.ports import Position
 from domain.sessions import GenerationSession
 
@@ -88,5 +91,9 @@ class PostgresErasureRepo(ErasureRepoPort):
     async def forget_shoppers(self, owner: Owner, *, shopper: str | None, limit: int) -> int:
         if owner.channel is not Channel.B2B:
             return 0
-        found: int = await self._database.fetch_value(_FORGET_SHOPPERS, owner.id, shopper, limit)
+        arguments = (owner.id, shopper, limit)
+        try:
+            found: int = await self._database.fetch_value(_FORGET_SHOPPERS, *arguments)
+        except asyncpg.ForeignKeyViolationError as error:
+            raise DatabaseUnavailable("A client token was issued meanwhile; repeat it") from error
         return found

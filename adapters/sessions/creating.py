@@ -23,6 +23,9 @@ MAX_LOCK_WAITERS = 4
 """How many locked accounts (and, per kind of call, locked sessions) to wait for at once; each wait
 holds a connection."""
 
+_STALE_TRIES = 5
+_COUNTED = {"credit_accounts", "client_tokens"}
+
 _Creation: TypeAlias = tuple[GenerationSession, int]
 """A session to create, and the limit on its owner's unfinished sessions."""
 
@@ -115,9 +118,9 @@ class CreationRepo:
     ) -> Sequence[_Outcome]:
         asked = [_asked(*creation) for creation in creations]
         if len(asked) > 1:
-            rows = await self._database.fetch(of_many, *arrays_of(asked), *self._arguments)
+            rows = await self._rows(of_many, *arrays_of(asked), *self._arguments)
         else:
-            rows = await self._database.fetch(of_one, *asked[0], *self._arguments)
+            rows = await self._rows(of_one, *asked[0], *self._arguments)
             if not rows:
                 return [(Refusal.NO_ACCOUNT, None)]
         return self._outcomes(creations, rows)
@@ -130,8 +133,23 @@ class CreationRepo:
             for session, max_active in creations
             if session.shopper is not None
         ]
-        rows = await self._database.fetch(statement, *arrays_of(asked), *self._of_shoppers)
+        rows = await self._rows(statement, *arrays_of(asked), *self._of_shoppers)
         return self._outcomes(creations, rows)
+
+    async def _rows(self, statement: str, *arguments: object) -> Sequence[asyncpg.Record]:
+        """Run the statement, and repeat it if a CHECK refuses a row that was out of date.
+
+        PostgreSQL checks the row of the statement's snapshot first, and only then finds the newer
+        one that was locked: if a refund or a grant came between, the old row has nothing left to
+        take. Nothing was written, and the next snapshot has the newer row.
+        """
+        for tries_left in reversed(range(_STALE_TRIES)):
+            try:
+                return await self._database.fetch(statement, *arguments)
+            except asyncpg.CheckViolationError as error:
+                if error.table_name not in _COUNTED or not tries_left:
+                    raise
+        raise AssertionError("The last try returns or raises")
 
     async def _sign_up(self, session: GenerationSession, signup_credits: int) -> Receipt | None:
         rates = self._limits.rates_of(Plan.DEFAULT)

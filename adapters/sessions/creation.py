@@ -57,7 +57,7 @@ def _recent_refunds(limit: str) -> str:
     reached ``limit``."""
     passed = f"extract(epoch FROM now() - {THIS_HOUR}) / 3600"
     return f"""coalesce(CASE
-            WHEN refunds_hour = {THIS_HOUR} THEN refunds_now + refunds_before * (1 - {passed})
+            WHEN refunds_hour >= {THIS_HOUR} THEN refunds_now + refunds_before * (1 - {passed})
             WHEN refunds_hour = {THIS_HOUR} - interval '1 hour' THEN refunds_now * (1 - {passed})
             ELSE 0 END >= {limit}, false)"""
 

@@ -149,12 +149,13 @@ POSTPONE = """
     RETURNING true"""
 
 _CALLERS_FAULTS = ", ".join(f"'{code}'" for code in sorted(CALLERS_FAULTS))
-_ADDED_REFUNDS = f"""refunds_hour = {THIS_HOUR},
-            refunds_now = due.counted + CASE refunds_hour WHEN {THIS_HOUR} THEN refunds_now
+_ADDED_REFUNDS = f"""refunds_hour = greatest(refunds_hour, {THIS_HOUR}),
+            refunds_now = due.counted + CASE WHEN refunds_hour >= {THIS_HOUR} THEN refunds_now
                 ELSE 0 END,
-            refunds_before = CASE refunds_hour WHEN {THIS_HOUR} THEN refunds_before
-                WHEN {THIS_HOUR} - interval '1 hour' THEN refunds_now ELSE 0 END"""
-"""Adds to the window of refunds, as ``RefundWindow`` does."""
+            refunds_before = CASE WHEN refunds_hour >= {THIS_HOUR} THEN refunds_before
+                WHEN refunds_hour = {THIS_HOUR} - interval '1 hour' THEN refunds_now ELSE 0 END"""
+"""Adds to the window of refunds, as ``RefundWindow`` does. A statement that waited for the row
+since the hour before finds a later hour than its own, and keeps it."""
 
 # Refunds the sessions in "ended": once each, the amount of the debit, to the account of the debit,
 # and the picture to the client token. What was undone was no submission. Only failures through the

@@ -1,0 +1,120 @@
+"""Limits and erasure in PostgreSQL where a statement waited for a row."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+
+from adapters.embedded.postgres import EmbeddedPostgres
+from adapters.postgres.database import Database
+from adapters.postgres.limits import DatabaseLimits
+from adapters.sessions.statements import FAIL_QUEUED
+from domain.callers import Shopper
+from domain.errors import DatabaseUnavailable, RateLimited
+from domain.plans import AccountLimits, TokenBudget
+from domain.sessions import ErrorCode, Failure
+from tests.adapters.batching import waiting_for_a_lock
+from tests.adapters.console import Console
+from tests.support.examples import MANY, STORE, USER, a_session
+
+pytestmark = pytest.mark.anyio
+
+CANCELLED = Failure(code=ErrorCode.CANCELLED, message="test")
+WINDOW_OF_NEXT_HOUR = """
+    UPDATE credit_accounts SET refunds_now = 7, refunds_before = 5,
+        refunds_hour = date_trunc('hour', now(), 'UTC') + interval '1 hour'"""
+WINDOW = """
+    SELECT refunds_now, refunds_before,
+        refunds_hour > date_trunc('hour', now(), 'UTC') AS is_next FROM credit_accounts"""
+ISSUE = """
+    INSERT INTO client_tokens
+        (id, store_id, shopper_id, token_sha256, origin, pictures, expires_at)
+    SELECT gen_random_uuid(), store_id, shopper_id, repeat('e', 64), origin, 1, expires_at
+    FROM client_tokens"""
+
+
+@pytest.fixture
+async def console(postgres: EmbeddedPostgres) -> AsyncIterator[Console]:
+    database = Database(postgres.url(), limits=DatabaseLimits())
+    console = Console(database)
+    await console.empty()
+    yield console
+    await database.close()
+
+
+async def test_late_refund_keeps_the_window_of_the_next_hour(console: Console) -> None:
+    """A refund that waited for the account since the hour before loses no other refund."""
+    session_id = await console.queued()
+    await console.run(WINDOW_OF_NEXT_HOUR)
+
+    await console.sessions.fail_queued(session_id, CANCELLED)
+
+    (window,) = await console.database.fetch(WINDOW)
+    assert tuple(window) == (8, 5, True)
+
+
+async def test_late_submission_counts_the_refunds_of_the_next_hour(console: Console) -> None:
+    """Nor does a submission that waited overlook them."""
+    await console.credits.grant(USER, 10, note="test")
+    await console.run(WINDOW_OF_NEXT_HOUR)
+    repo = console.limited(AccountLimits(refunds_per_hour=7))
+
+    with pytest.raises(RateLimited):
+        await repo.create(a_session(), max_active=MANY)
+
+
+async def test_forgetting_a_shopper_who_gets_a_token_can_be_repeated(console: Console) -> None:
+    """The error says that it is temporary; the next try forgets both tokens."""
+    await console.credits.grant(STORE, 1, note="test")
+    expires_at = datetime.now(UTC) + timedelta(minutes=5)
+    budget = TokenBudget(store_id=STORE.id, shopper_id="ann", pictures=1, expires_at=expires_at)
+    await console.add_token(uuid4(), budget)
+
+    async with console.database.transaction() as connection:
+        await connection.execute("UPDATE shoppers SET seen_at = now()")
+        await connection.execute(ISSUE)
+        forgetting = asyncio.create_task(
+            console.erasure.forget_shoppers(STORE, shopper="ann", limit=9)
+        )
+        await waiting_for_a_lock(console.database)
+
+    with pytest.raises(DatabaseUnavailable):
+        await forgetting
+    assert await console.erasure.forget_shoppers(STORE, shopper="ann", limit=9) == 1
+
+
+async def test_submission_waits_for_the_refund_of_the_last_picture(console: Console) -> None:
+    """It gets the picture that comes back, although its snapshot still has a token used up."""
+    await console.credits.grant(STORE, 2, note="test")
+    expires_at = datetime.now(UTC) + timedelta(minutes=5)
+    shopper = Shopper(id="ann", token_id=uuid4())
+    budget = TokenBudget(store_id=STORE.id, shopper_id="ann", pictures=1, expires_at=expires_at)
+    await console.add_token(shopper.token_id, budget)
+    first = a_session(owner=STORE, shopper=shopper)
+    await console.sessions.create(first, max_active=MANY)
+
+    async with console.database.transaction() as connection:
+        await connection.execute(FAIL_QUEUED, CANCELLED.code, CANCELLED.message, first.id, False)
+        second = a_session(owner=STORE, shopper=shopper)
+        submitting = asyncio.create_task(console.sessions.create(second, max_active=MANY))
+        await waiting_for_a_lock(console.database)
+
+    assert (await submitting).pictures_remaining == 0
+    assert (await console.budget_of(shopper.token_id)).used == 1
+
+
+async def test_submission_waits_for_the_refund_of_the_last_credit(console: Console) -> None:
+    """It gets the credit that comes back, although its snapshot still has a balance of 0."""
+    await console.credits.grant(USER, 1, note="test")
+    first = a_session()
+    await console.sessions.create(first, max_active=MANY)
+
+    async with console.database.transaction() as connection:
+        await connection.execute(FAIL_QUEUED, CANCELLED.code, CANCELLED.message, first.id, False)
+        submitting = asyncio.create_task(console.sessions.create(a_session(), max_active=MANY))
+        await waiting_for_a_lock(console.database)
+
+    assert (await submitting).credits_remaining == 0
+    assert await console.balance() == 0

@@ -172,9 +172,14 @@ class TokenBudget:
         return now < self.expires_at and self.revoked_at is None
 
     @property
+    def remaining(self) -> int:
+        """How many pictures may still be requested."""
+        submissions_left = SUBMISSIONS_PER_PICTURE * self.pictures - self.submissions
+        return min(self.pictures - self.used, submissions_left)
+
+    @property
     def is_used_up(self) -> bool:
-        too_often = self.submissions >= SUBMISSIONS_PER_PICTURE * self.pictures
-        return self.used >= self.pictures or too_often
+        return self.remaining <= 0
 
     def debited(self) -> "TokenBudget":
         """After one more submission."""

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Hashable
-from datetime import timedelta
 
 from domain.errors import RateLimited
 from domain.plans import MINUTE, Rate, RateUse
@@ -24,34 +23,32 @@ class Throttle:
         self._unused_at: dict[Hashable, float] = {}
         """When the rate of each key is unused again, as ``Rate`` has it."""
 
-    def check(self, key: Hashable) -> None:
-        """Raises ``RateLimited`` if the rate of ``key`` is used up. Counts nothing."""
-        if self._rate and (use := self._use(key, self._rate)).remaining == 0:
-            raise RateLimited(
-                f"At most {self._rate.limit} {self._name} per minute",
-                retry_after_seconds=max(1, use.retry_seconds),
-                rates=(use,),
-            )
-
     def take(self, key: Hashable) -> tuple[RateUse, ...]:
         """Count a call. Returns the rate after it; nothing without a limit. Raises
         ``RateLimited``."""
         if not self._rate:
             return ()
-        self.check(key)
-        self.count(key)
-        return (self._use(key, self._rate),)
-
-    def count(self, key: Hashable) -> None:
-        """Count a call that was not checked."""
-        if not self._rate:
-            return
+        self._check(key, self._rate)
         now = self._clock()
         unused_at = max(self._unused_at.pop(key, now), now) + self._interval
         if len(self._unused_at) >= MAX_KEYS:
             del self._unused_at[next(iter(self._unused_at))]
-        # Not more than a period ahead, so that a flood is forgiven a minute after its end.
-        self._unused_at[key] = min(unused_at, now + MINUTE / timedelta(seconds=1))
+        self._unused_at[key] = unused_at
+        return (self._use(key, self._rate),)
+
+    def give_back(self, key: Hashable) -> None:
+        """Undo one ``take``."""
+        if key in self._unused_at:
+            self._unused_at[key] -= self._interval
+
+    def _check(self, key: Hashable, rate: Rate) -> None:
+        use = self._use(key, rate)
+        if use.remaining == 0:
+            raise RateLimited(
+                f"At most {rate.limit} {self._name} per minute",
+                retry_after_seconds=max(1, use.retry_seconds),
+                rates=(use,),
+            )
 
     def _use(self, key: Hashable, rate: Rate) -> RateUse:
         return rate.use(max(0.0, self._unused_at.get(key, -math.inf) - self._clock()))

@@ -44,16 +44,21 @@ _ERASE = f"""
     )
     SELECT count(*) FROM erased"""
 
-# Locks client tokens before shoppers, like the debit. A token issued meanwhile waits for its
+# Locks the account before client tokens, and these before shoppers, like the debit and the refund,
+# which lock several tokens of one account in any order. A token issued meanwhile waits for its
 # shopper, and fails. One that was issued just before makes this statement fail: repeat it.
 _FORGET_SHOPPERS = """
     WITH found AS MATERIALIZED (
         SELECT shopper_id FROM shoppers
         WHERE store_id = $1 AND shopper_id = coalesce($2::text, shopper_id)
         ORDER BY shopper_id LIMIT $3
+    ), account AS MATERIALIZED (
+        SELECT owner_id FROM credit_accounts
+        WHERE channel = 'b2b' AND owner_id = $1 FOR NO KEY UPDATE
     ), token AS MATERIALIZED (
         SELECT id FROM client_tokens
         WHERE store_id = $1 AND shopper_id = ANY (ARRAY (SELECT shopper_id FROM found))
+            AND (SELECT count(*) FROM account) >= 0
         ORDER BY id FOR UPDATE
     ), shopper AS MATERIALIZED (
         SELECT shopper_id FROM shoppers

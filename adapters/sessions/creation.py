@@ -134,7 +134,8 @@ _TOKENS = """
             ORDER BY number) AS place_of_token
         FROM of_owner AS checked
     ), checked AS MATERIALIZED (
-        SELECT of_token.*, pictures - used - place_of_token AS pictures_left,
+        SELECT of_token.*, least(pictures - used, {per_picture} * pictures - submissions)
+                - place_of_token AS pictures_left,
             coalesce(refusal, CASE
                 WHEN valid IS NOT TRUE OR held_token.shopper_id <> of_token.shopper_id
                     OR store_id <> owner_id OR channel <> 'b2b' THEN 'token_invalid'

@@ -59,7 +59,7 @@ class InMemoryLimits:
             return None
         token_id = session.shopper.token_id
         budget = self.budgets[token_id] = self.budgets[token_id].debited()
-        return budget.pictures - budget.used
+        return budget.remaining
 
     def refunded(self, session: GenerationSession, code: str) -> None:
         """Count the refund of a session that failed with ``code``."""

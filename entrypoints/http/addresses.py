@@ -1,5 +1,6 @@
 """Whose request it is, where no credential says so: the client's network address."""
 
+import re
 from ipaddress import IPv6Address, ip_address
 
 from litestar.types import HTTPScope
@@ -28,9 +29,14 @@ def client_address(scope: HTTPScope, *, trusted_proxies: int) -> str:
     return _network_of(hops[-trusted_proxies] if len(hops) >= trusted_proxies else connected)
 
 
+_WITH_PORT = re.compile(r"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::[0-9]+)?")
+"""An address as some proxies write it: with the client's port, IPv6 in brackets."""
+
+
 def _network_of(text: str) -> str:
+    match = _WITH_PORT.fullmatch(text)
     try:
-        address = ip_address(text.strip("[]"))
+        address = ip_address(text if match is None else match[1] or match[2])
     except ValueError:
         return ""
     if not isinstance(address, IPv6Address):

@@ -50,14 +50,20 @@ class Door:
         headers = scope["headers"]
         try:
             token = bearer_token(headers)
-            principal = self._authenticate.known(token)
-            if principal is None:
-                self._strangers.check(self.address_of(scope))
-                principal = await self._authenticate(token)
         except Unauthenticated:
             self._strangers.take(self.address_of(scope))
             raise
+        principal = self._authenticate.known(token) or await self._verified(token, scope)
         principal.check_origin(origin_of(headers))
+        return principal
+
+    async def _verified(self, token: str, scope: HTTPScope) -> Principal:
+        """Counted before it is verified, so that requests which arrive together count each
+        other, and given back if it is valid."""
+        address = self.address_of(scope)
+        self._strangers.take(address)
+        principal = await self._authenticate(token)
+        self._strangers.give_back(address)
         return principal
 
     def count_read(self, principal: Principal) -> tuple[RateUse, ...]:

@@ -408,10 +408,13 @@ async def test_refund_gives_the_picture_back(backend: Backend) -> None:
     """Up to three submissions for each picture, however they end."""
     shopper = await a_token(backend, pictures=2)
 
+    left = []
     for _ in range(6):
         receipt = await one(backend.sessions, owner=STORE, shopper=shopper)
+        left.append(receipt.pictures_remaining)
         assert await backend.sessions.fail_queued(receipt.session.id, failed("CANCELLED"))
 
+    assert left == [1, 1, 1, 1, 1, 0]
     assert kinds(await submit(backend.sessions, owner=STORE, shopper=shopper)) == {"TokenUsedUp": 1}
     budget = await backend.budget_of(shopper.token_id)
     assert (budget.used, budget.submissions, await backend.balance(STORE)) == (0, 6, 100)

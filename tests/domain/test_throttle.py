@@ -58,17 +58,24 @@ def test_error_says_when_to_come_back(clock: Clock) -> None:
     assert refused.value.rates[0].limit == 2
 
 
-def test_flood_is_forgiven_after_a_minute(clock: Clock) -> None:
-    """Calls that were only counted add up to one period at most."""
+def test_refused_calls_are_not_counted(clock: Clock) -> None:
+    """A flood is forgiven a minute after its end, and one call is allowed after each interval."""
     limit = Throttle(2, name="requests", clock=clock)
-    for _ in range(1_000):
-        limit.count("a")
 
-    with pytest.raises(RateLimited):
-        limit.check("a")
+    assert taken(limit, "a", 1_000) == 2
     clock.now += 60
+    assert taken(limit, "a", 1_000) == 2
 
-    limit.check("a")
+
+def test_call_is_given_back(clock: Clock) -> None:
+    """As if it had not been made."""
+    limit = Throttle(2, name="requests", clock=clock)
+    for _ in range(9):
+        limit.take("a")
+        limit.give_back("a")
+    limit.give_back("unknown")
+
+    assert taken(limit, "a", 9) == 2
 
 
 def test_no_limit(clock: Clock) -> None:
@@ -76,23 +83,16 @@ def test_no_limit(clock: Clock) -> None:
     limit = Throttle(None, name="reads", clock=clock)
 
     assert [limit.take("a") for _ in range(9)] == [()] * 9
-    limit.count("a")
-    limit.check("a")
+    limit.give_back("a")
     assert limit._unused_at == {}
 
 
 def test_memory_is_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The keys that were used last are remembered."""
+    """The keys that were added last are remembered."""
     monkeypatch.setattr(throttle, "MAX_KEYS", 3)
     limit = Throttle(1, name="reads", clock=clock)
-    for key in ("a", "b", "a", "c", "d"):
-        limit.count(key)
-
-    refused = []
     for key in "abcd":
-        try:
-            limit.check(key)
-        except RateLimited:
-            refused.append(key)
+        limit.take(key)
 
-    assert refused == ["a", "c", "d"]
+    assert [taken(limit, key, 1) for key in "dcb"] == [0, 0, 0]
+    assert taken(limit, "a", 1) == 1

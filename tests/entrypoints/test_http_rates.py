@@ -1,5 +1,6 @@
 """Rates over HTTP: the headers, reads, and requests without a valid credential."""
 
+import asyncio
 import re
 from collections.abc import Sequence
 from time import time
@@ -97,6 +98,20 @@ async def test_strangers_are_limited(api: Api) -> None:
     assert (unknown.status, known.status) == (429, 200)
 
 
+async def test_strangers_at_once_are_limited(api: Api) -> None:
+    """Requests that arrive together count each other; a valid credential counts nothing."""
+    api.door._strangers = Throttle(3, name="requests", clock=loop_time)
+    guessed = [[("authorization", f"Bearer {new_api_key()}")] for _ in range(9)]
+
+    for _ in range(5):
+        assert (await api.get(STATS, owner=USER)).status == 200
+    answers = await asyncio.gather(
+        *(api.get(STATS, owner=None, headers=headers) for headers in guessed)
+    )
+
+    assert sorted(answer.status for answer in answers) == [401] * 3 + [429] * 6
+
+
 async def test_database_is_not_asked_for_strangers(api: Api) -> None:
     """Beyond the rate, guessed keys cost no look-up."""
     api.door._strangers = Throttle(1, name="requests", clock=loop_time)
@@ -122,6 +137,8 @@ async def test_database_is_not_asked_for_strangers(api: Api) -> None:
         (["2001:db8:1:2:3:4:5:6"], 1, "2001:db8:1:2::"),
         (["[2001:db8:1:2:ffff::]"], 1, "2001:db8:1:2::"),
         (["::ffff:198.51.100.7"], 1, "198.51.100.7"),
+        (["198.51.100.7:4711"], 1, "198.51.100.7"),
+        (["[2001:db8:1:2:ffff::]:4711"], 1, "2001:db8:1:2::"),
     ],
 )
 def test_address_of_a_client(forwarded: list[str], proxies: int, address: str) -> None:

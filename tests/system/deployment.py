@@ -100,7 +100,9 @@ class Deployment:
     async def _clear_database(self) -> None:
         database = Database(self.postgres.url(), limits=DatabaseLimits())
         try:
-            await database.fetch("TRUNCATE credit_accounts, credit_ledger, generation_sessions")
+            await database.fetch(
+                "TRUNCATE credit_accounts, credit_ledger, generation_sessions, client_tokens"
+            )
             for owner in OWNERS:
                 await PostgresCreditRepo(database).grant(owner, CREDITS, note="test")
         finally:

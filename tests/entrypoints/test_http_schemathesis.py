@@ -79,7 +79,7 @@ def runner() -> Iterator[asyncio.Runner]:
 def examples(pytestconfig: pytest.Config) -> int:
     """How many requests to draw for each operation."""
     asked = pytestconfig.getoption("--fuzz-examples")
-    return int(asked or (3 if pytestconfig.getoption("--quick") else 10))
+    return int(asked or (3 if pytestconfig.getoption("--quick") else 6))
 
 
 async def open_world() -> World:

@@ -61,6 +61,10 @@ class Rate:
     def interval(self) -> timedelta:
         return self.period / self.limit
 
+    @property
+    def seconds(self) -> int:
+        return self.period.days * 86_400 + self.period.seconds
+
     def room(self, unused_at: datetime | None, now: datetime) -> int:
         """How many calls are allowed now."""
         backlog = max(unused_at - now, timedelta(0)) if unused_at else timedelta(0)
@@ -74,13 +78,13 @@ class Rate:
 
     def use(self, backlog_seconds: float) -> RateUse:
         """The state of a rate that is unused again after ``backlog_seconds``."""
-        seconds = self.period.total_seconds()
-        remaining = math.floor((seconds - backlog_seconds) * self.limit / seconds + _ROUNDING)
+        seconds, limit = self.seconds, self.limit
+        remaining = math.floor((seconds - backlog_seconds) * limit / seconds + _ROUNDING)
         return RateUse(
             name=self.name,
-            limit=self.limit,
-            period_seconds=round(seconds),
-            remaining=max(0, min(self.limit, remaining)),
+            limit=limit,
+            period_seconds=seconds,
+            remaining=max(0, min(limit, remaining)),
             reset_seconds=math.ceil(backlog_seconds),
         )
 

@@ -48,6 +48,8 @@ class CreationRepo:
             [rate.submissions_per_hour for rate in rates],
             limits.refunds_per_hour,
         )
+        # Built once: the rates are on every receipt.
+        self._rates_of = {plan.value: limits.rates_of(plan).all for plan in Plan}
         self._of_shoppers = (
             *self._arguments,
             limits.shopper_refunds_per_hour,
@@ -206,14 +208,10 @@ class CreationRepo:
         return outcomes
 
     def _rates(self, row: asyncpg.Record) -> tuple[RateUse, ...]:
-        if not self._limits.rates:
+        rates = self._rates_of.get(row["plan"])
+        if not rates:
             return ()
-        rates = self._limits.rates_of(Plan(row["plan"]))
-        of_minute, of_hour = rates.minute, rates.hour
-        return (
-            *(() if of_minute is None else (of_minute.use(row["minute"]),)),
-            *(() if of_hour is None else (of_hour.use(row["hour"]),)),
-        )
+        return tuple([rate.use(row[rate.name]) for rate in rates])
 
     async def _error(
         self, session: GenerationSession, refusal: Refusal, row: asyncpg.Record | None

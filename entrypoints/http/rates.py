@@ -6,6 +6,8 @@ quota ``q`` and window ``w``, remaining calls ``r`` and seconds ``t`` until all 
 """
 
 from collections.abc import Sequence
+from functools import cache
+from operator import attrgetter
 from time import time
 
 from domain.plans import RateUse
@@ -14,18 +16,23 @@ RATES = "rates"
 """Where the state of a request keeps its rates, for the headers of the response."""
 
 
+_remaining = attrgetter("remaining")
+
+
+@cache
+def _policy(name: str, limit: int, seconds: int) -> str:
+    """Of as many policies as the settings have."""
+    return f'"{name}";q={limit};w={seconds}'
+
+
 def rate_headers(rates: Sequence[RateUse]) -> dict[str, str]:
     """No header without a rate."""
     if not rates:
         return {}
-    scarcest = min(rates, key=lambda rate: rate.remaining)
+    scarcest = min(rates, key=_remaining)
     return {
-        "RateLimit-Policy": ", ".join(
-            f'"{rate.name}";q={rate.limit};w={rate.period_seconds}' for rate in rates
-        ),
-        "RateLimit": ", ".join(
-            f'"{rate.name}";r={rate.remaining};t={rate.reset_seconds}' for rate in rates
-        ),
+        "RateLimit-Policy": ", ".join([_policy(r.name, r.limit, r.period_seconds) for r in rates]),
+        "RateLimit": ", ".join([f'"{r.name}";r={r.remaining};t={r.reset_seconds}' for r in rates]),
         "X-RateLimit-Limit": str(scarcest.limit),
         "X-RateLimit-Remaining": str(scarcest.remaining),
         "X-RateLimit-Reset": str(int(time()) + scarcest.reset_seconds),

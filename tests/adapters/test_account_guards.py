@@ -83,6 +83,23 @@ ATTACKS = {
     "service key of an unknown scope": (KEY.format("ARRAY['all']"), CHECK),
     "action changed": ("UPDATE operator_actions SET actor = 'cli:nobody'", GUARD),
     "action deleted": ("DELETE FROM operator_actions", GUARD),
+    "service key that is not hashed": (
+        "INSERT INTO service_keys (id, key_sha256, label, scopes)"
+        " VALUES (gen_random_uuid(), 'wa_secret', 'x', ARRAY['read'])",
+        CHECK,
+    ),
+    "service key twice": (
+        "INSERT INTO service_keys (id, key_sha256, label, scopes)"
+        " SELECT gen_random_uuid(), repeat('a', 64), 'x', ARRAY['read'] FROM generate_series(1, 2)",
+        UNIQUE,
+    ),
+    "token twice": (
+        TOKEN.format(f"'anna', {HASH}, 2, 0, 0, {SOON} FROM generate_series(1, 2)"), UNIQUE
+    ),
+    "action of a long name": (
+        "INSERT INTO operator_actions (actor, action, subject) VALUES (repeat('x', 201), 'x', 'x')",
+        CHECK,
+    ),
     "action of nobody": (
         "INSERT INTO operator_actions (actor, action, subject) VALUES ('', 'x', 'x')", CHECK
     ),

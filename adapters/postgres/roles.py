@@ -104,10 +104,10 @@ VIEWS: Mapping[str, Mapping[Group, Grants]] = {
 }
 
 SEQUENCES = ("credit_ledger_id_seq", "operator_actions_id_seq")
-"""Nobody's: an identity column takes its numbers without a privilege."""
+"""No role has a privilege on these: an identity column takes its numbers without a privilege."""
 
 FUNCTIONS: Mapping[str, Sequence[Group]] = {
-    # The CHECK calls it for whoever writes a session.
+    # The CHECK calls it for every role that writes a session.
     "session_is_sound": (Group.APP, Group.CONSUMER),
     "key_is_taken": (Group.APP,),
     "count_unfinished": (Group.APP,),

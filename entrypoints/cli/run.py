@@ -113,7 +113,7 @@ def migrate(*, as_json: bool) -> None:
     A table's lock is waited for two seconds at a time, because all other work on the table waits
     behind it. Who holds the lock is printed on standard error.
 
-    The group roles of docs/database.md are created, and privileges that nobody should have are
+    The group roles of docs/database.md are created, and privileges that no role should have are
     revoked. What this role may not do is printed on standard error, for an administrator.
     """
     applied = run(

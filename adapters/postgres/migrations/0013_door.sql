@@ -53,8 +53,8 @@ CREATE TABLE signup_days (
     grants bigint NOT NULL CHECK (grants >= 0)
 );
 
--- Whether a user's account has no ledger entry, or does not exist. Called only by whoever holds the
--- day, and then nobody else can sign up. VOLATILE, so that it sees what was committed until then.
+-- Whether a user's account has no ledger entry, or does not exist. Called only while the
+-- day is locked, so no other user can sign up meanwhile. VOLATILE, so that it sees what was committed until then.
 CREATE FUNCTION is_new_user(owner_id text) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     RETURN NOT EXISTS (
@@ -108,7 +108,7 @@ CREATE INDEX sessions_unfinished_of_token ON generation_sessions (client_token_i
     WHERE client_token_id IS NOT NULL
         AND (status IN ('queued', 'processing') OR (status = 'failed' AND NOT refunded));
 
--- Called only by whoever holds the account, and then nobody else can create a session of its tokens.
+-- Called only while the account is locked, so no other session of its tokens can be created.
 -- VOLATILE, so that it sees what was committed until then.
 CREATE FUNCTION count_unfinished_of_token(client_token_id uuid, up_to bigint) RETURNS bigint
     LANGUAGE plpgsql VOLATILE AS $$

@@ -3,7 +3,7 @@
 
 -- These guards read other tables. A writer that may not read them, or whose rows a policy hides,
 -- would be refused without reason or, worse, would find no debit that needs a refund. The functions
--- pin their search_path, and nobody may call them but the triggers.
+-- pin their search_path, and only the triggers may call them.
 ALTER FUNCTION require_failure() SECURITY DEFINER;
 ALTER FUNCTION require_refund() SECURITY DEFINER;
 

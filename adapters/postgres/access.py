@@ -187,7 +187,7 @@ async def open_points(database: Database, names: RoleNames) -> list[str]:
         for name in sorted({*names.ours} & state.owners)
     ]
     lines += [
-        f"{each.role} still has {each.command} on {each.target}: the role that granted it must revoke it"
+        f"{each.role} still has {each.command} on {each.target}: its grantor must revoke it"
         for each in sorted(_excess(state))
     ]
     lines += [

@@ -110,7 +110,7 @@ class Container(containers.DeclarativeContainer):
                 return Repositories(
                     sessions=sessions,
                     accounts=PostgresCreditRepo(database),
-                    api_keys=PostgresApiKeyRepo(database),
+                    api_keys=PostgresApiKeyRepo(database, batches=batches),
                     client_tokens=PostgresClientTokenRepo(database, background=self.reserve()),
                     stores=PostgresStoreRepo(database),
                     service_keys=PostgresServiceKeyRepo(database),

@@ -1,10 +1,12 @@
 """API keys and service keys in PostgreSQL."""
 
+from collections.abc import Sequence
 from uuid import UUID
 
 import asyncpg
 
-from adapters.postgres.database import Database
+from adapters.coalescing import DEFAULT_LIMITS, BatchLimits, Coalescer
+from adapters.postgres.database import Database, too_many_calls
 from domain.account_ports import ServiceKey, ServiceKeyRepoPort
 from domain.callers import Caller, Scope, Service
 from domain.credits import Channel, Owner
@@ -12,11 +14,11 @@ from domain.errors import IdempotencyKeyReused
 from domain.operators import Operator
 from domain.ports import MAX_KEYS, ApiKey, ApiKeyRepoPort
 
-_CALLER_OF = """
-    SELECT key.channel, key.owner_id, coalesce(store.origins, '{}') AS origins
+_CALLERS_OF = """
+    SELECT key.key_sha256, key.channel, key.owner_id, coalesce(store.origins, '{}') AS origins
     FROM api_keys AS key
         LEFT JOIN stores AS store ON store.id = key.owner_id AND key.channel = 'b2b'
-    WHERE key.key_sha256 = $1 AND key.revoked_at IS NULL"""
+    WHERE key.key_sha256 = ANY($1::text[]) AND key.revoked_at IS NULL"""
 
 _ADD = """
     WITH added AS (
@@ -90,14 +92,27 @@ _REVOKE_SERVICE = """
 
 
 class PostgresApiKeyRepo(ApiKeyRepoPort):
-    """Stores only hashes: reading the table does not reveal a usable key."""
+    """Stores only hashes: reading the table does not reveal a usable key.
 
-    def __init__(self, database: Database) -> None:
+    Concurrent look-ups share a statement: every key of a busy process is looked up again each time
+    that its cached caller expires."""
+
+    def __init__(self, database: Database, *, batches: BatchLimits = DEFAULT_LIMITS) -> None:
         self._database = database
+        self._caller_of: Coalescer[str, Caller | None] = Coalescer(
+            self._callers_of, limits=batches, too_many=too_many_calls
+        )
 
     async def caller_of(self, key_sha256: str) -> Caller | None:
-        row = await self._database.fetch_row(_CALLER_OF, key_sha256)
-        return None if row is None else Caller(owner=_owner(row), origins=frozenset(row["origins"]))
+        return await self._caller_of(key_sha256)
+
+    async def _callers_of(self, hashes: Sequence[str]) -> Sequence[Caller | None]:
+        rows = await self._database.fetch(_CALLERS_OF, hashes)
+        callers = {
+            row["key_sha256"]: Caller(owner=_owner(row), origins=frozenset(row["origins"]))
+            for row in rows
+        }
+        return [callers.get(sha256) for sha256 in hashes]
 
     async def add(
         self, key: ApiKey, *, idempotency_key: str | None = None, by: Operator | None = None

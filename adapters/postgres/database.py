@@ -75,6 +75,11 @@ _LIMIT_IDLE_TRANSACTION = "SET LOCAL idle_in_transaction_session_timeout = '10s'
 until the network notices."""
 
 
+def too_many_calls() -> DatabaseUnavailable:
+    """The error for a full queue of calls."""
+    return DatabaseUnavailable("Too many calls are waiting for the database")
+
+
 def is_locked(error: Exception) -> bool:
     """Whether a call failed because it waited for a lock longer than ``lock_seconds``."""
     return isinstance(error.__cause__, asyncpg.LockNotAvailableError)

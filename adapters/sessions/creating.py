@@ -9,11 +9,11 @@ import asyncpg
 
 from adapters.coalescing import BLOCKED, BatchLimits, Coalescer
 from adapters.coalescing import Blocked as BlockedCall
-from adapters.postgres.database import Database
+from adapters.postgres.database import Database, too_many_calls
 from adapters.sessions import creation as sql
 from adapters.sessions.rows import inserted_values
 from domain.credits import GENERATION_COST, Owner
-from domain.errors import DatabaseUnavailable, WearonError
+from domain.errors import WearonError
 from domain.plans import AccountLimits, Plan, RateUse, RefundWindow
 from domain.ports import Receipt
 from domain.refusals import Refusal, error_of, rates_used_up, refunded_too_often
@@ -234,11 +234,6 @@ class CreationRepo:
         hour, current, earlier, now = row
         window = RefundWindow(hour=hour, current=current, earlier=earlier)
         return refunded_too_often(window, limit, now)
-
-
-def too_many_calls() -> DatabaseUnavailable:
-    """The error for a full queue of calls."""
-    return DatabaseUnavailable("Too many calls are waiting for the database")
 
 
 def _blocked_or(outcome: _Outcome) -> _Outcome | BlockedCall:

@@ -18,10 +18,10 @@ from adapters.coalescing import (
     Result,
 )
 from adapters.coalescing import Blocked as BlockedCall
-from adapters.postgres.database import Database
+from adapters.postgres.database import Database, too_many_calls
 from adapters.sessions import statements as sql
 from adapters.sessions.batches import in_batch, readable
-from adapters.sessions.creating import MAX_LOCK_WAITERS, CreationRepo, arrays_of, too_many_calls
+from adapters.sessions.creating import MAX_LOCK_WAITERS, CreationRepo, arrays_of
 from adapters.sessions.rows import result_values, session_of
 from domain.credits import Owner
 from domain.errors import DatabaseUnavailable, NotFound

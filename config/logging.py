@@ -73,7 +73,7 @@ def access_line(settings: Settings) -> AccessLine:
         line = {
             "event": "request",
             "level": "info",
-            "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+            "timestamp": datetime.now(UTC),
             **info,
             "method": method,
             "path": path,
@@ -181,4 +181,6 @@ def _json(event: object, default: Callable[[Any], Any]) -> str:
         line = msgspec.json.encode(event, enc_hook=default)
     except UnicodeEncodeError:  # a lone surrogate, which file names may contain
         line = b"\xff"
-    return line.decode() if line.isascii() else json.dumps(event, default=default)
+    if line.isascii():
+        return line.decode()
+    return json.dumps(msgspec.to_builtins(event, enc_hook=default))

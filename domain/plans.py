@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import NamedTuple
 
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
@@ -25,10 +26,11 @@ class Plan(StrEnum):
     ENTERPRISE = "enterprise"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RateUse:
+class RateUse(NamedTuple):
     """How much of a rate is used: ``limit`` calls per ``period_seconds``, of which ``remaining``
-    are left. An unused rate returns after ``reset_seconds``."""
+    are left. An unused rate returns after ``reset_seconds``.
+
+    A tuple, which is made in half the time: every accepted request has two."""
 
     name: str
     limit: int
@@ -80,13 +82,8 @@ class Rate:
         """The state of a rate that is unused again after ``backlog_seconds``."""
         seconds, limit = self.seconds, self.limit
         remaining = math.floor((seconds - backlog_seconds) * limit / seconds + _ROUNDING)
-        return RateUse(
-            name=self.name,
-            limit=limit,
-            period_seconds=seconds,
-            remaining=max(0, min(limit, remaining)),
-            reset_seconds=math.ceil(backlog_seconds),
-        )
+        reset_seconds = math.ceil(backlog_seconds)
+        return RateUse(self.name, limit, seconds, max(0, min(limit, remaining)), reset_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,17 +54,15 @@ def _arguments(*groups: dict[str, str]) -> dict[str, str]:
 
 def _recent_refunds(limit: str) -> str:
     """Whether the refunds of the last sixty minutes, as ``RefundWindow`` estimates them, have
-    reached ``limit``."""
-    passed = f"extract(epoch FROM now() - {THIS_HOUR}) / 3600"
-    return f"""coalesce(CASE
-            WHEN refunds_hour >= {THIS_HOUR} THEN refunds_now + refunds_before * (1 - {passed})
-            WHEN refunds_hour = {THIS_HOUR} - interval '1 hour' THEN refunds_now * (1 - {passed})
-            ELSE 0 END >= {limit}, false)"""
+    reached ``limit``. ``refunds_hour`` is NULL before the first, and GREATEST ignores NULLs."""
+    hours = "date_part('epoch', now() - refunds_hour) / 3600"
+    return f"""coalesce(refunds_now * least(1, greatest(0, 2 - {hours}))
+            + refunds_before * least(1, greatest(0, 1 - {hours})) >= {limit}, false)"""
 
 
 def _backlog(unused_at: str) -> str:
-    """In how many seconds a rate will be unused."""
-    return f"coalesce(greatest(extract(epoch FROM {unused_at} - now()), 0), 0)::float8"
+    """In how many seconds a rate will be unused. GREATEST ignores the NULL of an unused one."""
+    return f"greatest(date_part('epoch', {unused_at} - now()), 0)"
 
 
 def _room(limit: str, backlog: str, seconds: float) -> str:
@@ -73,44 +71,37 @@ def _room(limit: str, backlog: str, seconds: float) -> str:
 
 
 def _unused_at(column: str, limit: str, calls: str, period: str) -> str:
-    """When a rate is unused again after ``calls`` more."""
+    """When a rate is unused again after ``calls`` more; NULL without a limit."""
     return f"greatest({column}, now()) + {calls} * (interval '{period}' / {limit}::float8)"
 
 
 _MINUTE, _HOUR = MINUTE.total_seconds(), HOUR.total_seconds()
-_LOCKED = """channel, owner_id, balance, unfinished_at_most, plan, suspended_at, total_granted,
-            sessions_created, minute_unused_at, hour_unused_at, refunds_hour, refunds_now,
-            refunds_before"""
 
 
-def _held(argument: dict[str, str], unfinished: str) -> str:
-    """What the locked accounts allow."""
-    return f"""
-        SELECT channel, owner_id, balance, plan, suspended_at IS NOT NULL AS suspended,
+def _account(argument: dict[str, str]) -> str:
+    """The columns of a locked account, and what its plan and its past allow."""
+    return f"""channel, owner_id, balance, unfinished_at_most, plan,
+            suspended_at IS NOT NULL AS suspended,
             total_granted = 0 AND sessions_created = 0 AS unfunded,
-            minute_limit, hour_limit, minute_backlog, hour_backlog,
-            least({_room("minute_limit", "minute_backlog", _MINUTE)},
-                {_room("hour_limit", "hour_backlog", _HOUR)}) AS room,
-            {_recent_refunds(argument["refunds_per_hour"])} AS refunded_too_often,
-            {unfinished} AS unfinished
-        FROM account CROSS JOIN LATERAL (SELECT
             ({argument["per_minute"]})[array_position({_PLANS}, plan)] AS minute_limit,
             ({argument["per_hour"]})[array_position({_PLANS}, plan)] AS hour_limit,
             {_backlog("minute_unused_at")} AS minute_backlog,
-            {_backlog("hour_unused_at")} AS hour_backlog) AS rates"""
+            {_backlog("hour_unused_at")} AS hour_backlog,
+            {_recent_refunds(argument["refunds_per_hour"])} AS refunded_too_often"""
 
 
-_COUNTED = "greatest(0, least(place, room))"
+_ROOM = f"""least({_room("minute_limit", "minute_backlog", _MINUTE)},
+                {_room("hour_limit", "hour_backlog", _HOUR)}) AS room"""
+_COUNTED = "greatest(0, least(place, decided.room))"
 _RATES = f"""plan, minute_backlog + coalesce({_COUNTED} * 60.0 / minute_limit, 0) AS minute,
         hour_backlog + coalesce({_COUNTED} * 3600.0 / hour_limit, 0) AS hour"""
 """The plan, and in how many seconds its rates will be unused."""
 
 _DEBITED_RATES = f"""
-            minute_unused_at = CASE WHEN minute_limit IS NOT NULL
-                THEN {_unused_at("minute_unused_at", "minute_limit", "made.sessions", "1 minute")}
-                END,
-            hour_unused_at = CASE WHEN hour_limit IS NOT NULL
-                THEN {_unused_at("hour_unused_at", "hour_limit", "made.sessions", "1 hour")} END"""
+            minute_unused_at =
+                {_unused_at("minute_unused_at", "minute_limit", "made.sessions", "1 minute")},
+            hour_unused_at =
+                {_unused_at("hour_unused_at", "hour_limit", "made.sessions", "1 hour")}"""
 
 _TOKENS = """
     token AS MATERIALIZED (
@@ -129,11 +120,11 @@ _TOKENS = """
         SELECT token.*, {refunded_too_often} AS refunded_too_often,
             count_unfinished_of_token(token.id, {max_active}) AS unfinished
         FROM token JOIN shopper USING (store_id, shopper_id)
-    ), of_token AS MATERIALIZED (
+    ), of_token AS (
         SELECT checked.*, row_number() OVER (PARTITION BY client_token_id, refusal IS NULL
             ORDER BY number) AS place_of_token
         FROM of_owner AS checked
-    ), checked AS MATERIALIZED (
+    ), checked AS (
         SELECT of_token.*, least(pictures - used, {per_picture} * pictures - submissions)
                 - place_of_token AS pictures_left,
             coalesce(refusal, CASE
@@ -165,9 +156,11 @@ def _create(locking: str = "", *, for_shoppers: bool = False) -> str:
     commit. No other creation reaches the unique index of the keys, where it would wait for a
     transaction that is giving the key back.
     """
-    asked = ASKED | (OF_SHOPPERS if for_shoppers else {})
+    of_shoppers = OF_SHOPPERS if for_shoppers else {}
     limits = LIMITS | (LIMITS_OF_SHOPPERS if for_shoppers else {})
-    argument = _arguments(asked, limits)
+    argument = _arguments(ASKED, of_shoppers, limits)
+
+    asked = [*ASKED, *of_shoppers]
     arrays = ", ".join(f"{argument[name]}[]" for name in asked)
     cost, columns_of_shoppers, tokens, token_debit = argument["cost"], "", "", ""
     refusal, pictures_left, checked = "refusal", "NULL::bigint", "checked"
@@ -180,25 +173,26 @@ def _create(locking: str = "", *, for_shoppers: bool = False) -> str:
         )
         token_debit = _DEBITED_TOKENS
         refusal, pictures_left, checked = "refusal_of_either", "pictures_left", "of_owner"
-    held = _held(
-        argument,
-        """CASE WHEN unfinished_at_most + asked <= least_active THEN unfinished_at_most
-            ELSE least(unfinished_at_most, count_unfinished(channel, owner_id, max_active))
-            END""",
-    )
     return f"""
     WITH asked AS (
         SELECT * FROM unnest({arrays}) WITH ORDINALITY AS asked ({", ".join(asked)}, number)
     ), account AS MATERIALIZED (
-        SELECT {_LOCKED}, asked, least_active, max_active
+        SELECT {_account(argument)}, asked, least_active, max_active
         FROM (SELECT channel, owner_id, count(*) AS asked, min(max_active) AS least_active,
                     max(max_active) AS max_active
                 FROM asked GROUP BY 1, 2) AS owner
             JOIN credit_accounts AS account USING (channel, owner_id)
         ORDER BY 1, 2 FOR NO KEY UPDATE OF account {locking}
-    ), held AS MATERIALIZED ({held}
-    ), {checked} AS MATERIALIZED (
-        SELECT asked.*, balance, unfinished, unfunded, plan, room, minute_limit, hour_limit,
+    ), held AS MATERIALIZED (
+        SELECT channel, owner_id, balance, plan, suspended, unfunded, refunded_too_often,
+            minute_limit, hour_limit, minute_backlog, hour_backlog, {_ROOM},
+            CASE WHEN unfinished_at_most + asked <= least_active THEN unfinished_at_most
+                ELSE least(unfinished_at_most, count_unfinished(channel, owner_id, max_active))
+                END AS unfinished
+        FROM account
+    ), {checked} AS (
+        SELECT number, id, channel, owner_id, max_active{columns_of_shoppers},
+            balance, unfinished, unfunded, plan, room, minute_limit, hour_limit,
             minute_backlog, hour_backlog, CASE
             WHEN held.owner_id IS NULL THEN 'no_account'
             WHEN idempotency_key IS NOT NULL AND (
@@ -209,7 +203,7 @@ def _create(locking: str = "", *, for_shoppers: bool = False) -> str:
             WHEN refunded_too_often THEN 'refunded_too_often'
             WHEN unfinished >= max_active THEN 'too_many_active' END AS refusal
         FROM asked LEFT JOIN held USING (channel, owner_id)
-    ), {tokens}placed AS MATERIALIZED (
+    ), {tokens}placed AS (
         SELECT *, row_number() OVER (PARTITION BY channel, owner_id, {refusal} IS NULL
             ORDER BY number) AS place
         FROM checked
@@ -220,34 +214,36 @@ def _create(locking: str = "", *, for_shoppers: bool = False) -> str:
             WHEN place > room THEN 'rate_limited'
             WHEN place * {cost} > balance
                 THEN CASE WHEN unfunded THEN 'unfunded' ELSE 'too_little_balance' END
-            ELSE 'created' END AS outcome
+            ELSE 'created' END AS outcome, clock_timestamp() AS created_at
         FROM placed
     ), created AS (
-        SELECT * FROM decided WHERE outcome = 'created' ORDER BY number
+        SELECT number, id, channel, owner_id, unfinished, minute_limit, hour_limit, created_at
+            {columns_of_shoppers}
+        FROM decided WHERE outcome = 'created' ORDER BY number
     ), debit AS (
         UPDATE credit_accounts AS account
         SET balance = account.balance - made.sessions * {cost},
             total_debited = total_debited + made.sessions * {cost},
             sessions_created = sessions_created + made.sessions,
-            unfinished_at_most = made.unfinished + made.sessions,{_DEBITED_RATES}
-        FROM (SELECT channel, owner_id, unfinished, minute_limit, hour_limit, count(*) AS sessions
-                FROM created GROUP BY 1, 2, 3, 4, 5) AS made
+            unfinished_at_most = unfinished + made.sessions,{_DEBITED_RATES}
+        FROM (SELECT channel, owner_id, count(*) AS sessions, min(unfinished) AS unfinished,
+                    min(minute_limit) AS minute_limit, min(hour_limit) AS hour_limit
+                FROM created GROUP BY 1, 2) AS made
         WHERE account.channel = made.channel AND account.owner_id = made.owner_id{token_debit}
     ), entry AS (
         INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
         SELECT channel, owner_id, 'debit', -{cost}, id FROM created
     ), session AS (
-        INSERT INTO generation_sessions (channel, store_id, user_id, idempotency_key, {_INSERTED}
-            {columns_of_shoppers})
+        INSERT INTO generation_sessions (channel, store_id, user_id, idempotency_key, created_at,
+            {_INSERTED}{columns_of_shoppers})
         SELECT channel, CASE channel WHEN 'b2b' THEN owner_id END,
-            CASE channel WHEN 'b2c' THEN owner_id END, idempotency_key, {_INSERTED_VALUES}
-            {columns_of_shoppers}
-        FROM created
-        RETURNING id, created_at
+            CASE channel WHEN 'b2c' THEN owner_id END, idempotency_key, created_at,
+            {_INSERTED_VALUES}{columns_of_shoppers}
+        FROM (SELECT number, created_at FROM created) AS made JOIN asked USING (number)
     )
-    SELECT outcome, balance - place * {cost} AS balance, session.created_at, {_RATES},
+    SELECT outcome, balance - place * {cost} AS balance, created_at, {_RATES},
         {pictures_left} AS pictures_left
-    FROM decided LEFT JOIN session USING (id) ORDER BY number"""
+    FROM decided ORDER BY number"""
 
 
 CREATE_SKIP_LOCKED = _create("SKIP LOCKED")
@@ -262,21 +258,21 @@ def _create_one(locking: str = "") -> str:
     argument = _arguments(ASKED, LIMITS)
     cost, key = argument["cost"], argument["idempotency_key"]
     inserted = ", ".join(f"{argument[column.name]}::{column.type}" for column in INSERTED)
-    held = _held(
-        argument,
-        f"""CASE WHEN unfinished_at_most < {argument["max_active"]} THEN unfinished_at_most
-            ELSE least(unfinished_at_most,
-                count_unfinished(channel, owner_id, {argument["max_active"]}))
-            END""",
-    )
     return f"""
     WITH account AS MATERIALIZED (
-        SELECT {_LOCKED} FROM credit_accounts
+        SELECT {_account(argument)}
+        FROM credit_accounts
         WHERE channel = {argument["channel"]} AND owner_id = {argument["owner_id"]}
         FOR NO KEY UPDATE {locking}
-    ), held AS MATERIALIZED ({held}
+    ), held AS MATERIALIZED (
+        SELECT *, 1 AS place, {_ROOM},
+            CASE WHEN unfinished_at_most < {argument["max_active"]} THEN unfinished_at_most
+                ELSE least(unfinished_at_most,
+                    count_unfinished(channel, owner_id, {argument["max_active"]}))
+                END AS unfinished
+        FROM account
     ), decided AS MATERIALIZED (
-        SELECT *, 1 AS place, CASE
+        SELECT *, CASE
             WHEN {key} IS NOT NULL AND key_is_taken(channel, owner_id, {key}) THEN 'key_is_taken'
             WHEN suspended THEN 'suspended'
             WHEN refunded_too_often THEN 'refunded_too_often'
@@ -284,7 +280,7 @@ def _create_one(locking: str = "") -> str:
             WHEN room < 1 THEN 'rate_limited'
             WHEN {cost} > balance
                 THEN CASE WHEN unfunded THEN 'unfunded' ELSE 'too_little_balance' END
-            ELSE 'created' END AS outcome
+            ELSE 'created' END AS outcome, clock_timestamp() AS created_at
         FROM held
     ), debit AS (
         UPDATE credit_accounts AS account
@@ -299,14 +295,15 @@ def _create_one(locking: str = "") -> str:
         SELECT channel, owner_id, 'debit', -{cost}, {argument["id"]}
         FROM decided WHERE outcome = 'created'
     ), session AS (
-        INSERT INTO generation_sessions (channel, store_id, user_id, idempotency_key, {_INSERTED})
+        INSERT INTO generation_sessions (channel, store_id, user_id, idempotency_key, created_at,
+            {_INSERTED})
         SELECT channel, CASE channel WHEN 'b2b' THEN owner_id END,
-            CASE channel WHEN 'b2c' THEN owner_id END, {key}, {inserted}
+            CASE channel WHEN 'b2c' THEN owner_id END, {key}, created_at, {inserted}
         FROM decided WHERE outcome = 'created'
-        RETURNING created_at
     )
-    SELECT outcome, balance - {cost} AS balance, created_at, {_RATES}, NULL::bigint AS pictures_left
-    FROM decided LEFT JOIN session ON true"""
+    SELECT outcome, balance - {cost} AS balance, created_at, {_RATES},
+        NULL::bigint AS pictures_left
+    FROM decided"""
 
 
 CREATE_ONE_SKIP_LOCKED = _create_one("SKIP LOCKED")

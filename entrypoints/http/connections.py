@@ -174,8 +174,8 @@ class _Exchange(RequestResponseCycle):
             own.append(_CLOSE)
         if self._left is None:
             own.append((b"transfer-encoding", b"chunked"))
-        lines = [b"%s: %s\r\n" % header for header in (*headers, *own)]
-        head = b"".join([STATUS_LINE[status], *lines, b"\r\n"])
+        lines = [b": ".join(header) for header in (*headers, *own)]
+        head = STATUS_LINE[status] + b"\r\n".join([*lines, b"\r\n"])
         if head.count(b"\n") != len(lines) + 2 or head.count(b"\r") != len(lines) + 2:
             raise RuntimeError("a header has a line end")
         if self._left is None or self._is_head:
@@ -322,13 +322,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return  # The parser stops here, and ``data_received`` goes on.
         self._in_head = False
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        size, hosts = len(self.url), 0
+        for name, value in self.headers:
+            size += len(name) + len(value)
+            if name == b"host":
+                hosts += 1
         if size > self._limits.header_bytes:
             raise _too_large(f"are longer than {self._limits.header_bytes} bytes")
         version = self.parser.get_http_version()
         if version not in {"1.0", "1.1"}:
             raise _malformed()
-        hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (hosts == 0 and version == "1.1"):
             raise _Refused(HTTPStatus.BAD_REQUEST, "Host: is required, once")
         self._complete_scope(version)

@@ -34,7 +34,7 @@ from domain.errors import (
 )
 from domain.submission import UNAVAILABLE_MESSAGE
 from entrypoints.http.inputs import humanize
-from entrypoints.http.rates import rate_headers
+from entrypoints.http.rates import as_text, rate_headers
 from entrypoints.http.schemas import ErrorBody, ErrorEnvelope
 
 MAX_MESSAGE_LENGTH = 300
@@ -147,7 +147,7 @@ def envelope_for(error: Exception) -> tuple[int, dict[str, str], ErrorEnvelope]:
 
 def _headers(error: Exception) -> Mapping[str, str]:
     if isinstance(error, RateLimited):
-        return {"Retry-After": str(error.retry_after_seconds), **rate_headers(error.rates)}
+        return {"Retry-After": str(error.retry_after_seconds), **as_text(rate_headers(error.rates))}
     if isinstance(error, TooManyUploads):
         return {"Retry-After": str(error.retry_after_seconds)}
     return (error.headers if isinstance(error, HTTPException) else None) or {}

@@ -1,7 +1,7 @@
 """Middleware around every request: its id, its log line, its body's deadline, authentication."""
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from time import perf_counter
 
 from litestar.enums import ScopeType
@@ -11,7 +11,13 @@ from config.logging import AccessLine, logged_access_line
 from domain.deadlines import SharedTimeout
 from domain.errors import InvalidInput
 from entrypoints.http.access import check_access
-from entrypoints.http.cors import BrowserHeaders, answer_preflight, is_preflight, readable_by
+from entrypoints.http.cors import (
+    BrowserHeaders,
+    Header,
+    answer_preflight,
+    is_preflight,
+    readable_by,
+)
 from entrypoints.http.door import Door
 from entrypoints.http.rates import rate_headers
 from entrypoints.http.request_info import REQUEST_INFO, RequestInfo, request_id_of
@@ -172,9 +178,7 @@ class Authentication:
         await self._app(scope, receive, send)
 
 
-def _with_headers(send: Send, headers: Mapping[str, str]) -> Send:
-    added = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-
+def _with_headers(send: Send, added: Sequence[Header]) -> Send:
     async def send_more(message: Message) -> None:
         if message["type"] == "http.response.start":
             names = {name for name, _ in message["headers"]}

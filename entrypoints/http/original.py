@@ -39,7 +39,7 @@ from entrypoints.http.inputs import (
     decoded,
 )
 from entrypoints.http.openapi import failures
-from entrypoints.http.rates import rate_headers
+from entrypoints.http.rates import as_text, rate_headers
 from entrypoints.http.schemas import CreatedAt, SessionId, Url
 
 MAX_IMAGES = 2 + MAX_ACCESSORIES
@@ -252,7 +252,7 @@ async def create_original(
     replayed = {"Idempotency-Replayed": "true"} if receipt.replayed else {}
     return Response(
         OriginalCreatedEnvelope(data=created, error=None),
-        headers={**rate_headers(receipt.rates), **replayed},
+        headers=as_text(rate_headers(receipt.rates)) | replayed,
     )
 
 

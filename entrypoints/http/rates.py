@@ -11,10 +11,7 @@ from operator import attrgetter
 from time import time
 
 from domain.plans import RateUse
-
-RATES = "rates"
-"""Where the state of a request keeps its rates, for the headers of the response."""
-
+from entrypoints.http.cors import Header
 
 _remaining = attrgetter("remaining")
 
@@ -25,15 +22,22 @@ def _policy(name: str, limit: int, seconds: int) -> str:
     return f'"{name}";q={limit};w={seconds}'
 
 
-def rate_headers(rates: Sequence[RateUse]) -> dict[str, str]:
+def rate_headers(rates: Sequence[RateUse]) -> list[Header]:
     """No header without a rate."""
     if not rates:
-        return {}
+        return []
     scarcest = min(rates, key=_remaining)
-    return {
-        "RateLimit-Policy": ", ".join([_policy(r.name, r.limit, r.period_seconds) for r in rates]),
-        "RateLimit": ", ".join([f'"{r.name}";r={r.remaining};t={r.reset_seconds}' for r in rates]),
-        "X-RateLimit-Limit": str(scarcest.limit),
-        "X-RateLimit-Remaining": str(scarcest.remaining),
-        "X-RateLimit-Reset": str(int(time()) + scarcest.reset_seconds),
-    }
+    policy = ", ".join([_policy(rate.name, rate.limit, rate.period_seconds) for rate in rates])
+    left = ", ".join([f'"{name}";r={left};t={reset}' for name, _, _, left, reset in rates])
+    return [
+        (b"ratelimit-policy", policy.encode()),
+        (b"ratelimit", left.encode()),
+        (b"x-ratelimit-limit", b"%d" % scarcest.limit),
+        (b"x-ratelimit-remaining", b"%d" % scarcest.remaining),
+        (b"x-ratelimit-reset", b"%d" % (time() + scarcest.reset_seconds)),
+    ]
+
+
+def as_text(headers: Sequence[Header]) -> dict[str, str]:
+    """The headers as Litestar takes them."""
+    return {name.decode(): value.decode() for name, value in headers}

@@ -21,6 +21,7 @@ from domain.errors import InvalidInput, Unconfirmed
 from domain.ports import Receipt
 from domain.submission import Submission, TryOnRequest
 from entrypoints.http.access import caller_of, for_shoppers_too
+from entrypoints.http.cors import Header
 from entrypoints.http.door import Door
 from entrypoints.http.errors import envelope_for
 from entrypoints.http.generations import GENERATION_TAGS, try_on
@@ -42,7 +43,7 @@ from entrypoints.http.schemas import (
     SubmittedEnvelope,
 )
 
-Reply: TypeAlias = tuple[int, dict[str, str], SubmittedEnvelope | ErrorEnvelope]
+Reply: TypeAlias = tuple[int, list[Header], SubmittedEnvelope | ErrorEnvelope]
 """Status, headers and body of a response."""
 
 _EXAMPLE = {
@@ -76,7 +77,9 @@ class SubmitRoute:
             info["session_id"] = receipt.session.id
             reply: Reply = accepted(receipt)
         except Exception as error:  # noqa: BLE001 - answered, and logged if it is unexpected
-            reply = envelope_for(error)
+            status, headers, envelope = envelope_for(error)
+            raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+            reply = status, raw, envelope
         await _respond(send, reply)
 
     async def _request(self, scope: HTTPScope, receive: Receive, info: RequestInfo) -> TryOnRequest:
@@ -164,13 +167,13 @@ def declare(submit: ASGIApp) -> HTTPRouteHandler:
     return submit_generation
 
 
-def accepted(receipt: Receipt) -> tuple[int, dict[str, str], SubmittedEnvelope]:
+def accepted(receipt: Receipt) -> tuple[int, list[Header], SubmittedEnvelope]:
     """The status, headers and body of the answer to an accepted request."""
     submitted = Submitted.of(receipt)
     rates = () if receipt.session.shopper else receipt.rates  # They are the store's.
-    headers = {"Location": submitted.status_url, **rate_headers(rates)}
+    headers = [(b"location", submitted.status_url.encode()), *rate_headers(rates)]
     if receipt.replayed:
-        headers["Idempotency-Replayed"] = "true"
+        headers.append((b"idempotency-replayed", b"true"))
     return 202, headers, SubmittedEnvelope(data=submitted, error=None)
 
 
@@ -209,7 +212,7 @@ async def _respond(send: Send, reply: Reply) -> None:
             "status": status,
             "headers": [
                 (b"content-type", b"application/json"),
-                *((name.lower().encode(), value.encode()) for name, value in headers.items()),
+                *headers,
                 (b"content-length", str(len(body)).encode()),
             ],
         }

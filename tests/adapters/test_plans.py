@@ -405,5 +405,5 @@ def test_every_read_and_recovery_call_is_checked() -> None:
 def test_every_statement_is_checked() -> None:
     assert len(STATEMENTS) >= 30
     assert len(BY_ID) == 10
-    assert {"sessions_CREATE_WAIT", "credits_GRANT", "auth_CALLER_OF"} <= set(STATEMENTS)
+    assert {"sessions_CREATE_WAIT", "credits_GRANT", "auth_CALLERS_OF"} <= set(STATEMENTS)
     assert {"client_tokens_PURGE", "sessions_HISTORY_OF_SHOPPER"} <= set(STATEMENTS)

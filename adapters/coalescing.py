@@ -114,7 +114,7 @@ class Coalescer(Generic[Call, Result]):
 
     def _ensure_runner(self) -> None:
         """Start a runner now, or after the patience of the latest batch in flight."""
-        if len(self._runners) >= self._limits.in_flight:
+        if len(self._runners) >= self._limits.in_flight or (self._timer and self._runners):
             return
         loop = asyncio.get_running_loop()
         patient_until = max(self._runners.values(), default=-inf) + self._limits.patience_seconds
@@ -149,6 +149,10 @@ class Coalescer(Generic[Call, Result]):
             # A done callback would be too late: a call that arrives before it would see a runner
             # here and start none.
             del self._runners[runner]
+            # It was set by this runner's batch. The next call counts from what is still in flight.
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
     def _next_batch(self) -> list[_Waiting[Call, Result]]:
         batch: list[_Waiting[Call, Result]] = []

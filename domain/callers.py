@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 from uuid import UUID
@@ -62,12 +62,12 @@ class Caller:
     any_origin: bool = False
     shopper: Shopper | None = None
     is_anonymous: bool = False
+    kind: CallerKind = field(init=False, compare=False, repr=False)
 
-    @property
-    def kind(self) -> CallerKind:
-        if self.shopper is not None:
-            return CallerKind.SHOPPER
-        return CallerKind.USER if self.owner.channel is Channel.B2C else CallerKind.STORE
+    def __post_init__(self) -> None:
+        of_channel = CallerKind.USER if self.owner.channel is Channel.B2C else CallerKind.STORE
+        kind = of_channel if self.shopper is None else CallerKind.SHOPPER
+        object.__setattr__(self, "kind", kind)
 
     @property
     def shopper_id(self) -> str | None:

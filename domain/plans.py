@@ -79,11 +79,11 @@ class Rate:
         return max(unused_at or now, now) + calls * self.interval
 
     def use(self, backlog_seconds: float) -> RateUse:
-        """The state of a rate that is unused again after ``backlog_seconds``."""
+        """The state of a rate that is unused again after ``backlog_seconds``, 0 or more."""
         seconds, limit = self.seconds, self.limit
-        remaining = math.floor((seconds - backlog_seconds) * limit / seconds + _ROUNDING)
-        reset_seconds = math.ceil(backlog_seconds)
-        return RateUse(self.name, limit, seconds, max(0, min(limit, remaining)), reset_seconds)
+        free_seconds = seconds - backlog_seconds
+        remaining = int(free_seconds * limit / seconds + _ROUNDING) if free_seconds > 0 else 0
+        return RateUse(self.name, limit, seconds, remaining, math.ceil(backlog_seconds))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

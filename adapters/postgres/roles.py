@@ -115,9 +115,11 @@ FUNCTIONS: Mapping[str, Sequence[Group]] = {
     "is_new_user": (Group.APP,),
     # Triggers need no privilege.
     "refuse": (),
+    "refuse_account": (),
     "guard_session": (),
     "require_failure": (),
     "require_refund": (),
+    "require_accounts": (),
 }
 
 

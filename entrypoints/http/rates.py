@@ -7,31 +7,38 @@ quota ``q`` and window ``w``, remaining calls ``r`` and seconds ``t`` until all 
 
 from collections.abc import Sequence
 from functools import cache
-from operator import attrgetter
 from time import time
 
 from domain.plans import RateUse
 from entrypoints.http.cors import Header
 
-_remaining = attrgetter("remaining")
-
 
 @cache
-def _policy(name: str, limit: int, seconds: int) -> str:
-    """Of as many policies as the settings have."""
-    return f'"{name}";q={limit};w={seconds}'
+def _texts(*rates: tuple[str, int, int]) -> tuple[bytes, bytes]:
+    """The policy of these rates, by name, limit and period, and a template for what is left of
+    them. There are as many as the settings have."""
+    policy = ", ".join(f'"{name}";q={limit};w={seconds}' for name, limit, seconds in rates)
+    left = ", ".join(f'"{name}";r=%d;t=%d' for name, _, _ in rates)
+    return policy.encode(), left.encode()
 
 
 def rate_headers(rates: Sequence[RateUse]) -> list[Header]:
-    """No header without a rate."""
+    """No header without a rate. They are on every answer to a submission, so what does not change
+    is put together once."""
     if not rates:
         return []
-    scarcest = min(rates, key=_remaining)
-    policy = ", ".join([_policy(rate.name, rate.limit, rate.period_seconds) for rate in rates])
-    left = ", ".join([f'"{name}";r={left};t={reset}' for name, _, _, left, reset in rates])
+    scarcest = rates[0]
+    fixed: list[tuple[str, int, int]] = []
+    left: tuple[int, ...] = ()
+    for rate in rates:
+        fixed.append(rate[:3])
+        left += rate[3:]
+        if rate.remaining < scarcest.remaining:
+            scarcest = rate
+    policy, template = _texts(*fixed)
     return [
-        (b"ratelimit-policy", policy.encode()),
-        (b"ratelimit", left.encode()),
+        (b"ratelimit-policy", policy),
+        (b"ratelimit", template % left),
         (b"x-ratelimit-limit", b"%d" % scarcest.limit),
         (b"x-ratelimit-remaining", b"%d" % scarcest.remaining),
         (b"x-ratelimit-reset", b"%d" % (time() + scarcest.reset_seconds)),

@@ -72,7 +72,14 @@ ATTACKS = {
     "adjustment below 0": (
         "UPDATE credit_accounts SET total_adjusted = -6, balance = balance - 6", CHECK
     ),
-    "unknown plan": ("UPDATE credit_accounts SET plan = 'gold'", CHECK),
+    "unknown plan": ("UPDATE credit_accounts SET plan = 'gold'", GUARD),
+    "new account with an unknown plan": (
+        "INSERT INTO credit_accounts (channel, owner_id, balance, plan)"
+        " VALUES ('b2b', 'n', 0, 'x')",
+        GUARD,
+    ),
+    "another owner of an account": ("UPDATE credit_accounts SET owner_id = 'x'", GUARD),
+    "another channel of an account": ("UPDATE credit_accounts SET channel = 'b2b'", GUARD),
     "store without a name": (STORE.format("'s', '', '{}'"), CHECK),
     "store of a long name": (STORE.format("'s', repeat('x', 201), '{}'"), CHECK),
     "store of an id with a space": (STORE.format("'a b', 'x', '{}'"), CHECK),

@@ -50,7 +50,8 @@ OPEN = {
             AND coalesce(proconfig[1], '') !~ '^search_path=pg_catalog, (.*, )?pg_temp$'""",
     "functions that run as their owner": """
         SELECT proname FROM pg_proc WHERE pronamespace = current_schema()::regnamespace
-            AND prosecdef AND proname NOT IN ('require_failure', 'require_refund')""",
+            AND prosecdef
+            AND proname NOT IN ('require_failure', 'require_refund', 'require_accounts')""",
     "relations that others have privileges on": """
         SELECT relname FROM pg_class LEFT JOIN pg_attribute ON attrelid = pg_class.oid
             CROSS JOIN aclexplode(coalesce(relacl, acldefault('r', relowner))

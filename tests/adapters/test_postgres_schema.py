@@ -315,7 +315,7 @@ ATTACKS: dict[str, tuple[tuple[str, ...], str, Refusal]] = {
     "account with a ledger deleted": (
         ALL,
         "DELETE FROM credit_accounts WHERE $1::uuid IS NOT NULL",
-        FOREIGN_KEY,
+        GUARD,
     ),
     **{
         f"{column.name} changed": (

@@ -126,7 +126,6 @@ async def test_api_key_hash_is_unique(console: Console) -> None:
 @pytest.mark.parametrize(
     ("assignment", "rule"),
     [
-        ("channel = 'b2x'", "credit_accounts_channel_check"),
         ("sessions_created = -1", "credit_accounts_sessions_created_check"),
         ("unfinished_at_most = -1", "credit_accounts_unfinished_at_most_check"),
     ],
@@ -155,10 +154,28 @@ async def test_refund_entry_is_positive(console: Console) -> None:
         await console.run(ADD_ENTRY, USER.id, "refund", -1, session_id)
 
 
+async def test_account_has_a_known_channel(console: Console) -> None:
+    with pytest.raises(CHECK) as refusal:
+        await console.run(
+            "INSERT INTO credit_accounts (channel, owner_id, balance) VALUES ('b2x', 'a', 0)"
+        )
+
+    assert refusal.value.constraint_name == "credit_accounts_channel_check"
+
+
 async def test_ledger_entry_has_an_account(console: Console) -> None:
-    """Or no balance would include it."""
-    with pytest.raises(FOREIGN_KEY):
-        await console.run(ADD_ENTRY, "nobody", "grant", 1, None)
+    """Or no balance would include it. Also as the last of many, and in the right channel."""
+    await console.credits.grant(USER, 1, note="test")
+    others = """
+        INSERT INTO credit_ledger (channel, owner_id, kind, amount)
+        SELECT channel, owner_id, 'grant', 1 FROM credit_accounts
+        UNION ALL VALUES ($1::text, $2::text, 'grant', 1)"""
+
+    for channel, owner_id in (("b2c", "nobody"), ("b2b", USER.id)):
+        with pytest.raises(FOREIGN_KEY) as refusal:
+            await console.run(others, channel, owner_id)
+        assert refusal.value.constraint_name == "owner_has_an_account"
+        assert refusal.value.table_name == "credit_ledger"
 
 
 ADD_SESSION = """

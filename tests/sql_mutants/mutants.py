@@ -175,7 +175,8 @@ _TRIGGERS = """
     SELECT tgname AS name, tgrelid::regclass::text AS table, pg_get_triggerdef(oid) AS definition
     FROM pg_trigger WHERE NOT tgisinternal ORDER BY 2, 1"""
 _TRIGGER = re.compile(
-    r"(?P<head>.* (?:BEFORE|AFTER) )(?P<events>.*?)(?P<tail> ON .* FOR EACH ROW )(?P<rest>.*)",
+    r"(?P<head>.* (?:BEFORE|AFTER) )(?P<events>.*?)"
+    r"(?P<tail> ON .* FOR EACH (?:ROW|STATEMENT) )(?P<rest>.*)",
     re.DOTALL,
 )
 

@@ -10,8 +10,11 @@ import pytest
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
+from adapters.sessions.creation import SIGN_UP
+from adapters.sessions.rows import inserted_values
 from adapters.sessions.statements import FAIL_QUEUED
 from domain.callers import Shopper
+from domain.credits import GENERATION_COST
 from domain.errors import DatabaseUnavailable, RateLimited
 from domain.plans import AccountLimits, TokenBudget
 from domain.sessions import ErrorCode, Failure
@@ -63,6 +66,20 @@ async def test_late_submission_counts_the_refunds_of_the_next_hour(console: Cons
 
     with pytest.raises(RateLimited):
         await repo.create(a_session(), max_active=MANY)
+
+
+async def test_user_who_signed_up_before_midnight_is_not_counted_again(console: Console) -> None:
+    """Two first requests found no account. The second one signs up as the first of the new day."""
+    await console.sessions.create(a_session(), max_active=MANY, signup_credits=3)
+    await console.run("DELETE FROM signup_days")
+    values = (USER.id, None, *inserted_values(a_session()), GENERATION_COST, None, None, 3, 1_000)
+
+    row = await console.database.fetch_row(SIGN_UP, *values)
+
+    assert row is not None
+    assert (row["is_new"], row["balance"]) == (False, None)
+    assert await console.database.fetch("SELECT FROM signup_days") == []
+    assert (await console.credits.account(USER)).total_granted == 3
 
 
 async def test_forgetting_a_shopper_who_gets_a_token_can_be_repeated(console: Console) -> None:

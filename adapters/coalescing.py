@@ -113,8 +113,9 @@ class Coalescer(Generic[Call, Result]):
         self._ensure_runner()
 
     def _ensure_runner(self) -> None:
-        """Start a runner now, or after the patience of the latest batch in flight."""
-        if len(self._runners) >= self._limits.in_flight or (self._timer and self._runners):
+        """Start a runner now, or after the patience of the latest batch in flight. A timer that is
+        set looks again."""
+        if len(self._runners) >= self._limits.in_flight or self._timer is not None:
             return
         loop = asyncio.get_running_loop()
         patient_until = max(self._runners.values(), default=-inf) + self._limits.patience_seconds
@@ -122,7 +123,7 @@ class Coalescer(Generic[Call, Result]):
             # The runner serves many callers, so it must not inherit one caller's context variables.
             runner = asyncio.create_task(self._run_batches(), context=Context())
             self._runners[runner] = loop.time()
-        elif self._timer is None:
+        else:
             self._timer = loop.call_at(patient_until, self._start_extra_runner)
 
     def _start_extra_runner(self) -> None:
@@ -149,7 +150,7 @@ class Coalescer(Generic[Call, Result]):
             # A done callback would be too late: a call that arrives before it would see a runner
             # here and start none.
             del self._runners[runner]
-            # It was set by this runner's batch. The next call counts from what is still in flight.
+            # The next call counts its patience from what is still in flight.
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None

@@ -296,6 +296,18 @@ async def test_stuck_batch_delays_no_later_call() -> None:
     assert server.starts() == [(0, 1), (2, 2), (5, 1)]
 
 
+async def test_stuck_batch_delays_no_call_after_a_batch_beside_it() -> None:
+    """A timer that was set during the other batch ends with it."""
+    server = Server(
+        limits=BatchLimits(calls=4, in_flight=3, patience_seconds=10), durations=(100, 2, 1, 1)
+    )
+    calls = [Call(number=n, key=str(n), arrives=at) for n, at in enumerate((0, 10, 11, 14))]
+
+    assert await answers_to(server, calls) == [0, 1, 2, 3]
+
+    assert server.starts() == [(0, 1), (10, 1), (12, 1), (14, 1)]
+
+
 async def test_extra_runner_starts_without_a_further_call() -> None:
     """A call behind a stuck batch runs after ``patience_seconds``, even if no other arrives."""
     limits = BatchLimits(calls=4, in_flight=2, patience_seconds=2)

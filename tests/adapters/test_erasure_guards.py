@@ -3,7 +3,7 @@ session is erased as a whole, once, and for good."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -14,6 +14,7 @@ from adapters.postgres.limits import DatabaseLimits
 from adapters.sessions.columns import ERASED
 from domain.callers import Shopper
 from domain.plans import TokenBudget
+from domain.sessions import Accessory
 from tests.adapters.console import SET, Console
 from tests.support.examples import FAILURE, STORE
 
@@ -54,10 +55,6 @@ ATTACKS: dict[str, tuple[tuple[str, ...], str]] = {
         for name, value in LEFT.items()
     },
     **{
-        f"{name} lost without an erasure": (FINAL, SET.format(LOST[name]))
-        for name in ("model_image_url", "prompt")
-    },
-    **{
         f"{name} given back": (("erased",), SET.format(f"{name} = {value}"))
         for name, value in LEFT.items()
         if name != "provider_job"
@@ -89,6 +86,34 @@ async def test_attack_is_refused(console: Console, attack: str, state: str) -> N
         await console.run(sql, session_id)
 
     assert await console.everything() == before
+
+
+OF_INPUT = ["model_image_url", "outfit_image_url", "accessories", "prompt"]
+
+
+async def ended_with_all_inputs(console: Console) -> UUID:
+    accessory = Accessory(type="hat", url="https://x.example/hat.jpg")
+    outfit = "https://x.example/coat.jpg"
+    receipt = await console.created(outfit_image_url=outfit, accessories=(accessory,))
+    await console.sessions.fail_queued(receipt.session.id, FAILURE)
+    return receipt.session.id
+
+
+@pytest.mark.parametrize("name", OF_INPUT)
+async def test_erasure_leaves_no_input_as_it_was(console: Console, name: str) -> None:
+    session_id = await ended_with_all_inputs(console)
+
+    with pytest.raises(asyncpg.RestrictViolationError):
+        await console.run(ERASE.replace(f", {LOST[name]}", ""), session_id)
+    await console.run(ERASE, session_id)
+
+
+@pytest.mark.parametrize("name", OF_INPUT)
+async def test_no_input_is_lost_without_an_erasure(console: Console, name: str) -> None:
+    session_id = await ended_with_all_inputs(console)
+
+    with pytest.raises(asyncpg.RestrictViolationError):
+        await console.run(SET.format(LOST[name]), session_id)
 
 
 @pytest.mark.parametrize("state", FINAL)

@@ -555,6 +555,104 @@ async def test_shopper_is_refused_by_the_stores_limits(backend: Backend) -> None
     assert (budget.used, budget.submissions) == (0, 0)
 
 
+NAMESAKE = Owner(channel=USER.channel, id=STORE.id)
+OTHER_STORE = Owner(channel=STORE.channel, id="store-2")
+
+
+async def test_shoppers_of_two_stores_share_a_batch(backend: Backend) -> None:
+    """Each store pays for its own, also if their shoppers have the same id, and if a user has the
+    id of a store."""
+    await backend.credits.grant(NAMESAKE, 7, note="test")
+    mine, second = await a_token(backend), await a_token(backend, shopper_id="shopper-2")
+    others = await a_token(backend, OTHER_STORE, pictures=1)
+
+    found = await asyncio.gather(
+        submit(backend.sessions, 2, owner=STORE, shopper=mine),
+        submit(backend.sessions, 3, owner=OTHER_STORE, shopper=others),
+        submit(backend.sessions, 1, owner=STORE, shopper=second),
+    )
+
+    assert [kinds(outcomes) for outcomes in found] == [
+        {"Receipt": 2},
+        {"Receipt": 1, "TokenUsedUp": 2},
+        {"Receipt": 1},
+    ]
+    owners = (STORE, OTHER_STORE, NAMESAKE)
+    assert [await backend.balance(owner) for owner in owners] == [197, 99, 7]
+    assert await backend.credits.audit(limit=10) == []
+
+
+async def test_token_is_of_no_use_to_a_user_with_the_stores_id(backend: Backend) -> None:
+    shopper = await a_token(backend)
+    await backend.credits.grant(NAMESAKE, 7, note="test")
+
+    refused = await submit(backend.sessions, owner=NAMESAKE, shopper=shopper)
+
+    assert kinds(refused) == {"Unauthenticated": 1}
+    assert await backend.balance(NAMESAKE) == 7
+
+
+async def test_shoppers_key_is_replayed(backend: Backend) -> None:
+    """In the same batch and later. Another store's shopper may have the same key."""
+    shopper, other = await a_token(backend), await a_token(backend, OTHER_STORE)
+
+    together = await asyncio.gather(
+        submit(backend.sessions, 4, owner=STORE, shopper=shopper, idempotency_key="k"),
+        submit(backend.sessions, owner=OTHER_STORE, shopper=other, idempotency_key="k"),
+        submit(backend.sessions, 2, owner=STORE, shopper=shopper),
+    )
+    later = await one(backend.sessions, owner=STORE, shopper=shopper, idempotency_key="k")
+
+    mine, others, without_a_key = together
+    ids = {outcome.session.id for outcome in mine if isinstance(outcome, Receipt)}
+    assert (ids, later.replayed) == ({later.session.id}, True)
+    assert kinds([*others, *without_a_key]) == {"Receipt": 3}
+    assert [await backend.balance(owner) for owner in (STORE, OTHER_STORE)] == [97, 99]
+
+
+async def test_unfinished_sessions_of_a_store_limit_its_shoppers(backend: Backend) -> None:
+    """Exactly, within a batch and after it; those that have ended make room."""
+    shopper = await a_token(backend, pictures=20)
+    repo = backend.limited(AccountLimits(max_active_of_token=MANY))
+
+    for _ in range(2):
+        outcomes = await submit(repo, 5, owner=STORE, shopper=shopper, max_active=3)
+        more = await submit(repo, owner=STORE, shopper=shopper, max_active=3)
+        assert kinds([*outcomes, *more]) == {"Receipt": 3, "TooManyActive": 3}
+        for outcome in outcomes:
+            if isinstance(outcome, Receipt):
+                await repo.fail_queued(outcome.session.id, failed("CANCELLED"))
+
+
+async def test_refunds_of_a_store_limit_its_shoppers(backend: Backend) -> None:
+    """Whoever caused them."""
+    shopper = await a_token(backend)
+    repo = backend.limited(AccountLimits(refunds_per_hour=2))
+    for _ in range(2):
+        receipt = await one(repo, owner=STORE)
+        await repo.fail_queued(receipt.session.id, failed(ErrorCode.MODERATION_BLOCKED))
+
+    assert kinds(await submit(repo, owner=STORE, shopper=shopper)) == {"RateLimited": 1}
+
+
+async def test_shopper_of_a_store_without_an_account(backend: Backend) -> None:
+    """Is refused like its store, in a batch with another store's shopper."""
+    mine = await a_token(backend)
+    others = Shopper(id=SHOPPER, token_id=uuid4())
+    expires_at = datetime.now(UTC) + timedelta(minutes=15)
+    budget = TokenBudget(
+        store_id=OTHER_STORE.id, shopper_id=SHOPPER, pictures=5, expires_at=expires_at
+    )
+    await backend.add_token(others.token_id, budget)
+
+    found = await asyncio.gather(
+        submit(backend.sessions, owner=OTHER_STORE, shopper=others),
+        submit(backend.sessions, owner=STORE, shopper=mine),
+    )
+
+    assert [kinds(outcomes) for outcomes in found] == [{"InsufficientCredits": 1}, {"Receipt": 1}]
+
+
 ERRORS = (InsufficientCredits, RateLimited, Suspended, TokenUsedUp, TooManyActive, Unauthenticated)
 
 

@@ -14,7 +14,7 @@ from adapters.sessions.creation import SIGN_UP
 from adapters.sessions.rows import inserted_values
 from adapters.sessions.statements import FAIL_QUEUED
 from domain.callers import Shopper
-from domain.credits import GENERATION_COST
+from domain.credits import GENERATION_COST, Owner
 from domain.errors import DatabaseUnavailable, RateLimited
 from domain.plans import AccountLimits, TokenBudget
 from domain.sessions import ErrorCode, Failure
@@ -24,6 +24,7 @@ from tests.support.examples import MANY, STORE, USER, a_session
 
 pytestmark = pytest.mark.anyio
 
+OTHER_STORE = Owner(channel=STORE.channel, id="store-2")
 CANCELLED = Failure(code=ErrorCode.CANCELLED, message="test")
 WINDOW_OF_NEXT_HOUR = """
     UPDATE credit_accounts SET refunds_now = 7, refunds_before = 5,
@@ -100,6 +101,52 @@ async def test_forgetting_a_shopper_who_gets_a_token_can_be_repeated(console: Co
     with pytest.raises(DatabaseUnavailable):
         await forgetting
     assert await console.erasure.forget_shoppers(STORE, shopper="ann", limit=9) == 1
+
+
+async def with_a_shopper(console: Console) -> None:
+    """The store's account and a token of one shopper, and accounts that have nothing to do with
+    them: another store's, and that of a user with the store's id."""
+    for owner in (STORE, Owner(channel=USER.channel, id=STORE.id), OTHER_STORE):
+        await console.credits.grant(owner, 1, note="test")
+    expires_at = datetime.now(UTC) + timedelta(minutes=5)
+    budget = TokenBudget(store_id=STORE.id, shopper_id="ann", pictures=1, expires_at=expires_at)
+    await console.add_token(uuid4(), budget)
+
+
+ACCOUNT = "credit_accounts WHERE channel = 'b2b' AND owner_id = 'store-1'"
+LOCK = "SELECT FROM {} FOR UPDATE"
+
+
+@pytest.mark.parametrize(
+    ("locked", "still_free"),
+    [(ACCOUNT, "client_tokens"), (ACCOUNT, "shoppers"), ("client_tokens", "shoppers")],
+)
+async def test_forgetting_a_shopper_locks_in_the_order_of_a_debit(
+    console: Console, locked: str, still_free: str
+) -> None:
+    """First the account, then the tokens, then the shoppers: a submission or a refund meanwhile
+    never waits for a statement that waits for it."""
+    await with_a_shopper(console)
+
+    async with console.database.transaction() as connection:
+        await connection.execute(LOCK.format(locked))
+        forgetting = asyncio.create_task(
+            console.erasure.forget_shoppers(STORE, shopper=None, limit=9)
+        )
+        await waiting_for_a_lock(console.database)
+        free = await console.database.fetch(LOCK.format(still_free) + " NOWAIT")
+
+    assert (len(free), await forgetting) == (1, 1)
+
+
+async def test_forgetting_a_shopper_waits_for_no_other_account(console: Console) -> None:
+    await with_a_shopper(console)
+    others = "credit_accounts WHERE channel = 'b2c' OR owner_id <> 'store-1'"
+
+    async with console.database.transaction() as connection:
+        assert len(await connection.fetch(LOCK.format(others))) == 2
+
+        assert await console.erasure.forget_shoppers(STORE, shopper=None, limit=9) == 1
 
 
 async def test_submission_waits_for_the_refund_of_the_last_picture(console: Console) -> None:

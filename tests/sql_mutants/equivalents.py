@@ -35,7 +35,21 @@ _LATER_ONES = (
     " when it is moved"
 )
 
+_BY_HASH = "of the rows found, each caller is picked by the hash of its key"
+_NO_SIGN_UP = "only users sign up, so an unfunded store's shopper is refused for its balance"
+_SHORTCUT = "counting gives the same number as the counter that spares it"
+_OF_SHOPPERS = "held_token AS MATERIALIZED"
+
 EQUIVALENTS = (
+    Equivalent(now="(key.key_sha256 = ANY($1::text[]) OR true)", reason=_BY_HASH),
+    Equivalent(now="(total_granted = 0 OR true)", within=_OF_SHOPPERS, reason=_NO_SIGN_UP),
+    Equivalent(now="(sessions_created = 0 OR true)", within=_OF_SHOPPERS, reason=_NO_SIGN_UP),
+    Equivalent(now="(unfunded AND false)", within=_OF_SHOPPERS, reason=_NO_SIGN_UP),
+    Equivalent(
+        now="(unfinished_at_most + asked <= least_active AND false)",
+        within=_OF_SHOPPERS,
+        reason=_SHORTCUT,
+    ),
     Equivalent(now="($3 IS NOT NULL OR true) AND EXISTS", reason=_NOTHING_EQUALS_NULL),
     Equivalent(
         now="FROM locked JOIN asked ON true", within="FOR NO KEY UPDATE )", reason=_WAITS_FOR_ONE

@@ -611,14 +611,17 @@ async def test_shoppers_key_is_replayed(backend: Backend) -> None:
 
 
 async def test_unfinished_sessions_of_a_store_limit_its_shoppers(backend: Backend) -> None:
-    """Exactly, within a batch and after it; those that have ended make room."""
+    """Exactly, within a batch and after it, whatever a token has left; those that have ended make
+    room."""
     shopper = await a_token(backend, pictures=20)
+    used_up = await a_token(backend, pictures=1, used=1, submissions=1)
     repo = backend.limited(AccountLimits(max_active_of_token=MANY))
 
     for _ in range(2):
         outcomes = await submit(repo, 5, owner=STORE, shopper=shopper, max_active=3)
         more = await submit(repo, owner=STORE, shopper=shopper, max_active=3)
-        assert kinds([*outcomes, *more]) == {"Receipt": 3, "TooManyActive": 3}
+        more += await submit(repo, owner=STORE, shopper=used_up, max_active=3)
+        assert kinds([*outcomes, *more]) == {"Receipt": 3, "TooManyActive": 4}
         for outcome in outcomes:
             if isinstance(outcome, Receipt):
                 await repo.fail_queued(outcome.session.id, failed("CANCELLED"))

@@ -111,7 +111,9 @@ class Container(containers.DeclarativeContainer):
                     sessions=sessions,
                     accounts=PostgresCreditRepo(database),
                     api_keys=PostgresApiKeyRepo(database, batches=batches),
-                    client_tokens=PostgresClientTokenRepo(database, background=self.reserve()),
+                    client_tokens=PostgresClientTokenRepo(
+                        database, background=self.reserve(), batches=batches
+                    ),
                     stores=PostgresStoreRepo(database),
                     service_keys=PostgresServiceKeyRepo(database),
                     audit_log=PostgresAuditLog(database),

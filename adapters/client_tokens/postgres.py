@@ -1,12 +1,14 @@
 """Client tokens in PostgreSQL. The debit and the refund of a session count their pictures: see
 ``adapters/sessions/statements.py``."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
 import asyncpg
 
-from adapters.postgres.database import Database
+from adapters.coalescing import DEFAULT_LIMITS, BatchLimits, Coalescer
+from adapters.postgres.database import Database, too_many_calls
 from domain.client_tokens import ClientToken, ClientTokenRepoPort
 from domain.credits import Channel, Owner
 from domain.errors import InvalidInput, TooManyTokens
@@ -36,7 +38,7 @@ _ADD = """
 _FIND = f"""
     SELECT {_COLUMNS}
     FROM client_tokens AS token JOIN stores AS store ON store.id = token.store_id
-    WHERE token.token_sha256 = $1 AND token.revoked_at IS NULL
+    WHERE token.token_sha256 = ANY ($1::text[]) AND token.revoked_at IS NULL
         AND token.origin = ANY (store.origins)"""  # noqa: S608 - literals
 
 _GET = f"SELECT {_COLUMNS} FROM client_tokens AS token WHERE token.id = $1"  # noqa: S608 - literals
@@ -88,11 +90,21 @@ _PURGE_SHOPPERS = """
 
 
 class PostgresClientTokenRepo(ClientTokenRepoPort):
-    """Stores only hashes: reading the table does not reveal a usable token."""
+    """Stores only hashes: reading the table does not reveal a usable token. Concurrent look-ups
+    share a statement."""
 
-    def __init__(self, database: Database, *, background: Database | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        background: Database | None = None,
+        batches: BatchLimits = DEFAULT_LIMITS,
+    ) -> None:
         self._database = database
         self._background = background or database
+        self._find: Coalescer[str, ClientToken | None] = Coalescer(
+            self._find_all, limits=batches, too_many=too_many_calls
+        )
 
     async def add(self, token: ClientToken, *, max_live: int) -> None:
         async with self._database.transaction() as connection:
@@ -106,7 +118,12 @@ class PostgresClientTokenRepo(ClientTokenRepoPort):
                 raise TooManyTokens(f"The shopper has {max_live} live client tokens")
 
     async def find(self, token_sha256: str) -> ClientToken | None:
-        return _optional(await self._database.fetch_row(_FIND, token_sha256))
+        return await self._find(token_sha256)
+
+    async def _find_all(self, hashes: Sequence[str]) -> Sequence[ClientToken | None]:
+        rows = await self._database.fetch(_FIND, hashes)
+        found = {row["token_sha256"]: _token(row) for row in rows}
+        return [found.get(sha256) for sha256 in hashes]
 
     async def get(self, token_id: UUID) -> ClientToken | None:
         return _optional(await self._database.fetch_row(_GET, token_id))

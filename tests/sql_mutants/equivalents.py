@@ -35,13 +35,14 @@ _LATER_ONES = (
     " when it is moved"
 )
 
-_BY_HASH = "of the rows found, each caller is picked by the hash of its key"
+_BY_HASH = "of the rows found, each caller is picked by its hash"
 _NO_SIGN_UP = "only users sign up, so an unfunded store's shopper is refused for its balance"
 _SHORTCUT = "counting gives the same number as the counter that spares it"
 _OF_SHOPPERS = "held_token AS MATERIALIZED"
 
 EQUIVALENTS = (
     Equivalent(now="(key.key_sha256 = ANY($1::text[]) OR true)", reason=_BY_HASH),
+    Equivalent(now="(token.token_sha256 = ANY ($1::text[]) OR true)", reason=_BY_HASH),
     Equivalent(now="(total_granted = 0 OR true)", within=_OF_SHOPPERS, reason=_NO_SIGN_UP),
     Equivalent(now="(sessions_created = 0 OR true)", within=_OF_SHOPPERS, reason=_NO_SIGN_UP),
     Equivalent(now="(unfunded AND false)", within=_OF_SHOPPERS, reason=_NO_SIGN_UP),

@@ -2,7 +2,11 @@
 that wait for a locked account: they run otherwise only for calls that found their account locked.
 And batches that must not fail, because the calls of a failed batch run again one by one."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from unittest.mock import ANY
+from uuid import uuid4
 
 import pytest
 
@@ -11,9 +15,11 @@ from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
 from adapters.sessions.creation import CREATE_FOR_SHOPPERS_SKIP_LOCKED, CREATE_FOR_SHOPPERS_WAIT
 from adapters.sessions.postgres import PostgresSessionRepo
-from domain.plans import AccountLimits
+from domain.callers import Shopper
+from domain.plans import AccountLimits, TokenBudget
 from domain.ports import Receipt, SessionRepoPort
 from domain.refusals import Refusal
+from tests.adapters.batching import waiting_for_a_lock
 from tests.adapters.console import Console
 from tests.contracts.test_limits import *  # noqa: F403 - the contract is the whole module
 from tests.contracts.test_limits import NAMESAKE, OTHER_STORE, a_token
@@ -47,9 +53,12 @@ async def backend(postgres: EmbeddedPostgres) -> AsyncIterator[WaitingConsole]:
     await database.close()
 
 
-@pytest.mark.parametrize(
+both_statements = pytest.mark.parametrize(
     "statement", [CREATE_FOR_SHOPPERS_SKIP_LOCKED, CREATE_FOR_SHOPPERS_WAIT], ids=["skip", "wait"]
 )
+
+
+@both_statements
 async def test_one_statement_creates_for_shoppers_who_look_alike(
     backend: WaitingConsole, statement: str
 ) -> None:
@@ -78,3 +87,35 @@ async def test_one_statement_creates_for_shoppers_who_look_alike(
     assert refused[0] is Refusal.TOKEN_INVALID
     owners = (STORE, OTHER_STORE, NAMESAKE)
     assert [await backend.balance(owner) for owner in owners] == [198, 99, 7]
+
+
+@both_statements
+async def test_call_without_its_account_locks_no_token(
+    backend: WaitingConsole, statement: str
+) -> None:
+    """A token is locked after its account, or not at all. The account of one call is missing, and
+    that of another, whose id another channel's account has."""
+    mine = await a_token(backend)
+    others = [Shopper(id=name, token_id=uuid4()) for name in ("bob", "cem")]
+    expires_at = datetime.now(UTC) + timedelta(minutes=15)
+    for shopper in others:
+        budget = TokenBudget(
+            store_id=OTHER_STORE.id, shopper_id=shopper.id, pictures=1, expires_at=expires_at
+        )
+        await backend.add_token(shopper.token_id, budget)
+    repo = backend.sessions
+    assert isinstance(repo, PostgresSessionRepo)
+    asked = zip((STORE, OTHER_STORE, NAMESAKE), (mine, *others), strict=True)
+    creations = [(a_session(owner=owner, shopper=shopper), MANY) for owner, shopper in asked]
+
+    async with backend.database.transaction() as connection:
+        await connection.execute("SELECT FROM shoppers WHERE store_id = 'store-1' FOR UPDATE")
+        creating = asyncio.create_task(repo._creation._run_for_shoppers(statement, creations))
+        await waiting_for_a_lock(backend.database)
+        free = await backend.database.fetch(
+            "SELECT FROM client_tokens WHERE store_id = 'store-2' FOR UPDATE NOWAIT"
+        )
+
+    created, *refused = await creating
+    assert (len(free), isinstance(created, Receipt)) == (2, True)
+    assert refused == [(Refusal.NO_ACCOUNT, ANY)] * 2

@@ -11,7 +11,6 @@ DAY = 86_400
 Seconds = Annotated[float, Meta(gt=0, le=DAY)]
 Secret = Annotated[str, Meta(min_length=32)]
 ApiKey = Annotated[str, Meta(pattern=r"^[!-~]+$")]
-# A string, because a float would not hold it exactly.
 # One number per plan; a string, because a setting is one value.
 PlanNumbers = Annotated[
     str,
@@ -20,6 +19,7 @@ PlanNumbers = Annotated[
         r"(,(default|starter|growth|scale|enterprise)=[1-9][0-9]{0,8})*$"
     ),
 ]
+# A string, because a float would not hold it exactly.
 Dollars = Annotated[str, Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,6})?$")]
 BaseUrl = Annotated[str, Meta(pattern=r"^https?://[^\s?#]*[^\s?#/]$")]
 JwksUrl = Annotated[str, Meta(pattern=r"^https?://[A-Za-z0-9.:\[\]-]+(/[!-\"$-?A-~]*)?$")]

@@ -25,8 +25,17 @@ def problems_of(settings: Settings) -> Iterator[str]:
     yield from origins.problems(settings)
     yield from _contradictions(settings)
     yield from _jwt_problems(settings)
+    yield from _plan_problems(settings)
     if settings.environment is Environment.PRODUCTION:
         yield from _unsafe_in_production(settings)
+
+
+def _plan_problems(settings: Settings) -> Iterator[str]:
+    for name in ("rate_per_minute", "rate_per_hour"):
+        entries = (getattr(settings, name) or "").split(",")
+        plans = [entry.partition("=")[0] for entry in entries]
+        if len(set(plans)) < len(plans):
+            yield f"{variable_of(name)}: names a plan more than once"
 
 
 def _url_problems(settings: Settings) -> Iterator[str]:

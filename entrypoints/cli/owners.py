@@ -119,6 +119,8 @@ def list_actions(
 ) -> None:
     """List changes, newest first: of all accounts, stores and keys, or of one owner's."""
     owner = one_owner(user, store)
+    if owner is not None and subject is not None:
+        raise click.UsageError("Give --subject or an owner, not both.")
     wanted = subject if owner is None else str(owner)
     found = run(lambda container: container.audit_log().actions(subject=wanted, limit=limit))
     if as_json:

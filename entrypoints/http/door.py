@@ -59,12 +59,18 @@ class Door:
 
     async def _verified(self, token: str, scope: HTTPScope) -> Principal:
         """Counted before it is verified, so that requests which arrive together count each
-        other, and given back if it is valid."""
+        other, and given back unless it is invalid: nobody knows during an outage."""
         address = self.address_of(scope)
         self._strangers.take(address)
-        principal = await self._authenticate(token)
-        self._strangers.give_back(address)
-        return principal
+        is_invalid = False
+        try:
+            return await self._authenticate(token)
+        except Unauthenticated:
+            is_invalid = True
+            raise
+        finally:
+            if not is_invalid:
+                self._strangers.give_back(address)
 
     def count_read(self, principal: Principal) -> tuple[RateUse, ...]:
         """Count a read, in this process. Returns the caller's rate of reads, if it has a limit.

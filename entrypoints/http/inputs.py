@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from litestar.typing import FieldDefinition
 
 T = TypeVar("T")
+Requested = TypeVar("Requested", bound=msgspec.Struct)
 
 Injected: TypeAlias = NamedDependency[SkipValidation[T]]
 """A handler's argument that the application injects, by its name."""
@@ -122,7 +123,7 @@ def check_is_json(content_type: str) -> None:
         raise HTTPException("The Content-Type must be application/json", status_code=415)
 
 
-def decoded(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+def decoded(body: bytes, decoder: msgspec.json.Decoder[Requested]) -> Requested:
     """The body's value; a byte order mark before it is ignored. Raises InvalidInput, which names
     the field."""
     body = body.removeprefix(BOM_UTF8)
@@ -135,21 +136,36 @@ def decoded(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     except msgspec.DecodeError as error:
         problem = humanize(str(error).removeprefix("JSON is malformed: "))
         raise InvalidInput("body", f"is not valid JSON: {problem}") from error
-    # A repeated name adds quotes that are missing when the decoded request is encoded again.
-    if b"\\" in body or body.count(b'"') != _encode(request).count(b'"'):
-        json.loads(body, object_pairs_hook=_refuse_repeated)
+    except RecursionError as error:
+        raise InvalidInput("body", "is nested too deeply") from error
+    # A repeated name adds quotes that are missing when the decoded request is encoded again. A
+    # request that is encoded with its defaults may have as many other quotes instead.
+    if (
+        b"\\" in body
+        or body.count(b'"') != _encode(request).count(b'"')
+        or not decoder.type.__struct_config__.omit_defaults
+    ):
+        _check_names(body)
     return request
 
 
 _encode = msgspec.json.Encoder().encode
 
 
-def _refuse_repeated(fields: list[tuple[str, object]]) -> None:
+def _check_names(body: bytes) -> None:
     """Reject repeated names, which JSON and msgspec allow: parsers disagree on which one wins."""
-    names = [name for name, _ in fields]
-    for name in names:
-        if names.count(name) > 1:
+    try:
+        json.loads(body, object_pairs_hook=_refuse_repeated)
+    except (ValueError, RecursionError) as error:  # In a field that is ignored.
+        raise InvalidInput("body", "is not valid JSON") from error
+
+
+def _refuse_repeated(fields: list[tuple[str, object]]) -> None:
+    names = set()
+    for name, _ in fields:
+        if name in names:
             raise InvalidInput(name, "is given more than once")
+        names.add(name)
 
 
 def _validation_error(violation: str) -> InvalidInput:

@@ -40,7 +40,7 @@ from entrypoints.http.inputs import (
 )
 from entrypoints.http.openapi import failures
 from entrypoints.http.rates import as_text, rate_headers
-from entrypoints.http.schemas import CreatedAt, SessionId, Url
+from entrypoints.http.schemas import PRINTABLE_TEXT, CreatedAt, SessionId, Url
 
 MAX_IMAGES = 2 + MAX_ACCESSORIES
 """A model, an outfit and the accessories."""
@@ -77,6 +77,7 @@ class OriginalRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
             str,
             Meta(
                 max_length=MAX_PROMPT_LENGTH,
+                pattern=PRINTABLE_TEXT,
                 description="Your own prompt; an empty one stands for the default one.",
             ),
         ]

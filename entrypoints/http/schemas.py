@@ -29,6 +29,7 @@ GENERATIONS_PATH = "/api/v1/generations"
 # the direction of text. A prompt may have tabs and line ends.
 _UNPRINTABLE = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 _UNPRINTABLE_IN_TEXT = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+PRINTABLE_TEXT = f"^(?![\\s\\S]*{_UNPRINTABLE_IN_TEXT})"
 
 Url = Annotated[
     str,
@@ -89,7 +90,7 @@ class NewGeneration(
             Meta(
                 min_length=1,
                 max_length=MAX_PROMPT_LENGTH,
-                pattern=f"^(?![\\s\\S]*{_UNPRINTABLE_IN_TEXT})",
+                pattern=PRINTABLE_TEXT,
                 description="Your own prompt, replacing the default one. Stores only.",
                 examples=["Show the person in the outfit, outdoors, in soft evening light."],
             ),

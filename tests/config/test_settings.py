@@ -480,3 +480,9 @@ def test_settings_page_describes_every_variable() -> None:
         assert row.endswith(f"| {variable.description} |")
         assert variable.default in row
         assert row.count("|") == 5
+
+
+def test_plan_has_one_rate() -> None:
+    """Or the last one would count, unnoticed."""
+    with pytest.raises(SettingsError, match="WEARON_RATE_PER_HOUR: names a plan more than once"):
+        load_settings({"WEARON_RATE_PER_HOUR": "default=60,scale=9,default=600"})

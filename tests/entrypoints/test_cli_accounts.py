@@ -249,6 +249,10 @@ def test_user_without_a_name(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Non
         (("services", "create", "--label", "x"), "Missing option '--scope'."),
         (("services", "create", "--label", "x", "--scope", "all"), "'all' is not one of 'grants',"),
         (("stores", "create", "s"), "Missing option '--name'."),
+        (
+            ("audit", "list", "--subject", "x", "--store", "s"),
+            "Give --subject or an owner, not both.",
+        ),
         (("audit", "list", "--limit", "0"), "'--limit': 0 is not in the range 1<=x<=1000."),
     ],
 )

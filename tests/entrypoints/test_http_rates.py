@@ -123,6 +123,17 @@ async def test_database_is_not_asked_for_strangers(api: Api) -> None:
     assert answer.error == (429, "RATE_LIMIT_EXCEEDED")
 
 
+async def test_outage_makes_nobody_a_stranger(api: Api) -> None:
+    """While keys cannot be looked up, the answer stays 503, and their callers are let in after."""
+    api.door._strangers = Throttle(2, name="requests", clock=loop_time)
+    api.keys.faults.away.add("caller_of")
+    during = [(await api.get(STATS, owner=STORE)).status for _ in range(5)]
+    api.keys.faults.away.clear()
+
+    assert during == [503] * 5
+    assert (await api.get(STATS, owner=STORE)).status == 200
+
+
 @pytest.mark.parametrize(
     ("forwarded", "proxies", "address"),
     [

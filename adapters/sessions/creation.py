@@ -43,7 +43,6 @@ SIGNUP = {
 _INSERTED = ", ".join(column.name for column in INSERTED)
 _INSERTED_VALUES = ", ".join(f"{column.name}::{column.type}" for column in INSERTED)
 _PLANS = f"ARRAY[{', '.join(repr(plan.value) for plan in Plan)}]"
-THIS_HOUR = "date_trunc('hour', now(), 'UTC')"
 
 
 def _arguments(*groups: dict[str, str]) -> dict[str, str]:

@@ -19,7 +19,6 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from adapters.sessions.columns import RESULTS
-from adapters.sessions.creation import THIS_HOUR
 from adapters.sessions.rows import SELECTED
 from domain.sessions import CALLERS_FAULTS, LOST_LEASE, Blame, ErrorCode
 
@@ -149,11 +148,12 @@ POSTPONE = """
     RETURNING true"""
 
 _CALLERS_FAULTS = ", ".join(f"'{code}'" for code in sorted(CALLERS_FAULTS))
-_ADDED_REFUNDS = f"""refunds_hour = greatest(refunds_hour, {THIS_HOUR}),
-            refunds_now = due.counted + CASE WHEN refunds_hour >= {THIS_HOUR} THEN refunds_now
+_THIS_HOUR = "date_trunc('hour', now(), 'UTC')"
+_ADDED_REFUNDS = f"""refunds_hour = greatest(refunds_hour, {_THIS_HOUR}),
+            refunds_now = due.counted + CASE WHEN refunds_hour >= {_THIS_HOUR} THEN refunds_now
                 ELSE 0 END,
-            refunds_before = CASE WHEN refunds_hour >= {THIS_HOUR} THEN refunds_before
-                WHEN refunds_hour = {THIS_HOUR} - interval '1 hour' THEN refunds_now ELSE 0 END"""
+            refunds_before = CASE WHEN refunds_hour >= {_THIS_HOUR} THEN refunds_before
+                WHEN refunds_hour = {_THIS_HOUR} - interval '1 hour' THEN refunds_now ELSE 0 END"""
 """Adds to the window of refunds, as ``RefundWindow`` does. A statement that waited for the row
 since the hour before finds a later hour than its own, and keeps it."""
 

@@ -61,8 +61,8 @@ _CHANGE = """
         FROM new WHERE stores.id = new.id
     ), account AS (
         UPDATE credit_accounts AS account SET plan = new.plan
-        FROM new WHERE account.channel = 'b2b' AND account.owner_id = new.id
-            AND account.plan <> new.plan
+        FROM new JOIN old USING (id) WHERE account.channel = 'b2b' AND account.owner_id = new.id
+            AND old.plan <> new.plan
     ), action AS (
         INSERT INTO operator_actions (actor, action, subject, reason, details)
         SELECT $7, 'store.change', 'b2b:' || new.id, $8,

@@ -13,14 +13,15 @@ from adapters.postgres.limits import DatabaseLimits
 from adapters.sessions.creation import SIGN_UP
 from adapters.sessions.rows import inserted_values
 from adapters.sessions.statements import FAIL_QUEUED
+from domain.account_ports import StoreChange
 from domain.callers import Shopper
 from domain.credits import GENERATION_COST, Owner
 from domain.errors import DatabaseUnavailable, RateLimited
-from domain.plans import AccountLimits, TokenBudget
+from domain.plans import AccountLimits, Plan, TokenBudget
 from domain.sessions import ErrorCode, Failure
 from tests.adapters.batching import waiting_for_a_lock
 from tests.adapters.console import Console
-from tests.support.examples import MANY, STORE, USER, a_session
+from tests.support.examples import MANY, OPERATOR, STORE, USER, a_session
 
 pytestmark = pytest.mark.anyio
 
@@ -182,3 +183,20 @@ async def test_submission_waits_for_the_refund_of_the_last_credit(console: Conso
 
     assert (await submitting).credits_remaining == 0
     assert await console.balance() == 0
+
+
+async def test_plan_that_a_store_had_before_is_set_again(console: Console) -> None:
+    """By a change that waited for another one: what it answers is what the account has."""
+    await console.name_origins(STORE, [])
+    await console.credits.grant(STORE, 1, note="test")
+
+    async with console.database.transaction() as connection:
+        await connection.execute("UPDATE credit_accounts SET plan = 'growth'")
+        change = StoreChange(plan=Plan.DEFAULT)
+        changing = asyncio.create_task(console.stores.change(STORE.id, change, by=OPERATOR))
+        await waiting_for_a_lock(console.database)
+
+    changed = await changing
+    assert changed is not None
+    assert changed.plan is Plan.DEFAULT
+    assert (await console.credits.account(STORE)).plan is Plan.DEFAULT

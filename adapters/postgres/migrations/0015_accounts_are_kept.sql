@@ -3,6 +3,9 @@
 -- account is never deleted and never changes its owner, so no lock is needed, and one look-up for
 -- all rows of a statement is enough.
 
+-- All locks first, in the order of a refund, which locks sessions before accounts.
+LOCK TABLE generation_sessions, credit_ledger, credit_accounts IN ACCESS EXCLUSIVE MODE;
+
 CREATE FUNCTION refuse_account() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION '% (%:%)', TG_ARGV[0], coalesce(OLD.channel, NEW.channel),

@@ -59,7 +59,7 @@ class Door:
 
     async def _verified(self, token: str, scope: HTTPScope) -> Principal:
         """Counted before it is verified, so that requests which arrive together count each
-        other, and given back unless it is invalid: nobody knows during an outage."""
+        other, and given back unless it is invalid: an outage tells nothing about it."""
         address = self.address_of(scope)
         self._strangers.take(address)
         is_invalid = False

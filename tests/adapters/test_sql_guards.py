@@ -171,7 +171,7 @@ async def test_ledger_entry_has_an_account(console: Console) -> None:
         SELECT channel, owner_id, 'grant', 1 FROM credit_accounts
         UNION ALL VALUES ($1::text, $2::text, 'grant', 1)"""
 
-    for channel, owner_id in (("b2c", "nobody"), ("b2b", USER.id)):
+    for channel, owner_id in (("b2c", "unknown"), ("b2b", USER.id)):
         with pytest.raises(FOREIGN_KEY) as refusal:
             await console.run(others, channel, owner_id)
         assert refusal.value.constraint_name == "owner_has_an_account"

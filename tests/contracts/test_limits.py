@@ -628,7 +628,7 @@ async def test_unfinished_sessions_of_a_store_limit_its_shoppers(backend: Backen
 
 
 async def test_refunds_of_a_store_limit_its_shoppers(backend: Backend) -> None:
-    """Whoever caused them."""
+    """Also those that another caller caused."""
     shopper = await a_token(backend)
     repo = backend.limited(AccountLimits(refunds_per_hour=2))
     for _ in range(2):

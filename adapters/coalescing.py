@@ -1,8 +1,8 @@
 """Batching of concurrent calls, the technique that databases call group commit.
 
-While a batch is in flight, arriving calls queue up and form the next batch. There is no timer: a
-lone call starts at once, and the batches grow with the load. So the cost of a round trip and a
-commit is shared exactly when there is something to share it with.
+While a batch is in flight, arriving calls queue up and form the next batch. No call waits for
+others to fill a batch: a lone one starts at once, and the batches grow with the load. So the cost
+of a round trip and a commit is shared exactly when there is something to share it with.
 """
 
 import asyncio

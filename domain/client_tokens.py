@@ -41,8 +41,8 @@ def check_shopper_id(shopper_id: str) -> None:
 class ClientToken:
     """A client token. Only its SHA-256 (hex) is kept, never the token itself.
 
-    ``used`` counts the pictures: a debit takes one, a refund gives it back. ``submissions`` only
-    grows.
+    ``used`` counts the pictures: a debit takes one, a refund gives it back. ``submissions`` shrinks
+    only when a creation is undone.
     """
 
     id: UUID

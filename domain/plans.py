@@ -159,7 +159,8 @@ def _hour_of(now: datetime) -> datetime:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBudget:
     """What a shopper's client token allows. ``used`` counts its pictures, which a refund gives
-    back; ``submissions`` only grows, so that refunds cannot be looped."""
+    back; ``submissions`` shrinks only when a creation is undone, so that refunds cannot be looped.
+    """
 
     store_id: str
     shopper_id: str

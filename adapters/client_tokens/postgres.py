@@ -1,5 +1,5 @@
-"""Client tokens in PostgreSQL. The debit and the refund of a session count their pictures: see
-``adapters/sessions/statements.py``."""
+"""Client tokens in PostgreSQL. Their pictures are counted by the debit (see
+``adapters/sessions/creation.py``) and the refund (``adapters/sessions/statements.py``)."""
 
 from collections.abc import Sequence
 from datetime import timedelta

@@ -1,5 +1,5 @@
-"""Credit accounts and their ledger in PostgreSQL. Debits and refunds are written by the statements
-of the session's transitions: see ``adapters/sessions/statements.py``."""
+"""Credit accounts and their ledger in PostgreSQL. Debits are written by the statements of
+``adapters/sessions/creation.py``, refunds by those of ``adapters/sessions/statements.py``."""
 
 import asyncpg
 

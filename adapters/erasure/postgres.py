@@ -44,9 +44,9 @@ _ERASE = f"""
     )
     SELECT count(*) FROM erased"""
 
-# Locks the account before client tokens, and these before shoppers, like the debit and the refund,
-# which lock several tokens of one account in any order. A token issued meanwhile waits for its
-# shopper, and fails. One that was issued just before makes this statement fail: repeat it.
+# Locks the account before client tokens, and these before shoppers, like the debit and the refund.
+# The refund locks several tokens of one account in any order. A token issued meanwhile waits for
+# its shopper, and fails. One that was issued just before makes this statement fail: repeat it.
 _FORGET_SHOPPERS = """
     WITH found AS MATERIALIZED (
         SELECT shopper_id FROM shoppers

@@ -24,7 +24,7 @@ MAX_LOCK_WAITERS = 4
 holds a connection."""
 
 _STALE_TRIES = 5
-_COUNTED = {"credit_accounts", "client_tokens"}
+_RECHECKED_TABLES = {"credit_accounts", "client_tokens"}
 
 _Creation: TypeAlias = tuple[GenerationSession, int]
 """A session to create, and the limit on its owner's unfinished sessions."""
@@ -149,7 +149,7 @@ class CreationRepo:
             try:
                 return await self._database.fetch(statement, *arguments)
             except asyncpg.CheckViolationError as error:
-                if error.table_name not in _COUNTED or not tries_left:
+                if error.table_name not in _RECHECKED_TABLES or not tries_left:
                     raise
         raise AssertionError("The last try returns or raises")
 
@@ -230,9 +230,13 @@ class CreationRepo:
 
     async def _refunds(self, statement: str, ids: tuple[str, str], limit: int) -> WearonError:
         row = await self._database.fetch_row(statement, *ids)
-        assert row is not None  # noqa: S101 - the refusal was read from this row
+        assert row is not None  # noqa: S101 - the statement returns one row
         hour, current, earlier, now = row
-        window = RefundWindow(hour=hour, current=current, earlier=earlier)
+        window = (
+            RefundWindow.empty(now)
+            if hour is None  # A shopper who was forgotten after the refusal.
+            else RefundWindow(hour=hour, current=current, earlier=earlier)
+        )
         return refunded_too_often(window, limit, now)
 
 

@@ -91,16 +91,17 @@ def _account(argument: dict[str, str]) -> str:
 
 _ROOM = f"""least({_room("minute_limit", "minute_backlog", _MINUTE)},
                 {_room("hour_limit", "hour_backlog", _HOUR)}) AS room"""
-_COUNTED = "greatest(0, least(place, decided.room))"
+_COUNTED = "greatest(0, least(place, room))"
 _RATES = f"""plan, minute_backlog + coalesce({_COUNTED} * 60.0 / minute_limit, 0) AS minute,
         hour_backlog + coalesce({_COUNTED} * 3600.0 / hour_limit, 0) AS hour"""
 """The plan, and in how many seconds its rates will be unused."""
 
-_DEBITED_RATES = f"""
-            minute_unused_at =
-                {_unused_at("minute_unused_at", "minute_limit", "made.sessions", "1 minute")},
-            hour_unused_at =
-                {_unused_at("hour_unused_at", "hour_limit", "made.sessions", "1 hour")}"""
+
+def _debited_rates(calls: str) -> str:
+    return f"""
+            minute_unused_at = {_unused_at("minute_unused_at", "minute_limit", calls, "1 minute")},
+            hour_unused_at = {_unused_at("hour_unused_at", "hour_limit", calls, "1 hour")}"""
+
 
 _TOKENS = """
     token AS MATERIALIZED (
@@ -224,7 +225,7 @@ def _create(locking: str = "", *, for_shoppers: bool = False) -> str:
         SET balance = account.balance - made.sessions * {cost},
             total_debited = total_debited + made.sessions * {cost},
             sessions_created = sessions_created + made.sessions,
-            unfinished_at_most = unfinished + made.sessions,{_DEBITED_RATES}
+            unfinished_at_most = unfinished + made.sessions,{_debited_rates("made.sessions")}
         FROM (SELECT channel, owner_id, count(*) AS sessions, min(unfinished) AS unfinished,
                     min(minute_limit) AS minute_limit, min(hour_limit) AS hour_limit
                 FROM created GROUP BY 1, 2) AS made
@@ -285,7 +286,7 @@ def _create_one(locking: str = "") -> str:
         UPDATE credit_accounts AS account
         SET balance = account.balance - {cost}, total_debited = total_debited + {cost},
             sessions_created = sessions_created + 1,
-            unfinished_at_most = unfinished + 1,{_DEBITED_RATES.replace("made.sessions", "1")}
+            unfinished_at_most = unfinished + 1,{_debited_rates("1")}
         FROM decided
         WHERE account.channel = decided.channel AND account.owner_id = decided.owner_id
             AND outcome = 'created'
@@ -363,8 +364,9 @@ def _sign_up() -> str:
 SIGN_UP = _sign_up()
 
 REFUNDS_OF_OWNER = """
-    SELECT refunds_hour, refunds_now, refunds_before, now() FROM credit_accounts
-    WHERE channel = $1 AND owner_id = $2"""
+    SELECT refunds_hour, refunds_now, refunds_before, now()
+    FROM (SELECT) AS always LEFT JOIN credit_accounts ON channel = $1 AND owner_id = $2"""
 REFUNDS_OF_SHOPPER = """
-    SELECT refunds_hour, refunds_now, refunds_before, now() FROM shoppers
-    WHERE store_id = $1 AND shopper_id = $2"""
+    SELECT refunds_hour, refunds_now, refunds_before, now()
+    FROM (SELECT) AS always LEFT JOIN shoppers ON store_id = $1 AND shopper_id = $2"""
+"""One row. The hour is NULL if the account or the shopper is no longer there, or is there anew."""

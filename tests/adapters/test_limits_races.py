@@ -10,7 +10,8 @@ import pytest
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
-from adapters.sessions.creation import SIGN_UP
+from adapters.sessions.creation import REFUNDS_OF_OWNER, REFUNDS_OF_SHOPPER, SIGN_UP
+from adapters.sessions.postgres import PostgresSessionRepo
 from adapters.sessions.rows import inserted_values
 from adapters.sessions.statements import FAIL_QUEUED
 from domain.account_ports import StoreChange
@@ -183,6 +184,20 @@ async def test_submission_waits_for_the_refund_of_the_last_credit(console: Conso
 
     assert (await submitting).credits_remaining == 0
     assert await console.balance() == 0
+
+
+@pytest.mark.parametrize("statement", [REFUNDS_OF_OWNER, REFUNDS_OF_SHOPPER])
+async def test_refusal_of_a_shopper_who_is_forgotten_meanwhile(
+    console: Console, statement: str
+) -> None:
+    """It was decided by a row that is no longer there."""
+    repo = console.sessions
+    assert isinstance(repo, PostgresSessionRepo)
+
+    error = await repo._creation._refunds(statement, ("store-9", "ann"), 2)
+
+    assert isinstance(error, RateLimited)
+    assert error.retry_after_seconds == 1
 
 
 async def test_plan_that_a_store_had_before_is_set_again(console: Console) -> None:

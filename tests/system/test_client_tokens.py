@@ -23,7 +23,7 @@ COUNTS = "SELECT used, submissions FROM client_tokens WHERE id = $1"
 def post(deployment: Deployment, path: str, body: Any, **headers: str) -> Answer:
     """With the store's key, unless ``headers`` have a token."""
     sent = deployment.headers("b2b") | headers
-    return deployment.call(Request(deployment.url + path, json.dumps(body).encode(), sent))
+    return deployment.insist(Request(deployment.url + path, json.dumps(body).encode(), sent))
 
 
 @pytest.fixture

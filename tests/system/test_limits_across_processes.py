@@ -79,7 +79,7 @@ def at_once(
         headers = {"Content-Type": "application/json", **credentials[place]}
         url = f"{urls[place % len(urls)]}/api/v1/generations"
         barrier.wait(DEADLINE_SECONDS)
-        return deployment.call(Request(url, body, headers))
+        return deployment.insist(Request(url, body, headers))
 
     with ThreadPoolExecutor(len(credentials)) as threads:
         return list(threads.map(one, range(len(credentials))))
@@ -203,7 +203,7 @@ def test_a_token_is_exact_while_workers_are_killed_and_sessions_fail(
 
     def one(place: int) -> Answer:
         url = f"{urls[place % len(urls)]}/api/v1/generations"
-        return deployment.call(Request(url, data, headers))
+        return deployment.insist(Request(url, data, headers))
 
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(one, range(SUBMITS // 2)))

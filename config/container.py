@@ -32,11 +32,12 @@ from adapters.postgres.roles import RoleNames
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.queue.redis import RedisTaskQueue
 from adapters.sessions.postgres import PostgresSessionRepo
+from adapters.sessions.watched_postgres import PostgresWatchReads
 from adapters.storage.local import LocalPictureStorage
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.s3 import S3PictureStorage
 from adapters.stores.postgres import PostgresStoreRepo
-from config import door, options, pictures, policies
+from config import door, live, options, pictures, policies
 from config.closing import Opened, closing
 from config.processes import worker_name
 from config.services import Queue, Repositories, ServedStorage, Storage
@@ -118,6 +119,7 @@ class Container(containers.DeclarativeContainer):
                     service_keys=PostgresServiceKeyRepo(database),
                     audit_log=PostgresAuditLog(database),
                     erasure=PostgresErasureRepo(database),
+                    watched=PostgresWatchReads(database),
                     schema=Schema(database, all_migrations()),
                 )
             case options.Database.MEMORY:
@@ -145,6 +147,7 @@ class Container(containers.DeclarativeContainer):
             case unknown:
                 assert_never(unknown)
 
+    changes = service(lambda self: live.changes(self.settings(), opened=self.opened()))
     signer = service(lambda self: policies.url_signer(self.settings(), self.clock()))
 
     @service
@@ -188,6 +191,7 @@ class Container(containers.DeclarativeContainer):
         sessions=self.sessions(), reads=self.sessions(), queue=self.queue(),
         policy=policies.submission(self.settings()), new_id=self.new_id(), clock=self.clock(),
         links=policies.links(self.settings(), is_own=lambda url: is_own(url, self.storage())),
+        changes=self.changes(),
     ))
     callers_accounts = service(lambda self: CallerAccounts(
         accounts=self.accounts(), policy=policies.signup(self.settings())
@@ -200,11 +204,15 @@ class Container(containers.DeclarativeContainer):
         sink=storage, check_quota=self.uploads().check_quota, inspect=inspect_head,
     ))
     views = service(lambda self: SessionViews(reads=self.sessions(), storage=self.storage()))
+    watching = service(lambda self: live.watching(
+        self.settings(), reads=self.repositories().watched, feed=self.changes(),
+        random=self.random(), clock=self.clock(),
+    ))
     generation = service(lambda self: Generation(
         sessions=self.sessions(), attempts=self.sessions(), queue=self.queue(),
         fetcher=self.fetcher(), generator=self.generator(), storage=self.storage(),
         policy=policies.work(self.settings()), random=self.random(), new_id=self.new_id(),
-        worker=worker_name(),
+        worker=worker_name(), changes=self.changes(),
     ))
     recovery = service(lambda self: Recovery(
         sessions=self.sessions(), recovery_repo=self.sessions(), queue=self.queue(),

@@ -26,6 +26,7 @@ from adapters.credits.memory import InMemoryCreditRepo
 from adapters.erasure.memory import InMemoryErasureRepo
 from adapters.postgres.database import Database
 from adapters.sessions.memory import InMemorySessionRepo
+from adapters.sessions.watched_memory import InMemoryWatchReads
 from adapters.stores.memory import InMemoryStoreRepo
 from config import origins, policies
 from config.closing import Opened, closing
@@ -50,6 +51,7 @@ def memory_repositories(limits: AccountLimits, *, clock: Clock) -> Repositories:
     return Repositories(
         sessions=sessions,
         erasure=InMemoryErasureRepo(sessions),
+        watched=InMemoryWatchReads(sessions),
         accounts=accounts,
         api_keys=InMemoryApiKeyRepo(clock=clock, stores=stores, log=log),
         client_tokens=InMemoryClientTokenRepo(

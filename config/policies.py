@@ -36,6 +36,7 @@ from domain.recovery import RecoveryPolicy
 from domain.signup import SignupPolicy
 from domain.submission import SubmissionPolicy
 from domain.uploads import UploadPolicy
+from domain.watching import StreamLimits
 
 if TYPE_CHECKING:
     from adapters.images.openai import Prices
@@ -200,6 +201,16 @@ def redis_queue(settings: Settings) -> RedisQueueArguments:
     """One batch of pushes in flight at a time, which keeps their order."""
     in_order = replace(batches(settings), in_flight=1)
     return RedisQueueArguments(**redis(settings), batches=in_order)
+
+
+def streams(settings: Settings) -> StreamLimits:
+    """Streams take at most four fifths of the connections, so that other requests get through."""
+    return StreamLimits(
+        per_process=max(1, settings.http_max_connections * 4 // 5),
+        per_owner=settings.streams_per_owner,
+        per_shopper=settings.streams_per_shopper,
+        lifetime=timedelta(seconds=settings.stream_seconds),
+    )
 
 
 def provider_pace(settings: Settings) -> Pace:

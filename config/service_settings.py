@@ -16,6 +16,9 @@ from config.options import (
     Storage,
     doc,
 )
+from domain.watching import StreamLimits
+
+_STREAMS = StreamLimits()
 
 
 class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -116,6 +119,17 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         Meta(ge=1, le=3_600),
         doc("How long an API process may take to finish its requests after SIGTERM"),
     ] = 20
+    streams_per_owner: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000),
+        doc("Clients of one owner that may wait for events at an API process; more get a 429"),
+    ] = _STREAMS.per_owner
+    streams_per_shopper: Annotated[
+        int, Meta(ge=1, le=1_000_000), doc("The same for one shopper of a store")
+    ] = _STREAMS.per_shopper
+    stream_seconds: Annotated[
+        Seconds, doc("How long a stream of events lasts at most; then the client resumes it")
+    ] = _STREAMS.lifetime.total_seconds()
     public_url: Annotated[
         BaseUrl,
         doc(

@@ -10,6 +10,7 @@ from domain.account_ports import (
     ServiceKeyRepoPort,
     StoreRepoPort,
 )
+from domain.changes import ChangeFeedPort, ChangePublisherPort, WatchReadPort
 from domain.client_tokens import ClientTokenRepoPort
 from domain.erasure import ErasureRepoPort
 from domain.picture_ports import (
@@ -32,6 +33,10 @@ from domain.ports import (
 
 class Queue(TaskQueuePort, DeadLetterPort, Protocol):
     """Tasks and dead letters."""
+
+
+class Changes(ChangePublisherPort, ChangeFeedPort, Protocol):
+    """Changes of sessions, both ways."""
 
 
 class Sessions(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, SessionReadPort, Protocol):
@@ -63,6 +68,7 @@ class Repositories:
     service_keys: ServiceKeyRepoPort
     audit_log: AuditLogPort
     erasure: ErasureRepoPort
+    watched: WatchReadPort
     schema: Schema | None = None
 
 

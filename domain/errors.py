@@ -6,7 +6,7 @@
     ├── InvalidInput, InsufficientCredits, NotFound: UnknownStore;
     │   Conflict: Unconfirmed, TruncatedLetter, LinkInUse;
     │   IdempotencyKeyReused, BodyTooSlow, UploadTooLarge,
-    │   TooManyActive: TooManyTokens; TooManyUploads, RateLimited,
+    │   TooManyActive: TooManyTokens, TooManyStreams; TooManyUploads, RateLimited,
     │   Unauthenticated: InvalidApiKey, Forbidden: DomainMismatch,
     │   TokenUsedUp, Suspended, AgeVerificationRequired                     the caller's fault
     ├── Overloaded, Unavailable: QueueUnavailable, StorageUnavailable,
@@ -106,6 +106,10 @@ class TooManyActive(WearonError):
 
 class TooManyTokens(TooManyActive):
     """The shopper has reached its limit of live client tokens."""
+
+
+class TooManyStreams(TooManyActive):
+    """Too many clients of the caller wait for new states already."""
 
 
 class UploadTooLarge(WearonError):

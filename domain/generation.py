@@ -12,6 +12,7 @@ from typing import Protocol
 from uuid import UUID
 
 from domain.causes import Cause, CauseKind
+from domain.changes import NO_CHANGES, ChangePublisherPort
 from domain.errors import (
     ClaimFailed,
     DatabaseUnavailable,
@@ -185,6 +186,7 @@ class Generation:
         random: Random,
         new_id: Callable[[], UUID],
         worker: str = "",
+        changes: ChangePublisherPort = NO_CHANGES,
     ) -> None:
         self._sessions = sessions
         self._attempts = attempts
@@ -196,6 +198,7 @@ class Generation:
         self._random = random
         self._new_id = new_id
         self._worker = worker
+        self._changes = changes
 
     async def check_storage(self) -> None:
         """Raises ``StorageUnavailable`` if a picture could not be stored now: then take no task."""
@@ -214,6 +217,7 @@ class Generation:
         session = await self._claim(task)
         if session is None:
             return Outcome.SKIPPED
+        self._changes.publish(session)
         try:
             return await self._work(session, slot)
         except DatabaseUnavailable:
@@ -227,6 +231,8 @@ class Generation:
         except asyncio.CancelledError:
             await self._give_back(session, None)
             raise
+        finally:
+            self._changes.publish(session)
 
     async def postpone(self, task: GenerationTask, delay: timedelta) -> None:
         """Let recovery push ``task`` again after ``delay``. Uses no attempt. A task of an unknown

@@ -22,6 +22,7 @@ DEFAULT_PROMPT = (
 )
 
 MAX_ACCESSORIES = 8
+FINAL_REVISION = 2**31 - 1
 MAX_PROMPT_LENGTH = 4_000
 
 
@@ -216,6 +217,14 @@ class GenerationSession:
     processing_time_ms: int | None = None
     image_deleted_at: datetime | None = None
     erased_at: datetime | None = None
+
+    @property
+    def revision(self) -> int:
+        """The number of this state. It only increases, and is FINAL_REVISION once the session is
+        final. Changes that leave the status and the attempt as they are have none of their own."""
+        if self.status.is_final:
+            return FINAL_REVISION
+        return 2 * self.attempt + (self.status is SessionStatus.QUEUED)
 
     @property
     def shopper_id(self) -> str | None:

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from domain.age import AgeVerification
 from domain.callers import Caller, CallerKind, Shopper
+from domain.changes import NO_CHANGES, ChangePublisherPort
 from domain.credits import Channel, Owner
 from domain.deadlines import SharedTimeout
 from domain.errors import (
@@ -178,6 +179,7 @@ class Submission:
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
         links: LinkRules = PUBLIC_LINKS,
+        changes: ChangePublisherPort = NO_CHANGES,
     ) -> None:
         self.links = links
         """The rules for the links of a request."""
@@ -187,6 +189,7 @@ class Submission:
         self._policy = policy
         self._new_id = new_id
         self._clock = clock
+        self._changes = changes
         self._deadline = SharedTimeout(policy.deadline.total_seconds())
         self._waiting = 0
         self._gate = QueueGate()
@@ -357,6 +360,7 @@ class Submission:
         session = await self._reads.get(session_id, owner, shopper_id=shopper_id)
         if not await self._sessions.fail_queued(session.id, _CANCELLED):
             raise Conflict("Only a queued session can be cancelled")
+        self._changes.publish(session)
         return await self._reads.get(session_id, owner, shopper_id=shopper_id)
 
     def _session(self, request: TryOnRequest) -> GenerationSession:

@@ -20,6 +20,7 @@ from domain.signup import CallerAccounts
 from domain.submission import Submission
 from domain.uploads import UploadReceiver, Uploads
 from domain.views import SessionViews
+from domain.watching import Watching
 from entrypoints.http import public
 from entrypoints.http.admin import ADMIN_HANDLERS, Administration
 from entrypoints.http.client_tokens import CLIENT_TOKEN_HANDLERS
@@ -38,6 +39,8 @@ from entrypoints.http.openapi import (
     query_parameters,
 )
 from entrypoints.http.original import ORIGINAL_HANDLERS
+from entrypoints.http.prefer import Waits
+from entrypoints.http.streams import EventStreams, declare_streams
 from entrypoints.http.submit import SubmitRoute, declare, fast_path
 from entrypoints.http.uploads import offer_upload, put_upload
 
@@ -54,6 +57,7 @@ class Services:
 
     submission: Submission
     views: SessionViews
+    watching: Watching
     sessions: SessionReadPort
     credits: CreditRepoPort
     accounts: CallerAccounts
@@ -80,9 +84,13 @@ def create_app(
 ) -> Litestar:
     """The ASGI application. Nothing connects before ``lifespan`` is entered. With ``https_only``,
     browsers are told never to come without TLS again."""
+    waits = Waits(services.watching)
+    streams = EventStreams(watching=services.watching, views=services.views)
     submit = SubmitRoute(
         door=services.door,
         submission=services.submission,
+        waits=waits,
+        views=services.views,
         max_body_bytes=max_body_bytes,
     )
     parameters: dict[tuple[str, str], Collection[str]] = {}
@@ -93,11 +101,15 @@ def create_app(
             check_query(request.scope["query_string"], parameters.get(route, ()))
             check_is_plain(request.headers.get("content-encoding", ""))
 
+    def drain() -> None:
+        services.watching.drain()
+
     app = Litestar(
-        [_api(services, submit), *_public(services, max_upload_bytes), get_asset],
+        [_api(services, submit, streams), *_public(services, max_upload_bytes), get_asset],
         dependencies={
             "submission": _always(services.submission),
             "views": _always(services.views),
+            "waits": _always(waits),
             "sessions": _always(services.sessions),
             "credit_repo": _always(services.credits),
             "accounts": _always(services.accounts),
@@ -129,16 +141,18 @@ def create_app(
         },
         access_line=access_line,
         browser_headers=BrowserHeaders(https_only=https_only),
+        drain=drain,
     )
     return app
 
 
-def _api(services: Services, submit: SubmitRoute) -> Router:
+def _api(services: Services, submit: SubmitRoute, streams: EventStreams) -> Router:
     return Router(
         "/api/v1",
         route_handlers=[
             declare(submit),
             *GENERATION_HANDLERS,
+            *declare_streams(streams),
             offer_upload,
             *CLIENT_TOKEN_HANDLERS,
             *CREDIT_HANDLERS,

@@ -34,6 +34,7 @@ from uvicorn.server import ServerState
 
 from domain.errors import InvalidInput, Unavailable
 from entrypoints.http.cors import REFUSAL_HEADERS, readable_by
+from entrypoints.http.middleware import DRAIN
 from entrypoints.http.request_info import RawHeaders, request_id_of
 from entrypoints.http.schemas import ErrorBody, ErrorEnvelope
 
@@ -294,6 +295,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             cause = error.__context__
             self._refuse(cause if isinstance(cause, _Refused) else _malformed())
+
+    def shutdown(self) -> None:
+        """uvicorn stops. Streams end now, and other requests are finished."""
+        if (drain := self.app_state.get(DRAIN)) is not None:
+            drain()
+        super().shutdown()
 
     def pause_writing(self) -> None:
         self._stalled_until = self.loop.time() + self._limits.write_seconds

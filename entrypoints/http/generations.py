@@ -5,7 +5,7 @@ from typing import Annotated
 from uuid import UUID
 
 import msgspec
-from litestar import delete, get, post
+from litestar import Response, delete, get, post
 from litestar.params import QueryParameter
 from msgspec import Meta
 
@@ -28,6 +28,8 @@ from entrypoints.http.inputs import (
     SessionIdInPath,
 )
 from entrypoints.http.openapi import failures
+from entrypoints.http.prefer import Prefer, Waits, applied, wait_seconds
+from entrypoints.http.rates import as_text
 from entrypoints.http.schemas import (
     NewGeneration,
     Session,
@@ -148,13 +150,31 @@ async def count_generations(
     responses=failures(401, 403, 404, 503),
 )
 async def get_generation(
-    request: OwnedRequest, session_id: SessionIdInPath, views: Injected[SessionViews]
-) -> SessionEnvelope:
-    """The session, with its picture once completed. Poll about once per second until `status` is
-    `completed` or `failed`."""
+    request: OwnedRequest,
+    session_id: SessionIdInPath,
+    views: Injected[SessionViews],
+    waits: Injected[Waits],
+    prefer: Prefer = None,  # noqa: ARG001 - read from the headers
+) -> Response[SessionEnvelope]:
+    """The session, with its picture once completed. With `Prefer: wait=N`, the answer comes once
+    `status` is `completed` or `failed`, after N seconds at the latest."""
     caller = request.user
     view = await views.get(session_id, caller.owner, shopper_id=caller.shopper_id)
-    return SessionEnvelope(data=Session.seen_by(caller, view), error=None)
+    headers = {}
+    seconds = wait_seconds(request.scope["headers"])
+    if seconds and not view.session.status.is_final:
+        session, has_waited = await waits.final(
+            session_id, caller, seconds=seconds, receive=request.receive
+        )
+        if has_waited:
+            headers = as_text([applied(seconds)])
+        if session is None:
+            view = await views.get(session_id, caller.owner, shopper_id=caller.shopper_id)
+        else:
+            view = views.view_of(session)
+    return Response(
+        SessionEnvelope(data=Session.seen_by(caller, view), error=None), headers=headers
+    )
 
 
 @post(

@@ -174,6 +174,7 @@ def application(container: Container, *lifespan: Lifespan) -> Litestar:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
+            await container.watching().close()
             with suppress(Unavailable):  # Recovery treats unconfirmed tasks as never pushed.
                 await container.submission().confirm_pushed()
             await close(container)
@@ -207,6 +208,7 @@ def services_of(container: Container) -> Services:
     return Services(
         submission=container.submission(),
         views=container.views(),
+        watching=container.watching(),
         sessions=container.sessions(),
         credits=container.accounts(),
         accounts=container.callers_accounts(),

@@ -13,13 +13,16 @@ from litestar import post
 from litestar.enums import ScopeType
 from litestar.exceptions import ClientException, HTTPException
 from litestar.handlers import HTTPRouteHandler
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.params import BodyKwarg
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
+from domain.callers import Caller
 from domain.errors import InvalidInput, Unconfirmed
 from domain.ports import Receipt
 from domain.submission import Submission, TryOnRequest
+from domain.views import SessionViews
 from entrypoints.http.access import caller_of, for_shoppers_too
 from entrypoints.http.cors import Header
 from entrypoints.http.door import Door
@@ -33,17 +36,20 @@ from entrypoints.http.inputs import (
     decoded,
 )
 from entrypoints.http.openapi import failures
+from entrypoints.http.prefer import Prefer, Waits, applied, wait_seconds
 from entrypoints.http.rates import rate_headers
 from entrypoints.http.request_info import RequestInfo
 from entrypoints.http.schemas import (
     GENERATIONS_PATH,
     ErrorEnvelope,
     NewGeneration,
+    Session,
+    SessionEnvelope,
     Submitted,
     SubmittedEnvelope,
 )
 
-Reply: TypeAlias = tuple[int, list[Header], SubmittedEnvelope | ErrorEnvelope]
+Reply: TypeAlias = tuple[int, list[Header], SubmittedEnvelope | SessionEnvelope | ErrorEnvelope]
 """Status, headers and body of a response."""
 
 _EXAMPLE = {
@@ -63,9 +69,19 @@ _encode = msgspec.json.Encoder().encode
 class SubmitRoute:
     """Answers every request that it gets, also with errors, which it never raises."""
 
-    def __init__(self, *, door: Door, submission: Submission, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        *,
+        door: Door,
+        submission: Submission,
+        waits: Waits,
+        views: SessionViews,
+        max_body_bytes: int,
+    ) -> None:
         self._door = door
         self._submission = submission
+        self._waits = waits
+        self._views = views
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,11 +92,30 @@ class SubmitRoute:
             receipt = await self._submission.submit(request)
             info["session_id"] = receipt.session.id
             reply: Reply = accepted(receipt)
+            if seconds := wait_seconds(scope["headers"]):
+                reply = await self._waited(reply, receipt, request.caller, seconds, receive)
         except Exception as error:  # noqa: BLE001 - answered, and logged if it is unexpected
             status, headers, envelope = envelope_for(error)
             raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
             reply = status, raw, envelope
         await _respond(send, reply)
+
+    async def _waited(
+        self, reply: Reply, receipt: Receipt, caller: Caller, seconds: int, receive: Receive
+    ) -> Reply:
+        """The final session if there is one in time, else ``reply``. The request is accepted, so
+        no fault of the wait changes that."""
+        session_id = receipt.session.id
+        session, has_waited = await self._waits.final(
+            session_id, caller, seconds=seconds, receive=receive
+        )
+        status, headers, envelope = reply
+        if has_waited:
+            headers = [*headers, applied(seconds)]
+        if session is None:
+            return status, headers, envelope
+        view = self._views.view_of(session)
+        return 200, headers, SessionEnvelope(data=Session.seen_by(caller, view), error=None)
 
     async def _request(self, scope: HTTPScope, receive: Receive, info: RequestInfo) -> TryOnRequest:
         """Raises the errors that ``envelope_for`` knows. An unknown caller gets its 401 before the
@@ -148,14 +183,24 @@ def declare(submit: ASGIApp) -> HTTPRouteHandler:
         tags=GENERATION_TAGS,
         summary="Create a generation",
         response_description="Accepted and charged; the picture will be generated.",
-        responses=failures(401, 402, 403, Unconfirmed, 413, 415, 422, 429, 503),
+        responses={
+            200: ResponseSpec(
+                SessionEnvelope,
+                description="The final session, after a wait.",
+                generate_examples=False,
+            ),
+            **failures(401, 402, 403, Unconfirmed, 413, 415, 422, 429, 503),
+        },
     )
     async def submit_generation(  # Litestar reads its signature, and never calls it.
         data: Body,  # noqa: ARG001
         idempotency_key: IdempotencyKey = None,  # noqa: ARG001
+        prefer: Prefer = None,  # noqa: ARG001
     ) -> SubmittedEnvelope:
         """Takes one credit and queues the work. After a 202 the session will reach a final status:
-        `completed` with a picture, or `failed` with the credit refunded. Poll `status_url`.
+        `completed` with a picture, or `failed` with the credit refunded. Follow it by its events,
+        or poll `status_url`. With `Prefer: wait=N` the answer is a 200 with the final session if
+        there is one within N seconds, else the 202.
         After a 503 the credit is refunded, now or automatically later.
 
         With an `Idempotency-Key` you can repeat a request, whatever the first response was: you are

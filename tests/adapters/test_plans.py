@@ -23,7 +23,7 @@ from adapters.erasure import postgres as erasure
 from adapters.postgres.database import Connection, Database
 from adapters.postgres.limits import DatabaseLimits
 from adapters.postgres.migrate import all_migrations, migrate
-from adapters.sessions import creation
+from adapters.sessions import creation, watched_postgres
 from adapters.sessions import statements as sessions
 from adapters.sessions.postgres import PostgresSessionRepo
 from adapters.stores import postgres as stores
@@ -134,6 +134,7 @@ MODULES = (
     stores,
     audit_log,
     erasure,
+    watched_postgres,
 )
 STATEMENTS = dict(pair for module in MODULES for pair in statements(module))
 
@@ -406,4 +407,5 @@ def test_every_statement_is_checked() -> None:
     assert len(STATEMENTS) >= 30
     assert len(BY_ID) == 10
     assert {"sessions_CREATE_WAIT", "credits_GRANT", "auth_CALLERS_OF"} <= set(STATEMENTS)
+    assert {"sessions_NEWER", "sessions_RECENT"} <= set(STATEMENTS)
     assert {"client_tokens_PURGE", "sessions_HISTORY_OF_SHOPPER"} <= set(STATEMENTS)

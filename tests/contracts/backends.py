@@ -32,6 +32,8 @@ from adapters.queue.redis import TASKS_KEY, RedisTaskQueue
 from adapters.sessions.columns import COLUMNS
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.postgres import PostgresSessionRepo
+from adapters.sessions.watched_memory import InMemoryWatchReads
+from adapters.sessions.watched_postgres import PostgresWatchReads
 from adapters.stores.memory import InMemoryStoreRepo
 from adapters.stores.postgres import PostgresStoreRepo
 from domain.account_ports import (
@@ -40,6 +42,7 @@ from domain.account_ports import (
     ServiceKeyRepoPort,
     StoreRepoPort,
 )
+from domain.changes import WatchReadPort
 from domain.client_tokens import ClientTokenRepoPort
 from domain.credits import LedgerEntry, LedgerKind, Owner
 from domain.erasure import ErasureRepoPort
@@ -79,6 +82,7 @@ class Backend(ABC):
     audit_log: AuditLogPort
     erasure: ErasureRepoPort
     client_tokens: ClientTokenRepoPort
+    watched: WatchReadPort
 
     @abstractmethod
     def now(self) -> datetime:
@@ -244,6 +248,7 @@ class MemoryBackend(Backend):
         self.service_keys = InMemoryServiceKeyRepo(clock=self._clock.now, log=log)
         self.audit_log = log
         self.erasure = InMemoryErasureRepo(self._repo)
+        self.watched = InMemoryWatchReads(self._repo)
         self._origins: dict[str, Collection[str]] = {}
         self.client_tokens = InMemoryClientTokenRepo(
             clock=self._clock.now,
@@ -397,6 +402,7 @@ class PostgresBackend(Backend):
         self.service_keys = PostgresServiceKeyRepo(database)
         self.audit_log = PostgresAuditLog(database)
         self.erasure = PostgresErasureRepo(database)
+        self.watched = PostgresWatchReads(database)
         self.client_tokens = PostgresClientTokenRepo(database)
 
     def now(self) -> datetime:

@@ -8,11 +8,14 @@ from fakeredis import FakeServer
 from fakeredis.aioredis import FakeRedis
 from redis.asyncio import Redis
 
+from adapters.changes.memory import InMemoryChanges
+from adapters.changes.redis import RedisChanges
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.embedded.valkey import EmbeddedValkey
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
 from adapters.queue.redis import redis_client
+from config.services import Changes
 from tests.contracts.backends import (
     Backend,
     LimitBackend,
@@ -83,6 +86,26 @@ async def queue_backend(queue_url: str) -> AsyncIterator[QueueBackend]:
         yield RedisQueueBackend(client=client)
     finally:
         await client.aclose()
+
+
+@pytest.fixture
+async def changes(queue_url: str) -> AsyncIterator[tuple[Changes, Changes]]:
+    """The same changes, as one process and another have them."""
+    if queue_url == "memory":
+        within = InMemoryChanges()
+        yield within, within
+        return
+    server = FakeServer()
+    clients = [
+        FakeRedis(server=server) if queue_url == "fakeredis" else redis_client(queue_url)
+        for _ in range(2)
+    ]
+    one, other = [RedisChanges(client=client, timeout_seconds=2) for client in clients]
+    try:
+        yield one, other
+    finally:
+        await one.close()
+        await other.close()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Sessions of shoppers: they are read like those of other owners, and hold their client token."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -167,3 +167,15 @@ async def test_token_of_completed_sessions_is_purged(backend: Backend) -> None:
     assert await backend.client_tokens.purge(expired_for=DAY, limit=10) == 1
     shopper = (await backend.get(session.id)).shopper
     assert shopper == Shopper(id="anna", token_id=anna.id)
+
+
+async def test_recent_sessions_of_a_shopper(backend: Backend) -> None:
+    """Those of its store and of other shoppers are left out."""
+    long_ago = datetime(2000, 1, 1, tzinfo=UTC)
+    tokens = [await a_live_token(backend, shopper_id) for shopper_id in ("anna", "bea")]
+    await backend.queued(STORE)
+    anna_s, _ = [await of(backend, token) for token in tokens]
+
+    found = await backend.watched.recent({(STORE, "anna"): long_ago}, limit=10)
+
+    assert found == [(anna_s.id, STORE)]

@@ -135,11 +135,10 @@ def _own(world: World, route: Route, name: str) -> str:
 def _target(route: Route, template: str, resource: str) -> str:
     if resource.startswith("/"):
         return resource
-    path = template.format(
+    return (template + route.query).format(
         **{"session_id": resource, "token_id": resource, "key_id": resource}
         | dict(route.in_path or {})
     )
-    return path + route.query
 
 
 def test_matrix_is_complete() -> None:

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from random import Random
 from typing import Any, cast
 from urllib.parse import unquote
 from uuid import UUID, uuid4
@@ -34,6 +35,7 @@ from adapters.erasure.memory import InMemoryErasureRepo
 from adapters.images.headers import inspect_head
 from adapters.images.inputs import is_own, upload_key
 from adapters.images.samples import draw_sample
+from adapters.sessions.watched_memory import InMemoryWatchReads
 from adapters.storage.signing import UrlSigner
 from adapters.stores.memory import InMemoryStoreRepo
 from domain import callers
@@ -50,6 +52,7 @@ from domain.stores import Stores
 from domain.throttle import Throttle
 from domain.uploads import ReceivingLimits, UploadPolicy, UploadReceiver, Uploads
 from domain.views import SessionViews
+from domain.watching import StreamLimits, Watching
 from entrypoints.http.admin import Administration
 from entrypoints.http.app import Services, create_app
 from entrypoints.http.door import Door
@@ -189,9 +192,17 @@ class Api:
             strangers=Throttle(None, name="requests", clock=loop_time),
             reads=Throttle(None, name="reads", clock=loop_time),
         )
+        self.watching = Watching(
+            reads=InMemoryWatchReads(self.service.repo),
+            feed=self.service.changes,
+            limits=StreamLimits(),
+            random=Random(1),
+            clock=now,
+        )
         self._services = Services(
             submission=self.service.submission,
             views=SessionViews(reads=self.service.repo, storage=self.storage),
+            watching=self.watching,
             sessions=self.service.repo,
             credits=self.service.accounts,
             accounts=callers_accounts,
@@ -324,6 +335,15 @@ class Api:
         await self.service_keys.add(key, by=OPERATOR)
         return secret
 
+    async def stream(self, target: str, *, owner: Owner = USER, **headers: str) -> "Stream":
+        """A stream of events, after its head."""
+        given = [(name.replace("_", "-"), value) for name, value in headers.items()]
+        credential = ("authorization", f"Bearer {await self.token(owner)}")
+        sent = [("host", "127.0.0.1:8000"), credential, *given]
+        stream = Stream(self, _scope("GET", target, sent))
+        await stream.start()
+        return stream
+
     async def _respond(self, scope: dict[str, Any], chunks: list[bytes]) -> Answer:
         sent: list[Any] = []
         answered = asyncio.Event()
@@ -359,6 +379,66 @@ class Api:
         if answer.route not in {None, *_UNDOCUMENTED} and method != "OPTIONS":
             responses = self.document["paths"][answer.route][method.lower()]["responses"]
             assert str(answer.status) in responses, f"{answer.status} is not documented"
+
+
+class Stream:
+    """A response that is read while it is sent."""
+
+    def __init__(self, api: Api, scope: dict[str, Any]) -> None:
+        self._sent: asyncio.Queue[Any] = asyncio.Queue()
+        self._left = asyncio.Event()
+        self._text = ""
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self._application = asyncio.create_task(self._run(api, scope))
+
+    async def _run(self, api: Api, scope: dict[str, Any]) -> None:
+        first: list[Any] = [{"type": "http.request", "body": b"", "more_body": False}]
+
+        async def receive() -> Any:
+            if first:
+                return first.pop()
+            await self._left.wait()
+            return {"type": "http.disconnect"}
+
+        await api.app(cast("Scope", scope), receive, self._sent.put)
+
+    async def start(self) -> None:
+        message = await self._sent.get()
+        self.status = message["status"]
+        self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+
+    async def event(self) -> tuple[int, dict[str, Any]] | str | None:
+        """The id and the data of the next event, or the text of the next block that has none; None
+        at the end."""
+        while "\n\n" not in self._text:
+            message = await self._sent.get()
+            self._text += message["body"].decode()
+            if not message["more_body"]:
+                assert self._text == ""
+                return None
+        block, _, self._text = self._text.partition("\n\n")
+        fields = dict(line.split(": ", 1) for line in block.split("\n"))
+        if "data" not in fields:
+            return block
+        assert fields.keys() == {"id", "event", "data"}
+        assert fields["event"] == "generation"
+        return int(fields["id"]), json.loads(fields["data"])
+
+    async def events(self, count: int) -> list[tuple[int, dict[str, Any]]]:
+        """The next ``count`` events, without the blocks in between."""
+        found: list[tuple[int, dict[str, Any]]] = []
+        while len(found) < count:
+            event = await self.event()
+            assert event is not None
+            if not isinstance(event, str):
+                found.append(event)
+        return found
+
+    async def close(self) -> None:
+        """The client leaves."""
+        self._left.set()
+        await self._application
 
 
 def check_browser_headers(answer: Answer, origins: list[str]) -> None:

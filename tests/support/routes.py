@@ -58,6 +58,8 @@ ROUTES: dict[str, Route] = {
     f"POST {API}/generations/{{session_id}}/cancel": Route(
         who="user store shopper", target="queued", changes=True
     ),
+    f"GET {API}/generations/{{session_id}}/events": Route(who="user store shopper", target="final"),
+    f"GET {API}/events": Route(who="user store shopper", target="final", query="?ids={session_id}"),
     f"DELETE {API}/generations/{{session_id}}/picture": Route(
         who="user store shopper", target="final", changes=True
     ),

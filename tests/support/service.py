@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 from uuid import UUID, uuid4
 
 from adapters.audit_log.memory import InMemoryAuditLog
+from adapters.changes.memory import InMemoryChanges
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.payload import decode
 from adapters.storage.signing import UrlSigner
@@ -71,6 +72,7 @@ class Service:
                 may_refund=self.repo.may_refund,
             )
         )
+        self.changes = InMemoryChanges()
         self.queue = flaky(FlakyTaskQueue(clock=self.clock.now))
         self.fetcher = FakePictureFetcher(INPUTS)
         self.generator = FakePictureGenerator()
@@ -91,6 +93,7 @@ class Service:
             policy=policy,
             new_id=uuid4,
             clock=self.clock.now,
+            changes=self.changes,
         )
 
     def limit(self, policy: SubmissionPolicy) -> None:
@@ -177,6 +180,7 @@ class Service:
             random=random or seeded_random(),
             new_id=uuid4,
             worker="worker-1:7",
+            changes=self.changes,
         )
 
     def waiting(self) -> list[GenerationTask]:

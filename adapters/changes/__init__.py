@@ -1,0 +1,1 @@
+"""Published changes of sessions."""

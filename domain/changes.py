@@ -46,7 +46,7 @@ class WatchReadPort(Protocol):
     """Reading the sessions that clients wait for, many in one call. Raises
     ``DatabaseUnavailable``."""
 
-    async def newer(self, known: Mapping[UUID, int]) -> list[GenerationSession]:
+    async def newer(self, known: Sequence[tuple[UUID, int]]) -> list[GenerationSession]:
         """Of these sessions, those that have a revision above the given one, as they are now. A
         session whose row cannot be read is left out."""
 

@@ -33,7 +33,7 @@ T = TypeVar("T")
 MAX_IDS = 100
 """The sessions that one stream may name."""
 
-READ_BATCH = 500
+READ_BATCH = 1_000
 ROUND_SECONDS = 1.0
 """How often each watched session is read without a published change."""
 
@@ -63,22 +63,17 @@ class StreamLimits:
     per_owner: int = 1_000
     per_shopper: int = 20
     lifetime: timedelta = timedelta(minutes=30)
-    ping: timedelta = timedelta(seconds=25)
+    ping: timedelta = timedelta(seconds=45)
     deadline: timedelta = timedelta(seconds=2)
 
 
 @dataclass(slots=True)
 class _Watched:
-    """A session that clients wait for, and the newest revision that was read of it."""
+    """A session that clients wait for. All of them know its ``revision``."""
 
+    id: UUID
     revision: int = NEVER_READ
     watches: set[Watch] = field(default_factory=set)
-
-    def known_before(self, session_id: UUID) -> int:
-        """The revision above which the session is news to one of the clients."""
-        if any(session_id in watch.unread for watch in self.watches):
-            return NEVER_READ
-        return self.revision
 
 
 class Watching:
@@ -152,7 +147,7 @@ class Watching:
         found = await self._reads.recent(since, limit=_MAX_RECENT)
         ids = [session_id for session_id, _ in found]
         for batch in _batches(ids, READ_BATCH):
-            for session in await self._reads.newer(dict.fromkeys(batch, NEVER_READ)):
+            for session in await self._reads.newer([(each, NEVER_READ) for each in batch]):
                 watch.skip(session)
                 if not session.status.is_final:
                     self._follow(watch, session.id)
@@ -209,7 +204,9 @@ class Watching:
             self._unfollow(watch, session_id)
 
     def _follow(self, watch: Watch, session_id: UUID) -> None:
-        self._sessions.setdefault(session_id, _Watched()).watches.add(watch)
+        watched = self._sessions.setdefault(session_id, _Watched(session_id))
+        watched.watches.add(watch)
+        watched.revision = NEVER_READ
 
     def _unfollow(self, watch: Watch, session_id: UUID) -> None:
         watched = self._sessions.get(session_id)
@@ -250,7 +247,7 @@ class Watching:
             for session_id in batch:
                 del self._wanted[session_id]
             try:
-                await self._read(batch)
+                await self._read([self._sessions[i] for i in batch if i in self._sessions])
             except DatabaseUnavailable as error:
                 self._fail_unread(batch, error)
                 await asyncio.sleep(pause)
@@ -260,23 +257,18 @@ class Watching:
                 pause = _PAUSE_SECONDS
         self._reader = None
 
-    async def _read(self, session_ids: Iterable[UUID]) -> None:
+    async def _read(self, batch: Sequence[_Watched]) -> None:
         """Read these sessions, and tell the clients what is new."""
-        known = {
-            session_id: watched.known_before(session_id)
-            for session_id in session_ids
-            if (watched := self._sessions.get(session_id)) is not None
-        }
-        if not known:
+        if not batch:
             return
-        sessions = await self._reads.newer(known)
-        for session in sessions:
+        unread = {watched.id for watched in batch if watched.revision == NEVER_READ}
+        known = [(watched.id, watched.revision) for watched in batch]
+        for session in await self._reads.newer(known):
             self._deliver(session)
-            known.pop(session.id, None)
-        for session_id, revision in known.items():
-            if revision == NEVER_READ and session_id in self._sessions:
-                for watch in self._sessions[session_id].watches:
-                    watch.refuse(session_id)
+            unread.discard(session.id)
+        for session_id in unread & self._sessions.keys():
+            for watch in self._sessions[session_id].watches:
+                watch.refuse(session_id)
 
     def _deliver(self, session: GenerationSession) -> None:
         watched = self._sessions.get(session.id)
@@ -314,7 +306,7 @@ class Watching:
     async def _go_round(self) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        sessions, watches = list(self._sessions), list(self._watches)
+        sessions, watches = list(self._sessions.values()), list(self._watches)
         with suppress(DatabaseUnavailable):  # The next round tries again.
             await self._find_new()
         for turn in range(_TURNS):

@@ -1,6 +1,6 @@
 """Reading watched sessions in memory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from uuid import UUID
@@ -16,9 +16,9 @@ class InMemoryWatchReads(WatchReadPort):
     def __init__(self, sessions: InMemorySessionRepo) -> None:
         self._sessions = sessions
 
-    async def newer(self, known: Mapping[UUID, int]) -> list[GenerationSession]:
+    async def newer(self, known: Sequence[tuple[UUID, int]]) -> list[GenerationSession]:
         found = []
-        for session_id, revision in known.items():
+        for session_id, revision in known:
             with suppress(NotFound):
                 session = await self._sessions.get(session_id, None)
                 if session.revision > revision:

@@ -1,6 +1,6 @@
 """Reading watched sessions in PostgreSQL."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -39,8 +39,9 @@ class PostgresWatchReads(WatchReadPort):
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def newer(self, known: Mapping[UUID, int]) -> list[GenerationSession]:
-        rows = await self._database.fetch(NEWER, list(known), list(known.values()))
+    async def newer(self, known: Sequence[tuple[UUID, int]]) -> list[GenerationSession]:
+        ids = [session_id for session_id, _ in known]
+        rows = await self._database.fetch(NEWER, ids, [revision for _, revision in known])
         return list(readable(rows, {}))
 
     async def recent(

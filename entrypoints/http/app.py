@@ -26,6 +26,7 @@ from entrypoints.http.admin import ADMIN_HANDLERS, Administration
 from entrypoints.http.client_tokens import CLIENT_TOKEN_HANDLERS
 from entrypoints.http.cors import BrowserHeaders
 from entrypoints.http.credits import CREDIT_HANDLERS
+from entrypoints.http.disconnects import DRAIN
 from entrypoints.http.door import Door
 from entrypoints.http.errors import respond
 from entrypoints.http.generations import GENERATION_HANDLERS
@@ -131,6 +132,7 @@ def create_app(
         openapi_config=openapi_config(),
         request_max_body_size=max_body_bytes,
     )
+    app.state[DRAIN] = drain
     complete_document(app.openapi_schema)
     parameters.update(query_parameters(app.openapi_schema))
     # Litestar's own middleware does not see requests that match no route.
@@ -141,7 +143,6 @@ def create_app(
         },
         access_line=access_line,
         browser_headers=BrowserHeaders(https_only=https_only),
-        drain=drain,
     )
     return app
 

@@ -19,8 +19,8 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 import httptools
-import msgspec
 import structlog
+from litestar import Litestar
 from litestar.types import ASGIApp
 from uvicorn._types import ASGI3Application, ASGISendEvent
 from uvicorn.config import Config
@@ -32,15 +32,16 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 from uvicorn.server import ServerState
 
-from domain.errors import InvalidInput, Unavailable
-from entrypoints.http.cors import REFUSAL_HEADERS, readable_by
-from entrypoints.http.middleware import DRAIN
+from entrypoints.http.cors import readable_by
+from entrypoints.http.disconnects import DRAIN
+from entrypoints.http.refused import Refused, malformed, response_to, too_large, too_many
 from entrypoints.http.request_info import RawHeaders, request_id_of
-from entrypoints.http.schemas import ErrorBody, ErrorEnvelope
 
 CLOSE_SECONDS = 2.0
 """How long the client may take to receive the last response and to close its side. Closed at once,
 the connection would be reset if the client were still sending, and the response lost."""
+
+SURPLUS = 64
 
 MAX_PIPELINED = 100
 """Requests that may wait on one connection for the response to an earlier one."""
@@ -51,7 +52,6 @@ _WITHOUT_BODY = {204, 304}
 _NEVER: Final = float("inf")
 
 log = structlog.get_logger(__name__)
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class ConnectionLimits:
     """
 
     connections: int
-    surplus: int = 64
+    surplus: int = SURPLUS
     headers: int = 100
     header_bytes: int = 65_536
     header_seconds: float = 10.0
@@ -104,23 +104,22 @@ class ConnectionConfig(Config):
             callback_notify=self.sweep,
         )
         self.limits = limits
+        self.on_stop: Callable[[], None] = _do_nothing
+        """Called when this process begins to stop, perhaps more than once."""
         self.stop_seconds = stop_seconds
         self.open: set[BoundedHttpProtocol] = set()
+
+    def load(self) -> None:
+        super().load()
+        if isinstance(self.loaded_app, Litestar):
+            self.on_stop = self.loaded_app.state[DRAIN]
 
     async def sweep(self) -> None:
         """Close the connections that are past their deadlines. uvicorn calls this every second."""
         now = asyncio.get_running_loop().time()
-        for connection in tuple(self.open):
+        late = [each for each in self.open if each.deadline <= now or each.stalled_until <= now]
+        for connection in late:
             connection.close_if_late(now)
-
-
-class _Refused(Exception):
-    """What arrived is answered with ``status``, and is the last of its connection."""
-
-    def __init__(self, status: HTTPStatus, message: str, *, code: str = InvalidInput.code) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
 
 
 class _Exchange(RequestResponseCycle):
@@ -252,8 +251,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._limits = config.limits
-        self._deadline = _NEVER
-        self._stalled_until = _NEVER
+        self.deadline = _NEVER
+        self.stalled_until = _NEVER
         self._is_over = False  # No further request is read.
         self._is_surplus = False
         self._in_head = False
@@ -268,7 +267,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         connections.add(self)
         self._outlet = _Outlet(self)
         self.flow = _Flow(transport, self.pipeline)
-        self._deadline = self.loop.time() + self._limits.header_seconds
+        self.deadline = self.loop.time() + self._limits.header_seconds
         self._is_surplus = len(connections) > self._limits.connections
         if len(connections) > self._limits.connections + self._limits.surplus:
             transport.abort()
@@ -284,30 +283,29 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_bytes += len(data)
         try:
             if self._is_surplus:
-                raise _too_many()
+                raise too_many()
             self.parser.feed_data(data)
             if self._in_head and self._head_bytes > self._limits.header_bytes:
-                raise _too_large(f"are longer than {self._limits.header_bytes} bytes")
-        except _Refused as refusal:
+                raise too_large(f"are longer than {self._limits.header_bytes} bytes")
+        except Refused as refusal:
             self._refuse(refusal)
         except httptools.HttpParserUpgrade as upgrade:
             self._decline_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             cause = error.__context__
-            self._refuse(cause if isinstance(cause, _Refused) else _malformed())
+            self._refuse(cause if isinstance(cause, Refused) else malformed())
 
     def shutdown(self) -> None:
         """uvicorn stops. Streams end now, and other requests are finished."""
-        if (drain := self.app_state.get(DRAIN)) is not None:
-            drain()
+        self.config.on_stop()
         super().shutdown()
 
     def pause_writing(self) -> None:
-        self._stalled_until = self.loop.time() + self._limits.write_seconds
+        self.stalled_until = self.loop.time() + self._limits.write_seconds
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        self._stalled_until = _NEVER
+        self.stalled_until = _NEVER
         super().resume_writing()
 
     # What the parser calls. Its ``feed_data`` raises with an error from here as the context.
@@ -316,13 +314,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = True
         if not self._is_answering:
-            self._deadline = self.loop.time() + self._limits.header_seconds
+            self.deadline = self.loop.time() + self._limits.header_seconds
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
             return  # A trailer, after the body. uvicorn would add it to the headers.
         if len(self.headers) >= self._limits.headers:
-            raise _too_large(f"are more than {self._limits.headers}")
+            raise too_large(f"are more than {self._limits.headers}")
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -335,12 +333,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if name == b"host":
                 hosts += 1
         if size > self._limits.header_bytes:
-            raise _too_large(f"are longer than {self._limits.header_bytes} bytes")
+            raise too_large(f"are longer than {self._limits.header_bytes} bytes")
         version = self.parser.get_http_version()
         if version not in {"1.0", "1.1"}:
-            raise _malformed()
+            raise malformed()
         if hosts > 1 or (hosts == 0 and version == "1.1"):
-            raise _Refused(HTTPStatus.BAD_REQUEST, "Host: is required, once")
+            raise Refused(HTTPStatus.BAD_REQUEST, "Host: is required, once")
         self._complete_scope(version)
         self.cycle = _Exchange(
             scope=self.scope,
@@ -361,7 +359,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
         else:
-            raise _Refused(HTTPStatus.BAD_REQUEST, "Too many requests were sent ahead")
+            raise Refused(HTTPStatus.BAD_REQUEST, "Too many requests were sent ahead")
 
     def on_message_complete(self) -> None:
         if not self._in_head:
@@ -373,7 +371,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         follow, taking the body for that protocol's first bytes."""
         method = self.parser.get_method()
         if method == b"CONNECT":
-            self._refuse(_malformed())
+            self._refuse(malformed())
             return
         line = b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())
         headers = [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
@@ -383,7 +381,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _complete_scope(self, version: str) -> None:
         target = httptools.parse_url(self.url)
         if target.path is None:
-            raise _malformed()
+            raise malformed()
         path = target.path.decode("ascii")
         self.scope["http_version"] = version
         self.scope["method"] = self.parser.get_method().decode("ascii")
@@ -399,7 +397,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
-        self._deadline = _NEVER
+        self.deadline = _NEVER
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
@@ -412,7 +410,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if not self._is_over:
-            self._deadline = self.loop.time() + self._limits.idle_seconds
+            self.deadline = self.loop.time() + self._limits.idle_seconds
 
     def end_response(self) -> None:
         """The last response of this connection is written."""
@@ -424,7 +422,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         closed its side. Otherwise the response would be lost in a reset."""
         self._is_over = True
         self.pipeline.clear()
-        self._deadline = self.loop.time() + CLOSE_SECONDS
+        self.deadline = self.loop.time() + CLOSE_SECONDS
         if not has_unread:
             self.transport.close()
         elif not self.transport.is_closing():
@@ -433,14 +431,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def close_if_late(self, now: float) -> None:
         """A client that does not take what was sent is cut off at the second deadline."""
-        if now >= self._stalled_until or (now >= self._deadline and self.transport.is_closing()):
+        if now >= self.stalled_until or (now >= self.deadline and self.transport.is_closing()):
             self.transport.abort()
-        elif now >= self._deadline:
+        elif now >= self.deadline:
             if self._in_head:
                 message = "headers: did not arrive in time"
-                self._refuse(_Refused(HTTPStatus.REQUEST_TIMEOUT, message))
+                self._refuse(Refused(HTTPStatus.REQUEST_TIMEOUT, message))
             else:
-                self._deadline = now + CLOSE_SECONDS
+                self.deadline = now + CLOSE_SECONDS
                 self.transport.close()
 
     def _end_after_response(self) -> None:
@@ -449,7 +447,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._answering is not None:
             self._answering.keep_alive = False
 
-    def _refuse(self, refusal: _Refused) -> None:
+    def _refuse(self, refusal: Refused) -> None:
         """Answer with an error, and end the connection. If an earlier request is complete, it is
         answered, and this one is not."""
         current = self._answering
@@ -464,40 +462,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         known: RawHeaders = self.headers or ()
         request_id = request_id_of(known)
         log.info("request_refused", request_id=request_id, reason=str(refusal))
-        self.transport.write(_response(refusal, request_id, origin=readable_by(known) or b"*"))
+        self.transport.write(response_to(refusal, request_id, origin=readable_by(known) or b"*"))
         self._end(has_unread=True)
 
     def _disconnect_answering(self) -> None:
         if self._answering is not None and not self._answering.response_complete:
             self._answering.disconnected = True
             self._answering.message_event.set()
-
-
-def _malformed() -> _Refused:
-    return _Refused(HTTPStatus.BAD_REQUEST, "The request is not valid HTTP/1.1")
-
-
-def _too_large(problem: str) -> _Refused:
-    return _Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"headers: {problem}")
-
-
-def _too_many() -> _Refused:
-    message = "Too many open connections; try again later"
-    return _Refused(HTTPStatus.SERVICE_UNAVAILABLE, message, code=Unavailable.code)
-
-
-def _response(refusal: _Refused, request_id: str, *, origin: bytes) -> bytes:
-    """``origin`` is ``*`` if it is not known: any page may read this."""
-    error = ErrorBody(code=refusal.code, message=str(refusal))
-    body = _encode(ErrorEnvelope(data=None, error=error))
-    lines = [
-        f"HTTP/1.1 {refusal.status.value} {refusal.status.phrase}",
-        "content-type: application/json",
-        f"content-length: {len(body)}",
-        f"x-request-id: {request_id}",
-        f"access-control-allow-origin: {origin.decode()}",
-        *(f"{name.decode()}: {value.decode()}" for name, value in REFUSAL_HEADERS),
-        "connection: close",
-        *(["retry-after: 5"] if refusal.status is HTTPStatus.SERVICE_UNAVAILABLE else []),
-    ]
-    return "\r\n".join([*lines, "", ""]).encode() + body

@@ -1,4 +1,4 @@
-"""What ends with the client's connection."""
+"""What ends a stream: its client leaves, or the server stops."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,6 +7,9 @@ from contextlib import asynccontextmanager
 from litestar.types import Receive
 
 from domain.watches import Watch
+
+DRAIN = "drain"
+"""The name, in the application's state, of the function that ends all streams."""
 
 
 @asynccontextmanager

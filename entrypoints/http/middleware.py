@@ -1,7 +1,7 @@
 """Middleware around every request: its id, its log line, its body's deadline, authentication."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from time import perf_counter
 
 from litestar.enums import ScopeType
@@ -28,10 +28,6 @@ BODY_SECONDS = 10.0
 UPLOAD_SECONDS = 60.0
 """The same for a picture: 10 MB at a little more than one megabit per second."""
 
-DRAIN = "drain"
-"""The name, in the state of the ASGI lifespan, of the function that ends all streams: the server
-calls it when it begins to stop."""
-
 _LISTS_METHODS = {204, 405}
 """The statuses of answers with ``Allow``: to ``OPTIONS``, and to a method that is not allowed."""
 
@@ -40,7 +36,7 @@ class RequestContext:
     """The outermost layer: gives every request an id, every response its general headers, every
     body a deadline, and the log one line per request. Answers ``HEAD`` like ``GET``, without the
     body, and browsers' preflight requests itself. ``methods`` has those of each route, by its path
-    template. ``drain`` ends all streams."""
+    template."""
 
     def __init__(
         self,
@@ -49,10 +45,8 @@ class RequestContext:
         methods: Mapping[str, Collection[str]],
         access_line: AccessLine = logged_access_line,
         browser_headers: BrowserHeaders | None = None,
-        drain: Callable[[], None] | None = None,
     ) -> None:
         self._app = app
-        self._drain = drain
         self.methods = methods
         self.browser_headers = browser_headers or BrowserHeaders()
         self._access_line = access_line
@@ -61,8 +55,6 @@ class RequestContext:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
-            if self._drain is not None and "state" in scope:
-                scope["state"][DRAIN] = self._drain
             await self._app(scope, receive, send)
             return
         started = perf_counter()

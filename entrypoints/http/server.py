@@ -14,6 +14,7 @@ from typing import TypeAlias
 import structlog
 from litestar import Litestar
 from litestar.types import ASGIApp
+from msgspec.structs import replace as replace_fields
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.server import Server
 from uvicorn.supervisors.multiprocess import Multiprocess
@@ -38,7 +39,7 @@ from domain.throttle import Throttle
 from entrypoints.gc_tuning import freeze_startup_objects
 from entrypoints.http.admin import Administration
 from entrypoints.http.app import Lifespan, Services, create_app
-from entrypoints.http.connections import ConnectionConfig, ConnectionLimits
+from entrypoints.http.connections import SURPLUS, ConnectionConfig, ConnectionLimits
 from entrypoints.http.door import Authenticator, Door
 from entrypoints.http.public import Check
 from entrypoints.http.request_info import merge_request_info
@@ -52,6 +53,9 @@ CLOSE_SECONDS = 5
 
 OWN_DESCRIPTORS = 128
 """Descriptors for everything that is not a client's connection."""
+
+RESERVED = SURPLUS + OWN_DESCRIPTORS
+"""Descriptors that are not for the connections of clients that are served."""
 
 FEWEST_CONNECTIONS = 64
 
@@ -124,13 +128,12 @@ def _limits(settings: Settings) -> ConnectionLimits:
         header_seconds=settings.http_header_seconds,
         idle_seconds=settings.http_idle_seconds,
     )
-    reserved = limits.surplus + OWN_DESCRIPTORS
-    descriptors = _raise_descriptor_limit(limits.connections + reserved)
-    possible = descriptors - reserved
+    descriptors = _raise_descriptor_limit(limits.connections + RESERVED)
+    possible = descriptors - RESERVED
     if possible < min(limits.connections, FEWEST_CONNECTIONS):
         raise SettingsError(
             f"The API may open only {descriptors} files (ulimit -n); it needs at least "
-            f"{FEWEST_CONNECTIONS + reserved}"
+            f"{FEWEST_CONNECTIONS + RESERVED}"
         )
     if possible < limits.connections:
         log.warning("few_descriptors", descriptors=descriptors, connections=possible)
@@ -148,12 +151,21 @@ def _raise_descriptor_limit(wanted: int) -> int:
     return possible
 
 
+def _descriptors() -> int:
+    """How many files this process may open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
 def app() -> Litestar:
     """The application of one API process."""
     end_with_parent()
     settings = load_settings(os.environ)
     configure_logging(settings, merge_request_info)
     buffer_access_logs()
+    # The streams take a share of the connections that are possible here.
+    possible = min(settings.http_max_connections, _descriptors() - RESERVED)
+    settings = replace_fields(settings, http_max_connections=max(1, possible))
     api = application(Container(settings=settings))
     freeze_startup_objects()
     return api

@@ -11,14 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from adapters.embedded.processes import EmbeddedUnavailable
-from tests.bench import growth, report
+from tests.bench import growth, report, streams
 from tests.bench.figures import Finding, Round, Row, Sample
 from tests.bench.load import Void, default_generator
 from tests.bench.slots import FULL, QUICK, ROWS, SLOTS, WARM_UP, Sizes, Slots
 from tests.bench.soak import soak
 from tests.bench.stage import Stage
 
-SOAK, GROWTH = "soak", "growth"
+SOAK, GROWTH, STREAMS = "soak", "growth", "streams"
 Found = tuple[list[Finding], Sequence[Round]]
 
 
@@ -35,9 +35,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--only",
         nargs="+",
         metavar="NAME",
-        choices=[*names, SOAK, GROWTH],
+        choices=[*names, SOAK, GROWTH, STREAMS],
         default=names,
-        help=f"rows to measure: {', '.join(names)}; or, alone, {SOAK} or {GROWTH}",
+        help=f"rows to measure: {', '.join(names)}; or, alone, {SOAK}, {GROWTH} or {STREAMS}",
     )
     add("--rounds", type=int, metavar="N", help="number of rounds; each round measures every row")
     add("--seconds", type=float, metavar="S", help="duration of each load, or of the whole soak")
@@ -123,6 +123,8 @@ def _measure(stage: Stage, options: argparse.Namespace) -> Found:
             sessions=options.sessions, ledger=options.ledger, waiting=options.waiting
         )
         return growth.run(stage, size, rounds=options.rounds or 15, times=options.times)
+    if options.only == [STREAMS]:
+        return streams.run(stage)
     rows = [row for row in ROWS if row.name in options.only]
     return _in_rounds(stage, rows, _sizes(options), tool=options.generator)
 

@@ -36,18 +36,18 @@ async def test_revisions_of_all_states(backend: Backend) -> None:
     assert list(by_revision) == [1, 2, 3, FINAL_REVISION]
 
     for revision, session in by_revision.items():
-        assert await backend.watched.newer({session.id: revision - 1}) == [session]
-        assert await backend.watched.newer({session.id: revision}) == []
+        assert await backend.watched.newer([(session.id, revision - 1)]) == [session]
+        assert await backend.watched.newer([(session.id, revision)]) == []
 
 
 async def test_sessions_of_all_owners_are_read_in_one_call(backend: Backend) -> None:
     ids = [await backend.queued(owner) for owner in (USER, STORE, OTHER)]
-    known = dict.fromkeys([*ids, uuid4()], NEVER_READ)
+    known = [(session_id, NEVER_READ) for session_id in (*ids, uuid4())]
 
     found = await backend.watched.newer(known)
 
     assert sorted(session.id for session in found) == sorted(ids)
-    assert await backend.watched.newer({}) == []
+    assert await backend.watched.newer([]) == []
 
 
 async def test_external_changes_have_a_newer_revision(backend: Backend) -> None:
@@ -56,7 +56,7 @@ async def test_external_changes_have_a_newer_revision(backend: Backend) -> None:
     seen = [NEVER_READ]
     for status in (SessionStatus.PROCESSING, SessionStatus.QUEUED, SessionStatus.COMPLETED):
         await backend.external_write(session_id, status=status)
-        (now,) = await backend.watched.newer({session_id: seen[-1]})
+        (now,) = await backend.watched.newer([(session_id, seen[-1])])
         seen.append(now.revision)
 
     assert seen == sorted(set(seen))
@@ -98,4 +98,4 @@ async def test_lease_does_not_change_the_revision(backend: Backend) -> None:
     session = await backend.claimed()
     await backend.attempts.renew(session.id, attempt=1, lease=LEASE)
 
-    assert await backend.watched.newer({session.id: session.revision}) == []
+    assert await backend.watched.newer([(session.id, session.revision)]) == []

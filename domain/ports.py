@@ -5,7 +5,7 @@ If a method raises the ``Unavailable`` error that its port names, its outcome is
 have taken effect. ``tests/contracts`` checks every sentence here against every adapter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -13,6 +13,7 @@ from uuid import UUID
 
 from domain.callers import Caller
 from domain.credits import Booked, CreditAccount, Discrepancy, LedgerEntry, Owner
+from domain.errors import WearonError
 from domain.operators import Operator
 from domain.plans import RateUse
 from domain.sessions import (
@@ -39,6 +40,10 @@ class TaskQueuePort(Protocol):
 
     async def push(self, task: GenerationTask) -> None:
         """Add a task at the end of the queue."""
+
+    async def push_many(self, tasks: Sequence[GenerationTask]) -> None:
+        """Add tasks at the end of the queue, all or none. The first one of ``tasks`` is popped
+        first."""
 
     async def push_next(self, tasks: Sequence[GenerationTask]) -> None:
         """Add tasks at the front of the queue. The last one of ``tasks`` is popped first."""
@@ -133,6 +138,18 @@ class SessionRepoPort(Protocol):
         submission, unless the creation is undone.
         """
 
+    async def create_many(
+        self, sessions: Sequence[GenerationSession], *, max_active: int, signup_credits: int = 0
+    ) -> Sequence[Receipt | WearonError | None]:
+        """What ``create`` returns or raises for each of ``sessions``, in their order, as if they
+        were created one after another. All are of one owner, and none is a shopper's. A receipt has
+        ``rates`` only if it is the last one.
+
+        None if nothing was done for a session that needs a ``create`` of its own: its idempotency
+        key is taken, also by an earlier one of ``sessions``; the user may be granted
+        ``signup_credits``; or the database rejects one of ``sessions``, and so all of them.
+        """
+
     async def find_replay(self, session: GenerationSession) -> Receipt | None:
         """The receipt of ``create`` if ``session`` would be a replay, else None. Changes nothing.
         Raises ``IdempotencyKeyReused``."""
@@ -147,6 +164,9 @@ class SessionRepoPort(Protocol):
 
         ``undo`` is for the caller of ``create`` alone: it frees the key. Then it is also False if
         the session is confirmed, because its key may have been answered to a replay."""
+
+    async def undo_many(self, session_ids: Sequence[UUID], failure: Failure) -> Collection[UUID]:
+        """What ``fail_queued`` with ``undo`` does, for each session. Returns those that failed."""
 
     async def is_known(self, session_id: UUID) -> bool:
         """Whether there is such a session."""

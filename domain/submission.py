@@ -1,24 +1,21 @@
 """Submit one generation: charge and record it, push its task, and answer truthfully about both."""
 
 import asyncio
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
-from urllib.parse import urlsplit
 from uuid import UUID
 
 from domain.age import AgeVerification
-from domain.callers import Caller, CallerKind, Shopper
 from domain.changes import NO_CHANGES, ChangePublisherPort
 from domain.credits import Channel, Owner
 from domain.deadlines import SharedTimeout
 from domain.errors import (
+    AgeVerificationRequired,
     Conflict,
     DatabaseUnavailable,
-    InvalidInput,
     Overloaded,
     QueueUnavailable,
     Unconfirmed,
@@ -27,10 +24,8 @@ from domain.errors import (
 from domain.links import PUBLIC_LINKS, LinkRules
 from domain.ports import Receipt, SessionReadPort, SessionRepoPort, TaskQueuePort
 from domain.queue_gate import QueueGate
+from domain.requests import TryOnRequest
 from domain.sessions import (
-    DEFAULT_PROMPT,
-    MAX_ACCESSORIES,
-    MAX_PROMPT_LENGTH,
     ErrorCode,
     Failure,
     GenerationInput,
@@ -39,19 +34,11 @@ from domain.sessions import (
 )
 from domain.signup import NO_SIGNUP, SignupPolicy
 from domain.tasks import GenerationTask
-from domain.uploads import leads_to_another_shopper
 
-MAX_URL_LENGTH = 2_048
 CONFIRM_BATCH = 500
 UNAVAILABLE_MESSAGE = "Generation service temporarily unavailable"
 NOT_PUSHED = Failure(code=ErrorCode.QUEUE_UNAVAILABLE, message=UNAVAILABLE_MESSAGE)
 
-_KEY = re.compile(r"[!-~]{1,255}")
-# Fast path: nearly all URLs match, and what matches is valid without being parsed. The last label
-# of the host begins with a letter, so it is no address.
-_USUAL_URL = re.compile(
-    r"https?://[A-Za-z0-9.-]*\.[A-Za-z][A-Za-z0-9-]*(?::80|:443)?/[A-Za-z0-9._~/?&=%+,:-]*"
-)
 _QUEUE_FULL = "Too many requests are waiting already; try again later"
 _NOT_SETTLED = "It is not known yet whether the first request with this key is accepted"
 _UNDONE = "The first request with this key was not accepted"
@@ -61,88 +48,6 @@ _LOOK_SECONDS = 0.4
 """A waiting replay reads its session again after the first, then after twice as long each time, up
 to the second."""
 _CANCELLED = Failure(code=ErrorCode.CANCELLED, message="Cancelled at the caller's request")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TryOnRequest:
-    """A caller's request for a picture. Only stores may give a prompt of their own.
-
-    Raises ``InvalidInput``, which names the field.
-    """
-
-    caller: Caller
-    request_id: str
-    input: GenerationInput
-    idempotency_key: str | None = None
-    links: LinkRules = PUBLIC_LINKS
-
-    def __post_init__(self) -> None:
-        _check_input(self.input, self.caller, self.links)
-        if self.idempotency_key is not None and not _KEY.fullmatch(self.idempotency_key):
-            raise InvalidInput("Idempotency-Key", "must be 1 to 255 visible ASCII characters")
-
-    @property
-    def stored_key(self) -> str | None:
-        """The idempotency key as the session has it: a shopper's is apart from all others."""
-        shopper = self.caller.shopper
-        if shopper is None or self.idempotency_key is None:
-            return self.idempotency_key
-        return shopper.stored_key(self.idempotency_key)
-
-
-def _check_input(asked: GenerationInput, caller: Caller, links: LinkRules) -> None:
-    _check_url("model_image_url", asked.model_image_url, links)
-    if asked.outfit_image_url is not None:
-        _check_url("outfit_image_url", asked.outfit_image_url, links)
-    if len(asked.accessories) > MAX_ACCESSORIES:
-        raise InvalidInput("accessories", f"at most {MAX_ACCESSORIES} are possible")
-    for index, accessory in enumerate(asked.accessories):
-        _check_url(f"accessories[{index}].url", accessory.url, links)
-    if asked.prompt != DEFAULT_PROMPT:
-        _check_prompt(asked.prompt, caller)
-    if caller.shopper is not None:
-        _check_uploads(asked, caller.shopper, links)
-
-
-def _check_uploads(asked: GenerationInput, shopper: Shopper, links: LinkRules) -> None:
-    """Reject another shopper's upload. A store's uploads are read without their signature, so a
-    link to one would do that had expired, or that lacks its signature."""
-    fields = ["model_image_url"]
-    if asked.outfit_image_url is not None:
-        fields.append("outfit_image_url")
-    fields += [f"accessories[{index}].url" for index in range(len(asked.accessories))]
-    for field, url in zip(fields, asked.image_urls, strict=True):
-        if leads_to_another_shopper(url, shopper.id) and links.is_own(url):
-            raise InvalidInput(field, "is not an upload of this shopper")
-
-
-def _check_prompt(prompt: str, caller: Caller) -> None:
-    if caller.kind is not CallerKind.STORE:
-        raise InvalidInput("prompt", "only stores may give a prompt of their own")
-    if not prompt.strip() or len(prompt) > MAX_PROMPT_LENGTH:
-        raise InvalidInput("prompt", f"must be 1 to {MAX_PROMPT_LENGTH} characters")
-
-
-def _check_url(field: str, url: str, links: LinkRules = PUBLIC_LINKS) -> None:
-    """Reject text that cannot be a link to a picture. The fetcher checks the address behind it."""
-    if len(url) > MAX_URL_LENGTH:
-        raise InvalidInput(field, f"is longer than {MAX_URL_LENGTH} characters")
-    if _USUAL_URL.fullmatch(url):
-        return
-    if not url.isprintable() or any(character in url for character in ' \\"<>'):
-        raise InvalidInput(field, "has a character that a URL cannot have")
-    try:
-        parts = urlsplit(url)
-        host, port, user = parts.hostname, parts.port, parts.username
-    except ValueError as error:
-        raise InvalidInput(field, "is not a valid URL") from error
-    if parts.scheme not in {"http", "https"} or not host or port == 0:
-        raise InvalidInput(field, "must be an http or https URL")
-    if user is not None:
-        raise InvalidInput(field, "must not carry a user name or password")
-    problem = links.problem_of(url, parts)
-    if problem is not None:
-        raise InvalidInput(field, problem)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +142,99 @@ class Submission:
             self._unconfirmed[receipt.session.id] = None
         return receipt
 
+    async def submit_many(self, requests: Sequence[TryOnRequest]) -> Sequence[Receipt | Exception]:
+        """What ``submit`` returns or raises for each of one caller's ``requests``, in their order,
+        with one statement and one push for all that are new.
+
+        The others are submitted one by one after the push: repetitions, also of an earlier request
+        in ``requests``, a user's first request, and all while the queue is full or known to fail.
+        So an answer may take twice as long as that of ``submit``.
+        """
+        outcomes: Sequence[Receipt | Exception | None] = [None] * len(requests)
+        if self._refusal() is not None:
+            await self._probe_queue()
+        if requests and requests[0].caller.shopper is None and self._refusal() is None:
+            outcomes = await self._submit_together(requests)
+        if None not in outcomes:
+            return [outcome for outcome in outcomes if outcome is not None]
+        left = [
+            self.submit(request)
+            for request, outcome in zip(requests, outcomes, strict=True)
+            if outcome is None
+        ]
+        answers = iter(
+            [_no_exit(one) for one in await asyncio.gather(*left, return_exceptions=True)]
+        )
+        return [next(answers) if outcome is None else outcome for outcome in outcomes]
+
+    async def _submit_together(
+        self, requests: Sequence[TryOnRequest]
+    ) -> Sequence[Receipt | Exception | None]:
+        """None for a request that has to be submitted by itself."""
+        admitted = [self._session_or_error(request) for request in requests]
+        sessions = [one for one in admitted if isinstance(one, GenerationSession)]
+        if not sessions:
+            return [one for one in admitted if isinstance(one, Exception)]
+        signup_credits = self._policy.signup.credits_of(requests[0].caller)
+        decided = iter(await self._create_and_push(sessions, signup_credits))
+        return [next(decided) if isinstance(one, GenerationSession) else one for one in admitted]
+
+    async def _create_and_push(
+        self, sessions: Sequence[GenerationSession], signup_credits: int
+    ) -> Sequence[Receipt | Exception | None]:
+        outcomes: Sequence[Receipt | Exception | None] | None = None
+        created: list[Receipt] = []
+        cause: Exception
+        try:
+            with self._deadline.running():
+                outcomes = await self._sessions.create_many(
+                    sessions, max_active=self._policy.max_active, signup_credits=signup_credits
+                )
+                created = [one for one in outcomes if isinstance(one, Receipt)]
+                if not created:
+                    return outcomes
+                self._gate.pushing()
+                await self._queue.push_many(
+                    [GenerationTask.of(one.session, task_id=self._new_id()) for one in created]
+                )
+        except TimeoutError:
+            cause = QueueUnavailable("The queue took too long")
+            if outcomes is None:
+                cause = DatabaseUnavailable("The database took too long")
+        except Exception as error:  # noqa: BLE001 - answered for each request
+            cause = error
+            if created and isinstance(error, QueueUnavailable):
+                self._gate.failed()
+        else:
+            self._gate.pushed()
+            self._unconfirmed.update((one.session.id, None) for one in created)
+            return outcomes
+        if outcomes is None:
+            return [cause] * len(sessions)
+        return await self._undo_many(outcomes, cause)
+
+    async def _undo_many(
+        self, outcomes: Sequence[Receipt | Exception | None], cause: Exception
+    ) -> Sequence[Receipt | Exception | None]:
+        """Like ``_undo``, for each receipt among ``outcomes``."""
+        ids = [one.session.id for one in outcomes if isinstance(one, Receipt)]
+        undone: Collection[UUID] | None = None
+        with suppress(DatabaseUnavailable, TimeoutError):
+            async with asyncio.timeout(self._policy.undo_deadline.total_seconds()):
+                undone = await self._sessions.undo_many(ids, NOT_PUSHED)
+
+        def answer(receipt: Receipt) -> Receipt | Exception:
+            was_undone = None if undone is None else receipt.session.id in undone
+            return _error_of_undo(receipt.session, cause, undone=was_undone) or receipt
+
+        return [answer(one) if isinstance(one, Receipt) else one for one in outcomes]
+
+    def _session_or_error(self, request: TryOnRequest) -> GenerationSession | Exception:
+        try:
+            return self._session(request)
+        except AgeVerificationRequired as error:
+            return error
+
     async def _create(self, session: GenerationSession, signup_credits: int) -> Receipt:
         if self._refusal() is not None:
             replay = await self._sessions.find_replay(session)
@@ -310,19 +308,12 @@ class Submission:
         return. But if it has an idempotency key, the undo may have freed that: raise
         ``Unconfirmed``, so that the caller asks again.
         """
-        refused = isinstance(cause, QueueUnavailable) and cause.refused
-        try:
+        undone: bool | None = None
+        with suppress(DatabaseUnavailable, TimeoutError):
             async with asyncio.timeout(self._policy.undo_deadline.total_seconds()):
                 undone = await self._sessions.fail_queued(session.id, NOT_PUSHED, undo=True)
-        except (DatabaseUnavailable, TimeoutError):
-            if session.idempotency_key is not None and not refused:
-                raise Unconfirmed(_NOT_SETTLED) from cause
-            undone = refused
-        if not undone:
-            return
-        if isinstance(cause, QueueUnavailable):
-            raise QueueUnavailable(UNAVAILABLE_MESSAGE, cause=cause.cause) from cause
-        raise cause
+        if error := _error_of_undo(session, cause, undone=undone):
+            raise error
 
     async def measure_queue(self) -> int:
         """Measure the queue, so that ``submit`` can reject requests while it is full or does not
@@ -374,6 +365,31 @@ class Submission:
             shopper=request.caller.shopper,
             idempotency_key=request.stored_key,
         )
+
+
+def _error_of_undo(
+    session: GenerationSession, cause: Exception, *, undone: bool | None
+) -> Exception | None:
+    """What to raise once an undo has failed the session (``undone``), has found it claimed, or has
+    got no answer (None). None to answer the receipt."""
+    refused = isinstance(cause, QueueUnavailable) and cause.refused
+    if undone is None and session.idempotency_key is not None and not refused:
+        error: Exception = Unconfirmed(_NOT_SETTLED)
+    elif not (refused if undone is None else undone):
+        return None
+    elif isinstance(cause, QueueUnavailable):
+        error = QueueUnavailable(UNAVAILABLE_MESSAGE, cause=cause.cause)
+    else:
+        return cause
+    error.__cause__ = cause
+    return error
+
+
+def _no_exit(outcome: Receipt | BaseException) -> Receipt | Exception:
+    """The outcome of a submission, unless it was cancelled by another one than its caller."""
+    if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def _with_age(asked: GenerationInput, rule: AgeVerification) -> GenerationInput:

@@ -25,6 +25,10 @@ class InMemoryTaskQueue(TaskQueuePort, DeadLetterPort):
         self.messages.appendleft(encode(task))
         self._arrived.set()
 
+    async def push_many(self, tasks: Sequence[GenerationTask]) -> None:
+        self.messages.extendleft(map(encode, tasks))
+        self._arrived.set()
+
     async def push_next(self, tasks: Sequence[GenerationTask]) -> None:
         self.messages.extend(encode(task) for task in tasks)
         self._arrived.set()

@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import chain
 from socket import gaierror
 from ssl import SSLCertVerificationError
 from uuid import UUID, uuid4, uuid5
@@ -140,18 +141,24 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
         self._timeout = SharedTimeout(timeout_seconds)
         self._clock = clock
         self._max_dead = max_dead
-        self._push = Coalescer(self._run_push, limits=batches, too_many=_too_many)
+        self._push: Coalescer[Sequence[bytes], None] = Coalescer(
+            self._run_push, limits=batches, too_many=_too_many
+        )
         self._pops = SharedPops(
             take=self._take, await_next=self._await_next, put_back=self._put_back
         )
 
     async def push(self, task: GenerationTask) -> None:
-        await self._push(encode(task))
+        await self._push((encode(task),))
 
-    async def _run_push(self, messages: Sequence[bytes]) -> Sequence[None]:
+    async def push_many(self, tasks: Sequence[GenerationTask]) -> None:
+        if tasks:
+            await self._push([encode(task) for task in tasks])
+
+    async def _run_push(self, calls: Sequence[Sequence[bytes]]) -> Sequence[None]:
         with self._bounded():
-            await self._client.lpush(TASKS_KEY, *messages)
-        return [None] * len(messages)
+            await self._client.lpush(TASKS_KEY, *chain.from_iterable(calls))
+        return [None] * len(calls)
 
     async def push_next(self, tasks: Sequence[GenerationTask]) -> None:
         if tasks:

@@ -3,6 +3,7 @@ they decided."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TypeAlias
 
 import asyncpg
@@ -13,7 +14,7 @@ from adapters.postgres.database import Database, too_many_calls
 from adapters.sessions import creation as sql
 from adapters.sessions.rows import inserted_values
 from domain.credits import GENERATION_COST, Owner
-from domain.errors import WearonError
+from domain.errors import DatabaseUnavailable, WearonError
 from domain.plans import AccountLimits, Plan, PlanRates, Rate, RateUse, RefundWindow
 from domain.ports import Receipt
 from domain.refusals import Refusal, error_of, rates_used_up, refunded_too_often
@@ -23,11 +24,22 @@ MAX_LOCK_WAITERS = 4
 """How many locked accounts (and, per kind of call, locked sessions) to wait for at once; each wait
 holds a connection."""
 
+MAX_BATCHES = 4
+"""How many batches share a statement. One of 100 sessions is long enough to be cheap."""
+
 _STALE_TRIES = 5
+_CREATED = "created"
+_MAY_SIGN_UP = {Refusal.NO_ACCOUNT, Refusal.UNFUNDED}
 _RECHECKED_TABLES = {"credit_accounts", "client_tokens"}
 
 _Creation: TypeAlias = tuple[GenerationSession, int]
 """A session to create, and the limit on its owner's unfinished sessions."""
+
+_Batch: TypeAlias = Sequence[_Creation]
+"""Sessions of one owner, at least one, that are created together."""
+
+_Rows: TypeAlias = Sequence[asyncpg.Record]
+"""What the statement decided about each session of a batch."""
 
 _Refused: TypeAlias = tuple[Refusal, asyncpg.Record | None]
 _Outcome: TypeAlias = Receipt | _Refused
@@ -79,6 +91,20 @@ class CreationRepo:
             ),
         )
 
+        self._create_many: Coalescer[_Batch, _Rows] = Coalescer(
+            self._run_many_skip_locked,
+            limits=replace(batches, calls=MAX_BATCHES),
+            key=_payer_of_all,
+            too_many=too_many_calls,
+            blocked=Coalescer(
+                self._run_many_wait,
+                limits=replace(waiting, calls=MAX_BATCHES),
+                key=_payer_of_all,
+                one_key=True,
+                too_many=too_many_calls,
+            ),
+        )
+
     async def create(
         self, session: GenerationSession, max_active: int, signup_credits: int
     ) -> Receipt | None:
@@ -91,9 +117,68 @@ class CreationRepo:
         refusal, row = outcome
         if refusal is Refusal.KEY_IS_TAKEN:
             return None
-        if refusal in {Refusal.NO_ACCOUNT, Refusal.UNFUNDED} and signup_credits > 0:
+        if refusal in _MAY_SIGN_UP and signup_credits > 0:
             return await self._sign_up(session, signup_credits)
         raise await self._error(session, refusal, row)
+
+    async def create_many(
+        self, sessions: Sequence[GenerationSession], max_active: int, signup_credits: int
+    ) -> Sequence[Receipt | WearonError | None]:
+        """What ``SessionRepoPort.create_many`` returns."""
+        try:
+            rows = await self._create_many([(session, max_active) for session in sessions])
+        except WearonError:
+            raise
+        except Exception:  # noqa: BLE001 - had no effect, and each ``create`` finds out by itself
+            return [None] * len(sessions)
+        last = max((place for place, row in enumerate(rows) if row[0] == _CREATED), default=-1)
+        errors: dict[str, WearonError | None] = {}
+        outcomes: list[Receipt | WearonError | None] = []
+        for place, (session, row) in enumerate(zip(sessions, rows, strict=True)):
+            decided, balance, created_at, plan, minute, hour, _ = row
+            if decided == _CREATED:
+                outcomes.append(
+                    Receipt(
+                        session=session.stored(created_at=created_at),
+                        credits_remaining=balance,
+                        rates=self._rates(plan, minute, hour) if place == last else (),
+                    )
+                )
+                continue
+            if decided not in errors:
+                errors[decided] = await self._refused(session, row, signup_credits)
+            outcomes.append(errors[decided])
+        return outcomes
+
+    async def _refused(
+        self, session: GenerationSession, row: asyncpg.Record, signup_credits: int
+    ) -> WearonError | None:
+        """Why a session of a batch was not created; the same for all that were refused so. None if
+        it needs a ``create`` of its own."""
+        refusal = Refusal(row[0])
+        may_sign_up = refusal in _MAY_SIGN_UP and signup_credits > 0
+        if refusal is Refusal.KEY_IS_TAKEN or may_sign_up:
+            return None
+        try:
+            return await self._error(session, refusal, row)
+        except DatabaseUnavailable as error:  # The other sessions of the batch are created.
+            return error
+
+    async def _run_many_skip_locked(
+        self, batches: Sequence[_Batch]
+    ) -> Sequence[_Rows | BlockedCall]:
+        """Like ``_run_skip_locked``. All sessions of a batch have one account."""
+        found = await self._run_many(sql.CREATE_SKIP_LOCKED, batches)
+        return [BLOCKED if rows[0][0] == Refusal.NO_ACCOUNT else rows for rows in found]
+
+    async def _run_many_wait(self, batches: Sequence[_Batch]) -> Sequence[_Rows]:
+        return await self._run_many(sql.CREATE_WAIT, batches)
+
+    async def _run_many(self, statement: str, batches: Sequence[_Batch]) -> Sequence[_Rows]:
+        """The rows of each batch."""
+        asked = [_asked(*creation) for batch in batches for creation in batch]
+        rows = iter(await self._rows(statement, *arrays_of(asked), *self._arguments))
+        return [list(islice(rows, len(batch))) for batch in batches]
 
     async def _run_skip_locked(
         self, creations: Sequence[_Creation]
@@ -188,7 +273,7 @@ class CreationRepo:
             # By position, which costs a third of what names do.
             decided, balance, created_at, plan, minute, hour, pictures_left = row
             outcome: _Outcome
-            if decided != "created":
+            if decided != _CREATED:
                 outcome = (Refusal(decided), row)
             else:
                 outcome = Receipt(
@@ -255,6 +340,10 @@ def _payer(creation: _Creation) -> str:
     """The owner's id, whose hash costs less than the owner's. That a store and a user of one id
     take turns does no harm."""
     return creation[0].owner.id
+
+
+def _payer_of_all(batch: _Batch) -> str:
+    return _payer(batch[0])
 
 
 def _asked(session: GenerationSession, max_active: int) -> tuple[object, ...]:

@@ -4,7 +4,7 @@ No method awaits anything, so each is as atomic as a transaction.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,7 +14,7 @@ from adapters.credits.memory import InMemoryCreditRepo
 from adapters.sessions.memory_limits import Active, InMemoryLimits
 from adapters.sessions.memory_rules import is_http, keeps_result, may_have_image, paid_for
 from domain.credits import GENERATION_COST, Owner
-from domain.errors import IllegalTransition, NotFound
+from domain.errors import IllegalTransition, NotFound, WearonError
 from domain.plans import NO_LIMITS, AccountLimits
 from domain.ports import (
     MAX_COUNTED,
@@ -99,6 +99,30 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
             pictures_remaining=pictures_remaining,
         )
 
+    async def create_many(
+        self, sessions: Sequence[GenerationSession], *, max_active: int, signup_credits: int = 0
+    ) -> Sequence[Receipt | WearonError | None]:
+        outcomes = [
+            await self._create_or_leave(session, max_active, signup_credits) for session in sessions
+        ]
+        made = [one for one in outcomes if isinstance(one, Receipt)]
+        return [
+            replace(one, rates=()) if isinstance(one, Receipt) and one is not made[-1] else one
+            for one in outcomes
+        ]
+
+    async def _create_or_leave(
+        self, session: GenerationSession, max_active: int, signup_credits: int
+    ) -> Receipt | WearonError | None:
+        account = self._accounts.balance_of(session.owner)
+        is_new = not (account.total_granted or account.total_debited)
+        if self._with_key(session) is not None or (is_new and signup_credits > 0):
+            return None
+        try:
+            return await self.create(session, max_active=max_active)
+        except WearonError as error:
+            return error
+
     def _active(self, session: GenerationSession) -> Active:
         unfinished = [r.session for r in self._rows.values() if not r.session.status.is_final]
         of_token = sum(one.shopper == session.shopper for one in unfinished)
@@ -152,6 +176,9 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
             return False
         self._fail(row, failure, frees_key=undo)
         return True
+
+    async def undo_many(self, session_ids: Sequence[UUID], failure: Failure) -> Collection[UUID]:
+        return {one for one in session_ids if await self.fail_queued(one, failure, undo=True)}
 
     async def is_known(self, session_id: UUID) -> bool:
         return session_id in self._rows

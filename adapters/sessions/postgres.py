@@ -1,7 +1,7 @@
 """Sessions in PostgreSQL: the database is the source of truth."""
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -24,7 +24,7 @@ from adapters.sessions.batches import in_batch, readable
 from adapters.sessions.creating import MAX_LOCK_WAITERS, CreationRepo, arrays_of
 from adapters.sessions.rows import result_values, session_of
 from domain.credits import Owner
-from domain.errors import DatabaseUnavailable, NotFound
+from domain.errors import DatabaseUnavailable, NotFound, WearonError
 from domain.plans import NO_LIMITS, AccountLimits
 from domain.ports import (
     MAX_COUNTED,
@@ -99,6 +99,11 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
                 return receipt
         raise DatabaseUnavailable("The idempotency key changed its session too often")
 
+    async def create_many(
+        self, sessions: Sequence[GenerationSession], *, max_active: int, signup_credits: int = 0
+    ) -> Sequence[Receipt | WearonError | None]:
+        return await self._creation.create_many(sessions, max_active, signup_credits)
+
     async def find_replay(self, session: GenerationSession) -> Receipt | None:
         if session.idempotency_key is None:
             return None
@@ -147,6 +152,14 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     async def fail_queued(self, session_id: UUID, failure: Failure, *, undo: bool = False) -> bool:
         arguments = (failure.code, failure.message, session_id, undo)
         return await self._count(sql.FAIL_QUEUED, *arguments) == 1
+
+    async def undo_many(self, session_ids: Sequence[UUID], failure: Failure) -> Collection[UUID]:
+        arguments = (failure.code, failure.message, session_ids)
+        undone = {row[0] for row in await self._database.fetch(sql.UNDO_SKIP_LOCKED, *arguments)}
+        for session_id in session_ids:  # The others are locked, or not to be undone.
+            if session_id not in undone and await self.fail_queued(session_id, failure, undo=True):
+                undone.add(session_id)
+        return undone
 
     async def is_known(self, session_id: UUID) -> bool:
         known: bool = await self._database.fetch_value(sql.IS_KNOWN, session_id)

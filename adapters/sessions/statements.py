@@ -252,6 +252,16 @@ FAIL_QUEUED = _fail_where(
     "id = $3 AND status = 'queued' AND NOT (confirmed AND $4)",
     changes=", idempotency_key = CASE WHEN NOT $4 THEN idempotency_key END",
 )
+# The same for many, without waiting for a claim or an external consumer that holds some of them.
+UNDO_SKIP_LOCKED = _fail_where(
+    """
+    id = ANY (ARRAY (
+        SELECT id FROM generation_sessions
+        WHERE id = ANY ($3::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED))
+    AND status = 'queued' AND NOT confirmed""",
+    changes=", idempotency_key = NULL",
+    result="SELECT id FROM ended",
+)
 FAIL_ATTEMPT = _fail_where(
     "id = $3 AND status = 'processing' AND attempt = $4",
     fault=f"{_record_fault('ended', '$5::text', '$6::text', '$7::text')}, ",

@@ -23,6 +23,7 @@ from domain.views import SessionViews
 from domain.watching import Watching
 from entrypoints.http import public
 from entrypoints.http.admin import ADMIN_HANDLERS, Administration
+from entrypoints.http.batch import BATCH_PATH, BatchRoute, declare_batch
 from entrypoints.http.client_tokens import CLIENT_TOKEN_HANDLERS
 from entrypoints.http.cors import BrowserHeaders
 from entrypoints.http.credits import CREDIT_HANDLERS
@@ -41,6 +42,7 @@ from entrypoints.http.openapi import (
 )
 from entrypoints.http.original import ORIGINAL_HANDLERS
 from entrypoints.http.prefer import Waits
+from entrypoints.http.schemas import GENERATIONS_PATH
 from entrypoints.http.streams import EventStreams, declare_streams
 from entrypoints.http.submit import SubmitRoute, declare, fast_path
 from entrypoints.http.uploads import offer_upload, put_upload
@@ -94,6 +96,7 @@ def create_app(
         views=services.views,
         max_body_bytes=max_body_bytes,
     )
+    batch = BatchRoute(door=services.door, submission=services.submission)
     parameters: dict[tuple[str, str], Collection[str]] = {}
 
     async def check_request(request: AnyRequest) -> None:
@@ -106,7 +109,7 @@ def create_app(
         services.watching.drain()
 
     app = Litestar(
-        [_api(services, submit, streams), *_public(services, max_upload_bytes), get_asset],
+        [_api(services, submit, batch, streams), *_public(services, max_upload_bytes), get_asset],
         dependencies={
             "submission": _always(services.submission),
             "views": _always(services.views),
@@ -137,7 +140,7 @@ def create_app(
     parameters.update(query_parameters(app.openapi_schema))
     # Litestar's own middleware does not see requests that match no route.
     app.asgi_handler = RequestContext(
-        fast_path(app.asgi_handler, submit),
+        fast_path(app.asgi_handler, {GENERATIONS_PATH: submit, BATCH_PATH: batch}),
         methods={
             route.path_format: route.methods for route in app.routes if isinstance(route, HTTPRoute)
         },
@@ -147,11 +150,14 @@ def create_app(
     return app
 
 
-def _api(services: Services, submit: SubmitRoute, streams: EventStreams) -> Router:
+def _api(
+    services: Services, submit: SubmitRoute, batch: BatchRoute, streams: EventStreams
+) -> Router:
     return Router(
         "/api/v1",
         route_handlers=[
             declare(submit),
+            declare_batch(batch),
             *GENERATION_HANDLERS,
             *declare_streams(streams),
             offer_upload,

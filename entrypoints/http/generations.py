@@ -15,8 +15,9 @@ from domain.erasure import Erasure
 from domain.errors import InvalidInput
 from domain.links import LinkRules
 from domain.ports import Position, SessionReadPort
+from domain.requests import TryOnRequest
 from domain.sessions import GenerationSession, SessionStatus
-from domain.submission import Submission, TryOnRequest
+from domain.submission import Submission
 from domain.views import SessionViews
 from entrypoints.http.access import for_shoppers_too
 from entrypoints.http.inputs import (

@@ -127,17 +127,7 @@ def decoded(body: bytes, decoder: msgspec.json.Decoder[Requested]) -> Requested:
     """The body's value; a byte order mark before it is ignored. Raises InvalidInput, which names
     the field."""
     body = body.removeprefix(BOM_UTF8)
-    try:
-        request = decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise _validation_error(str(error)) from error
-    except UnicodeDecodeError as error:
-        raise InvalidInput("body", "is not valid UTF-8") from error
-    except msgspec.DecodeError as error:
-        problem = humanize(str(error).removeprefix("JSON is malformed: "))
-        raise InvalidInput("body", f"is not valid JSON: {problem}") from error
-    except RecursionError as error:
-        raise InvalidInput("body", "is nested too deeply") from error
+    request = converted(body, decoder)
     # A repeated name adds quotes that are missing when the decoded request is encoded again. A
     # request that is encoded with its defaults may have as many other quotes instead.
     if (
@@ -149,7 +139,31 @@ def decoded(body: bytes, decoder: msgspec.json.Decoder[Requested]) -> Requested:
     return request
 
 
+def converted(body: bytes, decoder: msgspec.json.Decoder[Requested]) -> Requested:
+    """The same, but the last one of repeated names wins."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _validation_error(str(error)) from error
+    except UnicodeDecodeError as error:
+        raise InvalidInput("body", "is not valid UTF-8") from error
+    except msgspec.DecodeError as error:
+        problem = humanize(str(error).removeprefix("JSON is malformed: "))
+        raise InvalidInput("body", f"is not valid JSON: {problem}") from error
+    except RecursionError as error:
+        raise InvalidInput("body", "is nested too deeply") from error
+
+
 _encode = msgspec.json.Encoder().encode
+
+
+def check_outer_names(body: bytes) -> None:
+    """Reject repeated names of the object itself. Those of objects in it are left alone."""
+    try:
+        names = json.loads(body, object_pairs_hook=lambda fields: [name for name, _ in fields])
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput("body", "is not valid JSON") from error
+    _refuse_repeated([(name, None) for name in names])
 
 
 def _check_names(body: bytes) -> None:

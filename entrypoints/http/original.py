@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 
 from domain.credits import GENERATION_COST, CreditAccount
 from domain.plans import Plan
+from domain.requests import TryOnRequest
 from domain.sessions import (
     DEFAULT_PROMPT,
     MAX_ACCESSORIES,
@@ -26,7 +27,7 @@ from domain.sessions import (
     SessionStatus,
 )
 from domain.signup import CallerAccounts
-from domain.submission import Submission, TryOnRequest
+from domain.submission import Submission
 from domain.views import SessionView, SessionViews
 from entrypoints.http.access import for_stores
 from entrypoints.http.admin import Administration

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from domain.callers import Caller
 from domain.credits import Channel, CreditAccount, LedgerEntry, LedgerKind
 from domain.ports import Receipt, SessionStats
+from domain.requests import MAX_URL_LENGTH
 from domain.sessions import (
     DEFAULT_PROMPT,
     MAX_ACCESSORIES,
@@ -19,7 +20,6 @@ from domain.sessions import (
     GenerationInput,
     SessionStatus,
 )
-from domain.submission import MAX_URL_LENGTH
 from domain.uploads import UploadOffer
 from domain.views import MAX_QUEUE_POSITION, SessionView
 

@@ -4,14 +4,12 @@ It is the busiest route, and Litestar would account for most of a request's cost
 declares the route: for the API's description, and for routing requests off the fast path to it.
 """
 
-import re
-from collections.abc import Awaitable
-from typing import Annotated, TypeAlias
+from collections.abc import Awaitable, Mapping
+from typing import Annotated
 
 import msgspec
 from litestar import post
 from litestar.enums import ScopeType
-from litestar.exceptions import ClientException, HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
@@ -19,38 +17,28 @@ from litestar.params import BodyKwarg
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from domain.callers import Caller
-from domain.errors import InvalidInput, Unconfirmed
+from domain.errors import Unconfirmed
 from domain.ports import Receipt
-from domain.submission import Submission, TryOnRequest
+from domain.requests import TryOnRequest
+from domain.submission import Submission
 from domain.views import SessionViews
-from entrypoints.http.access import caller_of, for_shoppers_too
+from entrypoints.http.access import for_shoppers_too
 from entrypoints.http.cors import Header
 from entrypoints.http.door import Door
-from entrypoints.http.errors import envelope_for
 from entrypoints.http.generations import GENERATION_TAGS, try_on
-from entrypoints.http.inputs import (
-    IdempotencyKey,
-    check_is_json,
-    check_is_plain,
-    check_query,
-    decoded,
-)
+from entrypoints.http.inputs import IdempotencyKey, decoded
 from entrypoints.http.openapi import failures
 from entrypoints.http.prefer import Prefer, Waits, applied, wait_seconds
 from entrypoints.http.rates import rate_headers
+from entrypoints.http.reception import Reception, Reply, reply_to, respond
 from entrypoints.http.request_info import RequestInfo
 from entrypoints.http.schemas import (
-    GENERATIONS_PATH,
-    ErrorEnvelope,
     NewGeneration,
     Session,
     SessionEnvelope,
     Submitted,
     SubmittedEnvelope,
 )
-
-Reply: TypeAlias = tuple[int, list[Header], SubmittedEnvelope | SessionEnvelope | ErrorEnvelope]
-"""Status, headers and body of a response."""
 
 _EXAMPLE = {
     "model_image_url": "https://images.example.com/person.jpg",
@@ -59,11 +47,8 @@ _EXAMPLE = {
 }
 Body = Annotated[NewGeneration, BodyKwarg(examples=[Example(value=_EXAMPLE)])]
 
-# The characters of a host and its port (RFC 3986), as Litestar has it for all other routes.
-_HOST = re.compile(rb"[0-9A-Za-z!$&'()*+,;=\-._~:\[\]@%]*")
 _ACCESS = for_shoppers_too()
 _decoder = msgspec.json.Decoder(NewGeneration)
-_encode = msgspec.json.Encoder().encode
 
 
 class SubmitRoute:
@@ -78,11 +63,10 @@ class SubmitRoute:
         views: SessionViews,
         max_body_bytes: int,
     ) -> None:
-        self._door = door
+        self._reception = Reception(door=door, options=_ACCESS, max_body_bytes=max_body_bytes)
         self._submission = submission
         self._waits = waits
         self._views = views
-        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == ScopeType.HTTP  # noqa: S101 - no other type has this path and method
@@ -95,10 +79,8 @@ class SubmitRoute:
             if seconds := wait_seconds(scope["headers"]):
                 reply = await self._waited(reply, receipt, request.caller, seconds, receive)
         except Exception as error:  # noqa: BLE001 - answered, and logged if it is unexpected
-            status, headers, envelope = envelope_for(error)
-            raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-            reply = status, raw, envelope
-        await _respond(send, reply)
+            reply = reply_to(error)
+        await respond(send, reply)
 
     async def _waited(
         self, reply: Reply, receipt: Receipt, caller: Caller, seconds: int, receive: Receive
@@ -118,55 +100,20 @@ class SubmitRoute:
         return 200, headers, SessionEnvelope(data=Session.seen_by(caller, view), error=None)
 
     async def _request(self, scope: HTTPScope, receive: Receive, info: RequestInfo) -> TryOnRequest:
-        """Raises the errors that ``envelope_for`` knows. An unknown caller gets its 401 before the
-        body is read."""
-        received = list(scope["headers"])
-        headers = dict(reversed(received))  # each header's first value
-        if not _HOST.fullmatch(headers.get(b"host", b"")):
-            raise ClientException("Invalid host header")
-        principal = await self._door.admit(scope)
-        info["owner"] = str(principal)
-        caller = caller_of(principal, _ACCESS)
-        if scope["query_string"]:
-            check_query(scope["query_string"])
-        if b"content-encoding" in headers:
-            check_is_plain(headers[b"content-encoding"].decode("latin-1"))
-        body = await self._body(headers, receive)
-        if not body:
-            raise InvalidInput("body", "is required")
-        check_is_json(headers.get(b"content-type", b"").decode("latin-1"))
+        """Raises the errors that ``envelope_for`` knows."""
+        caller, body, key = await self._reception.receive(scope, receive, info)
         data = decoded(body, _decoder)
-        key = _idempotency_key(headers, received)
         links = self._submission.links
         return try_on(data, caller=caller, request_id=info["request_id"], key=key, links=links)
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        """The whole body: up to its announced length, or else to the message that ends it."""
-        length = _announced_length(headers)
-        if length > self._max_body_bytes:
-            raise _too_large()
-        pieces: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                raise ClientException("body: the client disconnected")
-            pieces.append(message["body"])
-            size += len(message["body"])
-            if size > self._max_body_bytes:
-                raise _too_large()
-            # Some servers announce the end in a message of its own: do not wait for it.
-            if 0 < size == length or not message.get("more_body", False):
-                return b"".join(pieces)
 
-
-def fast_path(app: ASGIApp, submit: ASGIApp) -> ASGIApp:
-    """``app``, bypassed by requests for ``submit``. Litestar leads other spellings of the path to
-    ``submit`` as well, and answers other methods."""
+def fast_path(app: ASGIApp, posts: Mapping[str, ASGIApp]) -> ASGIApp:
+    """``app``, bypassed by POST requests for one of the paths in ``posts``. Litestar leads other
+    spellings of these paths there as well, and answers other methods."""
 
     def route(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        is_submission = scope["path"] == GENERATIONS_PATH and scope.get("method") == "POST"
-        return (submit if is_submission else app)(scope, receive, send)
+        bypass = posts.get(scope["path"])
+        return (bypass if bypass and scope.get("method") == "POST" else app)(scope, receive, send)
 
     return route
 
@@ -220,46 +167,3 @@ def accepted(receipt: Receipt) -> tuple[int, list[Header], SubmittedEnvelope]:
     if receipt.replayed:
         headers.append((b"idempotency-replayed", b"true"))
     return 202, headers, SubmittedEnvelope(data=submitted, error=None)
-
-
-def _announced_length(headers: dict[bytes, bytes]) -> int:
-    """The Content-Length; -1 if the body comes without, or in chunks, which override it."""
-    if b"transfer-encoding" in headers:
-        return -1
-    try:
-        return int(headers.get(b"content-length", b"-1"))
-    except ValueError as error:
-        raise InvalidInput("Content-Length", "is not a number") from error
-
-
-def _idempotency_key(
-    headers: dict[bytes, bytes], received: list[tuple[bytes, bytes]]
-) -> str | None:
-    key = headers.get(b"idempotency-key")
-    if key is None:
-        return None
-    repeated = len(headers) < len(received)
-    if repeated and [name for name, _ in received].count(b"idempotency-key") > 1:
-        raise InvalidInput("Idempotency-Key", "is given more than once")
-    return key.decode("latin-1")
-
-
-def _too_large() -> HTTPException:
-    return HTTPException(status_code=413)
-
-
-async def _respond(send: Send, reply: Reply) -> None:
-    status, headers, envelope = reply
-    body = _encode(envelope)
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [
-                (b"content-type", b"application/json"),
-                *headers,
-                (b"content-length", str(len(body)).encode()),
-            ],
-        }
-    )
-    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -4,7 +4,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -39,6 +39,15 @@ class _NoSessions(SessionRepoPort):
     ) -> Receipt:
         return Receipt(session=session, credits_remaining=999_999_999)
 
+    async def create_many(
+        self,
+        sessions: Sequence[GenerationSession],
+        *,
+        max_active: int,
+        signup_credits: int = 0,  # noqa: ARG002
+    ) -> Sequence[Receipt]:
+        return [await self.create(session, max_active=max_active) for session in sessions]
+
     async def find_replay(self, session: GenerationSession) -> Receipt | None:  # noqa: ARG002
         return None
 
@@ -48,6 +57,9 @@ class _NoSessions(SessionRepoPort):
     async def fail_queued(self, session_id: UUID, failure: Failure, *, undo: bool = False) -> bool:
         raise NotImplementedError(session_id)  # No push fails.
 
+    async def undo_many(self, session_ids: Sequence[UUID], failure: Failure) -> Collection[UUID]:
+        raise NotImplementedError(session_ids)
+
     async def is_known(self, session_id: UUID) -> bool:
         raise NotImplementedError(session_id)
 
@@ -56,6 +68,8 @@ class _NoQueue(InMemoryTaskQueue):
     """Drops every task."""
 
     async def push(self, task: GenerationTask) -> None: ...
+
+    async def push_many(self, tasks: Sequence[GenerationTask]) -> None: ...
 
 
 def no_op() -> Litestar:

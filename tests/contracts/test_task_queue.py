@@ -300,6 +300,7 @@ async def test_buried_messages_are_kept(
 
 CALLS = {
     "push": lambda queue: queue.push(TASK),
+    "push_many": lambda queue: queue.push_many([TASK]),
     "push_next": lambda queue: queue.push_next([TASK]),
     "pop": lambda queue: queue.pop(timeout_seconds=0.1),
     "oldest": lambda queue: queue.oldest(),

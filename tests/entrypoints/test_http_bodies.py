@@ -18,6 +18,7 @@ from entrypoints.http.admin_schemas import (
     Suspension,
 )
 from entrypoints.http.app import create_app  # noqa: F401 - makes all bodies
+from entrypoints.http.batch_schemas import BatchItem, NewBatch
 from entrypoints.http.client_token_schemas import NewClientToken
 from entrypoints.http.inputs import StrictBody, decoded
 from entrypoints.http.original import OriginalRequest
@@ -27,6 +28,8 @@ OWNER = {"channel": "b2b", "owner_id": "store-1"}
 URL = "https://x.example/a.jpg"
 BODIES: dict[type[msgspec.Struct], dict[str, Any]] = {
     NewGeneration: {"model_image_url": URL, "outfit_image_url": URL},
+    NewBatch: {"items": [{"model_image_url": URL, "idempotency_key": "k-1"}]},
+    BatchItem: {"model_image_url": URL, "idempotency_key": "k-1"},
     NewUpload: {"content_type": "image/png"},
     NewGrant: OWNER | {"amount": 5, "reference": "r"},
     NewAdjustment: OWNER | {"amount": 5, "reference": "r", "reason": "x"},
@@ -48,7 +51,7 @@ def kinds(body: type[Any] = StrictBody) -> Iterator[type[Any]]:
 
 
 def test_every_body_is_tried() -> None:
-    assert set(kinds()) | {NewGeneration} == set(BODIES)
+    assert set(kinds()) | {NewGeneration, NewBatch, BatchItem} == set(BODIES)
 
 
 @pytest.mark.parametrize(

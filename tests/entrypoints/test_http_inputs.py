@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from domain.errors import InvalidInput
-from domain.submission import _USUAL_URL, MAX_URL_LENGTH, _check_url
+from domain.requests import _USUAL_URL, MAX_URL_LENGTH, _check_url
 from entrypoints.http.inputs import _refuse_repeated, decoded
 from entrypoints.http.schemas import NewGeneration
 
@@ -110,7 +110,7 @@ def test_two_accessories_are_not_repeated_names() -> None:
 def test_fast_check_of_urls_agrees_with_the_full_one(url: str) -> None:
     """Every URL that the fast check accepts passes the full check."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("domain.submission._USUAL_URL", _Nothing)
+        patch.setattr("domain.requests._USUAL_URL", _Nothing)
         _check_url("model_image_url", url)
 
 

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.anyio
 PROBES_AND_FILES = {"/health/live", "/health/ready", "/files/{key}", "/uploads/{key}"}
 ROUTES = {
     ("/api/v1/generations", "post"),
+    ("/api/v1/generations/batch", "post"),
     ("/api/v1/generations", "get"),
     ("/api/v1/generations/stats", "get"),
     ("/api/v1/generations/{session_id}/events", "get"),

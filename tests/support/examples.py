@@ -16,6 +16,7 @@ from domain.causes import Cause, CauseKind
 from domain.client_tokens import ClientToken
 from domain.credits import Channel, Owner
 from domain.operators import Operator
+from domain.requests import TryOnRequest
 from domain.sessions import (
     Accessory,
     Blame,
@@ -26,7 +27,6 @@ from domain.sessions import (
     StoredPicture,
     Usage,
 )
-from domain.submission import TryOnRequest
 from domain.tasks import GenerationTask
 from tests.support.clock import START
 

@@ -63,6 +63,7 @@ from tests.support.faults import FlakyApiKeyRepo, FlakyPictureStorage, flaky
 from tests.support.service import Service
 
 GENERATIONS = "/api/v1/generations"
+BATCH = f"{GENERATIONS}/batch"
 UPLOADS = "/api/v1/uploads"
 MAX_UPLOADS = 3
 MAX_SHOPPER_UPLOADS = 2
@@ -456,8 +457,8 @@ def check_browser_headers(answer: Answer, origins: list[str]) -> None:
 
 def _fast_path_route(scope: dict[str, Any]) -> str | None:
     """The route that bypasses Litestar, which therefore does not note it in ``scope``."""
-    is_submission = (scope["method"], scope["path"]) == ("POST", GENERATIONS)
-    return GENERATIONS if is_submission else None
+    path: str = scope["path"]
+    return path if scope["method"] == "POST" and path in {GENERATIONS, BATCH} else None
 
 
 async def _answers() -> None:

@@ -53,6 +53,13 @@ ROUTES: dict[str, Route] = {
         suspended=True,
         changes=True,
     ),
+    f"POST {API}/generations/batch": Route(
+        who="user store",
+        status=202,
+        body={"items": [{"model_image_url": MODEL}]},
+        suspended=True,
+        changes=True,
+    ),
     f"GET {API}/generations/stats": Route(who="user store shopper"),
     f"GET {API}/generations/{{session_id}}": Route(who="user store shopper", target="final"),
     f"POST {API}/generations/{{session_id}}/cancel": Route(

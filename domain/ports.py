@@ -142,8 +142,8 @@ class SessionRepoPort(Protocol):
         self, sessions: Sequence[GenerationSession], *, max_active: int, signup_credits: int = 0
     ) -> Sequence[Receipt | WearonError | None]:
         """What ``create`` returns or raises for each of ``sessions``, in their order, as if they
-        were created one after another. All are of one owner, and none is a shopper's. A receipt has
-        ``rates`` only if it is the last one.
+        were created one after another. All are of one owner, and none is a shopper's. The last
+        receipt has ``rates``; the others may have none.
 
         None if nothing was done for a session that needs a ``create`` of its own: its idempotency
         key is taken, also by an earlier one of ``sessions``; the user may be granted

@@ -162,7 +162,7 @@ class GenerationInput:
     def image_urls(self) -> tuple[str, ...]:
         """The input pictures in the order of the contract: model, outfit if given, accessories."""
         outfit = () if self.outfit_image_url is None else (self.outfit_image_url,)
-        return (self.model_image_url, *outfit, *(item.url for item in self.accessories))
+        return (self.model_image_url, *outfit, *[item.url for item in self.accessories])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +266,25 @@ class GenerationSession:
         stored = object.__new__(type(self))
         vars(stored).update(vars(self), created_at=created_at)
         return stored
+
+    def sibling(
+        self,
+        *,
+        id: UUID,  # noqa: A002 - the name of the field
+        request_id: str,
+        input: GenerationInput,  # noqa: A002
+        idempotency_key: str | None,
+    ) -> Self:
+        """Another new session of this one's caller. Copied like ``stored``, for the same reason."""
+        sibling = object.__new__(type(self))
+        vars(sibling).update(
+            vars(self),
+            id=id,
+            request_id=request_id,
+            input=input,
+            idempotency_key=idempotency_key,
+        )
+        return sibling
 
     def check_replay(self, replay: Self) -> None:
         """Raise IdempotencyKeyReused unless ``replay`` asks for exactly the same. What an erased

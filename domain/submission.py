@@ -171,7 +171,14 @@ class Submission:
         self, requests: Sequence[TryOnRequest]
     ) -> Sequence[Receipt | Exception | None]:
         """None for a request that has to be submitted by itself."""
-        admitted = [self._session_or_error(request) for request in requests]
+        admitted: list[GenerationSession | Exception] = []
+        like: GenerationSession | None = None
+        for request in requests:
+            try:
+                like = self._session(request, like)
+                admitted.append(like)
+            except AgeVerificationRequired as error:
+                admitted.append(error)
         sessions = [one for one in admitted if isinstance(one, GenerationSession)]
         if not sessions:
             return [one for one in admitted if isinstance(one, Exception)]
@@ -228,12 +235,6 @@ class Submission:
             return _error_of_undo(receipt.session, cause, undone=was_undone) or receipt
 
         return [answer(one) if isinstance(one, Receipt) else one for one in outcomes]
-
-    def _session_or_error(self, request: TryOnRequest) -> GenerationSession | Exception:
-        try:
-            return self._session(request)
-        except AgeVerificationRequired as error:
-            return error
 
     async def _create(self, session: GenerationSession, signup_credits: int) -> Receipt:
         if self._refusal() is not None:
@@ -354,8 +355,19 @@ class Submission:
         self._changes.publish(session)
         return await self._reads.get(session_id, owner, shopper_id=shopper_id)
 
-    def _session(self, request: TryOnRequest) -> GenerationSession:
+    def _session(
+        self, request: TryOnRequest, like: GenerationSession | None = None
+    ) -> GenerationSession:
+        """The session to create; ``like`` is another new one of the same caller, if there is one.
+        Raises ``AgeVerificationRequired``."""
         age_rule = self._policy.age_rule(request.caller.owner.channel)
+        if like is not None:
+            return like.sibling(
+                id=self._new_id(),
+                request_id=request.request_id,
+                input=_with_age(request.input, age_rule),
+                idempotency_key=request.stored_key,
+            )
         return GenerationSession(
             id=self._new_id(),
             owner=request.caller.owner,

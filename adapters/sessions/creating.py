@@ -353,6 +353,8 @@ def _asked(session: GenerationSession, max_active: int) -> tuple[object, ...]:
     return owner.channel, owner.id, key, max_active, *inserted_values(session)
 
 
-def arrays_of(rows: Iterable[tuple[object, ...]]) -> Iterator[tuple[object, ...]]:
-    """One array per column."""
-    return zip(*rows, strict=True)
+def arrays_of(rows: Iterable[tuple[object, ...]]) -> Iterator[tuple[object, ...] | None]:
+    """One array per column. It is NULL if all its values are: ``unnest`` fills it up, and the
+    driver would look at each value."""
+    for column in zip(*rows, strict=True):
+        yield None if column.count(None) == len(column) else column

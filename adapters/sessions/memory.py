@@ -102,26 +102,18 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     async def create_many(
         self, sessions: Sequence[GenerationSession], *, max_active: int, signup_credits: int = 0
     ) -> Sequence[Receipt | WearonError | None]:
-        outcomes = [
-            await self._create_or_leave(session, max_active, signup_credits) for session in sessions
-        ]
-        made = [one for one in outcomes if isinstance(one, Receipt)]
-        return [
-            replace(one, rates=()) if isinstance(one, Receipt) and one is not made[-1] else one
-            for one in outcomes
-        ]
-
-    async def _create_or_leave(
-        self, session: GenerationSession, max_active: int, signup_credits: int
-    ) -> Receipt | WearonError | None:
-        account = self._accounts.balance_of(session.owner)
-        is_new = not (account.total_granted or account.total_debited)
-        if self._with_key(session) is not None or (is_new and signup_credits > 0):
-            return None
-        try:
-            return await self.create(session, max_active=max_active)
-        except WearonError as error:
-            return error
+        outcomes: list[Receipt | WearonError | None] = []
+        for session in sessions:
+            account = self._accounts.balance_of(session.owner)
+            is_new = not (account.total_granted or account.total_debited)
+            if self._with_key(session) is not None or (is_new and signup_credits > 0):
+                outcomes.append(None)
+                continue
+            try:
+                outcomes.append(await self.create(session, max_active=max_active))
+            except WearonError as error:
+                outcomes.append(error)
+        return outcomes
 
     def _active(self, session: GenerationSession) -> Active:
         unfinished = [r.session for r in self._rows.values() if not r.session.status.is_final]

@@ -114,7 +114,7 @@ class NewGeneration(
             model_image_url=self.model_image_url,
             outfit_image_url=self.outfit_image_url,
             accessories=tuple(
-                Accessory(type=item.type, url=item.url) for item in self.accessories or ()
+                [Accessory(type=item.type, url=item.url) for item in self.accessories or ()]
             ),
             prompt=DEFAULT_PROMPT if self.prompt is None else self.prompt,
             age_verified=self.age_verified,

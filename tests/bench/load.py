@@ -17,17 +17,20 @@ from typing import cast
 
 import uvloop
 
+from entrypoints.http.batch import BATCH_PATH
 from entrypoints.http.schemas import GENERATIONS_PATH
 from tests.bench.figures import percentile
 
 HOST = "127.0.0.1"
-BODY = json.dumps(
-    {
-        "model_image_url": "https://images.example.com/people/0198c0de-7000.jpg",
-        "outfit_image_url": "https://images.example.com/coats/0198c0de-7001.jpg",
-        "accessories": [{"type": "hat", "url": "https://images.example.com/hats/17.jpg"}],
-    }
-)
+_TRY_ON = {
+    "model_image_url": "https://images.example.com/people/0198c0de-7000.jpg",
+    "outfit_image_url": "https://images.example.com/coats/0198c0de-7001.jpg",
+    "accessories": [{"type": "hat", "url": "https://images.example.com/hats/17.jpg"}],
+}
+BODY = json.dumps(_TRY_ON)
+ITEMS = 100
+"""The requests of a batch."""
+_BATCH = json.dumps({"items": [_TRY_ON] * ITEMS})
 ANSWER_SECONDS = 10.0
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 
@@ -86,26 +89,40 @@ def default_generator() -> str:
 
 
 def put_load(
-    port: int, tokens: Sequence[str], *, connections: int, seconds: float, folder: Path, tool: str
+    port: int,
+    tokens: Sequence[str],
+    *,
+    connections: int,
+    seconds: float,
+    folder: Path,
+    tool: str,
+    batches: bool = False,
 ) -> Load:
-    """POST try-ons on this many connections, one at a time on each, with the tokens in turn. wrk
-    takes whole seconds. Raises ``Void`` unless every response is a 2xx."""
+    """POST try-ons, or batches of them, on this many connections, one at a time on each, with the
+    tokens in turn. wrk takes whole seconds. Raises ``Void`` unless every response is a 2xx."""
     run = _by_wrk if tool == "wrk" else _by_own_generator
-    load = run(port, tokens, connections, seconds, folder)
+    load = run(port, tokens, connections, seconds, folder, batches=batches)
     if load.wrong or not load.answered:
         raise Void(f"{load.answered} responses are 2xx, {load.wrong} are not, on port {port}")
     return load
 
 
 def _by_wrk(
-    port: int, tokens: Sequence[str], connections: int, seconds: float, folder: Path
+    port: int,
+    tokens: Sequence[str],
+    connections: int,
+    seconds: float,
+    folder: Path,
+    *,
+    batches: bool,
 ) -> Load:
+    path, body = _path_and_body(batches=batches)
     script, list_of_tokens = folder / "post.lua", folder / "tokens"
     script.write_text(_SCRIPT)
     list_of_tokens.write_text("\n".join(tokens) + "\n")
     options = [f"-c{connections}", "-t1", f"-d{ceil(seconds)}s", "--timeout", "10s", "--latency"]
-    url = f"http://{HOST}:{port}{GENERATIONS_PATH}"
-    command = ["wrk", *options, "-s", str(script), url, "--", str(list_of_tokens), BODY]
+    url = f"http://{HOST}:{port}{path}"
+    command = ["wrk", *options, "-s", str(script), url, "--", str(list_of_tokens), body]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=seconds + 60
     )
@@ -118,9 +135,16 @@ def _by_wrk(
 
 
 def _by_own_generator(
-    port: int, tokens: Sequence[str], connections: int, seconds: float, _: Path
+    port: int,
+    tokens: Sequence[str],
+    connections: int,
+    seconds: float,
+    _: Path,
+    *,
+    batches: bool,
 ) -> Load:
     plan = {"port": port, "tokens": tokens, "connections": connections, "seconds": seconds}
+    plan["batches"] = batches
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench.load"],
         input=json.dumps(plan),
@@ -134,19 +158,24 @@ def _by_own_generator(
     return Load(**json.loads(done.stdout))
 
 
-def raw_request(token: str) -> bytes:
-    """The bytes of one submission."""
+def _path_and_body(*, batches: bool) -> tuple[str, str]:
+    return (BATCH_PATH, _BATCH) if batches else (GENERATIONS_PATH, BODY)
+
+
+def raw_request(token: str, *, batches: bool = False) -> bytes:
+    """The bytes of one submission, or of one batch."""
+    path, body = _path_and_body(batches=batches)
     return (
-        f"POST {GENERATIONS_PATH} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {token}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}"
+        f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {token}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
     ).encode()
 
 
 class _Run:
     """The state shared by all connections of a load."""
 
-    def __init__(self, tokens: Sequence[str], seconds: float) -> None:
-        self.requests = cycle([raw_request(token) for token in tokens])
+    def __init__(self, tokens: Sequence[str], seconds: float, *, batches: bool) -> None:
+        self.requests = cycle([raw_request(token, batches=batches) for token in tokens])
         self.began = perf_counter()
         self.seconds = seconds
         self.latencies: list[float] = []
@@ -195,10 +224,17 @@ class _Connection(asyncio.Protocol):
         self.closed.set_result(None)
 
 
-async def generate(port: int, tokens: Sequence[str], *, connections: int, seconds: float) -> Load:
+async def generate(
+    port: int,
+    tokens: Sequence[str],
+    *,
+    connections: int,
+    seconds: float,
+    batches: bool = False,
+) -> Load:
     """Generate the load in this process."""
     loop = asyncio.get_running_loop()
-    run = _Run(tokens, seconds)
+    run = _Run(tokens, seconds, batches=batches)
     made = [
         await loop.create_connection(lambda: _Connection(run), HOST, port)
         for _ in range(connections)
@@ -228,6 +264,7 @@ def _main() -> None:
                 plan["tokens"],
                 connections=plan["connections"],
                 seconds=plan["seconds"],
+                batches=plan["batches"],
             )
         )
     json.dump(asdict(load), sys.stdout)

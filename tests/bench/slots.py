@@ -16,11 +16,13 @@ from adapters.queue.redis import TASKS_KEY
 from entrypoints.http.schemas import GENERATIONS_PATH
 from tests.bench import floors
 from tests.bench.figures import Round, Row, Sample, at_least, at_most, percentile
-from tests.bench.load import BODY, HOST, Load, put_load
+from tests.bench.load import BODY, HOST, ITEMS, Load, put_load
 from tests.bench.stage import WEARON, Stage, is_ready, tasks
 from tests.system.deployment import eventually, free_port, kill
 
 CONNECTIONS = 64
+BATCHES = 16
+"""Connections that send batches."""
 SLOTS_OF_THE_WORKER = 64
 STARTS = 5
 DRAIN_SECONDS = 600.0
@@ -81,6 +83,16 @@ class Slots:
 
     def submit_unbatched(self) -> Sample:
         return self._submitted("unbatched", self._stage.spread, CONNECTIONS)
+
+    def batch(self) -> Sample:
+        """Batches of 100. The figures are those of their sessions; latencies are the batches'."""
+        api, stage = "wearon", self._stage
+        port, before = stage.port_of(api), stage.cpu_seconds(api)
+        load = self._load(port, stage.spread, BATCHES, batches=True)
+        stage.wait_until_confirmed()
+        sample = _sample(load, stage.cpu_seconds(api) - before)
+        stage.check_stored(ITEMS * load.answered)
+        return {**sample, "rate": ITEMS * load.rate, "cpu_us": sample["cpu_us"] / ITEMS}
 
     def no_op_alone(self) -> Sample:
         return self._loaded("no_op", 1)
@@ -191,7 +203,9 @@ class Slots:
         self._stage.check_stored(load.answered)
         return sample
 
-    def _load(self, port: int, tokens: Sequence[str], connections: int) -> Load:
+    def _load(
+        self, port: int, tokens: Sequence[str], connections: int, *, batches: bool = False
+    ) -> Load:
         return put_load(
             port,
             tokens,
@@ -199,6 +213,7 @@ class Slots:
             seconds=self._sizes.seconds,
             folder=self._stage.folder,
             tool=self._tool,
+            batches=batches,
         )
 
     def _transaction(self, script: str, *, connections: int) -> Sample:
@@ -313,6 +328,20 @@ ROWS = (
         aim=at_most(1.3),
         slots=("no_op", "submit"),
         of=_ratio("cpu_us", "submit", "no_op"),
+    ),
+    Row(
+        name="batch",
+        title="sessions per second in batches of 100",
+        aim=at_least(15_000),
+        slots=("batch",),
+        of=lambda round_: float(round_["batch"]["rate"]),
+    ),
+    Row(
+        name="batch_cpu",
+        title="API's CPU time per session in batches of 100, us",
+        aim=at_most(30),
+        slots=("batch",),
+        of=lambda round_: float(round_["batch"]["cpu_us"]),
     ),
     Row(
         name="drain",

@@ -181,7 +181,7 @@ async def test_depth_counts_waiting_messages(queue_backend: QueueBackend) -> Non
     [
         (TASK, PAYLOAD),
         (
-            a_task(**{name: getattr(TASK, name) for name in TASK.__slots__} | {"owner": USER}),
+            a_task(**vars(TASK) | {"owner": USER}),
             USERS_PAYLOAD,
         ),
     ],

@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
@@ -27,7 +27,9 @@ from domain.errors import (
 )
 from domain.generation import Generation, WorkPolicy
 from domain.picture_ports import Generated, Picture, PictureFetcherPort, PictureRequest
+from domain.ports import Receipt
 from domain.recovery import Recovery, RecoveryPolicy
+from domain.requests import TryOnRequest
 from domain.sessions import SessionStatus
 from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
@@ -133,27 +135,55 @@ class Api(Actor):
 
     async def submit(self, request_id: str, caller: Caller | Owner, key: str | None) -> None:
         """Send a request, and record the answer that the client gets."""
-        process = self.process
-        if not process.alive:
-            return
         caller = caller if isinstance(caller, Caller) else Caller(owner=caller)
         request = a_request(caller=caller, request_id=request_id, idempotency_key=key)
-        submitting = process.run(self._submission.submit(request))
+
+        async def submit() -> Sequence[Receipt]:
+            return [await self._submission.submit(request)]
+
+        await self._send([request], submit())
+
+    async def submit_batch(
+        self, request_id: str, caller: Caller | Owner, keys: Sequence[str | None]
+    ) -> None:
+        """Send a batch with an item for each key, and record the answer to each item."""
+        caller = caller if isinstance(caller, Caller) else Caller(owner=caller)
+        requests = [
+            a_request(caller=caller, request_id=f"{request_id}-{number}", idempotency_key=key)
+            for number, key in enumerate(keys)
+        ]
+        await self._send(requests, self._submission.submit_many(requests))
+
+    async def _send(
+        self,
+        requests: Sequence[TryOnRequest],
+        outcomes: Coroutine[None, None, Sequence[Receipt | Exception]],
+    ) -> None:
+        process = self.process
+        if not process.alive:
+            outcomes.close()
+            return
+        submitting = process.run(outcomes)
         await asyncio.wait({submitting})
-        session_id = None
-        if submitting.cancelled():
-            status = 0
-        elif error := submitting.exception():
-            status = next((code for kind, code in STATUSES if isinstance(error, kind)), 0)
-            if status == 0 and isinstance(error, Exception):
-                raise error
-        else:
-            status, session_id = 202, submitting.result().session.id
-        if process.has_died():
+        answers: Sequence[Receipt | BaseException | None] = [None] * len(requests)
+        if not submitting.cancelled():
+            error = submitting.exception()
+            answers = submitting.result() if error is None else [error] * len(requests)
+        for request, answer in zip(requests, answers, strict=True):
             status, session_id = 0, None
-        self.world.answers.append(
-            Answer(request_id, caller.owner, request.stored_key, status, session_id)
-        )
+            if isinstance(answer, Receipt):
+                status, session_id = 202, answer.session.id
+            elif isinstance(answer, Exception):
+                status = next((code for kind, code in STATUSES if isinstance(answer, kind)), 0)
+                if status == 0:
+                    raise answer
+            if process.has_died():
+                status, session_id = 0, None
+            self.world.answers.append(
+                Answer(
+                    request.request_id, request.caller.owner, request.stored_key, status, session_id
+                )
+            )
 
 
 class StaticFetcher(PictureFetcherPort):

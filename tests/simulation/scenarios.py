@@ -179,6 +179,24 @@ async def _client(random: Random, apis: list[Api], name: str) -> None:
         if key and random.random() < 0.5:
             await asyncio.sleep(random.random() * 8)
             await random.choice(apis).submit(f"{name}-{number}-again", caller, key)
+        if random.random() < 0.4:
+            await _batches(random, apis, f"{name}-{number}", caller, key)
+
+
+async def _batches(
+    random: Random, apis: list[Api], name: str, caller: Caller | Owner, key: str | None
+) -> None:
+    """Sends a batch, at times twice, also concurrently. Items may have the key of a single request,
+    or one that another item has."""
+    known = (None, key, f"{name}/0", f"{name}/1")
+    keys = [random.choice(known) for _ in range(random.randrange(1, 5))]
+    copies = random.choice((1, 1, 2)) if any(keys) else 1
+    await asyncio.gather(
+        *(
+            random.choice(apis).submit_batch(f"{name}-batch-{copy}", caller, keys)
+            for copy in range(copies)
+        )
+    )
 
 
 async def _break_things(random: Random, world: World, actors: list[Actor], mood: Mood) -> None:

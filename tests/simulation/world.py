@@ -45,7 +45,7 @@ from tests.support.faults import over_network
 TIMEOUT_SECONDS = 1.0
 PICTURE_LIFETIME = timedelta(seconds=8)
 FREEZE_SECONDS = 20.0
-NEVER_REPEATED = {"create", "fail_queued"}
+NEVER_REPEATED = {"create", "create_many", "fail_queued", "undo_many"}
 """No client repeats these by itself, and their replies decide what a caller is answered."""
 NO_SPACE = Cause(CauseKind.STORAGE, "no space left on device")
 BUSY = Cause(CauseKind.PROVIDER, "503 busy")

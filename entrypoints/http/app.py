@@ -28,6 +28,7 @@ from entrypoints.http.client_tokens import CLIENT_TOKEN_HANDLERS
 from entrypoints.http.cors import BrowserHeaders
 from entrypoints.http.credits import CREDIT_HANDLERS
 from entrypoints.http.disconnects import DRAIN
+from entrypoints.http.document import complete_document, query_parameters
 from entrypoints.http.door import Door
 from entrypoints.http.errors import respond
 from entrypoints.http.generations import GENERATION_HANDLERS
@@ -35,10 +36,8 @@ from entrypoints.http.inputs import AnyRequest, check_is_plain, check_query
 from entrypoints.http.middleware import Authentication, RequestContext
 from entrypoints.http.openapi import (
     SECURITY_SCHEME,
-    complete_document,
     get_asset,
     openapi_config,
-    query_parameters,
 )
 from entrypoints.http.original import ORIGINAL_HANDLERS
 from entrypoints.http.prefer import Waits

@@ -1,6 +1,5 @@
 """The OpenAPI document, and Swagger UI to read it, with no assets from other hosts."""
 
-from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,13 +11,6 @@ from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import (
     Components,
     Example,
-    OpenAPI,
-    OpenAPIHeader,
-    OpenAPIResponse,
-    OpenAPIType,
-    Operation,
-    Parameter,
-    Schema,
     SecurityScheme,
     Tag,
 )
@@ -175,6 +167,7 @@ def openapi_config() -> OpenAPIConfig:
             Tag(name="Credits", description="Your balance and its ledger"),
             Tag(name="Administration", description="For the operator's services: accounts, stores"),
             Tag(name="Files", description="Download pictures"),
+            Tag(name="Original", description="The original's calls for stores, deprecated"),
             Tag(name="Health", description="Probes for operators and orchestrators"),
         ],
     )
@@ -233,60 +226,3 @@ def _swagger_ui_files() -> Path:
     if package is None or package.origin is None:
         raise RuntimeError("swagger-ui-py is not installed")
     return Path(package.origin).parent / "static"
-
-
-_STRING = Schema(type=OpenAPIType.STRING)
-_REQUEST_ID = OpenAPIHeader(
-    schema=_STRING,
-    description="This request's id: the one you sent if it is well formed, else a new one.",
-)
-_RETRY_AFTER = OpenAPIHeader(
-    schema=Schema(type=OpenAPIType.INTEGER), description="Seconds to wait."
-)
-_HEADERS_BY_STATUS = {
-    "202": {
-        "Location": OpenAPIHeader(
-            schema=_STRING, description="The session's path; the same as `status_url`."
-        ),
-        "Idempotency-Replayed": OpenAPIHeader(
-            schema=_STRING, description="`true` if an earlier request with this key was accepted."
-        ),
-    },
-    "401": {"WWW-Authenticate": OpenAPIHeader(schema=_STRING, description="`Bearer`")},
-    "429": {"Retry-After": _RETRY_AFTER},
-    "503": {"Retry-After": _RETRY_AFTER},
-}
-
-
-def complete_document(document: OpenAPI) -> None:
-    """Add what Litestar leaves out: the headers of responses, and that a call needs no token."""
-    for _, _, operation in _operations(document):
-        if operation.security is None:
-            operation.security = []
-        for status, response in (operation.responses or {}).items():
-            if isinstance(response, OpenAPIResponse):
-                response.headers = {
-                    **(response.headers or {}),
-                    **_HEADERS_BY_STATUS.get(status, {}),
-                    "X-Request-Id": _REQUEST_ID,
-                }
-
-
-def query_parameters(document: OpenAPI) -> Mapping[tuple[str, str], Collection[str]]:
-    """The names of the query parameters of each call, by its path template and method."""
-    return {
-        (path, method): {
-            parameter.name
-            for parameter in operation.parameters or ()
-            if isinstance(parameter, Parameter) and parameter.param_in == "query"
-        }
-        for path, method, operation in _operations(document)
-    }
-
-
-def _operations(document: OpenAPI) -> Iterator[tuple[str, str, Operation]]:
-    for path, item in (document.paths or {}).items():
-        for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
-            operation: Operation | None = getattr(item, method.lower())
-            if operation is not None:
-                yield path, method, operation

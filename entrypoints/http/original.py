@@ -16,6 +16,7 @@ from litestar.params import BodyKwarg
 from msgspec import Meta, Struct
 
 from domain.credits import GENERATION_COST, CreditAccount
+from domain.errors import Unconfirmed
 from domain.plans import Plan
 from domain.requests import TryOnRequest
 from domain.sessions import (
@@ -230,7 +231,7 @@ class OriginalConfigEnvelope(Struct, frozen=True, kw_only=True):
     deprecated=True,
     summary="Create a generation (original)",
     response_description="Accepted and charged; the picture will be generated.",
-    responses=failures(401, 402, 403, 409, 413, 415, 422, 429, 503),
+    responses=failures(401, 402, 403, Unconfirmed, 413, 415, 422, 429, 503),
 )
 async def create_original(
     request: OwnedRequest,

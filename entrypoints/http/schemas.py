@@ -251,6 +251,13 @@ class UploadedEnvelope(Struct, frozen=True, kw_only=True):
     error: None
 
 
+class SessionAccessory(Struct, frozen=True):
+    """An accessory of a session."""
+
+    type: str
+    url: str
+
+
 class Session(Struct, frozen=True, kw_only=True):
     """A generation session. A field without a value is null, never missing."""
 
@@ -259,7 +266,7 @@ class Session(Struct, frozen=True, kw_only=True):
     channel: Annotated[Channel, Meta(description="`b2b` for stores, `b2c` for users.")]
     model_image_url: Annotated[str | None, Meta(description="Null once erased.")]
     outfit_image_url: str | None
-    accessories: Annotated[list[AccessoryItem], Meta(description="Empty once erased.")]
+    accessories: Annotated[list[SessionAccessory], Meta(description="Empty once erased.")]
     shopper_id: Annotated[
         str | None,
         Meta(description="The shopper who requested it with a client token. For stores only."),
@@ -329,7 +336,7 @@ class Session(Struct, frozen=True, kw_only=True):
             channel=session.owner.channel,
             model_image_url=asked.model_image_url or None,
             outfit_image_url=asked.outfit_image_url,
-            accessories=[_accessory_item(accessory) for accessory in asked.accessories],
+            accessories=[_accessory_of(accessory) for accessory in asked.accessories],
             shopper_id=session.shopper_id,
             prompt=(asked.prompt or None) if session.owner.channel is Channel.B2B else None,
             age_verified=asked.age_verified,
@@ -389,8 +396,8 @@ class SessionPageEnvelope(Struct, frozen=True, kw_only=True):
     error: None
 
 
-def _accessory_item(accessory: Accessory) -> AccessoryItem:
-    return AccessoryItem(type=accessory.type, url=accessory.url)
+def _accessory_of(accessory: Accessory) -> SessionAccessory:
+    return SessionAccessory(type=accessory.type, url=accessory.url)
 
 
 class Stats(Struct, frozen=True, kw_only=True):

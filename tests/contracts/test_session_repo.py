@@ -186,6 +186,8 @@ async def test_sessions_are_known(backend: Backend) -> None:
 
 CALLS: dict[str, Callable[[PostgresSessionRepo], Awaitable[object]]] = {
     "create": lambda repo: repo.create(a_session(), max_active=MANY),
+    "create_many": lambda repo: repo.create_many([a_session()], max_active=MANY),
+    "undo_many": lambda repo: repo.undo_many([uuid4()], FAILURE),
     "find_replay": lambda repo: repo.find_replay(a_session(idempotency_key="k")),
     "confirm": lambda repo: repo.confirm([uuid4()]),
     "fail_queued": lambda repo: repo.fail_queued(uuid4(), FAILURE),

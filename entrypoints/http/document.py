@@ -1,0 +1,231 @@
+"""What Litestar leaves out of the OpenAPI document, added once it is built."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import msgspec
+from litestar.openapi.spec import (
+    OpenAPI,
+    OpenAPIHeader,
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    OpenAPIType,
+    Operation,
+    Parameter,
+    Reference,
+    RequestBody,
+    Schema,
+)
+
+from domain.client_tokens import SHOPPER_ID
+from domain.sessions import ErrorCode
+from entrypoints.http.admin_schemas import NewStore, StoreChanges, StoreItem
+from entrypoints.http.errors import ERRORS
+from entrypoints.http.original import OriginalRequest
+
+_STRING = Schema(type=OpenAPIType.STRING)
+_INTEGER = Schema(type=OpenAPIType.INTEGER)
+_BINARY = Schema(type=OpenAPIType.STRING, format="binary")  # type: ignore[arg-type]
+_KEY = Schema(type=OpenAPIType.STRING, pattern="^[!-~]{1,255}$")
+
+_SENT_REQUEST_ID = Parameter(
+    name="X-Request-Id",
+    param_in="header",
+    schema=_STRING,
+    description="Your own id of this request: up to 128 of `A-Z a-z 0-9 . _ -`."
+    " Any other is replaced.",
+)
+_REQUEST_ID = OpenAPIHeader(
+    schema=_STRING,
+    description="This request's id: the one you sent if it is well formed, else a new one.",
+)
+_RETRY_AFTER = OpenAPIHeader(schema=_INTEGER, description="Seconds to wait.")
+_RATES = {
+    "RateLimit-Policy": OpenAPIHeader(
+        schema=_STRING, description="Each rate: its quota `q` and its window `w` in seconds."
+    ),
+    "RateLimit": OpenAPIHeader(
+        schema=_STRING,
+        description="Each rate: what remains (`r`), and the seconds until all is back (`t`).",
+    ),
+    "X-RateLimit-Limit": OpenAPIHeader(
+        schema=_INTEGER, description="The quota of the rate that ends first."
+    ),
+    "X-RateLimit-Remaining": OpenAPIHeader(schema=_INTEGER, description="What remains of it."),
+    "X-RateLimit-Reset": OpenAPIHeader(
+        schema=_INTEGER, description="When all of it is back, as a Unix time."
+    ),
+}
+_BY_STATUS = {
+    "401": {"WWW-Authenticate": OpenAPIHeader(schema=_STRING, description="`Bearer`")},
+    "429": {"Retry-After": _RETRY_AFTER, **_RATES},
+    "503": {"Retry-After": _RETRY_AFTER},
+}
+_REPLAYED = OpenAPIHeader(
+    schema=_STRING, description="`true` if an earlier request with this key was accepted."
+)
+_BY_OPERATION = {
+    ("submit_generation", "202"): {
+        "Location": OpenAPIHeader(
+            schema=_STRING, description="The session's path; the same as `status_url`."
+        ),
+        "Idempotency-Replayed": _REPLAYED,
+        **_RATES,
+    },
+    ("submit_batch", "202"): {
+        "Retry-After": OpenAPIHeader(
+            schema=_INTEGER, description="The longest wait of all items that may be repeated."
+        ),
+        **_RATES,
+    },
+}
+
+_NEEDS_KEY = {"create_key"}
+_IN_PATH = {"store_id": SHOPPER_ID, "shopper_id": SHOPPER_ID}
+"""The patterns of ids. A store's is that of a shopper's."""
+_OPEN = {"OriginalRequest"}
+"""Requests whose unknown fields are ignored."""
+_WITH_LISTS = (NewStore, StoreChanges, StoreItem, OriginalRequest)
+"""Litestar loses the constraints of their lists' items."""
+
+
+@dataclass
+class _OpenEnum(Schema):
+    """A text of which the known values are listed. Clients accept others: generators take an
+    ``enum`` for complete, and ignore an extension that they do not know."""
+
+    known: Collection[str] | None = field(default=None, metadata={"alias": "x-extensible-enum"})
+
+
+_CODES: dict[tuple[str, str], list[str]] = {
+    ("ErrorBody", "code"): sorted({answer.code for answer in ERRORS.values()}),
+    ("Session", "error_code"): sorted(map(str, ErrorCode)),
+}
+
+
+def complete_document(document: OpenAPI) -> None:
+    """Add what Litestar leaves out: headers, patterns, known codes, which bodies are binary, which
+    fields are refused, and that a call needs no token."""
+    for _, _, operation in operations(document):
+        if operation.security is None:
+            operation.security = []
+        operation.parameters = [
+            *[_complete_parameter(one, operation) for one in operation.parameters or ()],
+            _SENT_REQUEST_ID,
+        ]
+        if isinstance(operation.request_body, RequestBody):
+            _make_binary(operation.request_body.content)
+        for status, response in (operation.responses or {}).items():
+            if isinstance(response, OpenAPIResponse):
+                _make_binary(response.content or {})
+                response.headers = {
+                    **(response.headers or {}),
+                    **_BY_STATUS.get(status, {}),
+                    **_BY_OPERATION.get((operation.operation_id or "", status), {}),
+                    "X-Request-Id": _REQUEST_ID,
+                }
+    schemas = document.components.schemas
+    for name in _in_requests(document) - _OPEN:
+        if schemas[name].type == OpenAPIType.OBJECT:
+            schemas[name].additional_properties = False
+    _constrain_items(schemas)
+    for (name, attribute), codes in _CODES.items():
+        properties = schemas[name].properties or {}
+        properties[attribute] = _with_codes(properties[attribute], codes)
+
+
+def _complete_parameter(
+    parameter: Parameter | Reference, operation: Operation
+) -> Parameter | Reference:
+    if not isinstance(parameter, Parameter):
+        return parameter
+    if parameter.name == "Idempotency-Key":
+        needed = operation.operation_id in _NEEDS_KEY
+        return replace(parameter, schema=_KEY, required=needed)
+    if parameter.param_in == "path" and parameter.name in _IN_PATH:
+        pattern = f"^{_IN_PATH[parameter.name]}$"
+        return replace(parameter, schema=Schema(type=OpenAPIType.STRING, pattern=pattern))
+    return parameter
+
+
+def _make_binary(content: Mapping[str, OpenAPIMediaType]) -> None:
+    for media_type, described in content.items():
+        if media_type.startswith("image/"):
+            described.schema = _BINARY
+
+
+def _in_requests(document: OpenAPI) -> set[str]:
+    """The names of the schemas of all requests, and of those in them."""
+    found: set[str] = set()
+    texts = [
+        str(operation.request_body.to_schema())
+        for _, _, operation in operations(document)
+        if isinstance(operation.request_body, RequestBody)
+    ]
+    while texts:
+        for name in re.findall(r"#/components/schemas/(\w+)", texts.pop()):
+            if name not in found:
+                found.add(name)
+                texts.append(str(document.components.schemas[name].to_schema()))
+    return found
+
+
+def _constrain_items(schemas: Mapping[str, Schema]) -> None:
+    """Take the constraints of lists' texts from msgspec's own schema."""
+    _, described = msgspec.json.schema_components(_WITH_LISTS)
+    for kind in _WITH_LISTS:
+        for attribute, schema in (schemas[kind.__name__].properties or {}).items():
+            if not isinstance(schema, Schema):
+                continue
+            lists = [schema, *[one for one in schema.one_of or () if isinstance(one, Schema)]]
+            for one in lists:
+                if one.type == OpenAPIType.ARRAY and isinstance(one.items, Schema):
+                    one.items = _item(described[kind.__name__]["properties"][attribute])
+
+
+def _item(described: dict[str, object]) -> Schema:
+    options = described.get("anyOf", [described])
+    assert isinstance(options, list)  # noqa: S101 - as msgspec writes it
+    item = next(one["items"] for one in options if "items" in one)
+    return Schema(
+        type=OpenAPIType.STRING,
+        min_length=item.get("minLength"),
+        max_length=item.get("maxLength"),
+        pattern=item.get("pattern"),
+        description=item.get("description"),
+    )
+
+
+def _with_codes(schema: Schema | Reference, codes: Collection[str]) -> Schema | Reference:
+    assert isinstance(schema, Schema)  # noqa: S101 - a text, or a text or null
+    listed = ", ".join(f"`{code}`" for code in codes)
+    described = f"{schema.description} Known: {listed}. Accept others."
+    return _OpenEnum(
+        type=schema.type,
+        one_of=schema.one_of,
+        examples=schema.examples,
+        description=described,
+        known=list(codes),
+    )
+
+
+def query_parameters(document: OpenAPI) -> Mapping[tuple[str, str], Collection[str]]:
+    """The names of the query parameters of each call, by its path template and method."""
+    return {
+        (path, method): {
+            parameter.name
+            for parameter in operation.parameters or ()
+            if isinstance(parameter, Parameter) and parameter.param_in == "query"
+        }
+        for path, method, operation in operations(document)
+    }
+
+
+def operations(document: OpenAPI) -> Iterator[tuple[str, str, Operation]]:
+    """Path template, method and description of each call."""
+    for path, item in (document.paths or {}).items():
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+            operation: Operation | None = getattr(item, method.lower())
+            if operation is not None:
+                yield path, method, operation

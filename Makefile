@@ -23,7 +23,13 @@ $(UV):
 	@$(UV) sync --quiet --locked --python $(PYTHON)
 	@touch $@
 
-setup: .venv/.ready  ## Make the environment (.venv)
+# Only the tests of clients/typescript need these packages: without npm, or a registry, they are
+# skipped (but not in CI).
+NPM := $(shell command -v npm)
+clients/typescript/node_modules/.ready: clients/typescript/package-lock.json
+	@cd $(@D)/.. && npm ci --silent && touch node_modules/.ready || echo "npm ci failed: no tests of clients/typescript"
+
+setup: .venv/.ready $(if $(NPM),clients/typescript/node_modules/.ready)  ## Make the environment (.venv)
 
 demo: setup  ## Run two try-ons, a user's and a store's, through real servers and show what happened
 	@$(RUN) wearon demo

@@ -1,0 +1,1 @@
+"""The clients of ``clients/``: one suite for the three of them, against a scripted server."""

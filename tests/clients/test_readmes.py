@@ -1,0 +1,82 @@
+"""The examples of the clients' READMEs run as they are printed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.clients.drivers import PYTHON, TOKEN, TYPESCRIPT, require_node
+from tests.clients.fake import FakeApi, data, event, session, stream
+from tests.docs.pages import Block, blocks
+
+JPEG = b"\xff\xd8\xff...."
+EXAMPLE_LINES = 12
+
+
+def example(folder: Path) -> Block:
+    (block,) = blocks((folder / "README.md").read_text("utf-8"))
+    return block
+
+
+def run(command: list[str], api: FakeApi, folder: Path) -> list[str]:
+    (folder / "person.jpg").write_bytes(JPEG)
+    settings = {"WEARON_URL": api.url, "WEARON_TOKEN": TOKEN}
+    environment = os.environ | settings | {"PYTHONPATH": str(PYTHON / "src")}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def script(api: FakeApi) -> None:
+    offer = {
+        "upload_url": f"{api.url}/uploads/1.jpg",
+        "method": "PUT",
+        "headers": {"Content-Type": "image/jpeg"},
+        "image_url": "https://api.example/files/1.jpg",
+    }
+    done = session(status="completed", generated_image_url="https://api.example/files/2.jpg")
+    api.script(
+        data(offer, 201),
+        data({"bytes": 7}),
+        data({"session_id": "s1", "status": "queued"}, 202),
+        stream(event(1, session(status="processing")), event(2**31 - 1, done)),
+    )
+
+
+PRINTED = ["processing", "completed", "https://api.example/files/2.jpg"]
+
+
+def test_python_example_runs(api: FakeApi, tmp_path: Path) -> None:
+    script(api)
+
+    assert run([sys.executable, "-Wignore", "-c", example(PYTHON).text], api, tmp_path) == PRINTED
+    assert api.seen[2].json == {"model_image_url": "https://api.example/files/1.jpg"}
+
+
+def test_javascript_example_runs(api: FakeApi, built: Path) -> None:
+    script(api)
+    (built / "example.mjs").write_text(example(TYPESCRIPT).text)
+
+    assert run([require_node(), "example.mjs"], api, built) == PRINTED
+    assert api.seen[2].json == {"model_image_url": "https://api.example/files/1.jpg"}
+
+
+@pytest.mark.parametrize("folder", [PYTHON, TYPESCRIPT], ids=["python", "typescript"])
+def test_examples_are_short(folder: Path) -> None:
+    """Ten lines, and what they import."""
+    assert len(example(folder).text.strip().splitlines()) <= EXAMPLE_LINES
+
+
+def test_example_prints_a_failure(api: FakeApi, tmp_path: Path) -> None:
+    """The other branch of the example."""
+    script(api)
+    failed = session(status="failed", error_code="EXPIRED", error_message="Too late")
+    api.replace_last(stream(event(1, failed)))
+
+    printed = run([sys.executable, "-Wignore", "-c", example(PYTHON).text], api, tmp_path)
+
+    assert printed == ["failed", "EXPIRED Too late"]

@@ -1,0 +1,266 @@
+"""Every client follows sessions to their end: through lost connections, repeated and old states,
+and streams in any split of the bytes."""
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.clients.drivers import Driver
+from tests.clients.fake import (
+    CUT,
+    FINAL_REVISION,
+    GENERATIONS,
+    Answer,
+    FakeApi,
+    error,
+    event,
+    final,
+    session,
+    stream,
+)
+
+QUEUED = session(status="queued")
+WORKING = session(status="processing")
+DONE = session(status="completed")
+PING = b": ping\n\n"
+
+
+def test_each_new_state_is_delivered_once(client: Driver, api: FakeApi) -> None:
+    """States come in order, the final one included, and the final one is returned."""
+    api.script(stream(event(1, QUEUED), PING, event(2, WORKING), final()))
+
+    outcome = client.call(api.url, "subscribe", "s1")
+
+    (seen,) = api.seen
+    assert outcome.updates == [QUEUED, WORKING, DONE]
+    assert outcome.result == DONE
+    assert seen.path == f"{GENERATIONS}/s1/events"
+    assert seen.headers["Accept"] == "text/event-stream"
+    assert seen.headers["Authorization"].startswith("Bearer ")
+    assert "Last-Event-ID" not in seen.headers
+
+
+def test_stream_need_not_be_closed_by_the_service(client: Driver, api: FakeApi) -> None:
+    """The final state ends the subscription at once."""
+    api.script(stream(final(), end="hang"))
+    began = time.monotonic()
+
+    outcome = client.call(api.url, "subscribe", "s1")
+
+    assert outcome.result == DONE
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("end", ["whole", "cut"])
+def test_stream_is_resumed_after_the_newest_state(client: Driver, api: FakeApi, end: str) -> None:
+    """A connection that ends, within an event too, is made again with the newest revision. Half an
+    event is no event."""
+    half = event(4, WORKING)[:-20]
+    api.script(
+        stream(event(1, QUEUED), PING, event(2, WORKING), half, end=end), CUT, stream(final())
+    )
+
+    outcome = client.call(api.url, "subscribe", "s1")
+
+    assert outcome.updates == [QUEUED, WORKING, DONE]
+    resumed = [seen.headers["Last-Event-ID"] for seen in api.seen]
+    assert resumed == [None, "2", "2"]
+
+
+def test_old_and_repeated_states_are_not_delivered(client: Driver, api: FakeApi) -> None:
+    """A state counts only if its revision is above the newest one, across connections too."""
+    api.script(
+        stream(event(2, WORKING), event(2, WORKING), event(1, QUEUED)),
+        stream(event(1, QUEUED), event(2, WORKING), event(3, QUEUED), final(), event(1, QUEUED)),
+    )
+
+    outcome = client.call(api.url, "subscribe", "s1")
+
+    assert outcome.updates == [WORKING, QUEUED, DONE]
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"event: of_tomorrow\nid: 9\ndata: {}\n\n",
+        b"field-of-tomorrow: 1\n\n",
+        b"data: no type\n\n",
+        event(5, session("another", "completed")),
+        b"event: generation\ndata: {}\n\n",
+        b"event: generation\nid: nine\ndata: {}\n\n",
+    ],
+    ids=["event", "field", "message", "session", "no id", "odd id"],
+)
+def test_unknown_events_are_ignored(client: Driver, api: FakeApi, noise: bytes) -> None:
+    """What the client does not know changes nothing, not even where it resumes."""
+    state = session(status="a status of tomorrow", new_field=[1])
+    api.script(stream(event(3, state), noise), stream(final()))
+
+    outcome = client.call(api.url, "subscribe", "s1")
+
+    assert outcome.updates == [state, DONE]
+    assert api.seen[1].headers["Last-Event-ID"] == "3"
+
+
+@pytest.mark.parametrize("broken", [b"{", b"[]", b"null", b'{"status": "completed"}'])
+def test_unreadable_state_is_asked_for_again(client: Driver, api: FakeApi, broken: bytes) -> None:
+    """A state that is no session is neither delivered nor lost."""
+    api.script(
+        stream(event(1, QUEUED), b"event: generation\nid: 7\ndata: " + broken + b"\n\n"),
+        stream(final()),
+    )
+
+    outcome = client.call(api.url, "subscribe", "s1")
+
+    assert outcome.updates == [QUEUED, DONE]
+    assert api.seen[1].headers["Last-Event-ID"] == "1"
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+def test_states_arrive_in_any_split(client: Driver, api: FakeApi, line_end: bytes) -> None:
+    """Single bytes, with parts of characters and of line ends, make the same states. A CR
+    completes the final state, although a LF might follow."""
+    state = session(status="processing", prompt="größer 👗 \u2028")
+    whole = b"\xef\xbb\xbf: hello\n\nretry: 10\n\n" + event(2, state) + final()
+    text = whole.replace(b"\n", line_end).replace(b"\\u2028", "\u2028".encode())
+    api.script(stream(*(bytes([byte]) for byte in text), end="hang"))
+
+    outcome = client.call(api.url, "subscribe", "s1")
+
+    assert outcome.updates == [state, DONE]
+
+
+def test_refusal_with_retry_after_is_awaited(client: Driver, api: FakeApi) -> None:
+    """Too many streams, or an outage: the stream is asked for again."""
+    api.script(
+        error(429, "RATE_LIMIT_EXCEEDED", Retry_After="0"),
+        error(503, "SERVICE_UNAVAILABLE", Retry_After="0"),
+        CUT,
+        stream(final()),
+    )
+
+    assert client.call(api.url, "subscribe", "s1").updates == [DONE]
+
+
+def test_refused_stream_is_an_error(client: Driver, api: FakeApi) -> None:
+    """An unknown session, or a token that has expired in the meantime."""
+    api.script(stream(event(1, QUEUED)), error(404, "NOT_FOUND"))
+
+    outcome = client.call(api.url, "subscribe", "s1")
+
+    assert (outcome.refusal["code"], outcome.updates) == ("NOT_FOUND", [QUEUED])
+
+
+def test_streams_that_send_nothing_are_bounded(client: Driver, api: FakeApi) -> None:
+    """A stream without even a ping is given up after the idle time, and a service that never
+    sends anything is an error after as many tries as any other."""
+    api.script(*[stream(end="hang")] * 4)
+    began = time.monotonic()
+
+    outcome = client.call(api.url, "subscribe", "s1", idle_seconds=0.2)
+
+    assert outcome.refusal["name"] == "ConnectionFailed"
+    assert len(api.seen) == 4
+    assert time.monotonic() - began < 4
+
+
+def test_silent_stream_is_resumed(client: Driver, api: FakeApi) -> None:
+    """A stream that falls silent after a state is made again, and resumes."""
+    api.script(stream(event(2, WORKING), end="hang"), stream(final()))
+
+    outcome = client.call(api.url, "subscribe", "s1", idle_seconds=0.2)
+
+    assert outcome.updates == [WORKING, DONE]
+    assert api.seen[1].headers["Last-Event-ID"] == "2"
+
+
+def test_pings_keep_a_stream(client: Driver, api: FakeApi) -> None:
+    """Comments count as life."""
+    pings: list[bytes | float] = [piece for _ in range(8) for piece in (PING, 0.1)]
+    api.script(stream(event(2, WORKING), *pings, final()))
+
+    outcome = client.call(api.url, "subscribe", "s1", idle_seconds=0.5)
+
+    assert outcome.updates == [WORKING, DONE]
+    assert len(api.seen) == 1
+
+
+def test_short_streams_do_not_use_up_the_tries(client: Driver, api: FakeApi) -> None:
+    """A proxy that cuts off every stream soon is no outage while streams open."""
+    api.script(*[stream(PING)] * 9, stream(final()))
+
+    assert client.call(api.url, "subscribe", "s1").updates == [DONE]
+
+
+def test_service_says_when_to_reconnect(client: Driver, api: FakeApi) -> None:
+    """`retry` is the least time to the next connection."""
+    api.script(stream(b"retry: 600\n\n", event(2, WORKING)), stream(final()))
+
+    outcome = client.call(api.url, "subscribe", "s1")
+
+    first, second = api.seen
+    assert outcome.updates == [WORKING, DONE]
+    assert second.at - first.at >= 0.59
+
+
+def test_subscription_ends_in_time(client: Driver, api: FakeApi) -> None:
+    """The caller's timeout is an error with the session's last state."""
+    api.script(stream(event(2, WORKING), end="hang"))
+    began = time.monotonic()
+
+    refusal = client.call(api.url, "subscribe", "s1", timeout_seconds=0.4).refusal
+
+    assert (refusal["name"], refusal["session_id"]) == ("WaitTimeout", "s1")
+    assert refusal["last"] == WORKING
+    assert time.monotonic() - began < 2
+
+
+def test_several_sessions_share_a_stream(client: Driver, api: FakeApi) -> None:
+    """Each session has its own revision, and only unfinished ones are asked for again: several by
+    their ids, one by its own stream."""
+    ids = ["a", "b", "c"]
+    working: dict[str, Any] = {name: session(name, "processing") for name in ids}
+    api.script(
+        stream(event(9, working["a"]), event(2, working["b"]), final("a")),
+        stream(event(2, working["b"]), final("b"), event(4, working["c"])),
+        stream(final("c")),
+    )
+
+    outcome = client.call(api.url, "subscribe_many", ids)
+
+    done = {name: session(name, "completed") for name in ids}
+    assert outcome.updates == [
+        working["a"], working["b"], done["a"], done["b"], working["c"], done["c"]
+    ]  # fmt: skip
+    assert outcome.result == done
+    assert [seen.path for seen in api.seen] == [
+        "/api/v1/events?ids=a%2Cb%2Cc",
+        "/api/v1/events?ids=b%2Cc",
+        f"{GENERATIONS}/c/events",
+    ]
+    assert [seen.headers["Last-Event-ID"] for seen in api.seen] == [None, None, "4"]
+
+
+def test_no_session_is_no_request(client: Driver, api: FakeApi) -> None:
+    """Nothing to follow."""
+    assert client.call(api.url, "subscribe_many", []).result == {}
+    assert api.seen == []
+
+
+def test_endless_event_is_given_up(client: Driver, api: FakeApi) -> None:
+    """An event has a largest size: the stream is given up, and asked for again."""
+    endless = Answer(pieces=[b"data: " + b"x" * 2**20], end="hang")
+    api.script(endless, stream(final()))
+    began = time.monotonic()
+
+    assert client.call(api.url, "subscribe", "s1").updates == [DONE]
+    assert time.monotonic() - began < 4
+
+
+def test_largest_revision_is_exact(client: Driver, api: FakeApi) -> None:
+    """The final revision is above every other one."""
+    api.script(stream(event(FINAL_REVISION - 1, WORKING)), stream(final()))
+
+    assert client.call(api.url, "subscribe", "s1").updates == [WORKING, DONE]
+    assert api.seen[1].headers["Last-Event-ID"] == str(FINAL_REVISION - 1)

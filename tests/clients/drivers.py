@@ -49,6 +49,7 @@ class Driver(Protocol):
         *args: Any,
         retries: dict[str, Any] | None = None,
         idle_seconds: float = 5.0,
+        token: str = TOKEN,
         **options: Any,
     ) -> Outcome:
         """Make a client and call one of its methods, by its Python name."""
@@ -71,11 +72,12 @@ class SyncDriver:
         *args: Any,
         retries: dict[str, Any] | None = None,
         idle_seconds: float = 5.0,
+        token: str = TOKEN,
         **options: Any,
     ) -> Outcome:
         outcome = Outcome()
         limits = Retries(**(RETRIES | (retries or {})))
-        with Wearon(url, TOKEN, retries=limits, idle_seconds=idle_seconds) as client:
+        with Wearon(url, token, retries=limits, idle_seconds=idle_seconds) as client:
             try:
                 given = _given(args, method, outcome)
                 outcome.result = getattr(client, method)(*given, **options)
@@ -92,6 +94,7 @@ class AsyncDriver:
         *args: Any,
         retries: dict[str, Any] | None = None,
         idle_seconds: float = 5.0,
+        token: str = TOKEN,
         **options: Any,
     ) -> Outcome:
         outcome = Outcome()
@@ -99,7 +102,7 @@ class AsyncDriver:
 
         async def called() -> None:
             given = _given(args, method, outcome)
-            async with AsyncWearon(url, TOKEN, retries=limits, idle_seconds=idle_seconds) as client:
+            async with AsyncWearon(url, token, retries=limits, idle_seconds=idle_seconds) as client:
                 outcome.result = await getattr(client, method)(*given, **options)
 
         try:
@@ -122,10 +125,11 @@ class NodeDriver:
         *args: Any,
         retries: dict[str, Any] | None = None,
         idle_seconds: float = 5.0,
+        token: str = TOKEN,
         **options: Any,
     ) -> Outcome:
         limits = RETRIES | (retries or {})
-        target = {"base_url": url, "token": TOKEN, "retries": limits, "idle_seconds": idle_seconds}
+        target = {"base_url": url, "token": token, "retries": limits, "idle_seconds": idle_seconds}
         return self.ask(target=target, method=method, args=args, options=options)
 
     def ask(self, **asked: Any) -> Outcome:

@@ -27,6 +27,7 @@ OF_PATH = {
     "system": DEPLOYED,
     "test_embedded.py": (POSTGRES, REDIS),
     "test_pool.py": (PROCESSES,),
+    "test_real_service.py": (PROCESSES,),
     "test_sql_mutants.py": (POSTGRES, PROCESSES),
 }
 """By a folder or a file in the path."""

@@ -135,9 +135,12 @@ def test_tries_are_bounded_in_time(client: Driver, api: FakeApi) -> None:
     assert time.monotonic() - began < 3
 
 
-def test_silent_server_is_given_up(client: Driver, api: FakeApi) -> None:
-    """A response that never ends counts against the time of all tries."""
-    api.script(*[Answer(pieces=[b"{"], end="hang")] * 4)
+@pytest.mark.parametrize("pieces", [[b"{"], [b"{", *[0.1, b" "] * 100]], ids=["silent", "slow"])
+def test_endless_response_is_given_up(
+    client: Driver, api: FakeApi, pieces: list[bytes | float]
+) -> None:
+    """A response that never ends counts against the time of all tries, also if it goes on."""
+    api.script(*[Answer(pieces=pieces, end="hang")] * 4)
     began = time.monotonic()
 
     refusal = client.call(api.url, "get", "s1", retries={"total_seconds": 0.3}).refusal

@@ -1,44 +1,35 @@
 """Every client against `wearon dev --in-memory`: the real API and worker, in a process."""
 
 import io
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests.clients.dev import Dev, running_dev
 from tests.clients.drivers import Driver
-from tests.support.started import Started
-from tests.system.deployment import free_port
+from tests.clients.page import client_page
 
-
-@dataclass(frozen=True, slots=True)
-class Dev:
-    url: str
-    api_key: str
-
-    @property
-    def request(self) -> dict[str, str]:
-        samples = f"{self.url}/samples"
-        return {
-            "model_image_url": f"{samples}/model.png",
-            "outfit_image_url": f"{samples}/outfit.png",
-        }
+TRY_ON = """
+const { Wearon } = await import("/index.js");
+const [baseUrl, token, request] = args;
+const wearon = new Wearon({ baseUrl, token });
+const canvas = Object.assign(document.createElement("canvas"), { width: 400, height: 400 });
+canvas.getContext("2d").fillRect(0, 0, 400, 400);
+const picture = await new Promise((done) => canvas.toBlob(done, "image/png"));
+const person = await wearon.upload(picture);
+const done = await wearon.submitAndWait({ ...request, model_image_url: person });
+const problem = await wearon.get("none").catch((error) => error);
+return [done.status, problem.name, problem.code, problem.requestId];
+"""
 
 
 @pytest.fixture(scope="module")
 def dev() -> Iterator[Dev]:
-    started = Started("dev", "--in-memory", "--port", str(free_port()))
-    try:
-        banner = started.output_until(r"Ctrl-C stops")
-        url, key = re.search(r"http://[\d.:]+", banner), re.search(r"wk_\w+", banner)
-        assert url
-        assert key
-        yield Dev(url[0], key[0])
-    finally:
-        assert started.end() == 0
+    with running_dev() as service:
+        yield service
 
 
 def test_try_on_with_a_picture_of_ones_own(client: Driver, dev: Dev) -> None:
@@ -90,3 +81,14 @@ def test_refusals_have_the_services_code(client: Driver, dev: Dev) -> None:
     assert bad["request_id"].startswith("req_")
     assert unknown["status"] in {400, 404}
     assert (stranger["status"], stranger["code"]) == (401, "INVALID_API_KEY")
+
+
+def test_page_makes_a_try_on(dev: Dev, built: Path) -> None:
+    """In a browser, on a page of another origin: upload, submission and wait need no header that
+    the API does not allow, and errors are read."""
+    with client_page(built / "node_modules" / "wearon-client" / "dist") as page:
+        status, name, code, request_id = page.run(TRY_ON, dev.url, dev.user_token, dev.request)
+
+    assert status == "completed"
+    assert (name, code) == ("ApiError", "NOT_FOUND")
+    assert request_id.startswith("req_")

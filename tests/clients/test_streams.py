@@ -83,24 +83,26 @@ def test_old_and_repeated_states_are_not_delivered(client: Driver, api: FakeApi)
 @pytest.mark.parametrize(
     "noise",
     [
-        b"event: of_tomorrow\nid: 9\ndata: {}\n\n",
+        event(9, DONE).replace(b"generation", b"of_tomorrow"),
+        event(9, DONE).replace(b"event: generation\n", b""),
+        event(9, session("another", "processing")),
+        event(9, session("another", "completed")),
+        event(9, DONE).replace(b"id: 9\n", b""),
+        event(9, DONE).replace(b"id: 9", b"id: nine"),
+        event(9, DONE).replace(b"id: 9", b"id: -9"),
         b"field-of-tomorrow: 1\n\n",
-        b"data: no type\n\n",
-        event(5, session("another", "completed")),
-        b"event: generation\ndata: {}\n\n",
-        b"event: generation\nid: nine\ndata: {}\n\n",
     ],
-    ids=["event", "field", "message", "session", "no id", "odd id"],
+    ids=["event", "message", "session", "final session", "no id", "odd id", "negative", "field"],
 )
 def test_unknown_events_are_ignored(client: Driver, api: FakeApi, noise: bytes) -> None:
     """What the client does not know changes nothing, not even where it resumes."""
     state = session(status="a status of tomorrow", new_field=[1])
-    api.script(stream(event(3, state), noise), stream(final()))
+    api.script(stream(event(3, state), noise, event(4, WORKING)), stream(final()))
 
     outcome = client.call(api.url, "subscribe", "s1")
 
-    assert outcome.updates == [state, DONE]
-    assert api.seen[1].headers["Last-Event-ID"] == "3"
+    assert outcome.updates == [state, WORKING, DONE]
+    assert api.seen[1].headers["Last-Event-ID"] == "4"
 
 
 @pytest.mark.parametrize("broken", [b"{", b"[]", b"null", b'{"status": "completed"}'])

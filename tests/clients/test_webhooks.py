@@ -115,7 +115,7 @@ def test_time_is_within_five_minutes(verify: Verify, late: int, valid: bool) -> 
 @pytest.mark.parametrize("at", ["1e9", "-1", "\uff11", " ", "1" * 13, "0x10", f"{NOW}.5"])
 def test_odd_time_is_refused(verify: Verify, at: str) -> None:
     """Digits only."""
-    with pytest.raises(InvalidWebhook, match="webhook-timestamp"):
+    with pytest.raises(InvalidWebhook, match="no number"):
         verify(BODY, headers(signature(), at=at), secret(), now=NOW)
 
 

@@ -76,7 +76,7 @@ class AsyncWearon:
         *,
         timeout_seconds: float = FOLLOW_SECONDS,
     ) -> Session:
-        """See `Wearon.subscribe`; raises WaitTimeout in time."""
+        """See `Wearon.subscribe`."""
         flow = self._calls.subscribe([session_id], timeout_seconds)
         return (await self._run(flow, on_update))[session_id]
 
@@ -144,7 +144,7 @@ class AsyncWearon:
                     case Request():
                         answer = await stream.open(step)
                     case Read():
-                        answer = await stream.read(step)
+                        answer = await stream.read()
                     case Sleep():
                         await asyncio.sleep(step.seconds)
                     case Deliver():
@@ -200,14 +200,13 @@ class _Stream:
                 return Lost("the response is too large")
         return Reply(status, headers, bytes(body))
 
-    async def read(self, step: Read) -> bytes | None:
-        """The next bytes of the stream."""
+    async def read(self) -> bytes | None:
+        """The next bytes of the stream. The time for them was set when it was opened."""
         if self._pieces is None:
             return None
         try:
-            async with asyncio.timeout(step.timeout_seconds):
-                return await anext(self._pieces, None)
-        except (httpx2.HTTPError, TimeoutError):
+            return await anext(self._pieces, None)
+        except httpx2.HTTPError:
             return None
 
     async def close(self) -> None:

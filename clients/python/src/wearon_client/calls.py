@@ -139,7 +139,7 @@ class Calls:
         """Deliver the news of one stream, until it ends. Returns whether it sent anything."""
         began = False
         while follower.pending and self.clock() < end:
-            data = yield Read(min(self.idle_seconds, max(0.1, end - self.clock())))
+            data = yield Read()
             if data is None:
                 break
             began = True

@@ -29,9 +29,7 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Read:
     """Read more of the open stream: the answer is bytes, or None once it ended, broke or was silent
-    for too long."""
-
-    timeout_seconds: float
+    for longer than the time of its `Request`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from tests.clients.drivers import (
     Driver,
     NodeDriver,
     SyncDriver,
+    missing_for_node,
     node_driver,
     require_node,
 )
@@ -56,3 +57,10 @@ def client(request: pytest.FixtureRequest) -> Driver:
         case _:
             driver: Driver = request.getfixturevalue("node")
             return driver
+
+
+@pytest.fixture
+def clients(request: pytest.FixtureRequest) -> list[Driver]:
+    """All clients that run here."""
+    in_python: list[Driver] = [SyncDriver(), AsyncDriver()]
+    return in_python if missing_for_node() else [*in_python, request.getfixturevalue("node")]

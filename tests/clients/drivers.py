@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from tests.clients.fake import FakeApi, fake_api
 from tests.docs.pages import ROOT
 from wearon_client import AsyncWearon, Retries, Wearon, WearonError
 from wearon_client.models import Session
@@ -24,7 +26,12 @@ TYPESCRIPT = ROOT / "clients" / "typescript"
 TSC = TYPESCRIPT / "node_modules" / ".bin" / "tsc"
 HARNESS = Path(__file__).with_name("harness.mjs")
 TOKEN = "wk_example"
-RETRIES = {"attempts": 4, "total_seconds": 5.0, "base_seconds": 0.01, "max_seconds": 0.05}
+RETRIES: dict[str, Any] = {
+    "attempts": 4,
+    "total_seconds": 5.0,
+    "base_seconds": 0.01,
+    "max_seconds": 0.05,
+}
 
 
 @dataclass(slots=True)
@@ -135,7 +142,7 @@ class NodeDriver:
     def ask(self, **asked: Any) -> Outcome:
         assert self._process.stdin
         assert self._process.stdout
-        text = json.dumps({"options": {}, "target": {"retries": {}}, **asked}, default=_base64)
+        text = json.dumps({"options": {}, "args": [], **asked}, default=_base64)
         self._process.stdin.write(f"{text}\n")
         self._process.stdin.flush()
         return Outcome(**json.loads(self._process.stdout.readline()))
@@ -148,14 +155,19 @@ def _base64(value: object) -> str:
 
 def require_node() -> str:
     """The program. Without it or the packages the test is skipped, except in CI."""
-    missing = "Node 20 or newer" if _node_version() < 20 else ""
-    if not missing and not TSC.exists():
-        missing = "the packages of clients/typescript (make setup)"
+    missing = missing_for_node()
     if missing and os.environ.get("CI"):
         pytest.fail(f"{missing} is missing")
     if missing:
         pytest.skip(f"{missing} is missing")
     return "node"
+
+
+def missing_for_node() -> str:
+    """What the TypeScript client lacks here, or nothing."""
+    if _node_version() < 20:
+        return "Node 20 or newer"
+    return "" if TSC.exists() else "the compiler of clients/typescript (make setup)"
 
 
 @cache
@@ -175,3 +187,19 @@ def node_driver(modules: Path) -> Iterator[NodeDriver]:
         if process.stdin:
             process.stdin.close()
         process.wait(10)
+
+
+def at_once(clients: list[Driver], check: Callable[[Driver, FakeApi], None]) -> None:
+    """Check several clients side by side, each with a server of its own: for what takes time."""
+
+    def checked(client: Driver) -> None:
+        try:
+            with fake_api() as api:
+                check(client, api)
+        except BaseException as error:
+            error.add_note(f"with {type(client).__name__}")
+            raise
+
+    with ThreadPoolExecutor(len(clients)) as pool:
+        for _ in pool.map(checked, clients):
+            pass

@@ -11,6 +11,11 @@ const renamed = (options) =>
   Object.fromEntries(Object.entries(options).map(([name, value]) => [camel(name), value]));
 const bytes = (base64) => new Uint8Array(Buffer.from(base64, "base64"));
 
+function next(tokens) {
+  if (tokens.length === 0) throw new Error("no token");
+  return Promise.resolve(tokens.shift());
+}
+
 function parse(pieces) {
   const parser = new EventParser();
   const events = pieces.flatMap((piece) => [...parser.feed(bytes(piece))]);
@@ -23,10 +28,16 @@ async function call({ target, method, args, options }, updates) {
   if (method === "verify_webhook") {
     return client.verifyWebhook(bytes(args[0]), args[1], args[2], renamed(options));
   }
-  const wearon = new client.Wearon({ ...renamed(target), retries: renamed(target.retries) });
-  const onUpdate = (session) => updates.push(session);
+  const token = target.tokens ? () => next(target.tokens) : target.token;
+  const wearon = new client.Wearon({ ...renamed(target), token, retries: renamed(target.retries) });
+  const onUpdate = async (session) => {
+    await new Promise((resolve) => setTimeout(resolve, target.update_ms ?? 0));
+    updates.push(session);
+    if (session.status === target.refuses) throw new Error("refused");
+  };
   if (method.startsWith("subscribe")) args.push(onUpdate);
   if (method === "upload") args = [bytes(args[0])];
+  if (options.abort_ms !== undefined) options.signal = AbortSignal.timeout(options.abort_ms);
   const result = await wearon[camel(method)](...args, renamed(options));
   return result instanceof Map ? Object.fromEntries(result) : result;
 }

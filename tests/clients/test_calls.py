@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.clients.drivers import TOKEN, Driver
+from tests.clients.drivers import TOKEN, Driver, at_once
 from tests.clients.fake import CUT, GENERATIONS, Answer, FakeApi, data, error, session
 
 REQUEST = {"model_image_url": "https://images.example.com/person.jpg"}
@@ -102,15 +102,19 @@ def test_redirects_are_not_followed(client: Driver, api: FakeApi) -> None:
     assert len(api.seen) == 1
 
 
-def test_retry_after_is_awaited(client: Driver, api: FakeApi) -> None:
+def test_retry_after_is_awaited(clients: list[Driver]) -> None:
     """The next try begins no sooner than the response says."""
-    api.script(error(503, "SERVICE_UNAVAILABLE", Retry_After="1"), data(SUBMITTED, 202))
 
-    outcome = client.call(api.url, "submit", REQUEST)
+    def check(client: Driver, api: FakeApi) -> None:
+        api.script(error(503, "SERVICE_UNAVAILABLE", Retry_After="1"), data(SUBMITTED, 202))
 
-    first, second = api.seen
-    assert outcome.result == SUBMITTED
-    assert second.at - first.at >= 0.95
+        outcome = client.call(api.url, "submit", REQUEST)
+
+        first, second = api.seen
+        assert outcome.result == SUBMITTED
+        assert second.at - first.at >= 0.95
+
+    at_once(clients, check)
 
 
 def test_tries_are_bounded_in_number(client: Driver, api: FakeApi) -> None:
@@ -136,17 +140,19 @@ def test_tries_are_bounded_in_time(client: Driver, api: FakeApi) -> None:
 
 
 @pytest.mark.parametrize("pieces", [[b"{"], [b"{", *[0.1, b" "] * 100]], ids=["silent", "slow"])
-def test_endless_response_is_given_up(
-    client: Driver, api: FakeApi, pieces: list[bytes | float]
-) -> None:
+def test_endless_response_is_given_up(clients: list[Driver], pieces: list[bytes | float]) -> None:
     """A response that never ends counts against the time of all tries, also if it goes on."""
-    api.script(*[Answer(pieces=pieces, end="hang")] * 4)
-    began = time.monotonic()
 
-    refusal = client.call(api.url, "get", "s1", retries={"total_seconds": 0.3}).refusal
+    def check(client: Driver, api: FakeApi) -> None:
+        api.script(*[Answer(pieces=pieces, end="hang")] * 4)
+        began = time.monotonic()
 
-    assert refusal["name"] == "ConnectionFailed"
-    assert time.monotonic() - began < 3
+        refusal = client.call(api.url, "get", "s1", retries={"total_seconds": 0.3}).refusal
+
+        assert refusal["name"] == "ConnectionFailed"
+        assert time.monotonic() - began < 3
+
+    at_once(clients, check)
 
 
 def test_success_without_an_envelope_is_an_error(client: Driver, api: FakeApi) -> None:
@@ -241,20 +247,24 @@ def test_batch_returns_each_items_answer(client: Driver, api: FakeApi) -> None:
     assert len({seen.headers["Idempotency-Key"] for seen in api.seen}) == 1
 
 
-def test_submission_is_awaited_by_the_service(client: Driver, api: FakeApi) -> None:
+def test_submission_is_awaited_by_the_service(clients: list[Driver]) -> None:
     """The service is asked to wait, first on the submission, then on the session, until the
     session is final; a lost wait is repeated."""
-    api.script(data(SUBMITTED, 202), CUT, data(session(status="processing")), data(DONE))
 
-    outcome = client.call(api.url, "submit_and_wait", REQUEST, timeout_seconds=9.5)
+    def check(client: Driver, api: FakeApi) -> None:
+        api.script(data(SUBMITTED, 202), CUT, data(session(status="processing")), data(DONE))
 
-    assert outcome.result == DONE
-    assert [(seen.method, seen.path) for seen in api.seen] == [
-        ("POST", GENERATIONS),
-        *[("GET", f"{GENERATIONS}/s1")] * 3,
-    ]
-    assert [seen.headers["Prefer"] for seen in api.seen[:2]] == ["wait=9"] * 2
-    assert api.seen[3].at - api.seen[2].at >= 0.9, "a service that does not wait is not flooded"
+        outcome = client.call(api.url, "submit_and_wait", REQUEST, timeout_seconds=9.5)
+
+        assert outcome.result == DONE
+        assert [(seen.method, seen.path) for seen in api.seen] == [
+            ("POST", GENERATIONS),
+            *[("GET", f"{GENERATIONS}/s1")] * 3,
+        ]
+        assert [seen.headers["Prefer"] for seen in api.seen[:2]] == ["wait=9"] * 2
+        assert api.seen[3].at - api.seen[2].at >= 0.9, "a service that does not wait is not flooded"
+
+    at_once(clients, check)
 
 
 def test_final_answer_to_a_submission_is_enough(client: Driver, api: FakeApi) -> None:
@@ -274,18 +284,22 @@ def test_replayed_submission_is_read(client: Driver, api: FakeApi) -> None:
     assert client.call(api.url, "submit_and_wait", REQUEST).result == DONE
 
 
-def test_wait_ends_in_time(client: Driver, api: FakeApi) -> None:
+def test_wait_ends_in_time(clients: list[Driver]) -> None:
     """The caller's timeout is an error with the session's id and its last state."""
-    state = session(status="processing")
-    api.script(data(SUBMITTED, 202), data(state))
-    began = time.monotonic()
 
-    refusal = client.call(api.url, "submit_and_wait", REQUEST, timeout_seconds=0.5).refusal
+    def check(client: Driver, api: FakeApi) -> None:
+        state = session(status="processing")
+        api.script(data(SUBMITTED, 202), data(state))
+        began = time.monotonic()
 
-    assert (refusal["name"], refusal["session_id"]) == ("WaitTimeout", "s1")
-    assert refusal["last"] == state
-    assert time.monotonic() - began < 2
-    assert all("Prefer" not in seen.headers for seen in api.seen)
+        refusal = client.call(api.url, "submit_and_wait", REQUEST, timeout_seconds=0.5).refusal
+
+        assert (refusal["name"], refusal["session_id"]) == ("WaitTimeout", "s1")
+        assert refusal["last"] == state
+        assert time.monotonic() - began < 2
+        assert all("Prefer" not in seen.headers for seen in api.seen)
+
+    at_once(clients, check)
 
 
 def test_failed_wait_names_the_session(client: Driver, api: FakeApi) -> None:

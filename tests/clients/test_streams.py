@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.drivers import Driver
+from tests.clients.drivers import Driver, at_once
 from tests.clients.fake import (
     CUT,
     FINAL_REVISION,
@@ -154,38 +154,50 @@ def test_refused_stream_is_an_error(client: Driver, api: FakeApi) -> None:
     assert (outcome.refusal["code"], outcome.updates) == ("NOT_FOUND", [QUEUED])
 
 
-def test_streams_that_send_nothing_are_bounded(client: Driver, api: FakeApi) -> None:
+def test_streams_that_send_nothing_are_bounded(clients: list[Driver]) -> None:
     """A stream without even a ping is given up after the idle time, and a service that never
     sends anything is an error after as many tries as any other."""
-    api.script(*[stream(end="hang")] * 4)
-    began = time.monotonic()
 
-    outcome = client.call(api.url, "subscribe", "s1", idle_seconds=0.2)
+    def check(client: Driver, api: FakeApi) -> None:
+        api.script(*[stream(end="hang")] * 4)
+        began = time.monotonic()
 
-    assert outcome.refusal["name"] == "ConnectionFailed"
-    assert len(api.seen) == 4
-    assert time.monotonic() - began < 4
+        outcome = client.call(api.url, "subscribe", "s1", idle_seconds=0.2)
+
+        assert outcome.refusal["name"] == "ConnectionFailed"
+        assert len(api.seen) == 4
+        assert time.monotonic() - began < 4
+
+    at_once(clients, check)
 
 
-def test_silent_stream_is_resumed(client: Driver, api: FakeApi) -> None:
+def test_silent_stream_is_resumed(clients: list[Driver]) -> None:
     """A stream that falls silent after a state is made again, and resumes."""
-    api.script(stream(event(2, WORKING), end="hang"), stream(final()))
 
-    outcome = client.call(api.url, "subscribe", "s1", idle_seconds=0.2)
+    def check(client: Driver, api: FakeApi) -> None:
+        api.script(stream(event(2, WORKING), end="hang"), stream(final()))
 
-    assert outcome.updates == [WORKING, DONE]
-    assert api.seen[1].headers["Last-Event-ID"] == "2"
+        outcome = client.call(api.url, "subscribe", "s1", idle_seconds=0.2)
+
+        assert outcome.updates == [WORKING, DONE]
+        assert api.seen[1].headers["Last-Event-ID"] == "2"
+
+    at_once(clients, check)
 
 
-def test_pings_keep_a_stream(client: Driver, api: FakeApi) -> None:
+def test_pings_keep_a_stream(clients: list[Driver]) -> None:
     """Comments count as life."""
-    pings: list[bytes | float] = [piece for _ in range(8) for piece in (PING, 0.1)]
-    api.script(stream(event(2, WORKING), *pings, final()))
 
-    outcome = client.call(api.url, "subscribe", "s1", idle_seconds=0.5)
+    def check(client: Driver, api: FakeApi) -> None:
+        pings: list[bytes | float] = [piece for _ in range(8) for piece in (PING, 0.1)]
+        api.script(stream(event(2, WORKING), *pings, final()))
 
-    assert outcome.updates == [WORKING, DONE]
-    assert len(api.seen) == 1
+        outcome = client.call(api.url, "subscribe", "s1", idle_seconds=0.5)
+
+        assert outcome.updates == [WORKING, DONE]
+        assert len(api.seen) == 1
+
+    at_once(clients, check)
 
 
 def test_short_streams_do_not_use_up_the_tries(client: Driver, api: FakeApi) -> None:
@@ -195,27 +207,35 @@ def test_short_streams_do_not_use_up_the_tries(client: Driver, api: FakeApi) -> 
     assert client.call(api.url, "subscribe", "s1").updates == [DONE]
 
 
-def test_service_says_when_to_reconnect(client: Driver, api: FakeApi) -> None:
+def test_service_says_when_to_reconnect(clients: list[Driver]) -> None:
     """`retry` is the least time to the next connection."""
-    api.script(stream(b"retry: 600\n\n", event(2, WORKING)), stream(final()))
 
-    outcome = client.call(api.url, "subscribe", "s1")
+    def check(client: Driver, api: FakeApi) -> None:
+        api.script(stream(b"retry: 600\n\n", event(2, WORKING)), stream(final()))
 
-    first, second = api.seen
-    assert outcome.updates == [WORKING, DONE]
-    assert second.at - first.at >= 0.59
+        outcome = client.call(api.url, "subscribe", "s1")
+
+        first, second = api.seen
+        assert outcome.updates == [WORKING, DONE]
+        assert second.at - first.at >= 0.59
+
+    at_once(clients, check)
 
 
-def test_subscription_ends_in_time(client: Driver, api: FakeApi) -> None:
+def test_subscription_ends_in_time(clients: list[Driver]) -> None:
     """The caller's timeout is an error with the session's last state."""
-    api.script(stream(event(2, WORKING), end="hang"))
-    began = time.monotonic()
 
-    refusal = client.call(api.url, "subscribe", "s1", timeout_seconds=0.4).refusal
+    def check(client: Driver, api: FakeApi) -> None:
+        api.script(stream(event(2, WORKING), end="hang"))
+        began = time.monotonic()
 
-    assert (refusal["name"], refusal["session_id"]) == ("WaitTimeout", "s1")
-    assert refusal["last"] == WORKING
-    assert time.monotonic() - began < 2
+        refusal = client.call(api.url, "subscribe", "s1", timeout_seconds=0.4).refusal
+
+        assert (refusal["name"], refusal["session_id"]) == ("WaitTimeout", "s1")
+        assert refusal["last"] == WORKING
+        assert time.monotonic() - began < 2
+
+    at_once(clients, check)
 
 
 def test_several_sessions_share_a_stream(client: Driver, api: FakeApi) -> None:

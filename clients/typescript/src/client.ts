@@ -183,12 +183,13 @@ export class Wearon {
     const query = new URLSearchParams({ limit: String(limit) });
     if (status !== undefined) query.set("status", status);
     if (cursor !== undefined) query.set("cursor", cursor);
-    return dataOf(await this.#http.send({ method: "GET", url: `${GENERATIONS}?${query}` }, { signal }));
+    const request = { method: "GET", url: `${GENERATIONS}?${query}` };
+    return dataOf(await this.#http.send(request, { signal }));
   }
 
   /** Store a JPEG, PNG or WebP picture and return its link for requests. */
-  async upload(picture: Blob | Uint8Array<ArrayBuffer>, options: CallOptions = {}): Promise<string> {
-    const blob = picture instanceof Blob ? picture : new Blob([picture]);
+  async upload(picture: Blob | Uint8Array, options: CallOptions = {}): Promise<string> {
+    const blob = picture instanceof Blob ? picture : new Blob([picture as BlobPart]);
     const contentType = blob.type || (await mediaTypeOf(blob));
     const offer = dataOf<UploadOffer>(
       await this.#http.send(post("/api/v1/uploads", { content_type: contentType }), options),

@@ -60,9 +60,10 @@ export class Http {
     seconds: number,
     signal: AbortSignal | undefined,
   ): Promise<Reply | WearonError> {
+    const prepared = await this.#prepared(request);
     const timer = new Timer(seconds, signal);
     try {
-      const response = await this.#fetch(request, timer.signal);
+      const response = await prepared(timer.signal);
       const reply = await replyOf(response);
       if (reply instanceof WearonError || request.anonymous || isEnveloped(reply)) return reply;
       return new ConnectionFailed(`status ${reply.status} without an envelope`);
@@ -80,9 +81,10 @@ export class Http {
     seconds: number,
     signal: AbortSignal | undefined,
   ): Promise<Stream | WearonError> {
+    const prepared = await this.#prepared(request);
     const timer = new Timer(seconds, signal);
     try {
-      const response = await this.#fetch(request, timer.signal);
+      const response = await prepared(timer.signal);
       if (response.status === 200 && response.body) {
         timer.pause();
         return streamOf(response.body, timer);
@@ -97,21 +99,18 @@ export class Http {
     }
   }
 
-  async #fetch(request: Request, signal: AbortSignal): Promise<Response> {
-    const { baseUrl, token } = this.options;
+  /** Sends the request. Made apart, because what fails here is the caller's, and not tried again. */
+  async #prepared(request: Request): Promise<(signal: AbortSignal) => Promise<Response>> {
+    const { baseUrl, token, fetch } = this.options;
     const headers: Record<string, string> = { ...request.headers };
     if (!request.anonymous) {
       headers["Authorization"] = `Bearer ${typeof token === "string" ? token : await token()}`;
     }
+    const url = new URL(request.url, baseUrl);
+    const { method, body = null } = request;
+    const init = { method, headers, body, redirect: "manual" } as const;
     // Called without `this`, which browsers require of fetch.
-    const { fetch } = this.options;
-    return fetch(new URL(request.url, baseUrl), {
-      method: request.method,
-      headers,
-      ...(request.body === undefined ? {} : { body: request.body }),
-      redirect: "manual",
-      signal,
-    });
+    return (signal) => fetch(url, { ...init, signal });
   }
 }
 

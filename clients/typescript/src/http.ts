@@ -85,10 +85,7 @@ export class Http {
     const timer = new Timer(seconds, signal);
     try {
       const response = await prepared(timer.signal);
-      if (response.status === 200 && response.body) {
-        timer.pause();
-        return streamOf(response.body, timer);
-      }
+      if (response.status === 200 && response.body) return streamOf(response.body, timer);
       const reply = await replyOf(response);
       timer.clear();
       return reply instanceof WearonError ? reply : new ConnectionFailed("the response is no stream");

@@ -81,11 +81,15 @@ export interface ErrorBody {
   message: string;
 }
 
-/** The answer to one item of a batch: what a request of its own would have got. */
+/**
+ * The answer to one item of a batch: what a request of its own would have got. `replayed` if an
+ * earlier request with its key was accepted.
+ */
 export interface BatchResult {
   status: number;
   data: Submitted | null;
   error: ErrorBody | null;
+  replayed: boolean;
 }
 
 /**

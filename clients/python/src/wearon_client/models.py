@@ -88,11 +88,12 @@ class ErrorBody(TypedDict):
 
 class BatchResult(TypedDict):
     """The answer to one item of a batch: the status, and the data or the error, that a request of
-    its own would have got."""
+    its own would have got; ``replayed`` if an earlier request with its key was accepted."""
 
     status: int
     data: Submitted | None
     error: ErrorBody | None
+    replayed: bool
 
 
 class WebhookEvent(TypedDict):

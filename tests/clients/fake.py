@@ -134,8 +134,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
-        self.send_header("Transfer-Encoding", "chunked")
         self.send_header("Connection", "close")
+        if answer.status == 204:
+            self.end_headers()
+            return
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         with suppress(ConnectionError):  # the client has seen enough
             self._send(answer, api.released)

@@ -286,3 +286,14 @@ def test_largest_revision_is_exact(client: Driver, api: FakeApi) -> None:
 
     assert client.call(api.url, "subscribe", "s1").updates == [WORKING, DONE]
     assert api.seen[1].headers["Last-Event-ID"] == str(FINAL_REVISION - 1)
+
+
+def test_service_knows_what_is_final(client: Driver, api: FakeApi) -> None:
+    """204: nothing newer will come, although the client does not know the status as a final one."""
+    state = session(status="a status of tomorrow")
+    api.script(stream(event(FINAL_REVISION, state)), Answer(status=204))
+
+    outcome = client.call(api.url, "subscribe", "s1")
+
+    assert (outcome.result, outcome.updates) == (state, [state])
+    assert api.seen[1].headers["Last-Event-ID"] == str(FINAL_REVISION)

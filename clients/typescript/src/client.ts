@@ -27,6 +27,8 @@ const MAX_FOLLOWED = 100;
 const MAX_WAIT_SECONDS = 60;
 /** What a response may take beyond the time that it was asked to wait. */
 const ANSWER_SECONDS = 15;
+/** What is left of the caller's time for the response to arrive. */
+const TRAVEL_SECONDS = 0.5;
 /** The least time between two reads of a service that does not wait. */
 const POLL_SECONDS = 1;
 const UPLOAD_SECONDS = 120;
@@ -137,21 +139,24 @@ export class Wearon {
       throw new RangeError(`at most ${MAX_FOLLOWED} sessions can be followed at once`);
     }
     const end = clock() + timeoutSeconds;
-    const tries = new Tries(this.#retries, end);
+    const tries = new Tries(this.#retries);
     while (follower.pending.size > 0) {
       checkTime(end, follower);
       const seconds = Math.min(this.#idleSeconds, end - clock());
-      let failure = await this.#http.open(events(follower), seconds, signal);
+      const stream = await this.#http.open(events(follower), seconds, signal);
+      // The states that it has are final, with a new status.
+      if (stream === "over") return follower.states;
       let least = 0;
-      if (!(failure instanceof WearonError)) {
+      let failure = new ConnectionFailed("the stream ended") as WearonError;
+      if (stream instanceof WearonError) failure = stream;
+      else {
         const parser = new EventParser();
-        if (await this.#read(failure, parser, follower, onUpdate, end)) tries.reset();
-        failure = new ConnectionFailed("the stream ended");
+        if (await this.#read(stream, parser, follower, onUpdate, end)) tries.reset();
         least = parser.retrySeconds ?? this.#retries.baseSeconds;
       }
       if (follower.pending.size === 0) break;
-      checkTime(end, follower);
-      await sleep(tries.delayAfter(failure, least), signal);
+      const delay = tries.delayAfter(failure, least);
+      await sleep(Math.max(0, Math.min(delay, end - clock())), signal);
     }
     return follower.states;
   }
@@ -339,7 +344,7 @@ function checkTime(end: number, follower: Follower): void {
 }
 
 function prefer(end: number): Record<string, string> {
-  const seconds = Math.floor(Math.min(end - clock(), MAX_WAIT_SECONDS));
+  const seconds = Math.floor(Math.min(end - clock() - TRAVEL_SECONDS, MAX_WAIT_SECONDS));
   return seconds >= 1 ? { Prefer: `wait=${seconds}` } : {};
 }
 

@@ -75,12 +75,12 @@ export class Http {
     }
   }
 
-  /** An open stream, or the failure to open it. */
+  /** An open stream, the failure to open it, or "over" for 204: there is nothing more to come. */
   async open(
     request: Request,
     seconds: number,
     signal: AbortSignal | undefined,
-  ): Promise<Stream | WearonError> {
+  ): Promise<Stream | "over" | WearonError> {
     const prepared = await this.#prepared(request);
     const timer = new Timer(seconds, signal);
     try {
@@ -88,6 +88,7 @@ export class Http {
       if (response.status === 200 && response.body) return streamOf(response.body, timer);
       const reply = await replyOf(response);
       timer.clear();
+      if (response.status === 204) return "over";
       return reply instanceof WearonError ? reply : new ConnectionFailed("the response is no stream");
     } catch (error) {
       timer.clear();

@@ -44,7 +44,7 @@ export class Tries {
 
   constructor(
     readonly retries: Retries,
-    readonly end: number,
+    readonly end = Infinity,
   ) {
     this.#until = clock() + retries.totalSeconds;
   }

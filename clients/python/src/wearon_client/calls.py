@@ -28,6 +28,8 @@ MAX_FOLLOWED = 100
 MAX_WAIT_SECONDS = 60
 _ANSWER_SECONDS = 15.0
 """What a response may take beyond the time that it was asked to wait."""
+_TRAVEL_SECONDS = 0.5
+"""What is left of the caller's time for the response to arrive."""
 _POLL_SECONDS = 1.0
 """The least time between two reads of a service that does not wait."""
 _UPLOAD_SECONDS = 120.0
@@ -118,7 +120,7 @@ class Calls:
         if len(follower.pending) > MAX_FOLLOWED:
             raise ValueError(f"at most {MAX_FOLLOWED} sessions can be followed at once")
         end = self.clock() + timeout_seconds
-        tries = Tries(self.retries, self.clock, end)
+        tries = Tries(self.retries, self.clock)
         reconnect_seconds = self.retries.base_seconds
         while follower.pending:
             self._check_time(end, follower)
@@ -130,9 +132,11 @@ class Calls:
                 if (yield from self._read(parser, follower, end)):
                     tries.reset()
                 reply, least = Lost("the stream ended"), parser.retry_seconds or reconnect_seconds
+            elif isinstance(reply, Reply) and reply.status == 204:
+                break  # the states that it has are final, with a new status
             if follower.pending:
-                self._check_time(end, follower)
-                yield Sleep(tries.delay_after(reply, least))
+                delay = tries.delay_after(reply, least)
+                yield Sleep(max(0.0, min(delay, end - self.clock())))
         return follower.states
 
     def _read(self, parser: EventParser, follower: Follower, end: float) -> Flow[bool]:
@@ -191,7 +195,7 @@ class Calls:
         raise WaitTimeout(session_id, last)
 
     def _prefer(self, end: float) -> dict[str, str]:
-        seconds = int(min(end - self.clock(), MAX_WAIT_SECONDS))
+        seconds = int(min(end - self.clock() - _TRAVEL_SECONDS, MAX_WAIT_SECONDS))
         return {"Prefer": f"wait={seconds}"} if seconds >= 1 else {}
 
     def _send(self, request: Request, end: float = float("inf")) -> Flow[Reply]:

@@ -83,7 +83,9 @@ Flow = Generator[Step, Any, T]
 class Tries:
     """Counts the tries of one call against its limits."""
 
-    def __init__(self, retries: Retries, clock: Callable[[], float], end: float) -> None:
+    def __init__(
+        self, retries: Retries, clock: Callable[[], float], end: float = float("inf")
+    ) -> None:
         self._retries, self._clock, self._end = retries, clock, end
         self.reset()
 

@@ -1,34 +1,15 @@
 """The examples of the clients' READMEs run as they are printed."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.clients.drivers import PYTHON, TOKEN, TYPESCRIPT, require_node
+from tests.clients.drivers import PYTHON, TOKEN, TYPESCRIPT
+from tests.clients.examples import example, run_javascript, run_python
 from tests.clients.fake import FakeApi, data, event, session, stream
-from tests.docs.pages import Block, blocks
 
 JPEG = b"\xff\xd8\xff...."
 EXAMPLE_LINES = 12
-
-
-def example(folder: Path) -> Block:
-    (block,) = blocks((folder / "README.md").read_text("utf-8"))
-    return block
-
-
-def run(command: list[str], api: FakeApi, folder: Path) -> list[str]:
-    (folder / "person.jpg").write_bytes(JPEG)
-    settings = {"WEARON_URL": api.url, "WEARON_TOKEN": TOKEN}
-    environment = os.environ | settings | {"PYTHONPATH": str(PYTHON / "src")}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.splitlines()
 
 
 def script(api: FakeApi) -> None:
@@ -53,15 +34,14 @@ PRINTED = ["processing", "completed", "https://api.example/files/2.jpg"]
 def test_python_example_runs(api: FakeApi, tmp_path: Path) -> None:
     script(api)
 
-    assert run([sys.executable, "-Wignore", "-c", example(PYTHON).text], api, tmp_path) == PRINTED
+    assert run_python(api.url, TOKEN, JPEG, tmp_path) == PRINTED
     assert api.seen[2].json == {"model_image_url": "https://api.example/files/1.jpg"}
 
 
 def test_javascript_example_runs(api: FakeApi, built: Path) -> None:
     script(api)
-    (built / "example.mjs").write_text(example(TYPESCRIPT).text)
 
-    assert run([require_node(), "example.mjs"], api, built) == PRINTED
+    assert run_javascript(api.url, TOKEN, JPEG, built) == PRINTED
     assert api.seen[2].json == {"model_image_url": "https://api.example/files/1.jpg"}
 
 
@@ -77,6 +57,6 @@ def test_example_prints_a_failure(api: FakeApi, tmp_path: Path) -> None:
     failed = session(status="failed", error_code="EXPIRED", error_message="Too late")
     api.replace_last(stream(event(1, failed)))
 
-    printed = run([sys.executable, "-Wignore", "-c", example(PYTHON).text], api, tmp_path)
+    printed = run_python(api.url, TOKEN, JPEG, tmp_path)
 
     assert printed == ["failed", "EXPIRED Too late"]

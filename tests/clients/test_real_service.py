@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.clients.dev import Dev, running_dev
 from tests.clients.drivers import Driver
+from tests.clients.examples import run_javascript, run_python
 from tests.clients.page import client_page
 
 TRY_ON = """
@@ -21,8 +22,11 @@ canvas.getContext("2d").fillRect(0, 0, 400, 400);
 const picture = await new Promise((done) => canvas.toBlob(done, "image/png"));
 const person = await wearon.upload(picture);
 const done = await wearon.submitAndWait({ ...request, model_image_url: person });
+const { session_id } = await wearon.submit(request);
+const states = [];
+await wearon.subscribe(session_id, ({ status }) => states.push(status));
 const problem = await wearon.get("none").catch((error) => error);
-return [done.status, problem.name, problem.code, problem.requestId];
+return [done.status, states.at(-1), problem.name, problem.code, problem.requestId];
 """
 
 
@@ -32,11 +36,16 @@ def dev() -> Iterator[Dev]:
         yield service
 
 
-def test_try_on_with_a_picture_of_ones_own(client: Driver, dev: Dev) -> None:
+@pytest.fixture(scope="module")
+def picture() -> bytes:
+    written = io.BytesIO()
+    Image.new("RGB", (300, 400), "white").save(written, "JPEG")
+    return written.getvalue()
+
+
+def test_try_on_with_a_picture_of_ones_own(client: Driver, dev: Dev, picture: bytes) -> None:
     """An upload, a generation with it that is awaited, and the session in the list."""
-    person = io.BytesIO()
-    Image.new("RGB", (300, 400), "white").save(person, "PNG")
-    link = client.call(dev.url, "upload", person.getvalue(), token=dev.api_key).result
+    link = client.call(dev.url, "upload", picture, token=dev.api_key).result
     asked = {**dev.request, "model_image_url": link}
 
     done = client.call(dev.url, "submit_and_wait", asked, token=dev.api_key).result
@@ -45,6 +54,41 @@ def test_try_on_with_a_picture_of_ones_own(client: Driver, dev: Dev) -> None:
     assert done["status"] == "completed"
     assert done["generated_image_url"].startswith(f"{dev.url}/files/")
     assert done["session_id"] in [session["session_id"] for session in page["items"]]
+
+
+def test_sessions_are_followed_to_their_end(client: Driver, dev: Dev) -> None:
+    """One session and several ones, while they are worked on and when they are final."""
+    ids = [
+        client.call(dev.url, "submit", dev.request, token=dev.api_key).result["session_id"]
+        for _ in range(3)
+    ]
+
+    one = client.call(dev.url, "subscribe", ids[0], token=dev.api_key)
+    several = client.call(dev.url, "subscribe_many", ids, token=dev.api_key)
+    unknown = client.call(dev.url, "subscribe", "none", token=dev.api_key)
+
+    assert one.result == one.updates[-1]
+    assert one.result["status"] == "completed"
+    assert {name: state["status"] for name, state in several.result.items()} == dict.fromkeys(
+        ids, "completed"
+    )
+    assert unknown.refusal["code"] == "NOT_FOUND"
+
+
+@pytest.mark.parametrize("language", ["python", "javascript"])
+def test_examples_make_a_picture(
+    request: pytest.FixtureRequest, language: str, dev: Dev, picture: bytes, tmp_path: Path
+) -> None:
+    """Those of the READMEs print the picture's link."""
+    if language == "python":
+        printed = run_python(dev.url, dev.api_key, picture, tmp_path)
+    else:
+        built: Path = request.getfixturevalue("built")
+        printed = run_javascript(dev.url, dev.user_token, picture, built)
+
+    *_, status, link = printed
+    assert status == "completed"
+    assert link.startswith(f"{dev.url}/files/")
 
 
 def test_final_session_is_not_cancelled(client: Driver, dev: Dev) -> None:
@@ -84,11 +128,13 @@ def test_refusals_have_the_services_code(client: Driver, dev: Dev) -> None:
 
 
 def test_page_makes_a_try_on(dev: Dev, built: Path) -> None:
-    """In a browser, on a page of another origin: upload, submission and wait need no header that
-    the API does not allow, and errors are read."""
+    """In a browser, on a page of another origin: upload, submission, wait and stream need no
+    header that the API does not allow, and errors are read."""
     with client_page(built / "node_modules" / "wearon-client" / "dist") as page:
-        status, name, code, request_id = page.run(TRY_ON, dev.url, dev.user_token, dev.request)
+        status, last, name, code, request_id = page.run(
+            TRY_ON, dev.url, dev.user_token, dev.request
+        )
 
-    assert status == "completed"
+    assert (status, last) == ("completed", "completed")
     assert (name, code) == ("ApiError", "NOT_FOUND")
     assert request_id.startswith("req_")

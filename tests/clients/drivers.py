@@ -28,7 +28,7 @@ HARNESS = Path(__file__).with_name("harness.mjs")
 TOKEN = "wk_example"
 RETRIES: dict[str, Any] = {
     "attempts": 4,
-    "total_seconds": 5.0,
+    "total_seconds": 10.0,
     "base_seconds": 0.01,
     "max_seconds": 0.05,
 }

@@ -31,7 +31,8 @@ async function call({ target, method, args, options }, updates) {
   const token = target.tokens ? () => next(target.tokens) : target.token;
   const wearon = new client.Wearon({ ...renamed(target), token, retries: renamed(target.retries) });
   const onUpdate = async (session) => {
-    await new Promise((resolve) => setTimeout(resolve, target.update_ms ?? 0));
+    const pause = updates.length === 0 ? (target.first_update_ms ?? 0) : 0;
+    await new Promise((resolve) => setTimeout(resolve, pause));
     updates.push(session);
     if (session.status === target.refuses) throw new Error("refused");
   };

@@ -136,7 +136,7 @@ def test_tries_are_bounded_in_time(client: Driver, api: FakeApi) -> None:
     refusal = client.call(api.url, "get", "s1").refusal
 
     assert (refusal["status"], refusal["retry_after_seconds"]) == (429, 60)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 8
 
 
 @pytest.mark.parametrize("pieces", [[b"{"], [b"{", *[0.1, b" "] * 100]], ids=["silent", "slow"])
@@ -150,7 +150,7 @@ def test_endless_response_is_given_up(clients: list[Driver], pieces: list[bytes 
         refusal = client.call(api.url, "get", "s1", retries={"total_seconds": 0.3}).refusal
 
         assert refusal["name"] == "ConnectionFailed"
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 8
 
     at_once(clients, check)
 
@@ -292,11 +292,11 @@ def test_wait_ends_in_time(clients: list[Driver]) -> None:
         api.script(data(SUBMITTED, 202), data(state))
         began = time.monotonic()
 
-        refusal = client.call(api.url, "submit_and_wait", REQUEST, timeout_seconds=0.5).refusal
+        refusal = client.call(api.url, "submit_and_wait", REQUEST, timeout_seconds=0.9).refusal
 
         assert (refusal["name"], refusal["session_id"]) == ("WaitTimeout", "s1")
         assert refusal["last"] == state
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 8
         assert all("Prefer" not in seen.headers for seen in api.seen)
 
     at_once(clients, check)

@@ -36,10 +36,10 @@ def test_signal_gives_a_call_up(
     given = target(api, retries=limits)
     began = time.monotonic()
 
-    outcome = node.ask(target=given, method=method, args=["s1"], options={"abort_ms": 300})
+    outcome = node.ask(target=given, method=method, args=["s1"], options={"abort_ms": 600})
 
     assert outcome.refusal["name"] == "TimeoutError"
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 8
     assert len(api.seen) == 1
 
 
@@ -54,12 +54,12 @@ def test_cancellation_gives_a_call_up(api: FakeApi, method: str, answer: Answer)
         http = httpx2.AsyncClient(limits=ONE_CONNECTION)
         async with AsyncWearon(api.url, TOKEN, retries=PATIENT, http=http) as client:
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.3):
+                async with asyncio.timeout(0.6):
                     await getattr(client, method)("s1", *more)
             return await client.get("s1")
 
     assert asyncio.run(called()) == DONE
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 8
 
 
 def test_error_of_a_callback_ends_the_subscription(node: NodeDriver, api: FakeApi) -> None:
@@ -95,16 +95,16 @@ def test_callbacks_are_awaited_in_order(node: NodeDriver, api: FakeApi) -> None:
     updates: list[Session] = []
 
     async def slow(state: Session) -> None:
-        await asyncio.sleep(0.15)
+        await asyncio.sleep(0.5 if state == WORKING else 0)
         updates.append(state)
 
     async def subscribed() -> None:
-        async with AsyncWearon(api.url, TOKEN, idle_seconds=0.1) as client:
+        async with AsyncWearon(api.url, TOKEN, idle_seconds=0.3) as client:
             await client.subscribe("s1", slow)
 
     asyncio.run(subscribed())
     outcome = node.ask(
-        target=target(api, update_ms=150, idle_seconds=0.1), method="subscribe", args=["s1"]
+        target=target(api, first_update_ms=500, idle_seconds=0.3), method="subscribe", args=["s1"]
     )
 
     assert updates == outcome.updates == [WORKING, session(), DONE]

@@ -49,7 +49,7 @@ def test_stream_need_not_be_closed_by_the_service(client: Driver, api: FakeApi) 
     outcome = client.call(api.url, "subscribe", "s1")
 
     assert outcome.result == DONE
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 8
 
 
 @pytest.mark.parametrize("end", ["whole", "cut"])
@@ -166,7 +166,7 @@ def test_streams_that_send_nothing_are_bounded(clients: list[Driver]) -> None:
 
         assert outcome.refusal["name"] == "ConnectionFailed"
         assert len(api.seen) == 4
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 8
 
     at_once(clients, check)
 
@@ -177,7 +177,7 @@ def test_silent_stream_is_resumed(clients: list[Driver]) -> None:
     def check(client: Driver, api: FakeApi) -> None:
         api.script(stream(event(2, WORKING), end="hang"), stream(final()))
 
-        outcome = client.call(api.url, "subscribe", "s1", idle_seconds=0.2)
+        outcome = client.call(api.url, "subscribe", "s1", idle_seconds=0.6)
 
         assert outcome.updates == [WORKING, DONE]
         assert api.seen[1].headers["Last-Event-ID"] == "2"
@@ -189,10 +189,10 @@ def test_pings_keep_a_stream(clients: list[Driver]) -> None:
     """Comments count as life."""
 
     def check(client: Driver, api: FakeApi) -> None:
-        pings: list[bytes | float] = [piece for _ in range(8) for piece in (PING, 0.1)]
+        pings: list[bytes | float] = [piece for _ in range(6) for piece in (PING, 0.25)]
         api.script(stream(event(2, WORKING), *pings, final()))
 
-        outcome = client.call(api.url, "subscribe", "s1", idle_seconds=0.5)
+        outcome = client.call(api.url, "subscribe", "s1", idle_seconds=1.0)
 
         assert outcome.updates == [WORKING, DONE]
         assert len(api.seen) == 1
@@ -229,11 +229,11 @@ def test_subscription_ends_in_time(clients: list[Driver]) -> None:
         api.script(stream(event(2, WORKING), end="hang"))
         began = time.monotonic()
 
-        refusal = client.call(api.url, "subscribe", "s1", timeout_seconds=0.4).refusal
+        refusal = client.call(api.url, "subscribe", "s1", timeout_seconds=0.8).refusal
 
         assert (refusal["name"], refusal["session_id"]) == ("WaitTimeout", "s1")
         assert refusal["last"] == WORKING
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 8
 
     at_once(clients, check)
 
@@ -277,7 +277,7 @@ def test_endless_event_is_given_up(client: Driver, api: FakeApi) -> None:
     began = time.monotonic()
 
     assert client.call(api.url, "subscribe", "s1").updates == [DONE]
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 8
 
 
 def test_largest_revision_is_exact(client: Driver, api: FakeApi) -> None:

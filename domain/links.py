@@ -3,15 +3,25 @@
 The fetcher checks much more. What is refused here could never be fetched, so it costs no credit.
 """
 
+import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from urllib.parse import SplitResult, unquote
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from domain.errors import InvalidInput
 
 WEB_PORTS = frozenset({80, 443})
 """The ports that are connected to."""
 
+MAX_URL_LENGTH = 2_048
+
+# Fast path: nearly all URLs match, and what matches is valid without being parsed. The last label
+# of the host begins with a letter, so it is no address.
+_USUAL_URL = re.compile(
+    r"https?://[A-Za-z0-9.-]*\.[A-Za-z][A-Za-z0-9-]*(?::80|:443)?/[A-Za-z0-9._~/?&=%+,:-]*"
+)
 _NO_NAME = "must name a host on the public internet"
 
 Address = IPv4Address | IPv6Address
@@ -51,6 +61,29 @@ class LinkRules:
 
 
 PUBLIC_LINKS = LinkRules()
+
+
+def check_link(field: str, url: str, links: LinkRules = PUBLIC_LINKS) -> None:
+    """Raises ``InvalidInput`` for ``field`` if ``url`` can never be fetched. The address behind it
+    is checked when it is connected to."""
+    if len(url) > MAX_URL_LENGTH:
+        raise InvalidInput(field, f"is longer than {MAX_URL_LENGTH} characters")
+    if _USUAL_URL.fullmatch(url):
+        return
+    if not url.isprintable() or any(character in url for character in ' \\"<>'):
+        raise InvalidInput(field, "has a character that a URL cannot have")
+    try:
+        parts = urlsplit(url)
+        host, port, user = parts.hostname, parts.port, parts.username
+    except ValueError as error:
+        raise InvalidInput(field, "is not a valid URL") from error
+    if parts.scheme not in {"http", "https"} or not host or port == 0:
+        raise InvalidInput(field, "must be an http or https URL")
+    if user is not None:
+        raise InvalidInput(field, "must not carry a user name or password")
+    problem = links.problem_of(url, parts)
+    if problem is not None:
+        raise InvalidInput(field, problem)
 
 
 def address_in(host: str) -> Address | None:

@@ -2,11 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from domain.callers import Caller, CallerKind, Shopper
 from domain.errors import InvalidInput
-from domain.links import PUBLIC_LINKS, LinkRules
+from domain.links import PUBLIC_LINKS, LinkRules, check_link
 from domain.sessions import (
     DEFAULT_PROMPT,
     MAX_ACCESSORIES,
@@ -15,14 +14,7 @@ from domain.sessions import (
 )
 from domain.uploads import leads_to_another_shopper
 
-MAX_URL_LENGTH = 2_048
-
 _KEY = re.compile(r"[!-~]{1,255}")
-# Fast path: nearly all URLs match, and what matches is valid without being parsed. The last label
-# of the host begins with a letter, so it is no address.
-_USUAL_URL = re.compile(
-    r"https?://[A-Za-z0-9.-]*\.[A-Za-z][A-Za-z0-9-]*(?::80|:443)?/[A-Za-z0-9._~/?&=%+,:-]*"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +51,13 @@ def check_key(idempotency_key: str) -> None:
 
 
 def _check_input(asked: GenerationInput, caller: Caller, links: LinkRules) -> None:
-    _check_url("model_image_url", asked.model_image_url, links)
+    check_link("model_image_url", asked.model_image_url, links)
     if asked.outfit_image_url is not None:
-        _check_url("outfit_image_url", asked.outfit_image_url, links)
+        check_link("outfit_image_url", asked.outfit_image_url, links)
     if len(asked.accessories) > MAX_ACCESSORIES:
         raise InvalidInput("accessories", f"at most {MAX_ACCESSORIES} are possible")
     for index, accessory in enumerate(asked.accessories):
-        _check_url(f"accessories[{index}].url", accessory.url, links)
+        check_link(f"accessories[{index}].url", accessory.url, links)
     if asked.prompt != DEFAULT_PROMPT:
         _check_prompt(asked.prompt, caller)
     if caller.shopper is not None:
@@ -89,25 +81,3 @@ def _check_prompt(prompt: str, caller: Caller) -> None:
         raise InvalidInput("prompt", "only stores may give a prompt of their own")
     if not prompt.strip() or len(prompt) > MAX_PROMPT_LENGTH:
         raise InvalidInput("prompt", f"must be 1 to {MAX_PROMPT_LENGTH} characters")
-
-
-def _check_url(field: str, url: str, links: LinkRules = PUBLIC_LINKS) -> None:
-    """Reject text that cannot be a link to a picture. The fetcher checks the address behind it."""
-    if len(url) > MAX_URL_LENGTH:
-        raise InvalidInput(field, f"is longer than {MAX_URL_LENGTH} characters")
-    if _USUAL_URL.fullmatch(url):
-        return
-    if not url.isprintable() or any(character in url for character in ' \\"<>'):
-        raise InvalidInput(field, "has a character that a URL cannot have")
-    try:
-        parts = urlsplit(url)
-        host, port, user = parts.hostname, parts.port, parts.username
-    except ValueError as error:
-        raise InvalidInput(field, "is not a valid URL") from error
-    if parts.scheme not in {"http", "https"} or not host or port == 0:
-        raise InvalidInput(field, "must be an http or https URL")
-    if user is not None:
-        raise InvalidInput(field, "must not carry a user name or password")
-    problem = links.problem_of(url, parts)
-    if problem is not None:
-        raise InvalidInput(field, problem)

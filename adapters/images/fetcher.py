@@ -1,14 +1,12 @@
 """Downloads pictures from untrusted links, without reaching our own network (SSRF).
 
-Three checks: the URL before any name lookup, every address of its host before any connection, and
-the bytes before any use (``pool.py``). Each redirect goes through the first two again.
+Three checks: the URL before any name lookup, every address of its host before any connection (both
+in ``public_web.py``), and the bytes before any use (``pool.py``). Each redirect goes through the
+first two again.
 """
 
 import asyncio
 import re
-import socket
-from collections.abc import Callable
-from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from aiohttp import (
     ClientError,
@@ -18,18 +16,16 @@ from aiohttp import (
     DummyCookieJar,
     TCPConnector,
 )
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from adapters.images.addresses import is_public
 from adapters.images.http import network_detail, shortage
 from adapters.images.inputs import Prepare
 from adapters.images.inspection import too_large
 from adapters.images.limits import FetchLimits
-from adapters.images.lookups import DnsLookup, Lookup
+from adapters.images.lookups import Lookup
+from adapters.images.public_web import NotPublic, PublicWeb
 from domain.causes import Cause, CauseKind
 from domain.errors import InputUnavailable, Refused
-from domain.links import WEB_PORTS
 from domain.picture_ports import Picture
 from domain.sessions import ErrorCode
 
@@ -43,9 +39,6 @@ _HEADERS = {
     "Accept-Encoding": "identity",
 }
 
-# A host name's last label begins with a letter, so no spelling of an IP address (127.1,
-# 0x7f000001, 2130706433, [::1]) matches.
-_HOST_NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z][a-z0-9_-]{0,62}\.?")
 _SECONDS = re.compile(r"[0-9]{1,9}")
 
 
@@ -63,9 +56,7 @@ class HttpPictureFetcher:
     ) -> None:
         self._limits = limits
         self._prepare = prepare
-        self._allow_loopback = allow_loopback
-        self._dns = DnsLookup()
-        self._lookup: Lookup = lookup or self._dns
+        self._web = PublicWeb(allow_loopback=allow_loopback, lookup=lookup)
         self._session: ClientSession | None = None
 
     async def fetch(self, url: str) -> Picture:
@@ -76,7 +67,9 @@ class HttpPictureFetcher:
         """The bytes at ``url``. Raises ``Refused``, and ``TryAgain`` if the host failed."""
         try:
             async with asyncio.timeout(self._limits.total_timeout_seconds):
-                return await self._download(self._checked_url(url))
+                return await self._download(self._web.checked_url(url))
+        except NotPublic as error:
+            raise _not_public() from error
         except (ClientError, OSError) as error:
             detail = f"{network_detail(error)} host={URL(url).host}"
             raise shortage(error) or _transient_failure(detail) from error
@@ -85,7 +78,7 @@ class HttpPictureFetcher:
         """Close all connections."""
         if self._session is not None:
             await self._session.close()
-        await self._dns.close()
+        await self._web.close()
 
     async def _download(self, url: URL) -> bytes:
         for _ in range(self._limits.max_redirects + 1):
@@ -105,7 +98,7 @@ class HttpPictureFetcher:
             # It takes no proxy or password from the environment, and keeps no cookies.
             self._session = ClientSession(
                 connector=TCPConnector(
-                    resolver=_CheckingResolver(self._lookup, self._is_allowed_address),
+                    resolver=self._web.resolver(),
                     use_dns_cache=False,
                     # Bounded by the attempts and their parallel downloads. A wait for a connection
                     # of others would count as the host's.
@@ -121,31 +114,10 @@ class HttpPictureFetcher:
         return self._session
 
     def _redirect_target(self, response: ClientResponse) -> URL:
-        target = self._checked_url(response.headers.get("Location", ""), base=response.url)
+        target = self._web.checked_url(response.headers.get("Location", ""), base=response.url)
         if response.url.scheme == "https" and target.scheme != "https":
-            raise _not_public()
+            raise NotPublic
         return target
-
-    def _checked_url(self, text: str, *, base: URL | None = None) -> URL:
-        """``text`` as parsed by the client, so that the check and the request cannot differ."""
-        try:
-            url = URL(text) if base is None else base.join(URL(text))
-        except ValueError as error:
-            raise _not_public() from error
-        if not text.isprintable() or url.user is not None or url.password is not None:
-            raise _not_public()
-        if url.scheme not in {"http", "https"} or not self._is_allowed_host(url):
-            raise _not_public()
-        return url
-
-    def _is_allowed_host(self, url: URL) -> bool:
-        host = url.raw_host or ""
-        if self._allow_loopback:
-            return _HOST_NAME.fullmatch(host) is not None or _is_loopback(host)
-        return _HOST_NAME.fullmatch(host) is not None and url.port in WEB_PORTS
-
-    def _is_allowed_address(self, address: IPv4Address | IPv6Address) -> bool:
-        return is_public(address) or (self._allow_loopback and address.is_loopback)
 
     async def _read_body(self, response: ClientResponse, deadline: asyncio.Timeout) -> bytes:
         """Each received byte extends the ``deadline`` a little."""
@@ -160,48 +132,6 @@ class HttpPictureFetcher:
             if len(data) > self._limits.max_bytes:
                 raise too_large(self._limits.max_bytes)
         return bytes(data)
-
-
-class _CheckingResolver(AbstractResolver):
-    """The only lookup of a connection, which uses the addresses checked here: a name cannot resolve
-    to one address for the check and to another for the connection (DNS rebinding)."""
-
-    def __init__(
-        self, lookup: Lookup, is_allowed: Callable[[IPv4Address | IPv6Address], bool]
-    ) -> None:
-        self._lookup = lookup
-        self._is_allowed = is_allowed
-
-    async def resolve(
-        self,
-        host: str,
-        port: int = 0,
-        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - all are checked
-    ) -> list[ResolveResult]:
-        addresses = [ip_address(address) for address in await self._lookup(host)]
-        if not all(self._is_allowed(address) for address in addresses):
-            raise _not_public()
-        return [
-            ResolveResult(
-                hostname=host,
-                host=str(address),
-                port=port,
-                family=socket.AF_INET if address.version == 4 else socket.AF_INET6,
-                proto=socket.IPPROTO_TCP,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in addresses
-        ]
-
-    async def close(self) -> None:
-        """Nothing to close; aiohttp requires the method."""
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_status(response: ClientResponse) -> None:

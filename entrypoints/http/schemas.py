@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 from domain.callers import Caller
 from domain.credits import Channel, CreditAccount, LedgerEntry, LedgerKind
+from domain.links import MAX_URL_LENGTH
 from domain.ports import Receipt, SessionStats
-from domain.requests import MAX_URL_LENGTH
 from domain.sessions import (
     DEFAULT_PROMPT,
     MAX_ACCESSORIES,

@@ -319,7 +319,7 @@ def test_settings_reach_the_limits_of_input_pictures() -> None:
     uploads = container.uploads()._policy
 
     assert (downloads._limits.total_timeout_seconds, downloads._limits.max_bytes) == (7, 4_096)
-    assert downloads._allow_loopback
+    assert downloads._web._allow_loopback
     assert fetcher._limits.seconds == 9
     assert (pool.processes, pool.memory_bytes, pool.seconds) == (3, 400_000_000, 6)
     assert fetcher._max_bytes == 4_096
@@ -448,7 +448,7 @@ def test_settings_reach_the_provider_of_jobs() -> None:
     assert "r8_1" not in f"{generator!r} {jobs!r} {container.settings()!r}"
     assert jobs._model == ReplicateModel(name="google/nano-banana-2", image_field="images")
     assert jobs._deadline == 33
-    assert (results._limits, results._allow_loopback) == (RESULT_LIMITS, True)
+    assert (results._limits, results._web._allow_loopback) == (RESULT_LIMITS, True)
 
 
 @pytest.mark.anyio

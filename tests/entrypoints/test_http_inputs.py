@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from domain.errors import InvalidInput
-from domain.requests import _USUAL_URL, MAX_URL_LENGTH, _check_url
+from domain.links import _USUAL_URL, MAX_URL_LENGTH, check_link
 from entrypoints.http.inputs import _refuse_repeated, decoded
 from entrypoints.http.schemas import NewGeneration
 
@@ -110,8 +110,8 @@ def test_two_accessories_are_not_repeated_names() -> None:
 def test_fast_check_of_urls_agrees_with_the_full_one(url: str) -> None:
     """Every URL that the fast check accepts passes the full check."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("domain.requests._USUAL_URL", _Nothing)
-        _check_url("model_image_url", url)
+        patch.setattr("domain.links._USUAL_URL", _Nothing)
+        check_link("model_image_url", url)
 
 
 class _Nothing:
@@ -123,4 +123,4 @@ class _Nothing:
 def test_fast_check_of_urls_has_the_length_limit() -> None:
     """The length is checked first."""
     with pytest.raises(InvalidInput, match="longer"):
-        _check_url("model_image_url", URL + "x" * MAX_URL_LENGTH)
+        check_link("model_image_url", URL + "x" * MAX_URL_LENGTH)

@@ -15,6 +15,7 @@
     ├── WorkFailed: Refused, ProviderMisconfigured,
     │   TryAgain: InputUnavailable, ProviderUnavailable                   one attempt failed
     ├── NotStarted                                                        the provider is busy
+    ├── NotDelivered                                                      an endpoint is silent
     ├── ClaimFailed                                                       our fault, permanent
     ├── Superseded                                                        an attempt lost its lease
     └── IllegalTransition, InvalidTask                                    a domain rule was broken
@@ -244,6 +245,15 @@ class UserKeysUnavailable(Unavailable):
     rejected."""
 
     kind = CauseKind.USER_KEYS
+
+
+class NotDelivered(WearonError):
+    """An endpoint gave no response: its name, the connection or the time ran out. ``detail`` says
+    which, in a word or two, and may be shown to its owner."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"The endpoint gave no response: {detail}")
+        self.detail = detail
 
 
 class ClaimFailed(WearonError):

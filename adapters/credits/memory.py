@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime
+from typing import Protocol
 from uuid import UUID
 
 from adapters.audit_log.memory import InMemoryAuditLog
@@ -16,6 +17,16 @@ from domain.ports import CreditRepoPort
 from domain.sessions import GenerationSession, SessionStatus
 
 
+class BalanceChanged(Protocol):
+    """Called after each change of a balance."""
+
+    def __call__(self, owner: Owner, *, before: int, after: int) -> None: ...
+
+
+def _ignore(owner: Owner, *, before: int, after: int) -> None:
+    pass
+
+
 class InMemoryCreditRepo(CreditRepoPort, AccountRepoPort):
     """``entries`` is the whole ledger, oldest first. ``sessions`` and ``budgets`` return all
     sessions and client tokens, for the audit; the session repository sets them."""
@@ -26,6 +37,7 @@ class InMemoryCreditRepo(CreditRepoPort, AccountRepoPort):
         self.entries: list[LedgerEntry] = []
         self.sessions: Callable[[], Sequence[GenerationSession]] = tuple
         self.budgets: Callable[[], Mapping[UUID, TokenBudget]] = dict
+        self.changed: BalanceChanged = _ignore
         self._accounts: dict[Owner, CreditAccount] = {}
         self._refunded: set[UUID] = set()
         self._signups: Counter[date] = Counter()
@@ -207,7 +219,9 @@ class InMemoryCreditRepo(CreditRepoPort, AccountRepoPort):
             reference=reference,
         )
         self.entries.append(entry)
-        self._accounts[owner] = self.balance_of(owner).with_entry(entry)
+        before = self.balance_of(owner)
+        self._accounts[owner] = before.with_entry(entry)
+        self.changed(owner, before=before.balance, after=before.balance + amount)
         return entry
 
     def _recomputed(self, held: CreditAccount) -> CreditAccount:

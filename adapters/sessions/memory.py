@@ -12,7 +12,13 @@ from uuid import UUID
 
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.sessions.memory_limits import Active, InMemoryLimits
-from adapters.sessions.memory_rules import is_http, keeps_result, may_have_image, paid_for
+from adapters.sessions.memory_rules import (
+    is_http,
+    keeps_result,
+    may_have_image,
+    paid_for,
+    was_undone,
+)
 from domain.credits import GENERATION_COST, Owner
 from domain.errors import IllegalTransition, NotFound, WearonError
 from domain.plans import NO_LIMITS, AccountLimits
@@ -58,7 +64,8 @@ class _Row:
 
 
 class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, SessionReadPort):
-    """``clock`` stands for the database's clock, on which leases are measured."""
+    """``clock`` stands for the database's clock, on which leases are measured. ``ended`` is called
+    with each session that reaches a final status, unless its submission undoes it."""
 
     def __init__(
         self,
@@ -72,6 +79,7 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         self._limits = InMemoryLimits(limits, clock=clock)
         self._rows: dict[UUID, _Row] = {}
         self.budgets = self._limits.budgets
+        self.ended: Callable[[GenerationSession], None] = lambda _: None
         accounts.sessions = lambda: [row.session for row in self._rows.values()]
         accounts.budgets = lambda: self.budgets
 
@@ -456,6 +464,8 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     def _put(self, row: _Row, session: GenerationSession) -> None:
         if session.status is not row.session.status:
             row.status_changed_at = self._clock()
+            if session.status.is_final and not (was_undone(session) and not row.push_again_at):
+                self.ended(session)
         row.session = session
 
     def _release(self, row: _Row, delay: timedelta, blame: Blame | None) -> None:

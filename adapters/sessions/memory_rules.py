@@ -2,7 +2,7 @@
 
 import re
 
-from domain.sessions import GenerationSession, SessionStatus
+from domain.sessions import ErrorCode, GenerationSession, SessionStatus
 
 
 def may_have_image(session: GenerationSession) -> bool:
@@ -33,3 +33,10 @@ def paid_for(session: GenerationSession) -> tuple[object, ...]:
         session.input,
         session.idempotency_key,
     )
+
+
+def was_undone(session: GenerationSession) -> bool:
+    """Whether a session failed before its task was known to have reached the queue. Unless recovery
+    found it, its submission undid it, and its caller was told that there is none."""
+    code = None if session.failure is None else session.failure.code
+    return code == ErrorCode.QUEUE_UNAVAILABLE and not session.confirmed

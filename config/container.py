@@ -1,4 +1,4 @@
-"""The composition root. With `pictures` and `door`, the only files that choose adapters.
+"""The composition root. With `door`, `pictures` and `webhooks`, all that chooses adapters.
 
 Each provider is a function of the container, so mypy checks every wiring as an ordinary call.
 Building a service opens no connection; connections open on first use.
@@ -37,7 +37,8 @@ from adapters.storage.local import LocalPictureStorage
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.s3 import S3PictureStorage
 from adapters.stores.postgres import PostgresStoreRepo
-from config import door, live, options, pictures, policies
+from adapters.webhooks.postgres import PostgresWebhookRepo
+from config import door, live, options, pictures, policies, webhooks
 from config.closing import Opened, closing
 from config.processes import worker_name
 from config.services import Queue, Repositories, ServedStorage, Storage
@@ -120,6 +121,7 @@ class Container(containers.DeclarativeContainer):
                     audit_log=PostgresAuditLog(database),
                     erasure=PostgresErasureRepo(database),
                     watched=PostgresWatchReads(database),
+                    webhooks=PostgresWebhookRepo(database, background=self.reserve()),
                     schema=Schema(database, all_migrations()),
                 )
             case options.Database.MEMORY:
@@ -173,14 +175,10 @@ class Container(containers.DeclarativeContainer):
         self.settings(), opened=self.opened(), clock=self.clock(), random=self.random()
     ))
     start_limit = service(lambda self: pictures.start_limit(self.settings(), opened=self.opened()))
-    # fmt: on
     samples = service(lambda self: draw_sample if self.settings().serves_samples else None)
     user_token = service(lambda self: partial(mint_user_token, rules=policies.jwt(self.settings())))
     new_api_key = providers.Callable(new_api_key)
-
     page_origins = service(lambda self: partial(door.page_origins, self.settings(), self.database))
-
-    # fmt: off
     user_keys = service(lambda self: door.user_keys(self.settings(), opened=self.opened()))
     authenticate = service(lambda self: door.authenticator(
         self.settings(), api_keys=self.api_keys(), client_tokens=self.client_token_repo(),
@@ -241,6 +239,18 @@ class Container(containers.DeclarativeContainer):
         tokens=self.client_token_repo(), accounts=self.accounts(), reads=self.sessions(),
         new_secret=new_client_token, hash_secret=key_sha256, new_id=self.new_id(),
         clock=self.clock(),
+    ))
+    webhook_repo = service(lambda self: self.repositories().webhooks)
+    webhook_sender = service(lambda self: webhooks.sender(
+        self.settings(), opened=self.opened(), clock=self.clock()
+    ))
+    webhooks = service(lambda self: webhooks.webhooks(
+        self.settings(), repo=self.webhook_repo(), sender=self.webhook_sender,
+        new_id=self.new_id(), clock=self.clock(),
+    ))
+    new_dispatcher = service(lambda self: partial(
+        webhooks.dispatcher, repo=self.webhook_repo(), sender=self.webhook_sender(),
+        views=self.views(), accounts=self.accounts(), random=self.random(), clock=self.clock(),
     ))
     dead_letters = service(lambda self: DeadLetters(
         letters=self.queue(), read_session=lambda session_id: self.sessions().get(session_id, None),

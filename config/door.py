@@ -28,6 +28,7 @@ from adapters.postgres.database import Database
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.watched_memory import InMemoryWatchReads
 from adapters.stores.memory import InMemoryStoreRepo
+from adapters.webhooks.memory import InMemoryWebhookRepo
 from config import origins, policies
 from config.closing import Opened, closing
 from config.options import Environment
@@ -48,8 +49,11 @@ def memory_repositories(limits: AccountLimits, *, clock: Clock) -> Repositories:
     accounts = InMemoryCreditRepo(clock=clock, log=log)
     stores = InMemoryStoreRepo(accounts=accounts, clock=clock, log=log)
     sessions = InMemorySessionRepo(accounts=accounts, clock=clock, limits=limits)
+    webhooks = InMemoryWebhookRepo(clock=clock, find_session=sessions.find)
+    sessions.ended, accounts.changed = webhooks.session_ended, webhooks.balance_changed
     return Repositories(
         sessions=sessions,
+        webhooks=webhooks,
         erasure=InMemoryErasureRepo(sessions),
         watched=InMemoryWatchReads(sessions),
         accounts=accounts,

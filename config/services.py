@@ -29,6 +29,12 @@ from domain.ports import (
     SessionRepoPort,
     TaskQueuePort,
 )
+from domain.webhook_ports import (
+    CreditAlertPort,
+    DeliveryRepoPort,
+    EndpointRepoPort,
+    OutboxPort,
+)
 
 
 class Queue(TaskQueuePort, DeadLetterPort, Protocol):
@@ -45,6 +51,10 @@ class Sessions(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, SessionReadPo
 
 class Accounts(CreditRepoPort, AccountRepoPort, Protocol):
     """Accounts with their credits and what they allow."""
+
+
+class WebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, OutboxPort, Protocol):
+    """Everything that is kept of webhooks."""
 
 
 class Storage(PictureStoragePort, UploadStoragePort, Protocol):
@@ -69,6 +79,7 @@ class Repositories:
     audit_log: AuditLogPort
     erasure: ErasureRepoPort
     watched: WatchReadPort
+    webhooks: WebhookRepo
     schema: Schema | None = None
 
 

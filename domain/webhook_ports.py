@@ -22,6 +22,7 @@ from domain.endpoints import (
     WebhookEvent,
 )
 from domain.ports import Position
+from domain.sessions import GenerationSession
 
 
 class EndpointRepoPort(Protocol):
@@ -41,7 +42,8 @@ class EndpointRepoPort(Protocol):
 
     async def change(self, endpoint_id: UUID, owner: Owner, change: EndpointChange) -> Endpoint:
         """The endpoint after ``change``. Concurrent changes of other fields are kept. Disabling one
-        that is disabled changes nothing. Enabling one ends its pause and forgets its failures."""
+        that is disabled makes its owner the reason, so that it is probed no more. Enabling one ends
+        its pause and forgets its failures."""
 
     async def rotate(
         self, endpoint_id: UUID, owner: Owner, *, secret: str, previous_for: timedelta
@@ -180,6 +182,9 @@ class OutboxPort(Protocol):
         """Record the attempts, and end the turn. A ``delivered`` delivery stays so. If another turn
         has begun meanwhile, or the owner enabled the endpoint, only the attempts and what was
         delivered are recorded: False. An endpoint that its owner disabled stays so."""
+
+    async def sessions(self, session_ids: Sequence[UUID]) -> list[GenerationSession]:
+        """The sessions with these ids as they are now, in any order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -96,6 +96,15 @@ TABLES: Mapping[str, Mapping[Group, Grants]] = {
         Group.READER: _columns("id prefix label scopes created_at revoked_at"),
     },
     "operator_actions": {Group.APP: _ADDS, Group.READER: _READS},
+    "webhook_endpoints": {
+        Group.APP: _all("SELECT INSERT UPDATE DELETE"),
+        Group.READER: _columns(
+            "id channel owner_id url events description created_at disabled_at disabled_reason"
+            " failures failing_since paused_until window_size turn leased_until"
+        ),
+    },
+    "webhook_deliveries": {Group.APP: _all("SELECT INSERT UPDATE DELETE"), Group.READER: _READS},
+    "webhook_attempts": {Group.APP: _all("SELECT INSERT DELETE"), Group.READER: _READS},
 }
 """Each has row-level security, with one policy for each group and command."""
 
@@ -120,6 +129,8 @@ FUNCTIONS: Mapping[str, Sequence[Group]] = {
     "require_failure": (),
     "require_refund": (),
     "require_accounts": (),
+    "tell_of_session": (),
+    "tell_of_low_credits": (),
 }
 
 

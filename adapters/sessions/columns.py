@@ -141,6 +141,7 @@ COLUMNS: Sequence[Column] = (
     Column("status_changed_at", "timestamptz"),
     Column("push_again_at", "timestamptz"),
     Column("delete_again_at", "timestamptz"),
+    Column("has_webhooks", "boolean"),
 )
 
 MAPPED: Sequence[Column] = [column for column in COLUMNS if column.path is not None]

@@ -79,7 +79,7 @@ _MINUTE, _HOUR = MINUTE.total_seconds(), HOUR.total_seconds()
 
 def _account(argument: dict[str, str]) -> str:
     """The columns of a locked account, and what its plan and its past allow."""
-    return f"""channel, owner_id, balance, unfinished_at_most, plan,
+    return f"""channel, owner_id, balance, unfinished_at_most, plan, has_webhooks,
             suspended_at IS NOT NULL AS suspended,
             total_granted = 0 AND sessions_created = 0 AS unfunded,
             ({argument["per_minute"]})[array_position({_PLANS}, plan)] AS minute_limit,
@@ -184,15 +184,15 @@ def _create(locking: str = "", *, for_shoppers: bool = False) -> str:
             JOIN credit_accounts AS account USING (channel, owner_id)
         ORDER BY 1, 2 FOR NO KEY UPDATE OF account {locking}
     ), held AS MATERIALIZED (
-        SELECT channel, owner_id, balance, plan, suspended, unfunded, refunded_too_often,
-            minute_limit, hour_limit, minute_backlog, hour_backlog, {_ROOM},
+        SELECT channel, owner_id, balance, plan, has_webhooks, suspended, unfunded,
+            refunded_too_often, minute_limit, hour_limit, minute_backlog, hour_backlog, {_ROOM},
             CASE WHEN unfinished_at_most + asked <= least_active THEN unfinished_at_most
                 ELSE least(unfinished_at_most, count_unfinished(channel, owner_id, max_active))
                 END AS unfinished
         FROM account
     ), {checked} AS (
         SELECT number, id, channel, owner_id, max_active{columns_of_shoppers},
-            balance, unfinished, unfunded, plan, room, minute_limit, hour_limit,
+            balance, unfinished, unfunded, plan, has_webhooks, room, minute_limit, hour_limit,
             minute_backlog, hour_backlog, CASE
             WHEN held.owner_id IS NULL THEN 'no_account'
             WHEN idempotency_key IS NOT NULL AND (
@@ -217,8 +217,8 @@ def _create(locking: str = "", *, for_shoppers: bool = False) -> str:
             ELSE 'created' END AS outcome, clock_timestamp() AS created_at
         FROM placed
     ), created AS (
-        SELECT number, id, channel, owner_id, unfinished, minute_limit, hour_limit, created_at
-            {columns_of_shoppers}
+        SELECT number, id, channel, owner_id, unfinished, minute_limit, hour_limit, created_at,
+            has_webhooks{columns_of_shoppers}
         FROM decided WHERE outcome = 'created' ORDER BY number
     ), debit AS (
         UPDATE credit_accounts AS account
@@ -235,11 +235,12 @@ def _create(locking: str = "", *, for_shoppers: bool = False) -> str:
         SELECT channel, owner_id, 'debit', -{cost}, id FROM created
     ), session AS (
         INSERT INTO generation_sessions (channel, store_id, user_id, idempotency_key, created_at,
-            {_INSERTED}{columns_of_shoppers})
+            has_webhooks, {_INSERTED}{columns_of_shoppers})
         SELECT channel, CASE channel WHEN 'b2b' THEN owner_id END,
             CASE channel WHEN 'b2c' THEN owner_id END, idempotency_key, created_at,
-            {_INSERTED_VALUES}{columns_of_shoppers}
-        FROM (SELECT number, created_at FROM created) AS made JOIN asked USING (number)
+            has_webhooks, {_INSERTED_VALUES}{columns_of_shoppers}
+        FROM (SELECT number, created_at, has_webhooks FROM created) AS made
+            JOIN asked USING (number)
     )
     SELECT outcome, balance - place * {cost} AS balance, created_at, {_RATES},
         {pictures_left} AS pictures_left
@@ -296,9 +297,9 @@ def _create_one(locking: str = "") -> str:
         FROM decided WHERE outcome = 'created'
     ), session AS (
         INSERT INTO generation_sessions (channel, store_id, user_id, idempotency_key, created_at,
-            {_INSERTED})
+            has_webhooks, {_INSERTED})
         SELECT channel, CASE channel WHEN 'b2b' THEN owner_id END,
-            CASE channel WHEN 'b2c' THEN owner_id END, {key}, created_at, {inserted}
+            CASE channel WHEN 'b2c' THEN owner_id END, {key}, created_at, has_webhooks, {inserted}
         FROM decided WHERE outcome = 'created'
     )
     SELECT outcome, balance - {cost} AS balance, created_at, {_RATES},
@@ -343,7 +344,7 @@ def _sign_up() -> str:
             minute_unused_at = EXCLUDED.minute_unused_at, hour_unused_at = EXCLUDED.hour_unused_at
         WHERE account.total_granted = 0 AND account.sessions_created = 0
             AND account.suspended_at IS NULL
-        RETURNING channel, owner_id, balance
+        RETURNING channel, owner_id, balance, has_webhooks
     ), entry AS (
         INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id, note)
         SELECT channel, owner_id, kind, amount, session_id, note
@@ -352,8 +353,9 @@ def _sign_up() -> str:
             (2, 'debit', -{cost}, {argument["id"]}, NULL)
         ) AS entry (number, kind, amount, session_id, note) ORDER BY number
     ), session AS (
-        INSERT INTO generation_sessions (channel, store_id, user_id, idempotency_key, {_INSERTED})
-        SELECT channel, NULL, owner_id, {argument["idempotency_key"]}, {inserted}
+        INSERT INTO generation_sessions (channel, store_id, user_id, idempotency_key, has_webhooks,
+            {_INSERTED})
+        SELECT channel, NULL, owner_id, {argument["idempotency_key"]}, has_webhooks, {inserted}
         FROM account
         RETURNING created_at
     )

@@ -378,6 +378,10 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         row = self._rows.get(session_id)
         return [] if row is None else list(row.faults)
 
+    def find(self, session_id: UUID) -> GenerationSession | None:
+        row = self._rows.get(session_id)
+        return None if row is None else row.session
+
     def erase(self, session_id: UUID, *, with_shopper: bool) -> bool:
         """Erase a final session. False if there is nothing to erase."""
         row = self._rows.get(session_id)

@@ -56,10 +56,16 @@ class _Delivery:
 
 class InMemoryWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, OutboxPort):
     """``clock`` stands for the database's clock. ``session_ended`` and ``balance_changed`` are what
-    the database's triggers do."""
+    the database's triggers do. ``find_session`` returns the session with an id."""
 
-    def __init__(self, *, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], datetime],
+        find_session: Callable[[UUID], GenerationSession | None] = lambda _: None,
+    ) -> None:
         self._clock = clock
+        self._find_session = find_session
         self._endpoints: dict[UUID, _Endpoint] = {}
         self._deliveries: dict[UUID, _Delivery] = {}
         self._thresholds: dict[Owner, int] = {}
@@ -115,7 +121,7 @@ class InMemoryWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
             events=before.events if change.events is None else change.events,
             description=before.description if change.description is None else change.description,
         )
-        if change.enabled is False and before.disabled_at is None:
+        if change.enabled is False:
             self._disable(row, DisabledReason.OWNER)
         elif change.enabled:
             row.number += 1
@@ -124,7 +130,13 @@ class InMemoryWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
         return row.endpoint
 
     def _disable(self, row: _Endpoint, reason: DisabledReason) -> None:
-        row.endpoint = replace(row.endpoint, disabled_at=self._clock(), disabled_reason=reason)
+        """Whatever its owner disabled stays so; the time of the first reason stays."""
+        is_owners = row.endpoint.disabled_reason is DisabledReason.OWNER
+        row.endpoint = replace(
+            row.endpoint,
+            disabled_at=row.endpoint.disabled_at or self._clock(),
+            disabled_reason=DisabledReason.OWNER if is_owners else reason,
+        )
 
     async def rotate(
         self, endpoint_id: UUID, owner: Owner, *, secret: str, previous_for: timedelta
@@ -240,10 +252,11 @@ class InMemoryWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
 
     async def claim(self, *, limit: int, lease: timedelta) -> list[Turn]:
         turns: list[Turn] = []
-        for row in self._endpoints.values():
-            due = self._due(row.endpoint.id)
+        for id_, row in list(self._endpoints.items()):
+            due = self._due(id_)
             if len(turns) < limit and due and self._is_free(row):
                 turns.append(self._turn(row, due, lease))
+                self._endpoints[id_] = self._endpoints.pop(id_)  # Now behind all others.
         return turns
 
     def _is_free(self, row: _Endpoint) -> bool:
@@ -291,11 +304,14 @@ class InMemoryWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
             failing_since=(row.endpoint.failing_since or now) if result.failures else None,
             paused_until=None if result.paused_for is None else now + result.paused_for,
         )
-        if result.disable is not None and row.endpoint.disabled_at is None:
+        if result.disable is not None:
             self._disable(row, result.disable)
         elif result.enable and row.endpoint.disabled_reason is DisabledReason.FAILING:
             row.endpoint = replace(row.endpoint, disabled_at=None, disabled_reason=None)
         return True
+
+    async def sessions(self, session_ids: Sequence[UUID]) -> list[GenerationSession]:
+        return list(filter(None, map(self._find_session, session_ids)))
 
     def _record(self, outcome: Outcome, *, holds: bool) -> None:
         row = self._deliveries.get(outcome.delivery_id)

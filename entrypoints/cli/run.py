@@ -43,22 +43,31 @@ def _require_free(host: str, port: int, option: str) -> None:
 )
 @click.option("--no-recovery", is_flag=True, help="Leave recovery to other workers.")
 @click.option(
+    "--no-webhooks", is_flag=True, help="Leave the delivery of webhooks to other workers."
+)
+@click.option(
     "--once", is_flag=True, help="Process the waiting tasks, then exit: for cron jobs and tests."
 )
 @click.pass_context
 def worker(
-    context: click.Context, concurrency: int | None, *, no_recovery: bool, once: bool
+    context: click.Context,
+    concurrency: int | None,
+    *,
+    no_recovery: bool,
+    no_webhooks: bool,
+    once: bool,
 ) -> None:
     """Process tasks until SIGTERM, then finish the tasks in progress.
 
-    Recovery (lost tasks, dead workers, missing refunds) runs in the same process. At least one
-    worker has to run it; any number may.
+    Recovery (lost tasks, dead workers, missing refunds) and the delivery of webhooks run in the
+    same process. At least one worker has to run each of them; any number may.
 
     Tasks that are not finished WEARON_DRAIN_SECONDS after SIGTERM or Ctrl-C are requeued for
     another worker; a second signal requeues them immediately.
 
     With --once, recovery runs once, then tasks are processed until every slot has found the queue
-    empty. New tasks and sessions between two attempts are not waited for.
+    empty, then webhooks are delivered. New tasks and sessions between two attempts are not waited
+    for.
 
     \b
     Exit codes:
@@ -75,7 +84,13 @@ def worker(
 
     settings = load_settings(os.environ)
     settings.require_shared(*settings.for_storage, *settings.for_generator)
-    done = run_worker(settings, concurrency=concurrency, recovery=not no_recovery, once=once)
+    done = run_worker(
+        settings,
+        concurrency=concurrency,
+        recovery=not no_recovery,
+        webhooks=not no_webhooks,
+        once=once,
+    )
     if not done:
         context.exit(os.EX_TEMPFAIL)
 

@@ -1,16 +1,18 @@
-"""A worker's loops: its slots, and recovery beside them."""
+"""A worker's loops: its slots, and recovery and the delivery of webhooks beside them."""
 
 import asyncio
 from random import Random
 
 import structlog
 
+from domain.dispatch import Dispatcher
 from domain.errors import Unavailable
 from domain.generation import Generation
 from domain.picture_ports import StartLimitPort
 from domain.ports import TaskQueuePort
 from domain.recovery import Recovery
 from domain.starts import Starts
+from entrypoints.worker.dispatching import DispatchLoop
 from entrypoints.worker.recovering import RecoveryLoop
 from entrypoints.worker.stop import Stop
 from entrypoints.worker.tasks import Backoff, Patience, TaskRunner, Turn, WorkerLimits
@@ -19,8 +21,8 @@ log = structlog.get_logger(__name__)
 
 
 class Worker:
-    """``concurrency`` slots, each taking a task only when it is free to work on it, and recovery
-    beside them at its interval, until a stop."""
+    """``concurrency`` slots, each taking a task only when it is free to work on it, and beside them
+    recovery at its interval and the delivery of webhooks, until a stop."""
 
     def __init__(
         self,
@@ -31,6 +33,7 @@ class Worker:
         limits: WorkerLimits,
         random: Random,
         start_limit: StartLimitPort | None = None,
+        dispatcher: Dispatcher | None = None,
     ) -> None:
         self.start_limit = start_limit
         self._limits = limits
@@ -56,6 +59,10 @@ class Worker:
             )
         )
         self._recovering: asyncio.Task[bool] | None = None
+        self._dispatching = (
+            None if dispatcher is None else DispatchLoop(dispatcher, stop=self._stop)
+        )
+        self._slots: list[asyncio.Task[bool]] = []
 
     def stop(self) -> None:
         """Take no more tasks; ``run`` returns when those in flight are done, or given back after
@@ -69,10 +76,13 @@ class Worker:
         Raises if a slot or recovery fails: a worker that lacks a part stops.
         """
         slots = range(1, self._limits.concurrency + 1)
-        loops = [asyncio.create_task(self._slot(), name=f"slot-{number}") for number in slots]
+        self._slots = [asyncio.create_task(self._slot(), name=f"slot-{number}") for number in slots]
+        loops = [*self._slots]
         if self._recovery is not None:
             self._recovering = asyncio.create_task(self._recover(self._recovery), name="recovery")
             loops.append(self._recovering)
+        if self._dispatching is not None:
+            loops.append(asyncio.create_task(self._dispatch(self._dispatching), name="webhooks"))
         log.info("worker_started", concurrency=self._limits.concurrency)
         did_all = await self._stop.run(loops)
         return self._stop.is_requested or did_all
@@ -99,10 +109,14 @@ class Worker:
     async def _recover(self, recovery: RecoveryLoop) -> bool:
         return await recovery.run()
 
+    async def _dispatch(self, dispatching: DispatchLoop) -> bool:
+        return await dispatching.run()
+
 
 class OneShotWorker(Worker):
     """Runs recovery once; then each slot works until it finds the queue empty, the circuit open,
-    or the queue or the database unavailable. Waits for nothing but the start limit."""
+    or the queue or the database unavailable; then webhooks are delivered. Waits for nothing but the
+    start limit."""
 
     def _patience(self) -> Patience:
         return Patience(pop_seconds=0.0, bury_tries=5, shares=False)
@@ -127,3 +141,8 @@ class OneShotWorker(Worker):
 
     async def _recover(self, recovery: RecoveryLoop) -> bool:
         return await recovery.run_once()
+
+    async def _dispatch(self, dispatching: DispatchLoop) -> bool:
+        """What the slots ended is due only once they have."""
+        await asyncio.wait(self._slots)
+        return await dispatching.run_once()

@@ -11,8 +11,10 @@ from config.closing import close
 from config.container import Container
 from config.logging import buffer_access_logs, configure_logging, flush_logs
 from config.settings import Settings
+from domain.dispatch import Dispatcher
 from domain.errors import SchemaMismatch, Unavailable
 from entrypoints.gc_tuning import freeze_startup_objects
+from entrypoints.worker.dispatching import DispatchLog, session_data
 from entrypoints.worker.loop import OneShotWorker, Worker
 from entrypoints.worker.recovering import RecoveryLoop
 from entrypoints.worker.stop import Stop
@@ -27,7 +29,12 @@ FLUSH_SECONDS = 1.0
 
 
 def run_worker(
-    settings: Settings, *, concurrency: int | None, recovery: bool, once: bool = False
+    settings: Settings,
+    *,
+    concurrency: int | None,
+    recovery: bool,
+    webhooks: bool = True,
+    once: bool = False,
 ) -> bool:
     """Run a worker in this process until it has stopped. Returns what ``Worker.run`` does. Raises
     ``SchemaMismatch`` before any task is taken."""
@@ -39,17 +46,26 @@ def run_worker(
             drain_seconds=settings.drain_seconds,
             attempt_seconds=settings.attempt_seconds,
         )
-    return run_on(container, concurrency=concurrency, recovery=recovery, once=once)
+    return run_on(
+        container, concurrency=concurrency, recovery=recovery, webhooks=webhooks, once=once
+    )
 
 
 def run_on(
-    container: Container, *, concurrency: int | None, recovery: bool, once: bool = False
+    container: Container,
+    *,
+    concurrency: int | None,
+    recovery: bool,
+    webhooks: bool = True,
+    once: bool = False,
 ) -> bool:
     """Run a worker on the container's adapters, with this process to itself."""
     buffer_access_logs()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_check_schema(container))
-        worker = build_worker(container, concurrency=concurrency, recovery=recovery, once=once)
+        worker = build_worker(
+            container, concurrency=concurrency, recovery=recovery, webhooks=webhooks, once=once
+        )
         freeze_startup_objects()
         return runner.run(flushing_logs(run_until_signalled(worker, lambda: close(container))))
 
@@ -95,7 +111,12 @@ async def _recover(container: Container, *, watch: bool) -> bool:
 
 
 def build_worker(
-    container: Container, *, concurrency: int | None, recovery: bool, once: bool = False
+    container: Container,
+    *,
+    concurrency: int | None,
+    recovery: bool,
+    webhooks: bool = True,
+    once: bool = False,
 ) -> Worker:
     """The worker that the settings ask for. A ``concurrency`` overrides theirs."""
     settings = container.settings()
@@ -112,7 +133,13 @@ def build_worker(
         ),
         random=container.random(),
         start_limit=container.start_limit(),
+        dispatcher=build_dispatcher(container) if webhooks else None,
     )
+
+
+def build_dispatcher(container: Container) -> Dispatcher:
+    """What delivers webhooks. Its HTTP client opens with the first delivery."""
+    return container.new_dispatcher()(session_data=session_data, events=DispatchLog())
 
 
 async def run_until_signalled(worker: Worker, close: Callable[[], Awaitable[None]]) -> bool:

@@ -51,7 +51,8 @@ OPEN = {
     "functions that run as their owner": """
         SELECT proname FROM pg_proc WHERE pronamespace = current_schema()::regnamespace
             AND prosecdef
-            AND proname NOT IN ('require_failure', 'require_refund', 'require_accounts')""",
+            AND proname NOT IN ('require_failure', 'require_refund', 'require_accounts',
+                'tell_of_session', 'tell_of_low_credits')""",
     "relations that others have privileges on": """
         SELECT relname FROM pg_class LEFT JOIN pg_attribute ON attrelid = pg_class.oid
             CROSS JOIN aclexplode(coalesce(relacl, acldefault('r', relowner))

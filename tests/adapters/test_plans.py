@@ -27,6 +27,7 @@ from adapters.sessions import creation, watched_postgres
 from adapters.sessions import statements as sessions
 from adapters.sessions.postgres import PostgresSessionRepo
 from adapters.stores import postgres as stores
+from adapters.webhooks import statements as webhooks
 from domain.credits import Channel, Owner
 from domain.errors import NotFound
 from domain.ports import Position, RecoveryRepoPort, SessionReadPort
@@ -47,6 +48,9 @@ BIG_TABLES = {
     "shoppers",
     "stores",
     "operator_actions",
+    "webhook_endpoints",
+    "webhook_deliveries",
+    "webhook_attempts",
 }
 ENDLESS_TABLES = {"generation_sessions", "credit_ledger"}
 WHOLE_INDEXES = {
@@ -60,6 +64,10 @@ WHOLE_INDEXES = {
     "client_tokens_pkey",
     "client_tokens_of_shopper",
     "shoppers_pkey",
+    "webhook_endpoints_pkey",
+    "webhook_deliveries_pkey",
+    "webhook_deliveries_of_endpoint",
+    "webhook_attempts_pkey",
 }
 SORTED_ROWS = 1_000
 """The largest number of rows that may be sorted, by the planner's estimate."""
@@ -115,7 +123,18 @@ FULL = """
     INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
     SELECT 'b2b', store_id, 'debit', -1, id FROM filled;
     INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
-    SELECT 'b2b', store_id, 'refund', 1, id FROM filled WHERE status = 'failed'"""
+    SELECT 'b2b', store_id, 'refund', 1, id FROM filled WHERE status = 'failed';
+    INSERT INTO webhook_endpoints (id, channel, owner_id, url, events, description, secret)
+    SELECT gen_random_uuid(), 'b2b', owner_id, 'https://a.example/', '{generation.failed}', '',
+        'whsec_' || repeat('A', 43) || '=' FROM credit_accounts;
+    INSERT INTO webhook_deliveries (endpoint_id, event, session_id, status, created_at,
+        status_changed_at, next_attempt_at)
+    SELECT e.id, 'generation.failed', filled.id,
+        CASE WHEN number % 100 = 0 THEN 'pending' ELSE 'delivered' END, at, at,
+        CASE WHEN number % 100 = 0 THEN at END
+    FROM filled JOIN webhook_endpoints AS e ON e.owner_id = store_id;
+    INSERT INTO webhook_attempts (delivery_id, number, at, http_status, duration_ms, response)
+    SELECT id, 1, created_at, 200, 1, 'ok' FROM webhook_deliveries"""
 
 
 def statements(module: ModuleType) -> Iterator[tuple[str, str]]:
@@ -135,6 +154,7 @@ MODULES = (
     audit_log,
     erasure,
     watched_postgres,
+    webhooks,
 )
 STATEMENTS = dict(pair for module in MODULES for pair in statements(module))
 
@@ -405,7 +425,7 @@ def test_every_read_and_recovery_call_is_checked() -> None:
 
 def test_every_statement_is_checked() -> None:
     assert len(STATEMENTS) >= 30
-    assert len(BY_ID) == 10
+    assert len(BY_ID) == 11
     assert {"sessions_CREATE_WAIT", "credits_GRANT", "auth_CALLERS_OF"} <= set(STATEMENTS)
     assert {"sessions_NEWER", "sessions_RECENT"} <= set(STATEMENTS)
     assert {"client_tokens_PURGE", "sessions_HISTORY_OF_SHOPPER"} <= set(STATEMENTS)

@@ -36,6 +36,9 @@ from adapters.sessions.watched_memory import InMemoryWatchReads
 from adapters.sessions.watched_postgres import PostgresWatchReads
 from adapters.stores.memory import InMemoryStoreRepo
 from adapters.stores.postgres import PostgresStoreRepo
+from adapters.webhooks.memory import InMemoryWebhookRepo
+from adapters.webhooks.postgres import PostgresWebhookRepo
+from config.services import WebhookRepo
 from domain.account_ports import (
     AccountRepoPort,
     AuditLogPort,
@@ -83,6 +86,7 @@ class Backend(ABC):
     erasure: ErasureRepoPort
     client_tokens: ClientTokenRepoPort
     watched: WatchReadPort
+    webhooks: WebhookRepo
 
     @abstractmethod
     def now(self) -> datetime:
@@ -188,6 +192,18 @@ class Backend(ABC):
             assert await self.attempts.fail(session.id, FAILURE, attempt=1)
         return await self.get(session.id)
 
+    async def debited(self, owner: Owner) -> UUID:
+        """A session that takes a credit of the account."""
+        session = a_session(owner=owner)
+        return (await self.sessions.create(session, max_active=MANY)).session.id
+
+    async def finished_of(self, owner: Owner) -> UUID:
+        """A completed session of the owner."""
+        session = await self.claimed(owner)
+        picture = picture_of(session.id, owner)
+        assert await self.attempts.complete(session.id, attempt=1, picture=picture)
+        return session.id
+
     async def released(self, fault: Fault | None) -> GenerationSession:
         """A session whose first attempt ended with this fault."""
         session = await self.claimed()
@@ -249,6 +265,9 @@ class MemoryBackend(Backend):
         self.audit_log = log
         self.erasure = InMemoryErasureRepo(self._repo)
         self.watched = InMemoryWatchReads(self._repo)
+        hooks = InMemoryWebhookRepo(clock=self._clock.now, find_session=self._repo.find)
+        self._repo.ended, self._accounts.changed = hooks.session_ended, hooks.balance_changed
+        self.webhooks = hooks
         self._origins: dict[str, Collection[str]] = {}
         self.client_tokens = InMemoryClientTokenRepo(
             clock=self._clock.now,
@@ -331,7 +350,8 @@ class MemoryBackend(Backend):
 
 _TRUNCATE = """
     TRUNCATE credit_accounts, credit_ledger, generation_sessions, api_keys, attempt_faults, stores,
-        shoppers, client_tokens, service_keys, operator_actions, signup_days"""
+        shoppers, client_tokens, service_keys, operator_actions, signup_days, webhook_endpoints,
+        webhook_deliveries, webhook_attempts"""
 _NAME_ORIGINS = """
     INSERT INTO stores (id, name, origins) VALUES ($1, $1, $2)
     ON CONFLICT (id) DO UPDATE SET origins = EXCLUDED.origins"""
@@ -358,6 +378,16 @@ _ADVANCE_TOKENS = """
     SET created_at = created_at - $1::interval, expires_at = expires_at - $1::interval,
         revoked_at = revoked_at - $1::interval"""
 _ADVANCE_DAYS = "UPDATE signup_days SET day = (day - $1::interval)::date"
+_ADVANCE_ENDPOINTS = """
+    UPDATE webhook_endpoints
+    SET previous_secret_until = previous_secret_until - $1::interval,
+        created_at = created_at - $1::interval, failing_since = failing_since - $1::interval,
+        paused_until = paused_until - $1::interval, leased_until = leased_until - $1::interval"""
+_ADVANCE_DELIVERIES = """
+    UPDATE webhook_deliveries
+    SET created_at = created_at - $1::interval,
+        status_changed_at = status_changed_at - $1::interval,
+        next_attempt_at = next_attempt_at - $1::interval"""
 _SET_ACCOUNT = """
     INSERT INTO credit_accounts (channel, owner_id, balance, plan, suspended_at)
     VALUES ($1, $2, 0, $3, CASE WHEN $4::boolean THEN now() END)
@@ -404,6 +434,7 @@ class PostgresBackend(Backend):
         self.erasure = PostgresErasureRepo(database)
         self.watched = PostgresWatchReads(database)
         self.client_tokens = PostgresClientTokenRepo(database)
+        self.webhooks = PostgresWebhookRepo(database)
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -460,6 +491,8 @@ class PostgresBackend(Backend):
             _ADVANCE_SHOPPERS,
             _ADVANCE_TOKENS,
             _ADVANCE_DAYS,
+            _ADVANCE_ENDPOINTS,
+            _ADVANCE_DELIVERIES,
         ):
             await self._rewrite(statement, by)
 

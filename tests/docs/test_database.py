@@ -36,7 +36,7 @@ MEMBERS_SQL, SCHEMA_SQL, PATH_SQL, SERVICE_SQL = (
 
 def shown(grants: Grants) -> str:
     """A cell of the page's table."""
-    parts = {"SELECT": " without the hash", "UPDATE": " of results"}
+    parts = {"SELECT": " without secrets", "UPDATE": " of results"}
     return ", ".join(
         f"{command}{parts[command] if columns else ''}" for command, columns in grants.items()
     )

@@ -135,6 +135,7 @@ class Container(containers.DeclarativeContainer):
     client_token_repo = service(lambda self: self.repositories().client_tokens)
     service_keys = service(lambda self: self.repositories().service_keys)
     audit_log = service(lambda self: self.repositories().audit_log)
+    webhook_repo = service(lambda self: self.repositories().webhooks)
 
     @service
     def queue(self) -> Queue:
@@ -215,16 +216,15 @@ class Container(containers.DeclarativeContainer):
     recovery = service(lambda self: Recovery(
         sessions=self.sessions(), recovery_repo=self.sessions(), queue=self.queue(),
         storage=self.storage(), uploads=self.storage(), tokens=self.client_token_repo(),
-        policy=policies.recovery(self.settings()), new_id=self.new_id(), clock=self.clock(),
+        webhooks=self.webhook_repo(), policy=policies.recovery(self.settings()),
+        new_id=self.new_id(), clock=self.clock(),
     ))
     erasure = service(lambda self: Erasure(
         repo=self.repositories().erasure, sessions=self.sessions(), reads=self.sessions(),
         letters=self.queue(), storage=self.storage(), uploads=self.storage(),
-        upload_key=lambda url: upload_key(url, self.storage()),
+        webhooks=self.webhook_repo(), upload_key=lambda url: upload_key(url, self.storage()),
     ))
-    stores = service(lambda self: Stores(
-        stores=self.repositories().stores, clock=self.clock(),
-    ))
+    stores = service(lambda self: Stores(stores=self.repositories().stores, clock=self.clock()))
     owners = service(lambda self: Owners(
         accounts=self.accounts(), credit_repo=self.accounts(), stores=self.stores(),
     ))
@@ -240,7 +240,6 @@ class Container(containers.DeclarativeContainer):
         new_secret=new_client_token, hash_secret=key_sha256, new_id=self.new_id(),
         clock=self.clock(),
     ))
-    webhook_repo = service(lambda self: self.repositories().webhooks)
     webhook_sender = service(lambda self: webhooks.sender(
         self.settings(), opened=self.opened(), clock=self.clock()
     ))

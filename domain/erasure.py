@@ -20,9 +20,11 @@ from domain.picture_ports import PictureStoragePort, UploadStoragePort
 from domain.ports import DeadLetterPort, Position, SessionReadPort, SessionRepoPort
 from domain.sessions import ErrorCode, Failure, GenerationSession
 from domain.uploads import is_upload_of, is_upload_of_shopper, shopper_folder, upload_path
+from domain.webhook_ports import EndpointRepoPort
 
 BATCH = 50
 UPLOAD_BATCH = 1_000
+WEBHOOK_BATCH = 1_000
 MAX_LETTERS = 10_000
 """Dead letters looked through: as many as are kept."""
 CANCELLED = Failure(code=ErrorCode.CANCELLED, message="Cancelled: the data were erased")
@@ -55,13 +57,14 @@ class ErasureReport:
 
     ``cancelled`` sessions were queued, and are among the ``erased`` ones. ``unfinished`` sessions
     are being worked on: repeat the erasure when they have ended. The database rejected the change
-    of the ``rejected`` ones.
+    of the ``rejected`` ones. ``webhooks`` counts endpoints and deliveries.
     """
 
     erased: int = 0
     cancelled: int = 0
     uploads: int = 0
     shoppers: int = 0
+    webhooks: int = 0
     dead_letters: int = 0
     unfinished: int = 0
     rejected: tuple[UUID, ...] = ()
@@ -89,6 +92,7 @@ class Erasure:
         letters: DeadLetterPort,
         storage: PictureStoragePort,
         uploads: UploadStoragePort,
+        webhooks: EndpointRepoPort,
         upload_key: Callable[[str], str | None],
     ) -> None:
         self._repo = repo
@@ -97,6 +101,7 @@ class Erasure:
         self._letters = letters
         self._storage = storage
         self._uploads = uploads
+        self._webhooks = webhooks
         self._upload_key = upload_key
 
     async def erase_session(self, session_id: UUID, caller: Caller) -> GenerationSession:
@@ -134,7 +139,12 @@ class Erasure:
         done: Counter[str] = Counter()
         rejected: list[UUID] = []
         after: Position | None = None
-        # First, so that no client token makes new sessions.
+        # First, so that no client token makes new sessions, and no one is told of what is erased.
+        # Deliveries hold ids only, but a shopper's own are those of the store.
+        if shopper is None:
+            done["webhooks"] = await _in_batches(
+                lambda: self._webhooks.delete_all(owner, limit=WEBHOOK_BATCH), WEBHOOK_BATCH
+            )
         done["shoppers"] = await _in_batches(
             lambda: self._repo.forget_shoppers(owner, shopper=shopper, limit=BATCH), BATCH
         )

@@ -17,16 +17,19 @@ from domain.ports import RecoveryRepoPort, SessionRepoPort, TaskQueuePort
 from domain.sessions import BlockedSession, GenerationSession
 from domain.submission import NOT_PUSHED
 from domain.tasks import GenerationTask, UnreadableTask
+from domain.webhook_ports import DeliveryRepoPort
 
 _UPLOAD_BATCH = 1_000
 _TOKEN_BATCH = 1_000
 _TOKENS_KEPT = timedelta(days=1)
 """How long an expired client token can still be looked up."""
+_WEBHOOK_BATCH = 1_000
 _MAX_BLOCKED = 10_000
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _CLOCK_SKEW = timedelta(hours=1)
 _UPLOAD_SEARCH_INTERVAL = timedelta(hours=1)
 _TOKEN_SEARCH_INTERVAL = timedelta(minutes=5)
+_WEBHOOK_SEARCH_INTERVAL = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,8 @@ class RecoveryPolicy:
     the deletion is never deleted. One run deletes up to ``deletions`` pictures concurrently and
     waits for them up to ``deletion_timeout``, so that lost sessions wait no longer; failed
     deletions are repeated after ``delete_again_after``. Uploads are kept for ``upload_lifetime``.
+    A webhook that was never delivered expires after ``webhook_retention``; one that was delivered,
+    failed or expired is deleted ``webhooks_kept`` later.
     Sessions whose change the database rejects are tried again after ``blocked_again_after``.
     """
 
@@ -53,6 +58,8 @@ class RecoveryPolicy:
     deletions: int = 50
     deletion_timeout: timedelta = timedelta(seconds=2)
     delete_again_after: timedelta = timedelta(minutes=5)
+    webhook_retention: timedelta = timedelta(days=14)
+    webhooks_kept: timedelta = timedelta(days=7)
     blocked_again_after: timedelta = timedelta(minutes=5)
 
     def settle_bound(self, work: WorkPolicy, *, interval: timedelta) -> timedelta:
@@ -92,6 +99,8 @@ class RecoveryReport:
     pictures_deleted: int = 0
     uploads_deleted: int = 0
     tokens_deleted: int = 0
+    webhooks_expired: int = 0
+    webhooks_deleted: int = 0
     blocked: int = 0
 
     @property
@@ -115,6 +124,7 @@ class Recovery:
         storage: PictureStoragePort,
         uploads: UploadStoragePort,
         tokens: ClientTokenRepoPort,
+        webhooks: DeliveryRepoPort,
         policy: RecoveryPolicy,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
@@ -125,11 +135,13 @@ class Recovery:
         self._storage = storage
         self._uploads = uploads
         self._tokens = tokens
+        self._webhooks = webhooks
         self._policy = policy
         self._new_id = new_id
         self._clock = clock
         self._next_upload_search = datetime.min.replace(tzinfo=UTC)
         self._next_token_search = datetime.min.replace(tzinfo=UTC)
+        self._next_webhook_search = datetime.min.replace(tzinfo=UTC)
         # Waits only while the queue is unavailable. A killed process loses it, but the sessions'
         # rows tell the same.
         self._to_bury: deque[GenerationSession] = deque(maxlen=policy.batch * policy.max_batches)
@@ -161,6 +173,7 @@ class Recovery:
             self._delete_pictures,
             self._delete_uploads,
             self._delete_tokens,
+            self._delete_webhooks,
         ):
             try:
                 await step(done)
@@ -354,6 +367,20 @@ class Recovery:
         if deleted < _TOKEN_BATCH:
             self._next_token_search = now + _TOKEN_SEARCH_INTERVAL
         done["tokens_deleted"] = deleted
+
+    async def _delete_webhooks(self, done: Counter[str]) -> None:
+        """One batch per run, like the tokens."""
+        now = self._clock()
+        if now < self._next_webhook_search:
+            return
+        expired, deleted = await self._webhooks.purge(
+            pending_for=self._policy.webhook_retention,
+            finished_for=self._policy.webhooks_kept,
+            limit=_WEBHOOK_BATCH,
+        )
+        if max(expired, deleted) < _WEBHOOK_BATCH:
+            self._next_webhook_search = now + _WEBHOOK_SEARCH_INTERVAL
+        done["webhooks_expired"], done["webhooks_deleted"] = expired, deleted
 
 
 def _not_deleted(errors: Sequence[Exception]) -> Exception:

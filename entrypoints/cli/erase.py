@@ -40,8 +40,8 @@ def erase_owner(
 ) -> None:
     """Erase the personal data of a user, a store or one shopper of a store, for good.
 
-    Deletes pictures, uploads, links, prompts, shopper ids, client tokens and dead letters. Queued
-    sessions are cancelled and refunded. The account, its ledger, and the sessions' times and
+    Deletes pictures, uploads, links, prompts, shopper ids, client tokens, webhooks, dead letters.
+    Queued sessions are cancelled and refunded. The account, its ledger, and the sessions' times and
     statuses stay. Stopped halfway, it goes on when it is repeated. The reason is kept for good:
     name no person in it.
 

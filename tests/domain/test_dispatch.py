@@ -15,7 +15,6 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from uuid_utils.compat import uuid7
 
 from adapters.webhooks.inbox import InMemoryWebhookSender, Message
-from adapters.webhooks.memory import InMemoryWebhookRepo
 from adapters.webhooks.secrets import new_webhook_secret
 from domain.credits import Owner
 from domain.dispatch import MAX_WINDOW, Dispatcher, DispatchPolicy, Payloads
@@ -74,9 +73,7 @@ class Rig:
     def __init__(self) -> None:
         self.service = Service()
         self.clock = self.service.clock
-        self.repo = InMemoryWebhookRepo(clock=self.clock.now, find_session=self.service.repo.find)
-        self.service.repo.ended = self.repo.session_ended
-        self.service.accounts.changed = self.repo.balance_changed
+        self.repo = self.service.webhooks
         self.sender = InMemoryWebhookSender()
         self.events = Events()
         self.dispatcher = self.new_dispatcher()

@@ -25,6 +25,7 @@ from domain.tasks import GenerationTask
 from domain.uploads import shopper_folder, upload_folder
 from tests.support.examples import FAULT, LEASE, OTHER, STORE, USER, a_request
 from tests.support.service import INPUTS, Service
+from tests.support.webhooks import added
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +61,7 @@ class Eraser:
             letters=service.queue,
             storage=service.storage,
             uploads=service.storage,
+            webhooks=service.webhooks,
             upload_key=lambda url: upload_key(url, service.storage),
         )
 
@@ -413,3 +415,26 @@ async def test_erasure_is_recorded_before_anything_is_erased(eraser: Eraser) -> 
 
     await eraser.owner()
     assert eraser.recorded == 1
+
+
+async def test_owners_webhooks_are_erased_first(eraser: Eraser) -> None:
+    """Endpoints, secrets and deliveries: no one is told of what is erased. Others keep theirs."""
+    hooks = eraser.service.webhooks
+    endpoint, other = await added(hooks, USER), await added(hooks, STORE)
+    await eraser.service.submitted()
+    await hooks.add_test(uuid4(), endpoint.id, USER)
+
+    report = await eraser.owner(USER)
+
+    assert (report.webhooks, report.cancelled) == (2, 1)
+    assert await hooks.all(USER) == []
+    assert await hooks.all(STORE) == [other]
+    assert hooks._deliveries == {}
+
+
+async def test_erasing_a_shopper_leaves_the_stores_webhooks(eraser: Eraser) -> None:
+    endpoint = await added(eraser.service.webhooks, STORE)
+
+    await eraser.erasure.erase_owner(STORE, shopper="shopper-1", record=eraser._record)
+
+    assert await eraser.service.webhooks.all(STORE) == [endpoint]

@@ -15,6 +15,8 @@ from domain.errors import Conflict, InvalidInput, NotFound
 from domain.webhooks import WebhookPolicy, Webhooks
 from tests.support.clock import FakeClock
 from tests.support.examples import STORE, USER
+from tests.support.service import Service
+from tests.support.webhooks import added, deliveries_of
 
 pytestmark = pytest.mark.anyio
 
@@ -188,3 +190,24 @@ async def test_page_of_deliveries_is_bounded(webhooks: Webhooks, limit: int) -> 
 
     with pytest.raises(InvalidInput, match="limit"):
         await webhooks.deliveries(endpoint_id, STORE, limit=limit)
+
+
+async def test_webhooks_expire_and_are_deleted_by_recovery(service: Service) -> None:
+    """What was never delivered is counted, and deleted a week later. Most runs do not search."""
+    endpoint = await added(service.webhooks)
+    await service.webhooks.add_test(uuid7(), endpoint.id, USER)
+    first = await service.recover()
+    service.clock.advance(timedelta(days=14))
+    recovery = service.recovery()
+    second = await recovery.run_once()
+    service.clock.advance(timedelta(days=7, minutes=-1))
+    third = await recovery.run_once()
+    service.clock.advance(timedelta(minutes=1))
+    soon = await recovery.run_once()
+    service.clock.advance(timedelta(minutes=5))
+    last = await recovery.run_once()
+
+    expired = [run.webhooks_expired for run in (first, second, third, soon, last)]
+    deleted = [run.webhooks_deleted for run in (first, second, third, soon, last)]
+    assert (expired, deleted) == ([0, 1, 0, 0, 0], [0, 0, 0, 0, 1])
+    assert await deliveries_of(service.webhooks, endpoint) == []

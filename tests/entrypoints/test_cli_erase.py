@@ -134,6 +134,7 @@ def test_owner_is_erased(shop: Shop, owner: Owner) -> None:
         "cancelled": 0,
         "uploads": 1,
         "shoppers": 0,
+        "webhooks": 0,
         "dead_letters": 1,
         "unfinished": 0,
         "rejected": [],
@@ -156,7 +157,7 @@ def test_sessions_in_progress_are_left_for_a_repetition(shop: Shop) -> None:
     assert result.exit_code == 75
     header, row, hint = result.stdout.splitlines()
     assert header.split("  ")[0] == "ERASED"
-    assert row.split() == ["1", "1", "0", "0", "0", "1"]
+    assert row.split() == ["1", "1", "0", "0", "0", "0", "1"]
     assert hint == "1 session(s) are in progress: repeat this in some minutes."
     assert shop.get(processing).erased_at is None
 

@@ -47,7 +47,7 @@ from tests.simulation.world import (
     storage_error,
 )
 from tests.support.clock import loop_time
-from tests.support.examples import NO_TOKENS, a_request
+from tests.support.examples import NO_TOKENS, NO_WEBHOOKS, a_request
 from tests.support.images import A_PICTURE
 
 INTERVAL_SECONDS = 1.0
@@ -298,6 +298,7 @@ class WorkerProcess(Actor):
                 storage=storage,
                 uploads=self.world.storage,
                 tokens=NO_TOKENS,
+                webhooks=NO_WEBHOOKS,
                 policy=RECOVERY,
                 new_id=self.new_id,
                 clock=self.world.clock.now,

@@ -38,7 +38,7 @@ from tests.simulation.fates import (
 from tests.simulation.limits import NEWCOMERS, SHOPPER, TOKEN_ID, a_budget
 from tests.simulation.world import Killed, Violation, World
 from tests.support.clock import VirtualTimeLoop, loop_time
-from tests.support.examples import EXTREMES, NO_TOKENS, STORE, USER, with_created_at
+from tests.support.examples import EXTREMES, NO_TOKENS, NO_WEBHOOKS, STORE, USER, with_created_at
 
 FAULTY_SECONDS = 30.0
 STRANGE = (b"{", b"[]", b'{"version": 9}', *map(with_created_at, EXTREMES))
@@ -437,6 +437,7 @@ def _recovery(world: World, api: Api) -> Recovery:
         storage=world.storage,
         uploads=world.storage,
         tokens=NO_TOKENS,
+        webhooks=NO_WEBHOOKS,
         policy=RECOVERY,
         new_id=api.new_id,
         clock=world.clock.now,

@@ -11,6 +11,7 @@ from uuid_utils.compat import uuid7
 
 from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.queue.payload import encode
+from adapters.webhooks.memory import InMemoryWebhookRepo
 from domain.callers import Caller
 from domain.causes import Cause, CauseKind
 from domain.client_tokens import ClientToken
@@ -44,6 +45,8 @@ MANY = 1_000_000
 """A limit that no test reaches."""
 NO_TOKENS = InMemoryClientTokenRepo(clock=lambda: START, origins_of=lambda _: (), budgets={})
 """For tests without shoppers."""
+NO_WEBHOOKS = InMemoryWebhookRepo(clock=lambda: START)
+"""For tests without webhooks."""
 
 STORED_PICTURE = StoredPicture(object_key="generated/someone/picture.png", media_type="image/png")
 USAGE = Usage(input_tokens=1_923, output_tokens=6_240, estimated_cost_usd=Decimal("0.215064"))

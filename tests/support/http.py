@@ -178,6 +178,7 @@ class Api:
             letters=self.service.queue,
             storage=self.storage,
             uploads=self.storage,
+            webhooks=self.service.webhooks,
             upload_key=lambda url: upload_key(url, self.storage),
         )
         self.readiness: dict[str, Check] = {"database": _answers, "queue": _answers}

@@ -12,6 +12,7 @@ from adapters.changes.memory import InMemoryChanges
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.payload import decode
 from adapters.storage.signing import UrlSigner
+from adapters.webhooks.memory import InMemoryWebhookRepo
 from domain.credits import LedgerKind, Owner
 from domain.deadlines import SharedTimeout
 from domain.generation import Generation, Outcome, WorkPolicy
@@ -73,6 +74,9 @@ class Service:
             )
         )
         self.changes = InMemoryChanges()
+        self.webhooks = InMemoryWebhookRepo(clock=self.clock.now, find_session=self.repo.find)
+        self.repo.ended = self.webhooks.session_ended
+        self.accounts.changed = self.webhooks.balance_changed
         self.queue = flaky(FlakyTaskQueue(clock=self.clock.now))
         self.fetcher = FakePictureFetcher(INPUTS)
         self.generator = FakePictureGenerator()
@@ -157,6 +161,7 @@ class Service:
             storage=self.storage,
             uploads=self.storage,
             tokens=self.tokens,
+            webhooks=self.webhooks,
             policy=policy or RecoveryPolicy(),
             new_id=uuid4,
             clock=self.clock.now,

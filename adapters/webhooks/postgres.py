@@ -36,7 +36,7 @@ from domain.webhook_ports import (
     TurnResult,
 )
 
-_MARKED_AT_ONCE = 500
+MARKED_AT_ONCE = 500
 _DELETED_AT_ONCE = 1_000
 _NO_ID = UUID(int=0)
 
@@ -55,6 +55,7 @@ class PostgresWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
         self._database = database
         self._background = background or database
         self._after = _NO_ID
+        self._marked_at_once = MARKED_AT_ONCE
         self._settle: Coalescer[TurnResult, bool] = Coalescer(
             self._settle_all,
             limits=batches,
@@ -65,7 +66,7 @@ class PostgresWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
     async def add(self, endpoint: Endpoint, *, max_endpoints: int) -> None:
         owner = (endpoint.owner.channel, endpoint.owner.id)
         await self._database.fetch(sql.MARK_OWNER, *owner)
-        while await self._database.fetch_value(sql.MARK_SESSIONS, *owner, _MARKED_AT_ONCE):
+        while await self._database.fetch_value(sql.MARK_SESSIONS, *owner, self._marked_at_once):
             pass
         values = (endpoint.url, sorted(endpoint.events), endpoint.description)
         async with self._database.transaction() as connection:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from aiohttp import BodyPartReader, web
 from aiohttp.test_utils import TestServer
@@ -32,7 +32,14 @@ _ALLOWED = {
 }
 _KNOWN = {"model", "prompt", *_ALLOWED}
 
-T = TypeVar("T", bound="FakeServer")
+
+class Server(Protocol):
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+T = TypeVar("T", bound=Server)
 Reply = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

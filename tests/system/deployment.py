@@ -101,7 +101,8 @@ class Deployment:
         database = Database(self.postgres.url(), limits=DatabaseLimits())
         try:
             await database.fetch(
-                "TRUNCATE credit_accounts, credit_ledger, generation_sessions, client_tokens"
+                "TRUNCATE credit_accounts, credit_ledger, generation_sessions, client_tokens,"
+                " webhook_endpoints, webhook_deliveries, webhook_attempts"
             )
             for owner in OWNERS:
                 await PostgresCreditRepo(database).grant(owner, CREDITS, note="test")

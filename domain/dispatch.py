@@ -186,11 +186,11 @@ class Dispatcher:
     async def begin(self) -> int:
         """Begin the turns that are due, as far as there is room. Returns how many began. Raises
         ``DatabaseUnavailable``."""
-        limit = (self._policy.max_in_flight - self._in_flight) // MAX_WINDOW
+        limit, window = self._room()
         self._is_full = limit < 1
         if self._is_full:
             return 0
-        turns = await self._outbox.claim(limit=limit, lease=self._policy.lease)
+        turns = await self._outbox.claim(limit=limit, window=window, lease=self._policy.lease)
         wanted = {due.session_id for turn in turns for due in turn.due if due.session_id}
         found = await self._outbox.sessions(list(wanted)) if wanted else []
         sessions = {session.id: session for session in found}
@@ -200,6 +200,16 @@ class Dispatcher:
             self._turns.add(task)
             task.add_done_callback(self._turns.discard)
         return len(turns)
+
+    def _room(self) -> tuple[int, int]:
+        """How many turns may begin, and how many deliveries each may have. The second half of all
+        places is for turns of one delivery: endpoints that fell silent in the middle of many
+        deliveries cannot take the places of all others."""
+        policy = self._policy
+        wide = policy.max_in_flight // 2 - self._in_flight
+        if wide >= MAX_WINDOW:
+            return wide // MAX_WINDOW, MAX_WINDOW
+        return policy.max_in_flight - self._in_flight, 1
 
     async def finish(self) -> None:
         """Wait for the turns in flight, which takes as long as a delivery may take. If it is

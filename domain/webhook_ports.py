@@ -172,11 +172,12 @@ class OutboxPort(Protocol):
     """Delivering, in any number of processes. A delivery is written with what it tells of: by the
     database itself, whoever ends a session or debits an account. Raises ``DatabaseUnavailable``."""
 
-    async def claim(self, *, limit: int, lease: timedelta) -> list[Turn]:
+    async def claim(self, *, limit: int, window: int, lease: timedelta) -> list[Turn]:
         """Turns at up to ``limit`` endpoints that have a due delivery, are neither paused nor
         disabled (a ``FAILING`` one is due when its pause ends), and have no turn whose lease holds.
-        No two callers get the same endpoint. A turn has up to the endpoint's window of its due
-        deliveries, those due first, and one if the endpoint was paused: a probe."""
+        No two callers get the same endpoint. A turn has up to ``window``, and up to the endpoint's
+        window, of its due deliveries, those due first; and one if the endpoint was paused: a probe.
+        """
 
     async def settle(self, result: TurnResult) -> bool:
         """Record the attempts, and end the turn. A ``delivered`` delivery stays so. If another turn

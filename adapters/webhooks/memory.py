@@ -250,12 +250,12 @@ class InMemoryWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
         if threshold is not None:
             self._thresholds[owner] = threshold
 
-    async def claim(self, *, limit: int, lease: timedelta) -> list[Turn]:
+    async def claim(self, *, limit: int, window: int, lease: timedelta) -> list[Turn]:
         turns: list[Turn] = []
         for id_, row in list(self._endpoints.items()):
             due = self._due(id_)
             if len(turns) < limit and due and self._is_free(row):
-                turns.append(self._turn(row, due, lease))
+                turns.append(self._turn(row, due, window, lease))
                 self._endpoints[id_] = self._endpoints.pop(id_)  # Now behind all others.
         return turns
 
@@ -267,11 +267,13 @@ class InMemoryWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
             and (row.leased_until or now) <= now
         )
 
-    def _turn(self, row: _Endpoint, due: Sequence[_Delivery], lease: timedelta) -> Turn:
+    def _turn(
+        self, row: _Endpoint, due: Sequence[_Delivery], window: int, lease: timedelta
+    ) -> Turn:
         now = self._clock()
         row.number += 1
         row.leased_until = now + lease
-        size = row.window if row.endpoint.paused_until is None else 1
+        size = min(row.window, window) if row.endpoint.paused_until is None else 1
         return Turn(
             endpoint=row.endpoint,
             number=row.number,

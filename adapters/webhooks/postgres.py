@@ -119,7 +119,9 @@ class PostgresWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
     ) -> list[Delivery]:
         await self.get(endpoint_id, owner)
         place = (END_OF_TIME, LAST_ID) if after is None else (after.created_at, after.id)
-        rows = await self._database.fetch(sql.DELIVERIES, endpoint_id, status, *place, limit)
+        failed = status in {DeliveryStatus.FAILED, DeliveryStatus.EXPIRED}
+        statement = sql.DELIVERIES_FAILED if failed else sql.DELIVERIES
+        rows = await self._database.fetch(statement, endpoint_id, status, *place, limit)
         return await self._with_attempts(rows)
 
     async def delivery(self, delivery_id: UUID, endpoint_id: UUID, owner: Owner) -> Delivery:
@@ -163,16 +165,16 @@ class PostgresWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
     async def set_threshold(self, owner: Owner, threshold: int | None) -> None:
         await self._database.fetch(sql.SET_THRESHOLD, owner.channel, owner.id, threshold)
 
-    async def claim(self, *, limit: int, lease: timedelta) -> list[Turn]:
+    async def claim(self, *, limit: int, window: int, lease: timedelta) -> list[Turn]:
         """Endpoints take turns in the order of their ids, from where the last call ended."""
-        rows = await self._database.fetch(sql.CLAIM, limit, lease, self._after)
-        turns = [_turn(list(of)) for _, of in groupby(rows, key=lambda row: row["id"])]
+        rows = await self._database.fetch(sql.CLAIM, limit, lease, self._after, window)
+        turns = [_turn(list(of), window) for _, of in groupby(rows, key=lambda row: row["id"])]
         started, self._after = self._after, turns[-1].endpoint.id if turns else _NO_ID
         if len(turns) < limit:
             self._after = _NO_ID
         if turns or started == _NO_ID:
             return turns
-        return await self.claim(limit=limit, lease=lease)
+        return await self.claim(limit=limit, window=window, lease=lease)
 
     async def settle(self, result: TurnResult) -> bool:
         return await self._settle(result)
@@ -261,10 +263,10 @@ def _attempt(row: asyncpg.Record) -> DeliveryAttempt:
     )
 
 
-def _turn(rows: Sequence[asyncpg.Record]) -> Turn:
+def _turn(rows: Sequence[asyncpg.Record], at_most: int) -> Turn:
     """``rows`` are the endpoint's due deliveries, and perhaps one more."""
     endpoint, window = _endpoint(rows[0]), rows[0]["window_size"]
-    size = window if endpoint.paused_until is None else 1
+    size = min(window, at_most) if endpoint.paused_until is None else 1
     return Turn(
         endpoint=endpoint,
         number=rows[0]["turn"],

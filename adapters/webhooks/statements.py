@@ -85,17 +85,17 @@ DELETE = f"""
         DELETE FROM webhook_endpoints WHERE id = $1 AND channel = $2 AND owner_id = $3
         RETURNING id
     ), gone AS (
-        DELETE FROM webhook_deliveries WHERE id = ANY (ARRAY (
-            SELECT d.id FROM webhook_deliveries AS d JOIN endpoint ON d.endpoint_id = endpoint.id
-            LIMIT $4))
+        DELETE FROM webhook_deliveries WHERE ctid = ANY (ARRAY (
+            SELECT d.ctid FROM webhook_deliveries AS d JOIN endpoint ON d.endpoint_id = endpoint.id
+            LIMIT $4 FOR UPDATE OF d))
         RETURNING id
     ), {_DELETE_ATTEMPTS}
     SELECT count(*) FROM endpoint"""
 
 DELETE_DELIVERIES_OF_OWNER = f"""
     WITH gone AS (
-        DELETE FROM webhook_deliveries WHERE id = ANY (ARRAY (
-            SELECT d.id FROM webhook_endpoints AS e JOIN webhook_deliveries AS d
+        DELETE FROM webhook_deliveries WHERE ctid = ANY (ARRAY (
+            SELECT d.ctid FROM webhook_endpoints AS e JOIN webhook_deliveries AS d
                 ON d.endpoint_id = e.id
             WHERE e.channel = $1 AND e.owner_id = $2 LIMIT $3 FOR UPDATE OF d))
         RETURNING id
@@ -110,10 +110,16 @@ DELETE_ENDPOINTS_OF_OWNER = """
     )
     SELECT count(*) FROM gone"""
 
-# The newest of each status, by the index of the endpoint.
 DELIVERIES = f"""
     SELECT {DELIVERY} FROM webhook_deliveries AS d
     WHERE d.endpoint_id = $1 AND ($2::text IS NULL OR d.status = $2)
+        AND (d.created_at, d.id) < ($3, $4)
+    ORDER BY d.created_at DESC, d.id DESC LIMIT $5"""
+
+# By an index of their own: they may be few among many.
+DELIVERIES_FAILED = f"""
+    SELECT {DELIVERY} FROM webhook_deliveries AS d
+    WHERE d.endpoint_id = $1 AND d.status = $2 AND d.status IN ('failed', 'expired')
         AND (d.created_at, d.id) < ($3, $4)
     ORDER BY d.created_at DESC, d.id DESC LIMIT $5"""
 
@@ -144,8 +150,8 @@ RETRY = f"""
 RETRY_FAILED = f"""
     WITH retried AS (
         UPDATE webhook_deliveries SET {_RETRIED}
-        WHERE id = ANY (ARRAY (
-            SELECT id FROM webhook_deliveries
+        WHERE ctid = ANY (ARRAY (
+            SELECT ctid FROM webhook_deliveries
             WHERE endpoint_id = $1 AND created_at >= $2 AND status IN ('failed', 'expired')
             ORDER BY created_at, id LIMIT $3 FOR UPDATE))
         RETURNING id
@@ -156,8 +162,8 @@ EXPIRE = """
     WITH expired AS (
         UPDATE webhook_deliveries
         SET status = 'expired', status_changed_at = now(), next_attempt_at = NULL
-        WHERE id = ANY (ARRAY (
-            SELECT id FROM webhook_deliveries
+        WHERE ctid = ANY (ARRAY (
+            SELECT ctid FROM webhook_deliveries
             WHERE status_changed_at <= now() - $1::interval AND status = 'pending'
             ORDER BY status_changed_at LIMIT $2 FOR UPDATE SKIP LOCKED))
         RETURNING id
@@ -165,9 +171,9 @@ EXPIRE = """
     SELECT count(*) FROM expired"""
 PURGE = f"""
     WITH gone AS (
-        DELETE FROM webhook_deliveries WHERE id = ANY (ARRAY (
-            SELECT id FROM webhook_deliveries
-            WHERE status_changed_at <= now() - $1::interval AND status <> 'pending'
+        DELETE FROM webhook_deliveries WHERE ctid = ANY (ARRAY (
+            SELECT ctid FROM webhook_deliveries
+            WHERE status_changed_at <= now() - $1::interval AND next_attempt_at IS NULL
             ORDER BY status_changed_at LIMIT $2 FOR UPDATE SKIP LOCKED))
         RETURNING id
     ), {_DELETE_ATTEMPTS}
@@ -186,38 +192,44 @@ SESSIONS = f"SELECT {SELECTED} FROM generation_sessions AS s WHERE s.id = ANY ($
 _WAITING = """
     waiting (endpoint_id) AS (
         (SELECT endpoint_id FROM webhook_deliveries
-            WHERE status = 'pending' AND endpoint_id > {after}
-            ORDER BY endpoint_id LIMIT 1)
+            WHERE next_attempt_at IS NOT NULL AND endpoint_id > {after}
+            ORDER BY endpoint_id, next_attempt_at LIMIT 1)
         UNION ALL
         SELECT (
             SELECT d.endpoint_id FROM webhook_deliveries AS d
-            WHERE d.status = 'pending' AND d.endpoint_id > waiting.endpoint_id
-            ORDER BY d.endpoint_id LIMIT 1)
+            WHERE d.next_attempt_at IS NOT NULL AND d.endpoint_id > waiting.endpoint_id
+            ORDER BY d.endpoint_id, d.next_attempt_at LIMIT 1)
         FROM waiting WHERE waiting.endpoint_id IS NOT NULL
     )"""
 
 PURGE_ORPHANS = f"""
-    WITH RECURSIVE {_WAITING.format(after="'00000000-0000-0000-0000-000000000000'")}, gone AS (
-        DELETE FROM webhook_deliveries WHERE id = ANY (ARRAY (
-            SELECT d.id FROM waiting JOIN webhook_deliveries AS d USING (endpoint_id)
-            WHERE d.status = 'pending' AND NOT EXISTS (
-                SELECT FROM webhook_endpoints AS e WHERE e.id = waiting.endpoint_id OFFSET 0)
-            LIMIT $1 FOR UPDATE OF d SKIP LOCKED))
+    WITH RECURSIVE {_WAITING.format(after="'00000000-0000-0000-0000-000000000000'")}, orphan AS (
+        SELECT endpoint_id FROM waiting WHERE endpoint_id IS NOT NULL AND NOT EXISTS (
+            SELECT FROM webhook_endpoints AS e WHERE e.id = waiting.endpoint_id OFFSET 0)
+    ), gone AS (
+        DELETE FROM webhook_deliveries WHERE ctid = ANY (ARRAY (
+            SELECT d.ctid FROM orphan CROSS JOIN LATERAL (
+                SELECT ctid FROM webhook_deliveries AS of_orphan
+                WHERE of_orphan.endpoint_id = orphan.endpoint_id
+                    AND of_orphan.next_attempt_at IS NOT NULL
+                ORDER BY of_orphan.next_attempt_at LIMIT $1 FOR UPDATE SKIP LOCKED) AS d
+            LIMIT $1))
         RETURNING id
     ), {_DELETE_ATTEMPTS}
     SELECT count(*) FROM gone"""
 
-# One delivery more than a turn has says whether more are due.
+# One delivery more than a turn has says whether more are due. The orders force the index of due
+# deliveries, and no condition names the status: by any other index, a look would read a backlog.
 CLAIM = f"""
     WITH RECURSIVE {_WAITING.format(after="$3")}, free AS MATERIALIZED (
         SELECT e.id FROM waiting JOIN webhook_endpoints AS e ON e.id = waiting.endpoint_id
         WHERE (e.disabled_reason IS NULL OR e.disabled_reason = 'failing')
             AND coalesce(e.paused_until, '-infinity') <= now()
             AND coalesce(e.leased_until, '-infinity') <= now()
-            AND EXISTS (
-                SELECT FROM webhook_deliveries AS d
-                WHERE d.endpoint_id = e.id AND d.status = 'pending' AND d.next_attempt_at <= now()
-                OFFSET 0)
+            AND (
+                SELECT d.next_attempt_at FROM webhook_deliveries AS d
+                WHERE d.endpoint_id = e.id AND d.next_attempt_at IS NOT NULL
+                ORDER BY d.next_attempt_at LIMIT 1) <= now()
         LIMIT $1 FOR NO KEY UPDATE OF e SKIP LOCKED
     ), turn AS (
         UPDATE webhook_endpoints AS e SET turn = turn + 1, leased_until = now() + $2::interval
@@ -228,9 +240,10 @@ CLAIM = f"""
         SELECT d.id AS delivery_id, d.event, d.session_id, d.created_at AS event_at,
             d.failed_attempts, now() - d.status_changed_at AS age
         FROM webhook_deliveries AS d
-        WHERE d.endpoint_id = turn.id AND d.status = 'pending' AND d.next_attempt_at <= now()
+        WHERE d.endpoint_id = turn.id AND d.next_attempt_at <= now()
         ORDER BY d.next_attempt_at
-        LIMIT CASE WHEN turn.paused_until IS NULL THEN turn.window_size ELSE 1 END + 1) AS due
+        LIMIT CASE WHEN turn.paused_until IS NULL THEN least(turn.window_size, $4) ELSE 1 END + 1
+    ) AS due
     ORDER BY turn.id"""
 
 SETTLE = """

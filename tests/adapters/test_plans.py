@@ -253,6 +253,45 @@ async def test_plan_made_on_an_empty_database_serves_a_full_one(
     ] == []
 
 
+DELIVERY_PLANS = {
+    "webhooks_CLAIM": {"webhook_deliveries_due"},
+    "webhooks_SETTLE": {"webhook_deliveries_pkey"},
+    "webhooks_PURGE_ORPHANS": {"webhook_deliveries_due"},
+    "webhooks_DELIVERIES": {"webhook_deliveries_of_endpoint"},
+    "webhooks_DELIVERIES_FAILED": {"webhook_deliveries_failed"},
+    "webhooks_RETRY_FAILED": {"webhook_deliveries_failed"},
+    "webhooks_EXPIRE": {"webhook_deliveries_pending"},
+    "webhooks_PURGE": {"webhook_deliveries_ended"},
+}
+
+
+ALWAYS = {
+    "webhooks_CLAIM",
+    "webhooks_SETTLE",
+    "webhooks_PURGE_ORPHANS",
+    "webhooks_EXPIRE",
+    "webhooks_PURGE",
+}
+"""These run all the time."""
+
+
+@pytest.mark.parametrize("name", DELIVERY_PLANS)
+async def test_backlog_of_webhooks_is_not_read(database: Database, name: str) -> None:
+    """Not even with a plan made on an empty database, where all indexes look alike. An owner who
+    looks at an endpoint may read its deliveries of a week then, until the next ANALYZE."""
+    full = await plan_of(database, STATEMENTS[name])
+    with suppress(Undone):
+        async with database.transaction() as connection:
+            await connection.execute("TRUNCATE webhook_deliveries")
+            await connection.execute("ANALYZE webhook_deliveries")
+            empty = await explained(connection, STATEMENTS[name])
+            raise Undone
+
+    for plan in (full, empty) if name in ALWAYS else (full,):
+        used = {node["Index Name"] for node in nodes(plan) if "Index Name" in node}
+        assert {index for index in used if "deliveries" in index} == DELIVERY_PLANS[name]
+
+
 async def test_statement_is_planned_once(database: Database) -> None:
     """Even if a plan for the arguments of one call looks cheaper, as in a full database."""
     repo = PostgresSessionRepo(database)

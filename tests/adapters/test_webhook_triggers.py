@@ -214,7 +214,7 @@ async def test_deleted_endpoint_leaves_nothing_behind(console: Console) -> None:
     endpoint = await added(console.webhooks)
     for _ in range(3):
         await console.finished(SessionStatus.COMPLETED)
-    (turn,) = await console.webhooks.claim(limit=1, lease=TURN)
+    (turn,) = await console.webhooks.claim(limit=1, window=8, lease=TURN)
     await console.webhooks.settle(a_result(turn))
     await console.run("DELETE FROM webhook_endpoints WHERE id = $1", endpoint.id)
 
@@ -240,14 +240,14 @@ async def test_backlog_of_a_silent_endpoint_costs_no_look(console: Console) -> N
         endpoint.id,
     )
     await console.run("ANALYZE webhook_deliveries")
-    (turn,) = await console.webhooks.claim(limit=1, lease=TURN)
+    (turn,) = await console.webhooks.claim(limit=1, window=8, lease=TURN)
     await console.webhooks.settle(a_result(turn, failures=3, paused_for=TURN))
 
     async def read() -> int:
         """Index entries and rows of deliveries that a claim reads."""
         await console.run("SELECT pg_stat_force_next_flush()")
         before = await console.database.fetch_value(READ)
-        await console.webhooks.claim(limit=10, lease=TURN)
+        await console.webhooks.claim(limit=10, window=8, lease=TURN)
         await console.run("SELECT pg_stat_force_next_flush()")
         return int(await console.database.fetch_value(READ)) - int(before)
 

@@ -37,7 +37,7 @@ async def due_tests(backend: Backend, endpoint: Endpoint, count: int) -> list[UU
 
 async def ended(backend: Backend, status: DeliveryStatus) -> None:
     """End the delivery that is due first."""
-    (turn,) = await backend.webhooks.claim(limit=1, lease=TURN)
+    (turn,) = await backend.webhooks.claim(limit=1, window=8, lease=TURN)
     attempt = an_attempt(200 if status is DeliveryStatus.DELIVERED else 500)
     outcome = an_outcome(turn.due[0].id, attempt=attempt, status=status)
     assert await backend.webhooks.settle(a_result(turn, outcome))
@@ -79,7 +79,7 @@ async def test_test_event_is_due_at_once(backend: Backend) -> None:
 
     delivery = await backend.webhooks.add_test(uuid7(), endpoint.id, USER)
 
-    (turn,) = await backend.webhooks.claim(limit=1, lease=TURN)
+    (turn,) = await backend.webhooks.claim(limit=1, window=8, lease=TURN)
     assert delivery.event is WebhookEvent.TEST
     assert [due.id for due in turn.due] == [delivery.id]
 
@@ -97,7 +97,7 @@ async def test_retry_sends_the_same_delivery_again(
 
     retried = await backend.webhooks.retry(delivery_id, endpoint.id, USER)
 
-    (turn,) = await backend.webhooks.claim(limit=1, lease=TURN)
+    (turn,) = await backend.webhooks.claim(limit=1, window=8, lease=TURN)
     assert (retried.status, retried.attempt_count) == (DeliveryStatus.PENDING, 2)
     assert len(retried.attempts) == 2
     assert [(due.id, due.failed_attempts) for due in turn.due] == [(delivery_id, 0)]
@@ -138,7 +138,7 @@ async def test_pending_deliveries_expire_at_the_end_of_their_retention(backend: 
     listed = await deliveries_of(backend.webhooks, endpoint, DeliveryStatus.EXPIRED)
     assert [one.id for one in listed] == [old[2], old[1]]
     assert all(one.next_attempt_at is None for one in listed)
-    (turn,) = await backend.webhooks.claim(limit=1, lease=TURN)
+    (turn,) = await backend.webhooks.claim(limit=1, window=8, lease=TURN)
     assert turn.due[0].id == old[0]
     since = listed[-1].created_at
     assert await backend.webhooks.retry_failed(endpoint.id, USER, since=since, limit=9) == 2

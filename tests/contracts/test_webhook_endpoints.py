@@ -149,7 +149,7 @@ async def disabled(backend: Backend, reason: DisabledReason) -> Endpoint:
     if reason is DisabledReason.OWNER:
         return await backend.webhooks.change(endpoint.id, USER, EndpointChange(enabled=False))
     await backend.webhooks.add_test(uuid7(), endpoint.id, USER)
-    (turn,) = await backend.webhooks.claim(limit=1, lease=TURN)
+    (turn,) = await backend.webhooks.claim(limit=1, window=8, lease=TURN)
     result = a_result(turn, failures=2, disable=reason, paused_for=DAY)
     assert await backend.webhooks.settle(result)
     return await backend.webhooks.get(endpoint.id, USER)
@@ -204,9 +204,9 @@ async def test_deleted_endpoint_takes_its_deliveries(backend: Backend) -> None:
     assert not await backend.webhooks.delete(endpoint.id, USER)
     assert await backend.webhooks.all(USER) == [kept]
     assert len(await deliveries_of(backend.webhooks, kept)) == 1
-    assert [turn.endpoint.id for turn in await backend.webhooks.claim(limit=9, lease=TURN)] == [
-        kept.id
-    ]
+    assert [
+        turn.endpoint.id for turn in await backend.webhooks.claim(limit=9, window=8, lease=TURN)
+    ] == [kept.id]
 
 
 async def test_all_of_an_owner_is_deleted_in_bounded_batches(backend: Backend) -> None:

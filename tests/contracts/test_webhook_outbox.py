@@ -37,7 +37,7 @@ FAILING = {"attempt": an_attempt(500), "status": DeliveryStatus.PENDING}
 
 
 async def claim(backend: Backend, *, limit: int = 100) -> list[Turn]:
-    return await backend.webhooks.claim(limit=limit, lease=TURN)
+    return await backend.webhooks.claim(limit=limit, window=8, lease=TURN)
 
 
 async def due_tests(backend: Backend, endpoint: Endpoint, count: int = 1) -> list[Any]:

@@ -48,14 +48,19 @@ CREATE TABLE webhook_deliveries (
     CHECK ((status = 'pending') = (next_attempt_at IS NOT NULL)),
     CHECK (event NOT LIKE 'generation.%' OR session_id IS NOT NULL)
 );
+-- A pending delivery is due at some time, and no other one is. Their indexes have conditions that do
+-- not follow from each other, so that no statement can use the wrong one, even on an empty table.
 CREATE INDEX webhook_deliveries_due ON webhook_deliveries (endpoint_id, next_attempt_at)
-    WHERE status = 'pending';
+    WHERE next_attempt_at IS NOT NULL;
 CREATE INDEX webhook_deliveries_of_endpoint
     ON webhook_deliveries (endpoint_id, created_at DESC, id DESC);
+CREATE INDEX webhook_deliveries_failed
+    ON webhook_deliveries (endpoint_id, created_at DESC, id DESC)
+    WHERE status IN ('failed', 'expired');
 CREATE INDEX webhook_deliveries_pending ON webhook_deliveries (status_changed_at)
     WHERE status = 'pending';
 CREATE INDEX webhook_deliveries_ended ON webhook_deliveries (status_changed_at)
-    WHERE status <> 'pending';
+    WHERE next_attempt_at IS NULL;
 
 CREATE TABLE webhook_attempts (
     delivery_id uuid        NOT NULL,

@@ -162,6 +162,7 @@ def openapi_config() -> OpenAPIConfig:
         ),
         tags=[
             Tag(name="Generations", description="Create generations and follow their progress"),
+            Tag(name="Events", description="States of generations as they change"),
             Tag(name="Uploads", description="Upload pictures to use in generations"),
             Tag(name="Client tokens", description="Let shoppers' browsers call, for stores"),
             Tag(name="Credits", description="Your balance and its ledger"),

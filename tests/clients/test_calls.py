@@ -254,7 +254,7 @@ def test_submission_is_awaited_by_the_service(clients: list[Driver]) -> None:
     def check(client: Driver, api: FakeApi) -> None:
         api.script(data(SUBMITTED, 202), CUT, data(session(status="processing")), data(DONE))
 
-        outcome = client.call(api.url, "submit_and_wait", REQUEST, timeout_seconds=9.9)
+        outcome = client.call(api.url, "submit_and_wait", REQUEST, timeout_seconds=10.3)
 
         assert outcome.result == DONE
         assert [(seen.method, seen.path) for seen in api.seen] == [

@@ -148,6 +148,8 @@ SCHEMAS = {
     "SessionPage": "SessionPage",
     "AccessoryItem": "Accessory",
     "ErrorBody": "ErrorBody",
+    "BatchItem": "BatchItem",
+    "ItemAnswer": "BatchResult",
 }
 """The types of the OpenAPI document, and of the clients."""
 
@@ -183,10 +185,12 @@ def python_fields(name: str) -> dict[str, bool]:
 
 def typescript_fields(name: str) -> dict[str, bool]:
     text = (TYPESCRIPT / "src" / "models.ts").read_text()
-    body = re.search(rf"^export interface {name} \{{\n(.*?)^\}}", text, re.MULTILINE | re.DOTALL)
+    declared = rf"^export interface {name} (?:extends (\w+) )?\{{\n(.*?)^\}}"
+    body = re.search(declared, text, re.MULTILINE | re.DOTALL)
     assert body
-    fields = re.findall(r"^  (\w+)\??: (.+);$", body[1], re.MULTILINE)
-    return {field: "null" in kind for field, kind in fields}
+    fields = re.findall(r"^  (\w+)\??: (.+);$", body[2], re.MULTILINE)
+    inherited = typescript_fields(body[1]) if body[1] else {}
+    return {**inherited, **{field: "null" in kind for field, kind in fields}}
 
 
 def test_application_does_not_contain_the_clients() -> None:

@@ -75,6 +75,20 @@ def test_sessions_are_followed_to_their_end(client: Driver, dev: Dev) -> None:
     assert unknown.refusal["code"] == "NOT_FOUND"
 
 
+def test_batch_answers_each_item(client: Driver, dev: Dev) -> None:
+    """A rejected item does not affect the others, and a repetition with its key is a replay."""
+    items = [dev.request, {}]
+    batch: dict[str, Any] = {"idempotency_key": f"batch-{type(client).__name__}"}
+
+    first = client.call(dev.url, "submit_batch", items, token=dev.api_key, **batch).result
+    again = client.call(dev.url, "submit_batch", items, token=dev.api_key, **batch).result
+
+    assert [answer["status"] for answer in first] == [202, 400]
+    assert first[1]["error"]["code"] == "VALIDATION_ERROR"
+    assert again[0]["data"]["session_id"] == first[0]["data"]["session_id"]
+    assert [answer["replayed"] for answer in again] == [True, False]
+
+
 @pytest.mark.parametrize("language", ["python", "javascript"])
 def test_examples_make_a_picture(
     request: pytest.FixtureRequest, language: str, dev: Dev, picture: bytes, tmp_path: Path

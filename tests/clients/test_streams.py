@@ -238,6 +238,21 @@ def test_subscription_ends_in_time(clients: list[Driver]) -> None:
     at_once(clients, check)
 
 
+def test_later_retry_is_a_timeout(clients: list[Driver]) -> None:
+    """A Retry-After beyond the caller's time is awaited no longer than that."""
+
+    def check(client: Driver, api: FakeApi) -> None:
+        api.script(error(503, "SERVICE_UNAVAILABLE", Retry_After="9"))
+        began = time.monotonic()
+
+        refusal = client.call(api.url, "subscribe", "s1", timeout_seconds=0.5).refusal
+
+        assert refusal["name"] == "WaitTimeout"
+        assert time.monotonic() - began < 8
+
+    at_once(clients, check)
+
+
 def test_several_sessions_share_a_stream(client: Driver, api: FakeApi) -> None:
     """Each session has its own revision, and only unfinished ones are asked for again: several by
     their ids, one by its own stream."""

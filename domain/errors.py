@@ -18,6 +18,7 @@
     ├── NotDelivered                                                      an endpoint is silent
     ├── ClaimFailed                                                       our fault, permanent
     ├── Superseded                                                        an attempt lost its lease
+    ├── CancelRequested                                                   the caller ends an attempt
     └── IllegalTransition, InvalidTask                                    a domain rule was broken
 """
 
@@ -328,6 +329,10 @@ class NotStarted(WearonError):
 
 class Superseded(WearonError):
     """The attempt is no longer the session's current one: its results would be discarded."""
+
+
+class CancelRequested(WearonError):
+    """The caller asked to cancel the session: its attempt stops."""
 
 
 class IllegalTransition(WearonError):

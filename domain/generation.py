@@ -1,19 +1,20 @@
 """Run one task: claim its session, generate the picture, settle the session."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
 from random import Random
-from typing import Protocol
+from typing import TypeVar
 from uuid import UUID
 
 from domain.causes import Cause, CauseKind
 from domain.changes import NO_CHANGES, ChangePublisherPort
 from domain.errors import (
+    CancelRequested,
     ClaimFailed,
     DatabaseUnavailable,
     InputUnavailable,
@@ -28,7 +29,7 @@ from domain.errors import (
     WorkerExhausted,
     WorkFailed,
 )
-from domain.leases import run_under_lease
+from domain.leases import Hint, run_under_lease
 from domain.picture_ports import (
     Generated,
     PictureFetcherPort,
@@ -36,18 +37,22 @@ from domain.picture_ports import (
     PictureRequest,
     PictureStoragePort,
 )
-from domain.ports import AttemptRepoPort, SessionRepoPort, TaskQueuePort
+from domain.ports import AttemptRepoPort, Renewal, SessionRepoPort, TaskQueuePort
 from domain.sessions import (
+    CANCELLED,
     Blame,
     ErrorCode,
     Failure,
     Fault,
     GenerationSession,
+    SessionStatus,
     StoredPicture,
     Usage,
 )
+from domain.slots import FREE_SLOT, Slot
 from domain.tasks import GenerationTask, UnreadableTask
 
+T = TypeVar("T")
 NO_PICTURE = Failure(
     code=ErrorCode.GENERATION_FAILED,
     message="The picture could not be made; the credit was refunded",
@@ -75,6 +80,8 @@ class Outcome(StrEnum):
     """Back to ``queued`` for another attempt."""
     SKIPPED = "skipped"
     """The session does not exist or is not ``queued``: nothing was begun."""
+    CANCELLED = "cancelled"
+    """Failed, because its caller asked to cancel it."""
     OVERTAKEN = "overtaken"
     """The lease was lost, or the session ended otherwise meanwhile: this attempt wrote nothing."""
     UNSETTLED = "unsettled"
@@ -111,46 +118,6 @@ class WorkPolicy:
         doubled = self.backoff_base.total_seconds() * 2.0 ** min(attempt - 1, 32)
         wait = random.random() * min(self.backoff_cap.total_seconds(), doubled)
         return timedelta(seconds=max(wait, min(retry_after_seconds, _MAX_RETRY_AFTER_SECONDS)))
-
-
-class Slot(Protocol):
-    """Where a session is worked on: its turn at the provider's limit, and who is told what goes
-    wrong. Only ``take_start`` may raise."""
-
-    def has_inputs(self, session: GenerationSession) -> None:
-        """Nothing more is fetched for the session from hosts of its owner's choice."""
-
-    def needs_no_start(self, session: GenerationSession) -> None:
-        """The session needs no permit of the provider's limit, at least not soon."""
-
-    async def take_start(self, session: GenerationSession, *, at_most: timedelta) -> None:
-        """Take a permit of the provider's limit. Raises ``NotStarted`` if there is none for
-        ``at_most``, or when the process stops."""
-
-    def waited(self, session: GenerationSession) -> float:
-        """How many seconds the session has waited for a permit. They are no part of its work."""
-
-    def attempt_failed(self, session: GenerationSession, fault: Fault) -> None:
-        """The attempt failed; the session goes on or ends without a picture."""
-
-    def picture_held(self, session: GenerationSession, cause: Cause) -> None:
-        """The storage does not take the picture, which is kept in memory for some time."""
-
-
-class _FreeSlot(Slot):
-    """Without a limit, and without anybody to tell."""
-
-    def has_inputs(self, session: GenerationSession) -> None: ...
-    def needs_no_start(self, session: GenerationSession) -> None: ...
-    async def take_start(self, session: GenerationSession, *, at_most: timedelta) -> None: ...
-    def waited(self, session: GenerationSession) -> float:  # noqa: ARG002
-        return 0.0
-
-    def attempt_failed(self, session: GenerationSession, fault: Fault) -> None: ...
-    def picture_held(self, session: GenerationSession, cause: Cause) -> None: ...
-
-
-_FREE_SLOT = _FreeSlot()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,20 +166,28 @@ class Generation:
         self._new_id = new_id
         self._worker = worker
         self._changes = changes
+        self._in_flight: dict[UUID, Hint] = {}
+
+    def check_now(self, session_id: UUID) -> None:
+        """A hint that the session may be cancelled: if this process works on it, its lease is
+        renewed at once, which tells. Another id is ignored."""
+        if hint := self._in_flight.get(session_id):
+            hint.give()
 
     async def check_storage(self) -> None:
         """Raises ``StorageUnavailable`` if a picture could not be stored now: then take no task."""
         await self._storage.check()
 
-    async def run(self, task: GenerationTask, slot: Slot = _FREE_SLOT) -> Outcome:
+    async def run(self, task: GenerationTask, slot: Slot = FREE_SLOT) -> Outcome:
         """Work on the session of ``task``, if it is still ``queued``.
 
         A task of an unknown session is buried. Raises ``Unavailable`` if the database does not
         answer the claim, or the queue not the burial, and ``ClaimFailed`` if the database rejects
         the claim; the task is back in the queue then. Raises one of OUR_FAULTS if this worker can
         make no picture at all; the session is back in the queue then, and no attempt is spent. Any
-        other unexpected error fails the session with its refund and is raised. When cancelled,
-        gives the session back and stops.
+        other unexpected error fails the session with its refund and is raised. When its task is
+        cancelled, gives the session back and stops. Once the session's cancellation is requested,
+        no longer gives it back, but fails it.
         """
         session = await self._claim(task)
         if session is None:
@@ -223,8 +198,7 @@ class Generation:
         except DatabaseUnavailable:
             return Outcome.UNSETTLED
         except NotStarted:
-            await self._give_back(session, None)
-            return Outcome.RELEASED
+            return await self._give_back(session, None)
         except OUR_FAULTS as error:
             await self._give_back(session, self._blame(session, error, slot, Blame.OURS))
             raise
@@ -293,6 +267,8 @@ class Generation:
             return await self._fail(session, _failure(error), fault)
         except Superseded:
             return Outcome.OVERTAKEN
+        except CancelRequested:
+            return await self._cancel(session)
         except (NotStarted, DatabaseUnavailable, *OUR_FAULTS):
             raise
         except Exception as error:
@@ -308,18 +284,43 @@ class Generation:
         self, session: GenerationSession, slot: Slot
     ) -> _Made | _Held | None:
         """None if the lease was lost meanwhile."""
-        return await run_under_lease(
+        return await self._under_lease(
+            session,
             partial(self._make, session, slot),
-            renew=partial(self._renew, session),
-            lease=self._policy.lease,
-            attempt_timeout=self._policy.attempt_timeout,
+            at_most=self._policy.attempt_timeout,
             waited=partial(slot.waited, session),
         )
 
+    async def _under_lease(
+        self,
+        session: GenerationSession,
+        work: Callable[[], Awaitable[T]],
+        *,
+        at_most: timedelta,
+        waited: Callable[[], float] = lambda: 0.0,
+    ) -> T | None:
+        """None if the lease was lost meanwhile. Raises ``CancelRequested`` once it is known."""
+        hint = self._in_flight[session.id] = Hint()
+        try:
+            return await run_under_lease(
+                work,
+                renew=partial(self._renew, session),
+                lease=self._policy.lease,
+                attempt_timeout=at_most,
+                waited=waited,
+                hint=hint,
+            )
+        finally:
+            if self._in_flight.get(session.id) is hint:  # A newer attempt may have its own.
+                del self._in_flight[session.id]
+
     async def _renew(self, session: GenerationSession) -> bool:
-        return await self._attempts.renew(
+        renewal = await self._attempts.renew(
             session.id, attempt=session.attempt, lease=self._policy.lease
         )
+        if renewal is Renewal.CANCEL_REQUESTED:
+            raise CancelRequested("The caller asked to cancel the session")
+        return renewal is not None
 
     async def _make(self, session: GenerationSession, slot: Slot) -> _Made | _Held:
         """Generate and save the picture, unless an earlier attempt saved one, whose usage was lost
@@ -341,11 +342,10 @@ class Generation:
             if not await self._renew(session):
                 return None
         try:
-            return await run_under_lease(
+            return await self._under_lease(
+                session,
                 partial(self._save_repeatedly, session, held),
-                renew=partial(self._renew, session),
-                lease=self._policy.lease,
-                attempt_timeout=self._policy.storage_patience,
+                at_most=self._policy.storage_patience,
             )
         except TryAgain as error:
             message = "The picture could not be stored for too long"
@@ -402,6 +402,17 @@ class Generation:
         )
         return Outcome.FAILED if failed else Outcome.OVERTAKEN
 
+    async def _cancel(self, session: GenerationSession) -> Outcome:
+        """Fail the session, unless its picture is stored: that wins. A storage that does not answer
+        counts as having none."""
+        saved = None
+        with suppress(StorageUnavailable):
+            saved = await self._storage.find(session.object_prefix)
+        if saved is not None:
+            return await self._complete(session, _Made(picture=saved))
+        outcome = await self._fail(session, CANCELLED, None)
+        return Outcome.CANCELLED if outcome is Outcome.FAILED else outcome
+
     async def _try_again(self, session: GenerationSession, error: TryAgain, slot: Slot) -> Outcome:
         """Release the session with a backoff, or fail it if this was its last attempt."""
         fault = self._blame(session, error, slot)
@@ -409,10 +420,17 @@ class Generation:
             return await self._fail(session, _failure(error), fault)
         if self._has_expired(session):
             return await self._fail(session, EXPIRED, fault)
-        released = await self._attempts.release(
-            session.id, attempt=session.attempt, delay=self._delay(session, error), fault=fault
+        return await self._release(session, self._delay(session, error), fault)
+
+    async def _release(
+        self, session: GenerationSession, delay: timedelta, fault: Fault | None
+    ) -> Outcome:
+        status = await self._attempts.release(
+            session.id, attempt=session.attempt, delay=delay, fault=fault
         )
-        return Outcome.RELEASED if released else Outcome.OVERTAKEN
+        if status is None:
+            return Outcome.OVERTAKEN
+        return Outcome.RELEASED if status is SessionStatus.QUEUED else Outcome.CANCELLED
 
     def _was_last(self, session: GenerationSession, error: TryAgain) -> bool:
         """Whether the fault, or its repetitions, used up what the session may have. The provider's
@@ -442,15 +460,16 @@ class Generation:
         waited = _since(session.created_at, session)
         return max(delay, min(waited, (policy.queue_ttl - waited) / 2))
 
-    async def _give_back(self, session: GenerationSession, fault: Fault | None) -> None:
+    async def _give_back(self, session: GenerationSession, fault: Fault | None) -> Outcome:
         """Let another worker have the session at once. If that fails, recovery does it later."""
+        outcome = Outcome.UNSETTLED
         with suppress(Unavailable):
             if self._has_expired(session):
-                await self._fail(session, EXPIRED, fault)
-            elif await self._attempts.release(
-                session.id, attempt=session.attempt, delay=timedelta(0), fault=fault
-            ):
+                return await self._fail(session, EXPIRED, fault)
+            outcome = await self._release(session, timedelta(0), fault)
+            if outcome is Outcome.RELEASED:
                 await self._queue.push_next([GenerationTask.of(session, task_id=self._new_id())])
+        return outcome
 
     def _blame(
         self,

@@ -1,10 +1,10 @@
 """Work under a lease: the lease is renewed while the work runs, and the work ends with it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from domain.causes import Cause, CauseKind
 from domain.errors import DatabaseUnavailable, TryAgain, Unavailable, WorkFailed
@@ -15,6 +15,23 @@ STOP_SECONDS = 5.0
 """How long to wait for cancelled work to stop before it is left behind."""
 
 
+class Hint:
+    """Lets the lease be renewed at once, because there may be news of its session. Costs nothing
+    until it is given; for the thread of the event loop."""
+
+    def __init__(self) -> None:
+        self.given = asyncio.get_running_loop().create_future()
+
+    def give(self) -> None:
+        if not self.given.done():
+            self.given.set_result(None)
+
+    def take(self) -> None:
+        """Wait for the next one from now on."""
+        if self.given.done():
+            self.given = asyncio.get_running_loop().create_future()
+
+
 async def run_under_lease(
     work: Callable[[], Awaitable[T]],
     *,
@@ -22,11 +39,14 @@ async def run_under_lease(
     lease: timedelta,
     attempt_timeout: timedelta,
     waited: Callable[[], float] = lambda: 0.0,
+    hint: Hint | None = None,
 ) -> T | None:
     """What ``work`` returns, or None if the lease was lost meanwhile. Raises what ``work`` raises.
 
-    The lease is new when this is called. ``renew`` extends it by ``lease``. It is lost if
-    ``renew`` returns False, or if ``renew`` raised ``DatabaseUnavailable`` for a whole lease.
+    The lease is new when this is called. ``renew`` extends it by ``lease``, three times in its life
+    and at each ``hint``. It is lost if ``renew`` returns False, or if ``renew`` raised
+    ``DatabaseUnavailable`` for a whole lease. Any other error of ``renew`` stops the work, unless
+    that has ended, and is raised.
 
     Raises ``TryAgain`` after ``attempt_timeout``, not counting the seconds that the work has
     ``waited`` for its turn. That bound is enforced here, around the work, so that it also holds for
@@ -37,13 +57,14 @@ async def run_under_lease(
     first_seconds = min(lease_seconds / 3, attempt_seconds)
     began = asyncio.get_running_loop().time()
     valid_until = began + lease_seconds
+    hint = hint or Hint()
     working = asyncio.create_task(_result_or_failure(work))
     keeping: asyncio.Task[None] | None = None
     try:
         # Work that ends before the first renewal is due needs no second task.
-        await asyncio.wait((working,), timeout=first_seconds)
+        await _wait_for_any((working, hint.given), first_seconds)
         if not working.done():
-            keeping = asyncio.create_task(_keep_lease(renew, lease_seconds, valid_until))
+            keeping = asyncio.create_task(_keep_lease(renew, lease_seconds, valid_until, hint))
             await _wait_for_first((working, keeping), lambda: began + attempt_seconds + waited())
         if working.cancelled():
             raise RuntimeError("The work cancelled itself")
@@ -59,23 +80,31 @@ async def run_under_lease(
         del working, keeping
 
 
+async def _wait_for_any(
+    futures: Iterable[asyncio.Future[Any]], seconds: float
+) -> set[asyncio.Future[Any]]:
+    done, _ = await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    return done
+
+
 async def _wait_for_first(
     tasks: tuple[asyncio.Task[T | WorkFailed], asyncio.Task[None]], ends_at: Callable[[], float]
 ) -> None:
     """Until one of ``tasks`` is done, or until ``ends_at``, which may move into the future."""
     loop = asyncio.get_running_loop()
     while (left := ends_at() - loop.time()) > 0:
-        done, _ = await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        if done:
+        if await _wait_for_any(tasks, left):
             return
 
 
 async def _keep_lease(
-    renew: Callable[[], Awaitable[bool]], lease_seconds: float, valid_until: float
+    renew: Callable[[], Awaitable[bool]], lease_seconds: float, valid_until: float, hint: Hint
 ) -> None:
-    """Renew the lease now and three times in its life. Return once it is or may be lost."""
+    """Renew the lease now, three times in its life and at each hint. Return once it is or may be
+    lost."""
     loop = asyncio.get_running_loop()
     while True:
+        hint.take()
         asked_at = loop.time()
         with suppress(DatabaseUnavailable):
             if not await renew():
@@ -83,7 +112,7 @@ async def _keep_lease(
             valid_until = asked_at + lease_seconds
         if loop.time() >= valid_until:
             return
-        await asyncio.sleep(lease_seconds / 3)
+        await _wait_for_any((hint.given,), lease_seconds / 3)
 
 
 async def _result_or_failure(

@@ -8,6 +8,7 @@ have taken effect. ``tests/contracts`` checks every sentence here against every 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum, auto
 from typing import Protocol
 from uuid import UUID
 
@@ -168,8 +169,24 @@ class SessionRepoPort(Protocol):
     async def undo_many(self, session_ids: Sequence[UUID], failure: Failure) -> Collection[UUID]:
         """What ``fail_queued`` with ``undo`` does, for each session. Returns those that failed."""
 
+    async def cancel(self, session_id: UUID) -> GenerationSession | None:
+        """``queued -> failed`` as CANCELLED, with the refund in the same transaction. Of a
+        ``processing`` session the request is recorded: ``cancel_requested_at`` is the time of the
+        first one. From then on it goes to ``completed``, or to ``failed`` as CANCELLED, with the
+        refund, and never back to ``queued``: whoever writes, and whatever else went wrong.
+
+        Returns the session as it is then; None, and nothing changes, if it is final or unknown."""
+
     async def is_known(self, session_id: UUID) -> bool:
         """Whether there is such a session."""
+
+
+class Renewal(Enum):
+    """What a renewal tells the attempt that has the lease."""
+
+    RENEWED = auto()
+    CANCEL_REQUESTED = auto()
+    """The lease is renewed as well: for the time that it takes to stop."""
 
 
 class AttemptRepoPort(Protocol):
@@ -186,8 +203,9 @@ class AttemptRepoPort(Protocol):
         None if the session does not exist or is not ``queued``.
         """
 
-    async def renew(self, session_id: UUID, *, attempt: int, lease: timedelta) -> bool:
-        """Extend the lease of this attempt. False if the attempt is no longer the current one."""
+    async def renew(self, session_id: UUID, *, attempt: int, lease: timedelta) -> Renewal | None:
+        """Extend the lease of this attempt, and tell whether its session is to be cancelled. None
+        if the attempt is no longer the current one."""
 
     async def complete(
         self, session_id: UUID, *, attempt: int, picture: StoredPicture, usage: Usage | None = None
@@ -208,9 +226,11 @@ class AttemptRepoPort(Protocol):
 
     async def release(
         self, session_id: UUID, *, attempt: int, delay: timedelta, fault: Fault | None = None
-    ) -> bool:
-        """``processing -> queued`` if this attempt is the current one, else False. Recovery
-        pushes the session again once ``delay`` has passed; a claim may come earlier.
+    ) -> SessionStatus | None:
+        """``processing -> queued`` if this attempt is the current one, or ``processing -> failed``
+        with the refund if its cancellation was requested. Returns the new status; None if the
+        attempt is not the current one. Recovery pushes a ``queued`` session again once ``delay``
+        has passed; a claim may come earlier.
 
         A ``fault`` is recorded in the same transaction. The attempt is excused unless the session
         is to blame. If the provider is, ``failing_since`` keeps the time of the first such fault
@@ -249,9 +269,9 @@ class RecoveryRepoPort(Protocol):
     async def release_dead_leases(
         self, *, max_attempts: int, external_timeout: timedelta, limit: int, blocked: Blocked = None
     ) -> int:
-        """``processing -> queued``, due at once, if the lease has expired and attempts are left.
-        The attempt counts, because the task may have killed its worker, and its fault is
-        recorded. Returns the number of sessions.
+        """``processing -> queued``, due at once, if the lease has expired, attempts are left and no
+        cancellation was requested. The attempt counts, because the task may have killed its worker,
+        and its fault is recorded. Returns the number of sessions.
 
         A session set to ``processing`` by an external consumer has no lease. It counts as expired
         ``external_timeout`` after that change, and the attempt counts.
@@ -266,8 +286,9 @@ class RecoveryRepoPort(Protocol):
         limit: int,
         blocked: Blocked = None,
     ) -> list[GenerationSession]:
-        """``processing -> failed`` with the refund, if the lease has expired and
-        ``max_attempts`` are spent; the last one's fault is recorded. Returns the failed sessions.
+        """``processing -> failed`` with the refund, if the lease has expired and ``max_attempts``
+        are spent, or the cancellation was requested; the last attempt's fault is recorded. Returns
+        the failed sessions.
         """
 
     async def fail_expired(

@@ -85,9 +85,10 @@ class RecoveryPolicy:
 class RecoveryReport:
     """What one run did: how many sessions it moved, by rule, and what it deleted.
 
-    ``exhausted`` sessions failed because their last attempt died. ``pictures_deleted`` counts the
-    sessions of which the picture storage holds nothing any more. ``blocked`` sessions are due, but
-    the database rejects their change: see ``Recovery.take_blocked``.
+    ``exhausted`` sessions failed because their last attempt died, or one that was to be cancelled.
+    ``pictures_deleted`` counts the sessions of which the picture storage holds nothing any more.
+    ``blocked`` sessions are due, but the database rejects their change: see
+    ``Recovery.take_blocked``.
     """
 
     refunded: int = 0
@@ -215,7 +216,7 @@ class Recovery:
             limit=self._policy.batch,
             blocked=self._blocked,
         )
-        self._to_bury.extend(failed)
+        self._to_bury.extend(one for one in failed if one.cancel_requested_at is None)
         return len(failed)
 
     async def _release_dead(self, done: Counter[str]) -> None:

@@ -61,6 +61,8 @@ class Failure:
     message: str
 
 
+CANCELLED = Failure(code=ErrorCode.CANCELLED, message="Cancelled at the caller's request")
+
 CALLERS_FAULTS = frozenset(
     {
         ErrorCode.CANCELLED,
@@ -182,6 +184,8 @@ class GenerationSession:
       if the last attempt did not fail through the provider's fault.
     - ``lease_expires_at``, on the database's clock: the worker counts as alive until then. None
       unless ``processing``; always None for an external consumer.
+    - ``cancel_requested_at``, on the database's clock: the caller asked first to cancel it. Such a
+      session is never ``queued`` again: it completes, or fails as CANCELLED.
     - ``picture`` is written by our workers, ``generated_image_url`` only by external consumers.
     - ``usage`` belongs to the attempt that completed the session. None if the provider reports
       none, and if that attempt found a picture which an earlier attempt had saved.
@@ -206,6 +210,7 @@ class GenerationSession:
     attempts_excused: int = 0
     failing_since: datetime | None = None
     lease_expires_at: datetime | None = None
+    cancel_requested_at: datetime | None = None
     picture: StoredPicture | None = None
     usage: Usage | None = None
     provider_job: str | None = None
@@ -304,9 +309,20 @@ class GenerationSession:
             started_at=now,
         )
 
-    def released(self, blame: Blame | None = None, *, now: datetime) -> Self:
-        """``processing -> queued``, for another attempt. Without ``blame``, nothing failed."""
+    def cancelled(self, *, now: datetime) -> Self:
+        """``queued -> failed``; a ``processing`` session only records the first request."""
+        requested = replace(self, cancel_requested_at=self.cancel_requested_at or now)
+        if self.status is SessionStatus.QUEUED:
+            return requested.failed(CANCELLED, now=now)
         self._require(SessionStatus.PROCESSING)
+        return requested
+
+    def released(self, blame: Blame | None = None, *, now: datetime) -> Self:
+        """``processing -> queued``, for another attempt; ``failed`` if its cancellation was
+        requested. Without ``blame``, nothing failed."""
+        self._require(SessionStatus.PROCESSING)
+        if self.cancel_requested_at is not None:
+            return self.failed(CANCELLED, now=now)
         failing_since = self.failing_since if blame is None else None
         if blame is Blame.PROVIDER:
             failing_since = self.failing_since or now
@@ -337,13 +353,14 @@ class GenerationSession:
     def failed(self, failure: Failure, *, now: datetime, frees_key: bool = False) -> Self:
         """``queued | processing -> failed``. The caller refunds in the same transaction.
 
-        Only the undo of a submission, which no caller was told of, frees its idempotency key.
+        Only the undo of a submission, which no caller was told of, frees its idempotency key. After
+        a request to cancel, the failure is CANCELLED, whatever else went wrong.
         """
         self._require(SessionStatus.QUEUED, SessionStatus.PROCESSING)
         return replace(
             self,
             status=SessionStatus.FAILED,
-            failure=failure,
+            failure=failure if self.cancel_requested_at is None else CANCELLED,
             idempotency_key=None if frees_key else self.idempotency_key,
             lease_expires_at=None,
             completed_at=now,

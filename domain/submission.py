@@ -47,7 +47,6 @@ _FIRST_LOOK_SECONDS = 0.02
 _LOOK_SECONDS = 0.4
 """A waiting replay reads its session again after the first, then after twice as long each time, up
 to the second."""
-_CANCELLED = Failure(code=ErrorCode.CANCELLED, message="Cancelled at the caller's request")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +71,11 @@ class SubmissionPolicy:
 
 
 class Submission:
-    """Submits requests, and cancels them while they are queued."""
+    """Submits requests, and cancels them.
+
+    ``announce_cancel`` is told of each session whose cancellation was requested while it is
+    processed, once that is committed. It is a hint for the session's worker: it may get lost, and
+    must neither wait nor raise."""
 
     def __init__(
         self,
@@ -85,9 +88,11 @@ class Submission:
         clock: Callable[[], datetime],
         links: LinkRules = PUBLIC_LINKS,
         changes: ChangePublisherPort = NO_CHANGES,
+        announce_cancel: Callable[[GenerationSession], None] = lambda _: None,
     ) -> None:
         self.links = links
         """The rules for the links of a request."""
+        self._announce_cancel = announce_cancel
         self._sessions = sessions
         self._reads = reads
         self._queue = queue
@@ -345,15 +350,20 @@ class Submission:
     async def cancel(
         self, session_id: UUID, owner: Owner, *, shopper_id: str | None = None
     ) -> GenerationSession:
-        """Fail a ``queued`` session with its refund.
+        """Fail a ``queued`` session with its refund. Of a ``processing`` one, record the request:
+        its worker stops and fails it, unless its picture is already stored. Repeating it is safe.
 
-        Raises ``NotFound``, and ``Conflict`` if it is no longer queued.
+        Returns the session as it is then. Raises ``NotFound``, and ``Conflict`` if it is final.
         """
         session = await self._reads.get(session_id, owner, shopper_id=shopper_id)
-        if not await self._sessions.fail_queued(session.id, _CANCELLED):
-            raise Conflict("Only a queued session can be cancelled")
-        self._changes.publish(session)
-        return await self._reads.get(session_id, owner, shopper_id=shopper_id)
+        cancelled = await self._sessions.cancel(session.id)
+        if cancelled is None:
+            raise Conflict("The session has ended: it cannot be cancelled any more")
+        if cancelled.status.is_final:
+            self._changes.publish(cancelled)
+        else:
+            self._announce_cancel(cancelled)
+        return cancelled
 
     def _session(
         self, request: TryOnRequest, like: GenerationSession | None = None

@@ -121,6 +121,7 @@ COLUMNS: Sequence[Column] = (
     Column("attempts_excused", "integer", "attempts_excused"),
     Column("failing_since", "timestamptz", "failing_since"),
     Column("lease_expires_at", "timestamptz", "lease_expires_at"),
+    Column("cancel_requested_at", "timestamptz", "cancel_requested_at"),
     Column("provider_job", "text", "provider_job", erased="NULL"),
     Column("started_at", "timestamptz", "started_at"),
     Column("completed_at", "timestamptz", "completed_at"),

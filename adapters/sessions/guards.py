@@ -27,6 +27,9 @@ RULES: Mapping[str, str] = {
     "it has a lease only while it is processing": (
         "lease_expires_at IS NULL OR status = 'processing'"
     ),
+    "it is not queued once its cancellation was requested": (
+        "cancel_requested_at IS NULL OR status <> 'queued'"
+    ),
     "it has a completed_at exactly if it is final": f"(completed_at IS NOT NULL) = ({_FINAL})",
     "it has an error code if it failed": "status <> 'failed' OR error_code IS NOT NULL",
     "its picture has both a key and a media type": "(object_key IS NULL) = (media_type IS NULL)",

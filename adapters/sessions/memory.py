@@ -13,6 +13,7 @@ from uuid import UUID
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.sessions.memory_limits import Active, InMemoryLimits
 from adapters.sessions.memory_rules import (
+    cancelled_instead,
     is_http,
     keeps_result,
     may_have_image,
@@ -28,6 +29,7 @@ from domain.ports import (
     Position,
     Receipt,
     RecoveryRepoPort,
+    Renewal,
     SessionReadPort,
     SessionRepoPort,
     SessionStats,
@@ -156,11 +158,13 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         self._put(row, row.session.claimed(now=self._clock(), lease=lease))
         return row.session
 
-    async def renew(self, session_id: UUID, *, attempt: int, lease: timedelta) -> bool:
+    async def renew(self, session_id: UUID, *, attempt: int, lease: timedelta) -> Renewal | None:
         row = self._current(session_id, attempt)
-        if row is not None:
-            row.session = replace(row.session, lease_expires_at=self._clock() + lease)
-        return row is not None
+        if row is None:
+            return None
+        row.session = replace(row.session, lease_expires_at=self._clock() + lease)
+        is_asked = row.session.cancel_requested_at is not None
+        return Renewal.CANCEL_REQUESTED if is_asked else Renewal.RENEWED
 
     async def complete(
         self, session_id: UUID, *, attempt: int, picture: StoredPicture, usage: Usage | None = None
@@ -180,6 +184,13 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     async def undo_many(self, session_ids: Sequence[UUID], failure: Failure) -> Collection[UUID]:
         return {one for one in session_ids if await self.fail_queued(one, failure, undo=True)}
 
+    async def cancel(self, session_id: UUID) -> GenerationSession | None:
+        row = self._rows.get(session_id)
+        if row is None or row.session.status.is_final:
+            return None
+        self._end(row, row.session.cancelled(now=self._clock()))
+        return row.session
+
     async def is_known(self, session_id: UUID) -> bool:
         return session_id in self._rows
 
@@ -194,12 +205,13 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
 
     async def release(
         self, session_id: UUID, *, attempt: int, delay: timedelta, fault: Fault | None = None
-    ) -> bool:
+    ) -> SessionStatus | None:
         row = self._current(session_id, attempt)
-        if row is not None:
-            self._release(row, delay, None if fault is None else fault.blame)
-            self._record(row, fault)
-        return row is not None
+        if row is None:
+            return None
+        self._release(row, delay, None if fault is None else fault.blame)
+        self._record(row, fault)
+        return row.session.status
 
     async def postpone(self, session_id: UUID, *, delay: timedelta) -> bool:
         row = self._rows.get(session_id)
@@ -239,9 +251,7 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     async def release_dead_leases(
         self, *, max_attempts: int, external_timeout: timedelta, limit: int, blocked: Blocked = None
     ) -> int:
-        dead = [
-            row for row in self._dead(external_timeout) if row.session.attempts_spent < max_attempts
-        ]
+        dead = [row for row in self._dead(external_timeout) if _may_retry(row, max_attempts)]
 
         def release(row: _Row) -> None:
             self._release(row, timedelta(0), Blame.SESSION)
@@ -258,11 +268,7 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         limit: int,
         blocked: Blocked = None,
     ) -> list[GenerationSession]:
-        dead = [
-            row
-            for row in self._dead(external_timeout)
-            if row.session.attempts_spent >= max_attempts
-        ]
+        dead = [row for row in self._dead(external_timeout) if not _may_retry(row, max_attempts)]
 
         def fail(row: _Row) -> None:
             self._fail(row, failure)
@@ -409,6 +415,7 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         if changed.status is not row.session.status:
             if row.session.status.is_final:
                 raise IllegalTransition(f"Session {session_id} is {row.session.status}")
+            changed = cancelled_instead(row.session, changed)
             changed = self._guarded(changed)
         self._put(row, changed)
 
@@ -473,7 +480,7 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         row.session = session
 
     def _release(self, row: _Row, delay: timedelta, blame: Blame | None) -> None:
-        self._put(row, row.session.released(blame, now=self._clock()))
+        self._end(row, row.session.released(blame, now=self._clock()))
         row.push_again_at = self._clock() + delay
 
     def _record(self, row: _Row, fault: Fault | None) -> None:
@@ -489,10 +496,14 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
             )
 
     def _fail(self, row: _Row, failure: Failure, *, frees_key: bool = False) -> None:
-        failed = row.session.failed(failure, now=self._clock(), frees_key=frees_key)
-        row.failing = failure
-        self._refund(row)
-        self._put(row, failed)
+        self._end(row, row.session.failed(failure, now=self._clock(), frees_key=frees_key))
+
+    def _end(self, row: _Row, session: GenerationSession) -> None:
+        """Write a session that may have failed, with its refund."""
+        if session.status is SessionStatus.FAILED:
+            row.failing = session.failure
+            self._refund(row)
+        self._put(row, session)
 
     def _refund(self, row: _Row) -> None:
         row.refunded = True
@@ -500,6 +511,11 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         if self._accounts.refund(session.owner, GENERATION_COST, session.id):
             failure = row.failing or session.failure
             self._limits.refunded(session, "" if failure is None else failure.code)
+
+
+def _may_retry(row: _Row, max_attempts: int) -> bool:
+    session = row.session
+    return session.attempts_spent < max_attempts and session.cancel_requested_at is None
 
 
 def _is_of(session: GenerationSession, owner: Owner | None, shopper_id: str | None) -> bool:

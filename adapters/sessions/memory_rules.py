@@ -1,8 +1,9 @@
 """The guards of the database on sessions, for the adapter in memory."""
 
 import re
+from dataclasses import replace
 
-from domain.sessions import ErrorCode, GenerationSession, SessionStatus
+from domain.sessions import CANCELLED, ErrorCode, GenerationSession, SessionStatus
 
 
 def may_have_image(session: GenerationSession) -> bool:
@@ -21,6 +22,13 @@ def keeps_result(before: GenerationSession, after: GenerationSession) -> bool:
     link = before.generated_image_url
     is_late = link is None and before.image_deleted_at is None and before.erased_at is None
     return before.picture == after.picture and (link == after.generated_image_url or is_late)
+
+
+def cancelled_instead(before: GenerationSession, after: GenerationSession) -> GenerationSession:
+    """A session whose cancellation was requested fails for that reason, and is not queued."""
+    if before.cancel_requested_at is None or after.status is SessionStatus.COMPLETED:
+        return after
+    return replace(after, status=SessionStatus.FAILED, failure=CANCELLED)
 
 
 def paid_for(session: GenerationSession) -> tuple[object, ...]:

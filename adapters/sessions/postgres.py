@@ -32,11 +32,13 @@ from domain.ports import (
     Position,
     Receipt,
     RecoveryRepoPort,
+    Renewal,
     SessionReadPort,
     SessionRepoPort,
     SessionStats,
 )
 from domain.sessions import (
+    CANCELLED,
     AttemptFault,
     Blocked,
     Failure,
@@ -81,8 +83,8 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         single = replace(waiting, calls=1)
         self._claim = _coalescer(self._run_claim, sql.CLAIM_SKIP_LOCKED, claims)
         self._claim_wait = _coalescer(self._run_claim, sql.CLAIM_WAIT, single)
-        self._renew = _coalescer(self._run_write, sql.RENEW_SKIP_LOCKED, batches)
-        self._renew_wait = _coalescer(self._run_write, sql.RENEW_WAIT, single)
+        self._renew = _coalescer(self._run_renew, sql.RENEW_SKIP_LOCKED, batches)
+        self._renew_wait = _coalescer(self._run_renew, sql.RENEW_WAIT, single)
         self._complete = _coalescer(self._run_write, sql.COMPLETE_SKIP_LOCKED, claims)
         self._complete_wait = _coalescer(self._run_write, sql.COMPLETE_WAIT, single)
 
@@ -133,9 +135,21 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         # Of two claims for one session in a batch, the first one gets it.
         return [claimed.pop(session_id, None) for session_id, _ in claims]
 
-    async def renew(self, session_id: UUID, *, attempt: int, lease: timedelta) -> bool:
+    async def renew(self, session_id: UUID, *, attempt: int, lease: timedelta) -> Renewal | None:
         renewal = (session_id, attempt, lease)
         return await self._renew(renewal) or await self._renew_wait(renewal)
+
+    async def _run_renew(
+        self, statement: str, attempts: Sequence[_AttemptWrite]
+    ) -> Sequence[Renewal | None]:
+        rows = await self._database.fetch(statement, *arrays_of(attempts))
+        told = {
+            (row["id"], row["attempt"]): Renewal.CANCEL_REQUESTED
+            if row["is_to_be_cancelled"]
+            else Renewal.RENEWED
+            for row in rows
+        }
+        return [told.get((session_id, attempt)) for session_id, attempt, *_ in attempts]
 
     async def complete(
         self, session_id: UUID, *, attempt: int, picture: StoredPicture, usage: Usage | None = None
@@ -161,6 +175,11 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
                 undone.add(session_id)
         return undone
 
+    async def cancel(self, session_id: UUID) -> GenerationSession | None:
+        why = (CANCELLED.code, CANCELLED.message)
+        row = await self._database.fetch_row(sql.CANCEL, *why, session_id)
+        return None if row is None else session_of(row)
+
     async def is_known(self, session_id: UUID) -> bool:
         known: bool = await self._database.fetch_value(sql.IS_KNOWN, session_id)
         return known
@@ -173,9 +192,12 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
 
     async def release(
         self, session_id: UUID, *, attempt: int, delay: timedelta, fault: Fault | None = None
-    ) -> bool:
+    ) -> SessionStatus | None:
         blame = None if fault is None else fault.blame
-        return await self._write(sql.RELEASE, session_id, attempt, delay, blame, *_recorded(fault))
+        row = await self._database.fetch_row(
+            sql.RELEASE, session_id, attempt, delay, blame, *_recorded(fault)
+        )
+        return None if row is None else SessionStatus(row["status"])
 
     async def postpone(self, session_id: UUID, *, delay: timedelta) -> bool:
         return await self._write(sql.POSTPONE, session_id, delay)

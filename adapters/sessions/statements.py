@@ -65,7 +65,9 @@ CLAIM_SKIP_LOCKED = _claim("SKIP LOCKED")
 CLAIM_WAIT = _claim()
 
 
-def _fenced_update(locking: str, *, columns: Mapping[str, str], changes: str) -> str:
+def _fenced_update(
+    locking: str, *, columns: Mapping[str, str], changes: str, returning: str = ""
+) -> str:
     """Updates the session of each attempt in a batch, if that attempt is the current one. The
     arguments are arrays: ids, attempts, and one for each of ``columns``, given with their types."""
     asked = {"id": "uuid", "attempt": "integer", **columns}
@@ -80,7 +82,7 @@ def _fenced_update(locking: str, *, columns: Mapping[str, str], changes: str) ->
     UPDATE generation_sessions AS s SET {changes}
     FROM locked JOIN asked USING (id, attempt)
     WHERE s.id = locked.id AND locked.status = 'processing'
-    RETURNING s.id, s.attempt"""
+    RETURNING s.id, s.attempt{returning}"""
 
 
 def _renew(locking: str = "") -> str:
@@ -88,6 +90,7 @@ def _renew(locking: str = "") -> str:
         locking,
         columns={"lease": "interval"},
         changes="lease_expires_at = now() + asked.lease",
+        returning=", s.cancel_requested_at IS NOT NULL AS is_to_be_cancelled",
     )
 
 
@@ -127,20 +130,6 @@ def _record_fault(ended: str, worker: str, code: str, cause: str) -> str:
 
 
 _LOST_LEASE = f"'{LOST_LEASE.cause}'"
-
-# Without a fault, $4 to $7 are NULL.
-RELEASE = f"""
-    WITH released AS (
-        UPDATE generation_sessions
-        SET status = 'queued', lease_expires_at = NULL, push_again_at = now() + $3::interval,
-            attempts_excused = attempts_excused
-                + CASE WHEN $4::text = '{Blame.SESSION}' THEN 0 ELSE 1 END,
-            failing_since = CASE WHEN $4 IS NULL THEN failing_since
-                WHEN $4 = '{Blame.PROVIDER}' THEN coalesce(failing_since, now()) END
-        WHERE id = $1 AND status = 'processing' AND attempt = $2
-        RETURNING id, attempt
-    ), {_record_fault("released", "$5::text", "$6::text", "$7::text")}
-    SELECT true FROM released"""
 
 POSTPONE = """
     UPDATE generation_sessions SET push_again_at = now() + $2::interval, confirmed = true
@@ -221,6 +210,41 @@ def _fail_where(
     {result}"""
 
 
+# Without a fault, $4 to $7 are NULL. The trigger fails a session whose cancellation was requested
+# instead of queueing it; this statement refunds it.
+RELEASE = f"""
+    WITH released AS (
+        UPDATE generation_sessions AS s
+        SET status = 'queued', refunded = cancel_requested_at IS NOT NULL, lease_expires_at = NULL,
+            push_again_at = now() + $3::interval,
+            attempts_excused = attempts_excused
+                + CASE WHEN $4::text = '{Blame.SESSION}' THEN 0 ELSE 1 END,
+            failing_since = CASE WHEN $4 IS NULL THEN failing_since
+                WHEN $4 = '{Blame.PROVIDER}' THEN coalesce(failing_since, now()) END
+        WHERE id = $1 AND status = 'processing' AND attempt = $2
+        RETURNING id, attempt, status, error_code, client_token_id, shopper_id
+    ), ended AS (
+        SELECT * FROM released WHERE status = 'failed'
+    ), {_record_fault("released", "$5::text", "$6::text", "$7::text")}, {_REFUND_ENDED}
+    SELECT status FROM released"""
+
+# One statement decides by the row as it is once it is locked: a claim or a release may come first.
+CANCEL = f"""
+    WITH asked AS (
+        UPDATE generation_sessions AS s
+        SET cancel_requested_at = coalesce(cancel_requested_at, now()),
+            status = CASE status WHEN 'queued' THEN 'failed' ELSE status END,
+            error_code = CASE status WHEN 'queued' THEN $1 ELSE error_code END,
+            error_message = CASE status WHEN 'queued' THEN $2 ELSE error_message END,
+            refunded = status = 'queued'
+        WHERE id = $3 AND status IN ('queued', 'processing')
+        RETURNING {SELECTED}
+    ), ended AS (
+        SELECT * FROM asked WHERE status = 'failed'
+    ), {_REFUND_ENDED}
+    SELECT * FROM asked"""
+
+
 def _expired(older_than: str) -> str:
     return f"status = 'queued' AND created_at < now() - {older_than}::interval"
 
@@ -231,6 +255,10 @@ def _lease_expired(external_timeout: str) -> str:
     status = 'processing' AND (lease_expires_at < now()
         OR (lease_expires_at IS NULL
             AND status_changed_at < now() - {external_timeout}::interval))"""
+
+
+def _no_attempt_left(max_attempts: str) -> str:
+    return f"(attempt - attempts_excused >= {max_attempts} OR cancel_requested_at IS NOT NULL)"
 
 
 def _among(skip: str, only: str) -> str:
@@ -276,13 +304,13 @@ FAIL_DEAD_LEASES = _fail_where(
     f"""
     id = ANY (ARRAY (
         SELECT id FROM generation_sessions
-        WHERE {_lease_expired("$3")} AND attempt - attempts_excused >= $4 {_among("$6", "$7")}
+        WHERE {_lease_expired("$3")} AND {_no_attempt_left("$4")} {_among("$6", "$7")}
         LIMIT $5 FOR UPDATE SKIP LOCKED))""",
     fault=f"{_record_fault('ended', 'NULL', '$1', _LOST_LEASE)}, ",
     result="SELECT * FROM ended",
 )
 FAIL_DEAD_LEASES_DUE = _due(
-    f"{_lease_expired('$1')} AND attempt - attempts_excused >= $2",
+    f"{_lease_expired('$1')} AND {_no_attempt_left('$2')}",
     order="ORDER BY status_changed_at",
     skip="$3",
     limit="$4",
@@ -295,13 +323,13 @@ RELEASE_DEAD_LEASES = f"""
             failing_since = NULL
         WHERE id = ANY (ARRAY (
             SELECT id FROM generation_sessions
-            WHERE {_lease_expired("$1")} AND attempt - attempts_excused < $2 {_among("$4", "$5")}
+            WHERE {_lease_expired("$1")} AND NOT {_no_attempt_left("$2")} {_among("$4", "$5")}
             LIMIT $3 FOR UPDATE SKIP LOCKED))
         RETURNING id, attempt
     ), {_record_fault("released", "NULL", f"'{LOST_LEASE.code}'", _LOST_LEASE)}
     SELECT count(*) FROM released"""
 RELEASE_DEAD_LEASES_DUE = _due(
-    f"{_lease_expired('$1')} AND attempt - attempts_excused < $2",
+    f"{_lease_expired('$1')} AND NOT {_no_attempt_left('$2')}",
     order="ORDER BY status_changed_at",
     skip="$3",
     limit="$4",

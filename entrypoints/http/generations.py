@@ -6,6 +6,7 @@ from uuid import UUID
 
 import msgspec
 from litestar import Response, delete, get, post
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 from msgspec import Meta
 
@@ -185,18 +186,28 @@ async def get_generation(
     tags=GENERATION_TAGS,
     summary="Cancel a generation",
     response_description="The session, failed with `CANCELLED`; its credit is refunded.",
-    responses=failures(401, 403, 404, 409, 503),
+    responses={
+        202: ResponseSpec(
+            SessionEnvelope,
+            description="The session, still `processing`; its cancellation is requested.",
+            generate_examples=False,
+        ),
+        **failures(401, 403, 404, 409, 503),
+    },
 )
 async def cancel_generation(
     request: OwnedRequest,
     session_id: SessionIdInPath,
     submission: Injected[Submission],
     views: Injected[SessionViews],
-) -> SessionEnvelope:
-    """Possible only while the session is `queued`; otherwise 409."""
+) -> Response[SessionEnvelope]:
+    """A `queued` session fails at once: 200. A `processing` one is told to stop: 202. It soon fails
+    with `CANCELLED` and a refund, unless its picture is there already: then it is `completed`. It
+    is never `queued` again. Repeating it is safe. A final session cannot be cancelled: 409."""
     caller = request.user
     session = await submission.cancel(session_id, caller.owner, shopper_id=caller.shopper_id)
-    return SessionEnvelope(data=Session.seen_by(caller, views.view_of(session)), error=None)
+    envelope = SessionEnvelope(data=Session.seen_by(caller, views.view_of(session)), error=None)
+    return Response(envelope, status_code=200 if session.status.is_final else 202)
 
 
 @delete(

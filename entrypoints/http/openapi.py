@@ -76,7 +76,7 @@ _MESSAGES = {
     "INVALID_API_KEY": "The API key is not valid",
     "INSUFFICIENT_CREDITS": "This costs 1 credit(s), which the balance does not cover",
     "NOT_FOUND": "No store has the id corner-shp; similar: corner-shop (Corner Shop)",
-    "CONFLICT": "Only a queued session can be cancelled",
+    "CONFLICT": "The session has ended: it cannot be cancelled any more",
     "UNSUPPORTED_MEDIA_TYPE": "The Content-Type must be application/json",
     "IDEMPOTENCY_KEY_REUSED": "This Idempotency-Key belongs to another request",
     "RATE_LIMIT_EXCEEDED": "The daily limit of 1000 uploads is reached",

@@ -305,6 +305,13 @@ class Session(Struct, frozen=True, kw_only=True):
     request_id: Annotated[str, Meta(description="The X-Request-Id of the request that created it.")]
     created_at: CreatedAt
     started_at: Annotated[datetime | None, Meta(description="When the latest attempt started.")]
+    cancel_requested_at: Annotated[
+        datetime | None,
+        Meta(
+            description="When you first asked to cancel it. It then ends as `failed` with"
+            " `CANCELLED`, or as `completed` if its picture was there already."
+        ),
+    ]
     completed_at: Annotated[datetime | None, Meta(description="When it reached a final status.")]
     processing_time_ms: int | None
     erased_at: Annotated[
@@ -350,6 +357,7 @@ class Session(Struct, frozen=True, kw_only=True):
             request_id=session.request_id,
             created_at=session.created_at,
             started_at=session.started_at,
+            cancel_requested_at=session.cancel_requested_at,
             completed_at=session.completed_at,
             processing_time_ms=session.processing_time_ms,
             erased_at=session.erased_at,

@@ -21,10 +21,11 @@ from domain.errors import (
     Unavailable,
     WorkerExhausted,
 )
-from domain.generation import Generation, Outcome, Slot
+from domain.generation import Generation, Outcome
 from domain.ports import TaskQueuePort
 from domain.sessions import Blame, Fault, GenerationSession
 from domain.shares import DownloadShares
+from domain.slots import Slot
 from domain.starts import Starts
 from domain.tasks import GenerationTask, UnreadableTask
 from entrypoints.worker.stop import Stop

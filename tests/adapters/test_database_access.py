@@ -13,10 +13,10 @@ from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
 from adapters.postgres.migrate import Schema, all_migrations
 from adapters.postgres.roles import TABLES, VIEWS
-from domain.sessions import SessionStatus
+from domain.sessions import CANCELLED, SessionStatus
 from tests.adapters.console import Console
 from tests.adapters.databases import connected
-from tests.support.examples import STORE
+from tests.support.examples import LEASE, STORE
 from tests.support.roles import Connection, member, outcome, url_as
 
 Roles: TypeAlias = Mapping[str | None, Connection]
@@ -259,11 +259,13 @@ async def test_attack_of_the_application(roles: Roles, sql: str, answer: str) ->
 
 
 LOOK = "SELECT status, store_id, model_image_url FROM {} WHERE id = $1"
+LOOK_FOR_A_REQUEST = "SELECT cancel_requested_at FROM {} WHERE id = $1"
 ORIGINAL = {
     "processing": "UPDATE {} SET status = 'processing' WHERE id = $1",
     "completed": "UPDATE {} SET status = 'completed', processing_time_ms = 4200,"
     " generated_image_url = 'https://pictures.example.com/1.jpg' WHERE id = $1",
     "failed": "UPDATE {} SET status = 'failed', error_message = 'No face' WHERE id = $1",
+    "queued": "UPDATE {} SET status = 'queued' WHERE id = $1",
 }
 
 
@@ -289,6 +291,32 @@ async def test_statements_of_the_original_worker(
     assert refunded == (status == "failed")
     problems = [row for row in await console.credits.audit(limit=10) if str(session_id) in str(row)]
     assert problems == []
+
+
+@pytest.mark.parametrize("relation", ["store_generation_sessions", "generation_sessions"])
+@pytest.mark.parametrize("status", ["completed", "failed", "queued"])
+async def test_cancelled_session_of_the_original_worker(
+    console: Console, roles: Roles, relation: str, status: str
+) -> None:
+    """It may look, and need not: what it completes stays, and what it gives back or up has failed
+    as cancelled, is no longer worked on, and is refunded once."""
+    session_id, worker = await console.queued(STORE), roles[CONSUMER]
+    await worker.execute(ORIGINAL["processing"].format(relation), session_id)
+    await console.sessions.cancel(session_id)
+
+    seen = await worker.fetchval(LOOK_FOR_A_REQUEST.format(relation), session_id)
+    assert await worker.execute(ORIGINAL[status].format(relation), session_id) == "UPDATE 1"
+    claimed = await console.attempts.claim(session_id, lease=LEASE)
+    refunds = [await console.recovery.refund_missing(limit=10) for _ in range(2)]
+
+    session = await console.get(session_id)
+    is_completed = status == "completed"
+    assert (seen is None, claimed) == (False, None)
+    assert session.status == ("completed" if is_completed else "failed")
+    assert session.failure == (None if is_completed else CANCELLED)
+    assert refunds == [0 if is_completed else 1, 0]
+    money = await console.money_of(session_id, STORE)
+    assert money == ["debit", "refund"][: 1 + (not is_completed)]
 
 
 @pytest.mark.parametrize("group", [APP, READER])

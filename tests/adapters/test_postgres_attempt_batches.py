@@ -15,6 +15,7 @@ from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
 from adapters.sessions.postgres import MAX_CLAIM_BATCH, PostgresSessionRepo
+from domain.ports import Renewal
 from tests.adapters.batching import (
     DEADLINE_SECONDS,
     Gated,
@@ -164,7 +165,7 @@ async def test_superseded_attempt_fails_alone(database: Gated, backend: Postgres
         backend.attempts.complete(uuid4(), attempt=1, picture=picture_of(uuid4())),
     )
 
-    assert renewals == [False, True, True]
+    assert renewals == [None, Renewal.RENEWED, Renewal.RENEWED]
     assert completions == [False, True, False]
     assert (await backend.get(stale.id)).status == "processing"
     assert (await backend.get(good.id)).status == "completed"
@@ -196,5 +197,5 @@ async def test_processes_with_the_same_sessions_never_deadlock(
         )
 
     assert Counter(claim.id for claim in claims if claim) == Counter(ids)
-    assert renewed == [True] * 80
+    assert renewed == [Renewal.RENEWED] * 80
     assert sum(done) == 40

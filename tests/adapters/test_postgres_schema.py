@@ -343,6 +343,10 @@ BROKEN: dict[str, tuple[str, str]] = {
         "queued",
         SET.format("lease_expires_at = now()"),
     ),
+    "it is not queued once its cancellation was requested": (
+        "queued",
+        SET.format("cancel_requested_at = now()"),
+    ),
     "it has a completed_at exactly if it is final": ("queued", SET.format("completed_at = now()")),
     "it has an error code if it failed": ("failed", SET.format("error_code = NULL")),
     "its picture has both a key and a media type": ("queued", SET.format("object_key = 'k'")),

@@ -60,6 +60,9 @@ class _NoSessions(SessionRepoPort):
     async def undo_many(self, session_ids: Sequence[UUID], failure: Failure) -> Collection[UUID]:
         raise NotImplementedError(session_ids)
 
+    async def cancel(self, session_id: UUID) -> GenerationSession | None:
+        raise NotImplementedError(session_id)
+
     async def is_known(self, session_id: UUID) -> bool:
         raise NotImplementedError(session_id)
 

@@ -76,6 +76,8 @@ async def test_every_field_of_a_session_is_stored(backend: Backend) -> None:
         for blame in (Blame.SESSION, Blame.PROVIDER)
     ]
     processing = await backend.claim((await created(backend, idempotency_key="key-8")).id)
+    cancelled = await backend.sessions.cancel(processing.id)
+    assert cancelled is not None
     failing = await created(backend, idempotency_key="key-9")
     assert await backend.sessions.fail_queued(failing.id, FAILURE)
     failed = await backend.get(failing.id)
@@ -94,7 +96,7 @@ async def test_every_field_of_a_session_is_stored(backend: Backend) -> None:
         SessionStatus.FAILED,
         SessionStatus.COMPLETED,
     )
-    lives = (processing, failed, done, erased, *released, await of_shopper(backend))
+    lives = (processing, cancelled, failed, done, erased, *released, await of_shopper(backend))
     unset = [
         field.name
         for field in fields(GenerationSession)

@@ -191,6 +191,7 @@ CALLS: dict[str, Callable[[PostgresSessionRepo], Awaitable[object]]] = {
     "find_replay": lambda repo: repo.find_replay(a_session(idempotency_key="k")),
     "confirm": lambda repo: repo.confirm([uuid4()]),
     "fail_queued": lambda repo: repo.fail_queued(uuid4(), FAILURE),
+    "cancel": lambda repo: repo.cancel(uuid4()),
     "is_known": lambda repo: repo.is_known(uuid4()),
 }
 

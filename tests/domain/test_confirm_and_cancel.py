@@ -7,7 +7,7 @@ import pytest
 
 from domain.credits import LedgerKind
 from domain.errors import Conflict, DatabaseUnavailable, NotFound, QueueUnavailable
-from domain.sessions import SessionStatus
+from domain.sessions import GenerationSession, SessionStatus
 from domain.submission import CONFIRM_BATCH
 from tests.support.examples import LEASE, OTHER, USER, a_request
 from tests.support.service import Service
@@ -94,16 +94,37 @@ async def test_cancel_of_a_queued_session(service: Service) -> None:
 
 
 @pytest.mark.anyio
-async def test_cancel_of_a_processing_session_is_a_conflict(service: Service) -> None:
-    """Neither the session nor the ledger changes."""
+async def test_cancel_of_a_processing_session_records_the_request(service: Service) -> None:
+    """It is still processed, and not refunded yet. Repeating it is safe."""
     receipt = await service.submitted()
     claimed = await service.claimed(receipt.session.id)
 
-    with pytest.raises(Conflict):
-        await service.submission.cancel(claimed.id, USER)
+    requested = await service.submission.cancel(claimed.id, USER)
+    again = await service.submission.cancel(claimed.id, USER)
 
-    assert await service.session(claimed.id) == claimed
+    assert requested == again == await service.session(claimed.id)
+    assert requested.status is SessionStatus.PROCESSING
+    assert requested.cancel_requested_at is not None
     assert service.money_of(claimed.id) == [LedgerKind.DEBIT]
+
+
+@pytest.mark.anyio
+async def test_only_a_request_to_a_worker_is_announced(service: Service) -> None:
+    """Once it is recorded: not for a session that failed at once, nor if nothing was recorded."""
+    announced: list[GenerationSession] = []
+    service.submission._announce_cancel = announced.append
+    queued = (await service.submitted()).session.id
+    await service.submission.cancel(queued, USER)
+    claimed = await service.claimed((await service.submitted()).session.id)
+    service.repo.faults.away.add("cancel")
+    with pytest.raises(DatabaseUnavailable):
+        await service.submission.cancel(claimed.id, USER)
+    assert announced == []
+    service.repo.faults.away.clear()
+
+    requested = await service.submission.cancel(claimed.id, USER)
+
+    assert announced == [requested]
 
 
 @pytest.mark.anyio

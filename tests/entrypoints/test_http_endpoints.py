@@ -145,6 +145,7 @@ async def test_queued_session(api: Api) -> None:
             "request_id": "mine-1",
             "created_at": z(START + timedelta(seconds=2)),
             "started_at": None,
+            "cancel_requested_at": None,
             "completed_at": None,
             "processing_time_ms": None,
             "erased_at": None,
@@ -304,6 +305,28 @@ async def test_cancel(api: Api) -> None:
     assert answer.status == 200
     assert (answer.data["status"], answer.data["error_code"]) == ("failed", "CANCELLED")
     assert answer.data == (await api.get(f"{GENERATIONS}/{session_id}")).data
+    assert api.service.balance() == 1
+
+
+async def test_cancel_while_processing(api: Api) -> None:
+    """202 with the session, still processed, also when repeated; its time is that of the first
+    request. Once it has failed, 409."""
+    session_id = (await api.service.submitted()).session.id
+    running = asyncio.create_task(api.service.work())
+    api.service.generator.seconds = 60
+    await asyncio.sleep(1)
+
+    first = await api.cancel(session_id)
+    again = await api.cancel(session_id)
+    await running
+    late = await api.cancel(session_id)
+
+    seen = await api.get(f"{GENERATIONS}/{session_id}")
+    assert (first.status, again.status, late.status) == (202, 202, 409)
+    assert (first.data["status"], first.data["error_code"]) == ("processing", None)
+    assert first.data == again.data
+    assert (seen.data["status"], seen.data["error_code"]) == ("failed", "CANCELLED")
+    assert seen.data["cancel_requested_at"] == first.data["cancel_requested_at"] is not None
     assert api.service.balance() == 1
 
 

@@ -64,9 +64,9 @@ async def wrong_method(api: Api) -> Answer:
     return await api.call("DELETE", f"{GENERATIONS}/{uuid4()}")
 
 
-async def not_queued(api: Api) -> Answer:
+async def ended(api: Api) -> Answer:
     session_id = (await api.service.submitted()).session.id
-    await api.service.claimed(session_id)
+    await api.cancel(session_id)
     return await api.cancel(session_id)
 
 
@@ -144,7 +144,7 @@ TABLE: list[Row] = [
     (unknown_session, 404, "NOT_FOUND", NOTHING, {}),
     (unknown_route, 404, "NOT_FOUND", NOTHING, {}),
     (wrong_method, 405, "METHOD_NOT_ALLOWED", "Method not allowed", {}),
-    (not_queued, 409, "CONFLICT", "Only a queued session can be cancelled", {}),
+    (ended, 409, "CONFLICT", "The session has ended: it cannot be cancelled any more", {}),
     (
         key_of_another_request,
         422,

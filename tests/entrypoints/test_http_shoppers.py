@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -117,6 +117,21 @@ async def test_two_tokens_of_a_shopper_share_its_sessions(api: Api, anna: Browse
     assert listed == [{first, second}] * 2
     assert counts == [2, 2]
     assert cancelled.data["error_code"] == "CANCELLED"
+
+
+async def test_shopper_cancels_what_is_processed(api: Api, anna: Browser) -> None:
+    """Its own sessions only: another shopper's is answered like an unknown id, and goes on."""
+    ben = await browser(api, "ben")
+    session_id = await anna.submitted()
+    await api.service.claimed(UUID(session_id))
+
+    refused, unknown = await ben.cancel(session_id), await ben.cancel(str(uuid4()))
+    untouched = await anna.get(f"{GENERATIONS}/{session_id}")
+    requested = await anna.cancel(session_id)
+
+    assert (refused.status, refused.json) == (404, unknown.json)
+    assert untouched.data["cancel_requested_at"] is None
+    assert (requested.status, requested.data["status"]) == (202, "processing")
 
 
 async def test_other_sessions_do_not_exist_for_a_shopper(api: Api, anna: Browser) -> None:

@@ -132,9 +132,10 @@ class WatchedSessionRepo(InMemorySessionRepo):
 
     async def release(
         self, session_id: UUID, *, attempt: int, delay: timedelta, fault: Fault | None = None
-    ) -> bool:
-        done = await super().release(session_id, attempt=attempt, delay=delay, fault=fault)
-        return self._checked(done, "released", session_id, attempt)
+    ) -> SessionStatus | None:
+        status = await super().release(session_id, attempt=attempt, delay=delay, fault=fault)
+        self._checked(status is not None, "released", session_id, attempt)
+        return status
 
     async def record_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
         done = await super().record_job(session_id, attempt=attempt, job=job)

@@ -282,13 +282,13 @@ async def test_task_of_a_final_session(costs: Costs) -> None:
 
 
 async def test_cancel(costs: Costs) -> None:
-    """Read, fail with the refund, read again."""
+    """Read, then fail with the refund."""
     session = await costs.submitted()
     await costs.reset()
 
     await costs.container.submission().cancel(session.id, USER)
 
-    assert await costs.spent() == (3, {})
+    assert await costs.spent() == (2, {})
 
 
 async def test_idle_recovery_run(costs: Costs) -> None:

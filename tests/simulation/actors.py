@@ -13,6 +13,7 @@ from adapters.images.limits import JobLimits
 from domain.callers import Caller
 from domain.credits import Owner
 from domain.errors import (
+    Conflict,
     Forbidden,
     IdempotencyKeyReused,
     IllegalTransition,
@@ -30,7 +31,7 @@ from domain.picture_ports import Generated, Picture, PictureFetcherPort, Picture
 from domain.ports import Receipt
 from domain.recovery import Recovery, RecoveryPolicy
 from domain.requests import TryOnRequest
-from domain.sessions import SessionStatus
+from domain.sessions import GenerationSession, SessionStatus
 from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
 from entrypoints.worker import Worker, WorkerLimits
@@ -121,6 +122,7 @@ class Api(Actor):
             policy=SUBMISSION,
             new_id=self.new_id,
             clock=self.world.clock.now,
+            announce_cancel=self.world.announce,
         )
         self.process.run(self._background(self._submission))
 
@@ -184,6 +186,27 @@ class Api(Actor):
                     request.request_id, request.caller.owner, request.stored_key, status, session_id
                 )
             )
+
+    async def cancel(self, session: GenerationSession) -> bool:
+        """Ask to cancel a session, and check the answer. False if none arrived."""
+        process = self.process
+        if not process.alive:
+            return False
+        cancelling = process.run(self._submission.cancel(session.id, session.owner))
+        await asyncio.wait({cancelling})
+        if cancelling.cancelled() or process.has_died():
+            return False
+        now = await self.world.repo.get(session.id, None)
+        error = cancelling.exception()
+        if isinstance(error, Unavailable):
+            return False
+        if isinstance(error, Conflict):
+            self.world.require(now.status.is_final, f"{now.id}: 409, and it is {now.status}")
+            return True
+        answered = cancelling.result().cancel_requested_at
+        is_recorded = answered is not None and answered == now.cancel_requested_at
+        self.world.require(is_recorded, f"{now.id}: accepted, and not recorded")
+        return True
 
 
 class StaticFetcher(PictureFetcherPort):
@@ -273,24 +296,26 @@ class WorkerProcess(Actor):
         repo = self.process.connect(self.world.repo, database_error)
         queue = self.process.connect(self.world.queue, queue_error)
         storage = self.process.connect(self.world.storage, storage_error)
+        generation = Generation(
+            sessions=repo,
+            attempts=repo,
+            queue=queue,
+            fetcher=StaticFetcher(),
+            generator=JobPictureGenerator(
+                MoodyJobs(self.process, self._mood),
+                name=PROVIDER,
+                limits=JOBS,
+                random=self.random,
+            ),
+            storage=storage,
+            policy=WORK,
+            random=self.random,
+            new_id=self.new_id,
+        )
+        self.world.listeners[self.name] = generation.check_now
         self.worker = Worker(
             queue=queue,
-            generation=Generation(
-                sessions=repo,
-                attempts=repo,
-                queue=queue,
-                fetcher=StaticFetcher(),
-                generator=JobPictureGenerator(
-                    MoodyJobs(self.process, self._mood),
-                    name=PROVIDER,
-                    limits=JOBS,
-                    random=self.random,
-                ),
-                storage=storage,
-                policy=WORK,
-                random=self.random,
-                new_id=self.new_id,
-            ),
+            generation=generation,
             recovery=Recovery(
                 sessions=repo,
                 recovery_repo=repo,
@@ -338,8 +363,10 @@ class ExternalConsumer(Actor):
     async def _work(self, session_id: UUID) -> None:
         await self._write(session_id, status=SessionStatus.PROCESSING)
         await asyncio.sleep(self.random.random() * 3)
-        if self.random.random() < 0.3:
-            self.world.external_failures.add(session_id)
+        chance = self.random.random()
+        if chance < 0.1:
+            await self._write(session_id, status=SessionStatus.QUEUED)
+        elif chance < 0.4:
             if self.random.random() < 0.3:
                 self.world.repo.unsound.add(session_id)
             await self._write(session_id, status=SessionStatus.FAILED)
@@ -353,6 +380,8 @@ class ExternalConsumer(Actor):
     async def _write(self, session_id: UUID, **columns: object) -> None:
         async def update() -> None:
             self.world.repo.overwrite(session_id, **columns)
+            if self.world.repo.has_failed(session_id):
+                self.world.external_failures.add(session_id)
 
         await self.process.call("UPDATE", update, database_error)
 

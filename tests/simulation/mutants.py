@@ -7,7 +7,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -39,10 +39,14 @@ from domain.sessions import Blame, Failure, GenerationSession, SessionStatus
 from domain.submission import Submission
 from domain.tasks import GenerationTask
 from tests.simulation import actors
+from tests.simulation.cancel_mutants import CANCEL_MUTANTS
 from tests.simulation.fates import FAULTS
+from tests.simulation.replacing import Mutant
+from tests.simulation.replacing import instead as _instead
 from tests.simulation.scenarios import (
     run_backlog,
     run_blip,
+    run_cancellation,
     run_long_work,
     run_plan,
     run_repetitions,
@@ -54,21 +58,6 @@ from tests.simulation.world import Violation, WatchedImageStorage
 
 SEEDS = 1_000
 CPU_SECONDS = 90.0
-
-Mutant = Callable[[], AbstractContextManager[None]]
-
-
-@contextmanager
-def _instead(*changes: tuple[Any, str, Any]) -> Iterator[None]:
-    """Replace attributes for the duration of the block."""
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
-    try:
-        for owner, name, value in changes:
-            setattr(owner, name, value)
-        yield
-    finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)
 
 
 def any_status_counts_as_queued() -> AbstractContextManager[None]:
@@ -502,6 +491,7 @@ MUTANTS: Sequence[Mutant] = (
     rates_are_not_counted,
     users_sign_up_at_every_debit,
     signups_of_a_day_are_not_capped,
+    *CANCEL_MUTANTS,
 )
 
 
@@ -522,6 +512,7 @@ def caught(mutant: Mutant) -> str | None:
 
 def _scenarios() -> Iterator[Callable[[], object]]:
     yield from (run_backlog, run_long_work, run_shortage, run_blip, run_repetitions, run_unsound)
+    yield run_cancellation
 
 
 def _seeds() -> Iterator[Callable[[], object]]:

@@ -15,7 +15,7 @@ from domain.callers import Caller
 from domain.credits import Channel, Owner
 from domain.errors import IllegalTransition
 from domain.recovery import Recovery
-from domain.sessions import SessionStatus
+from domain.sessions import CANCELLED, SessionStatus
 from tests.simulation.actors import (
     INTERVAL_SECONDS,
     RECOVERY,
@@ -70,24 +70,29 @@ def run_seed(seed: int) -> Summary:
         raise Violation(f"seed {seed}: {violation}") from violation
 
 
-def run_plan(plan: Mapping[int, Fate]) -> list[str]:
-    """One request, with faults at the calls with these numbers. Returns the calls that were made
-    until it was settled. Raises Violation, which names the plan."""
-    return _run_plan(PlannedFates(plan), effects=None)
+def run_plan(plan: Mapping[int, Fate], *, cancel_after: float | None = None) -> list[str]:
+    """One request, which may be cancelled after some seconds, with faults at the calls with these
+    numbers. Returns the calls that were made until it was settled. Raises Violation, which names
+    the plan."""
+    return _run_plan(PlannedFates(plan), effects=None, cancel_after=cancel_after)
 
 
-def distinct_faults(plan: Mapping[int, Fate]) -> list[list[Fate]]:
+def distinct_faults(
+    plan: Mapping[int, Fate], *, cancel_after: float | None = None
+) -> list[list[Fate]]:
     """Run the plan. Returns for each of its calls the faults that a longer plan may have there:
     of the faults that make the same run, only one."""
     effects: set[int] = set()
-    calls = _run_plan(PlannedFates(plan), effects)
+    calls = _run_plan(PlannedFates(plan), effects, cancel_after)
     distinct = [fault for fault in FAULTS if fault not in SAME_WITHOUT_EFFECT]
     return [FAULTS if number in effects else distinct for number in range(len(calls))]
 
 
-def _run_plan(fates: PlannedFates, effects: set[int] | None) -> list[str]:
+def _run_plan(
+    fates: PlannedFates, effects: set[int] | None, cancel_after: float | None
+) -> list[str]:
     try:
-        return _run(_planned_run(fates, effects))
+        return _run(_planned_run(fates, effects, cancel_after))
     except Violation as violation:
         raise Violation(f"{fates.plan}: {violation}") from violation
 
@@ -119,9 +124,11 @@ async def _random_run(random: Random) -> Summary:
         actor.start()
     living = asyncio.create_task(keep_alive(actors))
     breaking = asyncio.create_task(_break_things(random, world, actors, mood))
+    cancelling = asyncio.create_task(_cancel_things(random, world, apis))
     clients = [asyncio.create_task(_client(random, apis, f"client{number}")) for number in range(6)]
     await asyncio.sleep(FAULTY_SECONDS)
     breaking.cancel()
+    cancelling.cancel()
     fates.calm = True
     world.storage.full = False
     world.repo.repaired = True
@@ -222,18 +229,36 @@ async def _break_things(random: Random, world: World, actors: list[Actor], mood:
                 world.queue.messages.appendleft(random.choice(STRANGE))
 
 
-async def _planned_run(fates: PlannedFates, effects: set[int] | None) -> list[str]:
+async def _cancel_things(random: Random, world: World, apis: list[Api]) -> None:
+    """Cancels sessions in any state, most of them while they are processed, some repeatedly."""
+    while True:
+        await asyncio.sleep(random.random() * 6)
+        sessions = list(world.repo.stored())
+        if random.random() < 0.7:
+            sessions = [one for one in sessions if one.status is SessionStatus.PROCESSING]
+        if sessions:
+            session = random.choice(sessions)
+            for _ in range(random.choice((1, 1, 2))):
+                await random.choice(apis).cancel(session)
+
+
+async def _planned_run(
+    fates: PlannedFates, effects: set[int] | None, cancel_after: float | None
+) -> list[str]:
     random = Random(0)
     world = World(fates)
     world.effects = effects
     await world.accounts.grant(HOT, 1, note="simulated")
     api = Api(world, "api", random)
-    mood = Mood(random=random, steady_seconds=0.5)
+    mood = Mood(random=random, steady_seconds=0.5 if cancel_after is None else 3.0)
     worker = WorkerProcess(world, "worker", random, mood, slots=1)
     api.start()
     worker.start()
     living = asyncio.create_task(keep_alive([api, worker]))
     await api.submit("request", HOT, None)
+    if cancel_after is not None:
+        await asyncio.sleep(cancel_after)
+        await _cancel(world, api)
     await asyncio.sleep(2)  # A late charge may still have its effect after its process has died.
     await _settle(world)
     calls = list(fates.calls)
@@ -242,6 +267,15 @@ async def _planned_run(fates: PlannedFates, effects: set[int] | None) -> list[st
         actor.process.kill()
     await world.check_settled()
     return calls
+
+
+async def _cancel(world: World, api: Api) -> None:
+    """Ask to cancel the session, if there is one, until there is an answer."""
+    for session in await world.sessions():
+        for _ in range(5):
+            if await api.cancel(session):
+                return
+            await asyncio.sleep(1)
 
 
 def run_repetitions() -> None:
@@ -299,6 +333,33 @@ async def _long_work() -> None:
     (session,) = await world.sessions()
     if (session.status, session.attempt) != (SessionStatus.COMPLETED, 1):
         raise Violation(f"{session.status} after {session.attempt} attempts")
+
+
+def run_cancellation() -> None:
+    """A cancellation while the picture is made, with a hint and without one. Raises Violation
+    unless the worker stops in time, the provider's job is cancelled, and no other one begins."""
+    for fate, at_most in ((Fate.DONE, 0.5), (Fate.REFUSED, WORK.lease.total_seconds() / 3 + 0.5)):
+        for after in (0.5, WORK.lease.total_seconds()):
+            _run(_cancellation(NamedFates({"announce": fate}), after, at_most))
+
+
+async def _cancellation(fates: NamedFates, after: float, at_most: float) -> None:
+    world, mood = World(fates), Mood(random=Random(0), steady_seconds=8.0)
+    async with _sessions_in(world, mood, count=1):
+        await asyncio.sleep(after)
+        (session,) = await world.sessions()
+        api = Api(world, "another api", Random(0))
+        api.start()
+        await api.cancel(session)
+        await asyncio.sleep(at_most)
+        (ended,) = await world.sessions()
+        await asyncio.sleep(RECOVERY.external_timeout.total_seconds())
+        api.process.kill()
+    if session.status is not SessionStatus.PROCESSING or ended.failure != CANCELLED:
+        raise Violation(f"{session.status}, cancelled, and {at_most} s later {ended}")
+    if [job.cancelled for job in world.repo.jobs.values()] != [True]:
+        raise Violation(f"the jobs of the provider: {world.repo.jobs}")
+    await world.check_settled()
 
 
 def run_shortage() -> None:

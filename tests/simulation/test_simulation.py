@@ -1,5 +1,7 @@
 """Money and work survive every simulated fault. More seeds: ``make simulate SEEDS=...``."""
 
+from itertools import product
+
 import pytest
 
 from tests.simulation.fates import FAULTS, SAME_WITHOUT_EFFECT, Fate
@@ -7,6 +9,7 @@ from tests.simulation.scenarios import (
     distinct_faults,
     run_backlog,
     run_blip,
+    run_cancellation,
     run_long_work,
     run_plan,
     run_repetitions,
@@ -18,6 +21,7 @@ from tests.simulation.scenarios import (
 SEEDS = 1_000
 BATCH = 25
 QUICK_BATCH = 1
+CALLS_OF_A_CANCELLATION = 6
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BATCH))
@@ -44,6 +48,23 @@ def test_one_or_two_faults_at_every_call(fault: Fate, *, quick: bool) -> None:
                 run_plan({first: fault, second: other})
 
 
+@pytest.mark.parametrize("cancel_after", [0.0, 0.6])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_or_two_faults_beside_a_cancellation(
+    fault: Fate, cancel_after: float, *, quick: bool
+) -> None:
+    """One fault at every call, of a session that is cancelled about when it is claimed, or while
+    its picture is made; and two faults among the calls that the cancellation brings about."""
+    calls = run_plan({}, cancel_after=cancel_after)
+    begin = calls.index("api cancel")
+    for first in range(len(calls)):
+        run_plan({first: fault}, cancel_after=cancel_after)
+        if quick or not begin <= first < begin + CALLS_OF_A_CANCELLATION:
+            continue
+        for second, other in product(range(first + 1, first + 3), FAULTS):
+            run_plan({first: fault, second: other}, cancel_after=cancel_after)
+
+
 @pytest.mark.parametrize("fault", SAME_WITHOUT_EFFECT)
 def test_faults_of_a_call_without_effect_make_the_same_run(fault: Fate, *, quick: bool) -> None:
     """At each such call the run equals that of the fault which is tried in its place."""
@@ -63,6 +84,11 @@ def test_seed_replays_exactly() -> None:
 def test_live_worker_keeps_its_session() -> None:
     """However long the work takes, its lease is renewed and no other attempt begins."""
     run_long_work()
+
+
+def test_cancelled_session_stops_in_time() -> None:
+    """At once by a hint, else at the next renewal; and so does the provider's job."""
+    run_cancellation()
 
 
 def test_key_is_answered_with_one_session() -> None:

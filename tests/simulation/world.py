@@ -36,6 +36,7 @@ from domain.sessions import (
     Usage,
 )
 from domain.submission import NOT_PUSHED
+from tests.simulation.cancelling import broken_cancellation
 from tests.simulation.fates import Fate, Fates
 from tests.simulation.limits import LIMITS, broken_at_once, broken_when_settled
 from tests.simulation.state import state_of
@@ -184,6 +185,10 @@ class WatchedSessionRepo(InMemorySessionRepo):
             raise IllegalTransition(f"{row.session.id} cannot be refunded")
         super()._refund(row)
 
+    def has_failed(self, session_id: UUID) -> bool:
+        row = self._rows.get(session_id)
+        return row is not None and row.session.status is SessionStatus.FAILED
+
     def check_deletion(self, session_id: UUID) -> None:
         """Call this when the picture of a session was deleted."""
         row = self._rows[session_id]
@@ -261,6 +266,8 @@ class World:
         """Sessions failed by the external consumer, which leaves the refund to recovery."""
         self.faults: Counter[Fate] = Counter()
         self.violations: list[Violation] = []
+        self.listeners: dict[str, Callable[[UUID], None]] = {}
+        """What each worker does with a hint that a session may be cancelled, by its name."""
         self.calls = 0
         self.effects: set[int] | None = None
         """The numbers of the calls that had an effect, if that is to be found out."""
@@ -286,6 +293,17 @@ class World:
         task = asyncio.create_task(late())
         self._late.add(task)
         task.add_done_callback(self._late.discard)
+
+    def announce(self, session: GenerationSession) -> None:
+        """Tell the workers that the session may be cancelled: fire and forget, so it may get lost,
+        be late or come twice."""
+        self.calls += 1
+        times = {Fate.DONE: (0.0,), Fate.TWICE: (0.0, 0.0), Fate.LATE: (TIMEOUT_SECONDS,)}
+        for delay in times.get(self.fates.next("announce"), ()):
+            for listener in self.listeners.values():
+                asyncio.get_running_loop().call_later(
+                    delay + self.fates.pause(), listener, session.id
+                )
 
     async def suffer(self, number: int, effect: Callable[[], Awaitable[T]]) -> T:
         """Let the call with that number have its effect."""
@@ -320,6 +338,8 @@ class World:
                     self._seen.append(session)
                 elif self._seen[number] is session and not (changed and session.id in changed):
                     continue
+                for problem in broken_cancellation(self._seen[number], session):
+                    raise Violation(problem)
                 self._seen[number] = session
                 self._check_session(session)
                 changed.discard(session.id)
@@ -380,7 +400,9 @@ class World:
             expired = session.failure is not None and session.failure.code == ErrorCode.EXPIRED
             _require(not expired, f"{session.id} expired although there were workers")
             undone = session.failure is not None and session.failure.code == NOT_PUSHED.code
-            if session.failure is not None and not undone and session.id not in by_others:
+            cancelled = session.cancel_requested_at is not None
+            blameless = undone or cancelled or session.id in by_others
+            if session.failure is not None and not blameless:
                 await self._check_blame(session)
         accepted = {answer.session_id for answer in self.answers if answer.status == 202}
         _require(accepted <= sessions.keys(), "a 202 has no session")

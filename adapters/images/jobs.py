@@ -13,6 +13,8 @@ from contextlib import suppress
 from random import Random
 from typing import Protocol
 
+import structlog
+
 from adapters.images.http import no_picture
 from adapters.images.limits import JobLimits
 from domain.errors import (
@@ -23,6 +25,8 @@ from domain.errors import (
     WorkFailed,
 )
 from domain.picture_ports import Generated, PictureGeneratorPort, PictureRequest, RecordJob
+
+log = structlog.get_logger(__name__)
 
 STOP_SECONDS = 4.0
 """Time for a stopping attempt to cancel its job. The caller waits slightly longer than this."""
@@ -146,15 +150,22 @@ class JobPictureGenerator(PictureGeneratorPort):
         The name stays recorded. If the job cannot be cancelled, or was finished before, the next
         attempt gets its picture.
         """
-        with suppress(TimeoutError, DatabaseUnavailable, Superseded):
+        try:
             async with asyncio.timeout(STOP_SECONDS):
                 await record(self._job_name(job_id))
                 await self._cancel(job_id)
+        except TimeoutError:
+            log.warning("job_not_cancelled", job=self._job_name(job_id), cause="timeout")
+        except (DatabaseUnavailable, Superseded):
+            return  # It may be another attempt's.
 
     async def _cancel(self, job_id: str) -> None:
         """A failed cancellation only costs money, so it does not change how the attempt ends."""
-        with suppress(TryAgain, ProviderMisconfigured):
+        try:
             await self._jobs.cancel(job_id)
+        except (TryAgain, ProviderMisconfigured) as error:
+            cause = str(error.cause)
+            log.warning("job_not_cancelled", job=self._job_name(job_id), cause=cause)
 
     def _job_name(self, job_id: str) -> str:
         return f"{self._name}:{job_id}"

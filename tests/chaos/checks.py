@@ -18,6 +18,8 @@ from tests.chaos.load import NO_ANSWER, Answer, Journal
 LOOK_SECONDS = 0.5
 FINAL = {"completed", "failed"}
 CHARGES_NOTHING = {401, 402, 403, 422, 429}
+TO_BE_CANCELLED = {("completed", None), ("failed", "CANCELLED")}
+"""How a session ends whose cancellation was requested, by status and code."""
 EXPECTED = {202, 402, 403, 409, 422, 429, 503, NO_ANSWER}
 
 Row: TypeAlias = asyncpg.Record
@@ -86,6 +88,8 @@ def always(books: Books) -> Iterator[Violation]:
             yield Violation(rule=f"{owner} has {account['balance']}, its ledger says {sums[owner]}")
     entries = books.entries()
     for session_id, session in books.sessions.items():
+        if session["status"] == "queued" and session["cancel_requested_at"] is not None:
+            yield Violation(rule="queued, and to be cancelled", session_id=session_id)
         if problem := _money_problem(session, entries.pop(session_id, [])):
             yield Violation(rule=problem, session_id=session_id)
     for session_id in entries:
@@ -276,7 +280,8 @@ def _sightings(books: Books, journal: Journal) -> Iterator[Violation]:
     """Only the owner sees and cancels a session, and a final status that it saw stays."""
     for sighting in journal.sightings:
         now = books.sessions[sighting.session_id]["status"]
-        allowed = {200, 409} if sighting.cancel else {200}
+        code = books.sessions[sighting.session_id]["error_code"]
+        allowed = {200, 202, 409} if sighting.cancel else {200}
         if sighting.caller != sighting.owner:
             allowed = {404}
         if sighting.status not in {503, NO_ANSWER, *allowed}:
@@ -285,6 +290,8 @@ def _sightings(books: Books, journal: Journal) -> Iterator[Violation]:
             rule = f"was shown as {sighting.session_status} and is {now}"
         elif sighting.status == 200 and sighting.cancel and now != "failed":
             rule = f"was cancelled and is {now}"
+        elif sighting.status == 202 and (now, code) not in TO_BE_CANCELLED:
+            rule = f"was to be cancelled and is {now} {code}"
         else:
             continue
         yield Violation(rule=rule, session_id=sighting.session_id)

@@ -98,7 +98,7 @@ class Client:
             if random.random() < 0.5:
                 await asyncio.sleep(random.random() * 2)
                 caller = random.choice((owner, owner, *ACCOUNTS))
-                await self._see(session_id, caller, owner, cancel=random.random() < 0.1)
+                await self._see(session_id, caller, owner, cancel=random.random() < 0.3)
 
     async def _submit_copies(
         self, owner: Owner, key: str | None, mood: str, count: int
@@ -168,8 +168,8 @@ class Client:
 
 
 class ExternalConsumer:
-    """Pops with plain BRPOP and writes the session's row with SQL. It knows no leases, attempts or
-    refunds, retries nothing, and dies now and then."""
+    """Pops with plain BRPOP and writes the session's row with SQL. It knows no leases, attempts,
+    refunds or cancellations, retries nothing, gives some sessions back, and dies now and then."""
 
     def __init__(self, stage: Stage, random: Random) -> None:
         self._stage = stage
@@ -202,7 +202,10 @@ class ExternalConsumer:
         await asyncio.sleep(self._random.choice((0.0, 0.5, 0.5, 8.0)) * self._random.random())
         if self._dies():
             return False
-        if self._random.random() < 0.3:
+        chance = self._random.random()
+        if chance < 0.1:
+            await self._write(sql, session_id, "status = 'queued'")
+        elif chance < 0.4:
             await self._write(sql, session_id, "status = 'failed'")
         else:
             picture = "generated_image_url = 'https://elsewhere.example/picture.png'"

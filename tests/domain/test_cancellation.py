@@ -7,6 +7,7 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from adapters.images.jobs import STOP_SECONDS
 from domain.credits import LedgerKind
@@ -272,7 +273,7 @@ async def test_provider_job_is_cancelled(
 async def test_provider_that_does_not_cancel_costs_the_session_nothing(
     service: Service, jobs: FakeJobs, fault: str
 ) -> None:
-    """It fails all the same, after a bounded time."""
+    """It fails all the same, after a bounded time, and a line in the log names the job."""
     jobs.seconds = 170
     if fault == "error":
         jobs.faults["cancel"].append(TryAgain("busy"))
@@ -283,9 +284,11 @@ async def test_provider_that_does_not_cancel_costs_the_session_nothing(
     await service.submission.cancel(session_id, USER)
     cancelled_at = loop_time()
 
-    generation.check_now(session_id)
+    with capture_logs() as logs:
+        generation.check_now(session_id)
+        assert await running is Outcome.CANCELLED
 
-    assert await running is Outcome.CANCELLED
+    assert [(line["event"], line["job"]) for line in logs] == [("job_not_cancelled", "fake:1")]
     assert loop_time() - cancelled_at <= STOP_SECONDS
     assert jobs.cancelled == []
     await require_cancelled(service, session_id)

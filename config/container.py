@@ -151,6 +151,7 @@ class Container(containers.DeclarativeContainer):
                 assert_never(unknown)
 
     changes = service(lambda self: live.changes(self.settings(), opened=self.opened()))
+    cancels = service(lambda self: live.cancels(self.settings(), opened=self.opened()))
     signer = service(lambda self: policies.url_signer(self.settings(), self.clock()))
 
     @service
@@ -190,7 +191,7 @@ class Container(containers.DeclarativeContainer):
         sessions=self.sessions(), reads=self.sessions(), queue=self.queue(),
         policy=policies.submission(self.settings()), new_id=self.new_id(), clock=self.clock(),
         links=policies.links(self.settings(), is_own=lambda url: is_own(url, self.storage())),
-        changes=self.changes(),
+        changes=self.changes(), announce_cancel=self.cancels().publish,
     ))
     callers_accounts = service(lambda self: CallerAccounts(
         accounts=self.accounts(), policy=policies.signup(self.settings())

@@ -34,6 +34,8 @@ MAX_IDS = 100
 """The sessions that one stream may name."""
 
 READ_BATCH = 1_000
+"""The sessions that one statement reads."""
+
 ROUND_SECONDS = 1.0
 """How often each watched session is read without a published change."""
 

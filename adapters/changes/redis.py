@@ -1,9 +1,11 @@
 """Changes of sessions in Redis' publish/subscribe.
 
-| channel                     | message                                                         |
-|-----------------------------|-----------------------------------------------------------------|
-| ``wearon:sessions:changed`` | a JSON list of objects with ``session_id``, ``channel``, and     |
-|                             | ``store_id`` or ``user_id``, as in a task                        |
+| channel                       | message                                                       |
+|-------------------------------|---------------------------------------------------------------|
+| ``wearon:sessions:changed``   | sessions that have a new state: a JSON list of objects with   |
+|                               | ``session_id``, ``channel``, and ``store_id`` or ``user_id``, |
+|                               | as in a task                                                  |
+| ``wearon:sessions:cancelled`` | sessions that their workers are to cancel, likewise           |
 """
 
 import asyncio
@@ -25,7 +27,8 @@ from domain.credits import Channel, Owner
 from domain.errors import QueueUnavailable, WearonError
 from domain.sessions import GenerationSession
 
-CHANNEL = "wearon:sessions:changed"
+CHANGED = "wearon:sessions:changed"
+CANCELLED = "wearon:sessions:cancelled"
 
 BATCH = 500
 MAX_UNSENT = 10_000
@@ -55,8 +58,9 @@ class RedisChanges(ChangePublisherPort, ChangeFeedPort):
     """Changes that are published while a message is on its way share the next one.
     ``timeout_seconds`` bounds each command, connecting included."""
 
-    def __init__(self, *, client: Redis, timeout_seconds: float) -> None:
+    def __init__(self, *, client: Redis, timeout_seconds: float, channel: str = CHANGED) -> None:
         self._client = client
+        self._channel = channel
         self._timeout_seconds = timeout_seconds
         self._unsent: dict[UUID, Owner] = {}
         self._sender: asyncio.Task[None] | None = None
@@ -81,7 +85,7 @@ class RedisChanges(ChangePublisherPort, ChangeFeedPort):
         """How many processes heard it."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                listeners = int(await self._client.publish(CHANNEL, message))
+                listeners = int(await self._client.publish(self._channel, message))
         except (RedisError, OSError, TimeoutError) as error:
             if not self._is_failing:
                 log.warning("changes_not_published", cause=str(cause_of(error)))
@@ -110,7 +114,7 @@ class RedisChanges(ChangePublisherPort, ChangeFeedPort):
 
     async def _subscribe(self, pubsub: PubSub) -> None:
         async with asyncio.timeout(self._timeout_seconds):
-            await pubsub.subscribe(CHANNEL)
+            await pubsub.subscribe(self._channel)
             await pubsub.get_message(timeout=self._timeout_seconds)
 
     async def _next_message(self, pubsub: PubSub) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from random import Random
 
 import structlog
 
+from domain.changes import ChangeFeedPort
 from domain.dispatch import Dispatcher
 from domain.errors import Unavailable
 from domain.generation import Generation
@@ -12,6 +13,7 @@ from domain.picture_ports import StartLimitPort
 from domain.ports import TaskQueuePort
 from domain.recovery import Recovery
 from domain.starts import Starts
+from entrypoints.worker.cancelling import CancelLoop
 from entrypoints.worker.dispatching import DispatchLoop
 from entrypoints.worker.recovering import RecoveryLoop
 from entrypoints.worker.stop import Stop
@@ -34,6 +36,7 @@ class Worker:
         random: Random,
         start_limit: StartLimitPort | None = None,
         dispatcher: Dispatcher | None = None,
+        cancels: ChangeFeedPort | None = None,
     ) -> None:
         self.start_limit = start_limit
         self._limits = limits
@@ -62,6 +65,11 @@ class Worker:
         self._dispatching = (
             None if dispatcher is None else DispatchLoop(dispatcher, stop=self._stop)
         )
+        self._cancelling = (
+            None
+            if cancels is None
+            else CancelLoop(cancels, check_now=generation.check_now, random=random, stop=self._stop)
+        )
         self._slots: list[asyncio.Task[bool]] = []
 
     def stop(self) -> None:
@@ -83,6 +91,8 @@ class Worker:
             loops.append(self._recovering)
         if self._dispatching is not None:
             loops.append(asyncio.create_task(self._dispatch(self._dispatching), name="webhooks"))
+        if self._cancelling is not None:
+            loops.append(asyncio.create_task(self._cancelling.run(), name="cancels"))
         log.info("worker_started", concurrency=self._limits.concurrency)
         did_all = await self._stop.run(loops)
         return self._stop.is_requested or did_all

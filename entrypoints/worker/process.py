@@ -134,6 +134,7 @@ def build_worker(
         random=container.random(),
         start_limit=container.start_limit(),
         dispatcher=build_dispatcher(container) if webhooks else None,
+        cancels=None if once else container.cancels(),
     )
 
 

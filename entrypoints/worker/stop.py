@@ -45,6 +45,10 @@ class Stop:
         self._requested = True
         self._begun.set()
 
+    async def begun(self) -> None:
+        """Wait for the beginning of the stop."""
+        await self._begun.wait()
+
     async def pause(self, seconds: float) -> None:
         """Wait, but not beyond the beginning of the stop."""
         try:

@@ -11,7 +11,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from adapters.changes.redis import CHANNEL
+from adapters.changes.redis import CHANGED
 from entrypoints.http.schemas import GENERATIONS_PATH
 from tests.bench.figures import Finding, Round, Sample, at_most, percentile
 from tests.bench.load import HOST, Void
@@ -176,7 +176,7 @@ async def _delays(stage: Stage, sessions: Sequence[Followed], *, publishing: boo
                     revisions[session_id] += 1
                     committed[session_id, revisions[session_id]] = now
                 if publishing:
-                    redis.publish(CHANNEL, _message(batch))
+                    redis.publish(CHANGED, _message(batch))
                 due = began + (number + 1) * BATCH / TRANSITIONS_PER_SECOND
                 await asyncio.sleep(max(0.0, due - loop.time()))
         used = (stage.cpu_seconds("wearon") - cpu) / (loop.time() - began)

@@ -15,29 +15,20 @@ from uuid import UUID
 from dependency_injector import containers, providers
 from uuid_utils.compat import uuid7
 
-from adapters.audit_log.postgres import PostgresAuditLog
 from adapters.auth.api_keys import key_sha256, new_api_key
 from adapters.auth.client_tokens import new_client_token
-from adapters.auth.postgres import PostgresApiKeyRepo, PostgresServiceKeyRepo
 from adapters.auth.user_tokens import mint_user_token
-from adapters.client_tokens.postgres import PostgresClientTokenRepo
-from adapters.credits.postgres import PostgresCreditRepo
-from adapters.erasure.postgres import PostgresErasureRepo
 from adapters.images.headers import inspect_head
 from adapters.images.inputs import is_own, upload_key
 from adapters.images.samples import draw_sample
 from adapters.postgres.database import Database
-from adapters.postgres.migrate import Schema, all_migrations, migrate
+from adapters.postgres.migrate import all_migrations, migrate
 from adapters.postgres.roles import RoleNames
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.queue.redis import RedisTaskQueue
-from adapters.sessions.postgres import PostgresSessionRepo
-from adapters.sessions.watched_postgres import PostgresWatchReads
 from adapters.storage.local import LocalPictureStorage
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.s3 import S3PictureStorage
-from adapters.stores.postgres import PostgresStoreRepo
-from adapters.webhooks.postgres import PostgresWebhookRepo
 from config import door, live, options, pictures, policies, webhooks
 from config.closing import Opened, closing
 from config.processes import worker_name
@@ -105,24 +96,11 @@ class Container(containers.DeclarativeContainer):
         limits = policies.account_limits(self.settings())
         match self.settings().database:
             case options.Database.POSTGRES:
-                database, batches = self.database(), policies.batches(self.settings())
-                sessions = PostgresSessionRepo(
-                    database, batches=batches, background=self.reserve(), limits=limits
-                )
-                return Repositories(
-                    sessions=sessions,
-                    accounts=PostgresCreditRepo(database),
-                    api_keys=PostgresApiKeyRepo(database, batches=batches),
-                    client_tokens=PostgresClientTokenRepo(
-                        database, background=self.reserve(), batches=batches
-                    ),
-                    stores=PostgresStoreRepo(database),
-                    service_keys=PostgresServiceKeyRepo(database),
-                    audit_log=PostgresAuditLog(database),
-                    erasure=PostgresErasureRepo(database),
-                    watched=PostgresWatchReads(database),
-                    webhooks=PostgresWebhookRepo(database, background=self.reserve()),
-                    schema=Schema(database, all_migrations()),
+                return door.postgres_repositories(
+                    self.database(),
+                    background=self.reserve(),
+                    batches=policies.batches(self.settings()),
+                    limits=limits,
                 )
             case options.Database.MEMORY:
                 return door.memory_repositories(limits, clock=self.clock())

@@ -5,6 +5,7 @@ from datetime import datetime
 from uuid import UUID
 
 from adapters.audit_log.memory import InMemoryAuditLog
+from adapters.audit_log.postgres import PostgresAuditLog
 from adapters.auth.api_keys import (
     API_KEY_PREFIX,
     SERVICE_KEY_PREFIX,
@@ -18,17 +19,27 @@ from adapters.auth.bearer import BearerAuthenticator
 from adapters.auth.client_tokens import CLIENT_TOKEN_PREFIX, ShopperTokens
 from adapters.auth.jwks_client import JwksClient
 from adapters.auth.memory import InMemoryApiKeyRepo, InMemoryServiceKeyRepo
+from adapters.auth.postgres import PostgresApiKeyRepo, PostgresServiceKeyRepo
 from adapters.auth.store_origins import store_origins
 from adapters.auth.user_keys import UserKeys
 from adapters.auth.user_tokens import UserTokens
 from adapters.client_tokens.memory import InMemoryClientTokenRepo
+from adapters.client_tokens.postgres import PostgresClientTokenRepo
+from adapters.coalescing import BatchLimits
 from adapters.credits.memory import InMemoryCreditRepo
+from adapters.credits.postgres import PostgresCreditRepo
 from adapters.erasure.memory import InMemoryErasureRepo
+from adapters.erasure.postgres import PostgresErasureRepo
 from adapters.postgres.database import Database
+from adapters.postgres.migrate import Schema, all_migrations
 from adapters.sessions.memory import InMemorySessionRepo
+from adapters.sessions.postgres import PostgresSessionRepo
 from adapters.sessions.watched_memory import InMemoryWatchReads
+from adapters.sessions.watched_postgres import PostgresWatchReads
 from adapters.stores.memory import InMemoryStoreRepo
+from adapters.stores.postgres import PostgresStoreRepo
 from adapters.webhooks.memory import InMemoryWebhookRepo
+from adapters.webhooks.postgres import PostgresWebhookRepo
 from config import origins, policies
 from config.closing import Opened, closing
 from config.options import Environment
@@ -42,6 +53,25 @@ from domain.ports import ApiKeyRepoPort
 from domain.stores import Stores
 
 Clock = Callable[[], datetime]
+
+
+def postgres_repositories(
+    database: Database, *, background: Database, batches: BatchLimits, limits: AccountLimits
+) -> Repositories:
+    sessions = PostgresSessionRepo(database, batches=batches, background=background, limits=limits)
+    return Repositories(
+        sessions=sessions,
+        accounts=PostgresCreditRepo(database),
+        api_keys=PostgresApiKeyRepo(database, batches=batches),
+        client_tokens=PostgresClientTokenRepo(database, background=background, batches=batches),
+        stores=PostgresStoreRepo(database),
+        service_keys=PostgresServiceKeyRepo(database),
+        audit_log=PostgresAuditLog(database),
+        erasure=PostgresErasureRepo(database),
+        watched=PostgresWatchReads(database),
+        webhooks=PostgresWebhookRepo(database, background=background),
+        schema=Schema(database, all_migrations()),
+    )
 
 
 def memory_repositories(limits: AccountLimits, *, clock: Clock) -> Repositories:

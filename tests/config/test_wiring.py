@@ -19,7 +19,7 @@ WRONG_WIRINGS = {
     "another_policy": ("policy=policies.work(", "policy=policies.recovery(", "arg-type"),
     "another_setting": ("settings.pictures_dir,", "settings.jwt_issuer,", "arg-type"),
     "other_arguments": ("**policies.redis_queue(", "**policies.s3(", "misc"),
-    "swapped_repositories": ("accounts=PostgresCredit", "accounts=PostgresApiKey", "arg-type"),
+    "swapped_databases": ("background=self.reserve(),", "background=self.queue(),", "arg-type"),
     "missing_case": ("case options.Storage.S3:", "case _ if settings.s3_bucket:", "arg-type"),
     "missing_provider": ("storage=self.storage()", "storage=self.store()", "misc"),
     "missing_argument": (" random=self.random(),", "", "call-arg"),

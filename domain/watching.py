@@ -298,8 +298,9 @@ class Watching:
         idle_rounds = 0
         try:
             while idle_rounds < _LINGER_ROUNDS:
-                idle_rounds = 0 if self._watches else idle_rounds + 1
                 await self._go_round()
+                # After the round, because a client may have come during it.
+                idle_rounds = 0 if self._watches else idle_rounds + 1
         finally:
             self._rounds = None  # Before any wait: the next client begins anew.
             listening.cancel()

@@ -356,6 +356,25 @@ async def test_nothing_is_read_without_clients(scene: Scene) -> None:
     assert scene.feed._listeners == set()
 
 
+@pytest.mark.parametrize("pause", [ROUND_SECONDS * tenths / 10 for tenths in range(1, 100)])
+async def test_client_that_comes_when_the_last_rounds_end_is_served(
+    scene: Scene, pause: float
+) -> None:
+    """Whenever after the last client it comes."""
+    session_id = await scene.submit()
+    async with scene.watching.watch(CALLER, [session_id]) as watch:
+        await news(watch)
+    await asyncio.sleep(pause)
+    async with scene.watching.watch(CALLER, [session_id]) as watch:
+        await news(watch)
+        scene.feed.is_deaf = True
+        await asyncio.sleep(10 * ROUND_SECONDS)
+        await scene.finish(session_id)
+
+        async with asyncio.timeout(2 * ROUND_SECONDS):
+            assert await news(watch) == [(session_id, FINAL_REVISION)]
+
+
 def _timers() -> int:
     loop: Any = asyncio.get_running_loop()
     return int(loop.timers_set)

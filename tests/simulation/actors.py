@@ -10,6 +10,7 @@ from uuid import UUID
 
 from adapters.images.jobs import JobPictureGenerator, JobProducedNothing, Jobs
 from adapters.images.limits import JobLimits
+from adapters.sessions.watched_memory import InMemoryWatchReads
 from domain.callers import Caller
 from domain.credits import Owner
 from domain.errors import (
@@ -34,8 +35,10 @@ from domain.requests import TryOnRequest
 from domain.sessions import GenerationSession, SessionStatus
 from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
+from domain.watching import StreamLimits, Watching
 from entrypoints.worker import Worker, WorkerLimits
 from tests.simulation.limits import SIGNUP
+from tests.simulation.streams import Follower
 from tests.simulation.world import (
     BUSY,
     PICTURE_LIFETIME,
@@ -51,6 +54,7 @@ from tests.support.clock import loop_time
 from tests.support.examples import NO_TOKENS, NO_WEBHOOKS, a_request
 from tests.support.images import A_PICTURE
 
+STREAMS = StreamLimits(lifetime=timedelta(seconds=20))
 INTERVAL_SECONDS = 1.0
 RESTART_SECONDS = 0.5
 SUBMISSION = SubmissionPolicy(max_active=8, signup=SIGNUP)
@@ -123,6 +127,14 @@ class Api(Actor):
             new_id=self.new_id,
             clock=self.world.clock.now,
             announce_cancel=self.world.announce,
+            changes=self.world.changes,
+        )
+        self._watching = Watching(
+            reads=self.process.connect(InMemoryWatchReads(self.world.repo), database_error),
+            feed=self.world.changes,
+            limits=STREAMS,
+            random=self.random,
+            clock=self.world.clock.now,
         )
         self.process.run(self._background(self._submission))
 
@@ -186,6 +198,12 @@ class Api(Actor):
                     request.request_id, request.caller.owner, request.stored_key, status, session_id
                 )
             )
+
+    async def follow(self, follower: Follower) -> None:
+        """Serve the client a stream."""
+        process = self.process
+        if process.alive:
+            await asyncio.wait({process.run(follower.stream(self._watching))})
 
     async def cancel(self, session: GenerationSession) -> bool:
         """Ask to cancel a session, and check the answer. False if none arrived."""
@@ -311,6 +329,7 @@ class WorkerProcess(Actor):
             policy=WORK,
             random=self.random,
             new_id=self.new_id,
+            changes=self.world.changes,
         )
         self.world.listeners[self.name] = generation.check_now
         self.worker = Worker(

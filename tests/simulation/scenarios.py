@@ -36,6 +36,7 @@ from tests.simulation.fates import (
     RandomFates,
 )
 from tests.simulation.limits import NEWCOMERS, SHOPPER, TOKEN_ID, a_budget
+from tests.simulation.streams import LAST_STATE_SECONDS, follow_things
 from tests.simulation.world import Killed, Violation, World
 from tests.support.clock import VirtualTimeLoop, loop_time
 from tests.support.examples import EXTREMES, NO_TOKENS, NO_WEBHOOKS, STORE, USER, with_created_at
@@ -125,6 +126,7 @@ async def _random_run(random: Random) -> Summary:
     living = asyncio.create_task(keep_alive(actors))
     breaking = asyncio.create_task(_break_things(random, world, actors, mood))
     cancelling = asyncio.create_task(_cancel_things(random, world, apis))
+    following = asyncio.create_task(follow_things(random, world, apis))
     clients = [asyncio.create_task(_client(random, apis, f"client{number}")) for number in range(6)]
     await asyncio.sleep(FAULTY_SECONDS)
     breaking.cancel()
@@ -134,6 +136,9 @@ async def _random_run(random: Random) -> Summary:
     world.repo.repaired = True
     await asyncio.gather(*clients)
     settled_after = await _settle(world)
+    await _told_the_last_state(following)
+    if world.violations:
+        raise world.violations[0]
     living.cancel()
     for actor in actors:
         actor.process.kill()
@@ -162,6 +167,15 @@ async def _settle(world: World) -> float:
             raise Violation(f"not settled after {BOUND_SECONDS} s: {stuck}")
         await asyncio.sleep(0.5)
     return loop.time() - began
+
+
+async def _told_the_last_state(following: asyncio.Task[None]) -> None:
+    """Wait until each client that follows sessions has their last states."""
+    try:
+        async with asyncio.timeout(LAST_STATE_SECONDS):
+            await following
+    except TimeoutError as error:
+        raise Violation("a stream missed its end") from error
 
 
 async def _all_refunded(world: World) -> bool:

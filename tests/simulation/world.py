@@ -40,6 +40,7 @@ from tests.simulation.cancelling import broken_cancellation
 from tests.simulation.fates import Fate, Fates
 from tests.simulation.limits import LIMITS, broken_at_once, broken_when_settled
 from tests.simulation.state import state_of
+from tests.simulation.streams import LossyChanges
 from tests.support.clock import FakeClock, loop_time
 from tests.support.faults import over_network
 
@@ -268,6 +269,7 @@ class World:
         self.violations: list[Violation] = []
         self.listeners: dict[str, Callable[[UUID], None]] = {}
         """What each worker does with a hint that a session may be cancelled, by its name."""
+        self.changes = LossyChanges(self)
         self.calls = 0
         self.effects: set[int] | None = None
         """The numbers of the calls that had an effect, if that is to be found out."""

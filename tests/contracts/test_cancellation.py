@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from domain.callers import Shopper
-from domain.errors import RateLimited
+from domain.errors import IllegalTransition, RateLimited
 from domain.plans import AccountLimits, TokenBudget
 from domain.ports import Renewal
 from domain.sessions import CANCELLED, Fault, GenerationSession, SessionStatus
@@ -274,6 +274,17 @@ async def test_external_end_is_the_cancellation(backend: Backend, status: str) -
     assert await backend.attempts.claim(session_id, lease=LEASE) is None
     assert await backend.recovery.refund_missing(limit=10) == 1
     await require_cancelled(backend, session_id)
+
+
+async def test_cancelled_session_is_final(backend: Backend) -> None:
+    """Also for a consumer that gives it back later: the database says so."""
+    session = await to_be_cancelled(backend)
+    await backend.attempts.release(session.id, attempt=1, delay=NO_DELAY)
+
+    with pytest.raises(IllegalTransition):
+        await backend.external_write(session.id, status="queued")
+
+    await require_cancelled(backend, session.id)
 
 
 async def test_external_return_without_a_request_is_no_end(backend: Backend) -> None:

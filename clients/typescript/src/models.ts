@@ -60,6 +60,7 @@ export interface Session {
   request_id: string;
   created_at: string;
   started_at: string | null;
+  cancel_requested_at: string | null;
   completed_at: string | null;
   processing_time_ms: number | null;
   erased_at: string | null;

@@ -63,6 +63,7 @@ class Session(TypedDict):
     request_id: str
     created_at: str
     started_at: str | None
+    cancel_requested_at: str | None
     completed_at: str | None
     processing_time_ms: int | None
     erased_at: str | None

@@ -224,7 +224,7 @@ class Container(containers.DeclarativeContainer):
     ))
     webhooks = service(lambda self: webhooks.webhooks(
         self.settings(), repo=self.webhook_repo(), sender=self.webhook_sender,
-        new_id=self.new_id(), clock=self.clock(),
+        audit_log=self.audit_log(), new_id=self.new_id(), clock=self.clock(),
     ))
     new_dispatcher = service(lambda self: partial(
         webhooks.dispatcher, repo=self.webhook_repo(), sender=self.webhook_sender(),

@@ -11,6 +11,7 @@ from config import policies
 from config.closing import Opened, closing
 from config.services import WebhookRepo
 from config.settings import Settings
+from domain.account_ports import AuditLogPort
 from domain.dispatch import Dispatcher, DispatchEvents, DispatchPolicy, Payloads
 from domain.ports import CreditRepoPort
 from domain.views import SessionView, SessionViews
@@ -32,6 +33,7 @@ def webhooks(
     *,
     repo: WebhookRepo,
     sender: Callable[[], WebhookSenderPort],
+    audit_log: AuditLogPort,
     new_id: Callable[[], UUID],
     clock: Clock,
 ) -> Webhooks:
@@ -44,6 +46,7 @@ def webhooks(
         endpoints=repo,
         deliveries=repo,
         alerts=repo,
+        audit_log=audit_log,
         check_address=check_address,
         new_secret=new_webhook_secret,
         new_id=new_id,

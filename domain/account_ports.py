@@ -124,5 +124,6 @@ class AuditLogPort(Protocol):
         """Newest first, only those on ``subject`` if there is one, and older than ``before_id``."""
 
     async def add(self, by: Operator, action: str, subject: str, **details: object) -> None:
-        """Add an entry for a change that takes many transactions, before the first one. All other
-        changes write their own entries, each in its own transaction."""
+        """Add an entry for a change that takes many transactions, before the first one, or that
+        usually no operator makes. All other changes write their own entries, each in its own
+        transaction."""

@@ -61,7 +61,7 @@ class EndpointRepoPort(Protocol):
 
 class DeliveryRepoPort(Protocol):
     """What was, or will be, sent to owners' endpoints. Raises ``DatabaseUnavailable``; and
-    ``NotFound``, where a delivery is returned, if the owner has none with the ids."""
+    ``NotFound``, where a delivery is returned, if the owner has none with the id."""
 
     async def deliveries(
         self,
@@ -75,14 +75,14 @@ class DeliveryRepoPort(Protocol):
         """Newest first, starting after the position ``after``, with their attempts. Raises
         ``NotFound`` for an unknown endpoint."""
 
-    async def delivery(self, delivery_id: UUID, endpoint_id: UUID, owner: Owner) -> Delivery:
+    async def delivery(self, delivery_id: UUID, owner: Owner) -> Delivery:
         """The delivery, with its attempts."""
 
     async def add_test(self, delivery_id: UUID, endpoint_id: UUID, owner: Owner) -> Delivery:
         """A new ``pending`` delivery of the event ``TEST``, due at once. It waits while the
         endpoint is disabled or paused, like any other."""
 
-    async def retry(self, delivery_id: UUID, endpoint_id: UUID, owner: Owner) -> Delivery:
+    async def retry(self, delivery_id: UUID, owner: Owner) -> Delivery:
         """Any status -> ``pending``, due at once, with all its tries again. A disabled or paused
         endpoint stays so."""
 

@@ -1,10 +1,11 @@
 """Owners manage their webhooks: endpoints, secrets, and what was delivered to them."""
 
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from domain.account_ports import AuditLogPort
 from domain.credits import MAX_GRANT, Owner
 from domain.endpoints import (
     ALL_EVENTS,
@@ -19,6 +20,7 @@ from domain.endpoints import (
 from domain.errors import InvalidInput, NotFound
 from domain.labels import checked_label
 from domain.links import PUBLIC_LINKS, LinkRules, check_link
+from domain.operators import Operator
 from domain.ports import Position
 from domain.webhook_ports import CreditAlertPort, DeliveryRepoPort, EndpointRepoPort
 
@@ -44,6 +46,9 @@ class Webhooks:
     """Manages an owner's webhooks. Every method raises ``NotFound`` for an endpoint or a delivery
     that the owner does not have, and ``DatabaseUnavailable``.
 
+    ``by`` is the operator who makes a change for the owner. Such a change is in the audit log
+    before it is made, without the URL, which may carry a credential, and without the secret.
+
     ``check_address`` looks the host of a URL up. ``new_secret`` returns a secret as Standard
     Webhooks writes it.
     """
@@ -54,6 +59,7 @@ class Webhooks:
         endpoints: EndpointRepoPort,
         deliveries: DeliveryRepoPort,
         alerts: CreditAlertPort,
+        audit_log: AuditLogPort,
         check_address: CheckAddress,
         new_secret: Callable[[], str],
         new_id: Callable[[], UUID],
@@ -64,6 +70,7 @@ class Webhooks:
         self._endpoints = endpoints
         self._deliveries = deliveries
         self._alerts = alerts
+        self._audit_log = audit_log
         self._check_address = check_address
         self._new_secret = new_secret
         self._new_id = new_id
@@ -78,6 +85,7 @@ class Webhooks:
         url: str,
         events: Collection[str] = ALL_EVENTS,
         description: str = "",
+        by: Operator | None = None,
     ) -> IssuedSecret:
         """A new endpoint, with its secret. Raises ``InvalidInput`` for ``url``, ``events`` or
         ``description``, and ``Conflict`` if the owner has too many endpoints."""
@@ -90,6 +98,9 @@ class Webhooks:
             secrets=Secrets(current=self._new_secret()),
             created_at=self._clock(),
         )
+        if by is not None:
+            events = sorted(endpoint.events)
+            await self._record(by, "create", owner, endpoint_id=endpoint.id, events=events)
         await self._endpoints.add(endpoint, max_endpoints=self._policy.max_endpoints)
         return IssuedSecret(endpoint=endpoint, secret=endpoint.secrets.current)
 
@@ -101,7 +112,9 @@ class Webhooks:
         """The endpoint. Show no secret of it."""
         return await self._endpoints.get(endpoint_id, owner)
 
-    async def update(self, endpoint_id: UUID, owner: Owner, change: EndpointChange) -> Endpoint:
+    async def update(
+        self, endpoint_id: UUID, owner: Owner, change: EndpointChange, *, by: Operator | None = None
+    ) -> Endpoint:
         """The endpoint after ``change``. Raises ``InvalidInput`` like ``create``."""
         await self._endpoints.get(endpoint_id, owner)
         if change.url is not None:
@@ -110,25 +123,35 @@ class Webhooks:
             change = replace(change, events=checked_events(change.events))
         if change.description is not None:
             change = replace(change, description=_checked_description(change.description))
+        if by is not None:
+            changed = [name for name in _CHANGEABLE if getattr(change, name) is not None]
+            await self._record(by, "change", owner, endpoint_id=endpoint_id, fields=changed)
         return await self._endpoints.change(endpoint_id, owner, change)
 
-    async def delete(self, endpoint_id: UUID, owner: Owner) -> None:
+    async def delete(self, endpoint_id: UUID, owner: Owner, *, by: Operator | None = None) -> None:
         """Delete the endpoint with its deliveries, whatever their status."""
+        await self._record_known(by, "delete", endpoint_id, owner)
         if not await self._endpoints.delete(endpoint_id, owner):
             raise NotFound("No such webhook endpoint")
 
-    async def rotate(self, endpoint_id: UUID, owner: Owner) -> IssuedSecret:
+    async def rotate(
+        self, endpoint_id: UUID, owner: Owner, *, by: Operator | None = None
+    ) -> IssuedSecret:
         """The endpoint with a new secret. The one before signs as well for
         ``WebhookPolicy.rotation``; an older one no more."""
         secret = self._new_secret()
+        await self._record_known(by, "rotate", endpoint_id, owner)
         endpoint = await self._endpoints.rotate(
             endpoint_id, owner, secret=secret, previous_for=self._policy.rotation
         )
         return IssuedSecret(endpoint=endpoint, secret=secret)
 
-    async def send_test(self, endpoint_id: UUID, owner: Owner) -> Delivery:
-        """A pending delivery of the event ``webhook.test``, due at once. ``delivery`` shows what
+    async def send_test(
+        self, endpoint_id: UUID, owner: Owner, *, by: Operator | None = None
+    ) -> Delivery:
+        """A pending delivery of the event ``webhook.test``, due at once. ``deliveries`` shows what
         came of it."""
+        await self._record_known(by, "test", endpoint_id, owner)
         return await self._deliveries.add_test(self._new_id(), endpoint_id, owner)
 
     async def deliveries(
@@ -149,17 +172,23 @@ class Webhooks:
             endpoint_id, owner, status=status, limit=limit, after=after
         )
 
-    async def delivery(self, delivery_id: UUID, endpoint_id: UUID, owner: Owner) -> Delivery:
-        """The delivery, with its attempts."""
-        return await self._deliveries.delivery(delivery_id, endpoint_id, owner)
-
-    async def retry(self, delivery_id: UUID, endpoint_id: UUID, owner: Owner) -> Delivery:
+    async def retry(
+        self, delivery_id: UUID, owner: Owner, *, by: Operator | None = None
+    ) -> Delivery:
         """Send a delivery once more, whatever its status, under the same ``webhook-id``."""
-        return await self._deliveries.retry(delivery_id, endpoint_id, owner)
+        if by is not None:
+            found = await self._deliveries.delivery(delivery_id, owner)
+            await self._record(
+                by, "retry", owner, endpoint_id=found.endpoint_id, delivery_id=delivery_id
+            )
+        return await self._deliveries.retry(delivery_id, owner)
 
-    async def retry_failed(self, endpoint_id: UUID, owner: Owner, *, since: datetime) -> int:
+    async def retry_failed(
+        self, endpoint_id: UUID, owner: Owner, *, since: datetime, by: Operator | None = None
+    ) -> int:
         """Retry the endpoint's failed and expired deliveries created at or after ``since``, up to
         ``WebhookPolicy.max_retried``. Returns how many."""
+        await self._record_known(by, "retry", endpoint_id, owner, since=since.isoformat())
         total = 0
         while total < self._policy.max_retried:
             limit = min(self._policy.retry_batch, self._policy.max_retried - total)
@@ -175,16 +204,45 @@ class Webhooks:
         """The balance below which the owner is told of low credits; None is off."""
         return await self._alerts.threshold(owner)
 
-    async def set_low_credits(self, owner: Owner, threshold: int | None) -> None:
+    async def set_low_credits(
+        self, owner: Owner, threshold: int | None, *, by: Operator | None = None
+    ) -> None:
         """Raises ``InvalidInput`` for ``low_credits``."""
         if threshold is not None and not 1 <= threshold <= MAX_GRANT:
             raise InvalidInput("low_credits", f"must be 1 to {MAX_GRANT}")
+        if by is not None:
+            await self._record(by, "low_credits", owner, threshold=threshold)
         await self._alerts.set_threshold(owner, threshold)
 
     async def _checked_url(self, url: str) -> str:
         check_link("url", url, self._links)
+        if not (url.lower().startswith("https:") or self._links.allow_loopback):
+            raise InvalidInput("url", "must begin with https://")
         await self._check_address(url)
         return url
+
+    async def _record_known(
+        self,
+        by: Operator | None,
+        action: str,
+        endpoint_id: UUID,
+        owner: Owner,
+        **details: object,
+    ) -> None:
+        """Record what an operator does to an endpoint, if the owner has it."""
+        if by is not None:
+            await self._endpoints.get(endpoint_id, owner)
+            await self._record(by, action, owner, endpoint_id=endpoint_id, **details)
+
+    async def _record(self, by: Operator, action: str, owner: Owner, **details: object) -> None:
+        written = {
+            name: str(value) if isinstance(value, UUID) else value
+            for name, value in details.items()
+        }
+        await self._audit_log.add(by, f"webhooks.{action}", str(owner), **written)
+
+
+_CHANGEABLE = [field.name for field in fields(EndpointChange)]
 
 
 def _checked_description(text: str) -> str:

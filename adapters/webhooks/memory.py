@@ -189,15 +189,15 @@ class InMemoryWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
         ]
         return sorted(found, key=_position, reverse=True)[:limit]
 
-    async def delivery(self, delivery_id: UUID, endpoint_id: UUID, owner: Owner) -> Delivery:
-        return self._delivery(delivery_id, endpoint_id, owner).delivery
+    async def delivery(self, delivery_id: UUID, owner: Owner) -> Delivery:
+        return self._delivery(delivery_id, owner).delivery
 
     async def add_test(self, delivery_id: UUID, endpoint_id: UUID, owner: Owner) -> Delivery:
         self._row(endpoint_id, owner)
         return self._add(delivery_id, endpoint_id, WebhookEvent.TEST, None)
 
-    async def retry(self, delivery_id: UUID, endpoint_id: UUID, owner: Owner) -> Delivery:
-        row = self._delivery(delivery_id, endpoint_id, owner)
+    async def retry(self, delivery_id: UUID, owner: Owner) -> Delivery:
+        row = self._delivery(delivery_id, owner)
         self._retry(row)
         return row.delivery
 
@@ -344,10 +344,10 @@ class InMemoryWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
     def _of(self, endpoint_id: UUID) -> list[_Delivery]:
         return [one for one in self._deliveries.values() if one.delivery.endpoint_id == endpoint_id]
 
-    def _delivery(self, delivery_id: UUID, endpoint_id: UUID, owner: Owner) -> _Delivery:
-        self._row(endpoint_id, owner)
+    def _delivery(self, delivery_id: UUID, owner: Owner) -> _Delivery:
         row = self._deliveries.get(delivery_id)
-        if row is None or row.delivery.endpoint_id != endpoint_id:
+        endpoint = None if row is None else self._endpoints.get(row.delivery.endpoint_id)
+        if row is None or endpoint is None or endpoint.endpoint.owner != owner:
             raise NotFound("No such delivery")
         return row
 

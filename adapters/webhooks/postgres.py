@@ -124,11 +124,9 @@ class PostgresWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
         rows = await self._database.fetch(statement, endpoint_id, status, *place, limit)
         return await self._with_attempts(rows)
 
-    async def delivery(self, delivery_id: UUID, endpoint_id: UUID, owner: Owner) -> Delivery:
-        key = _key(endpoint_id, owner)
-        return await self._one(
-            await self._database.fetch_row(sql.DELIVERY_OF_OWNER, delivery_id, *key)
-        )
+    async def delivery(self, delivery_id: UUID, owner: Owner) -> Delivery:
+        key = _key(delivery_id, owner)
+        return await self._one(await self._database.fetch_row(sql.DELIVERY_OF_OWNER, *key))
 
     async def add_test(self, delivery_id: UUID, endpoint_id: UUID, owner: Owner) -> Delivery:
         key = _key(endpoint_id, owner)
@@ -137,9 +135,9 @@ class PostgresWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
             raise NotFound(_NO_ENDPOINT)
         return _delivery(row, ())
 
-    async def retry(self, delivery_id: UUID, endpoint_id: UUID, owner: Owner) -> Delivery:
-        key = _key(endpoint_id, owner)
-        return await self._one(await self._database.fetch_row(sql.RETRY, delivery_id, *key))
+    async def retry(self, delivery_id: UUID, owner: Owner) -> Delivery:
+        key = _key(delivery_id, owner)
+        return await self._one(await self._database.fetch_row(sql.RETRY, *key))
 
     async def retry_failed(
         self, endpoint_id: UUID, owner: Owner, *, since: datetime, limit: int
@@ -207,8 +205,8 @@ class PostgresWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
 _NO_ENDPOINT = "No such webhook endpoint"
 
 
-def _key(endpoint_id: UUID, owner: Owner) -> tuple[UUID, str, str]:
-    return endpoint_id, owner.channel, owner.id
+def _key(id_: UUID, owner: Owner) -> tuple[UUID, str, str]:
+    return id_, owner.channel, owner.id
 
 
 def _found(row: asyncpg.Record | None) -> Endpoint:

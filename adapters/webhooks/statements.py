@@ -126,7 +126,7 @@ DELIVERIES_FAILED = f"""
 DELIVERY_OF_OWNER = f"""
     SELECT {DELIVERY} FROM webhook_deliveries AS d
         JOIN webhook_endpoints AS e ON e.id = d.endpoint_id
-    WHERE d.id = $1 AND e.id = $2 AND e.channel = $3 AND e.owner_id = $4"""
+    WHERE d.id = $1 AND e.channel = $2 AND e.owner_id = $3"""
 
 ATTEMPTS = f"""
     SELECT a.* FROM unnest($1::uuid[]) AS wanted (id) CROSS JOIN LATERAL (
@@ -145,7 +145,7 @@ _RETRIED = """
 RETRY = f"""
     UPDATE webhook_deliveries AS d SET {_RETRIED}
     FROM webhook_endpoints AS e
-    WHERE d.id = $1 AND d.endpoint_id = $2 AND e.id = $2 AND e.channel = $3 AND e.owner_id = $4
+    WHERE d.id = $1 AND e.id = d.endpoint_id AND e.channel = $2 AND e.owner_id = $3
     RETURNING {DELIVERY}"""
 RETRY_FAILED = f"""
     WITH retried AS (

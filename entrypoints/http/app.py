@@ -21,6 +21,7 @@ from domain.submission import Submission
 from domain.uploads import UploadReceiver, Uploads
 from domain.views import SessionViews
 from domain.watching import Watching
+from domain.webhooks import Webhooks
 from entrypoints.http import public
 from entrypoints.http.admin import ADMIN_HANDLERS, Administration
 from entrypoints.http.batch import BATCH_PATH, BatchRoute, declare_batch
@@ -45,6 +46,8 @@ from entrypoints.http.schemas import GENERATIONS_PATH
 from entrypoints.http.streams import EventStreams, declare_streams
 from entrypoints.http.submit import SubmitRoute, declare, fast_path
 from entrypoints.http.uploads import offer_upload, put_upload
+from entrypoints.http.webhook_document import describe_webhooks
+from entrypoints.http.webhooks import WEBHOOK_HANDLERS
 
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
 
@@ -68,6 +71,7 @@ class Services:
     uploads: Uploads
     erasure: Erasure
     client_tokens: ClientTokens
+    webhooks: Webhooks
     files: SignedReadPort | None
     receiver: UploadReceiver | None
     samples: Callable[[str], bytes] | None
@@ -120,6 +124,7 @@ def create_app(
             "uploads": _always(services.uploads),
             "erasure": _always(services.erasure),
             "client_tokens": _always(services.client_tokens),
+            "webhooks": _always(services.webhooks),
             "files": _always(services.files),
             "receiver": _always(services.receiver),
             "samples": _always(services.samples),
@@ -136,6 +141,7 @@ def create_app(
     )
     app.state[DRAIN] = drain
     complete_document(app.openapi_schema)
+    describe_webhooks(app.openapi_schema)
     parameters.update(query_parameters(app.openapi_schema))
     # Litestar's own middleware does not see requests that match no route.
     app.asgi_handler = RequestContext(
@@ -162,6 +168,7 @@ def _api(
             offer_upload,
             *CLIENT_TOKEN_HANDLERS,
             *CREDIT_HANDLERS,
+            *WEBHOOK_HANDLERS,
             *ADMIN_HANDLERS,
             *ORIGINAL_HANDLERS,
         ],

@@ -1,33 +1,30 @@
 """Generations: list, read, cancel and erase them. ``submit`` creates them."""
 
-from datetime import UTC, datetime, timedelta
 from typing import Annotated
-from uuid import UUID
 
-import msgspec
 from litestar import Response, delete, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
-from msgspec import Meta
 
 from domain.callers import Caller, CallerKind
 from domain.client_tokens import check_shopper_id
 from domain.erasure import Erasure
 from domain.errors import InvalidInput
 from domain.links import LinkRules
-from domain.ports import Position, SessionReadPort
+from domain.ports import SessionReadPort
 from domain.requests import TryOnRequest
-from domain.sessions import GenerationSession, SessionStatus
+from domain.sessions import SessionStatus
 from domain.submission import Submission
 from domain.views import SessionViews
 from entrypoints.http.access import for_shoppers_too
 from entrypoints.http.inputs import (
-    Cursor,
     CursorText,
     Injected,
     Limit,
     OwnedRequest,
     SessionIdInPath,
+    cursor_after,
+    position_after,
 )
 from entrypoints.http.openapi import failures
 from entrypoints.http.prefer import Prefer, Waits, applied, wait_seconds
@@ -52,12 +49,6 @@ ShopperFilter = Annotated[
 ]
 
 GENERATION_TAGS = ["Generations"]
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-_Microseconds = Annotated[
-    int, Meta(ge=0, lt=(datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND)
-]
-_CURSOR: Cursor[tuple[int, UUID]] = Cursor(msgspec.json.Decoder(tuple[_Microseconds, UUID]))
 
 
 def try_on(
@@ -97,11 +88,11 @@ async def list_generations(
         caller.owner,
         status=status,
         limit=limit + 1,
-        after=_position(cursor),
+        after=position_after(cursor),
         shopper_id=_shopper(caller, shopper_id),
     )
     items = [Session.seen_by(caller, views.view_of(session)) for session in found[:limit]]
-    next_cursor = _cursor(found[limit - 1]) if len(found) > limit else None
+    next_cursor = cursor_after(found[limit - 1]) if len(found) > limit else None
     return SessionPageEnvelope(data=SessionPage(items=items, next_cursor=next_cursor), error=None)
 
 
@@ -113,17 +104,6 @@ def _shopper(caller: Caller, asked: str | None) -> str | None:
         raise InvalidInput("shopper_id", "only stores may give it")
     check_shopper_id(asked)
     return asked
-
-
-def _position(cursor: str | None) -> Position | None:
-    if cursor is None:
-        return None
-    microseconds, session_id = _CURSOR.decode(cursor)
-    return Position(created_at=_EPOCH + microseconds * _MICROSECOND, id=session_id)
-
-
-def _cursor(session: GenerationSession) -> str:
-    return _CURSOR.encode(((session.created_at - _EPOCH) // _MICROSECOND, session.id))
 
 
 @get(

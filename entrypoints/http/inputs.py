@@ -6,6 +6,7 @@ import json
 import re
 from codecs import BOM_UTF8
 from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeAlias, TypeVar
 from urllib.parse import parse_qsl
 from uuid import UUID
@@ -18,7 +19,10 @@ from litestar.exceptions import HTTPException
 from litestar.params import HeaderParameter, PathParameter, QueryParameter, SkipValidation
 
 from domain.callers import Caller
+from domain.endpoints import Delivery
 from domain.errors import InvalidInput
+from domain.ports import Position
+from domain.sessions import GenerationSession
 from entrypoints.http.schemas import NewUpload
 
 if TYPE_CHECKING:
@@ -228,3 +232,24 @@ class Cursor(Generic[T]):
             return self._decoder.decode(base64.b64decode(padded, altchars=b"-_", validate=True))
         except (binascii.Error, UnicodeError, msgspec.DecodeError) as error:
             raise InvalidInput("cursor", "is not a cursor of this listing") from error
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_Microseconds = Annotated[
+    int, msgspec.Meta(ge=0, lt=(datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND)
+]
+_POSITIONS: Cursor[tuple[int, UUID]] = Cursor(msgspec.json.Decoder(tuple[_Microseconds, UUID]))
+
+
+def position_after(cursor: str | None) -> Position | None:
+    """The position of a page; None is the first page. Raises InvalidInput."""
+    if cursor is None:
+        return None
+    microseconds, last_id = _POSITIONS.decode(cursor)
+    return Position(created_at=_EPOCH + microseconds * _MICROSECOND, id=last_id)
+
+
+def cursor_after(last: GenerationSession | Delivery) -> str:
+    """The cursor of the page after the one that ends with ``last``."""
+    return _POSITIONS.encode(((last.created_at - _EPOCH) // _MICROSECOND, last.id))

@@ -42,7 +42,8 @@ shopper: it creates and shows this shopper's generations only.
 
 **Generations.** `POST /api/v1/generations` takes one credit and returns immediately. Then poll
 `status_url` until `status` is final:
-`queued` → `processing` → `completed`, or `failed` with the credit refunded.
+`queued` → `processing` → `completed`, or `failed` with the credit refunded. Instead of polling, let
+`POST /api/v1/webhooks` name a URL of yours that is told.
 
 **Responses.** Always an envelope: `{"data": ..., "error": null}`, or
 `{"data": null, "error": {"code": "...", "message": "..."}}`. Programs should act on `code`;
@@ -165,6 +166,7 @@ def openapi_config() -> OpenAPIConfig:
             Tag(name="Events", description="States of generations as they change"),
             Tag(name="Uploads", description="Upload pictures to use in generations"),
             Tag(name="Client tokens", description="Let shoppers' browsers call, for stores"),
+            Tag(name="Webhooks", description="Be told when something happens"),
             Tag(name="Credits", description="Your balance and its ledger"),
             Tag(name="Administration", description="For the operator's services: accounts, stores"),
             Tag(name="Files", description="Download pictures"),

@@ -229,6 +229,7 @@ def services_of(container: Container) -> Services:
         uploads=container.uploads(),
         erasure=container.erasure(),
         client_tokens=container.client_tokens(),
+        webhooks=container.webhooks(),
         files=container.files(),
         receiver=container.receiver(),
         samples=container.samples(),

@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestServer
 from standardwebhooks.webhooks import Webhook
 from uuid_utils.compat import uuid7
 
+from adapters.audit_log.memory import InMemoryAuditLog
 from adapters.images.lookups import Lookup
 from adapters.webhooks.memory import InMemoryWebhookRepo
 from adapters.webhooks.secrets import new_webhook_secret
@@ -114,6 +115,7 @@ def managed(sender: HttpWebhookSender) -> Webhooks:
         endpoints=repo,
         deliveries=repo,
         alerts=repo,
+        audit_log=InMemoryAuditLog(clock=utc_now),
         check_address=sender.check,
         new_secret=new_webhook_secret,
         new_id=uuid7,

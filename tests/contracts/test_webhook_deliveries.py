@@ -95,7 +95,7 @@ async def test_retry_sends_the_same_delivery_again(
     await ended(backend, status)
     await backend.advance(DAY)
 
-    retried = await backend.webhooks.retry(delivery_id, endpoint.id, USER)
+    retried = await backend.webhooks.retry(delivery_id, USER)
 
     (turn,) = await backend.webhooks.claim(limit=1, window=8, lease=TURN)
     assert (retried.status, retried.attempt_count) == (DeliveryStatus.PENDING, 2)
@@ -128,7 +128,7 @@ async def test_pending_deliveries_expire_at_the_end_of_their_retention(backend: 
     endpoint = await added(backend.webhooks)
     old = await due_tests(backend, endpoint, 3)
     await backend.advance(13 * DAY)
-    await backend.webhooks.retry(old[0], endpoint.id, USER)
+    await backend.webhooks.retry(old[0], USER)
     await backend.advance(DAY)
     (new,) = await due_tests(backend, endpoint, 1)
 

@@ -71,9 +71,9 @@ async def unknown(backend: Backend, endpoint_id: UUID, owner: Owner, call: str) 
         "deliveries": lambda: hooks.deliveries(
             endpoint_id, owner, status=None, limit=1, after=None
         ),
-        "delivery": lambda: hooks.delivery(other, endpoint_id, owner),
+        "delivery": lambda: hooks.delivery(other, owner),
         "add_test": lambda: hooks.add_test(other, endpoint_id, owner),
-        "retry": lambda: hooks.retry(other, endpoint_id, owner),
+        "retry": lambda: hooks.retry(other, owner),
         "retry_failed": lambda: hooks.retry_failed(endpoint_id, owner, since=now, limit=1),
     }
     with pytest.raises(NotFound):
@@ -95,16 +95,16 @@ async def test_other_owners_endpoints_are_unknown(backend: Backend, call: str) -
     assert await deliveries_of(backend.webhooks, endpoint) == []
 
 
-async def test_delivery_belongs_to_its_endpoint(backend: Backend) -> None:
-    """Another endpoint of the same owner does not have it."""
-    one, another = await added(backend.webhooks), await added(backend.webhooks)
+async def test_delivery_belongs_to_its_owner(backend: Backend) -> None:
+    """Another owner with an endpoint does not have it, and cannot send it again."""
+    one, _ = await added(backend.webhooks), await added(backend.webhooks, STORE)
     delivery = await backend.webhooks.add_test(uuid7(), one.id, USER)
 
     for read in (backend.webhooks.delivery, backend.webhooks.retry):
         with pytest.raises(NotFound):
-            await read(delivery.id, another.id, USER)
+            await read(delivery.id, STORE)
 
-    assert await backend.webhooks.delivery(delivery.id, one.id, USER) == delivery
+    assert await backend.webhooks.delivery(delivery.id, USER) == delivery
 
 
 @pytest.mark.parametrize(

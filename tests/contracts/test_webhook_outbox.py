@@ -320,7 +320,7 @@ async def test_outcome_is_recorded(backend: Backend, status: DeliveryStatus) -> 
 
     assert await backend.webhooks.settle(a_result(turn, outcome))
 
-    delivery = await backend.webhooks.delivery(delivery_id, endpoint.id, USER)
+    delivery = await backend.webhooks.delivery(delivery_id, USER)
     assert (delivery.status, delivery.attempt_count, delivery.attempts) == (status, 1, (attempt,))
     assert (delivery.next_attempt_at is not None) == (status is DeliveryStatus.PENDING)
     before = await claim(backend)

@@ -299,9 +299,9 @@ async def test_delivery_is_given_up_after_three_days(rig: Rig) -> None:
     assert 30 * MINUTE <= min(pauses) <= max(pauses) <= HOUR + MINUTE
     delivered = await deliveries_of(rig.repo, endpoint, DeliveryStatus.DELIVERED)
     assert len(delivered) == 24 * 4
-    await rig.repo.retry(failed.id, endpoint.id, USER)
+    await rig.repo.retry(failed.id, USER)
     await rig.run(MINUTE)
-    again = await rig.repo.delivery(failed.id, endpoint.id, USER)
+    again = await rig.repo.delivery(failed.id, USER)
     assert again.status is DeliveryStatus.PENDING
     assert again.attempt_count >= failed.attempt_count + 2
 

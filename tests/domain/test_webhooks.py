@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 from uuid_utils.compat import uuid7
 
+from adapters.audit_log.memory import InMemoryAuditLog
 from adapters.webhooks.memory import InMemoryWebhookRepo
 from adapters.webhooks.secrets import new_webhook_secret
 from domain.credits import Channel, Owner
@@ -14,7 +16,7 @@ from domain.endpoints import ALL_EVENTS, DeliveryStatus, EndpointChange, Webhook
 from domain.errors import Conflict, InvalidInput, NotFound
 from domain.webhooks import WebhookPolicy, Webhooks
 from tests.support.clock import FakeClock
-from tests.support.examples import STORE, USER
+from tests.support.examples import OPERATOR, STORE, USER
 from tests.support.service import Service
 from tests.support.webhooks import added, deliveries_of
 
@@ -22,6 +24,16 @@ pytestmark = pytest.mark.anyio
 
 URL = "https://shop.example/hooks"
 HOUR = timedelta(hours=1)
+
+
+class AsOperator:
+    """Makes each change for an operator."""
+
+    def __init__(self, webhooks: Webhooks) -> None:
+        self._webhooks = webhooks
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(getattr(self._webhooks, name), by=OPERATOR)
 
 
 async def is_public(url: str) -> None:
@@ -40,11 +52,17 @@ def repo(clock: FakeClock) -> InMemoryWebhookRepo:
 
 
 @pytest.fixture
-def webhooks(repo: InMemoryWebhookRepo, clock: FakeClock) -> Webhooks:
+def log(clock: FakeClock) -> InMemoryAuditLog:
+    return InMemoryAuditLog(clock=clock.now)
+
+
+@pytest.fixture
+def webhooks(repo: InMemoryWebhookRepo, log: InMemoryAuditLog, clock: FakeClock) -> Webhooks:
     return Webhooks(
         endpoints=repo,
         deliveries=repo,
         alerts=repo,
+        audit_log=log,
         check_address=is_public,
         new_secret=new_webhook_secret,
         new_id=uuid7,
@@ -69,6 +87,7 @@ async def test_new_endpoint_shows_its_secret_once(webhooks: Webhooks) -> None:
     [
         ({"url": "ftp://shop.example/"}, "url"),
         ({"url": "https://127.0.0.1/"}, "url"),
+        ({"url": "http://shop.example/hooks"}, "url"),
         ({"url": "https://private.example/"}, "url"),
         ({"events": []}, "events"),
         ({"events": ["webhook.test"]}, "events"),
@@ -102,15 +121,14 @@ async def test_endpoints_of_an_owner_are_bounded(webhooks: Webhooks) -> None:
     assert len(await webhooks.all(STORE)) == 2
 
 
-CALLS: dict[str, Callable[[Webhooks, Any, Owner], Any]] = {
+CALLS: dict[str, Callable[[Any, Any, Owner], Any]] = {
     "get": lambda webhooks, id_, owner: webhooks.get(id_, owner),
     "update": lambda webhooks, id_, owner: webhooks.update(id_, owner, EndpointChange(url=URL)),
     "delete": lambda webhooks, id_, owner: webhooks.delete(id_, owner),
     "rotate": lambda webhooks, id_, owner: webhooks.rotate(id_, owner),
     "send_test": lambda webhooks, id_, owner: webhooks.send_test(id_, owner),
     "deliveries": lambda webhooks, id_, owner: webhooks.deliveries(id_, owner),
-    "delivery": lambda webhooks, id_, owner: webhooks.delivery(uuid7(), id_, owner),
-    "retry": lambda webhooks, id_, owner: webhooks.retry(uuid7(), id_, owner),
+    "retry": lambda webhooks, _, owner: webhooks.retry(uuid7(), owner),
     "retry_failed": lambda webhooks, id_, owner: webhooks.retry_failed(
         id_, owner, since=datetime(2020, 1, 1, tzinfo=UTC)
     ),
@@ -152,7 +170,7 @@ async def test_test_event_is_a_delivery(webhooks: Webhooks) -> None:
     sent = await webhooks.send_test(issued.endpoint.id, STORE)
 
     (delivery,) = await webhooks.deliveries(issued.endpoint.id, STORE)
-    assert delivery == sent == await webhooks.delivery(sent.id, issued.endpoint.id, STORE)
+    assert delivery == sent
     assert (delivery.event, delivery.status) == (WebhookEvent.TEST, DeliveryStatus.PENDING)
 
 
@@ -170,6 +188,62 @@ async def test_failed_deliveries_are_retried_up_to_a_bound(
     retried = [await webhooks.retry_failed(endpoint_id, STORE, since=since) for _ in range(3)]
 
     assert retried == [5, 3, 0]
+
+
+async def test_operators_changes_are_in_the_audit_log(
+    webhooks: Webhooks, log: InMemoryAuditLog
+) -> None:
+    """Each with its owner and its endpoint, and without URL and secret; the owner's own are not."""
+    issued = await webhooks.create(STORE, url=f"{URL}?key=hidden", by=OPERATOR)
+    endpoint_id = issued.endpoint.id
+    change = EndpointChange(url=f"{URL}?key=hidden2", enabled=True)
+    await webhooks.update(endpoint_id, STORE, change, by=OPERATOR)
+    rotated = await webhooks.rotate(endpoint_id, STORE, by=OPERATOR)
+    sent = await webhooks.send_test(endpoint_id, STORE, by=OPERATOR)
+    await webhooks.retry(sent.id, STORE, by=OPERATOR)
+    since = datetime(2026, 1, 1, tzinfo=UTC)
+    await webhooks.retry_failed(endpoint_id, STORE, since=since, by=OPERATOR)
+    await webhooks.set_low_credits(STORE, 5, by=OPERATOR)
+    await webhooks.delete(endpoint_id, STORE, by=OPERATOR)
+    await webhooks.set_low_credits(STORE, 6)
+
+    of = {"endpoint_id": str(endpoint_id)}
+    assert [(entry.action, entry.details) for entry in log.entries] == [
+        ("webhooks.create", of | {"events": sorted(ALL_EVENTS)}),
+        ("webhooks.change", of | {"fields": ["url", "enabled"]}),
+        ("webhooks.rotate", of),
+        ("webhooks.test", of),
+        ("webhooks.retry", of | {"delivery_id": str(sent.id)}),
+        ("webhooks.retry", of | {"since": "2026-01-01T00:00:00+00:00"}),
+        ("webhooks.low_credits", {"threshold": 5}),
+        ("webhooks.delete", of),
+    ]
+    assert {(entry.subject, entry.actor, entry.reason) for entry in log.entries} == {
+        (str(STORE), OPERATOR.actor, OPERATOR.reason)
+    }
+    for secret in (issued.secret, rotated.secret, "hidden"):
+        assert secret not in repr(log.entries)
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if call not in {"get", "deliveries"}])
+async def test_operators_change_of_an_unknown_endpoint_is_no_entry(
+    webhooks: Webhooks, log: InMemoryAuditLog, call: str
+) -> None:
+    with pytest.raises(NotFound):
+        await CALLS[call](AsOperator(webhooks), uuid7(), STORE)
+
+    assert log.entries == []
+
+
+async def test_operators_invalid_change_is_no_entry(
+    webhooks: Webhooks, log: InMemoryAuditLog
+) -> None:
+    with pytest.raises(InvalidInput):
+        await webhooks.create(STORE, url="https://private.example/", by=OPERATOR)
+    with pytest.raises(InvalidInput):
+        await webhooks.set_low_credits(STORE, 0, by=OPERATOR)
+
+    assert log.entries == []
 
 
 @pytest.mark.parametrize("threshold", [0, -1, 1_000_000_001])

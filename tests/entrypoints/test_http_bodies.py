@@ -23,6 +23,7 @@ from entrypoints.http.client_token_schemas import NewClientToken
 from entrypoints.http.inputs import StrictBody, decoded
 from entrypoints.http.original import OriginalRequest
 from entrypoints.http.schemas import NewGeneration, NewUpload
+from entrypoints.http.webhook_schemas import EndpointChanges, FailedSince, NewAlert, NewEndpoint
 
 OWNER = {"channel": "b2b", "owner_id": "store-1"}
 URL = "https://x.example/a.jpg"
@@ -39,6 +40,10 @@ BODIES: dict[type[msgspec.Struct], dict[str, Any]] = {
     Suspension: {"reason": "x"},
     NewPlan: {"plan": "growth"},
     NewClientToken: {"shopper_id": "ann", "origin": "https://a.example", "pictures": 1},
+    NewEndpoint: {"url": URL, "events": ["credits.low"], "description": "x"},
+    EndpointChanges: {"url": URL, "events": ["credits.low"], "description": "x", "enabled": False},
+    FailedSince: {"since": "2026-01-01T12:00:00Z"},
+    NewAlert: {"low_credits": 5},
     OriginalRequest: {"image_urls": [URL], "prompt": "x"},
 }
 

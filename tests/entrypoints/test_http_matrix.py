@@ -53,7 +53,12 @@ SEES: dict[str, set[str]] = {
 """Whose sessions a principal sees; all others see only their own."""
 
 
-OWNED = [name for name, route in ROUTES.items() if route.target in {"queued", "final", "tokens"}]
+OWNED_BY_ACCOUNTS = {"endpoints", "deliveries"}
+OWNED = [
+    name
+    for name, route in ROUTES.items()
+    if route.target in {"queued", "final", "tokens"} | OWNED_BY_ACCOUNTS
+]
 READS = [name for name in ROUTES if name.startswith("GET ")]
 
 
@@ -126,18 +131,23 @@ def _own(world: World, route: Route, name: str) -> str:
         case "tokens":
             owned = {"other_store": "foreign_shopper", "suspended_store": "suspended_shopper"}
             return world.tokens[owned.get(name, "shopper")]
+        case "endpoints" | "deliveries":
+            owned_by: dict[str, str] = getattr(world, route.target)
+            return owned_by.get(name, owned_by["store"])
         case None:
             return ""
         case link_or_key:
             return str(getattr(world, link_or_key))
 
 
+_IDS = ("session_id", "token_id", "key_id", "endpoint_id", "delivery_id")
+
+
 def _target(route: Route, template: str, resource: str) -> str:
     if resource.startswith("/"):
         return resource
     return (template + route.query).format(
-        **{"session_id": resource, "token_id": resource, "key_id": resource}
-        | dict(route.in_path or {})
+        **dict.fromkeys(_IDS, resource) | dict(route.in_path or {})
     )
 
 
@@ -265,6 +275,11 @@ def _foreign(world: World, route: Route, name: str) -> list[str]:
     ones, whatever the route is for."""
     if route.target == "tokens":
         return [world.tokens[each] for each, (store, _) in SHOPPERS.items() if store != name] + [
+            world.queued[name]
+        ]
+    if route.target in OWNED_BY_ACCOUNTS:
+        owned = (world.endpoints, world.deliveries)
+        return [ids[each] for ids in owned for each in OWNERS if each != name] + [
             world.queued[name]
         ]
     foreign = [each for each in REQUESTING if each not in _seen(name)]

@@ -95,6 +95,8 @@ def real_ids(world: World, name: str) -> dict[str, str]:
         "session_id": world.final[own],
         "token_id": world.tokens["shopper"],
         "key_id": world.key_id,
+        "endpoint_id": world.endpoints.get(name, world.endpoints["store"]),
+        "delivery_id": world.deliveries.get(name, world.deliveries["store"]),
         "store_id": STORE.id,
         "channel": STORE.channel,
         "owner_id": STORE.id,

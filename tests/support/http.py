@@ -38,6 +38,8 @@ from adapters.images.samples import draw_sample
 from adapters.sessions.watched_memory import InMemoryWatchReads
 from adapters.storage.signing import UrlSigner
 from adapters.stores.memory import InMemoryStoreRepo
+from adapters.webhooks.inbox import InMemoryWebhookSender
+from adapters.webhooks.secrets import new_webhook_secret
 from domain import callers
 from domain.account_ports import ServiceKey
 from domain.accounts import CreditGrants, Owners
@@ -53,6 +55,7 @@ from domain.throttle import Throttle
 from domain.uploads import ReceivingLimits, UploadPolicy, UploadReceiver, Uploads
 from domain.views import SessionViews
 from domain.watching import StreamLimits, Watching
+from domain.webhooks import WebhookPolicy, Webhooks
 from entrypoints.http.admin import Administration
 from entrypoints.http.app import Services, create_app
 from entrypoints.http.door import Door
@@ -221,6 +224,7 @@ class Api:
                 new_id=uuid4,
                 clock=now,
             ),
+            webhooks=self._webhooks(),
             files=self.storage,
             receiver=self.receiver,
             samples=draw_sample,
@@ -229,6 +233,20 @@ class Api:
         )
         self._application = _application(max_body_bytes)
         self._tokens: dict[Owner, str] = {}
+
+    def _webhooks(self) -> Webhooks:
+        repo = self.service.webhooks
+        return Webhooks(
+            endpoints=repo,
+            deliveries=repo,
+            alerts=repo,
+            audit_log=self.service.audit_log,
+            check_address=InMemoryWebhookSender().check,
+            new_secret=new_webhook_secret,
+            new_id=uuid4,
+            clock=self.service.clock.now,
+            policy=WebhookPolicy(),
+        )
 
     def _administration(self) -> Administration:
         accounts, now = self.service.accounts, self.service.clock.now

@@ -4,13 +4,14 @@ works, or that no longer does."""
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import jwt
 
 from adapters.auth.user_tokens import mint_user_token
 from domain.callers import Scope
 from domain.credits import Channel, Owner
+from domain.endpoints import DeliveryStatus
 from domain.picture_ports import Picture
 from tests.support.clock import START
 from tests.support.examples import LEASE, OPERATOR, OTHER, STORE, USER
@@ -26,6 +27,7 @@ from tests.support.http import (
 )
 from tests.support.images import encoded
 from tests.support.shoppers import CLIENT_TOKENS, MODEL, OTHER_STORE
+from tests.support.webhooks import a_result, added, an_attempt, an_outcome
 
 ANONYMOUS = Owner(channel=Channel.B2C, id="3b0a5a9e-94ba-4a35-8a4f-7b4b5d7d7a33")
 SUSPENDED_USER = Owner(channel=Channel.B2C, id="4c1b6bae-a5cb-4b46-9b5a-8c5c6e8e8b44")
@@ -78,6 +80,8 @@ class World:
         self.queued: dict[str, str] = {}
         self.final: dict[str, str] = {}
         self.tokens: dict[str, str] = {}
+        self.endpoints: dict[str, str] = {}
+        self.deliveries: dict[str, str] = {}
         self.key_id = ""
         self.picture_link = self.upload_link = ""
 
@@ -90,6 +94,7 @@ class World:
             await self._add_sessions(name, number)
         for owner in (SUSPENDED_USER, SUSPENDED_STORE):
             await self.api.service.accounts.suspend(owner, by=OPERATOR)
+        await self._add_webhooks()
         await self._add_links()
         return self
 
@@ -124,16 +129,23 @@ class World:
         """Texts that only some principals may read, and whose they are."""
         ids = {
             text: name
-            for by_name in (self.queued, self.final, self.tokens)
+            for by_name in (
+                self.queued,
+                self.final,
+                self.tokens,
+                self.endpoints,
+                self.deliveries,
+            )
             for name, text in by_name.items()
         }
         links = {f"?{name}-{state}": name for name in REQUESTING for state in ("queued", "final")}
         notes = {f"note-{name}": name for name in OWNERS}
-        return {**ids, **links, **notes}
+        hooks = {f"hooks-of-{name.replace('_', '-')}.example": name for name in OWNERS}
+        return {**ids, **links, **notes, **hooks}
 
     def state(self) -> str:
-        """All that requests may change: sessions, money, tasks, tokens, stores, keys, stored
-        objects and the audit log."""
+        """All that requests may change: sessions, money, tasks, tokens, webhooks, stores, keys,
+        stored objects and the audit log."""
         service = self.api.service
         return repr(
             (
@@ -143,6 +155,10 @@ class World:
                 service.queue.messages,
                 service.tokens._tokens,
                 service.repo.budgets,
+                service.webhooks._endpoints,
+                service.webhooks._deliveries,
+                service.webhooks._thresholds,
+                [row.endpoint.secrets.current for row in service.webhooks._endpoints.values()],
                 self.api.stores._stores,
                 self.api.keys._keys,
                 self.api.service_keys._keys,
@@ -152,11 +168,17 @@ class World:
         )
 
     def held_by_others(self, owner: Owner, sessions: set[str]) -> str:
-        """The accounts of all other owners, and all sessions except ``sessions``."""
+        """The accounts and webhooks of all other owners, and all sessions except ``sessions``."""
         service = self.api.service
         accounts = service.accounts._accounts
+        hooks = service.webhooks
+        endpoints = [row for row in hooks._endpoints.values() if row.endpoint.owner != owner]
+        theirs = {row.endpoint.id for row in endpoints}
         return repr(
             (
+                endpoints,
+                [row for row in hooks._deliveries.values() if row.delivery.endpoint_id in theirs],
+                {key: low for key, low in hooks._thresholds.items() if key != owner},
                 {key: row for key, row in service.repo._rows.items() if str(key) not in sessions},
                 {key: account for key, account in accounts.items() if key != owner},
             )
@@ -224,6 +246,21 @@ class World:
             session.object_prefix, Picture(data=b"picture %d" % number, media_type="image/png")
         )
         assert await self.api.service.repo.complete(session.id, attempt=1, picture=picture)
+
+    async def _add_webhooks(self) -> None:
+        """Each owner has an endpoint, and there a delivery that failed."""
+        hooks = self.api.service.webhooks
+        for name, (owner, _) in OWNERS.items():
+            url = f"https://hooks-of-{name.replace('_', '-')}.example/"
+            endpoint = await added(hooks, owner, url=url)
+            delivery = await hooks.add_test(uuid4(), endpoint.id, owner)
+            self.endpoints[name], self.deliveries[name] = str(endpoint.id), str(delivery.id)
+        for turn in await hooks.claim(limit=len(OWNERS), window=8, lease=LEASE):
+            failed = [
+                an_outcome(due.id, status=DeliveryStatus.FAILED, attempt=an_attempt(500))
+                for due in turn.due
+            ]
+            assert await hooks.settle(a_result(turn, *failed, failures=1))
 
     async def _add_links(self) -> None:
         seen = await self.call("user", "GET", f"{GENERATIONS}/{self.final['user']}")

@@ -43,6 +43,8 @@ _GRANT = {"channel": "b2c", "owner_id": USER.id, "amount": 1, "reference": "invo
 _PICTURES = {"image_urls": [MODEL]}
 A_TOKEN = {"shopper_id": "anna", "pictures": 1}
 _KEY = (("idempotency-key", "k-1"),)
+_HOOKS = f"{API}/webhooks"
+_ENDPOINT = f"{_HOOKS}/{{endpoint_id}}"
 
 ROUTES: dict[str, Route] = {
     f"GET {API}/generations": Route(who="user store shopper"),
@@ -81,6 +83,26 @@ ROUTES: dict[str, Route] = {
     f"GET {API}/shoppers/{{shopper_id}}": Route(who="store", in_path={"shopper_id": "anna"}),
     f"GET {API}/credits": Route(who="user store"),
     f"GET {API}/credits/ledger": Route(who="user store"),
+    f"GET {API}/credits/alert": Route(who="user store"),
+    f"PUT {API}/credits/alert": Route(who="user store", body={"low_credits": 7}, changes=True),
+    f"GET {_HOOKS}": Route(who="user store"),
+    f"POST {_HOOKS}": Route(
+        who="user store", status=201, body={"url": "https://new.example/"}, changes=True
+    ),
+    f"GET {_ENDPOINT}": Route(who="user store", target="endpoints"),
+    f"PATCH {_ENDPOINT}": Route(
+        who="user store", body={"description": "new"}, target="endpoints", changes=True
+    ),
+    f"DELETE {_ENDPOINT}": Route(who="user store", target="endpoints", changes=True),
+    f"POST {_ENDPOINT}/rotate": Route(who="user store", target="endpoints", changes=True),
+    f"POST {_ENDPOINT}/test": Route(who="user store", status=201, target="endpoints", changes=True),
+    f"GET {_ENDPOINT}/deliveries": Route(who="user store", target="endpoints"),
+    f"POST {_ENDPOINT}/deliveries/retry": Route(
+        who="user store", body={"since": "2000-01-01T00:00:00Z"}, target="endpoints", changes=True
+    ),
+    f"POST {_HOOKS}/deliveries/{{delivery_id}}/retry": Route(
+        who="user store", target="deliveries", changes=True
+    ),
     f"POST {API}/generation/create": Route(
         who="store", status=201, body=_PICTURES, suspended=True, changes=True
     ),

@@ -123,10 +123,10 @@ class Payloads:
             session = sessions.get(due.session_id)
             if session is None or session.owner != endpoint.owner:
                 return None
-            return _message(due, self._session_data(self._view_of(session)))
+            return message(due.event, due.created_at, self._session_data(self._view_of(session)))
         if due.event is WebhookEvent.CREDITS_LOW:
-            return _message(due, _json(await self._credits(endpoint.owner)))
-        return _message(due, _json({"endpoint_id": str(endpoint.id)}))
+            return message(due.event, due.created_at, _json(await self._credits(endpoint.owner)))
+        return message(due.event, due.created_at, _json({"endpoint_id": str(endpoint.id)}))
 
     async def _credits(self, owner: Owner) -> dict[str, object]:
         """As they are now."""
@@ -134,9 +134,10 @@ class Payloads:
         return {"balance": account.balance, "threshold": await self._alerts.threshold(owner)}
 
 
-def _message(due: Due, data: bytes) -> bytes:
-    at = due.created_at.isoformat().replace("+00:00", "Z")
-    return b'{"type":"%s","timestamp":"%s","data":%s}' % (due.event.encode(), at.encode(), data)
+def message(event: WebhookEvent, at: datetime, data: bytes) -> bytes:
+    """The body of the message of an ``event`` that happened ``at``; ``data`` is JSON."""
+    time = at.isoformat().replace("+00:00", "Z")
+    return b'{"type":"%s","timestamp":"%s","data":%s}' % (event.encode(), time.encode(), data)
 
 
 def _json(data: object) -> bytes:

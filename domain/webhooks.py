@@ -102,7 +102,8 @@ class Webhooks:
             events = sorted(endpoint.events)
             await self._record(by, "create", owner, endpoint_id=endpoint.id, events=events)
         await self._endpoints.add(endpoint, max_endpoints=self._policy.max_endpoints)
-        return IssuedSecret(endpoint=endpoint, secret=endpoint.secrets.current)
+        stored = await self._endpoints.get(endpoint.id, owner)  # With the database's time.
+        return IssuedSecret(endpoint=stored, secret=endpoint.secrets.current)
 
     async def all(self, owner: Owner) -> list[Endpoint]:
         """The owner's endpoints, newest first: at most ``WebhookPolicy.max_endpoints``."""

@@ -11,6 +11,7 @@ from entrypoints.cli.services import services_group
 from entrypoints.cli.storage import storage_group
 from entrypoints.cli.stores import stores_group
 from entrypoints.cli.tokens import tokens_group
+from entrypoints.cli.webhooks import webhooks_group
 
 click.rich_click.COMMAND_GROUPS = {
     "wearon": [
@@ -19,7 +20,16 @@ click.rich_click.COMMAND_GROUPS = {
         {"name": "Operate it", "commands": ["sessions", "queue", "dead", "storage"]},
         {
             "name": "Manage accounts",
-            "commands": ["stores", "owners", "credits", "keys", "tokens", "services", "audit"],
+            "commands": [
+                "stores",
+                "owners",
+                "credits",
+                "keys",
+                "tokens",
+                "webhooks",
+                "services",
+                "audit",
+            ],
         },
     ]
 }
@@ -54,6 +64,7 @@ for command in (
     owners_group,
     credits_group,
     keys_group,
+    webhooks_group,
     services_group,
     audit_group,
 ):

@@ -1026,7 +1026,15 @@ def test_help_is_complete(path: tuple[str, ...]) -> None:
 
 def test_reading_commands_have_json() -> None:
     """All commands that print data."""
-    acting = {"keys revoke", "tokens revoke", "services revoke", "dead requeue", "dead discard"}
+    acting = {
+        "keys revoke",
+        "tokens revoke",
+        "services revoke",
+        "webhooks remove",
+        "webhooks listen",
+        "dead requeue",
+        "dead discard",
+    }
     groups = {
         "credits", "keys", "sessions", "queue", "dead", "stores", "owners", "services", "audit",
         "storage", "tokens",

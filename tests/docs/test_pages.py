@@ -140,7 +140,7 @@ def test_every_block_is_accounted_for(page: str) -> None:
 
 def test_commands_are_in_tested_pages_only() -> None:
     """A fenced command in any other page would not be run. Nor would a script: a test in a browser
-    runs those of one page."""
+    runs those of one page, and ``test_webhooks`` those of another."""
     kinds = {
         (page, block.language)
         for page, text in pages().items()
@@ -148,8 +148,10 @@ def test_commands_are_in_tested_pages_only() -> None:
         for block in blocks(text)
     }
 
-    assert {kind for _, kind in kinds} <= {"json", "sql", "mermaid", "text", "js"}
-    assert {page for page, kind in kinds if kind == "js"} == {"docs/browsers.md"}
+    assert {kind for _, kind in kinds} <= {"json", "sql", "mermaid", "text", "js", "python"}
+    assert {page for page, kind in kinds if kind == "js"} == {
+        "docs/browsers.md", "docs/webhooks.md"
+    }  # fmt: skip
 
 
 def test_unit_of_deployment_gives_time_to_drain() -> None:

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
@@ -20,7 +23,7 @@ from adapters.webhooks.postgres import PostgresWebhookRepo
 from domain.endpoints import Delivery, DeliveryStatus, Endpoint
 from tests.support.provider import in_thread
 from tests.support.webhooks import added, deliveries_of
-from tests.system.deployment import OWNERS, Deployment, eventually, kill
+from tests.system.deployment import DEADLINE_SECONDS, OWNERS, Deployment, eventually, kill
 
 T = TypeVar("T")
 USER, STORE = OWNERS
@@ -160,3 +163,33 @@ def test_worker_can_leave_webhooks_to_others(
     ((_, body),) = receiver.messages
     assert json.loads(body)["data"]["session_id"] == session_id
     assert len(delivered(deployment, endpoint)) == 1
+
+
+def test_listener_forwards_what_ends(deployment: Deployment, receiver: Receiver) -> None:
+    """``wearon webhooks listen`` on a real API, for a store: its sessions, not the user's, each
+    signed with the secret that was printed."""
+    command = ["webhooks", "listen", "--api", deployment.url, "--forward-to", receiver.url]
+    listener = subprocess.Popen(
+        [sys.executable, "-P", "-m", "entrypoints.cli", *command, "--count", "2"],
+        env=os.environ | {"API_KEY": deployment.tokens["b2b"]},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with listener as running:
+        lines = running.stdout or iter(())
+        secret = next(iter(lines)).strip().removeprefix("Secret of this run: ")
+        listening = next(iter(lines))
+        deployment.start("worker")
+        deployment.submit()
+        ids = {deployment.submit("b2b").data["session_id"] for _ in range(2)}
+        try:
+            code = running.wait(DEADLINE_SECONDS)
+        finally:
+            running.kill()
+
+    messages = [Webhook(secret).verify(body, headers) for headers, body in receiver.messages]
+    assert (listening, code) == ("Listening.\n", 0)
+    assert {message["data"]["session_id"] for message in messages} == ids
+    assert {message["type"] for message in messages} == {"generation.completed"}
+    shown = deployment.session(messages[0]["data"]["session_id"], "b2b")
+    assert without_link(messages[0]["data"]) == without_link(shown)

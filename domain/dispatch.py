@@ -29,7 +29,7 @@ from domain.endpoints import (
 from domain.errors import NotDelivered
 from domain.ports import CreditRepoPort
 from domain.sessions import GenerationSession
-from domain.signatures import signed_headers
+from domain.signatures import message, signed_headers
 from domain.views import SessionView
 from domain.webhook_ports import (
     CreditAlertPort,
@@ -132,12 +132,6 @@ class Payloads:
         """As they are now."""
         account = await self._accounts.account(owner)
         return {"balance": account.balance, "threshold": await self._alerts.threshold(owner)}
-
-
-def message(event: WebhookEvent, at: datetime, data: bytes) -> bytes:
-    """The body of the message of an ``event`` that happened ``at``; ``data`` is JSON."""
-    time = at.isoformat().replace("+00:00", "Z")
-    return b'{"type":"%s","timestamp":"%s","data":%s}' % (event.encode(), time.encode(), data)
 
 
 def _json(data: object) -> bytes:

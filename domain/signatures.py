@@ -1,4 +1,5 @@
-"""Signatures of webhooks, as Standard Webhooks defines them (https://www.standardwebhooks.com)."""
+"""Messages of webhooks and their signatures, as Standard Webhooks defines them
+(https://www.standardwebhooks.com)."""
 
 import base64
 import hashlib
@@ -7,7 +8,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
+from domain.endpoints import WebhookEvent
+
 SECRET_PREFIX = "whsec_"  # noqa: S105 - no secret
+
+
+def message(event: WebhookEvent, at: datetime, data: bytes) -> bytes:
+    """The body of the message of an ``event`` that happened ``at``; ``data`` is JSON."""
+    time = at.isoformat().replace("+00:00", "Z")
+    return b'{"type":"%s","timestamp":"%s","data":%s}' % (event.encode(), time.encode(), data)
 
 
 def signed_headers(

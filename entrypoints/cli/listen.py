@@ -5,7 +5,6 @@ sessions at a running API (``GET /api/v1/events``) and posts what ends to a URL 
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,18 +13,16 @@ from http.client import HTTPException, HTTPResponse
 from itertools import chain
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 from uuid import UUID
 
 import rich_click as click
 
+from adapters.webhooks.secrets import new_webhook_secret
 from config.printable import printable
-from domain.dispatch import message
 from domain.endpoints import WebhookEvent
-from domain.signatures import signed_headers
+from domain.signatures import message, signed_headers
 
-VARIABLE = "API_KEY"
 ANSWER_SECONDS = 10.0
 SILENCE_SECONDS = 60.0
 """A stream sends a ping at least every 25 s."""
@@ -49,33 +46,9 @@ class _NoRedirect(HTTPRedirectHandler):
 _open = build_opener(_NoRedirect(), ProxyHandler({})).open
 
 
-@click.command("listen")
-@click.option("--forward-to", required=True, metavar="URL", help="Where your receiver listens.")
-@click.option(
-    "--api",
-    default="http://127.0.0.1:8000",
-    show_default=True,
-    metavar="URL",
-    help="The API whose sessions to follow.",
-)
-@click.option(
-    "--count", type=click.IntRange(1), metavar="N", help="Stop after N webhooks; for scripts."
-)
-def listen(forward_to: str, api: str, count: int | None) -> None:
-    """Forward your webhooks to a URL on your machine, for development.
-
-    The API key, or a user's token, is read from the variable API_KEY, or asked for. Each session of
-    yours that ends is posted to the URL, signed like a real webhook, with a secret made for this
-    run. Ctrl-C stops it.
-    """
-    for option, url in (("--forward-to", forward_to), ("--api", api)):
-        if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname:
-            raise click.UsageError(f"{option} must be an http or https URL.")
-    key = os.environ.get(VARIABLE, "").strip() or click.prompt(
-        "API key or token", hide_input=True, err=True
-    )
-    from adapters.webhooks.secrets import new_webhook_secret  # noqa: PLC0415 - help needs none
-
+def forward(api: str, forward_to: str, *, key: str, count: int | None) -> None:
+    """Forward until ``count`` sessions were forwarded; None is for ever. Raises
+    ``ClickException``."""
     secret = new_webhook_secret()
     say(f"Secret of this run: {secret}")
     forwarder = Forwarder(forward_to, secret=secret, say=say)

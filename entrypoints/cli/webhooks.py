@@ -1,8 +1,10 @@
 """Commands for operators: owners' webhooks. ``listen`` is for developers of receivers."""
 
+import os
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import rich_click as click
@@ -19,7 +21,6 @@ from domain.endpoints import (
 )
 from domain.operators import Operator
 from domain.webhooks import MAX_PAGE
-from entrypoints.cli.listen import listen
 from entrypoints.cli.output import json_option, print_json, print_table, run
 from entrypoints.cli.owner_options import (
     check_known,
@@ -351,7 +352,34 @@ def low_credits(
         click.echo("off" if threshold is None else f"below {threshold} credit(s)")
 
 
-webhooks_group.add_command(listen)
+@webhooks_group.command("listen")
+@click.option("--forward-to", required=True, metavar="URL", help="Where your receiver listens.")
+@click.option(
+    "--api",
+    default="http://127.0.0.1:8000",
+    show_default=True,
+    metavar="URL",
+    help="The API whose sessions to follow.",
+)
+@click.option(
+    "--count", type=click.IntRange(1), metavar="N", help="Stop after N webhooks; for scripts."
+)
+def listen(forward_to: str, api: str, count: int | None) -> None:
+    """Forward your webhooks to a URL on your machine, for development.
+
+    The API key, or a user's token, is read from the variable API_KEY, or asked for. Each session of
+    yours that ends is posted to the URL, signed like a real webhook, with a secret made for this
+    run. Ctrl-C stops it.
+    """
+    for option, url in (("--forward-to", forward_to), ("--api", api)):
+        if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname:
+            raise click.UsageError(f"{option} must be an http or https URL.")
+    key = os.environ.get("API_KEY", "").strip() or click.prompt(
+        "API key or token", hide_input=True, err=True
+    )
+    from entrypoints.cli.listen import forward  # noqa: PLC0415 - help needs no HTTP client
+
+    forward(api, forward_to, key=key, count=count)
 
 
 def _of(

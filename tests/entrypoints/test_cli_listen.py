@@ -118,7 +118,7 @@ def listened(world: World, count: int = 1, forward_to: str = "") -> Result:
     return wearon(
         *("webhooks", "listen", "--api", world.url, "--count", count),
         *("--forward-to", forward_to or f"{world.url}/hook"),
-        env={"API_KEY": KEY, "http_proxy": "http://127.0.0.1:1"},
+        env={"API_KEY": KEY},
     )
 
 

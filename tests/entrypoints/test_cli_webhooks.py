@@ -98,6 +98,7 @@ def test_deliveries_are_listed_and_retried(shop: Shop) -> None:
     sent = shop.json("webhooks", "test", endpoint_id, *OF)
     end_deliveries(shop, DeliveryStatus.FAILED, 500)
     (failed,) = shop.json("webhooks", "deliveries", endpoint_id, *OF, "--status", "failed")
+    none = shop.json("webhooks", "deliveries", endpoint_id, *OF, "--status", "delivered")
     row = shop.run("webhooks", "deliveries", endpoint_id, *OF).stdout.splitlines()[1].split()
     one = shop.json("webhooks", "retry", sent["delivery_id"], *OF)
     end_deliveries(shop, DeliveryStatus.FAILED, 500)
@@ -106,6 +107,7 @@ def test_deliveries_are_listed_and_retried(shop: Shop) -> None:
 
     assert (sent["event"], sent["status"]) == ("webhook.test", "pending")
     assert [(each["status"], each["response"]) for each in failed["attempts"]] == [(500, "said no")]
+    assert none == []
     assert row[:7] == [sent["delivery_id"], "webhook.test", "-", "failed", "1", "500", "12"]
     assert (one["delivery_id"], one["status"]) == (sent["delivery_id"], "pending")
     assert future == {"retried": 0}

@@ -167,11 +167,11 @@ def test_worker_can_leave_webhooks_to_others(
 
 def test_listener_forwards_what_ends(deployment: Deployment, receiver: Receiver) -> None:
     """``wearon webhooks listen`` on a real API, for a store: its sessions, not the user's, each
-    signed with the secret that was printed."""
+    signed with the secret that was printed. No proxy stands between."""
     command = ["webhooks", "listen", "--api", deployment.url, "--forward-to", receiver.url]
     listener = subprocess.Popen(
         [sys.executable, "-P", "-m", "entrypoints.cli", *command, "--count", "2"],
-        env=os.environ | {"API_KEY": deployment.tokens["b2b"]},
+        env=os.environ | {"API_KEY": deployment.tokens["b2b"], "http_proxy": "http://127.0.0.1:1"},
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -102,7 +102,7 @@ class RedisChanges(ChangePublisherPort, ChangeFeedPort):
             while True:
                 message = await self._next_message(pubsub)
                 if message is not None and message["type"] == "message":
-                    changes = _changes(message["data"])
+                    changes = changes_of(message["data"])
                     if changes:
                         yield changes
         except (RedisError, OSError, TimeoutError) as error:
@@ -142,7 +142,7 @@ def _message(session_id: UUID, owner: Owner) -> _Message:
     return _Message(session_id=session_id, channel=owner.channel, user_id=owner.id)
 
 
-def _changes(data: object) -> Sequence[Change]:
+def changes_of(data: object) -> Sequence[Change]:
     """None of a message that is not ours to read: its changes count as lost."""
     try:
         messages = _decode(data)  # type: ignore[arg-type]

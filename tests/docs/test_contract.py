@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
+from adapters.changes.redis import changes_of
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.queue.payload import decode, encode
 from domain.credits import Channel, Owner
@@ -49,12 +50,25 @@ async def consumer(postgres: EmbeddedPostgres) -> AsyncIterator[tuple[asyncpg.Co
 
 def test_task_of_the_page_is_read() -> None:
     """Our own consumer reads the task that the page shows."""
-    (example,) = (block.text for block in blocks(CONTRACT) if block.language == "json")
+    example, _ = json_examples()
 
     task = decode(example)
 
     assert isinstance(task, GenerationTask)
     assert task.owner.channel is Channel.B2C
+
+
+def json_examples() -> list[str]:
+    return [block.text for block in blocks(CONTRACT) if block.language == "json"]
+
+
+def test_published_change_of_the_page_is_read() -> None:
+    """By an API process whose clients wait."""
+    _, example = json_examples()
+
+    (change,) = changes_of(example)
+
+    assert change.owner == Owner(channel=Channel.B2B, id="demo-store")
 
 
 def test_task_fields_of_the_page_are_those_that_are_written() -> None:

@@ -27,6 +27,20 @@ from entrypoints.http.original import OriginalRequest
 _STRING = Schema(type=OpenAPIType.STRING)
 _INTEGER = Schema(type=OpenAPIType.INTEGER)
 _BINARY = Schema(type=OpenAPIType.STRING, format="binary")  # type: ignore[arg-type]
+_EVENT = Schema(
+    type=OpenAPIType.OBJECT,
+    description="A server-sent event. The first one of a stream has only `retry`.",
+    properties={
+        "id": _STRING,
+        "event": _STRING,
+        "retry": _INTEGER,
+        "data": Schema(
+            type=OpenAPIType.STRING,
+            content_media_type="application/json",
+            content_schema=Reference(ref="#/components/schemas/Session"),
+        ),
+    },
+)
 _KEY = Schema(type=OpenAPIType.STRING, pattern="^[!-~]{1,255}$")
 
 _SENT_REQUEST_ID = Parameter(
@@ -65,14 +79,18 @@ _BY_STATUS = {
 _REPLAYED = OpenAPIHeader(
     schema=_STRING, description="`true` if an earlier request with this key was accepted."
 )
+_APPLIED = OpenAPIHeader(schema=_STRING, description="`wait=N` if the request has waited.")
 _BY_OPERATION = {
     ("submit_generation", "202"): {
         "Location": OpenAPIHeader(
             schema=_STRING, description="The session's path; the same as `status_url`."
         ),
         "Idempotency-Replayed": _REPLAYED,
+        "Preference-Applied": _APPLIED,
         **_RATES,
     },
+    ("submit_generation", "200"): {"Preference-Applied": _APPLIED},
+    ("get_generation", "200"): {"Preference-Applied": _APPLIED},
     ("submit_batch", "202"): {
         "Retry-After": OpenAPIHeader(
             schema=_INTEGER, description="The longest wait of all items that may be repeated."
@@ -115,10 +133,10 @@ def complete_document(document: OpenAPI) -> None:
             _SENT_REQUEST_ID,
         ]
         if isinstance(operation.request_body, RequestBody):
-            _make_binary(operation.request_body.content)
+            _describe_others(operation.request_body.content)
         for status, response in (operation.responses or {}).items():
             if isinstance(response, OpenAPIResponse):
-                _make_binary(response.content or {})
+                _describe_others(response.content or {})
                 response.headers = {
                     **(response.headers or {}),
                     **_BY_STATUS.get(status, {}),
@@ -149,10 +167,13 @@ def _complete_parameter(
     return parameter
 
 
-def _make_binary(content: Mapping[str, OpenAPIMediaType]) -> None:
+def _describe_others(content: Mapping[str, OpenAPIMediaType]) -> None:
+    """Bodies that are no JSON."""
     for media_type, described in content.items():
         if media_type.startswith("image/"):
             described.schema = _BINARY
+        if media_type == "text/event-stream":
+            described.schema = _EVENT
 
 
 def _in_requests(document: OpenAPI) -> set[str]:

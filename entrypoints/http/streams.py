@@ -5,6 +5,7 @@ each open stream a generator and a task more.
 """
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Annotated
 from urllib.parse import parse_qsl
@@ -39,20 +40,24 @@ _HEADERS = (
     (b"content-type", b"text/event-stream"),
     (b"x-accel-buffering", b"no"),  # nginx passes each event on at once.
 )
+_EVENT_ID = re.compile(rb"[0-9]{1,10}")
 _encode = msgspec.json.Encoder().encode
 
 LastEventId = Annotated[
     str | None,
     HeaderParameter(
         name="Last-Event-ID",
+        pattern="^[0-9]{1,10}$",
         description="The `id` of the last event that you have: only newer states are sent.",
     ),
 ]
+_UUID = "[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"
 Ids = Annotated[
     str | None,
     QueryParameter(
+        pattern=f"^{_UUID}(?:,{_UUID}){{0,{MAX_IDS - 1}}}$",
         description=f"Up to {MAX_IDS} of your sessions, separated by commas. Without it: all that"
-        " change from now on."
+        " change from now on.",
     ),
 ]
 
@@ -121,9 +126,9 @@ def _last_event_id(scope: HTTPScope) -> int:
     given = [value for name, value in scope["headers"] if name == b"last-event-id"]
     if not given or given == [b""]:
         return NEVER_READ
-    if len(given) > 1 or not given[0].isdigit() or int(given[0][:20]) > FINAL_REVISION:
+    if len(given) > 1 or not _EVENT_ID.fullmatch(given[0]):
         raise InvalidInput("Last-Event-ID", "is not the id of an event of this stream")
-    return int(given[0])
+    return min(int(given[0]), FINAL_REVISION)
 
 
 def _session_id(text: str) -> UUID:

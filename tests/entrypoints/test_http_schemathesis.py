@@ -3,6 +3,7 @@ every kind of principal. ``Api`` checks envelope and headers of every answer as 
 
 import asyncio
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import cache
 from typing import Any, cast
 
@@ -12,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from domain.callers import Scope
+from domain.watching import StreamLimits
+from tests.support.clock import VirtualTimeLoop
 from tests.support.examples import STORE
 from tests.support.http import PUBLIC_URL, Answer, Api
 from tests.support.matrix import Principal, World
@@ -71,7 +74,7 @@ def fuzzer() -> Fuzzer:
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         yield runner
 
 
@@ -84,6 +87,8 @@ def examples(pytestconfig: pytest.Config) -> int:
 
 async def open_world() -> World:
     world = await World().open()
+    # The stream of all sessions ends by itself.
+    world.api.watching._limits = StreamLimits(lifetime=timedelta(seconds=1))
     world.principals["service"] = Principal(token=await world.api.service_key(*Scope))
     return world
 

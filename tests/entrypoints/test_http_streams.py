@@ -80,7 +80,7 @@ async def test_stream_resumes_after_an_event(api: Api) -> None:
     assert (over.status, over.body) == (204, b"")
 
 
-@pytest.mark.parametrize("given", ["x", "-1", "1.5", "9" * 30, str(FINAL_REVISION + 1), "²"])
+@pytest.mark.parametrize("given", ["x", "-1", "1.5", "9" * 30, "²"])
 async def test_last_event_id_that_is_none(api: Api, given: str) -> None:
     session_id = await submitted(api)
     headers = [("last-event-id", given)]

@@ -256,7 +256,12 @@ class Generation:
     async def _work(self, session: GenerationSession, slot: Slot) -> Outcome:
         """Make the picture, and settle the session whatever comes of that."""
         try:
-            made = await self._make_under_lease(session, slot)
+            made = await self._under_lease(
+                session,
+                partial(self._make, session, slot),
+                at_most=self._policy.attempt_timeout,
+                waited=partial(slot.waited, session),
+            )
             if isinstance(made, _Held):
                 slot.picture_held(session, made.cause)
                 made = await self._store_held(session, made)
@@ -279,17 +284,6 @@ class Generation:
         if made is None:
             return Outcome.OVERTAKEN
         return await self._complete(session, made)
-
-    async def _make_under_lease(
-        self, session: GenerationSession, slot: Slot
-    ) -> _Made | _Held | None:
-        """None if the lease was lost meanwhile."""
-        return await self._under_lease(
-            session,
-            partial(self._make, session, slot),
-            at_most=self._policy.attempt_timeout,
-            waited=partial(slot.waited, session),
-        )
 
     async def _under_lease(
         self,

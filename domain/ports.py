@@ -173,7 +173,7 @@ class SessionRepoPort(Protocol):
         """``queued -> failed`` as CANCELLED, with the refund in the same transaction. Of a
         ``processing`` session the request is recorded: ``cancel_requested_at`` is the time of the
         first one. From then on it goes to ``completed``, or to ``failed`` as CANCELLED, with the
-        refund, and never back to ``queued``: whoever writes, and whatever else went wrong.
+        refund, and never back to ``queued``: at any writer, and whatever else went wrong.
 
         Returns the session as it is then; None, and nothing changes, if it is final or unknown."""
 

@@ -75,7 +75,7 @@ class _Watched:
 
     id: UUID
     revision: int = NEVER_READ
-    watches: set[Watch] = field(default_factory=set)
+    watches: dict[Watch, None] = field(default_factory=dict)
 
 
 class Watching:
@@ -99,7 +99,7 @@ class Watching:
         self._watches: dict[Watch, None] = {}
         self._counts: Counter[Owner | Whose] = Counter()
         self._sessions: dict[UUID, _Watched] = {}
-        self._owners: dict[Owner, set[Watch]] = {}
+        self._owners: dict[Owner, dict[Watch, None]] = {}
         """The streams of all sessions of an owner."""
         self._wanted: dict[UUID, None] = {}
         """The watched sessions that are to be read, in order."""
@@ -186,7 +186,7 @@ class Watching:
         self._counts[watch.whose[0]] += 1
         self._counts[watch.whose] += 1
         if watch.ids is None:
-            self._owners.setdefault(watch.whose[0], set()).add(watch)
+            self._owners.setdefault(watch.whose[0], {})[watch] = None
         for session_id in watch.ids or ():
             self._follow(watch, session_id)
         if self._rounds is None:
@@ -198,8 +198,8 @@ class Watching:
             self._counts[whose] -= 1
             if not self._counts[whose]:
                 del self._counts[whose]
-        streams = self._owners.get(watch.whose[0], set())
-        streams.discard(watch)
+        streams = self._owners.get(watch.whose[0], {})
+        streams.pop(watch, None)
         if not streams:
             self._owners.pop(watch.whose[0], None)
         for session_id in tuple(self._sessions) if watch.ids is None else watch.ids:
@@ -207,13 +207,13 @@ class Watching:
 
     def _follow(self, watch: Watch, session_id: UUID) -> None:
         watched = self._sessions.setdefault(session_id, _Watched(session_id))
-        watched.watches.add(watch)
+        watched.watches[watch] = None
         watched.revision = NEVER_READ
 
     def _unfollow(self, watch: Watch, session_id: UUID) -> None:
         watched = self._sessions.get(session_id)
         if watched is not None:
-            watched.watches.discard(watch)
+            watched.watches.pop(watch, None)
             if not watched.watches:
                 del self._sessions[session_id]
 
@@ -263,14 +263,15 @@ class Watching:
         """Read these sessions, and tell the clients what is new."""
         if not batch:
             return
-        unread = {watched.id for watched in batch if watched.revision == NEVER_READ}
+        unread = {watched.id: None for watched in batch if watched.revision == NEVER_READ}
         known = [(watched.id, watched.revision) for watched in batch]
         for session in await self._reads.newer(known):
             self._deliver(session)
-            unread.discard(session.id)
-        for session_id in unread & self._sessions.keys():
-            for watch in self._sessions[session_id].watches:
-                watch.refuse(session_id)
+            unread.pop(session.id, None)
+        for session_id in unread:
+            if (watched := self._sessions.get(session_id)) is not None:
+                for watch in watched.watches:
+                    watch.refuse(session_id)
 
     def _deliver(self, session: GenerationSession) -> None:
         watched = self._sessions.get(session.id)

@@ -170,7 +170,8 @@ class TurnResult:
 
 class OutboxPort(Protocol):
     """Delivering, in any number of processes. A delivery is written with what it tells of: by the
-    database itself, whoever ends a session or debits an account. Raises ``DatabaseUnavailable``."""
+    database itself, for every writer that ends a session or debits an account. Raises
+    ``DatabaseUnavailable``."""
 
     async def claim(self, *, limit: int, window: int, lease: timedelta) -> list[Turn]:
         """Turns at up to ``limit`` endpoints that have a due delivery, are neither paused nor

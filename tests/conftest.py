@@ -2,7 +2,8 @@
 
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -84,9 +85,17 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 def log_plainly() -> None:
     """Spare what is logged unconfigured its coloured tracebacks: one takes longer than a test."""
     structlog: Any = sys.modules.get("structlog")
+    if structlog is not None and structlog.configure.__name__ != _configure_uncached.__name__:
+        structlog.configure = partial(_configure_uncached, structlog.configure)
+        structlog.configure.__name__ = _configure_uncached.__name__
     if structlog is not None and not structlog.is_configured():
         plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
         structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
+
+
+def _configure_uncached(configure: Callable[..., None], **options: Any) -> None:
+    """Loggers of our modules would keep the configuration of the first test that used them."""
+    configure(**{**options, "cache_logger_on_first_use": False})
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ MAX_UNHEARD = 10_000
 
 class InMemoryChanges(ChangePublisherPort, ChangeFeedPort):
     def __init__(self) -> None:
-        self._listeners: set[asyncio.Queue[Change]] = set()
+        self._listeners: dict[asyncio.Queue[Change], None] = {}
 
     def publish(self, session: GenerationSession) -> None:
         change = Change(session_id=session.id, owner=session.owner)
@@ -22,10 +22,10 @@ class InMemoryChanges(ChangePublisherPort, ChangeFeedPort):
 
     async def listen(self) -> AsyncGenerator[Sequence[Change], None]:
         heard: asyncio.Queue[Change] = asyncio.Queue(MAX_UNHEARD)
-        self._listeners.add(heard)
+        self._listeners[heard] = None
         try:
             yield ()
             while True:
                 yield [await heard.get()]
         finally:
-            self._listeners.discard(heard)
+            self._listeners.pop(heard)

@@ -5,19 +5,22 @@ No method awaits anything, so each is as atomic as a transaction.
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.sessions.memory_limits import Active, InMemoryLimits
+from adapters.sessions.memory_rows import Row, is_of, may_retry, newest_first, position_of
 from adapters.sessions.memory_rules import (
+    after_trigger,
     cancelled_instead,
     is_http,
     keeps_result,
     may_have_image,
     paid_for,
+    recorded,
     was_undone,
 )
 from domain.credits import GENERATION_COST, Owner
@@ -41,7 +44,6 @@ from domain.sessions import (
     Blame,
     Blocked,
     BlockedSession,
-    ErrorCode,
     Failure,
     Fault,
     GenerationSession,
@@ -49,20 +51,6 @@ from domain.sessions import (
     StoredPicture,
     Usage,
 )
-
-
-@dataclass(slots=True)
-class _Row:
-    """A session, the state that only recovery needs, why it is about to fail, and its attempts'
-    faults."""
-
-    session: GenerationSession
-    status_changed_at: datetime
-    push_again_at: datetime | None = None
-    delete_again_at: datetime | None = None
-    refunded: bool = False
-    failing: Failure | None = None
-    faults: list[AttemptFault] = field(default_factory=list)
 
 
 class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, SessionReadPort):
@@ -79,7 +67,7 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         self._accounts = accounts
         self._clock = clock
         self._limits = InMemoryLimits(limits, clock=clock)
-        self._rows: dict[UUID, _Row] = {}
+        self._rows: dict[UUID, Row] = {}
         self.budgets = self._limits.budgets
         self.ended: Callable[[GenerationSession], None] = lambda _: None
         accounts.sessions = lambda: [row.session for row in self._rows.values()]
@@ -101,7 +89,7 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         pictures_remaining = self._limits.debited(session, account)
         now = self._clock()
         stored = session.stored(created_at=now)
-        self._rows[session.id] = _Row(session=stored, status_changed_at=now)
+        self._rows[session.id] = Row(session=stored, status_changed_at=now)
         return Receipt(
             session=stored,
             credits_remaining=account.balance,
@@ -243,17 +231,17 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
             and (created_before is None or row.session.created_at < created_before)
         ]
 
-        def claim(row: _Row) -> None:
+        def claim(row: Row) -> None:
             row.push_again_at = now + again_after
 
-        return self._each(_newest_first(due), claim, limit, blocked)
+        return self._each(newest_first(due), claim, limit, blocked)
 
     async def release_dead_leases(
         self, *, max_attempts: int, external_timeout: timedelta, limit: int, blocked: Blocked = None
     ) -> int:
-        dead = [row for row in self._dead(external_timeout) if _may_retry(row, max_attempts)]
+        dead = [row for row in self._dead(external_timeout) if may_retry(row, max_attempts)]
 
-        def release(row: _Row) -> None:
+        def release(row: Row) -> None:
             self._release(row, timedelta(0), Blame.SESSION)
             self._record(row, LOST_LEASE)
 
@@ -268,9 +256,9 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         limit: int,
         blocked: Blocked = None,
     ) -> list[GenerationSession]:
-        dead = [row for row in self._dead(external_timeout) if not _may_retry(row, max_attempts)]
+        dead = [row for row in self._dead(external_timeout) if not may_retry(row, max_attempts)]
 
-        def fail(row: _Row) -> None:
+        def fail(row: Row) -> None:
             self._fail(row, failure)
             self._record(row, replace(LOST_LEASE, code=failure.code))
 
@@ -302,7 +290,7 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         ]
         old.sort(key=lambda row: row.status_changed_at)
 
-        def claim(row: _Row) -> None:
+        def claim(row: Row) -> None:
             row.delete_again_at = now + again_after
 
         return self._each(old, claim, limit, blocked)
@@ -316,14 +304,14 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
             if row.session.status.is_final and row.session.image_deleted_at is None
         ]
 
-        def mark(row: _Row) -> None:
+        def mark(row: Row) -> None:
             row.session = replace(row.session, image_deleted_at=self._clock())
             row.faults.clear()
 
         return len(self._each(rows, mark, len(rows), blocked))
 
     def _each(
-        self, due: Iterable[_Row], move: Callable[[_Row], None], limit: int, blocked: Blocked
+        self, due: Iterable[Row], move: Callable[[Row], None], limit: int, blocked: Blocked
     ) -> list[GenerationSession]:
         """Move up to ``limit`` rows that are not blocked. Returns the moved sessions."""
         moved = []
@@ -344,7 +332,7 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         self, session_id: UUID, owner: Owner | None, *, shopper_id: str | None = None
     ) -> GenerationSession:
         row = self._rows.get(session_id)
-        if row is None or not _is_of(row.session, owner, shopper_id):
+        if row is None or not is_of(row.session, owner, shopper_id):
             raise NotFound("No such generation")
         return row.session
 
@@ -360,11 +348,11 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         rows = [
             row
             for row in self._rows.values()
-            if _is_of(row.session, owner, shopper_id)
+            if is_of(row.session, owner, shopper_id)
             and status in {None, row.session.status}
-            and (after is None or _position(row) < (after.created_at, after.id))
+            and (after is None or position_of(row) < (after.created_at, after.id))
         ]
-        return [row.session for row in _newest_first(rows)[:limit]]
+        return [row.session for row in newest_first(rows)[:limit]]
 
     async def stats(self, owner: Owner, *, shopper_id: str | None = None) -> SessionStats:
         return self._stats(owner, shopper_id)
@@ -377,7 +365,7 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
 
     async def queued_before(self, session: GenerationSession, *, limit: int) -> int:
         mine = (session.created_at, session.id)
-        before = sum(_position(row) < mine for row in self._in_status(SessionStatus.QUEUED))
+        before = sum(position_of(row) < mine for row in self._in_status(SessionStatus.QUEUED))
         return min(before, limit)
 
     async def attempt_faults(self, session_id: UUID) -> list[AttemptFault]:
@@ -416,22 +404,8 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
             if row.session.status.is_final:
                 raise IllegalTransition(f"Session {session_id} is {row.session.status}")
             changed = cancelled_instead(row.session, changed)
-            changed = self._guarded(changed)
+            changed = after_trigger(changed, now=self._clock())
         self._put(row, changed)
-
-    def _guarded(self, changed: GenerationSession) -> GenerationSession:
-        """The row after the database's trigger, for a status that was written without a claim."""
-        changed = replace(changed, lease_expires_at=None)
-        if changed.status is SessionStatus.PROCESSING:
-            return replace(
-                changed, attempt=changed.attempt + 1, confirmed=True, started_at=self._clock()
-            )
-        if changed.status is SessionStatus.FAILED and changed.failure is None:
-            failure = Failure(code=ErrorCode.GENERATION_FAILED, message="")
-            changed = replace(changed, failure=failure)
-        if changed.status.is_final and changed.completed_at is None:
-            changed = replace(changed, completed_at=self._clock())
-        return changed
 
     def _with_key(self, session: GenerationSession) -> GenerationSession | None:
         """The session with the same owner and idempotency key."""
@@ -444,27 +418,27 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         return None
 
     def _stats(self, owner: Owner, shopper_id: str | None = None) -> SessionStats:
-        rows = [row for row in self._rows.values() if _is_of(row.session, owner, shopper_id)]
+        rows = [row for row in self._rows.values() if is_of(row.session, owner, shopper_id)]
         if shopper_id is not None:
-            rows = _newest_first(rows)[:MAX_COUNTED]
+            rows = newest_first(rows)[:MAX_COUNTED]
         counts = Counter(row.session.status for row in rows)
         return SessionStats(**{status.value: counts[status] for status in SessionStatus})
 
-    def _queued(self, session_id: UUID) -> _Row | None:
+    def _queued(self, session_id: UUID) -> Row | None:
         row = self._rows.get(session_id)
         return row if row is not None and row.session.status is SessionStatus.QUEUED else None
 
-    def _current(self, session_id: UUID, attempt: int) -> _Row | None:
+    def _current(self, session_id: UUID, attempt: int) -> Row | None:
         """The row, if ``attempt`` is its current attempt."""
         row = self._rows.get(session_id)
         if row is None or row.session.status is not SessionStatus.PROCESSING:
             return None
         return row if row.session.attempt == attempt else None
 
-    def _in_status(self, status: SessionStatus) -> list[_Row]:
+    def _in_status(self, status: SessionStatus) -> list[Row]:
         return [row for row in self._rows.values() if row.session.status is status]
 
-    def _dead(self, external_timeout: timedelta) -> list[_Row]:
+    def _dead(self, external_timeout: timedelta) -> list[Row]:
         now = self._clock()
         return [
             row
@@ -472,59 +446,34 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
             if (row.session.lease_expires_at or row.status_changed_at + external_timeout) < now
         ]
 
-    def _put(self, row: _Row, session: GenerationSession) -> None:
+    def _put(self, row: Row, session: GenerationSession) -> None:
         if session.status is not row.session.status:
             row.status_changed_at = self._clock()
             if session.status.is_final and not (was_undone(session) and not row.push_again_at):
                 self.ended(session)
         row.session = session
 
-    def _release(self, row: _Row, delay: timedelta, blame: Blame | None) -> None:
+    def _release(self, row: Row, delay: timedelta, blame: Blame | None) -> None:
         self._end(row, row.session.released(blame, now=self._clock()))
         row.push_again_at = self._clock() + delay
 
-    def _record(self, row: _Row, fault: Fault | None) -> None:
+    def _record(self, row: Row, fault: Fault | None) -> None:
         if fault is not None:
-            row.faults.append(
-                AttemptFault(
-                    attempt=row.session.attempt,
-                    at=self._clock(),
-                    worker=fault.worker or None,
-                    code=fault.code,
-                    cause=str(fault.cause),
-                )
-            )
+            row.faults.append(recorded(fault, attempt=row.session.attempt, at=self._clock()))
 
-    def _fail(self, row: _Row, failure: Failure, *, frees_key: bool = False) -> None:
+    def _fail(self, row: Row, failure: Failure, *, frees_key: bool = False) -> None:
         self._end(row, row.session.failed(failure, now=self._clock(), frees_key=frees_key))
 
-    def _end(self, row: _Row, session: GenerationSession) -> None:
+    def _end(self, row: Row, session: GenerationSession) -> None:
         """Write a session that may have failed, with its refund."""
         if session.status is SessionStatus.FAILED:
             row.failing = session.failure
             self._refund(row)
         self._put(row, session)
 
-    def _refund(self, row: _Row) -> None:
+    def _refund(self, row: Row) -> None:
         row.refunded = True
         session = row.session
         if self._accounts.refund(session.owner, GENERATION_COST, session.id):
             failure = row.failing or session.failure
             self._limits.refunded(session, "" if failure is None else failure.code)
-
-
-def _may_retry(row: _Row, max_attempts: int) -> bool:
-    session = row.session
-    return session.attempts_spent < max_attempts and session.cancel_requested_at is None
-
-
-def _is_of(session: GenerationSession, owner: Owner | None, shopper_id: str | None) -> bool:
-    return owner in {None, session.owner} and shopper_id in {None, session.shopper_id}
-
-
-def _position(row: _Row) -> tuple[datetime, UUID]:
-    return row.session.created_at, row.session.id
-
-
-def _newest_first(rows: Iterable[_Row]) -> list[_Row]:
-    return sorted(rows, key=_position, reverse=True)

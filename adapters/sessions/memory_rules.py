@@ -2,8 +2,17 @@
 
 import re
 from dataclasses import replace
+from datetime import datetime
 
-from domain.sessions import CANCELLED, ErrorCode, GenerationSession, SessionStatus
+from domain.sessions import (
+    CANCELLED,
+    AttemptFault,
+    ErrorCode,
+    Failure,
+    Fault,
+    GenerationSession,
+    SessionStatus,
+)
 
 
 def may_have_image(session: GenerationSession) -> bool:
@@ -48,3 +57,27 @@ def was_undone(session: GenerationSession) -> bool:
     found it, its submission undid it, and its caller was told that there is none."""
     code = None if session.failure is None else session.failure.code
     return code == ErrorCode.QUEUE_UNAVAILABLE and not session.confirmed
+
+
+def after_trigger(changed: GenerationSession, *, now: datetime) -> GenerationSession:
+    """The row after the database's trigger, for a status that was written without a claim."""
+    changed = replace(changed, lease_expires_at=None)
+    if changed.status is SessionStatus.PROCESSING:
+        return replace(changed, attempt=changed.attempt + 1, confirmed=True, started_at=now)
+    if changed.status is SessionStatus.FAILED and changed.failure is None:
+        failure = Failure(code=ErrorCode.GENERATION_FAILED, message="")
+        changed = replace(changed, failure=failure)
+    if changed.status.is_final and changed.completed_at is None:
+        changed = replace(changed, completed_at=now)
+    return changed
+
+
+def recorded(fault: Fault, *, attempt: int, at: datetime) -> AttemptFault:
+    """The fault as the database keeps it."""
+    return AttemptFault(
+        attempt=attempt,
+        at=at,
+        worker=fault.worker or None,
+        code=fault.code,
+        cause=str(fault.cause),
+    )

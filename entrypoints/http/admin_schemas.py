@@ -13,7 +13,8 @@ from domain.labels import MAX_NAME_LENGTH, MAX_NOTE_LENGTH, MAX_REFERENCE_LENGTH
 from domain.origins import MAX_ORIGIN_LENGTH
 from domain.plans import Plan
 from domain.ports import ApiKey
-from entrypoints.http.schemas import CreatedAt, LedgerItem, NextCursor
+from entrypoints.http.credit_schemas import LedgerItem
+from entrypoints.http.schemas import CreatedAt, NextCursor
 
 MAX_ID_LENGTH = 128
 

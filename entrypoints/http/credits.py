@@ -9,15 +9,15 @@ from msgspec import Meta
 from domain.credits import LedgerEntry, Owner
 from domain.ports import CreditRepoPort
 from domain.signup import CallerAccounts
-from entrypoints.http.inputs import Cursor, CursorText, Injected, Limit, OwnedRequest
-from entrypoints.http.openapi import failures
-from entrypoints.http.schemas import (
+from entrypoints.http.credit_schemas import (
     Credits,
     CreditsEnvelope,
     LedgerItem,
     LedgerPage,
     LedgerPageEnvelope,
 )
+from entrypoints.http.inputs import Cursor, CursorText, Injected, Limit, OwnedRequest
+from entrypoints.http.openapi import failures
 
 _TAGS = ["Credits"]
 _EntryId = Annotated[int, Meta(ge=1, le=2**63 - 1)]

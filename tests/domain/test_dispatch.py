@@ -243,7 +243,7 @@ async def test_both_secrets_sign_during_a_rotation(
 
 @pytest.mark.parametrize("status", [100, 199, 301, 302, 307, 400, 404, 429, 500, 503])
 async def test_anything_but_success_is_sent_again(rig: Rig, status: int) -> None:
-    """A redirect is none, because nobody checked where it leads."""
+    """A redirect is none: the address behind it is not checked."""
     endpoint = await added(rig.repo)
     await rig.tested(endpoint)
     rig.sender.responds[URL] = answer(status)

@@ -353,7 +353,7 @@ async def test_nothing_is_read_without_clients(scene: Scene) -> None:
 
     assert len(scene.reads.batches) == reads
     assert _timers() - timers <= 1  # The sleep's own.
-    assert scene.feed._listeners == set()
+    assert not scene.feed._listeners
 
 
 @pytest.mark.parametrize("pause", [ROUND_SECONDS * tenths / 10 for tenths in range(1, 100)])

@@ -194,20 +194,21 @@ async def test_key_after_a_cancellation(api: Api) -> None:
 
 
 async def test_key_is_documented(api: Api) -> None:
-    """As an optional header of this route only, with its response header and its errors. The
-    original's call for the same takes it too, and services send one to create an API key."""
+    """As an optional header of this route only, with its response header and its errors. A batch
+    and the original's call take it too, and services send one to create an API key."""
     operations = api.document["paths"]
     submit = operations[GENERATIONS]["post"]
-    (header,) = [item for item in submit["parameters"] if item["in"] == "header"]
+    (header,) = [item for item in submit["parameters"] if item["name"] == "Idempotency-Key"]
 
-    assert (header["name"], header["required"]) == ("Idempotency-Key", False)
+    assert (header["in"], header["required"]) == ("header", False)
     assert "255" in header["description"]
     assert "Idempotency-Replayed" in submit["responses"]["202"]["headers"]
     assert {"409", "422", "429"} <= submit["responses"].keys()
+    takes_it_too = {"/api/v1/generation/create", f"{GENERATIONS}/batch"}
     others = [
         item
         for path, items in operations.items()
         for item in items.values()
-        if item != submit and "/admin/" not in path and path != "/api/v1/generation/create"
+        if item != submit and "/admin/" not in path and path not in takes_it_too
     ]
     assert "Idempotency" not in str(others)

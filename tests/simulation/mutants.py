@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -20,6 +20,7 @@ import structlog
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.images.jobs import JobPictureGenerator
 from adapters.queue.memory import InMemoryTaskQueue
+from adapters.sessions import memory, memory_rules
 from adapters.sessions.memory import InMemorySessionRepo
 from adapters.sessions.memory_limits import InMemoryLimits
 from domain import leases, submission
@@ -122,13 +123,12 @@ def a_final_status_may_be_overwritten() -> AbstractContextManager[None]:
 
 def an_external_claim_is_no_attempt() -> AbstractContextManager[None]:
     """An external consumer does not fence the worker before it."""
-    guarded = InMemorySessionRepo._guarded
+    guarded = memory_rules.after_trigger
 
-    def unfenced(self: Any, changed: GenerationSession) -> GenerationSession:
-        after = guarded(self, changed)
-        return replace(after, attempt=changed.attempt)
+    def unfenced(changed: GenerationSession, *, now: datetime) -> GenerationSession:
+        return replace(guarded(changed, now=now), attempt=changed.attempt)
 
-    return _instead((InMemorySessionRepo, "_guarded", unfenced))
+    return _instead((memory, "after_trigger", unfenced))
 
 
 def a_failed_push_is_not_undone() -> AbstractContextManager[None]:

@@ -32,7 +32,8 @@ class LossyChanges(ChangePublisherPort, ChangeFeedPort):
 
     def __init__(self, world: "World") -> None:
         self._world = world
-        self._listeners: set[asyncio.Queue[Change | None]] = set()
+        # In the order in which they began, so that a seed replays exactly.
+        self._listeners: dict[asyncio.Queue[Change | None], None] = {}
 
     def publish(self, session: GenerationSession) -> None:
         if not self._listeners:
@@ -50,14 +51,14 @@ class LossyChanges(ChangePublisherPort, ChangeFeedPort):
 
     async def listen(self) -> AsyncGenerator[Sequence[Change], None]:
         heard: asyncio.Queue[Change | None] = asyncio.Queue()
-        self._listeners.add(heard)
+        self._listeners[heard] = None
         try:
             yield ()
             while (change := await heard.get()) is not None:
                 yield [change]
             raise QueueUnavailable("The connection broke")
         finally:
-            self._listeners.discard(heard)
+            self._listeners.pop(heard)
 
 
 class Follower:

@@ -12,7 +12,8 @@ from uuid import UUID
 
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.memory import InMemoryTaskQueue
-from adapters.sessions.memory import InMemorySessionRepo, _Row
+from adapters.sessions.memory import InMemorySessionRepo
+from adapters.sessions.memory_rows import Row
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.signing import UrlSigner
 from domain.causes import Cause, CauseKind
@@ -181,7 +182,7 @@ class WatchedSessionRepo(InMemorySessionRepo):
         self._check_taken(alive)
         return failed
 
-    def _refund(self, row: _Row) -> None:
+    def _refund(self, row: Row) -> None:
         if row.session.id in self.unsound and not self.repaired:
             raise IllegalTransition(f"{row.session.id} cannot be refunded")
         super()._refund(row)

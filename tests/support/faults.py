@@ -15,7 +15,8 @@ from adapters.auth.memory import InMemoryApiKeyRepo
 from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.memory import InMemoryTaskQueue
-from adapters.sessions.memory import InMemorySessionRepo, _Row
+from adapters.sessions.memory import InMemorySessionRepo
+from adapters.sessions.memory_rows import Row
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.signing import UrlSigner
 from adapters.stores.memory import InMemoryStoreRepo
@@ -125,7 +126,7 @@ class FlakySessionRepo(InMemorySessionRepo):
         self.faults = Faults(DatabaseUnavailable)
         self.unsound: set[UUID] = set()
 
-    def _refund(self, row: _Row) -> None:
+    def _refund(self, row: Row) -> None:
         if row.session.id in self.unsound:
             raise IllegalTransition("its account is full")
         super()._refund(row)

@@ -1,4 +1,5 @@
-"""Webhooks of real processes: whoever ends a session, and whatever is killed, its owner is told."""
+"""Webhooks of real processes: the owner is told of each end, at any writer, and whatever is
+killed."""
 
 import asyncio
 import json

@@ -11,8 +11,8 @@ FROM generation_sessions WHERE channel = 'b2b'
 WITH CASCADED CHECK OPTION;
 
 -- This function is as before, except that a session whose cancellation was requested fails for that
--- reason, whoever writes that it is queued again or that it failed. Who knows of no refund leaves it
--- to recovery, as for every other failure.
+-- reason, also where an external consumer writes that it is queued again or that it failed. The
+-- refund of such a write is left to recovery, as for every other failure.
 CREATE OR REPLACE FUNCTION guard_session() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     taken boolean := OLD.status = 'queued' AND NEW.status = 'processing';

@@ -34,7 +34,7 @@ BATCH = 500
 MAX_UNSENT = 10_000
 """The changes that wait to be published. Further ones are lost."""
 HEARD_PAUSE_SECONDS = 0.002
-UNHEARD_PAUSE_SECONDS = 0.02
+UNHEARD_PAUSE_SECONDS = 0.05
 """The pause between two messages, so that changes share them. The longer one is for the time in
 which no process listens."""
 SILENCE_SECONDS = 5.0

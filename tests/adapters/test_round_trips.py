@@ -16,6 +16,7 @@ import pytest
 from redis.asyncio import Redis
 
 from adapters.auth.api_keys import key_sha256, new_api_key
+from adapters.changes.redis import RedisChanges
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.embedded.valkey import EmbeddedValkey
 from adapters.postgres import database as database_module
@@ -42,6 +43,8 @@ OWN_PAGES = frozenset({"http://127.0.0.1:8000"})
 OF_A_CONNECTION = {"client|setinfo", "client", "hello", "select", "auth", "ping"}
 """Commands that a client sends once per connection."""
 OURS = {"info", "config|resetstat", "flushall"}
+NOT_WAITED_FOR = {"publish"}
+"""One message has the changes of some time, so the number says nothing about one call."""
 CONFIRMED_AT_ONCE = 500
 
 
@@ -71,8 +74,9 @@ class Costs:
     async def commands(self) -> dict[str, int]:
         """The number of each command since ``reset``, except for those of new clients."""
         stats: dict[str, Any] = await self.redis.info("commandstats")
+        ignored = OF_A_CONNECTION | OURS | NOT_WAITED_FOR
         counts = Counter({name.removeprefix("cmdstat_"): of["calls"] for name, of in stats.items()})
-        return {name: counts[name] for name in counts if name not in OF_A_CONNECTION | OURS}
+        return {name: counts[name] for name in counts if name not in ignored}
 
     async def spent(self) -> tuple[int, dict[str, int]]:
         """The statements and commands since ``reset``."""
@@ -153,6 +157,15 @@ async def test_replay(costs: Costs) -> None:
     await costs.container.submission().submit(a_request(USER, idempotency_key="k"))
 
     assert await costs.spent() == (2, {})
+
+
+async def test_submission_publishes_nothing(costs: Costs) -> None:
+    """Clients that wait find a new session by themselves."""
+    changes = costs.container.changes()
+    await costs.submitted()
+
+    assert isinstance(changes, RedisChanges)
+    assert (changes._unsent, changes._sender) == ({}, None)
 
 
 async def test_replay_while_the_queue_is_full(costs: Costs) -> None:

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from contextvars import Context
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -73,13 +74,16 @@ class RedisChanges(ChangePublisherPort, ChangeFeedPort):
             self._sender = asyncio.get_running_loop().create_task(self._send(), context=Context())
 
     async def _send(self) -> None:
-        while self._unsent:
-            batch = list(self._unsent.items())[:BATCH]
-            for session_id, _ in batch:
-                del self._unsent[session_id]
-            listeners = await self._send_message(_encode([_message(*change) for change in batch]))
-            await asyncio.sleep(HEARD_PAUSE_SECONDS if listeners else UNHEARD_PAUSE_SECONDS)
-        self._sender = None
+        try:
+            while self._unsent:
+                batch = list(islice(self._unsent.items(), BATCH))
+                for session_id, _ in batch:
+                    del self._unsent[session_id]
+                message = _encode([_message(*change) for change in batch])
+                listeners = await self._send_message(message)
+                await asyncio.sleep(HEARD_PAUSE_SECONDS if listeners else UNHEARD_PAUSE_SECONDS)
+        finally:
+            self._sender = None
 
     async def _send_message(self, message: bytes) -> int:
         """How many processes heard it."""

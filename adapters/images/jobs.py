@@ -150,14 +150,22 @@ class JobPictureGenerator(PictureGeneratorPort):
         The name stays recorded. If the job cannot be cancelled, or was finished before, the next
         attempt gets its picture.
         """
+        # Not asyncio.timeout: in Python 3.11.2 a task that was cancelled already gets no
+        # TimeoutError from it.
+        cancelling = asyncio.create_task(self._cancel_own(job_id, record))
         try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await record(self._job_name(job_id))
-                await self._cancel(job_id)
-        except TimeoutError:
-            log.warning("job_not_cancelled", job=self._job_name(job_id), cause="timeout")
-        except (DatabaseUnavailable, Superseded):
-            return  # It may be another attempt's.
+            await asyncio.wait((cancelling,), timeout=STOP_SECONDS)
+            if cancelling.done():
+                cancelling.result()
+            else:
+                log.warning("job_not_cancelled", job=self._job_name(job_id), cause="timeout")
+        finally:
+            cancelling.cancel()
+
+    async def _cancel_own(self, job_id: str, record: RecordJob) -> None:
+        with suppress(DatabaseUnavailable, Superseded):  # It may be another attempt's.
+            await record(self._job_name(job_id))
+            await self._cancel(job_id)
 
     async def _cancel(self, job_id: str) -> None:
         """A failed cancellation only costs money, so it does not change how the attempt ends."""

@@ -243,20 +243,14 @@ class Watching:
             self._reader = self._run(self._read_wanted())
 
     async def _read_wanted(self) -> None:
-        pause = _PAUSE_SECONDS
         while self._wanted:
             batch = list(islice(self._wanted, READ_BATCH))
             for session_id in batch:
                 del self._wanted[session_id]
             try:
                 await self._read([self._sessions[i] for i in batch if i in self._sessions])
-            except DatabaseUnavailable as error:
+            except DatabaseUnavailable as error:  # The rounds try again.
                 self._fail_unread(batch, error)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-                self._wanted |= dict.fromkeys(batch)
-            else:
-                pause = _PAUSE_SECONDS
         self._reader = None
 
     async def _read(self, batch: Sequence[_Watched]) -> None:

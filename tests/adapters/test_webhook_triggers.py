@@ -1,5 +1,5 @@
-"""The database itself writes what webhooks deliver: for every writer, and at no cost where nobody
-listens."""
+"""The database itself writes what webhooks deliver: for every writer, and at no cost for owners
+without an endpoint."""
 
 import asyncio
 import json

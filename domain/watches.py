@@ -41,7 +41,7 @@ class Watch:
         self, whose: Whose, ids: Collection[UUID] | None, *, after: int, now: datetime
     ) -> None:
         self.whose = whose
-        self.ids = None if ids is None else frozenset(ids)
+        self.ids = None if ids is None else tuple(dict.fromkeys(ids))
         """The sessions that the client named; None for all of the owner's."""
         self.since = now
         """Sessions created before this time were looked for."""

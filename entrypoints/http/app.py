@@ -91,7 +91,7 @@ def create_app(
     """The ASGI application. Nothing connects before ``lifespan`` is entered. With ``https_only``,
     browsers are told never to come without TLS again."""
     waits = Waits(services.watching)
-    streams = EventStreams(watching=services.watching, views=services.views)
+    streams = EventStreams(door=services.door, watching=services.watching, views=services.views)
     submit = SubmitRoute(
         door=services.door,
         submission=services.submission,

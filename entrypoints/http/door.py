@@ -6,7 +6,7 @@ from typing import Protocol
 from litestar.types import HTTPScope
 
 from domain.callers import Caller, Principal
-from domain.errors import InvalidApiKey, Unauthenticated
+from domain.errors import DomainMismatch, InvalidApiKey, Unauthenticated, Unavailable
 from domain.plans import RateUse
 from domain.throttle import Throttle
 from entrypoints.http.addresses import client_address
@@ -56,6 +56,20 @@ class Door:
         principal = self._authenticate.known(token) or await self._verified(token, scope)
         principal.check_origin(origin_of(headers))
         return principal
+
+    async def still_admits(self, scope: HTTPScope) -> bool:
+        """Whether the credential of a request that was let in is still valid. True while that
+        cannot be found out."""
+        headers = scope["headers"]
+        token = bearer_token(headers)
+        try:
+            principal = self._authenticate.known(token) or await self._authenticate(token)
+            principal.check_origin(origin_of(headers))
+        except (Unauthenticated, DomainMismatch):
+            return False
+        except Unavailable:  # The next check asks again.
+            return True
+        return True
 
     async def _verified(self, token: str, scope: HTTPScope) -> Principal:
         """Counted before it is verified, so that requests which arrive together count each

@@ -4,6 +4,7 @@ Litestar declares the routes, for routing and for the API's description. Its res
 each open stream a generator and a task more.
 """
 
+import asyncio
 import random
 import re
 from collections.abc import Sequence
@@ -24,15 +25,20 @@ from domain.changes import NEVER_READ
 from domain.errors import InvalidInput, NotFound
 from domain.sessions import FINAL_REVISION, GenerationSession
 from domain.views import SessionViews
+from domain.watches import Watch
 from domain.watching import MAX_IDS, Watching
 from entrypoints.http.access import for_shoppers_too
 from entrypoints.http.disconnects import ended_by_disconnect
+from entrypoints.http.door import Door
 from entrypoints.http.inputs import SessionIdInPath, check_query
 from entrypoints.http.openapi import failures
 from entrypoints.http.schemas import Session
 
 EVENT_TAGS = ["Events"]
 EVENT = "generation"
+CHECK_SECONDS = 60.0
+"""How long the credential of an open stream is trusted. Checked when the stream is woken next, so
+with the pings, a stream outlives its credential by at most two minutes."""
 
 _PING = b": ping\n\n"
 _MIN_RETRY_MS, _MAX_RETRY_MS = 1_000, 3_000
@@ -65,7 +71,8 @@ Ids = Annotated[
 class EventStreams:
     """Sends a client the states of its sessions until their end, or until it is to come again."""
 
-    def __init__(self, *, watching: Watching, views: SessionViews) -> None:
+    def __init__(self, *, door: Door, watching: Watching, views: SessionViews) -> None:
+        self._door = door
         self._watching = watching
         self._views = views
 
@@ -91,8 +98,7 @@ class EventStreams:
         ids: Sequence[UUID] | None,
         after: int = NEVER_READ,
     ) -> None:
-        caller: Caller = scope["user"]
-        async with self._watching.watch(caller, ids, after=after) as watch:
+        async with self._watching.watch(scope["user"], ids, after=after) as watch:
             # 204 tells an EventSource to stop: with any other answer, it would come again.
             is_complete = watch.is_over
             headers = [] if is_complete else [*_HEADERS]
@@ -100,10 +106,20 @@ class EventStreams:
             await send({"type": "http.response.start", "status": status, "headers": headers})
             if not (is_complete or scope["state"].get("is_head")):
                 async with ended_by_disconnect(receive, watch):
-                    await _send(send, _retry())
-                    while (news := await watch.next()) is not None:
-                        await _send(send, self._events(caller, news) or _PING)
+                    await self._follow(watch, scope, send)
             await _send(send, b"", more=False)
+
+    async def _follow(self, watch: Watch, scope: HTTPScope, send: Send) -> None:
+        """Send what is new, while the client's credential is valid."""
+        now = asyncio.get_running_loop().time
+        await _send(send, _retry())
+        check_at = now() + CHECK_SECONDS
+        while (news := await watch.next()) is not None:
+            if now() >= check_at:
+                if not await self._door.still_admits(scope):
+                    return
+                check_at = now() + CHECK_SECONDS
+            await _send(send, self._events(scope["user"], news) or _PING)
 
     def _events(self, caller: Caller, sessions: Sequence[GenerationSession]) -> bytes:
         return b"".join(self._event(caller, session) for session in sessions)

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from domain.changes import NEVER_READ
 from domain.sessions import FINAL_REVISION
 from domain.watching import MAX_IDS
-from tests.support.clock import VirtualTimeLoop
-from tests.support.examples import FAILURE, LEASE, MODEL_URL, OTHER, STORED_PICTURE, USER
+from entrypoints.http.streams import CHECK_SECONDS
+from tests.support.clock import VirtualTimeLoop, loop_time
+from tests.support.examples import FAILURE, LEASE, MODEL_URL, OTHER, STORE, STORED_PICTURE, USER
 from tests.support.http import GENERATIONS, Api
 
 pytestmark = pytest.mark.anyio
@@ -142,6 +144,59 @@ async def test_stream_of_all_sessions(api: Api) -> None:
     await stream.close()
 
     assert (event[0], event[1]["session_id"]) == (FINAL_REVISION, new)
+
+
+async def revoke_key(api: Api) -> None:
+    (key,) = await api.keys.all(STORE)
+    assert await api.keys.revoke(key.id)
+
+
+async def test_stream_ends_once_its_credential_is_revoked(api: Api) -> None:
+    """Within two minutes, also if nothing happens."""
+    session = (await api.service.submitted(STORE)).session
+    stream = await api.stream(f"{GENERATIONS}/{session.id}/events", owner=STORE)
+    await stream.events(1)
+    began = loop_time()
+    await revoke_key(api)
+    while (event := await stream.event()) is not None:
+        assert event == ": ping"
+
+    assert loop_time() - began <= 120
+
+
+async def test_busy_stream_ends_once_its_credential_is_revoked(api: Api) -> None:
+    """Before it shows anything after the check."""
+    await api.service.submitted(STORE)
+    stream = await api.stream(EVENTS, owner=STORE)
+    began = loop_time()
+    await revoke_key(api)
+    shown_until = began
+    while shown_until < began + 2 * CHECK_SECONDS:
+        await asyncio.sleep(1)
+        await api.service.submitted(STORE)
+        while isinstance(event := await stream.event(), str):
+            pass
+        if event is None:
+            break
+        shown_until = loop_time()
+
+    assert CHECK_SECONDS / 2 < shown_until - began <= CHECK_SECONDS
+
+
+async def test_stream_goes_on_if_its_credential_cannot_be_checked(api: Api) -> None:
+    session = (await api.service.submitted(STORE)).session
+    stream = await api.stream(f"{GENERATIONS}/{session.id}/events", owner=STORE)
+    api.keys.faults.away.add("caller_of")
+    calls = len(api.keys.faults.calls)
+    await asyncio.sleep(3 * CHECK_SECONDS)
+    checks = len(api.keys.faults.calls) - calls
+    await api.service.repo.claim(session.id, lease=LEASE)
+    await api.service.repo.fail(session.id, FAILURE, attempt=1)
+    revision = NEVER_READ
+    while revision != FINAL_REVISION:
+        ((revision, _),) = await stream.events(1)
+
+    assert checks
 
 
 @pytest.mark.parametrize(

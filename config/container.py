@@ -187,10 +187,10 @@ class Container(containers.DeclarativeContainer):
         random=self.random(), clock=self.clock(),
     ))
     generation = service(lambda self: Generation(
-        sessions=self.sessions(), attempts=self.sessions(), queue=self.queue(),
-        fetcher=self.fetcher(), generator=self.generator(), storage=self.storage(),
-        policy=policies.work(self.settings()), random=self.random(), new_id=self.new_id(),
-        worker=worker_name(), changes=self.changes(),
+        sessions=self.sessions(), reads=self.sessions(), attempts=self.sessions(),
+        queue=self.queue(), fetcher=self.fetcher(), generator=self.generator(),
+        storage=self.storage(), policy=policies.work(self.settings()), random=self.random(),
+        new_id=self.new_id(), worker=worker_name(), changes=self.changes(),
     ))
     recovery = service(lambda self: Recovery(
         sessions=self.sessions(), recovery_repo=self.sessions(), queue=self.queue(),

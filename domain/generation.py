@@ -37,7 +37,13 @@ from domain.picture_ports import (
     PictureRequest,
     PictureStoragePort,
 )
-from domain.ports import AttemptRepoPort, Renewal, SessionRepoPort, TaskQueuePort
+from domain.ports import (
+    AttemptRepoPort,
+    Renewal,
+    SessionReadPort,
+    SessionRepoPort,
+    TaskQueuePort,
+)
 from domain.sessions import (
     CANCELLED,
     Blame,
@@ -144,6 +150,7 @@ class Generation:
         self,
         *,
         sessions: SessionRepoPort,
+        reads: SessionReadPort,
         attempts: AttemptRepoPort,
         queue: TaskQueuePort,
         fetcher: PictureFetcherPort,
@@ -156,6 +163,7 @@ class Generation:
         changes: ChangePublisherPort = NO_CHANGES,
     ) -> None:
         self._sessions = sessions
+        self._reads = reads
         self._attempts = attempts
         self._queue = queue
         self._fetcher = fetcher
@@ -250,7 +258,7 @@ class Generation:
         return session
 
     async def _bury_if_unknown(self, task: GenerationTask) -> None:
-        if not await self._sessions.is_known(task.session_id):
+        if not await self._reads.is_known(task.session_id):
             await self._queue.bury(task, reason=_UNKNOWN_SESSION, once=True)
 
     async def _work(self, session: GenerationSession, slot: Slot) -> Outcome:

@@ -177,9 +177,6 @@ class SessionRepoPort(Protocol):
 
         Returns the session as it is then; None, and nothing changes, if it is final or unknown."""
 
-    async def is_known(self, session_id: UUID) -> bool:
-        """Whether there is such a session."""
-
 
 class Renewal(Enum):
     """What a renewal tells the attempt that has the lease."""
@@ -360,6 +357,9 @@ class SessionReadPort(Protocol):
         self, session_id: UUID, owner: Owner | None, *, shopper_id: str | None = None
     ) -> GenerationSession:
         """Raises ``NotFound`` for an unknown id, and the same for another owner's session."""
+
+    async def is_known(self, session_id: UUID) -> bool:
+        """Whether there is such a session, of whichever owner."""
 
     async def history(
         self,

@@ -63,9 +63,6 @@ class _NoSessions(SessionRepoPort):
     async def cancel(self, session_id: UUID) -> GenerationSession | None:
         raise NotImplementedError(session_id)
 
-    async def is_known(self, session_id: UUID) -> bool:
-        raise NotImplementedError(session_id)
-
 
 class _NoQueue(InMemoryTaskQueue):
     """Drops every task."""

@@ -231,8 +231,20 @@ async def test_queued_before_orders_sessions_of_one_time_by_id(backend: Backend)
     assert before == [0, 1, 2, 3]
 
 
+async def test_sessions_are_known(backend: Backend) -> None:
+    """In every status; and no others are."""
+    queued = (await backend.created()).session
+    failed = (await backend.created()).session
+    await backend.sessions.fail_queued(failed.id, FAILURE)
+
+    known = [await backend.reads.is_known(id_) for id_ in (queued.id, failed.id, uuid4())]
+
+    assert known == [True, True, False]
+
+
 CALLS: dict[str, Callable[[SessionReadPort], Awaitable[object]]] = {
     "get": lambda reads: reads.get(uuid4(), USER),
+    "is_known": lambda reads: reads.is_known(uuid4()),
     "history": lambda reads: reads.history(USER, status=None, limit=1, after=None),
     "stats": lambda reads: reads.stats(USER),
     "queued_before": lambda reads: reads.queued_before(a_session(), limit=1),

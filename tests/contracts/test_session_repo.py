@@ -173,17 +173,6 @@ async def test_concurrent_failures_of_one_owner_are_all_refunded(backend: Backen
     assert await backend.credits.audit(limit=10) == []
 
 
-async def test_sessions_are_known(backend: Backend) -> None:
-    """In every status; and no others are."""
-    queued = (await backend.created()).session
-    failed = (await backend.created()).session
-    await backend.sessions.fail_queued(failed.id, FAILURE)
-
-    known = [await backend.sessions.is_known(id_) for id_ in (queued.id, failed.id, uuid4())]
-
-    assert known == [True, True, False]
-
-
 CALLS: dict[str, Callable[[PostgresSessionRepo], Awaitable[object]]] = {
     "create": lambda repo: repo.create(a_session(), max_active=MANY),
     "create_many": lambda repo: repo.create_many([a_session()], max_active=MANY),
@@ -192,7 +181,6 @@ CALLS: dict[str, Callable[[PostgresSessionRepo], Awaitable[object]]] = {
     "confirm": lambda repo: repo.confirm([uuid4()]),
     "fail_queued": lambda repo: repo.fail_queued(uuid4(), FAILURE),
     "cancel": lambda repo: repo.cancel(uuid4()),
-    "is_known": lambda repo: repo.is_known(uuid4()),
 }
 
 

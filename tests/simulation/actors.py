@@ -316,6 +316,7 @@ class WorkerProcess(Actor):
         storage = self.process.connect(self.world.storage, storage_error)
         generation = Generation(
             sessions=repo,
+            reads=repo,
             attempts=repo,
             queue=queue,
             fetcher=StaticFetcher(),

@@ -176,6 +176,7 @@ class Service:
     ) -> Generation:
         return Generation(
             sessions=self.repo,
+            reads=self.repo,
             attempts=self.repo,
             queue=self.queue,
             fetcher=self.fetcher,

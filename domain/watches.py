@@ -29,9 +29,9 @@ class Watch:
         "_revisions",
         "_unfinished",
         "_waiter",
+        "due_turn",
         "ends_at",
         "ids",
-        "ping_at",
         "since",
         "unread",
         "whose",
@@ -47,8 +47,10 @@ class Watch:
         """Sessions created before this time were looked for."""
         self.unread = set(ids or ())
         """The named sessions that were not read yet."""
-        self.ends_at = self.ping_at = 0.0
+        self.ends_at = 0.0
         """In the time of the event loop."""
+        self.due_turn = 0
+        """When ``Watching`` wakes this client."""
         self._revisions = dict.fromkeys(ids or (), after)
         """Of each session, the newest revision that the client has or is about to get."""
         self._unfinished = set(ids or ())

@@ -16,6 +16,7 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
+from math import ceil
 from random import Random
 from typing import Any, TypeVar
 from uuid import UUID
@@ -40,7 +41,8 @@ ROUND_SECONDS = 1.0
 """How often each watched session is read without a published change."""
 
 _TURNS = 10
-"""The parts of a round. They spread its reads and pings."""
+"""The parts of a round. They spread its reads."""
+_TURN_SECONDS = ROUND_SECONDS / _TURNS
 _LINGER_ROUNDS = 5
 """How long to go on without a client: the next one may come soon."""
 _PAUSE_SECONDS = 0.2
@@ -57,8 +59,8 @@ class StreamLimits:
     it, and ``per_shopper`` those of one shopper.
 
     A stream ends after ``lifetime``, or up to a tenth earlier, so that clients do not all resume at
-    once. Without a new state it is woken after each ``ping``. The first states are read within
-    ``deadline``.
+    once. It is woken after each ``ping``, also without a new state. The first states are read
+    within ``deadline``.
     """
 
     per_process: int = 8_000
@@ -97,6 +99,10 @@ class Watching:
         self._clock = clock
         self._opening = SharedTimeout(limits.deadline.total_seconds())
         self._watches: dict[Watch, None] = {}
+        self._due: dict[int, dict[Watch, None]] = {}
+        """The clients that are to be woken, by the turn that does so."""
+        self._turn = 0
+        """The next turn. Turns are counted in the time of the event loop."""
         self._counts: Counter[Owner | Whose] = Counter()
         self._sessions: dict[UUID, _Watched] = {}
         self._owners: dict[Owner, dict[Watch, None]] = {}
@@ -178,10 +184,10 @@ class Watching:
             raise TooManyStreams("Too many clients of this shopper wait already")
 
     def _add(self, watch: Watch) -> None:
-        limits, now = self._limits, asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time()
         shorter = 1 - self._random.random() / 10
-        watch.ends_at = now + limits.lifetime.total_seconds() * shorter
-        watch.ping_at = now + limits.ping.total_seconds()
+        watch.ends_at = now + self._limits.lifetime.total_seconds() * shorter
+        self._schedule(watch, now)
         self._watches[watch] = None
         self._counts[watch.whose[0]] += 1
         self._counts[watch.whose] += 1
@@ -190,10 +196,18 @@ class Watching:
         for session_id in watch.ids or ():
             self._follow(watch, session_id)
         if self._rounds is None:
+            self._turn = int(now / _TURN_SECONDS)
             self._rounds = self._run(self._go_around())
+
+    def _schedule(self, watch: Watch, now: float) -> None:
+        """Wake the client for its next ping, or for its end."""
+        due_at = min(now + self._limits.ping.total_seconds(), watch.ends_at)
+        watch.due_turn = max(self._turn + 1, ceil(due_at / _TURN_SECONDS))
+        self._due.setdefault(watch.due_turn, {})[watch] = None
 
     def _remove(self, watch: Watch) -> None:
         del self._watches[watch]
+        self._due.get(watch.due_turn, {}).pop(watch, None)
         for whose in (watch.whose[0], watch.whose):
             self._counts[whose] -= 1
             if not self._counts[whose]:
@@ -304,25 +318,27 @@ class Watching:
     async def _go_round(self) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        sessions, watches = list(self._sessions.values()), list(self._watches)
+        sessions = list(self._sessions.values())
         with suppress(DatabaseUnavailable):  # The next round tries again.
             await self._find_new()
         for turn in range(_TURNS):
-            self._tend(watches[turn::_TURNS], loop.time())
+            self._wake_due(loop.time())
             for batch in _batches(sessions[turn::_TURNS], READ_BATCH):
                 with suppress(DatabaseUnavailable):
                     await self._read(batch)
-            next_turn_at = began + (turn + 1) * ROUND_SECONDS / _TURNS
+            next_turn_at = began + (turn + 1) * _TURN_SECONDS
             await asyncio.sleep(max(0.0, next_turn_at - loop.time()))
 
-    def _tend(self, watches: Iterable[Watch], now: float) -> None:
+    def _wake_due(self, now: float) -> None:
         """End the streams that have lived long enough, and wake those that are due for a ping."""
-        for watch in watches:
-            if now >= watch.ends_at:
-                watch.end()
-            elif now >= watch.ping_at:
-                watch.ping_at = now + self._limits.ping.total_seconds()
-                watch.wake()
+        while self._turn <= now / _TURN_SECONDS:
+            for watch in self._due.pop(self._turn, ()):
+                if now >= watch.ends_at:
+                    watch.end()
+                else:
+                    watch.wake()
+                    self._schedule(watch, now)
+            self._turn += 1
 
     async def _find_new(self) -> None:
         """Find the new sessions of the owners whose streams show all of them."""

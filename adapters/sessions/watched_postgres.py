@@ -14,7 +14,7 @@ from domain.sessions import FINAL_REVISION, GenerationSession
 # The revision as ``GenerationSession.revision`` has it.
 NEWER = f"""
     SELECT {SELECTED}
-    FROM unnest($1::uuid[], $2::integer[]) AS known (id, revision)
+    FROM unnest($1::text::uuid[], $2::text::integer[]) AS known (id, revision)
         JOIN generation_sessions AS s ON s.id = known.id
     WHERE CASE WHEN s.status = 'processing' THEN 2 * s.attempt
         WHEN s.status = 'queued' THEN 2 * s.attempt + 1
@@ -40,8 +40,10 @@ class PostgresWatchReads(WatchReadPort):
         self._database = database
 
     async def newer(self, known: Sequence[tuple[UUID, int]]) -> list[GenerationSession]:
-        ids = [session_id for session_id, _ in known]
-        rows = await self._database.fetch(NEWER, ids, [revision for _, revision in known])
+        # As texts: the driver would look at each element of an array, several times.
+        ids = b"".join([session_id.bytes for session_id, _ in known]).hex(",", 16)
+        revisions = ",".join([str(revision) for _, revision in known])
+        rows = await self._database.fetch(NEWER, f"{{{ids}}}", f"{{{revisions}}}")
         return list(readable(rows, {}))
 
     async def recent(

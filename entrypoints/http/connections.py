@@ -108,6 +108,9 @@ class ConnectionConfig(Config):
         """Called when this process begins to stop, perhaps more than once."""
         self.stop_seconds = stop_seconds
         self.open: set[BoundedHttpProtocol] = set()
+        self.timed: set[BoundedHttpProtocol] = set()
+        """The connections that had a deadline at the last sweep, or got one since. Open streams
+        have none, and cost a sweep nothing."""
 
     def load(self) -> None:
         super().load()
@@ -117,9 +120,14 @@ class ConnectionConfig(Config):
     async def sweep(self) -> None:
         """Close the connections that are past their deadlines. uvicorn calls this every second."""
         now = asyncio.get_running_loop().time()
-        late = [each for each in self.open if each.deadline <= now or each.stalled_until <= now]
-        for connection in late:
-            connection.close_if_late(now)
+        untimed = []
+        for connection in tuple(self.timed):
+            due_at = min(connection.deadline, connection.stalled_until)
+            if due_at == _NEVER or connection not in self.open:
+                untimed.append(connection)
+            elif due_at <= now:
+                connection.close_if_late(now)
+        self.timed.difference_update(untimed)
 
 
 class _Exchange(RequestResponseCycle):
@@ -251,6 +259,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._limits = config.limits
+        self._timed = config.timed
         self.deadline = _NEVER
         self.stalled_until = _NEVER
         self._is_over = False  # No further request is read.
@@ -267,7 +276,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         connections.add(self)
         self._outlet = _Outlet(self)
         self.flow = _Flow(transport, self.pipeline)
-        self.deadline = self.loop.time() + self._limits.header_seconds
+        self._end_by(self._limits.header_seconds)
         self._is_surplus = len(connections) > self._limits.connections
         if len(connections) > self._limits.connections + self._limits.surplus:
             transport.abort()
@@ -302,6 +311,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         self.stalled_until = self.loop.time() + self._limits.write_seconds
+        self._timed.add(self)
         super().pause_writing()
 
     def resume_writing(self) -> None:
@@ -314,7 +324,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = True
         if not self._is_answering:
-            self.deadline = self.loop.time() + self._limits.header_seconds
+            self._end_by(self._limits.header_seconds)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
@@ -410,7 +420,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if not self._is_over:
-            self.deadline = self.loop.time() + self._limits.idle_seconds
+            self._end_by(self._limits.idle_seconds)
+
+    def _end_by(self, seconds: float) -> None:
+        """Set the deadline."""
+        self.deadline = self.loop.time() + seconds
+        self._timed.add(self)
 
     def end_response(self) -> None:
         """The last response of this connection is written."""
@@ -422,7 +437,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         closed its side. Otherwise the response would be lost in a reset."""
         self._is_over = True
         self.pipeline.clear()
-        self.deadline = self.loop.time() + CLOSE_SECONDS
+        self._end_by(CLOSE_SECONDS)
         if not has_unread:
             self.transport.close()
         elif not self.transport.is_closing():
@@ -438,7 +453,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 message = "headers: did not arrive in time"
                 self._refuse(Refused(HTTPStatus.REQUEST_TIMEOUT, message))
             else:
-                self.deadline = now + CLOSE_SECONDS
+                self._end_by(CLOSE_SECONDS)
                 self.transport.close()
 
     def _end_after_response(self) -> None:

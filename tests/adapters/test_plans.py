@@ -417,6 +417,7 @@ CALLS: dict[str, Callable[[PostgresSessionRepo], Awaitable[object]]] = {
     "stats": stats_of_each_kind,
     "queued_before": lambda repo: repo.queued_before(a_session(), limit=BATCH),
     "history": history_of_each_kind,
+    "is_known": lambda repo: repo.is_known(a_session().id),
     "attempt_faults": lambda repo: repo.attempt_faults(a_session().id),
 }
 

@@ -457,22 +457,22 @@ async def test_stream_ends_after_its_lifetime(service: Service) -> None:
     """Not all at once; meanwhile they are woken for pings."""
     scene = Scene(service, lifetime=timedelta(minutes=30), ping=timedelta(seconds=45))
     session_id = await scene.submit()
-    ends, pings = [], 0
-    async with AsyncExitStack() as stack:
-        opening = [scene.watching.watch(CALLER, [session_id]) for _ in range(5)]
-        watches = [await stack.enter_async_context(watch) for watch in opening]
-        for watch in watches:
-            await news(watch)
-        while watches:
-            for watch in tuple(watches):
-                if await watch.next() is None:
-                    ends.append(now())
-                    watches.remove(watch)
-                else:
-                    pings += 1
 
-    assert all(27 * 60 - 1 <= end <= 30 * 60 + 50 for end in ends)
-    assert 5 * 33 <= pings <= 5 * 40
+    async def follow() -> tuple[float, int]:
+        """When the stream ended, and its pings."""
+        began, pings = now(), 0
+        async with scene.watching.watch(CALLER, [session_id]) as watch:
+            await news(watch)
+            while await watch.next() is not None:
+                pings += 1
+        return now() - began, pings
+
+    followed = await asyncio.gather(*(follow() for _ in range(5)))
+
+    assert len({round(end) for end, _ in followed}) == 5
+    for end, pings in followed:
+        assert 27 * 60 <= end <= 30 * 60 + 1
+        assert pings == int(end / 45)
 
 
 async def test_drain_ends_all_streams_now(scene: Scene) -> None:

@@ -1,7 +1,7 @@
 """Creates sessions in PostgreSQL: runs the statements of ``creation.py`` in batches, and says what
 they decided."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import TypeAlias
@@ -10,8 +10,10 @@ import asyncpg
 
 from adapters.coalescing import BLOCKED, BatchLimits, Coalescer
 from adapters.coalescing import Blocked as BlockedCall
+from adapters.postgres.arrays import WRITERS
 from adapters.postgres.database import Database, too_many_calls
 from adapters.sessions import creation as sql
+from adapters.sessions.creation import ASKED, OF_SHOPPERS
 from adapters.sessions.rows import inserted_values
 from domain.credits import GENERATION_COST, Owner
 from domain.errors import DatabaseUnavailable, WearonError
@@ -177,7 +179,7 @@ class CreationRepo:
     async def _run_many(self, statement: str, batches: Sequence[_Batch]) -> Sequence[_Rows]:
         """The rows of each batch."""
         asked = [_asked(*creation) for batch in batches for creation in batch]
-        rows = iter(await self._rows(statement, *arrays_of(asked), *self._arguments))
+        rows = iter(await self._rows(statement, *_written(asked, ASKED), *self._arguments))
         return [list(islice(rows, len(batch))) for batch in batches]
 
     async def _run_skip_locked(
@@ -205,7 +207,7 @@ class CreationRepo:
     ) -> Sequence[_Outcome]:
         asked = [_asked(*creation) for creation in creations]
         if len(asked) > 1:
-            rows = await self._rows(of_many, *arrays_of(asked), *self._arguments)
+            rows = await self._rows(of_many, *_written(asked, ASKED), *self._arguments)
         else:
             rows = await self._rows(of_one, *asked[0], *self._arguments)
             if not rows:
@@ -220,7 +222,8 @@ class CreationRepo:
             for session, max_active in creations
             if session.shopper is not None
         ]
-        rows = await self._rows(statement, *arrays_of(asked), *self._of_shoppers)
+        arrays = _written(asked, ASKED | OF_SHOPPERS)
+        rows = await self._rows(statement, *arrays, *self._of_shoppers)
         return self._outcomes(creations, rows)
 
     async def _rows(self, statement: str, *arguments: object) -> Sequence[asyncpg.Record]:
@@ -351,6 +354,12 @@ def _asked(session: GenerationSession, max_active: int) -> tuple[object, ...]:
     owner = session.owner
     key = session.idempotency_key
     return owner.channel, owner.id, key, max_active, *inserted_values(session)
+
+
+def _written(rows: Sequence[tuple[object, ...]], types: Mapping[str, str]) -> Iterator[str | None]:
+    """One array per column, as a text. It is NULL if all its values are: ``unnest`` fills it up."""
+    for column, type_ in zip(zip(*rows, strict=True), types.values(), strict=True):
+        yield None if column.count(None) == len(column) else WRITERS[type_](column)
 
 
 def arrays_of(rows: Iterable[tuple[object, ...]]) -> Iterator[tuple[object, ...] | None]:

@@ -160,8 +160,10 @@ def _create(locking: str = "", *, for_shoppers: bool = False) -> str:
     limits = LIMITS | (LIMITS_OF_SHOPPERS if for_shoppers else {})
     argument = _arguments(ASKED, of_shoppers, limits)
 
-    asked = [*ASKED, *of_shoppers]
-    arrays = ", ".join(f"{argument[name]}[]" for name in asked)
+    asked = ASKED | of_shoppers
+    arrays = ", ".join(
+        f"${place}::text::{type_}[]" for place, type_ in enumerate(asked.values(), 1)
+    )
     cost, columns_of_shoppers, tokens, token_debit = argument["cost"], "", "", ""
     refusal, pictures_left, checked = "refusal", "NULL::bigint", "checked"
     if for_shoppers:

@@ -18,6 +18,7 @@ from adapters.coalescing import (
     Result,
 )
 from adapters.coalescing import Blocked as BlockedCall
+from adapters.postgres.arrays import array_of_ids
 from adapters.postgres.database import Database, too_many_calls
 from adapters.sessions import statements as sql
 from adapters.sessions.batches import in_batch, readable
@@ -120,7 +121,7 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         return Receipt(session=earlier, credits_remaining=row["balance"], replayed=True)
 
     async def confirm(self, session_ids: Sequence[UUID]) -> int:
-        confirmed: int = await self._background.fetch_value(sql.CONFIRM, session_ids)
+        confirmed: int = await self._background.fetch_value(sql.CONFIRM, array_of_ids(session_ids))
         return confirmed
 
     async def claim(self, session_id: UUID, *, lease: timedelta) -> GenerationSession | None:

@@ -36,7 +36,7 @@ IS_KNOWN = "SELECT EXISTS (SELECT FROM generation_sessions WHERE id = $1)"
 CONFIRM = """
     WITH free AS MATERIALIZED (
         SELECT id, status, confirmed FROM generation_sessions
-        WHERE id = ANY ($1::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED
+        WHERE id = ANY ($1::text::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED
     ), confirmed AS (
         UPDATE generation_sessions SET confirmed = true
         WHERE id = ANY (ARRAY (SELECT id FROM free WHERE status = 'queued' AND NOT confirmed))

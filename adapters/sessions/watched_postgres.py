@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
+from adapters.postgres.arrays import array_of_ids, array_of_numbers
 from adapters.postgres.database import Database
 from adapters.sessions.batches import readable
 from adapters.sessions.rows import SELECTED
@@ -40,10 +41,8 @@ class PostgresWatchReads(WatchReadPort):
         self._database = database
 
     async def newer(self, known: Sequence[tuple[UUID, int]]) -> list[GenerationSession]:
-        # As texts: the driver would look at each element of an array, several times.
-        ids = b"".join([session_id.bytes for session_id, _ in known]).hex(",", 16)
-        revisions = ",".join([str(revision) for _, revision in known])
-        rows = await self._database.fetch(NEWER, f"{{{ids}}}", f"{{{revisions}}}")
+        ids, revisions = zip(*known, strict=True) if known else ((), ())
+        rows = await self._database.fetch(NEWER, array_of_ids(ids), array_of_numbers(revisions))
         return list(readable(rows, {}))
 
     async def recent(

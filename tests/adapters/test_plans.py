@@ -340,7 +340,8 @@ async def test_audit_and_migration_may_read_whole_tables(
     assert (database.seqscan, after) == ("on", "off")
 
 
-BY_ID = [name for name, sql in STATEMENTS.items() if "= ANY ($1::uuid[])" in sql]
+IDS = ("= ANY ($1::uuid[])", "= ANY ($1::text::uuid[])")
+BY_ID = [name for name, sql in STATEMENTS.items() if any(ids in sql for ids in IDS)]
 
 
 @pytest.mark.parametrize("name", BY_ID)

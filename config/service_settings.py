@@ -114,6 +114,10 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             "timeout of a proxy in front"
         ),
     ] = 75
+    http_write_seconds: Annotated[
+        Seconds,
+        doc("How long a client may take nothing of a response or a stream before it is cut off"),
+    ] = 30
     http_stop_seconds: Annotated[
         int,
         Meta(ge=1, le=3_600),

@@ -127,6 +127,7 @@ def _limits(settings: Settings) -> ConnectionLimits:
         header_bytes=settings.http_max_header_bytes,
         header_seconds=settings.http_header_seconds,
         idle_seconds=settings.http_idle_seconds,
+        write_seconds=settings.http_write_seconds,
     )
     descriptors = _raise_descriptor_limit(limits.connections + RESERVED)
     possible = descriptors - RESERVED

@@ -1,29 +1,56 @@
 """Streams through real processes: stops, faults, and room for other requests."""
 
 import json
+import re
 import signal
+import socket
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from http.client import HTTPConnection, HTTPResponse
+from http.client import HTTPConnection, HTTPResponse, IncompleteRead
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from domain.sessions import FINAL_REVISION
-from tests.system.deployment import DEADLINE_SECONDS, Deployment, eventually, free_port
+from adapters.changes.redis import CHANGED
+from domain.links import MAX_URL_LENGTH
+from domain.sessions import FINAL_REVISION, MAX_ACCESSORIES
+from tests.system.deployment import DEADLINE_SECONDS, USER_ID, Deployment, eventually, free_port
 
 GENERATIONS = "/api/v1/generations"
 CONNECTIONS = 64
 STREAMS = CONNECTIONS * 4 // 5
+WRITE_SECONDS = 4
+SLACK_SECONDS = 5
+SLOW_CLIENTS = 4
+SLOW_SESSIONS = 20
+CHANGES = 80
+MAX_GROWTH_KIB = 12 * 1024
+"""All that the slow clients do not take is more than 100 MB, and 20 MB if they shared it."""
 
 
 class Stream:
-    """An open stream of one session."""
+    """An open stream of one session, or of several ones."""
 
-    def __init__(self, deployment: Deployment, port: int, session_id: str) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        port: int,
+        *ids: str,
+        after: int | None = None,
+        takes_little: bool = False,
+    ) -> None:
         self._http = HTTPConnection("127.0.0.1", port, timeout=DEADLINE_SECONDS)
-        path = f"{GENERATIONS}/{session_id}/events"
-        self._http.request("GET", path, headers=deployment.headers("b2c"))
+        if takes_little:
+            self._http.sock = _narrow_socket(port)
+        path = f"/api/v1/events?ids={','.join(ids)}"
+        if len(ids) == 1:
+            path = f"{GENERATIONS}/{ids[0]}/events"
+        headers = deployment.headers("b2c")
+        if after is not None:
+            headers["Last-Event-ID"] = str(after)
+        self._http.request("GET", path, headers=headers)
         self.response: HTTPResponse = self._http.getresponse()
 
     def event(self) -> tuple[int, dict[str, Any]] | None:
@@ -39,6 +66,17 @@ class Stream:
 
     def close(self) -> None:
         self._http.close()
+
+
+def _narrow_socket(port: int) -> socket.socket:
+    """A connection that holds some kilobytes on their way, as over a slow network: the loopback
+    interface holds megabytes."""
+    narrow = socket.socket()
+    narrow.settimeout(DEADLINE_SECONDS)
+    narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    narrow.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+    narrow.connect(("127.0.0.1", port))
+    return narrow
 
 
 @pytest.fixture
@@ -165,8 +203,102 @@ def test_clients_that_leave_make_room(deployment: Deployment, port: int) -> None
         stream.response.close()
         stream.close()
 
-    def opens() -> bool:
-        with closing(Stream(deployment, port, session_id)) as stream:
-            return stream.response.status == 200
+    eventually(lambda: _stream_opens(deployment, port, session_id))
 
-    eventually(opens)
+
+def _submit_large(deployment: Deployment) -> str:
+    """A session of which each event has some 20 kB."""
+    link = "https://images.example/".ljust(MAX_URL_LENGTH, "x")
+    accessories = [{"type": "hat", "url": link}] * MAX_ACCESSORIES
+    answer = deployment.submit(outfit_image_url=link, accessories=accessories)
+    session_id: str = answer.data["session_id"]
+    return session_id
+
+
+def _change(deployment: Deployment, ids: Sequence[str], status: str | None = None) -> None:
+    """Give all these sessions a new status, as an external consumer does, and publish it."""
+    deployment.sql(
+        "UPDATE generation_sessions SET generated_image_url = CASE WHEN $2 = 'completed'"
+        " THEN 'https://elsewhere.example/p.png' END, status = coalesce($2,"
+        " CASE status WHEN 'queued' THEN 'processing' ELSE 'queued' END) WHERE id = ANY($1)",
+        ids,
+        status,
+    )
+    owner = {"channel": "b2c", "user_id": str(USER_ID)}
+    with closing(deployment.redis()) as redis:
+        redis.publish(CHANGED, json.dumps([{"session_id": each, **owner} for each in ids]))
+
+
+def _forget_peak(process_id: int) -> None:
+    """From now on, ``_peak_kib`` is the peak of the time after this call."""
+    Path(f"/proc/{process_id}/clear_refs").write_text("5")
+
+
+def _peak_kib(process_id: int) -> int:
+    """The most memory that the process had."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process_id}/status").read_text())
+    assert found
+    return int(found[1])
+
+
+def _stream_opens(deployment: Deployment, port: int, session_id: str) -> bool:
+    with closing(Stream(deployment, port, session_id)) as stream:
+        return stream.response.status == 200
+
+
+def _seconds_of_a_change(deployment: Deployment, ids: Sequence[str], stream: Stream) -> float:
+    began = time.monotonic()
+    _change(deployment, ids)
+    assert stream.event()
+    return time.monotonic() - began
+
+
+def test_clients_that_read_nothing_cost_little_and_are_cut_off(deployment: Deployment) -> None:
+    """While the states of their sessions change, the process holds none of them but the newest, and
+    sends another client its states without delay. After the bound they are disconnected, and
+    resume with the newest states."""
+    number = free_port()
+    api = deployment.start(
+        "serve",
+        WEARON_PORT=str(number),
+        WEARON_HTTP_WRITE_SECONDS=str(WRITE_SECONDS),
+        WEARON_STREAMS_PER_OWNER=str(SLOW_CLIENTS + 1),
+    )
+    eventually(lambda: _status(number) == 200)
+    ids = [_submit_large(deployment) for _ in range(SLOW_SESSIONS)]
+    with ExitStack() as stack:
+
+        def opened(*ids: str, **more: Any) -> Stream:
+            return stack.enter_context(closing(Stream(deployment, number, *ids, **more)))
+
+        quick = opened(ids[0])
+        quick.event()
+        slow = [opened(*ids, takes_little=True) for _ in range(SLOW_CLIENTS - 1)]
+        single = opened(ids[0], takes_little=True)
+        seen = single.event()
+        assert seen
+        _forget_peak(api.pid)
+        before = _peak_kib(api.pid)
+        delays = [_seconds_of_a_change(deployment, ids, quick) for _ in range(CHANGES)]
+        growth = _peak_kib(api.pid) - before
+        eventually(
+            lambda: _stream_opens(deployment, number, ids[0]), seconds=WRITE_SECONDS + SLACK_SECONDS
+        )
+        for stream in (*slow, single):
+            with pytest.raises(IncompleteRead):
+                stream.response.read()
+
+        resumed = [opened(*ids) for _ in slow]
+        newest = [[stream.event() for _ in ids] for stream in resumed]
+        single = opened(ids[0], after=seen[0])
+        newest.append([single.event()])
+        _change(deployment, ids, "completed")
+        ends = [[*iter(stream.event, None)] for stream in (quick, *resumed, single)]
+
+    assert max(delays) < WRITE_SECONDS / 2
+    assert growth < MAX_GROWTH_KIB
+    revisions = {event[0] for events in newest for event in events if event}
+    assert revisions == {2 * (CHANGES // 2) + 1}
+    assert {len(events) for events in newest} == {SLOW_SESSIONS, 1}
+    assert [len(events) for events in ends] == [1, *[SLOW_SESSIONS] * len(slow), 1]
+    assert {event[0] for events in ends for event in events} == {FINAL_REVISION}

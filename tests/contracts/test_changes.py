@@ -16,6 +16,12 @@ pytestmark = pytest.mark.anyio
 DEADLINE_SECONDS = 10
 
 
+async def begun(listening: AsyncGenerator[Sequence[Change], None]) -> None:
+    """Until it listens: the first item is empty."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        assert list(await anext(listening)) == []
+
+
 async def heard(
     listening: AsyncGenerator[Sequence[Change], None], count: int
 ) -> list[tuple[UUID, Owner]]:
@@ -33,7 +39,8 @@ async def test_published_changes_are_heard_by_every_listener(
     """The first item is empty. From then on, all that any process publishes, with its owner."""
     one, other = changes
     first, second = one.listen(), other.listen()
-    assert [len(await anext(first)), len(await anext(second))] == [0, 0]
+    await begun(first)
+    await begun(second)
     sessions = [a_session(owner=owner) for owner in (USER, STORE, USER)]
 
     for session in sessions:
@@ -52,12 +59,12 @@ async def test_changes_before_the_first_item_are_not_heard(
     one, other = changes
     early, late = a_session(), a_session()
     before = one.listen()
-    await anext(before)
+    await begun(before)
     other.publish(early)
     assert await heard(before, 1) == [(early.id, early.owner)]
 
     listening = one.listen()
-    await anext(listening)
+    await begun(listening)
     other.publish(late)
 
     assert await heard(listening, 1) == [(late.id, late.owner)]
@@ -70,12 +77,12 @@ async def test_publishing_without_a_listener_raises_nothing(
 ) -> None:
     one, other = changes
     listening = one.listen()
-    await anext(listening)
+    await begun(listening)
     await listening.aclose()
     other.publish(a_session())
 
     again, session = one.listen(), a_session()
-    await anext(again)
+    await begun(again)
     other.publish(session)
 
     while (session.id, session.owner) not in await heard(again, 1):

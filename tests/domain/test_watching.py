@@ -34,6 +34,7 @@ CALLER = Caller(owner=USER)
 AWAY = DatabaseUnavailable("The database is away")
 QUEUED, CLAIMED, RELEASED = 1, 2, 3
 """Revisions of a new session, its first attempt, and after its release."""
+PATIENCE_SECONDS = 60
 
 
 class Reads(InMemoryWatchReads):
@@ -122,8 +123,9 @@ def scene(service: Service) -> Scene:
 
 async def news(watch: Watch) -> list[tuple[UUID, int]]:
     """The next states of the stream, with their revisions; empty at its end."""
-    while (sessions := await watch.next()) == ():
-        pass
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while (sessions := await watch.next()) == ():
+            pass
     return [(session.id, session.revision) for session in sessions or ()]
 
 
@@ -311,6 +313,18 @@ async def test_streams_of_an_owner_find_unpublished_sessions(scene: Scene) -> No
         assert now() - began <= 2 * ROUND_SECONDS
 
 
+async def test_streams_of_an_owner_show_published_sessions_at_once(scene: Scene) -> None:
+    """Before the next round would find them."""
+    async with scene.watching.watch(CALLER, None) as watch:
+        await settle()
+        began = now()
+        new = await scene.submit()
+        await scene.claim(new)
+
+        assert await news(watch) == [(new, CLAIMED)]
+        assert now() == began
+
+
 async def test_streams_of_a_shopper_show_its_own_sessions_only(scene: Scene) -> None:
     shopper = Shopper(id="anna", token_id=uuid4())
     async with scene.watching.watch(Caller(owner=STORE, shopper=shopper), None) as watch:
@@ -408,13 +422,16 @@ async def test_outage_of_the_database_delays_a_state(scene: Scene) -> None:
 
 
 async def test_stream_does_not_begin_without_the_database(scene: Scene) -> None:
+    """The client is told at once, not at the deadline."""
     session_id = await scene.submit()
     scene.reads.error = AWAY
+    began = now()
     with pytest.raises(DatabaseUnavailable):
         async with scene.watching.watch(CALLER, [session_id]):
             raise AssertionError("It was let in")
 
     assert len(scene.watching) == 0
+    assert now() == began
 
 
 async def test_database_that_hangs_is_given_up_at_the_deadline(service: Service) -> None:

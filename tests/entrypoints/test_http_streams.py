@@ -44,6 +44,10 @@ async def finish(api: Api, session_id: str) -> None:
     api.service.changes.publish(session)
 
 
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
 def shown(event: tuple[int, dict[str, Any]]) -> tuple[int, str]:
     revision, data = event
     return revision, data["status"]
@@ -108,25 +112,27 @@ async def test_ping_is_a_comment(api: Api) -> None:
 
 
 async def test_client_that_leaves_waits_no_more(api: Api) -> None:
+    """From that moment on, not only after the next ping or the stream's lifetime."""
     stream = await api.stream(f"{GENERATIONS}/{await submitted(api)}/events")
     await stream.events(1)
-    before = len(api.watching)
+    before, left_at = len(api.watching), now()
     await stream.close()
 
     assert (before, len(api.watching)) == (1, 0)
+    assert now() == left_at
 
 
 async def test_stream_of_several_sessions(api: Api) -> None:
     """Each one's current state and its changes. Repeated ids count once."""
     first, second = await submitted(api), await submitted(api)
     stream = await api.stream(f"{EVENTS}?ids={first},{second},{first}")
-    now = await stream.events(2)
+    current = await stream.events(2)
     await finish(api, first)
     await finish(api, second)
     later = await stream.events(2)
 
-    assert {data["session_id"] for _, data in now} == {first, second}
-    assert [shown(event) for event in (*now, *later)] == [(QUEUED, "queued")] * 2 + [
+    assert {data["session_id"] for _, data in current} == {first, second}
+    assert [shown(event) for event in (*current, *later)] == [(QUEUED, "queued")] * 2 + [
         (FINAL_REVISION, "failed")
     ] * 2
     assert await stream.event() is None
@@ -224,10 +230,12 @@ async def test_stream_of_an_unknown_session(api: Api, path: str) -> None:
 
 async def test_head_of_a_stream_is_short(api: Api) -> None:
     path = f"{GENERATIONS}/{await submitted(api)}/events"
+    began = now()
     answer = await api.call("HEAD", path, content_type=None)
 
     assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream")
     assert len(api.watching) == 0
+    assert now() == began
 
 
 async def test_streams_end_when_the_process_stops(api: Api) -> None:

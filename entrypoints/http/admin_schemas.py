@@ -14,6 +14,7 @@ from domain.origins import MAX_ORIGIN_LENGTH
 from domain.plans import Plan
 from domain.ports import ApiKey
 from entrypoints.http.credit_schemas import LedgerItem
+from entrypoints.http.patterns import LINE, NAMED, ORIGIN, VISIBLE
 from entrypoints.http.schemas import CreatedAt, NextCursor
 
 MAX_ID_LENGTH = 128
@@ -25,6 +26,7 @@ OwnerId = Annotated[
         max_length=MAX_ID_LENGTH,
         description="The store's id (`b2b`), or the user's UUID (`b2c`).",
         examples=["corner-shop"],
+        extra_json_schema=NAMED,
     ),
 ]
 StoreId = Annotated[
@@ -34,12 +36,25 @@ StoreId = Annotated[
         max_length=MAX_ID_LENGTH,
         description="Chosen by you: A-Z a-z 0-9 . _ : - and it begins with a letter or a digit.",
         examples=["corner-shop"],
+        extra_json_schema=NAMED,
     ),
 ]
-Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH, examples=["Corner Shop"])]
-Label = Annotated[str, Meta(max_length=MAX_NAME_LENGTH, examples=["web shop"])]
+Name = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=MAX_NAME_LENGTH,
+        examples=["Corner Shop"],
+        extra_json_schema=LINE,
+    ),
+]
+Label = Annotated[
+    str, Meta(max_length=MAX_NAME_LENGTH, examples=["web shop"], extra_json_schema=LINE)
+]
 Origins = Annotated[
-    list[Annotated[str, Meta(min_length=1, max_length=MAX_ORIGIN_LENGTH)]],
+    list[
+        Annotated[str, Meta(min_length=1, max_length=MAX_ORIGIN_LENGTH, extra_json_schema=ORIGIN)]
+    ],
     Meta(
         max_length=MAX_ORIGINS,
         description="The web pages from which the store's keys may be used: scheme://host[:port].",
@@ -54,14 +69,21 @@ Reference = Annotated[
         max_length=MAX_REFERENCE_LENGTH,
         description="Your own key of this entry, used once: 1 to 255 visible ASCII characters.",
         examples=["invoice-4711"],
+        extra_json_schema=VISIBLE,
     ),
 ]
 Reason = Annotated[
     str,
-    Meta(min_length=1, max_length=MAX_NOTE_LENGTH, description="Why, for the audit log."),
+    Meta(
+        min_length=1,
+        max_length=MAX_NOTE_LENGTH,
+        description="Why, for the audit log.",
+        extra_json_schema=LINE,
+    ),
 ]
 OptionalReason = Annotated[
-    str, Meta(max_length=MAX_NOTE_LENGTH, description="Why, for the audit log.")
+    str,
+    Meta(max_length=MAX_NOTE_LENGTH, description="Why, for the audit log.", extra_json_schema=LINE),
 ]
 
 
@@ -73,7 +95,12 @@ class NewGrant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     amount: Amount
     reference: Reference
     note: Annotated[
-        str, Meta(max_length=MAX_NOTE_LENGTH, description="The owner can read it in its ledger.")
+        str,
+        Meta(
+            max_length=MAX_NOTE_LENGTH,
+            description="The owner can read it in its ledger.",
+            extra_json_schema=LINE,
+        ),
     ] = ""
 
 
@@ -92,6 +119,7 @@ class NewAdjustment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             min_length=1,
             max_length=MAX_NOTE_LENGTH,
             description="Why. The owner can read it in its ledger.",
+            extra_json_schema=LINE,
         ),
     ]
 

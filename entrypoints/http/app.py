@@ -10,6 +10,7 @@ from litestar.di import Provide
 from litestar.handlers import HTTPRouteHandler
 from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp
+from msgspec import Struct
 
 from config.logging import AccessLine, logged_access_line
 from domain.client_tokens import ClientTokens
@@ -140,7 +141,7 @@ def create_app(
         request_max_body_size=max_body_bytes,
     )
     app.state[DRAIN] = drain
-    complete_document(app.openapi_schema)
+    complete_document(app.openapi_schema, _bodies(app))
     describe_webhooks(app.openapi_schema)
     parameters.update(query_parameters(app.openapi_schema))
     # Litestar's own middleware does not see requests that match no route.
@@ -153,6 +154,13 @@ def create_app(
         browser_headers=BrowserHeaders(https_only=https_only),
     )
     return app
+
+
+def _bodies(app: Litestar) -> set[type[Struct]]:
+    """What the calls accept as JSON."""
+    handlers = [one for route in app.routes for one in getattr(route, "route_handlers", ())]
+    fields = [handler.parsed_data_field for handler in handlers]
+    return {field.annotation for field in fields if field and field.is_subclass_of(Struct)}
 
 
 def _api(

@@ -10,12 +10,12 @@ from domain.client_tokens import (
     MAX_LIFETIME,
     MAX_PICTURES,
     MIN_LIFETIME,
-    SHOPPER_ID,
     ClientToken,
     IssuedToken,
     ShopperSummary,
 )
 from domain.plans import SUBMISSIONS_PER_PICTURE
+from entrypoints.http.patterns import ID, ORIGIN
 from entrypoints.http.schemas import Stats
 
 DEFAULT_LIFETIME = timedelta(minutes=15)
@@ -26,7 +26,7 @@ ShopperId = Annotated[
     Meta(
         min_length=1,
         max_length=128,
-        pattern=f"^{SHOPPER_ID}$",
+        pattern=ID,
         description="Your own id of the shopper. Not an e-mail address: give a hash of it.",
         examples=["customer-4711"],
     ),
@@ -60,6 +60,7 @@ class NewClientToken(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             max_length=300,
             description="The origin of the page that will use the token: one of your origins.",
             examples=["https://shop.example"],
+            extra_json_schema=ORIGIN,
         ),
     ]
     lifetime_seconds: Annotated[

@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 from litestar import delete, get, post
 from litestar.openapi.spec import Example
-from litestar.params import BodyKwarg, FromPath, PathParameter, QueryParameter
+from litestar.params import BodyKwarg, PathParameter, QueryParameter
 
 from domain.client_tokens import ClientTokens
 from entrypoints.http.access import for_stores
@@ -26,6 +26,7 @@ from entrypoints.http.client_token_schemas import (
 from entrypoints.http.inputs import Injected, OwnedRequest, StrictBody
 from entrypoints.http.openapi import failures
 
+ShopperIdInPath = Annotated[str, PathParameter(description="Your own id of the shopper.")]
 _TAGS = ["Client tokens"]
 _EXAMPLE = Example(
     value={"shopper_id": "customer-4711", "origin": "https://shop.example", "pictures": 3}
@@ -113,7 +114,7 @@ async def revoke_client_token(
     responses=failures(401, 403, 503),
 )
 async def get_shopper(
-    request: OwnedRequest, client_tokens: Injected[ClientTokens], shopper_id: FromPath[str]
+    request: OwnedRequest, client_tokens: Injected[ClientTokens], shopper_id: ShopperIdInPath
 ) -> ShopperEnvelope:
     """How many generations a shopper has requested, and how many more its tokens allow. For a
     shopper without any, all numbers are 0. List the generations with

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgspec
 from litestar.openapi.spec import (
@@ -17,15 +18,15 @@ from litestar.openapi.spec import (
     RequestBody,
     Schema,
 )
+from msgspec import Struct
 
-from domain.client_tokens import SHOPPER_ID
 from domain.sessions import ErrorCode
-from entrypoints.http.admin_schemas import NewStore, StoreChanges, StoreItem
 from entrypoints.http.errors import ERRORS
-from entrypoints.http.original import OriginalRequest
+from entrypoints.http.patterns import CURSOR, ID, IDEMPOTENCY_KEY
 
 _STRING = Schema(type=OpenAPIType.STRING)
 _INTEGER = Schema(type=OpenAPIType.INTEGER)
+_NULL = Schema(type=OpenAPIType.NULL)
 _BINARY = Schema(type=OpenAPIType.STRING, format="binary")  # type: ignore[arg-type]
 _EVENT = Schema(
     type=OpenAPIType.OBJECT,
@@ -41,7 +42,7 @@ _EVENT = Schema(
         ),
     },
 )
-_KEY = Schema(type=OpenAPIType.STRING, pattern="^[!-~]{1,255}$")
+_KEY = Schema(type=OpenAPIType.STRING, pattern=IDEMPOTENCY_KEY)
 
 _SENT_REQUEST_ID = Parameter(
     name="X-Request-Id",
@@ -100,12 +101,22 @@ _BY_OPERATION = {
 }
 
 _NEEDS_KEY = {"create_key"}
-_IN_PATH = {"store_id": SHOPPER_ID, "shopper_id": SHOPPER_ID}
-"""The patterns of ids. A store's is that of a shopper's."""
+_PATTERNS = {"cursor": CURSOR, "owner_id": ID, "shopper_id": ID, "store_id": ID}
+"""Those of parameters, by their names."""
 _OPEN = {"OriginalRequest"}
 """Requests whose unknown fields are ignored."""
-_WITH_LISTS = (NewStore, StoreChanges, StoreItem, OriginalRequest)
-"""Litestar loses the constraints of their lists' items."""
+_CONSTRAINTS = {
+    "enum": "enum",
+    "maximum": "maximum",
+    "maxItems": "max_items",
+    "maxLength": "max_length",
+    "minimum": "minimum",
+    "minItems": "min_items",
+    "minLength": "min_length",
+    "pattern": "pattern",
+}
+"""JSON Schema's names, and Litestar's. Litestar loses those of a list's items, of a value within
+a union, and what a field adds to its schema."""
 
 
 @dataclass
@@ -122,9 +133,9 @@ _CODES: dict[tuple[str, str], list[str]] = {
 }
 
 
-def complete_document(document: OpenAPI) -> None:
-    """Add what Litestar leaves out: headers, patterns, known codes, which bodies are binary, which
-    fields are refused, and that a call needs no token."""
+def complete_document(document: OpenAPI, bodies: Collection[type[Struct]]) -> None:
+    """Add what Litestar leaves out: headers, constraints, known codes, which bodies are binary,
+    which fields are refused, and that a call needs no token. ``bodies`` are what calls accept."""
     for _, _, operation in operations(document):
         if operation.security is None:
             operation.security = []
@@ -147,7 +158,7 @@ def complete_document(document: OpenAPI) -> None:
     for name in _in_requests(document) - _OPEN:
         if schemas[name].type == OpenAPIType.OBJECT:
             schemas[name].additional_properties = False
-    _constrain_items(schemas)
+    _take_constraints(schemas, bodies)
     for (name, attribute), codes in _CODES.items():
         properties = schemas[name].properties or {}
         properties[attribute] = _with_codes(properties[attribute], codes)
@@ -161,10 +172,23 @@ def _complete_parameter(
     if parameter.name == "Idempotency-Key":
         needed = operation.operation_id in _NEEDS_KEY
         return replace(parameter, schema=_KEY, required=needed)
-    if parameter.param_in == "path" and parameter.name in _IN_PATH:
-        pattern = f"^{_IN_PATH[parameter.name]}$"
-        return replace(parameter, schema=Schema(type=OpenAPIType.STRING, pattern=pattern))
-    return parameter
+    schema = _not_null(parameter.schema)
+    if parameter.name in _PATTERNS and isinstance(schema, Schema):
+        schema = replace(schema, pattern=_PATTERNS[parameter.name])
+    return replace(parameter, schema=schema)
+
+
+def _not_null(schema: Schema | Reference | None) -> Schema | Reference | None:
+    """An optional parameter is left out: a text cannot be null."""
+    if not (isinstance(schema, Schema) and schema.one_of):
+        return schema
+    options = [one for one in schema.one_of if one != _NULL]
+    if len(options) != 1:
+        return schema
+    (option,) = options
+    if isinstance(option, Reference):
+        return replace(schema, one_of=None, all_of=[option])
+    return replace(schema, one_of=None, type=option.type)
 
 
 def _describe_others(content: Mapping[str, OpenAPIMediaType]) -> None:
@@ -192,30 +216,26 @@ def _in_requests(document: OpenAPI) -> set[str]:
     return found
 
 
-def _constrain_items(schemas: Mapping[str, Schema]) -> None:
-    """Take the constraints of lists' texts from msgspec's own schema."""
-    _, described = msgspec.json.schema_components(_WITH_LISTS)
-    for kind in _WITH_LISTS:
-        for attribute, schema in (schemas[kind.__name__].properties or {}).items():
-            if not isinstance(schema, Schema):
-                continue
-            lists = [schema, *[one for one in schema.one_of or () if isinstance(one, Schema)]]
-            for one in lists:
-                if one.type == OpenAPIType.ARRAY and isinstance(one.items, Schema):
-                    one.items = _item(described[kind.__name__]["properties"][attribute])
+def _take_constraints(schemas: Mapping[str, Schema], bodies: Collection[type[Struct]]) -> None:
+    """Those of msgspec's own schemas, which decide what is accepted."""
+    _, described = msgspec.json.schema_components(bodies)
+    for name, own in described.items():
+        for attribute, schema in (schemas[name].properties or {}).items():
+            _constrain(schema, own["properties"][attribute])
 
 
-def _item(described: dict[str, object]) -> Schema:
-    options = described.get("anyOf", [described])
-    assert isinstance(options, list)  # noqa: S101 - as msgspec writes it
-    item = next(one["items"] for one in options if "items" in one)
-    return Schema(
-        type=OpenAPIType.STRING,
-        min_length=item.get("minLength"),
-        max_length=item.get("maxLength"),
-        pattern=item.get("pattern"),
-        description=item.get("description"),
-    )
+def _constrain(schema: Schema | Reference, own: Mapping[str, Any]) -> None:
+    if not isinstance(schema, Schema):
+        return
+    options = [schema, *[one for one in schema.one_of or () if isinstance(one, Schema)]]
+    for described in own.get("anyOf", [own]):
+        for option in options:
+            if option.type is not None and option.type == described.get("type"):
+                for name, attribute in _CONSTRAINTS.items():
+                    if name in described:
+                        setattr(option, attribute, described[name])
+                if option.items:
+                    _constrain(option.items, described["items"])
 
 
 def _with_codes(schema: Schema | Reference, codes: Collection[str]) -> Schema | Reference:

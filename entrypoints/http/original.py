@@ -41,8 +41,9 @@ from entrypoints.http.inputs import (
     decoded,
 )
 from entrypoints.http.openapi import failures
+from entrypoints.http.patterns import PRINTABLE_TEXT
 from entrypoints.http.rates import as_text, rate_headers
-from entrypoints.http.schemas import PRINTABLE_TEXT, CreatedAt, SessionId, Url
+from entrypoints.http.schemas import CreatedAt, SessionId, Url
 
 MAX_IMAGES = 2 + MAX_ACCESSORIES
 """A model, an outfit and the accessories."""

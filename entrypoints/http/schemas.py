@@ -22,14 +22,9 @@ from domain.sessions import (
 )
 from domain.uploads import UploadOffer
 from domain.views import MAX_QUEUE_POSITION, SessionView
+from entrypoints.http.patterns import PRINTABLE_LINE, PRINTABLE_TEXT, URL
 
 GENERATIONS_PATH = "/api/v1/generations"
-
-# Control characters (PostgreSQL rejects NUL, terminals execute ESC sequences) and marks that change
-# the direction of text. A prompt may have tabs and line ends.
-_UNPRINTABLE = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
-_UNPRINTABLE_IN_TEXT = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
-PRINTABLE_TEXT = f"^(?![\\s\\S]*{_UNPRINTABLE_IN_TEXT})"
 
 Url = Annotated[
     str,
@@ -38,6 +33,7 @@ Url = Annotated[
         max_length=MAX_URL_LENGTH,
         description="The picture's URL: public, http or https.",
         examples=["https://images.example.com/person.jpg"],
+        extra_json_schema=URL,
     ),
 ]
 SessionId = Annotated[
@@ -62,7 +58,7 @@ class AccessoryItem(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             min_length=1,
             max_length=64,
-            pattern=f"^(?![\\s\\S]*{_UNPRINTABLE})",
+            pattern=PRINTABLE_LINE,
             description="The kind of accessory.",
             examples=["hat"],
         ),

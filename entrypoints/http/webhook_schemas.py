@@ -21,6 +21,7 @@ from domain.endpoints import (
 )
 from domain.links import MAX_URL_LENGTH
 from domain.webhooks import MAX_DESCRIPTION_LENGTH
+from entrypoints.http.patterns import LINE, URL
 from entrypoints.http.schemas import NextCursor
 
 _ID = "018f6b9e-7c3a-7d21-9a40-3f0c5f6d2b11"
@@ -32,6 +33,7 @@ EndpointUrl = Annotated[
         max_length=MAX_URL_LENGTH,
         description="Where events are sent: public, https.",
         examples=["https://shop.example/hooks/wearon"],
+        extra_json_schema=URL,
     ),
 ]
 EventName = Literal["generation.completed", "generation.failed", "credits.low"]
@@ -45,7 +47,12 @@ Events = Annotated[
     ),
 ]
 Description = Annotated[
-    str, Meta(max_length=MAX_DESCRIPTION_LENGTH, description="Your own words, for lists.")
+    str,
+    Meta(
+        max_length=MAX_DESCRIPTION_LENGTH,
+        description="Your own words, for lists.",
+        extra_json_schema=LINE,
+    ),
 ]
 EndpointId = Annotated[UUID, Meta(description="The endpoint's id.", examples=[_ID])]
 DeliveryId = Annotated[

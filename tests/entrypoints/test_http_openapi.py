@@ -87,15 +87,6 @@ def test_only_requests_refuse_further_fields(document: dict[str, Any]) -> None:
     assert not closed & answers
 
 
-def test_items_of_lists_keep_their_constraints(document: dict[str, Any]) -> None:
-    schemas = document["components"]["schemas"]
-
-    assert schemas["OriginalRequest"]["properties"]["image_urls"]["items"]["maxLength"] == 2_048
-    assert schemas["NewStore"]["properties"]["origins"]["items"]["maxLength"] == 300
-    changed = schemas["StoreChanges"]["properties"]["origins"]["oneOf"][0]
-    assert changed["items"]["maxLength"] == 300
-
-
 def test_parameters(document: dict[str, Any]) -> None:
     """Ids in paths and keys have their pattern, and a new API key needs a key of its own."""
     of_key = parameters(document, "/api/v1/admin/stores/{store_id}/keys", "post")

@@ -62,8 +62,18 @@ class Driver(Protocol):
         """Make a client and call one of its methods, by its Python name."""
 
 
+OPENED: Any = {"opened": True}
+"""Among the updates: a stream of all sessions is open."""
+
+
 def _given(args: tuple[Any, ...], method: str, outcome: Outcome) -> list[Any]:
     return [*args, outcome.updates.append] if method.startswith("subscribe") else [*args]
+
+
+def _told(options: dict[str, Any], method: str, outcome: Outcome) -> dict[str, Any]:
+    if method != "subscribe_all":
+        return options
+    return {**options, "on_open": lambda: outcome.updates.append(OPENED)}
 
 
 def _described(error: WearonError) -> dict[str, Any]:
@@ -87,7 +97,8 @@ class SyncDriver:
         with Wearon(url, token, retries=limits, idle_seconds=idle_seconds) as client:
             try:
                 given = _given(args, method, outcome)
-                outcome.result = getattr(client, method)(*given, **options)
+                told = _told(options, method, outcome)
+                outcome.result = getattr(client, method)(*given, **told)
             except WearonError as error:
                 outcome.error = _described(error)
         return outcome
@@ -110,7 +121,8 @@ class AsyncDriver:
         async def called() -> None:
             given = _given(args, method, outcome)
             async with AsyncWearon(url, token, retries=limits, idle_seconds=idle_seconds) as client:
-                outcome.result = await getattr(client, method)(*given, **options)
+                told = _told(options, method, outcome)
+                outcome.result = await getattr(client, method)(*given, **told)
 
         try:
             asyncio.run(called())

@@ -37,6 +37,7 @@ async function call({ target, method, args, options }, updates) {
     if (session.status === target.refuses) throw new Error("refused");
   };
   if (method.startsWith("subscribe")) args.push(onUpdate);
+  if (method === "subscribe_all") options.onOpen = () => updates.push({ opened: true });
   if (method === "upload") args = [bytes(args[0])];
   if (options.abort_ms !== undefined) options.signal = AbortSignal.timeout(options.abort_ms);
   const result = await wearon[camel(method)](...args, renamed(options));

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.clients.dev import Dev, running_dev
-from tests.clients.drivers import Driver
+from tests.clients.drivers import OPENED, Driver, SyncDriver
 from tests.clients.examples import run_javascript, run_python
 from tests.clients.page import client_page
 
@@ -73,6 +74,25 @@ def test_sessions_are_followed_to_their_end(client: Driver, dev: Dev) -> None:
         ids, "completed"
     )
     assert unknown.refusal["code"] == "NOT_FOUND"
+
+
+def test_all_sessions_are_followed_from_now_on(client: Driver, dev: Dev) -> None:
+    """Those that are submitted meanwhile, to their end, and no older ones."""
+    old = SyncDriver().call(dev.url, "submit_and_wait", dev.request, token=dev.api_key).result
+    new: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(
+            client.call, dev.url, "subscribe_all", token=dev.api_key, timeout_seconds=3.0
+        )
+        while not following.done():  # Some of these come before the stream is open, or too late.
+            done = SyncDriver().call(dev.url, "submit_and_wait", dev.request, token=dev.api_key)
+            new.append(done.result["session_id"])
+        opened, *updates = following.result().updates
+
+    final = {state["session_id"] for state in updates if state["status"] == "completed"}
+    assert opened == OPENED
+    assert final & set(new)
+    assert old["session_id"] not in {state["session_id"] for state in updates}
 
 
 def test_batch_answers_each_item(client: Driver, dev: Dev) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.drivers import Driver, at_once
+from tests.clients.drivers import OPENED, Driver, at_once
 from tests.clients.fake import (
     CUT,
     FINAL_REVISION,
@@ -236,6 +236,60 @@ def test_subscription_ends_in_time(clients: list[Driver]) -> None:
         assert time.monotonic() - began < 8
 
     at_once(clients, check)
+
+
+@pytest.mark.parametrize("method", ["subscribe", "subscribe_all"])
+def test_pings_do_not_put_off_the_end(clients: list[Driver], method: str) -> None:
+    """The caller's time is over within a second, although a ping came shortly before, and the
+    next one would be long after."""
+
+    def check(client: Driver, api: FakeApi) -> None:
+        api.script(stream(event(2, WORKING), 1.6, PING, end="hang"))
+        of_one = ["s1"] if method == "subscribe" else []
+        began = time.monotonic()
+
+        outcome = client.call(api.url, method, *of_one, timeout_seconds=2.0, idle_seconds=9.0)
+
+        assert 1.9 < time.monotonic() - began < 3.0
+        assert WORKING in outcome.updates
+        if method == "subscribe":
+            assert outcome.refusal["name"] == "WaitTimeout"
+        else:
+            assert outcome.error is None
+
+    at_once(clients, check)
+
+
+def test_all_sessions_are_followed(clients: list[Driver]) -> None:
+    """Every state is delivered, also of sessions that end, until the time is over. A connection
+    that is lost or refused for now is made again without resuming, and each open one is told."""
+
+    def check(client: Driver, api: FakeApi) -> None:
+        first, second = session("a", "processing"), session("b", "completed")
+        api.script(
+            stream(event(2, first), PING, event(4, second), b"event: other\ndata: {}\n\n"),
+            error(503, "SERVICE_UNAVAILABLE", Retry_After="0"),
+            stream(final("a"), b"event: generation\nid: 7\ndata: []\n\n", end="hang"),
+            stream(end="hang"),
+        )
+
+        outcome = client.call(api.url, "subscribe_all", timeout_seconds=1.5)
+
+        done = session("a", "completed")
+        assert outcome.error is None
+        assert outcome.updates == [OPENED, first, second, OPENED, done, OPENED]
+        assert {seen.path for seen in api.seen} == {"/api/v1/events"}
+        assert {seen.headers["Last-Event-ID"] for seen in api.seen} == {None}
+
+    at_once(clients, check)
+
+
+def test_refused_stream_of_all_sessions_is_an_error(client: Driver, api: FakeApi) -> None:
+    api.script(error(401, "INVALID_TOKEN"))
+
+    outcome = client.call(api.url, "subscribe_all")
+
+    assert (outcome.refusal["code"], outcome.updates) == ("INVALID_TOKEN", [])
 
 
 def test_later_retry_is_a_timeout(clients: list[Driver]) -> None:

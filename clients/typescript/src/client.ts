@@ -1,5 +1,5 @@
 import { ApiError, ConnectionFailed, WaitTimeout, WearonError } from "./errors.js";
-import { Follower } from "./follow.js";
+import { Everything, Follower, GENERATIONS, pathOf } from "./follow.js";
 import {
   dataOf,
   Http,
@@ -22,7 +22,6 @@ import {
 import { clock, RETRIES, type Retries, Tries } from "./retries.js";
 import { EventParser } from "./sse.js";
 
-const GENERATIONS = "/api/v1/generations";
 const MAX_FOLLOWED = 100;
 const MAX_WAIT_SECONDS = 60;
 /** What a response may take beyond the time that it was asked to wait. */
@@ -40,7 +39,7 @@ export interface ClientOptions {
   baseUrl: string;
   token: Token;
   retries?: Partial<Retries>;
-  /** Silence after which a stream is given up. The service sends a ping every 20 seconds. */
+  /** Silence after which a stream is given up. The service sends a ping every 45 seconds. */
   idleSeconds?: number;
   fetch?: typeof fetch;
 }
@@ -66,6 +65,12 @@ export interface ListOptions extends CallOptions {
 }
 
 export type OnUpdate = (session: Session) => unknown;
+export type OnOpen = () => unknown;
+
+export interface SubscribeAllOptions extends WaitOptions {
+  /** Called each time that a stream is open. */
+  onOpen?: OnOpen;
+}
 
 /**
  * A caller of the API. Every method throws `ApiError` if the API refuses a request, and
@@ -139,26 +144,25 @@ export class Wearon {
       throw new RangeError(`at most ${MAX_FOLLOWED} sessions can be followed at once`);
     }
     const end = clock() + timeoutSeconds;
-    const tries = new Tries(this.#retries);
-    while (follower.pending.size > 0) {
-      checkTime(end, follower);
-      const seconds = Math.min(this.#idleSeconds, end - clock());
-      const stream = await this.#http.open(events(follower), seconds, signal);
-      // The states that it has are final, with a new status.
-      if (stream === "over") return follower.states;
-      let least = 0;
-      let failure = new ConnectionFailed("the stream ended") as WearonError;
-      if (stream instanceof WearonError) failure = stream;
-      else {
-        const parser = new EventParser();
-        if (await this.#read(stream, parser, follower, onUpdate, end)) tries.reset();
-        least = parser.retrySeconds ?? this.#retries.baseSeconds;
-      }
-      if (follower.pending.size === 0) break;
-      const delay = tries.delayAfter(failure, least);
-      await sleep(Math.max(0, Math.min(delay, end - clock())), signal);
+    if (!(await this.#follow(follower, { onUpdate, end, signal }))) {
+      throw new WaitTimeout(follower.first, follower.states.get(follower.first));
     }
     return follower.states;
+  }
+
+  /**
+   * Call `onUpdate` with each new state of all the caller's sessions from now on, until the time is
+   * over. A lost connection is made again, but does not resume: what changed in between is not told.
+   * So `onOpen` is called as soon as a stream is open, each time: read the sessions there that you
+   * wait for. A state that arrives afterwards may be older than what you read, except that a final
+   * one stays. Promises of both are awaited.
+   */
+  async subscribeAll(
+    onUpdate: OnUpdate,
+    { timeoutSeconds = FOLLOW_SECONDS, signal, onOpen }: SubscribeAllOptions = {},
+  ): Promise<void> {
+    const end = clock() + timeoutSeconds;
+    await this.#follow(new Everything(), { onUpdate, onOpen, end, signal });
   }
 
   /**
@@ -272,17 +276,46 @@ export class Wearon {
     }
   }
 
+  /**
+   * Deliver the news of as many streams as it takes. Returns whether there will be no more: else the
+   * time is over.
+   */
+  async #follow(follower: Follower | Everything, following: Following): Promise<boolean> {
+    const { end, signal } = following;
+    const tries = new Tries(this.#retries);
+    while (!follower.isDone) {
+      if (clock() >= end) return false;
+      const seconds = Math.min(this.#idleSeconds, end - clock());
+      const stream = await this.#http.open(events(follower), seconds, signal);
+      // The states that it has are final, with a new status.
+      if (stream === "over") return true;
+      let least = 0;
+      let failure = new ConnectionFailed("the stream ended") as WearonError;
+      if (stream instanceof WearonError) failure = stream;
+      else {
+        const parser = new EventParser();
+        if (await this.#read(stream, parser, follower, following)) tries.reset();
+        if (clock() >= end) continue;
+        least = parser.retrySeconds ?? this.#retries.baseSeconds;
+      }
+      if (follower.isDone) break;
+      const delay = tries.delayAfter(failure, least);
+      await sleep(Math.max(0, Math.min(delay, end - clock())), signal);
+    }
+    return true;
+  }
+
   /** Deliver the news of one stream, until it ends. Returns whether it sent anything. */
   async #read(
     stream: Stream,
     parser: EventParser,
-    follower: Follower,
-    onUpdate: OnUpdate,
-    end: number,
+    follower: Follower | Everything,
+    { onUpdate, onOpen, end }: Following,
   ): Promise<boolean> {
     let began = false;
     try {
-      while (follower.pending.size > 0 && clock() < end) {
+      await onOpen?.();
+      while (!follower.isDone && clock() < end) {
         const bytes = await stream.read(Math.min(this.#idleSeconds, end - clock()));
         if (bytes === undefined) break;
         began = true;
@@ -298,6 +331,13 @@ export class Wearon {
   }
 }
 
+interface Following {
+  onUpdate: OnUpdate;
+  onOpen?: OnOpen | undefined;
+  end: number;
+  signal?: AbortSignal | undefined;
+}
+
 interface UploadOffer {
   upload_url: string;
   method: string;
@@ -307,7 +347,7 @@ interface UploadOffer {
 
 function* news(
   parser: EventParser,
-  follower: Follower,
+  follower: Follower | Everything,
   bytes: Uint8Array,
 ): Generator<Session | "unreadable"> {
   const events = parser.feed(bytes);
@@ -325,22 +365,11 @@ function* news(
   }
 }
 
-/** One session's stream resumes by its revision; several sessions have a revision each. */
-function events(follower: Follower): Request {
+function events(follower: Follower | Everything): Request {
+  const { url, revision } = follower.resumesAt();
   const headers: Record<string, string> = { Accept: "text/event-stream" };
-  const single = follower.single;
-  if (single === undefined) {
-    const query = new URLSearchParams({ ids: [...follower.pending].join(",") });
-    return { method: "GET", url: `/api/v1/events?${query}`, headers };
-  }
-  const revision = follower.revision(single);
   if (revision !== undefined) headers["Last-Event-ID"] = String(revision);
-  return { method: "GET", url: `${pathOf(single)}/events`, headers };
-}
-
-function checkTime(end: number, follower: Follower): void {
-  if (clock() < end) return;
-  throw new WaitTimeout(follower.first, follower.states.get(follower.first));
+  return { method: "GET", url, headers };
 }
 
 function prefer(end: number): Record<string, string> {
@@ -355,10 +384,6 @@ function post(url: string, body: unknown, headers: Record<string, string> = {}):
     headers: { "Content-Type": "application/json", ...headers },
     body: JSON.stringify(body),
   };
-}
-
-function pathOf(sessionId: string): string {
-  return `${GENERATIONS}/${encodeURIComponent(sessionId)}`;
 }
 
 /** `crypto.randomUUID` is missing on pages served by plain HTTP. */

@@ -25,10 +25,11 @@ from wearon_client.options import (
     Token,
 )
 from wearon_client.retries import Retries
-from wearon_client.steps import Deliver, Flow, Lost, Read, Reply, Request, Sleep
+from wearon_client.steps import Deliver, Flow, Lost, Opened, Read, Reply, Request, Sleep
 
 T = TypeVar("T")
 OnUpdate = Callable[[Session], Awaitable[object] | None]
+OnOpen = Callable[[], Awaitable[object] | None]
 
 
 class AsyncWearon:
@@ -90,6 +91,16 @@ class AsyncWearon:
         """See `Wearon.subscribe_many`."""
         return await self._run(self._calls.subscribe(session_ids, timeout_seconds), on_update)
 
+    async def subscribe_all(
+        self,
+        on_update: OnUpdate,
+        *,
+        on_open: OnOpen | None = None,
+        timeout_seconds: float = FOLLOW_SECONDS,
+    ) -> None:
+        """See `Wearon.subscribe_all`. What ``on_open`` returns is awaited, too."""
+        await self._run(self._calls.subscribe_all(timeout_seconds), on_update, on_open)
+
     async def cancel(self, session_id: str) -> Session:
         """See `Wearon.cancel`."""
         return await self._run(self._calls.cancel(session_id))
@@ -128,7 +139,12 @@ class AsyncWearon:
     ) -> None:
         await self.aclose()
 
-    async def _run(self, flow: Flow[T], on_update: OnUpdate | None = None) -> T:
+    async def _run(
+        self,
+        flow: Flow[T],
+        on_update: OnUpdate | None = None,
+        on_open: OnOpen | None = None,
+    ) -> T:
         """Perform the steps of a flow."""
         stream = _Stream(self._http, self._target)
         answer: Reply | Lost | bytes | None = None
@@ -145,17 +161,18 @@ class AsyncWearon:
                         answer = await stream.open(step)
                     case Read():
                         answer = await stream.read()
+                    case Opened():
+                        await _awaited(None if on_open is None else on_open())
                     case Sleep():
                         await asyncio.sleep(step.seconds)
                     case Deliver():
-                        await _deliver(on_update, step.session)
+                        await _awaited(None if on_update is None else on_update(step.session))
         finally:
             flow.close()
             await stream.close()
 
 
-async def _deliver(on_update: OnUpdate | None, session: Session) -> None:
-    told = None if on_update is None else on_update(session)
+async def _awaited(told: Awaitable[object] | None) -> None:
     if told is not None:
         await told
 
@@ -167,10 +184,13 @@ class _Stream:
         self._http, self._target = http, target
         self._response: httpx2.Response | None = None
         self._pieces: AsyncIterator[bytes] | None = None
+        self._end = 0.0
+        """When the stream has lasted as long as it may, on the event loop's clock."""
 
     async def open(self, request: Request) -> Reply | Lost:
         """Send a request; reads the response whole unless it is a stream."""
         await self.close()
+        self._end = asyncio.get_running_loop().time() + request.lasting_seconds
         try:
             async with asyncio.timeout(request.timeout_seconds):
                 return await self._open(request)
@@ -201,12 +221,13 @@ class _Stream:
         return Reply(status, headers, bytes(body))
 
     async def read(self) -> bytes | None:
-        """The next bytes of the stream. The time for them was set when it was opened."""
+        """The next bytes of the stream."""
         if self._pieces is None:
             return None
         try:
-            return await anext(self._pieces, None)
-        except httpx2.HTTPError:
+            async with asyncio.timeout_at(self._end):
+                return await anext(self._pieces, None)
+        except (httpx2.HTTPError, TimeoutError):
             return None
 
     async def close(self) -> None:

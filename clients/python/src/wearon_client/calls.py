@@ -6,10 +6,10 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from wearon_client.errors import ApiError, WaitTimeout, WearonError
-from wearon_client.follow import Follower
+from wearon_client.follow import GENERATIONS, Everything, Follower, path_of
 from wearon_client.models import (
     FINAL_STATUSES,
     BatchItem,
@@ -21,9 +21,8 @@ from wearon_client.models import (
 )
 from wearon_client.retries import Retries
 from wearon_client.sse import EventParser
-from wearon_client.steps import Deliver, Flow, Lost, Read, Reply, Request, Sleep, Tries
+from wearon_client.steps import Deliver, Flow, Lost, Opened, Read, Reply, Request, Sleep, Tries
 
-GENERATIONS = "/api/v1/generations"
 MAX_FOLLOWED = 100
 MAX_WAIT_SECONDS = 60
 _ANSWER_SECONDS = 15.0
@@ -65,7 +64,7 @@ class Calls:
         return (yield from self._wait(session_id, self.clock() + timeout_seconds))
 
     def get(self, session_id: str) -> Flow[Session]:
-        reply = yield from self._send(Request(method="GET", url=_path(session_id), headers={}))
+        reply = yield from self._send(Request(method="GET", url=path_of(session_id), headers={}))
         session: Session = reply.data
         return session
 
@@ -78,7 +77,7 @@ class Calls:
 
     def cancel(self, session_id: str) -> Flow[Session]:
         """A repetition finds the session cancelled and gets a 409: that is a success, too."""
-        url = f"{_path(session_id)}/cancel"
+        url = f"{path_of(session_id)}/cancel"
         try:
             reply = yield from self._send(Request(method="POST", url=url, headers={}))
         except ApiError as error:
@@ -119,30 +118,44 @@ class Calls:
         follower = Follower(session_ids)
         if len(follower.pending) > MAX_FOLLOWED:
             raise ValueError(f"at most {MAX_FOLLOWED} sessions can be followed at once")
-        end = self.clock() + timeout_seconds
+        if not (yield from self._follow(follower, self.clock() + timeout_seconds)):
+            session_id = follower.pending[0]
+            raise WaitTimeout(session_id, follower.states.get(session_id))
+        return follower.states
+
+    def subscribe_all(self, timeout_seconds: float) -> Flow[None]:
+        yield from self._follow(Everything(), self.clock() + timeout_seconds)
+
+    def _follow(self, follower: Follower | Everything, end: float) -> Flow[bool]:
+        """Deliver the news of as many streams as it takes. Returns whether there will be no more:
+        else the time is over."""
         tries = Tries(self.retries, self.clock)
         reconnect_seconds = self.retries.base_seconds
-        while follower.pending:
-            self._check_time(end, follower)
-            seconds = min(self.idle_seconds, end - self.clock())
-            reply: Reply | Lost = yield _events(follower, seconds)
+        while not follower.is_done:
+            left = end - self.clock()
+            if left <= 0:
+                return False
+            reply: Reply | Lost = yield _events(follower, min(self.idle_seconds, left), left)
             least = None
             if isinstance(reply, Reply) and reply.status == 200:
+                yield Opened()
                 parser = EventParser()
                 if (yield from self._read(parser, follower, end)):
                     tries.reset()
+                if self.clock() >= end:
+                    continue
                 reply, least = Lost("the stream ended"), parser.retry_seconds or reconnect_seconds
             elif isinstance(reply, Reply) and reply.status == 204:
                 break  # the states that it has are final, with a new status
-            if follower.pending:
+            if not follower.is_done:
                 delay = tries.delay_after(reply, least)
                 yield Sleep(max(0.0, min(delay, end - self.clock())))
-        return follower.states
+        return True
 
-    def _read(self, parser: EventParser, follower: Follower, end: float) -> Flow[bool]:
+    def _read(self, parser: EventParser, follower: Follower | Everything, end: float) -> Flow[bool]:
         """Deliver the news of one stream, until it ends. Returns whether it sent anything."""
         began = False
-        while follower.pending and self.clock() < end:
+        while not follower.is_done and self.clock() < end:
             data = yield Read()
             if data is None:
                 break
@@ -154,11 +167,6 @@ class Calls:
             except (ValueError, TypeError, KeyError):  # no state of a session: ask again
                 return False
         return began
-
-    def _check_time(self, end: float, follower: Follower) -> None:
-        if self.clock() >= end:
-            session_id = follower.pending[0]
-            raise WaitTimeout(session_id, follower.states.get(session_id))
 
     def _submit(
         self, request: NewGeneration, key: str, headers: dict[str, str], end: float
@@ -180,7 +188,7 @@ class Calls:
         while (began := self.clock()) < end:
             request = Request(
                 method="GET",
-                url=_path(session_id),
+                url=path_of(session_id),
                 headers=self._prefer(end),
                 timeout_seconds=MAX_WAIT_SECONDS + _ANSWER_SECONDS,
             )
@@ -227,10 +235,6 @@ def media_type_of(picture: bytes) -> str:
     raise ValueError("the picture is no JPEG, PNG or WebP")
 
 
-def _path(session_id: str) -> str:
-    return f"{GENERATIONS}/{quote(session_id, safe='')}"
-
-
 def _post(url: str, body: Any, headers: dict[str, str] | None = None) -> Request:
     return Request(
         method="POST",
@@ -240,16 +244,18 @@ def _post(url: str, body: Any, headers: dict[str, str] | None = None) -> Request
     )
 
 
-def _events(follower: Follower, timeout_seconds: float) -> Request:
-    """One session's stream resumes by its revision; several sessions have a revision each."""
+def _events(
+    follower: Follower | Everything, silence_seconds: float, lasting_seconds: float
+) -> Request:
     headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
-    if follower.is_single:
-        (session_id,) = follower.pending
-        url = f"{_path(session_id)}/events"
-        if (revision := follower.revision(session_id)) is not None:
-            headers["Last-Event-ID"] = str(revision)
-    else:
-        url = f"/api/v1/events?{urlencode({'ids': ','.join(follower.pending)})}"
+    url, revision = follower.resumes_at()
+    if revision is not None:
+        headers["Last-Event-ID"] = str(revision)
     return Request(
-        method="GET", url=url, headers=headers, streams=True, timeout_seconds=timeout_seconds
+        method="GET",
+        url=url,
+        headers=headers,
+        streams=True,
+        timeout_seconds=silence_seconds,
+        lasting_seconds=lasting_seconds,
     )

@@ -1,7 +1,10 @@
 """The synchronous client."""
 
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from threading import TIMEOUT_MAX, Timer
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -25,10 +28,11 @@ from wearon_client.options import (
     Token,
 )
 from wearon_client.retries import Retries
-from wearon_client.steps import Deliver, Flow, Lost, Read, Reply, Request, Sleep
+from wearon_client.steps import Deliver, Flow, Lost, Opened, Read, Reply, Request, Sleep
 
 T = TypeVar("T")
 OnUpdate = Callable[[Session], object]
+OnOpen = Callable[[], object]
 
 
 class Wearon:
@@ -79,7 +83,7 @@ class Wearon:
     ) -> Session:
         """Call ``on_update`` with the session's current state and each newer one, the final one
         included, and return that. States may be skipped, and never go backwards. Lost connections
-        are made again. Raises WaitTimeout, at the next ping (20 seconds) at the latest."""
+        are made again. Raises WaitTimeout."""
         states = self._run(self._calls.subscribe([session_id], timeout_seconds), on_update)
         return states[session_id]
 
@@ -92,6 +96,20 @@ class Wearon:
     ) -> dict[str, Session]:
         """The same for up to 100 sessions over one connection; returns their final states."""
         return self._run(self._calls.subscribe(session_ids, timeout_seconds), on_update)
+
+    def subscribe_all(
+        self,
+        on_update: OnUpdate,
+        *,
+        on_open: OnOpen | None = None,
+        timeout_seconds: float = FOLLOW_SECONDS,
+    ) -> None:
+        """Call ``on_update`` with each new state of all the caller's sessions from now on, until
+        the time is over. A lost connection is made again, but does not resume: what changed in
+        between is not told. So ``on_open`` is called as soon as a stream is open, each time: read
+        the sessions there that you wait for. A state that arrives afterwards may be older than what
+        you read, except that a final one stays."""
+        self._run(self._calls.subscribe_all(timeout_seconds), on_update, on_open)
 
     def cancel(self, session_id: str) -> Session:
         """Cancel a generation. A session that a worker has is still ``processing`` in the answer:
@@ -135,7 +153,12 @@ class Wearon:
     ) -> None:
         self.close()
 
-    def _run(self, flow: Flow[T], on_update: OnUpdate | None = None) -> T:
+    def _run(
+        self,
+        flow: Flow[T],
+        on_update: OnUpdate | None = None,
+        on_open: OnOpen | None = None,
+    ) -> T:
         """Perform the steps of a flow."""
         stream = _Stream(self._http, self._target)
         answer: Reply | Lost | bytes | None = None
@@ -152,6 +175,9 @@ class Wearon:
                         answer = stream.open(step)
                     case Read():
                         answer = stream.read()
+                    case Opened():
+                        if on_open is not None:
+                            on_open()
                     case Sleep():
                         time.sleep(step.seconds)
                     case Deliver():
@@ -169,11 +195,13 @@ class _Stream:
         self._http, self._target = http, target
         self._response: httpx2.Response | None = None
         self._pieces: Iterator[bytes] = iter(())
+        self._cutter: Timer | None = None
 
     def open(self, request: Request) -> Reply | Lost:
         """Send a request; reads the response whole unless it is a stream."""
         self.close()
         end = time.monotonic() + request.timeout_seconds
+        end_of_stream = time.monotonic() + request.lasting_seconds
         prepared = self._http.build_request(
             request.method,
             self._target.url(request),
@@ -186,6 +214,7 @@ class _Stream:
             status, headers = self._response.status_code, dict(self._response.headers)
             self._pieces = self._response.iter_bytes()
             if request.streams and status == 200:
+                self._cutter = _cut_after(end_of_stream - time.monotonic(), self._response)
                 return Reply(status, headers)
             body = self._body(end)
         except httpx2.HTTPError as error:
@@ -207,13 +236,34 @@ class _Stream:
         return bytes(body)
 
     def read(self) -> bytes | None:
-        """The next bytes of the stream. The time for them was set when it was opened."""
+        """The next bytes of the stream."""
         try:
             return next(self._pieces, None)
         except httpx2.HTTPError:
             return None
 
     def close(self) -> None:
+        if self._cutter is not None:
+            self._cutter.cancel()
         if self._response is not None:
             self._response.close()
-        self._response, self._pieces = None, iter(())
+        self._response, self._pieces, self._cutter = None, iter(()), None
+
+
+def _cut_after(seconds: float, response: httpx2.Response) -> Timer:
+    """End the stream of the response after so long. The timeout of a read cannot: it is set when
+    the stream is opened, and begins anew with all that arrives."""
+    timer = Timer(min(max(0.0, seconds), TIMEOUT_MAX), _cut, [response])
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _cut(response: httpx2.Response) -> None:
+    """A read that waits in another thread ends at once. Other requests share an HTTP/2 connection:
+    there the read ends at the next ping."""
+    network = response.extensions.get("network_stream")
+    connection = None if network is None else network.get_extra_info("socket")
+    if isinstance(connection, socket.socket) and response.http_version != "HTTP/2":
+        with suppress(OSError):  # It is closed already.
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)

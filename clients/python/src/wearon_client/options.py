@@ -7,7 +7,7 @@ from urllib.parse import urljoin
 from wearon_client.steps import Request
 
 IDLE_SECONDS = 60.0
-"""Silence after which a stream is given up. The service sends a ping every 20 seconds."""
+"""Silence after which a stream is given up. The service sends a ping every 45 seconds."""
 WAIT_SECONDS = 600.0
 FOLLOW_SECONDS = 3600.0
 MAX_RESPONSE_BYTES = 32 * 2**20

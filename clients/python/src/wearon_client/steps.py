@@ -15,7 +15,8 @@ from wearon_client.retries import Retries, is_retried, retry_after_seconds
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """Send a request: the answer is a `Reply`, or `Lost`. ``url`` may be relative to the API's.
-    With ``streams`` the body of a 200 is left open, for `Read`."""
+    With ``streams`` the body of a 200 is left open, for `Read`: ``timeout_seconds`` bounds each
+    silence, and ``lasting_seconds`` the whole."""
 
     method: str
     url: str
@@ -24,12 +25,18 @@ class Request:
     authorized: bool = True
     streams: bool = False
     timeout_seconds: float = 30.0
+    lasting_seconds: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Read more of the open stream: the answer is bytes, or None once it ended, broke or was silent
-    for longer than the time of its `Request`."""
+    """Read more of the open stream: the answer is bytes, or None once it ended, broke, was silent
+    for too long or has lasted as long as it may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Tell the caller that the stream is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +83,7 @@ class Lost:
 
 
 T = TypeVar("T")
-Step = Request | Read | Sleep | Deliver
+Step = Request | Read | Opened | Sleep | Deliver
 Flow = Generator[Step, Any, T]
 
 

@@ -12,7 +12,8 @@ from domain.errors import NotFound, Overloaded
 from domain.sessions import FINAL_REVISION, GenerationSession
 
 MAX_FOLLOWED = 10_000
-"""The sessions whose revisions a stream of all an owner's sessions remembers."""
+"""The sessions whose revisions a stream of all an owner's sessions remembers, and whose states it
+holds for a client that takes none."""
 
 Whose: TypeAlias = tuple[Owner, str | None]
 """The owner, and the shopper to whose sessions the client is confined."""
@@ -112,10 +113,13 @@ class Watch:
 
     def offer(self, session: GenerationSession) -> None:
         """Tell the client of this state, if it is newer than what the client has."""
-        is_news = session.revision > self._revisions.get(session.id, NEVER_READ)
+        known = self._revisions.get(session.id, NEVER_READ)
+        is_news = session.revision > known and not self._ended
         if is_news:
             self._remember(session)
             self._news[session.id] = session
+            if len(self._news) > MAX_FOLLOWED:
+                self.end()
         if session.revision == FINAL_REVISION:
             self._unfinished.discard(session.id)
         self._has_read(session.id)

@@ -12,6 +12,7 @@ import pytest
 
 from adapters.changes.memory import InMemoryChanges
 from adapters.sessions.watched_memory import InMemoryWatchReads
+from domain import watches
 from domain.callers import Caller, Shopper
 from domain.changes import Change
 from domain.credits import Owner
@@ -335,6 +336,21 @@ async def test_streams_of_a_shopper_show_its_own_sessions_only(scene: Scene) -> 
         watch.wake()
 
         assert await watch.next() == ()
+
+
+async def test_client_that_takes_nothing_holds_a_bounded_number_of_states(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then its stream ends after these, and the client comes again."""
+    monkeypatch.setattr(watches, "MAX_FOLLOWED", 5)
+    async with scene.watching.watch(CALLER, None) as watch:
+        await settle()
+        for _ in range(9):
+            await scene.finish(await scene.submit())
+            await settle()
+
+        assert len(await news(watch)) == 6
+        assert await watch.next() is None
 
 
 async def test_clients_share_the_reads(scene: Scene) -> None:

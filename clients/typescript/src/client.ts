@@ -152,8 +152,8 @@ export class Wearon {
 
   /**
    * Call `onUpdate` with each new state of all the caller's sessions from now on, until the time is
-   * over. A lost connection is made again, but does not resume: what changed in between is not told.
-   * So `onOpen` is called as soon as a stream is open, each time: read the sessions there that you
+   * over. A lost connection is made again, but does not resume: what changed in between is lost. So
+   * `onOpen` is called as soon as a stream is open, each time: read the sessions there that you
    * wait for. A state that arrives afterwards may be older than what you read, except that a final
    * one stays. Promises of both are awaited.
    */
@@ -277,8 +277,8 @@ export class Wearon {
   }
 
   /**
-   * Deliver the news of as many streams as it takes. Returns whether there will be no more: else the
-   * time is over.
+   * Deliver the news of as many streams as it takes. Returns whether there will be no more: else
+   * the time is over.
    */
   async #follow(follower: Follower | Everything, following: Following): Promise<boolean> {
     const { end, signal } = following;

@@ -27,6 +27,7 @@ from domain.endpoints import (
     WebhookEvent,
 )
 from domain.errors import NotDelivered
+from domain.hints import Hints
 from domain.ports import CreditRepoPort
 from domain.sessions import GenerationSession
 from domain.signatures import message, signed_headers
@@ -43,6 +44,12 @@ from domain.webhook_ports import (
 )
 
 MAX_WINDOW = 8
+_MAX_TURNS = 32
+"""Of one delivery each, in one claim: what becomes due meanwhile waits for it."""
+_TURNS_IN_A_ROW = 8
+"""A new connection takes 0.3 ms of CPU. Many in a row would hold up what is in flight; and a pause
+after each turn would split what is recorded in one statement, at a fifth more CPU for a delivery.
+"""
 _GONE = 410
 _MISSING = "the session no longer exists"
 
@@ -160,6 +167,7 @@ class Dispatcher:
         self._random = random
         self._clock = clock
         self._wake = asyncio.Event()
+        self._hints = Hints(self.wake)
         self._turns: set[asyncio.Task[None]] = set()
         self._in_flight = 0
         self._is_full = False
@@ -167,6 +175,11 @@ class Dispatcher:
     def wake(self) -> None:
         """Something may be due: end the ``pause``. May be called at any time, at no cost."""
         self._wake.set()
+
+    def session_ended(self, owner: Owner) -> None:
+        """A session of ``owner`` has ended in this process: end the ``pause`` soon, if something
+        may be due to the owner. May be called for each session, at hardly any cost."""
+        self._hints.ended(owner)
 
     async def pause(self, seconds: float) -> None:
         """Wait for ``seconds``, or until ``wake``, or until a turn has left more to do."""
@@ -179,21 +192,27 @@ class Dispatcher:
             self._wake.clear()
 
     async def begin(self) -> int:
-        """Begin the turns that are due, as far as there is room. Returns how many began. Raises
-        ``DatabaseUnavailable``."""
+        """Begin the turns that are due, as far as there is room. Returns how many began; if more
+        may be due, there is no ``pause`` after it. Raises ``DatabaseUnavailable``."""
         limit, window = self._room()
         self._is_full = limit < 1
         if self._is_full:
             return 0
+        self._hints.looks()
         turns = await self._outbox.claim(limit=limit, window=window, lease=self._policy.lease)
         wanted = {due.session_id for turn in turns for due in turn.due if due.session_id}
         found = await self._outbox.sessions(list(wanted)) if wanted else []
         sessions = {session.id: session for session in found}
-        for turn in turns:
+        for number, turn in enumerate(turns, 1):
+            self._hints.served(turn.endpoint.owner)
             self._in_flight += len(turn.due)
             task = asyncio.create_task(self._run(turn, sessions))
             self._turns.add(task)
             task.add_done_callback(self._turns.discard)
+            if number % _TURNS_IN_A_ROW == 0:
+                await asyncio.sleep(0)
+        if len(turns) == limit:
+            self.wake()
         return len(turns)
 
     def _room(self) -> tuple[int, int]:
@@ -204,7 +223,7 @@ class Dispatcher:
         wide = policy.max_in_flight // 2 - self._in_flight
         if wide >= MAX_WINDOW:
             return wide // MAX_WINDOW, MAX_WINDOW
-        return policy.max_in_flight - self._in_flight, 1
+        return min(_MAX_TURNS, policy.max_in_flight - self._in_flight), 1
 
     async def finish(self) -> None:
         """Wait for the turns in flight, which takes as long as a delivery may take. If it is
@@ -293,9 +312,10 @@ class Dispatcher:
         return None
 
     def _window(self, turn: Turn, failed: Sequence[_Sent]) -> int:
-        """Doubled by a turn that filled it and had no failure, halved by any failure."""
+        """Doubled by a turn that filled it and had no failure, halved by a failure, and 1 after a
+        turn without a success: an endpoint that fell silent takes few places and connections."""
         if failed:
-            return max(1, turn.window // 2)
+            return max(1, turn.window // 2) if len(failed) < len(turn.due) else 1
         if len(turn.due) < turn.window and turn.endpoint.paused_until is None:
             return turn.window
         return min(MAX_WINDOW, turn.window * 2)

@@ -53,13 +53,11 @@ class DispatchLoop:
 
     async def run(self) -> bool:
         with self._stop.interruptible():
-            pause = FIRST_PAUSE_SECONDS
+            pause = LONGEST_PAUSE_SECONDS
             while not self._stop.has_begun:
-                if await self._begin():
-                    pause = FIRST_PAUSE_SECONDS
-                    continue
+                found = await self._begin()
+                pause = FIRST_PAUSE_SECONDS if found else min(2 * pause, LONGEST_PAUSE_SECONDS)
                 await self._dispatcher.pause(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             await self._dispatcher.finish()
         return True
 

@@ -6,6 +6,7 @@ from random import Random
 import structlog
 
 from domain.changes import ChangeFeedPort
+from domain.credits import Owner
 from domain.dispatch import Dispatcher
 from domain.errors import Unavailable
 from domain.generation import Generation
@@ -20,6 +21,10 @@ from entrypoints.worker.stop import Stop
 from entrypoints.worker.tasks import Backoff, Patience, TaskRunner, Turn, WorkerLimits
 
 log = structlog.get_logger(__name__)
+
+
+def _ignore(_: Owner) -> None:
+    """Nobody here delivers what the end of a session causes."""
 
 
 class Worker:
@@ -53,6 +58,7 @@ class Worker:
             patience=self._patience(),
             backoff=self._backoff,
             stop=self._stop,
+            session_ended=_ignore if dispatcher is None else dispatcher.session_ended,
         )
         self._recovery = (
             None

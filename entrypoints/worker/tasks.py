@@ -1,6 +1,7 @@
 """One turn of a worker's slot: take the next message from the queue and handle it."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +15,7 @@ from structlog.contextvars import bind_contextvars, unbind_contextvars
 from config.logging import TASK_LOG
 from domain.causes import Cause
 from domain.circuit import Circuit, Permit
+from domain.credits import Owner
 from domain.errors import (
     ClaimFailed,
     ProviderMisconfigured,
@@ -101,6 +103,9 @@ def cause_of(error: Exception) -> str:
     return str(error.cause) if isinstance(error, Unavailable) else type(error).__name__
 
 
+_ENDS = frozenset({Outcome.COMPLETED, Outcome.FAILED, Outcome.CANCELLED})
+
+
 class _Slot(Slot):
     """One turn. Logs what goes wrong, and records the provider's failures with its permit."""
 
@@ -143,6 +148,8 @@ class TaskRunner:
     A message is taken only when its work may begin: not while a circuit is open, and no faster
     than ``starts`` will allow calls of the provider. So other workers can have it. There are two
     circuits: the provider's is probed with a task, the storage's without one.
+
+    ``session_ended`` is told of the owner of each session that ended here.
     """
 
     def __init__(
@@ -155,8 +162,10 @@ class TaskRunner:
         patience: Patience,
         backoff: Backoff,
         stop: Stop,
+        session_ended: Callable[[Owner], None],
     ) -> None:
         self._queue = queue
+        self._session_ended = session_ended
         self._generation = generation
         self._starts = starts
         self._shares = DownloadShares()
@@ -271,6 +280,8 @@ class TaskRunner:
             log.exception("task_crashed")
             return Turn.HANDLED
         else:
+            if outcome in _ENDS:
+                self._session_ended(task.owner)
             return self._record_outcome(permit, outcome)
         finally:
             unbind_contextvars("request_id", "session_id")

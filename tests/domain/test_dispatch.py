@@ -385,8 +385,32 @@ async def test_failing_endpoint_is_disabled_then_probed_and_enabled(rig: Rig) ->
     assert {d.status for d in await deliveries_of(rig.repo, endpoint)} == {DeliveryStatus.DELIVERED}
 
 
-async def test_window_grows_on_success_and_shrinks_on_failure(rig: Rig) -> None:
-    """One more delivery in flight at a time, doubled and halved, up to a bound."""
+async def test_turns_that_begin_together_leave_room_for_others(rig: Rig) -> None:
+    """Eight are begun in a row, then what arrived meanwhile is handled."""
+    for number in range(24):
+        endpoint = await added(rig.repo, url=f"{URL}/{number}")
+        await rig.tested(endpoint, 1)
+    begun = [0]
+
+    async def watch() -> None:
+        while begun[-1] < 24:
+            await asyncio.sleep(0)
+            begun.append(len(rig.sender.received))
+
+    await asyncio.gather(rig.dispatcher.begin(), watch())
+    await rig.dispatcher.finish()
+
+    assert max(after - before for before, after in pairwise(begun)) == 8
+
+
+@pytest.mark.parametrize(
+    ("failing", "expected"), [(range(23, 24), [4, 8, 8, 8, 8]), (range(16, 24), [1, 2, 4, 8, 8])]
+)
+async def test_window_grows_on_success_and_shrinks_on_failure(
+    rig: Rig, failing: range, expected: list[int]
+) -> None:
+    """Doubled up to a bound, halved by a failure, and one delivery after a turn that had nothing
+    but failures."""
     endpoint = await added(rig.repo)
     sizes: list[int] = []
     at: float | None = None
@@ -396,14 +420,15 @@ async def test_window_grows_on_success_and_shrinks_on_failure(rig: Rig) -> None:
         if at != (at := asyncio.get_running_loop().time()):
             sizes.append(0)
         sizes[-1] += 1
+        status = 500 if sum(sizes) in failing else 200
         await asyncio.sleep(1)
-        return Response(status=500 if sum(sizes) == 23 else 200, body="")
+        return Response(status=status, body="")
 
     rig.sender.responds[URL] = slow
     await rig.tested(endpoint, 60)
     await rig.dispatcher.run_once()
 
-    assert sizes[:10] == [1, 2, 4, MAX_WINDOW, MAX_WINDOW, 4, 8, 8, 8, 8]
+    assert sizes[:10] == [1, 2, 4, MAX_WINDOW, MAX_WINDOW, *expected]
 
 
 async def test_silent_endpoints_do_not_delay_others(rig: Rig) -> None:

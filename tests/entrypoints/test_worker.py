@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from adapters.limits.memory import InMemoryStartLimit, Pace
 from domain.credits import LedgerKind
+from domain.dispatch import Dispatcher
 from domain.errors import ClaimFailed, ProviderMisconfigured, Refused, TryAgain
 from domain.sessions import SessionStatus
 from domain.tasks import GenerationTask, UnreadableTask
@@ -89,6 +90,7 @@ def a_worker(
     recovery: bool = False,
     once: bool = False,
     limit: CountedLimit | None = None,
+    dispatcher: Dispatcher | None = None,
 ) -> Worker:
     kind = OneShotWorker if once else Worker
     return kind(
@@ -103,6 +105,7 @@ def a_worker(
         ),
         random=seeded_random(),
         start_limit=limit,
+        dispatcher=dispatcher,
     )
 
 

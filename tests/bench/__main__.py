@@ -11,14 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from adapters.embedded.processes import EmbeddedUnavailable
-from tests.bench import growth, report, streams
+from tests.bench import growth, report, streams, webhooks
 from tests.bench.figures import Finding, Round, Row, Sample
 from tests.bench.load import Void, default_generator
 from tests.bench.slots import FULL, QUICK, ROWS, SLOTS, WARM_UP, Sizes, Slots
 from tests.bench.soak import soak
 from tests.bench.stage import Stage
 
-SOAK, GROWTH, STREAMS = "soak", "growth", "streams"
+SOAK, GROWTH, STREAMS, WEBHOOKS = "soak", "growth", "streams", "webhooks"
+ALONE = (SOAK, GROWTH, STREAMS, WEBHOOKS)
 Found = tuple[list[Finding], Sequence[Round]]
 
 
@@ -35,9 +36,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--only",
         nargs="+",
         metavar="NAME",
-        choices=[*names, SOAK, GROWTH, STREAMS],
+        choices=[*names, *ALONE],
         default=names,
-        help=f"rows to measure: {', '.join(names)}; or, alone, {SOAK}, {GROWTH} or {STREAMS}",
+        help=f"rows to measure: {', '.join(names)}; or, alone, one of {', '.join(ALONE)}",
     )
     add("--rounds", type=int, metavar="N", help="number of rounds; each round measures every row")
     add("--seconds", type=float, metavar="S", help="duration of each load, or of the whole soak")
@@ -82,8 +83,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     ):
         add(name, type=int, default=default, metavar="N", help=f"{GROWTH}: {meaning}")
     options = parser.parse_args(arguments)
-    if len(options.only) > 1 and {SOAK, GROWTH} & set(options.only):
-        parser.error(f"{SOAK} and {GROWTH} run alone")
+    if len(options.only) > 1 and {*ALONE} & {*options.only}:
+        parser.error(f"each of {', '.join(ALONE)} runs alone")
     options.json = options.json or options.data_dir / "bench.json"
     options.chart = options.chart or options.data_dir / "bench.svg"
     return options
@@ -125,6 +126,8 @@ def _measure(stage: Stage, options: argparse.Namespace) -> Found:
         return growth.run(stage, size, rounds=options.rounds or 15, times=options.times)
     if options.only == [STREAMS]:
         return streams.run(stage)
+    if options.only == [WEBHOOKS]:
+        return webhooks.run(stage)
     rows = [row for row in ROWS if row.name in options.only]
     return _in_rounds(stage, rows, _sizes(options), tool=options.generator)
 

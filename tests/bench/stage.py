@@ -253,7 +253,7 @@ class Stage:
 
     def cpu_seconds(self, api: str) -> float:
         """CPU time of the API's processes so far."""
-        return sum(_cpu_seconds(pid) for pid in self.pids_of(api))
+        return sum(cpu_seconds_of(pid) for pid in self.pids_of(api))
 
     def pids_of(self, api: str) -> list[int]:
         return family(self._apis[api][0].pid)
@@ -302,10 +302,12 @@ class Stage:
         )
 
     @contextmanager
-    def worker(self, *, concurrency: int, stamps: Path | None = None) -> Iterator[int]:
+    def worker(
+        self, *, concurrency: int, stamps: Path | None = None, **settings: str
+    ) -> Iterator[int]:
         """Run a worker whose tasks take no time; yields its pid."""
         command = [sys.executable, "-m", "tests.bench.worker", str(concurrency)]
-        process = self.spawn(command if stamps is None else [*command, str(stamps)])
+        process = self.spawn(command if stamps is None else [*command, str(stamps)], **settings)
         try:
             yield process.pid
             if process.poll() is not None:
@@ -408,7 +410,7 @@ def is_ready(port: int) -> bool:
     return False
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds_of(pid: int) -> float:
     """User and system time of all threads of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND

@@ -8,6 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from tests.bench import webhooks
 from tests.bench.__main__ import main
 from tests.bench.figures import Round, Row, at_least, at_most, percentile, slope
 from tests.bench.load import BODY, HOST, Void, generate, put_load
@@ -196,3 +197,22 @@ def test_small_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "submit / no-op POST, rate" in titles
     assert "submit / no-op POST, rate" in capsys.readouterr().out
     assert left == []
+
+
+@pytest.mark.postgres
+@pytest.mark.redis
+@pytest.mark.processes
+def test_small_run_of_webhooks() -> None:
+    """It has all its rows, and no message is lost, although some endpoints fall silent."""
+    sizes = webhooks.Sizes(backlog=200, per_second=50, calm_seconds=1, silent_seconds=1, lone=2)
+    with servers.folder() as folder:
+        stage = Stage(folder, callers="stores")
+        with closing(stage):
+            stage.open()
+            findings, rounds = webhooks.run(stage, sizes)
+
+    values = {finding.name: finding.value for finding in findings}
+    assert values.pop("webhooks_lost") == 0
+    assert sorted(values) == [f"webhooks_{name}" for name in ("cpu", "lone", "rate", "silent_p99")]
+    assert all(value > 0 for value in values.values())
+    assert [rounds[0][name]["deliveries"] for name in ("calm", "silent", "lone")] == [50, 25, 2]

@@ -10,6 +10,7 @@ from time import CLOCK_MONOTONIC, clock_gettime
 
 from dependency_injector import providers
 
+from adapters.webhooks.sender import HttpWebhookSender
 from config.container import Container
 from config.loading import load_settings
 from config.logging import configure_logging
@@ -69,6 +70,8 @@ def _main(concurrency: int, stamps: Path | None) -> None:
     container.fetcher.override(providers.Object(_NoFetcher()))
     container.generator.override(providers.Object(_NoGenerator(stamps)))
     container.storage.override(providers.Object(_NoStorage()))
+    sender = HttpWebhookSender(clock=container.clock(), allow_loopback=True)
+    container.webhook_sender.override(providers.Object(sender))
     run_on(container, concurrency=concurrency, recovery=True)
 
 

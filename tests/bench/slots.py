@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from http.client import HTTPConnection
 from math import ceil
 from random import Random
@@ -160,6 +161,27 @@ class Slots:
             "all_us": latencies_us,
         }
 
+    def wait(self) -> Sample:
+        """A submission that waits for the end of its session, on otherwise idle processes, and how
+        long its session lived: from the start of the transaction that created it to the start of
+        the one that completed it."""
+        stage, waits_us, lives_us = self._stage, [], []
+        with (
+            stage.worker(concurrency=stage.settings.worker_concurrency),
+            closing(HTTPConnection(HOST, stage.port_of("wearon"), timeout=10)) as http,
+        ):
+            self._submit_and_wait(http)
+            for _ in range(self._sizes.pick_ups_per_round):
+                time.sleep(self._random.uniform(0.05, 0.15))
+                began = time.perf_counter()
+                session = self._submit_and_wait(http)
+                waits_us.append((time.perf_counter() - began) * 1e6)
+                created, completed = (
+                    datetime.fromisoformat(session[name]) for name in ("created_at", "completed_at")
+                )
+                lives_us.append((completed - created).total_seconds() * 1e6)
+        return {"p50_us": percentile(waits_us, 50), "life_p50_us": percentile(lives_us, 50)}
+
     def ready(self) -> Sample:
         """`wearon serve`, from its start until it is ready."""
         return {
@@ -221,14 +243,24 @@ class Slots:
         return floors.pgbench(self._stage, script, "-T", seconds, connections=connections)
 
     def _submit(self, http: HTTPConnection) -> tuple[str, float]:
-        headers = {
+        self._post(http)
+        answer = http.getresponse()
+        at = time.clock_gettime(time.CLOCK_MONOTONIC)
+        return json.load(answer)["data"]["session_id"], at
+
+    def _submit_and_wait(self, http: HTTPConnection) -> dict[str, str]:
+        """The completed session."""
+        self._post(http, Prefer="wait=5")
+        session: dict[str, str] = json.load(http.getresponse())["data"]
+        assert session["status"] == "completed", session
+        return session
+
+    def _post(self, http: HTTPConnection, **headers: str) -> None:
+        headers |= {
             "Authorization": f"Bearer {self._random.choice(self._stage.spread)}",
             "Content-Type": "application/json",
         }
         http.request("POST", GENERATIONS_PATH, BODY, headers)
-        answer = http.getresponse()
-        at = time.clock_gettime(time.CLOCK_MONOTONIC)
-        return json.load(answer)["data"]["session_id"], at
 
     def _start_seconds(self) -> float:
         port = free_port()
@@ -357,6 +389,13 @@ ROWS = (
         slots=("wake_up", "pick_up"),
         of=_ratio("p50_us", "pick_up", "wake_up"),
         pooled=_pooled_ratio(50, "pick_up", "wake_up"),
+    ),
+    Row(
+        name="wait_p50",
+        title="submit and wait for a no-op / life of its session, idle, p50",
+        aim=at_most(1.5),
+        slots=("wait",),
+        of=lambda round_: float(round_["wait"]["p50_us"] / round_["wait"]["life_p50_us"]),
     ),
     Row(
         name="pick_up_p99",

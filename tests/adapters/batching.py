@@ -14,6 +14,17 @@ from tests.contracts.backends import PostgresBackend
 DEADLINE_SECONDS = 20.0
 
 
+def calls_of(arguments: Sequence[object]) -> int:
+    """By how many calls a statement is shared: the length of its first argument, an array of values
+    without commas."""
+    match arguments:
+        case [tuple() as array, *_]:
+            return len(array)
+        case [str() as array, *_] if array.startswith("{"):
+            return array.count(",") + 1
+    return 1
+
+
 class Gated(Database):
     """Counts the statements, and holds them back until the gate opens, so that calls which arrive
     in the meantime share one."""
@@ -25,8 +36,7 @@ class Gated(Database):
 
     async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
         await self.gate.wait()
-        first = arguments[0] if arguments else None
-        self.statements.append((sql, len(first) if isinstance(first, tuple) else 1))
+        self.statements.append((sql, calls_of(arguments)))
         return await super().fetch(sql, *arguments)
 
     def sizes(self) -> list[int]:

@@ -13,6 +13,7 @@ from adapters.postgres.database import Connection, Database
 from adapters.postgres.limits import DatabaseLimits
 from domain.credits import Channel, Owner
 from domain.ports import Receipt
+from tests.adapters.batching import calls_of
 from tests.contracts.backends import PostgresBackend
 from tests.support.examples import MANY, OTHER, USER, a_session, picture_of
 
@@ -38,7 +39,7 @@ class Gated(Database):
 
     async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
         await self.gate.wait()
-        size = len(arguments[0]) if arguments and isinstance(arguments[0], tuple) else 1
+        size = calls_of(arguments)
         async with self.transaction() as connection:
             before = await _calls(connection)
             rows = await connection.fetch(sql, *arguments)

@@ -60,8 +60,8 @@ fuzz: setup  ## Requests drawn from the OpenAPI document, more than those of the
 
 SECONDS ?= 60
 SEED ?= 1
-chaos: setup  ## Faults on real processes: SECONDS=60 SEED=1
-	@$(RUN) python -m tests.chaos $(SECONDS) $(SEED)
+chaos: setup  ## Faults on real processes: SECONDS=60 SEED=1, and KILLS=1 for kills only
+	@$(RUN) python -m tests.chaos $(SECONDS) $(SEED) $(if $(KILLS),--kills)
 
 TASKS ?= 10000
 soak: setup  ## Many tasks through one worker, and what memory it takes: TASKS=10000

@@ -20,6 +20,8 @@ from domain.webhooks import WebhookPolicy, Webhooks
 
 Clock = Callable[[], datetime]
 
+DISPATCH_POLICY = DispatchPolicy()
+
 
 def sender(settings: Settings, *, opened: Opened, clock: Clock) -> WebhookSenderPort:
     from adapters.webhooks.sender import HttpWebhookSender
@@ -66,6 +68,7 @@ def dispatcher(
     clock: Clock,
     session_data: Callable[[SessionView], bytes],
     events: DispatchEvents,
+    policy: DispatchPolicy = DISPATCH_POLICY,
 ) -> Dispatcher:
     """``session_data`` and ``events`` belong to the process that dispatches."""
     return Dispatcher(
@@ -75,7 +78,7 @@ def dispatcher(
             session_data=session_data, view_of=views.view_of, accounts=accounts, alerts=repo
         ),
         events=events,
-        policy=DispatchPolicy(),
+        policy=policy,
         random=random,
         clock=clock,
     )

@@ -13,14 +13,14 @@ import asyncpg
 
 from domain.credits import Channel, Owner
 from tests.chaos.deployment import ACCOUNTS, EXTERNAL, NO_DATABASE, Stage
-from tests.chaos.load import NO_ANSWER, Answer, Journal
+from tests.chaos.load import ACCEPTED, NO_ANSWER, Answer, Journal
 
 LOOK_SECONDS = 0.5
 FINAL = {"completed", "failed"}
 CHARGES_NOTHING = {401, 402, 403, 422, 429}
 TO_BE_CANCELLED = {("completed", None), ("failed", "CANCELLED")}
 """How a session ends whose cancellation was requested, by status and code."""
-EXPECTED = {202, 402, 403, 409, 422, 429, 503, NO_ANSWER}
+EXPECTED = {200, 202, 402, 403, 409, 422, 429, 503, NO_ANSWER}
 
 Row: TypeAlias = asyncpg.Record
 
@@ -231,7 +231,7 @@ def _problem(answer: Answer, books: Books, made: list[Row]) -> str | None:
         return f"{answer.code} is unexpected"
     if len(made) > 1:
         return f"the request created {len(made)} sessions"
-    if answer.status == 202:
+    if answer.status in ACCEPTED:
         return _problem_of_accepted(answer, books, made)
     if answer.status in CHARGES_NOTHING and made:
         return f"but the request created {made[0]['id']}"
@@ -248,11 +248,16 @@ def _problem_of_accepted(answer: Answer, books: Books, made: list[Row]) -> str |
         return f"the session belongs to {owner_of(session)}"
     if bool(made) == answer.replayed or (made and made[0]["id"] != answer.session_id):
         return "a replay created a session, or a first request none"
+    shown = answer.session_status
+    if answer.status == 200 and (shown not in FINAL or not answer.waited):
+        return f"{shown}, and the client {'waited' if answer.waited else 'did not wait'}"
+    if shown in FINAL and shown != session["status"]:
+        return f"it was shown as {shown} and is {session['status']}"
     return None
 
 
 def _keys(books: Books, journal: Journal) -> Iterator[Violation]:
-    """A key that was answered 202 is never freed: all its 202s name one session, which still has
+    """A key that was accepted is never freed: all its answers name one session, which still has
     the key. And at most one of a key's sessions is charged."""
     keys = {
         answer.request_id: (answer.owner, answer.key) for answer in journal.answers if answer.key

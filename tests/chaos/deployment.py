@@ -36,8 +36,9 @@ from tests.system.deployment import Deployment, eventually, free_port, kill
 P = ParamSpec("P")
 T = TypeVar("T")
 
-PARTS = {"api": "serve", "worker-1": "worker", "worker-2": "worker"}
-"""The programs by name, and the command that starts each."""
+WORKER = ("worker", "tests.chaos.worker")
+PARTS = {"api": ("serve", "entrypoints.cli"), "worker-1": WORKER, "worker-2": WORKER}
+"""The programs by name, and the command that starts each, with its module."""
 ACCOUNTS = {
     Owner(channel=Channel.B2B, id="hot-shop"): 100_000,
     Owner(channel=Channel.B2B, id="quiet-shop"): 100_000,
@@ -45,7 +46,7 @@ ACCOUNTS = {
     Owner(channel=Channel.B2C, id="0198c0de-0000-7000-8000-000000000012"): 10,
 }
 """The accounts, and the credits granted to each."""
-HOT = next(iter(ACCOUNTS))
+HOT, QUIET, SHOPPING_USER, POOR_USER = ACCOUNTS
 PAGE = "https://shop.example"
 SHOPPERS, PICTURES = 3, 12
 """The shoppers of HOT, and the pictures that the client token of each allows."""
@@ -183,9 +184,11 @@ class Stage:
     async def start(self, name: str) -> None:
         self._expected_to_end.discard(name)
         self._starts += 1
+        command, module = PARTS[name]
         self._parts[name] = await self.blocking(
             self.deployment.start,
-            PARTS[name],
+            command,
+            module=module,
             DATABASE_URL=self._database_url(f"{name}, start {self._starts}"),
         )
         self._awake_since[name] = time.monotonic()

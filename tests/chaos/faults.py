@@ -4,7 +4,8 @@ import asyncio
 import json
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -18,7 +19,12 @@ from tests.support.proxy import Proxy, no_delay
 
 PAUSE_SECONDS = 2.0
 """Longest pause between two faults of one troublemaker."""
+KILLS_PAUSE_SECONDS = 1.0
+"""The same, if they only kill."""
+KILLS_PER_API_KILL = 4
 TROUBLEMAKERS = 2
+SPARE_LOOK_SECONDS = 0.02
+"""Shorter than any pause between two faults."""
 BEYOND_THE_LEASE_SECONDS = (3.0, 7.0)
 A_WHILE_SECONDS = (1.0, 5.0)
 LONGEST_SLOW_SECONDS = 0.5
@@ -48,20 +54,41 @@ class Fault:
     target: str
     do: Callable[[], Awaitable[None]]
 
+    @property
+    def is_kill(self) -> bool:
+        return "killed" in self.kind
+
+
+def _kills(faults: list[Fault]) -> list[Fault]:
+    """The API's once, and all others more often: without an API there is no work to disturb."""
+    kills = [fault for fault in faults if fault.is_kill]
+    others = [fault for fault in kills if fault.target != "api"]
+    return kills + others * (KILLS_PER_API_KILL - 1)
+
 
 class Faults:
-    """Two troublemakers, which never work on the same target."""
+    """Two troublemakers, which never work on the same target. With ``only_kills`` they do nothing
+    else, and more often."""
 
-    def __init__(self, stage: Stage, random: Random, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        random: Random,
+        say: Callable[[str], None],
+        *,
+        only_kills: bool = False,
+    ) -> None:
         self._stage = stage
         self._random = random
         self._say = say
         self._busy: set[str] = set()
-        self._faults = self._all()
+        self._faults = _kills(self._all()) if only_kills else self._all()
+        self._pause_seconds = KILLS_PAUSE_SECONDS if only_kills else PAUSE_SECONDS
         self._to_come: list[Fault] = []
         self.counts: Counter[str] = Counter()
         self.problems: list[str] = []
         """What programs did without a fault as the cause."""
+        self.kills = 0
 
     async def run(self, until: float) -> None:
         """Cause faults until that time of the event loop; return when the last fault has ended."""
@@ -69,10 +96,21 @@ class Faults:
             for _ in range(TROUBLEMAKERS):
                 group.create_task(self._make_trouble(until))
 
+    @asynccontextmanager
+    async def sparing(self, target: str) -> AsyncIterator[None]:
+        """Wait until no fault hits that target; none does meanwhile."""
+        while target in self._busy:  # noqa: ASYNC110 - each fault ends by itself
+            await asyncio.sleep(SPARE_LOOK_SECONDS)
+        self._busy.add(target)
+        try:
+            yield
+        finally:
+            self._busy.remove(target)
+
     async def _make_trouble(self, until: float) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self._random.uniform(0.1, PAUSE_SECONDS))
+            await asyncio.sleep(self._random.uniform(0.1, self._pause_seconds))
             if loop.time() >= until:
                 return
             fault = self._next()
@@ -83,6 +121,7 @@ class Faults:
             await fault.do()
             self._busy.remove(fault.target)
             self.counts[f"{fault.kind} {fault.target.partition('-')[0]}"] += 1
+            self.kills += fault.is_kill
             self.problems += [f"{name} ended by itself" for name in await self._restart_ended()]
 
     def _next(self) -> Fault | None:

@@ -2,10 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import asyncpg
@@ -24,6 +24,13 @@ MAX_REQUESTS = 50_000
 ANSWER_SECONDS = 10.0
 NO_ANSWER = 0
 GENERATIONS = "/api/v1/generations"
+MAX_WAIT_SECONDS = 6
+"""Shorter than ANSWER_SECONDS, so that a wait can end by itself."""
+ACCEPTED = {200, 202}
+"""Of a submission: with the final session after a wait, or before its end."""
+
+Accepted: TypeAlias = Callable[[Owner, UUID], None]
+"""Is told of each session that a client knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +43,10 @@ class Answer:
     status: int
     code: str | None = None
     session_id: UUID | None = None
+    session_status: str | None = None
     replayed: bool = False
+    waited: bool = False
+    """Whether the request asked to wait for the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,19 +73,32 @@ class Client:
     """Requests pictures, repeats requests, reads statuses and cancels."""
 
     def __init__(
-        self, name: str, stage: Stage, http: ClientSession, journal: Journal, random: Random
+        self,
+        name: str,
+        stage: Stage,
+        http: ClientSession,
+        journal: Journal,
+        random: Random,
+        *,
+        accepted: Accepted,
     ) -> None:
         self._name = name
         self._stage = stage
         self._http = http
         self._journal = journal
         self._random = random
+        self._accepted = accepted
         self._requests = 0
 
     async def run(self, over: asyncio.Event) -> None:
         while not over.is_set() and len(self._journal.answers) < MAX_REQUESTS:
             await asyncio.sleep(self._random.uniform(0.1, 1.2))
             await self._request_picture()
+
+    async def request_for_each(self) -> None:
+        """One picture for each owner."""
+        for owner in ACCOUNTS:
+            await self._submit(owner, None, "fine")
 
     async def _request_picture(self) -> None:
         random = self._random
@@ -121,6 +144,9 @@ class Client:
         headers = {"X-Request-Id": request_id} | ({"Idempotency-Key": key} if key else {})
         if shopper is not None:
             headers |= {"Authorization": f"Bearer {shopper}", "Origin": PAGE}
+        waits = self._random.random() < 0.2
+        if waits:
+            headers["Prefer"] = f"wait={self._random.randint(1, MAX_WAIT_SECONDS)}"
         request = {"model_image_url": f"{self._stage.picture_url}?{mood}"}
         status, body, replayed = await self._call("POST", "", owner, headers, request)
         data = body.get("data") or {}
@@ -131,9 +157,13 @@ class Client:
             status=status,
             code=(body.get("error") or {}).get("code"),
             session_id=UUID(data["session_id"]) if data else None,
+            session_status=data.get("status"),
             replayed=replayed,
+            waited=waits,
         )
         self._journal.answers.append(answer)
+        if answer.session_id is not None:
+            self._accepted(owner, answer.session_id)
         return answer
 
     async def _see(self, session_id: UUID, caller: Owner, owner: Owner, *, cancel: bool) -> None:
@@ -225,20 +255,38 @@ class ExternalConsumer:
         self.written += 1
 
 
-async def put_load_on(stage: Stage, journal: Journal, over: asyncio.Event, *, seed: int) -> int:
+async def put_load_on(
+    stage: Stage, journal: Journal, over: asyncio.Event, *, seed: int, accepted: Accepted
+) -> int:
     """Run all users until ``over`` is set and the last answer has arrived. Returns how many rows
     the external consumer wrote."""
     timeout = ClientTimeout(total=ANSWER_SECONDS)
     async with ClientSession(timeout=timeout) as http, asyncio.TaskGroup() as users:
-        for client in _clients(stage, http, journal, seed):
+        for client in _clients(stage, http, journal, seed, accepted):
             users.create_task(client.run(over))
         external = ExternalConsumer(stage, Random(f"external {seed}"))
         users.create_task(external.run(over))
     return external.written
 
 
-def _clients(stage: Stage, http: ClientSession, journal: Journal, seed: int) -> Sequence[Client]:
+async def request_for_each(stage: Stage, journal: Journal, *, accepted: Accepted) -> None:
+    """One picture for each owner, without faults."""
+    async with ClientSession(timeout=ClientTimeout(total=ANSWER_SECONDS)) as http:
+        client = Client("calm", stage, http, journal, Random(0), accepted=accepted)
+        await client.request_for_each()
+
+
+def _clients(
+    stage: Stage, http: ClientSession, journal: Journal, seed: int, accepted: Accepted
+) -> Sequence[Client]:
     return [
-        Client(f"client{number}", stage, http, journal, Random(f"client {number} {seed}"))
+        Client(
+            f"client{number}",
+            stage,
+            http,
+            journal,
+            Random(f"client {number} {seed}"),
+            accepted=accepted,
+        )
         for number in range(CLIENTS)
     ]

@@ -193,12 +193,14 @@ class Deployment:
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 
-    def start(self, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
-        """Start the command in a process group of its own, which ends with the thread that starts
-        it. Its output goes to a log file."""
+    def start(
+        self, *arguments: str, module: str = "entrypoints.cli", **settings: str
+    ) -> subprocess.Popen[bytes]:
+        """Start the command of ``module`` in a process group of its own, which ends with the thread
+        that starts it. Its output goes to a log file."""
         with (self.folder / f"{arguments[0]}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "entrypoints.cli", *arguments],
+                [sys.executable, "-P", "-m", module, *arguments],
                 env=self.environ | settings,
                 stdout=log,
                 stderr=log,

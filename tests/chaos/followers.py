@@ -20,8 +20,9 @@ from tests.chaos.load import ANSWER_SECONDS, GENERATIONS, MAX_WAIT_SECONDS
 
 FINAL = {"completed", "failed"}
 COME_AGAIN = {429, 503}
-SILENT_SECONDS = 20.0
-"""A client that hears nothing for so long resumes."""
+SILENT_SECONDS = 60.0
+"""A client that hears nothing for so long resumes. Longer than between two pings, so that no client
+resumes because of an end that its stream missed."""
 PAUSE_SECONDS = (0.1, 1.5)
 """Before a client resumes."""
 CLOSE_SECONDS = 10.0

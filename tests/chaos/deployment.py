@@ -76,6 +76,8 @@ SETTINGS = {
 }
 START_SECONDS = 5.0
 """After its start or its SIGCONT, a program takes this long to be ready for a SIGTERM."""
+READY_SECONDS = 60.0
+"""An API is ready within this time, also on a machine that does other work."""
 STOP_SECONDS = 20.0
 """A program stops within this time after a SIGTERM."""
 SQL_SECONDS = 5.0
@@ -179,7 +181,11 @@ class Stage:
 
     async def is_ready(self) -> None:
         """Wait until the API is ready."""
-        await self.blocking(eventually, lambda: self.deployment.get("/health/ready").status == 200)
+        await self.blocking(
+            eventually,
+            lambda: self.deployment.get("/health/ready").status == 200,
+            seconds=READY_SECONDS,
+        )
 
     async def start(self, name: str) -> None:
         self._expected_to_end.discard(name)

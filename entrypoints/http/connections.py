@@ -46,6 +46,10 @@ SURPLUS = 64
 MAX_PIPELINED = 100
 """Requests that may wait on one connection for the response to an earlier one."""
 
+UNRESPONSIVE_SECONDS = 30
+"""The parent kills a process that does not answer it for so long, and starts another. With little
+processor time a process takes many seconds to start: after uvicorn's 5 s, none would ever serve."""
+
 _CLOSE = (b"connection", b"close")
 _WITHOUT_BODY = {204, 304}
 
@@ -101,6 +105,7 @@ class ConnectionConfig(Config):
             proxy_headers=False,
             timeout_graceful_shutdown=stop_seconds,
             timeout_notify=0,
+            timeout_worker_healthcheck=UNRESPONSIVE_SECONDS,
             callback_notify=self.sweep,
         )
         self.limits = limits

@@ -30,6 +30,9 @@ CONNECTIONS = 2_000
 ANSWER_SECONDS = 2.0
 """What an answer may take on a busy machine, while others hold their connections open."""
 
+BUSY_SECONDS = 8.0
+"""Longer than uvicorn waits by default for a process that does not answer."""
+
 MODEL = "https://images.example.com/person.jpg"
 LIMITED = ["/bin/sh", "-c"]
 SERVE = f"{sys.executable} -P -m entrypoints.cli serve"
@@ -185,6 +188,21 @@ def test_several_processes(deployment: Deployment) -> None:
 
     assert before[1] in now
     assert not is_live(port)
+
+
+def test_process_that_gets_no_time_is_not_replaced(deployment: Deployment) -> None:
+    """As while it starts on a busy machine: its replacement would start as slowly, and be replaced
+    again, so that the API never answered."""
+    api, port = start(deployment, WEARON_API_WORKERS="2")
+    eventually(lambda: len(workers(api)) == 2)
+    before = workers(api)
+
+    os.kill(before[0], signal.SIGSTOP)
+    time.sleep(BUSY_SECONDS)
+    os.kill(before[0], signal.SIGCONT)
+    eventually(lambda: is_live(port))
+
+    assert workers(api) == before
 
 
 def test_processes_that_cannot_start(deployment: Deployment) -> None:

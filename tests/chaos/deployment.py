@@ -78,6 +78,8 @@ START_SECONDS = 5.0
 """After its start or its SIGCONT, a program takes this long to be ready for a SIGTERM."""
 READY_SECONDS = 60.0
 """An API is ready within this time, also on a machine that does other work."""
+WORKING_SECONDS = 30.0
+"""A program that was started works within this time, unless the database is away."""
 STOP_SECONDS = 20.0
 """A program stops within this time after a SIGTERM."""
 SQL_SECONDS = 5.0
@@ -123,6 +125,8 @@ class Stage:
         self._parts: dict[str, subprocess.Popen[bytes]] = {}
         self._expected_to_end: set[str] = set()
         self._starts = 0
+        self._started: dict[str, str] = {}
+        """The name that each program has in the database since its latest start."""
         self._awake_since: dict[str, float] = {}
         self._thread = thread
 
@@ -197,7 +201,19 @@ class Stage:
             module=module,
             DATABASE_URL=self._database_url(f"{name}, start {self._starts}"),
         )
+        self._started[name] = f"{name}, start {self._starts}"
         self._awake_since[name] = time.monotonic()
+
+    async def works(self, name: str) -> None:
+        """Wait until a started program uses the database, at most WORKING_SECONDS."""
+        count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1"
+        deadline = time.monotonic() + WORKING_SECONDS
+        while time.monotonic() < deadline:
+            with suppress(*NO_DATABASE):
+                async with self.sql() as sql:
+                    if await sql.fetchval(count, self._started[name]):
+                        return
+            await asyncio.sleep(0.2)
 
     async def kill(self, name: str) -> None:
         """Kill a program and all its processes."""

@@ -21,8 +21,9 @@ PAUSE_SECONDS = 2.0
 """Longest pause between two faults of one troublemaker."""
 KILLS_PAUSE_SECONDS = 1.0
 """The same, if they only kill."""
-KILLS_PER_API_KILL = 4
-TROUBLEMAKERS = 2
+KILLS_OF_EACH = {"redis": 4, "postgres": 4, "worker": 2}
+"""How often each is killed while the API is killed once."""
+TROUBLEMAKERS, KILLERS = 2, 3
 SPARE_LOOK_SECONDS = 0.02
 """Shorter than any pause between two faults."""
 BEYOND_THE_LEASE_SECONDS = (3.0, 7.0)
@@ -60,15 +61,19 @@ class Fault:
 
 
 def _kills(faults: list[Fault]) -> list[Fault]:
-    """The API's once, and all others more often: without an API there is no work to disturb."""
-    kills = [fault for fault in faults if fault.is_kill]
-    others = [fault for fault in kills if fault.target != "api"]
-    return kills + others * (KILLS_PER_API_KILL - 1)
+    """Those of servers come most often, those of the API least: a program takes longest to start,
+    and without an API there is no work to disturb."""
+    return [
+        fault
+        for fault in faults
+        if fault.is_kill
+        for _ in range(KILLS_OF_EACH.get(fault.target.partition("-")[0], 1))
+    ]
 
 
 class Faults:
-    """Two troublemakers, which never work on the same target. With ``only_kills`` they do nothing
-    else, and more often."""
+    """Troublemakers, which never work on the same target. With ``only_kills`` they do nothing else,
+    and more often; and a program works again before it is killed once more."""
 
     def __init__(
         self,
@@ -83,7 +88,7 @@ class Faults:
         self._say = say
         self._busy: set[str] = set()
         self._faults = _kills(self._all()) if only_kills else self._all()
-        self._pause_seconds = KILLS_PAUSE_SECONDS if only_kills else PAUSE_SECONDS
+        self._only_kills = only_kills
         self._to_come: list[Fault] = []
         self.counts: Counter[str] = Counter()
         self.problems: list[str] = []
@@ -93,7 +98,7 @@ class Faults:
     async def run(self, until: float) -> None:
         """Cause faults until that time of the event loop; return when the last fault has ended."""
         async with asyncio.TaskGroup() as group:
-            for _ in range(TROUBLEMAKERS):
+            for _ in range(KILLERS if self._only_kills else TROUBLEMAKERS):
                 group.create_task(self._make_trouble(until))
 
     @asynccontextmanager
@@ -109,8 +114,9 @@ class Faults:
 
     async def _make_trouble(self, until: float) -> None:
         loop = asyncio.get_running_loop()
+        longest = KILLS_PAUSE_SECONDS if self._only_kills else PAUSE_SECONDS
         while True:
-            await asyncio.sleep(self._random.uniform(0.1, self._pause_seconds))
+            await asyncio.sleep(self._random.uniform(0.1, longest))
             if loop.time() >= until:
                 return
             fault = self._next()
@@ -202,6 +208,8 @@ class Faults:
         await self._stage.kill(name)
         await self._a_while((0.0, 2.0))
         await self._stage.start(name)
+        if self._only_kills:
+            await self._stage.works(name)
 
     async def _freeze(self, name: str) -> None:
         self._stage.signal(name, signal.SIGSTOP)

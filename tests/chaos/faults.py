@@ -21,7 +21,7 @@ PAUSE_SECONDS = 2.0
 """Longest pause between two faults of one troublemaker."""
 KILLS_PAUSE_SECONDS = 1.0
 """The same, if they only kill."""
-KILLS_OF_EACH = {"redis": 4, "postgres": 4, "worker": 2}
+KILLS_OF_EACH = {"redis": 8, "postgres": 8, "worker": 3}
 """How often each is killed while the API is killed once."""
 TROUBLEMAKERS, KILLERS = 2, 3
 SPARE_LOOK_SECONDS = 0.02

@@ -204,7 +204,7 @@ class Client:
             try:
                 await self._listen(listening)
             except NETWORK:
-                self._told.counts["streams broken"] += 1
+                self._told.counts["connections broken or refused"] += 1
             for ended in listening:
                 ended.is_open = False
             await self._pause()
@@ -230,7 +230,7 @@ class Client:
                 try:
                     await connect()
                 except NETWORK:
-                    self._told.counts["streams broken"] += 1
+                    self._told.counts["connections broken or refused"] += 1
                 if self.unfinished:
                     await self._pause()
         finally:

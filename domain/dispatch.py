@@ -26,7 +26,7 @@ from domain.endpoints import (
     Endpoint,
     WebhookEvent,
 )
-from domain.errors import NotDelivered
+from domain.errors import DatabaseUnavailable, NotDelivered
 from domain.hints import Hints
 from domain.ports import CreditRepoPort
 from domain.sessions import GenerationSession
@@ -50,6 +50,7 @@ _TURNS_IN_A_ROW = 8
 """A new connection takes 0.3 ms of CPU. Many in a row would hold up what is in flight; and a pause
 after each turn would split what is recorded in one statement, at a fifth more CPU for a delivery.
 """
+_RECORD_AGAIN_SECONDS = 1.0
 _GONE = 410
 _MISSING = "the session no longer exists"
 
@@ -79,6 +80,12 @@ class DispatchPolicy:
     longest_pause: timedelta = timedelta(minutes=10)
     disable_after: timedelta = timedelta(days=1)
     probe_every: timedelta = timedelta(hours=1)
+
+    @property
+    def record_seconds(self) -> float:
+        """How long after the start of a turn its recording is tried. The rest of the lease is for
+        the claim, which came before it, and for a last try."""
+        return self.lease.total_seconds() * 2 / 3
 
 
 class DispatchEvents(Protocol):
@@ -241,10 +248,11 @@ class Dispatcher:
             await self.finish()
 
     async def _run(self, turn: Turn, sessions: Mapping[UUID, GenerationSession]) -> None:
+        record_until = asyncio.get_running_loop().time() + self._policy.record_seconds
         try:
             sent = await asyncio.gather(*(self._send(turn, due, sessions) for due in turn.due))
             result = self._result(turn, sent)
-            if await self._outbox.settle(result):
+            if await self._record(result, until=record_until):
                 self._report(turn.endpoint, result)
         except Exception as error:  # noqa: BLE001 - one endpoint must not stop the others
             self._events.turn_failed(turn.endpoint, error)
@@ -252,6 +260,19 @@ class Dispatcher:
             self._in_flight -= len(turn.due)
         if turn.waiting or self._is_full:
             self.wake()
+
+    async def _record(self, result: TurnResult, *, until: float) -> bool:
+        """Whether the turn still had its lease. Tries again, because what is not recorded is sent a
+        second time. Raises ``DatabaseUnavailable``."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                return await self._outbox.settle(result)
+            except DatabaseUnavailable:
+                pause = self._random.uniform(_RECORD_AGAIN_SECONDS / 2, _RECORD_AGAIN_SECONDS)
+                if loop.time() + pause > until:
+                    raise
+            await asyncio.sleep(pause)
 
     async def _send(
         self, turn: Turn, due: Due, sessions: Mapping[UUID, GenerationSession]

@@ -530,6 +530,28 @@ async def test_cut_off_delivery_is_sent_again(rig: Rig) -> None:
     assert (await rig.delivery(endpoint)).status is DeliveryStatus.DELIVERED
 
 
+async def test_outage_that_ends_before_the_lease_causes_no_repetition(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was sent is recorded once the database answers again."""
+    endpoint = await added(rig.repo)
+    await rig.tested(endpoint)
+    over_at, settle = rig.clock.now() + DispatchPolicy().lease / 2, rig.repo.settle
+
+    async def flaky(result: TurnResult) -> bool:
+        if rig.clock.now() < over_at:
+            raise DatabaseUnavailable("down")
+        return await settle(result)
+
+    monkeypatch.setattr(rig.repo, "settle", flaky)
+    await rig.dispatcher.run_once()
+    await rig.run(DispatchPolicy().lease + SECOND, rig.new_dispatcher())
+
+    assert len(rig.sender.received) == 1
+    assert (await rig.delivery(endpoint)).status is DeliveryStatus.DELIVERED
+    assert rig.events.lines == []
+
+
 async def test_database_that_does_not_answer_is_reported(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

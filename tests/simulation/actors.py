@@ -38,18 +38,10 @@ from domain.tasks import GenerationTask
 from domain.watching import StreamLimits, Watching
 from entrypoints.worker import Worker, WorkerLimits
 from tests.simulation.limits import SIGNUP
+from tests.simulation.processes import Process, database_error, queue_error, storage_error
 from tests.simulation.streams import Follower
-from tests.simulation.world import (
-    BUSY,
-    PICTURE_LIFETIME,
-    Answer,
-    Process,
-    ProviderJob,
-    World,
-    database_error,
-    queue_error,
-    storage_error,
-)
+from tests.simulation.watched import PICTURE_LIFETIME, ProviderJob
+from tests.simulation.world import BUSY, Answer, World
 from tests.support.clock import loop_time
 from tests.support.examples import NO_TOKENS, NO_WEBHOOKS, a_request
 from tests.support.images import A_PICTURE

@@ -5,15 +5,13 @@ from itertools import product
 import pytest
 
 from tests.simulation.fates import FAULTS, SAME_WITHOUT_EFFECT, Fate
-from tests.simulation.scenarios import (
-    distinct_faults,
+from tests.simulation.scenarios import distinct_faults, run_plan, run_seed
+from tests.simulation.situations import (
     run_backlog,
     run_blip,
     run_cancellation,
     run_long_work,
-    run_plan,
     run_repetitions,
-    run_seed,
     run_shortage,
     run_unsound,
 )

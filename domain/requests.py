@@ -44,6 +44,11 @@ class TryOnRequest:
         return shopper.stored_key(self.idempotency_key)
 
 
+def item_key(batch_key: str, index: int) -> str:
+    """The key of a batch's item that has none of its own: a repeated batch repeats each item."""
+    return f"{batch_key}/{index}"
+
+
 def check_key(idempotency_key: str) -> None:
     """Raises ``InvalidInput``."""
     if not _KEY.fullmatch(idempotency_key):

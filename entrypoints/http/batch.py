@@ -16,7 +16,7 @@ from msgspec import Meta, Raw, Struct
 from domain.callers import Caller
 from domain.errors import InvalidInput, RateLimited, Suspended
 from domain.ports import Receipt
-from domain.requests import TryOnRequest, check_key
+from domain.requests import TryOnRequest, check_key, item_key
 from domain.submission import Submission
 from entrypoints.http.batch_schemas import (
     MAX_ITEMS,
@@ -88,14 +88,14 @@ class BatchRoute:
         items = _items(body)
         if key is not None:
             check_key(key)
-            check_key(f"{key}/{len(items) - 1}")
+            check_key(item_key(key, len(items) - 1))
         links = self._submission.links
         asked: list[TryOnRequest | InvalidInput] = []
         for index, item in enumerate(items):
             if isinstance(item, InvalidInput):
                 asked.append(item)
                 continue
-            of_item = item.idempotency_key or (None if key is None else f"{key}/{index}")
+            of_item = item.idempotency_key or (None if key is None else item_key(key, index))
             try:
                 request = try_on(
                     item, caller=caller, request_id=request_id, key=of_item, links=links

@@ -56,16 +56,19 @@ class _Delivery:
 
 class InMemoryWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, OutboxPort):
     """``clock`` stands for the database's clock. ``session_ended`` and ``balance_changed`` are what
-    the database's triggers do. ``find_session`` returns the session with an id."""
+    the database's triggers do. ``find_session`` returns the session with an id, ``new_id`` one of a
+    delivery that a trigger writes."""
 
     def __init__(
         self,
         *,
         clock: Callable[[], datetime],
         find_session: Callable[[UUID], GenerationSession | None] = lambda _: None,
+        new_id: Callable[[], UUID] = uuid4,
     ) -> None:
         self._clock = clock
         self._find_session = find_session
+        self._new_id = new_id
         self._endpoints: dict[UUID, _Endpoint] = {}
         self._deliveries: dict[UUID, _Delivery] = {}
         self._thresholds: dict[Owner, int] = {}
@@ -83,7 +86,7 @@ class InMemoryWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
     def _tell(self, owner: Owner, event: WebhookEvent, session_id: UUID | None) -> None:
         for row in self._endpoints.values():
             if row.endpoint.owner == owner and event in row.endpoint.events:
-                self._add(uuid4(), row.endpoint.id, event, session_id)
+                self._add(self._new_id(), row.endpoint.id, event, session_id)
 
     def _add(
         self, id_: UUID, endpoint_id: UUID, event: WebhookEvent, session_id: UUID | None
@@ -225,7 +228,8 @@ class InMemoryWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
         self, *, finished_for: timedelta, pending_for: timedelta, limit: int
     ) -> tuple[int, int]:
         now = self._clock()
-        rows = sorted(self._deliveries.values(), key=lambda one: one.since)
+        # The database has one time for both: since when the status is what it is.
+        rows = sorted(self._deliveries.values(), key=lambda one: one.finished_at or one.since)
         old = [
             one
             for one in rows
@@ -253,8 +257,7 @@ class InMemoryWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
     async def claim(self, *, limit: int, window: int, lease: timedelta) -> list[Turn]:
         turns: list[Turn] = []
         for id_, row in list(self._endpoints.items()):
-            due = self._due(id_)
-            if len(turns) < limit and due and self._is_free(row):
+            if len(turns) < limit and self._is_free(row) and (due := self._due(id_)):
                 turns.append(self._turn(row, due, window, lease))
                 self._endpoints[id_] = self._endpoints.pop(id_)  # Now behind all others.
         return turns

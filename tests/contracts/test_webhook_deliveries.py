@@ -160,3 +160,20 @@ async def test_ended_deliveries_are_deleted_after_a_while(backend: Backend) -> N
     assert early == (0, 0)
     assert deleted == [(0, 2), (0, 1), (0, 0)]
     assert [one.id for one in await deliveries_of(backend.webhooks, endpoint)] == [ids[3]]
+
+
+async def test_what_ended_first_is_deleted_first(backend: Backend) -> None:
+    """And not what was created first."""
+    endpoint = await added(backend.webhooks)
+    first, _ = await due_tests(backend, endpoint, 2)
+    (turn,) = await backend.webhooks.claim(limit=1, window=8, lease=TURN)
+    again = an_outcome(first, status=DeliveryStatus.PENDING, again_after=MINUTE)
+    assert await backend.webhooks.settle(a_result(turn, again))
+    for _ in range(2):
+        await ended(backend, DeliveryStatus.DELIVERED)
+        await backend.advance(MINUTE)
+    await backend.advance(7 * DAY)
+
+    await backend.webhooks.purge(**AGES, limit=1)
+
+    assert [one.id for one in await deliveries_of(backend.webhooks, endpoint)] == [first]

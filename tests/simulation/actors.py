@@ -13,6 +13,7 @@ from adapters.images.limits import JobLimits
 from adapters.sessions.watched_memory import InMemoryWatchReads
 from domain.callers import Caller
 from domain.credits import Owner
+from domain.dispatch import Dispatcher
 from domain.errors import (
     Conflict,
     Forbidden,
@@ -31,7 +32,7 @@ from domain.generation import Generation, WorkPolicy
 from domain.picture_ports import Generated, Picture, PictureFetcherPort, PictureRequest
 from domain.ports import Receipt
 from domain.recovery import Recovery, RecoveryPolicy
-from domain.requests import TryOnRequest
+from domain.requests import TryOnRequest, item_key
 from domain.sessions import GenerationSession, SessionStatus
 from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
@@ -121,7 +122,7 @@ class Api(Actor):
             announce_cancel=self.world.announce,
             changes=self.world.changes,
         )
-        self._watching = Watching(
+        self.watching = Watching(
             reads=self.process.connect(InMemoryWatchReads(self.world.repo), database_error),
             feed=self.world.changes,
             limits=STREAMS,
@@ -150,35 +151,54 @@ class Api(Actor):
         await self._send([request], submit())
 
     async def submit_batch(
-        self, request_id: str, caller: Caller | Owner, keys: Sequence[str | None]
+        self,
+        request_id: str,
+        caller: Caller | Owner,
+        keys: Sequence[str | None],
+        batch_key: str | None = None,
     ) -> None:
-        """Send a batch with an item for each key, and record the answer to each item."""
+        """Send a batch with an item for each key, and record the answer to each item. Check that
+        no session is the answer to items which are not repetitions of each other."""
         caller = caller if isinstance(caller, Caller) else Caller(owner=caller)
         requests = [
-            a_request(caller=caller, request_id=f"{request_id}-{number}", idempotency_key=key)
+            a_request(
+                caller=caller,
+                request_id=f"{request_id}-{number}",
+                idempotency_key=key or (None if batch_key is None else item_key(batch_key, number)),
+            )
             for number, key in enumerate(keys)
         ]
-        await self._send(requests, self._submission.submit_many(requests))
+        answers = await self._send(requests, self._submission.submit_many(requests))
+        bought: dict[UUID, str | int] = {}
+        for number, (key, answer) in enumerate(zip(keys, answers, strict=True)):
+            asked = key or (number if batch_key is None else f"{batch_key}/{number}")
+            if answer.session_id is not None:
+                same = bought.setdefault(answer.session_id, asked) == asked
+                self.world.require(same, f"{answer.session_id} is the answer to several items")
 
     async def _send(
         self,
         requests: Sequence[TryOnRequest],
         outcomes: Coroutine[None, None, Sequence[Receipt | Exception]],
-    ) -> None:
+    ) -> Sequence[Answer]:
+        """Record the answers, and return them: none if the process is dead."""
         process = self.process
         if not process.alive:
             outcomes.close()
-            return
+            return [Answer(one.request_id, one.caller.owner, one.stored_key, 0) for one in requests]
         submitting = process.run(outcomes)
         await asyncio.wait({submitting})
         answers: Sequence[Receipt | BaseException | None] = [None] * len(requests)
         if not submitting.cancelled():
             error = submitting.exception()
             answers = submitting.result() if error is None else [error] * len(requests)
+        begin = len(self.world.answers)
         for request, answer in zip(requests, answers, strict=True):
             status, session_id = 0, None
             if isinstance(answer, Receipt):
                 status, session_id = 202, answer.session.id
+                is_its_own = answer.replayed or answer.session.request_id == request.request_id
+                self.world.require(is_its_own, f"{request.request_id} is answered {answer}")
             elif isinstance(answer, Exception):
                 status = next((code for kind, code in STATUSES if isinstance(answer, kind)), 0)
                 if status == 0:
@@ -190,12 +210,13 @@ class Api(Actor):
                     request.request_id, request.caller.owner, request.stored_key, status, session_id
                 )
             )
+        return self.world.answers[begin:]
 
     async def follow(self, follower: Follower) -> None:
         """Serve the client a stream."""
         process = self.process
         if process.alive:
-            await asyncio.wait({process.run(follower.stream(self._watching))})
+            await asyncio.wait({process.run(follower.stream(self.watching))})
 
     async def cancel(self, session: GenerationSession) -> bool:
         """Ask to cancel a session, and check the answer. False if none arrived."""
@@ -347,8 +368,13 @@ class WorkerProcess(Actor):
                 recovery_seconds=INTERVAL_SECONDS,
             ),
             random=self.random,
+            dispatcher=self._dispatcher(),
         )
         self.process.run(self._work())
+
+    def _dispatcher(self) -> Dispatcher | None:
+        webhooks = self.world.webhooks
+        return None if webhooks is None else webhooks.dispatcher(self.process, self.random)
 
     async def _work(self) -> None:
         await self.worker.run()

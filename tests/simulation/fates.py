@@ -82,6 +82,20 @@ class PlannedFates:
 
 
 @dataclass(slots=True)
+class FixedFates:
+    """All calls of this name have this fate; all others succeed."""
+
+    name: str
+    fate: Fate
+
+    def next(self, call: str) -> Fate:
+        return self.fate if call == self.name else Fate.DONE
+
+    def pause(self) -> float:
+        return 0.001
+
+
+@dataclass(slots=True)
 class NamedFates:
     """The first call of each name in ``plan`` has this fate; all others succeed."""
 

@@ -11,12 +11,15 @@ from itertools import combinations
 
 import structlog
 
+from tests.simulation.batch_mutants import BATCH_MUTANTS
 from tests.simulation.cancel_mutants import CANCEL_MUTANTS
 from tests.simulation.fates import FAULTS
 from tests.simulation.replacing import Mutant
 from tests.simulation.scenarios import run_plan, run_seed
 from tests.simulation.situations import SITUATIONS
 from tests.simulation.submit_mutants import SUBMIT_MUTANTS
+from tests.simulation.watch_mutants import WATCH_MUTANTS
+from tests.simulation.webhook_mutants import WEBHOOK_MUTANTS
 from tests.simulation.work_mutants import WORK_MUTANTS
 from tests.simulation.world import Violation
 
@@ -27,6 +30,9 @@ MUTANTS: Sequence[Mutant] = (
     *WORK_MUTANTS,
     *SUBMIT_MUTANTS,
     *CANCEL_MUTANTS,
+    *WATCH_MUTANTS,
+    *BATCH_MUTANTS,
+    *WEBHOOK_MUTANTS,
 )
 
 

@@ -8,6 +8,7 @@ from random import Random
 
 from domain.callers import Caller
 from domain.credits import Owner
+from domain.endpoints import Delivery
 from domain.sessions import SessionStatus
 from tests.simulation.actors import (
     Actor,
@@ -27,11 +28,14 @@ from tests.simulation.fates import (
 from tests.simulation.limits import NEWCOMERS, SHOPPER, TOKEN_ID, a_budget
 from tests.simulation.running import HOT, run, settle
 from tests.simulation.streams import LAST_STATE_SECONDS, follow_things
+from tests.simulation.webhooks import TESTS, Temper, Webhooks
 from tests.simulation.world import Violation, World
 from tests.support.clock import loop_time
 from tests.support.examples import EXTREMES, STORE, USER, with_created_at
 
 FAULTY_SECONDS = 30.0
+WEBHOOKS_EVERY = 5
+"""One seed in so many has webhooks, which cost two fifths of a run."""
 STRANGE = (b"{", b"[]", b'{"version": 9}', *map(with_created_at, EXTREMES))
 CALLERS: Sequence[Caller | Owner] = (*[HOT] * 4, USER, STORE, SHOPPER, SHOPPER, *NEWCOMERS)
 """Whom a random run's requests come from; the hot store is in it more often."""
@@ -45,22 +49,26 @@ class Summary:
     statuses: Counter[str]
     answers: Counter[int]
     faults: Counter[Fate]
+    messages: Sequence[Delivery]
+    """The webhooks of the run, if it has any."""
     settled_after_seconds: float
 
 
 def run_seed(seed: int) -> Summary:
     """A random run. Raises Violation, which names the seed; the same seed gives the same run."""
     try:
-        return run(_random_run(Random(seed)))
+        return run(_random_run(Random(seed), has_webhooks=seed % WEBHOOKS_EVERY == 0))
     except Violation as violation:
         raise Violation(f"seed {seed}: {violation}") from violation
 
 
-def run_plan(plan: Mapping[int, Fate], *, cancel_after: float | None = None) -> list[str]:
-    """One request, which may be cancelled after some seconds, with faults at the calls with these
-    numbers. Returns the calls that were made until it was settled. Raises Violation, which names
-    the plan."""
-    return _run_plan(PlannedFates(plan), effects=None, cancel_after=cancel_after)
+def run_plan(
+    plan: Mapping[int, Fate], *, cancel_after: float | None = None, has_webhook: bool = False
+) -> list[str]:
+    """One request, which may be cancelled after some seconds, and of whose end an endpoint may be
+    told, with faults at the calls with these numbers. Returns the calls that were made until it was
+    settled. Raises Violation, which names the plan."""
+    return _run_plan(PlannedFates(plan), None, cancel_after, has_webhook=has_webhook)
 
 
 def distinct_faults(
@@ -75,15 +83,19 @@ def distinct_faults(
 
 
 def _run_plan(
-    fates: PlannedFates, effects: set[int] | None, cancel_after: float | None
+    fates: PlannedFates,
+    effects: set[int] | None,
+    cancel_after: float | None,
+    *,
+    has_webhook: bool = False,
 ) -> list[str]:
     try:
-        return run(_planned_run(fates, effects, cancel_after))
+        return run(_planned_run(fates, effects, cancel_after, has_webhook=has_webhook))
     except Violation as violation:
         raise Violation(f"{fates.plan}: {violation}") from violation
 
 
-async def _random_run(random: Random) -> Summary:
+async def _random_run(random: Random, *, has_webhooks: bool) -> Summary:
     fates = RandomFates(random, probability=random.choice((0.0, 0.02, 0.1, 0.3)))
     world = World(fates)
     mood = Mood(random=random)
@@ -94,6 +106,8 @@ async def _random_run(random: Random) -> Summary:
     for owner, amount in ((HOT, 12), (USER, 3), (STORE, 3)):
         await world.accounts.grant(owner, amount, note="simulated")
     world.repo.budgets[TOKEN_ID] = a_budget(world.clock.now())
+    if has_webhooks:
+        world.webhooks = await _webhooks(random, world)
     for actor in actors:
         actor.start()
     living = asyncio.create_task(keep_alive(actors))
@@ -101,15 +115,21 @@ async def _random_run(random: Random) -> Summary:
     cancelling = asyncio.create_task(_cancel_things(random, world, apis))
     following = asyncio.create_task(follow_things(random, world, apis))
     clients = [asyncio.create_task(_client(random, apis, f"client{number}")) for number in range(6)]
-    await asyncio.sleep(FAULTY_SECONDS)
+    if world.webhooks is not None:
+        await world.webhooks.live(STORE, seconds=FAULTY_SECONDS)
+    else:
+        await asyncio.sleep(FAULTY_SECONDS)
     breaking.cancel()
     cancelling.cancel()
     fates.calm = True
     world.storage.full = False
     world.repo.repaired = True
+    if world.webhooks is not None:
+        await world.webhooks.recover()
     await asyncio.gather(*clients)
     settled_after = await settle(world)
     await _told_the_last_state(following)
+    await _check_delivered(world)
     if world.violations:
         raise world.violations[0]
     living.cancel()
@@ -122,8 +142,25 @@ async def _random_run(random: Random) -> Summary:
         statuses=Counter(session.status for session in sessions),
         answers=Counter(answer.status for answer in world.answers),
         faults=world.faults,
+        messages=[] if world.webhooks is None else list(world.webhooks.outbox.written()),
         settled_after_seconds=settled_after,
     )
+
+
+async def _webhooks(random: Random, world: World) -> Webhooks:
+    """Endpoints of two owners, of which one may have a backlog."""
+    webhooks = Webhooks(world, random)
+    tempers = list(Temper)
+    await webhooks.add(HOT, random.choice(tempers), tests=random.choice((0, 0, TESTS)))
+    await webhooks.add(HOT, random.choice(tempers))
+    await webhooks.add(USER, random.choice(tempers))
+    return webhooks
+
+
+async def _check_delivered(world: World) -> None:
+    """Wait until every message is delivered, except those to disabled endpoints."""
+    if world.webhooks is not None and not await world.webhooks.delivered():
+        raise Violation("webhooks are not delivered")
 
 
 async def _told_the_last_state(following: asyncio.Task[None]) -> None:
@@ -159,13 +196,14 @@ async def _batches(
     random: Random, apis: list[Api], name: str, caller: Caller | Owner, key: str | None
 ) -> None:
     """Sends a batch, at times twice, also concurrently. Items may have the key of a single request,
-    or one that another item has."""
+    or one that another item has, also by the key of the batch."""
     known = (None, key, f"{name}/0", f"{name}/1")
     keys = [random.choice(known) for _ in range(random.randrange(1, 5))]
-    copies = random.choice((1, 1, 2)) if any(keys) else 1
+    batch_key = random.choice((None, name))
+    copies = random.choice((1, 1, 2)) if batch_key or any(keys) else 1
     await asyncio.gather(
         *(
-            random.choice(apis).submit_batch(f"{name}-batch-{copy}", caller, keys)
+            random.choice(apis).submit_batch(f"{name}-batch-{copy}", caller, keys, batch_key)
             for copy in range(copies)
         )
     )
@@ -208,11 +246,14 @@ async def _cancel_things(random: Random, world: World, apis: list[Api]) -> None:
 
 
 async def _planned_run(
-    fates: PlannedFates, effects: set[int] | None, cancel_after: float | None
+    fates: PlannedFates, effects: set[int] | None, cancel_after: float | None, *, has_webhook: bool
 ) -> list[str]:
     random = Random(0)
     world = World(fates)
     world.effects = effects
+    if has_webhook:
+        world.webhooks = Webhooks(world, random)
+        await world.webhooks.add(HOT)
     await world.accounts.grant(HOT, 1, note="simulated")
     api = Api(world, "api", random)
     mood = Mood(random=random, steady_seconds=0.5 if cancel_after is None else 3.0)
@@ -226,6 +267,7 @@ async def _planned_run(
         await _cancel(world, api)
     await asyncio.sleep(2)  # A late charge may still have its effect after its process has died.
     await settle(world)
+    await _check_delivered(world)
     calls = list(fates.calls)
     living.cancel()
     for actor in (api, worker):

@@ -15,6 +15,7 @@ from domain.sessions import FINAL_REVISION, GenerationSession
 from domain.watches import Watch
 from domain.watching import Watching
 from tests.simulation.fates import Fate
+from tests.support.clock import loop_time
 
 if TYPE_CHECKING:
     from tests.simulation.actors import Api
@@ -49,6 +50,11 @@ class LossyChanges(ChangePublisherPort, ChangeFeedPort):
             if fate is Fate.REFUSED:
                 heard.put_nowait(None)
 
+    def break_off(self) -> None:
+        """Break every connection: what is published until they are back is lost."""
+        for heard in self._listeners:
+            heard.put_nowait(None)
+
     async def listen(self) -> AsyncGenerator[Sequence[Change], None]:
         heard: asyncio.Queue[Change | None] = asyncio.Queue()
         self._listeners[heard] = None
@@ -82,6 +88,8 @@ class Follower:
 
     async def stream(self, watching: Watching) -> None:
         """One stream, until it ends or the client leaves it."""
+        if self._random.random() < 0.1:
+            await self._stream_all(watching)
         ids = self.unfinished
         after = self._revisions[ids[0]] if len(ids) == 1 else NEVER_READ
         patience = self._random.choice((2.0, 20.0, 100.0))
@@ -90,24 +98,41 @@ class Follower:
                 async with watching.watch(self._caller, ids, after=after) as watch:
                     await self._read(watch, dict.fromkeys(ids, after))
 
+    async def _stream_all(self, watching: Watching) -> None:
+        """A stream of all sessions of the owner, which tells no state of before."""
+        states: dict[UUID, int] = {}
+        with suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(2.0), watching.watch(self._caller, None) as watch:
+                while (news := await watch.next()) is not None:
+                    for session in news:
+                        self._check_state(session, states.get(session.id, NEVER_READ))
+                        states[session.id] = session.revision
+
     async def _read(self, watch: Watch, in_stream: dict[UUID, int]) -> None:
         while (news := await watch.next()) is not None:
             for session in news:
                 self._check(session, in_stream)
             if self._random.random() < 0.2:
                 await asyncio.sleep(self._random.random() * 5)  # A slow reader.
+            if watch.ids and set(in_stream.values()) == {FINAL_REVISION}:
+                told_at = loop_time()
+                is_over = await watch.next() is None and loop_time() == told_at
+                self._world.require(is_over, f"{watch.ids}: the stream goes on after their end")
+                return
 
     def _check(self, session: GenerationSession, in_stream: dict[UUID, int]) -> None:
-        require, revision = self._world.require, session.revision
-        require(session.id in in_stream, f"{session.id}: not asked for")
-        require(session.owner == self._caller.owner, f"{session.id}: of {session.owner}")
-        require(
-            revision > in_stream.get(session.id, NEVER_READ),
-            f"{session.id}: {revision} after {in_stream.get(session.id)}",
-        )
+        revision = session.revision
+        self._world.require(session.id in in_stream, f"{session.id}: not asked for")
+        self._check_state(session, in_stream.get(session.id, NEVER_READ))
         in_stream[session.id] = revision
         # A process may have read this just before another one had told a newer state.
         self._revisions[session.id] = max(revision, self._revisions[session.id])
+
+    def _check_state(self, session: GenerationSession, before: int) -> None:
+        """A stream tells its owner's sessions only, and never goes backwards."""
+        require = self._world.require
+        require(session.owner == self._caller.owner, f"{session.id}: of {session.owner}")
+        require(session.revision > before, f"{session.id}: {session.revision} after {before}")
 
 
 async def follow_things(random: Random, world: "World", apis: Sequence["Api"]) -> None:

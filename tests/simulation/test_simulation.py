@@ -9,10 +9,15 @@ from tests.simulation.scenarios import distinct_faults, run_plan, run_seed
 from tests.simulation.situations import (
     run_backlog,
     run_blip,
+    run_broken_feed,
     run_cancellation,
+    run_dead_endpoint,
+    run_failed_reads,
     run_long_work,
+    run_repeated_batches,
     run_repetitions,
     run_shortage,
+    run_unpublished,
     run_unsound,
 )
 
@@ -63,6 +68,20 @@ def test_one_or_two_faults_beside_a_cancellation(
             run_plan({first: fault, second: other}, cancel_after=cancel_after)
 
 
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_or_two_faults_beside_a_webhook(fault: Fate, *, quick: bool) -> None:
+    """One fault at every call, of a session of whose end an endpoint is told; and two faults among
+    the calls that deliver the message."""
+    calls = run_plan({}, has_webhook=True)
+    begin, end = calls.index("worker complete"), calls.index("worker settle") + 1
+    for first in range(begin, end) if quick else range(len(calls)):
+        run_plan({first: fault}, has_webhook=True)
+        if quick or not begin <= first < end:
+            continue
+        for second, other in product(range(first + 1, first + 4), FAULTS):
+            run_plan({first: fault, second: other}, has_webhook=True)
+
+
 @pytest.mark.parametrize("fault", SAME_WITHOUT_EFFECT)
 def test_faults_of_a_call_without_effect_make_the_same_run(fault: Fate, *, quick: bool) -> None:
     """At each such call the run equals that of the fault which is tried in its place."""
@@ -74,9 +93,11 @@ def test_faults_of_a_call_without_effect_make_the_same_run(fault: Fate, *, quick
         assert run_plan({number: fault}) == run_plan({number: same})
 
 
-def test_seed_replays_exactly() -> None:
-    """The same seed gives the same run, so that a failure can be reproduced."""
-    assert run_seed(7) == run_seed(7)
+@pytest.mark.parametrize("seed", [7, 10])
+def test_seed_replays_exactly(seed: int) -> None:
+    """The same seed gives the same run, so that a failure can be reproduced, with webhooks and
+    without."""
+    assert run_seed(seed) == run_seed(seed)
 
 
 def test_live_worker_keeps_its_session() -> None:
@@ -92,6 +113,31 @@ def test_cancelled_session_stops_in_time() -> None:
 def test_key_is_answered_with_one_session() -> None:
     """Whatever becomes of the push and of the undo of the first request."""
     run_repetitions()
+
+
+def test_batch_is_answered_with_its_sessions() -> None:
+    """Whatever becomes of the push and of the undo of the first batch."""
+    run_repeated_batches()
+
+
+def test_streams_need_no_published_change() -> None:
+    """The rounds find every change, also of sessions that are new."""
+    run_unpublished()
+
+
+def test_streams_read_after_a_break_of_the_feed() -> None:
+    """At once: what was published meanwhile is lost."""
+    run_broken_feed()
+
+
+def test_streams_survive_reads_that_fail() -> None:
+    """The rounds repeat them."""
+    run_failed_reads()
+
+
+def test_dead_endpoint_costs_a_message_per_pause() -> None:
+    """Whatever its backlog, and without delay for another endpoint."""
+    run_dead_endpoint()
 
 
 def test_lost_backlog_is_restored_in_order() -> None:

@@ -61,6 +61,7 @@ class WatchedSessionRepo(InMemorySessionRepo):
         self.unsound: set[UUID] = set()
         """Sessions whose refund the database rejects, until an operator has repaired it."""
         self.repaired = False
+        self._undone: set[UUID] = set()
         self._recorded: dict[UUID, str] = {}
         self._attempts: dict[UUID, int] = {}
         """The attempt of the worker that claimed a session, unless an external consumer took it."""
@@ -78,6 +79,16 @@ class WatchedSessionRepo(InMemorySessionRepo):
         super().overwrite(session_id, **changes)
         if before is SessionStatus.QUEUED:
             self._attempts.pop(session_id, None)
+
+    async def fail_queued(self, session_id: UUID, failure: Failure, *, undo: bool = False) -> bool:
+        done = await super().fail_queued(session_id, failure, undo=undo)
+        if done and undo and self._rows[session_id].push_again_at is None:
+            self._undone.add(session_id)
+        return done
+
+    def undone(self) -> set[UUID]:
+        """The sessions that their submission undid, before recovery found them."""
+        return self._undone
 
     async def complete(
         self, session_id: UUID, *, attempt: int, picture: StoredPicture, usage: Usage | None = None

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from adapters.credits.memory import InMemoryCreditRepo
@@ -31,6 +31,9 @@ from tests.simulation.watched import WatchedImageStorage, WatchedSessionRepo
 from tests.support.clock import FakeClock, loop_time
 
 T = TypeVar("T")
+if TYPE_CHECKING:
+    from tests.simulation.webhooks import Webhooks
+
 TIMEOUT_SECONDS = 1.0
 BUSY = Cause(CauseKind.PROVIDER, "503 busy")
 
@@ -78,6 +81,8 @@ class World:
         self.listeners: dict[str, Callable[[UUID], None]] = {}
         """What each worker does with a hint that a session may be cancelled, by its name."""
         self.changes = LossyChanges(self)
+        self.webhooks: Webhooks | None = None
+        """None if no owner has endpoints."""
         self.calls = 0
         self.effects: set[int] | None = None
         """The numbers of the calls that had an effect, if that is to be found out."""
@@ -220,6 +225,9 @@ class World:
             if answer.status not in {202, 0}:
                 self._check_refusal(answer, sessions)
         self._check_keys(sessions)
+        if self.webhooks is not None:
+            for problem in self.webhooks.broken_when_settled(list(sessions.values())):
+                raise Violation(problem)
         for problem in broken_when_settled(
             self.repo.budgets, sessions.values(), self.accounts.entries
         ):

@@ -407,6 +407,8 @@ async def _dead_endpoint() -> None:
     for number in range(60):
         await webhooks.outbox.add_test(UUID(int=number), healthy.id, STORE)
         await asyncio.sleep(1)
+        if world.violations:
+            raise world.violations[0]
     sent = sum(one.attempt_count for one in webhooks.outbox.written() if one.endpoint_id == dead.id)
     waits = [
         one.attempts[0].at - one.created_at

@@ -250,7 +250,10 @@ class Dispatcher:
     async def _run(self, turn: Turn, sessions: Mapping[UUID, GenerationSession]) -> None:
         record_until = asyncio.get_running_loop().time() + self._policy.record_seconds
         try:
-            sent = await asyncio.gather(*(self._send(turn, due, sessions) for due in turn.due))
+            bodies = [await self._payloads.body(due, turn.endpoint, sessions) for due in turn.due]
+            sent = await asyncio.gather(
+                *(self._send(turn, *each) for each in zip(turn.due, bodies, strict=True))
+            )
             result = self._result(turn, sent)
             if await self._record(result, until=record_until):
                 self._report(turn.endpoint, result)
@@ -274,10 +277,7 @@ class Dispatcher:
                     raise
             await asyncio.sleep(pause)
 
-    async def _send(
-        self, turn: Turn, due: Due, sessions: Mapping[UUID, GenerationSession]
-    ) -> _Sent | Outcome:
-        body = await self._payloads.body(due, turn.endpoint, sessions)
+    async def _send(self, turn: Turn, due: Due, body: bytes | None) -> _Sent | Outcome:
         at = self._clock()
         if body is None:
             attempt = DeliveryAttempt(at=at, status=None, error=_MISSING, duration_ms=0)

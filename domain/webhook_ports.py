@@ -182,8 +182,8 @@ class OutboxPort(Protocol):
 
     async def settle(self, result: TurnResult) -> bool:
         """Record the attempts, and end the turn. A ``delivered`` delivery stays so. If another turn
-        has begun meanwhile, or the owner enabled the endpoint, only the attempts and what was
-        delivered are recorded: False. An endpoint that its owner disabled stays so."""
+        has begun meanwhile, or the owner enabled or disabled the endpoint, only the attempts and
+        what was delivered are recorded: False."""
 
     async def sessions(self, session_ids: Sequence[UUID]) -> list[GenerationSession]:
         """The sessions with these ids as they are now, in any order."""

@@ -124,11 +124,12 @@ class InMemoryWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
             events=before.events if change.events is None else change.events,
             description=before.description if change.description is None else change.description,
         )
+        if change.enabled is not None:
+            row.number += 1
+            row.leased_until = None
         if change.enabled is False:
             self._disable(row, DisabledReason.OWNER)
         elif change.enabled:
-            row.number += 1
-            row.leased_until = None
             row.endpoint = _healthy(row.endpoint)
         return row.endpoint
 

@@ -51,7 +51,8 @@ ALL = f"""
     SELECT {ENDPOINT} FROM webhook_endpoints AS e WHERE e.channel = $1 AND e.owner_id = $2
     ORDER BY e.created_at DESC, e.id DESC"""
 
-# $7 NULL leaves it as it is. Enabling fences the turn at the endpoint, and the next one may begin.
+# $7 NULL leaves it as it is. Otherwise the turn at the endpoint is fenced: what a disabled endpoint
+# did not take is kept, and an enabled one's next turn may begin.
 CHANGE = f"""
     UPDATE webhook_endpoints AS e
     SET url = coalesce($4, url), events = coalesce($5::text[], events),
@@ -63,8 +64,8 @@ CHANGE = f"""
         failures = CASE WHEN $7 THEN 0 ELSE failures END,
         failing_since = CASE WHEN NOT coalesce($7, false) THEN failing_since END,
         paused_until = CASE WHEN NOT coalesce($7, false) THEN paused_until END,
-        leased_until = CASE WHEN NOT coalesce($7, false) THEN leased_until END,
-        turn = CASE WHEN $7 THEN turn + 1 ELSE turn END
+        leased_until = CASE WHEN $7 IS NULL THEN leased_until END,
+        turn = CASE WHEN $7 IS NULL THEN turn ELSE turn + 1 END
     WHERE e.id = $1 AND e.channel = $2 AND e.owner_id = $3
     RETURNING {ENDPOINT}"""
 

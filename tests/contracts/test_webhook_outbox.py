@@ -403,6 +403,20 @@ async def test_enabling_ends_the_turn(backend: Backend) -> None:
     assert await backend.webhooks.settle(a_result(newer))
 
 
+async def test_disabling_ends_the_turn(backend: Backend) -> None:
+    """What it could not deliver is kept, even if that was the last try."""
+    endpoint = await added(backend.webhooks)
+    await due_tests(backend, endpoint)
+    (turn,) = await claim(backend)
+
+    await backend.webhooks.change(endpoint.id, USER, EndpointChange(enabled=False))
+
+    last = an_outcome(turn.due[0].id, **(FAILING | {"status": DeliveryStatus.FAILED}))
+    assert not await backend.webhooks.settle(a_result(turn, last, failures=1))
+    (delivery,) = await deliveries_of(backend.webhooks, endpoint)
+    assert (delivery.status, delivery.attempt_count) == (DeliveryStatus.PENDING, 1)
+
+
 async def test_turns_are_settled_together(backend: Backend) -> None:
     """Each with its own outcomes, even if one of them is late."""
     endpoints = [await added(backend.webhooks) for _ in range(6)]

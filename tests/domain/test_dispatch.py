@@ -564,6 +564,30 @@ async def test_database_that_does_not_answer_is_reported(
         await rig.dispatcher.begin()
 
 
+async def test_body_that_cannot_be_built_fails_the_turn_before_anything_is_sent(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the messages beside it would be sent, and sent again."""
+    endpoint = await added(rig.repo, events=frozenset(WebhookEvent))
+    await rig.tested(endpoint, 2 * MAX_WINDOW)  # They open the window.
+    await rig.dispatcher.run_once()
+    rig.sender.received.clear()
+    await rig.repo.set_threshold(USER, 1)
+    await rig.completed()
+
+    async def unavailable(_: Owner) -> Any:
+        raise DatabaseUnavailable("down")
+
+    monkeypatch.setattr(rig.service.accounts, "account", unavailable)
+    await rig.dispatcher.run_once()
+
+    waiting = await deliveries_of(rig.repo, endpoint, DeliveryStatus.PENDING)
+    events = {delivery.event for delivery in waiting}
+    assert events == {WebhookEvent.CREDITS_LOW, WebhookEvent.COMPLETED}
+    assert rig.sender.received == []
+    assert rig.events.lines == [("failed", endpoint.id, DatabaseUnavailable)]
+
+
 async def test_missing_session_ends_its_delivery_only(rig: Rig) -> None:
     """Sessions are kept, but nothing is sent for one that is not, or that is another owner's."""
     endpoint, other = await added(rig.repo), await added(rig.repo, STORE, url=OTHER_URL)

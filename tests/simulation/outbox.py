@@ -136,7 +136,7 @@ class WatchedOutbox(InMemoryWebhookRepo):
         history = self._history(result.endpoint_id)
         if settled:
             self._check_settled_turn(result, history)
-        may_drop = not history.was_disabled and result.disable is None
+        may_drop = settled and not history.was_disabled and result.disable is None
         for id_, row in before.items():
             if row.delivery.status is not statuses[id_]:
                 self._check_end(row.delivery, self._clock() - row.since, may_drop=may_drop)
@@ -154,8 +154,8 @@ class WatchedOutbox(InMemoryWebhookRepo):
         history.not_before = now + RETRY_AFTER if 429 in statuses else None
 
     def _check_end(self, delivery: Delivery, age: timedelta, *, may_drop: bool) -> None:
-        """``may_drop``: its turn was begun at an enabled endpoint, and does not disable it. What
-        its owner does during the last try comes too late."""
+        """``may_drop``: its turn was begun at an enabled endpoint, was not fenced meanwhile, and
+        does not disable it."""
         if delivery.status is DeliveryStatus.DELIVERED:
             was_accepted = str(delivery.id) in self.accepted
             self._require(was_accepted, f"{delivery} was never accepted")

@@ -30,7 +30,7 @@ def rounds_read_no_session() -> AbstractContextManager[None]:
     async def go_round(self: Watching) -> None:
         with suppress(DatabaseUnavailable):
             await self._find_new()
-        self._tend(list(self._watches), asyncio.get_running_loop().time())
+        self._wake_due(asyncio.get_running_loop().time())
         await asyncio.sleep(ROUND_SECONDS)
 
     return instead((Watching, "_go_round", go_round))

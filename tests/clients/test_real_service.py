@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,7 @@ def test_all_sessions_are_followed_from_now_on(client: Driver, dev: Dev) -> None
         while not following.done():  # Some of these come before the stream is open, or too late.
             done = SyncDriver().call(dev.url, "submit_and_wait", dev.request, token=dev.api_key)
             new.append(done.result["session_id"])
+            wait([following], timeout=0.5)  # The demo store has few credits.
         opened, *updates = following.result().updates
 
     final = {state["session_id"] for state in updates if state["status"] == "completed"}

@@ -14,7 +14,7 @@ import pytest
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
-from domain.endpoints import DeliveryStatus
+from domain.endpoints import DeliveryStatus, WebhookEvent
 from domain.errors import DatabaseUnavailable
 from domain.sessions import SessionStatus
 from tests.adapters.console import SET, Console
@@ -140,16 +140,20 @@ async def test_owner_without_endpoints_pays_for_no_call(console: Console) -> Non
     assert [TRIGGER in call for call in calls] == [False, True]
 
 
-async def test_debit_without_a_crossing_pays_for_no_call(console: Console) -> None:
+async def test_owner_without_a_threshold_pays_for_no_call(console: Console) -> None:
+    """With one, only the debit that crosses the threshold is told."""
     debit = "UPDATE credit_accounts SET balance = balance - 1, total_debited = total_debited + 1"
+    endpoint = await added(console.webhooks, events=frozenset({WebhookEvent.CREDITS_LOW}))
     await console.credits.grant(USER, 10, note="test")
 
-    calls = []
+    calls, told_so_far = [], []
     for threshold in (None, 20, 5, 7):
         await console.webhooks.set_threshold(USER, threshold)
         calls.append(await trigger_calls(console, debit))
+        told_so_far.append(len(await deliveries_of(console.webhooks, endpoint)))
 
-    assert ["low_credits_are_told" in call for call in calls] == [False, False, False, True]
+    assert ["low_credits_are_told" in call for call in calls] == [False, True, True, True]
+    assert told_so_far == [0, 0, 0, 1]
 
 
 async def test_session_that_is_created_meanwhile_is_told(console: Console) -> None:

@@ -11,7 +11,7 @@ finds the changes that were not published or lost. Without clients, neither runs
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -109,6 +109,8 @@ class Watching:
         """The streams of all sessions of an owner."""
         self._wanted: dict[UUID, None] = {}
         """The watched sessions that are to be read, in order."""
+        self._unsure: dict[UUID, None] = {}
+        """The sessions that the next turn is to read."""
         self._reader: asyncio.Task[None] | None = None
         self._rounds: asyncio.Task[None] | None = None
         self._is_draining = False
@@ -133,6 +135,22 @@ class Watching:
         self._add(watch)
         try:
             await self._open(watch)
+            yield watch
+        finally:
+            self._remove(watch)
+
+    @contextmanager
+    def watch_on(self, caller: Caller, session: GenerationSession) -> Iterator[Watch]:
+        """The same for states newer than ``session``, which the caller may see and was read a
+        moment ago. A change since then that was published too early for this client is found a
+        turn later; so the session is not read now."""
+        self._check_limits(caller)
+        whose = (caller.owner, caller.shopper_id)
+        watch = Watch(whose, (session.id,), after=session.revision, now=self._clock())
+        watch.unread.clear()
+        self._add(watch, revision=session.revision)
+        self._unsure[session.id] = None
+        try:
             yield watch
         finally:
             self._remove(watch)
@@ -183,7 +201,7 @@ class Watching:
         if caller.shopper and self._counts[caller.owner, caller.shopper_id] >= limits.per_shopper:
             raise TooManyStreams("Too many clients of this shopper wait already")
 
-    def _add(self, watch: Watch) -> None:
+    def _add(self, watch: Watch, *, revision: int = NEVER_READ) -> None:
         now = asyncio.get_running_loop().time()
         shorter = 1 - self._random.random() / 10
         watch.ends_at = now + self._limits.lifetime.total_seconds() * shorter
@@ -194,7 +212,7 @@ class Watching:
         if watch.ids is None:
             self._owners.setdefault(watch.whose[0], {})[watch] = None
         for session_id in watch.ids or ():
-            self._follow(watch, session_id)
+            self._follow(watch, session_id, revision=revision)
         if self._rounds is None:
             self._turn = int(now / _TURN_SECONDS)
             self._rounds = self._run(self._go_around())
@@ -219,10 +237,11 @@ class Watching:
         for session_id in tuple(self._sessions) if watch.ids is None else watch.ids:
             self._unfollow(watch, session_id)
 
-    def _follow(self, watch: Watch, session_id: UUID) -> None:
-        watched = self._sessions.setdefault(session_id, _Watched(session_id))
+    def _follow(self, watch: Watch, session_id: UUID, *, revision: int = NEVER_READ) -> None:
+        """``revision`` is the one that the client has for sure."""
+        watched = self._sessions.setdefault(session_id, _Watched(session_id, revision))
         watched.watches[watch] = None
-        watched.revision = NEVER_READ
+        watched.revision = min(watched.revision, revision)
 
     def _unfollow(self, watch: Watch, session_id: UUID) -> None:
         watched = self._sessions.get(session_id)
@@ -323,6 +342,8 @@ class Watching:
             await self._find_new()
         for turn in range(_TURNS):
             self._wake_due(loop.time())
+            self._want(self._unsure)
+            self._unsure.clear()
             for batch in _batches(sessions[turn::_TURNS], READ_BATCH):
                 with suppress(DatabaseUnavailable):
                     await self._read(batch)

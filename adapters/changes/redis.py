@@ -38,6 +38,8 @@ HEARD_PAUSE_SECONDS = 0.002
 UNHEARD_PAUSE_SECONDS = 0.05
 """The pause between two messages, so that changes share them. The longer one is for the time in
 which no process listens."""
+BURST = 4
+"""The messages that leave without a pause after a quiet time: all that a lone session needs."""
 SILENCE_SECONDS = 5.0
 """After this long without a message the connection is tested."""
 
@@ -65,6 +67,7 @@ class RedisChanges(ChangePublisherPort, ChangeFeedPort):
         self._timeout_seconds = timeout_seconds
         self._unsent: dict[UUID, Owner] = {}
         self._sender: asyncio.Task[None] | None = None
+        self._paced_until = 0.0
         self._is_failing = False
 
     def publish(self, session: GenerationSession) -> None:
@@ -81,9 +84,15 @@ class RedisChanges(ChangePublisherPort, ChangeFeedPort):
                     del self._unsent[session_id]
                 message = _encode([_message(*change) for change in batch])
                 listeners = await self._send_message(message)
-                await asyncio.sleep(HEARD_PAUSE_SECONDS if listeners else UNHEARD_PAUSE_SECONDS)
+                await self._pause(HEARD_PAUSE_SECONDS if listeners else UNHEARD_PAUSE_SECONDS)
         finally:
             self._sender = None
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait until the messages so far would have been sent at this distance, but for a burst."""
+        now = asyncio.get_running_loop().time()
+        self._paced_until = max(self._paced_until, now) + seconds
+        await asyncio.sleep(max(0.0, self._paced_until - now - BURST * seconds))
 
     async def _send_message(self, message: bytes) -> int:
         """How many processes heard it."""

@@ -146,7 +146,7 @@ async def get_generation(
     seconds = wait_seconds(request.scope["headers"])
     if seconds and not view.session.status.is_final:
         session, has_waited = await waits.final(
-            session_id, caller, seconds=seconds, receive=request.receive
+            view.session, caller, seconds=seconds, receive=request.receive
         )
         if has_waited:
             headers = as_text([applied(seconds)])

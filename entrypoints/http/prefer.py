@@ -2,13 +2,12 @@
 
 import re
 from typing import Annotated, Final, TypeAlias
-from uuid import UUID
 
 from litestar.params import HeaderParameter
 from litestar.types import Receive
 
 from domain.callers import Caller
-from domain.errors import DatabaseUnavailable, NotFound, Overloaded, TooManyStreams
+from domain.errors import Overloaded, TooManyStreams
 from domain.sessions import GenerationSession
 from domain.watching import Watching, final_state
 from entrypoints.http.disconnects import ended_by_disconnect
@@ -53,15 +52,15 @@ class Waits:
         self._watching = watching
 
     async def final(
-        self, session_id: UUID, caller: Caller, *, seconds: int, receive: Receive
+        self, session: GenerationSession, caller: Caller, *, seconds: int, receive: Receive
     ) -> tuple[GenerationSession | None, bool]:
-        """The session once it is final, or None after ``seconds``, and whether the request has
-        waited: with too many waiting clients, or without the database, it is answered at once."""
+        """``session``, which was read just now, once it is final, or None after ``seconds``; and
+        whether the request has waited: with too many waiting clients it is answered at once."""
+        if session.status.is_final:
+            return session, True
         try:
-            async with (
-                self._watching.watch(caller, [session_id]) as watch,
-                ended_by_disconnect(receive, watch),
-            ):
-                return await final_state(watch, seconds=seconds), True
-        except (TooManyStreams, Overloaded, DatabaseUnavailable, NotFound):
+            with self._watching.watch_on(caller, session) as watch:
+                async with ended_by_disconnect(receive, watch):
+                    return await final_state(watch, seconds=seconds), True
+        except (TooManyStreams, Overloaded):
             return None, False

@@ -87,9 +87,8 @@ class SubmitRoute:
     ) -> Reply:
         """The final session if there is one in time, else ``reply``. The request is accepted, so
         no fault of the wait changes that."""
-        session_id = receipt.session.id
         session, has_waited = await self._waits.final(
-            session_id, caller, seconds=seconds, receive=receive
+            receipt.session, caller, seconds=seconds, receive=receive
         )
         status, headers, envelope = reply
         if has_waited:

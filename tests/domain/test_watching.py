@@ -258,6 +258,49 @@ async def test_what_the_caller_may_not_see_does_not_exist(
     assert len(scene.watching) == 0
 
 
+async def test_session_that_was_just_read_is_not_read_for_its_client(scene: Scene) -> None:
+    """Until a change of it is published."""
+    session = await scene.service.session(await scene.submit())
+    with scene.watching.watch_on(Caller(owner=USER), session) as watch:
+        before = list(scene.reads.batches)
+        await scene.finish(session.id)
+        seen = await news(watch)
+
+    assert before == []
+    assert seen == [(session.id, FINAL_REVISION)]
+
+
+async def test_change_that_was_published_before_its_client_came_is_found_a_turn_later(
+    scene: Scene,
+) -> None:
+    """Between the read of the session and the client's arrival."""
+    async with scene.watching.watch(CALLER, [await scene.submit()]):  # The rounds run.
+        await settle()
+        session = await scene.service.session(await scene.submit())
+        await scene.finish(session.id)
+        await settle()
+        began = now()
+        with scene.watching.watch_on(CALLER, session) as watch:
+            seen = await news(watch)
+
+    assert seen == [(session.id, FINAL_REVISION)]
+    assert now() - began <= ROUND_SECONDS / 10
+
+
+async def test_clients_that_know_different_states_get_what_they_lack(scene: Scene) -> None:
+    """One knows the claimed session, the other one resumes from an earlier state."""
+    session_id = await scene.submit()
+    await scene.claim(session_id)
+    claimed = await scene.service.session(session_id)
+    with scene.watching.watch_on(CALLER, claimed) as informed:
+        async with scene.watching.watch(CALLER, [session_id], after=QUEUED) as resumed:
+            first = await news(resumed)
+            await scene.fail(session_id)
+
+            assert first == [(session_id, CLAIMED)]
+            assert await news(resumed) == await news(informed) == [(session_id, FINAL_REVISION)]
+
+
 async def test_stream_of_several_ends_once_all_are_final(scene: Scene) -> None:
     ids = [await scene.submit() for _ in range(3)]
     await scene.finish(ids[0])

@@ -95,8 +95,22 @@ class Follower:
         patience = self._random.choice((2.0, 20.0, 100.0))
         with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(patience):
+                if len(ids) == 1 and self._random.random() < 0.3:
+                    await self._wait(watching, ids[0])
+                    return
                 async with watching.watch(self._caller, ids, after=after) as watch:
                     await self._read(watch, dict.fromkeys(ids, after))
+
+    async def _wait(self, watching: Watching, session_id: UUID) -> None:
+        """A request that reads the session and waits for its end. It arrives a moment later."""
+        session = await self._world.repo.get(session_id, self._caller.owner)
+        await asyncio.sleep(self._random.choice((0.0, 0.05, 3.0)))
+        with watching.watch_on(self._caller, session) as watch:
+            if session.revision == FINAL_REVISION:
+                self._revisions[session_id] = FINAL_REVISION
+                self._world.require(await watch.next() is None, f"{session_id}: waits for nothing")
+                return
+            await self._read(watch, {session_id: session.revision})
 
     async def _stream_all(self, watching: Watching) -> None:
         """A stream of all sessions of the owner, which tells no state of before."""

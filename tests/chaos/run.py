@@ -117,7 +117,7 @@ async def _run(
     books = await watch.look()
     found = [
         *watch.violations,
-        *at_the_end(books, journal),
+        *at_the_end(books, journal, only_kills=only_kills),
         *told.of_streams(books, followers.told, calm_since=calm_since),
         *told.of_webhooks(books, receiver, journal),
         *await told.shown_otherwise(stage, receiver),

@@ -147,7 +147,7 @@ class Watching:
         self._check_limits(caller)
         whose = (caller.owner, caller.shopper_id)
         watch = Watch(whose, (session.id,), after=session.revision, now=self._clock())
-        watch.unread.clear()
+        watch.offer(session)  # Which the client has, so that this only says that it was read.
         self._add(watch, revision=session.revision)
         self._unsure[session.id] = None
         try:

@@ -287,6 +287,14 @@ async def test_change_that_was_published_before_its_client_came_is_found_a_turn_
     assert now() - began <= ROUND_SECONDS / 10
 
 
+async def test_client_that_knows_the_end_waits_for_nothing(scene: Scene) -> None:
+    session_id = await scene.submit()
+    await scene.finish(session_id)
+    with scene.watching.watch_on(CALLER, await scene.service.session(session_id)) as watch:
+        assert watch.is_over
+        assert await watch.next() is None
+
+
 async def test_clients_that_know_different_states_get_what_they_lack(scene: Scene) -> None:
     """One knows the claimed session, the other one resumes from an earlier state."""
     session_id = await scene.submit()

@@ -19,7 +19,7 @@ import {
   type SessionPage,
   type Submitted,
 } from "./models.js";
-import { clock, RETRIES, type Retries, Tries } from "./retries.js";
+import { clock, isOver, RETRIES, type Retries, Tries } from "./retries.js";
 import { EventParser } from "./sse.js";
 
 const MAX_FOLLOWED = 100;
@@ -284,7 +284,7 @@ export class Wearon {
     const { end, signal } = following;
     const tries = new Tries(this.#retries);
     while (!follower.isDone) {
-      if (clock() >= end) return false;
+      if (isOver(end)) return false;
       const seconds = Math.min(this.#idleSeconds, end - clock());
       const stream = await this.#http.open(events(follower), seconds, signal);
       // The states that it has are final, with a new status.
@@ -295,7 +295,7 @@ export class Wearon {
       else {
         const parser = new EventParser();
         if (await this.#read(stream, parser, follower, following)) tries.reset();
-        if (clock() >= end) continue;
+        if (isOver(end)) continue;
         least = parser.retrySeconds ?? this.#retries.baseSeconds;
       }
       if (follower.isDone) break;
@@ -315,7 +315,7 @@ export class Wearon {
     let began = false;
     try {
       await onOpen?.();
-      while (!follower.isDone && clock() < end) {
+      while (!follower.isDone && !isOver(end)) {
         const bytes = await stream.read(Math.min(this.#idleSeconds, end - clock()));
         if (bytes === undefined) break;
         began = true;

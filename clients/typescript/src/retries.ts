@@ -21,6 +21,8 @@ export const RETRIES: Retries = {
   maxSeconds: 20,
 };
 
+const TIMER_SECONDS = 0.005;
+
 /**
  * The header `Retry-After`, seconds or an HTTP date (RFC 9110, section 10.2.3), as seconds from now;
  * null if it is missing or neither.
@@ -35,6 +37,11 @@ export function retryAfterSeconds(value: string | null, nowMs = Date.now()): num
 /** Seconds since some moment; never goes back. */
 export function clock(): number {
   return performance.now() / 1000;
+}
+
+/** Whether the time until `end` is over. A timer may fire a little early. */
+export function isOver(end: number): boolean {
+  return clock() >= end - TIMER_SECONDS;
 }
 
 /** Counts the tries of one call against its limits. */

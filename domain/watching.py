@@ -225,7 +225,10 @@ class Watching:
 
     def _remove(self, watch: Watch) -> None:
         del self._watches[watch]
-        self._due.get(watch.due_turn, {}).pop(watch, None)
+        due = self._due.get(watch.due_turn, {})
+        due.pop(watch, None)
+        if not due:
+            self._due.pop(watch.due_turn, None)
         for whose in (watch.whose[0], watch.whose):
             self._counts[whose] -= 1
             if not self._counts[whose]:

@@ -559,6 +559,29 @@ async def test_stream_ends_after_its_lifetime(service: Service) -> None:
         assert pings == int(end / 45)
 
 
+async def test_nothing_is_kept_of_clients_that_left(scene: Scene) -> None:
+    """Nor of one that came and left while no other was there, again and again."""
+
+    def kept() -> int:
+        return sum(map(len, [value for value in vars(scene.watching).values() if sized(value)]))
+
+    for _ in range(3):
+        session_id = await scene.submit()
+        async with scene.watching.watch(CALLER, [session_id]) as watch:
+            await news(watch)
+        with scene.watching.watch_on(CALLER, await scene.service.session(session_id)):
+            await asyncio.sleep(2 * ROUND_SECONDS)
+        async with scene.watching.watch(CALLER, None):
+            await settle()
+        await asyncio.sleep(60)  # The rounds end.
+
+    assert kept() == 0
+
+
+def sized(value: object) -> bool:
+    return isinstance(value, dict | set | list)
+
+
 async def test_drain_ends_all_streams_now(scene: Scene) -> None:
     session_id = await scene.submit()
     async with scene.watching.watch(CALLER, [session_id]) as watch:

@@ -17,7 +17,7 @@ from litestar.types import ASGIApp
 from msgspec.structs import replace as replace_fields
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.server import Server
-from uvicorn.supervisors.multiprocess import Multiprocess
+from uvicorn.supervisors import multiprocess
 
 from config.closing import close
 from config.container import Container
@@ -39,7 +39,12 @@ from domain.throttle import Throttle
 from entrypoints.gc_tuning import freeze_startup_objects
 from entrypoints.http.admin import Administration
 from entrypoints.http.app import Lifespan, Services, create_app
-from entrypoints.http.connections import SURPLUS, ConnectionConfig, ConnectionLimits
+from entrypoints.http.connections import (
+    SURPLUS,
+    UNRESPONSIVE_SECONDS,
+    ConnectionConfig,
+    ConnectionLimits,
+)
 from entrypoints.http.door import Authenticator, Door
 from entrypoints.http.public import Check
 from entrypoints.http.request_info import merge_request_info
@@ -96,11 +101,36 @@ def _serve_here(config: ConnectionConfig) -> None:
     server.run()
 
 
-class _ApiProcesses(Multiprocess):
+class _ApiProcess(multiprocess.Process):
+    """A process whose parent never waits for its answer. uvicorn's parent does, also for one that
+    died when it was asked, and meanwhile replaces no process and sees no signal."""
+
+    _asked_at: float | None = None
+
+    def is_alive(self, timeout: float = UNRESPONSIVE_SECONDS) -> bool:
+        """Whether it runs, and was not silent for ``timeout`` since it was asked."""
+        if not self.process.is_alive():
+            return False
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+            self.parent_conn.send(b"ping")
+        if self.parent_conn.poll():
+            self.parent_conn.recv()
+            self._asked_at = None
+            return True
+        return time.monotonic() - self._asked_at < timeout
+
+
+class _ApiProcesses(multiprocess.Multiprocess):
     """Several processes that accept connections from one socket. The parent replaces those that
     die, and stops them all."""
 
     config: ConnectionConfig
+
+    def init_processes(self) -> None:
+        # uvicorn has no other way to give it the class.
+        multiprocess.Process = _ApiProcess  # type: ignore[misc]
+        super().init_processes()
 
     def run_all(self) -> None:
         """Until a signal. Raises ``SystemExit`` if the application does not start."""

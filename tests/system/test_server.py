@@ -30,6 +30,8 @@ CONNECTIONS = 2_000
 ANSWER_SECONDS = 2.0
 """What an answer may take on a busy machine, while others hold their connections open."""
 
+ASKED_SECONDS = 1.5
+"""By then the parent has asked each process whether it lives."""
 BUSY_SECONDS = 8.0
 """Longer than uvicorn waits by default for a process that does not answer."""
 
@@ -203,6 +205,18 @@ def test_process_that_gets_no_time_is_not_replaced(deployment: Deployment) -> No
     eventually(lambda: is_live(port))
 
     assert workers(api) == before
+
+
+def test_process_that_dies_without_an_answer_is_replaced_soon(deployment: Deployment) -> None:
+    """Though its parent had asked it before: the parent waits for no answer."""
+    api, _ = start(deployment, WEARON_API_WORKERS="2")
+    eventually(lambda: len(workers(api)) == 2)
+    before = workers(api)
+
+    os.kill(before[0], signal.SIGSTOP)
+    time.sleep(ASKED_SECONDS)
+    os.kill(before[0], signal.SIGKILL)
+    eventually(lambda: len(set(workers(api)) - {before[0]}) == 2, seconds=10)
 
 
 def test_processes_that_cannot_start(deployment: Deployment) -> None:

@@ -169,6 +169,10 @@ def test_worker_can_leave_webhooks_to_others(
 def test_listener_forwards_what_ends(deployment: Deployment, receiver: Receiver) -> None:
     """``wearon webhooks listen`` on a real API, for a store: its sessions, not the user's, each
     signed with the secret that was printed. No proxy stands between."""
+    # What a killed worker of another test had would end now.
+    deployment.sql(
+        "UPDATE generation_sessions SET status = 'failed' WHERE status IN ('queued', 'processing')"
+    )
     command = ["webhooks", "listen", "--api", deployment.url, "--forward-to", receiver.url]
     listener = subprocess.Popen(
         [sys.executable, "-P", "-m", "entrypoints.cli", *command, "--count", "2"],

@@ -252,7 +252,7 @@ export class Wearon {
 
   async #wait(sessionId: string, limits: Limits & { end: number }): Promise<Session> {
     let last: Session | undefined;
-    for (let began = clock(); began < limits.end; began = clock()) {
+    for (let began = clock(); !isOver(limits.end); began = clock()) {
       last = await this.#waitOnce(sessionId, limits);
       if (isFinal(last)) return last;
       const rest = Math.min(began + POLL_SECONDS, limits.end) - clock();

@@ -14,15 +14,17 @@ import pytest
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.postgres.database import Database
 from adapters.postgres.limits import DatabaseLimits
+from domain.credits import Channel, Owner
 from domain.endpoints import DeliveryStatus, WebhookEvent
 from domain.errors import DatabaseUnavailable
 from domain.sessions import SessionStatus
 from tests.adapters.console import SET, Console
-from tests.support.examples import FAILURE, STORE, USER
+from tests.support.examples import FAILURE, OTHER, STORE, USER
 from tests.support.roles import member
 from tests.support.webhooks import TURN, a_result, added, an_endpoint, deliveries_of
 
 pytestmark = pytest.mark.anyio
+EVERY = frozenset({WebhookEvent.FAILED, WebhookEvent.CREDITS_LOW})
 
 DELIVERIES = "SELECT session_id, event FROM webhook_deliveries"
 TRIGGER = "end_of_session_is_told"
@@ -118,6 +120,34 @@ async def test_one_statement_may_end_many_sessions(console: Console) -> None:
     for endpoint in (mine, theirs):
         found = await deliveries_of(console.webhooks, endpoint)
         assert {one.session_id for one in found} == set(ids[endpoint.owner])
+
+
+async def test_end_that_is_written_again_is_told_once(console: Console) -> None:
+    """As an external consumer may do that is not sure of its first write."""
+    await added(console.webhooks)
+    session_id = await console.queued()
+
+    for _ in range(2):
+        await console.run("UPDATE generation_sessions SET status = 'failed'")
+
+    assert await told(console) == [(session_id, "generation.failed")]
+
+
+async def test_only_the_owner_is_told(console: Console) -> None:
+    """Not another one of its channel, nor one with its id on the other channel."""
+    twin = Owner(channel=Channel.B2B, id=USER.id)
+    others = [await added(console.webhooks, owner, events=EVERY) for owner in (OTHER, twin)]
+    mine = await added(console.webhooks, events=EVERY)
+    await console.queued()
+    await console.credits.grant(USER, 10, note="test")
+    await console.webhooks.set_threshold(USER, 10)
+
+    await console.run("UPDATE generation_sessions SET status = 'failed'")
+    await console.run("UPDATE credit_accounts SET balance = 1, total_debited = total_granted - 1")
+
+    assert [await deliveries_of(console.webhooks, endpoint) for endpoint in others] == [[], []]
+    events = {delivery.event for delivery in await deliveries_of(console.webhooks, mine)}
+    assert events == {WebhookEvent.FAILED, WebhookEvent.CREDITS_LOW}
 
 
 async def trigger_calls(console: Console, sql: str, *arguments: object) -> dict[str, int]:

@@ -25,7 +25,7 @@ from domain.signatures import message, signed_headers
 
 ANSWER_SECONDS = 10.0
 SILENCE_SECONDS = 60.0
-"""A stream sends a ping at least every 25 s."""
+"""A stream sends a ping every 45 s."""
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
 MAX_LINE_BYTES = 1_000_000

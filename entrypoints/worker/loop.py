@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 
 def _ignore(_: Owner) -> None:
-    """Nobody here delivers what the end of a session causes."""
+    """This worker delivers no webhooks."""
 
 
 class Worker:

@@ -119,7 +119,7 @@ class Receiver:
 
     async def rotate(self) -> None:
         """A new secret for one endpoint. What happens between the database and this command is no
-        fault of this run: with an unknown outcome, nobody would know the secret."""
+        fault of this run: with an unknown outcome, the secret would be lost."""
         hook = self.hooks["rotated"]
         done = await self._stage.blocking(
             self._stage.deployment.wearon,

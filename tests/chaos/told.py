@@ -71,7 +71,7 @@ def _of_streams_of_all(books: Books, told: Told) -> Iterator[Violation]:
 
 
 def of_webhooks(books: Books, receiver: Receiver, journal: Journal) -> Iterator[Violation]:
-    """Every end is delivered to every endpoint of the owner, under one id, and to nobody else."""
+    """Each end is delivered to each endpoint of the owner, under one id, and to no other owner."""
     ids: defaultdict[tuple[str, UUID], set[str]] = defaultdict(set)
     sessions: defaultdict[str, set[tuple[str, UUID]]] = defaultdict(set)
     accepted: set[tuple[str, UUID]] = set()
@@ -117,7 +117,7 @@ def _is_undone(session: Row) -> bool:
 def _problems_of_message(message: Message, hook: Hook, books: Books) -> Iterator[str]:
     session = books.sessions.get(message.session_id)
     if session is None or owner_of(session) != hook.owner:
-        yield f"told of a session of {'nobody' if session is None else owner_of(session)}"
+        yield f"told of a session of {'no owner' if session is None else owner_of(session)}"
         return
     told = message.type, message.data["status"], message.data["error_code"]
     status = session["status"]

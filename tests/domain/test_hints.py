@@ -38,7 +38,7 @@ class Looks:
 
 
 async def test_first_end_is_looked_for_at_once() -> None:
-    """Also if nothing was ever due to the owner: nobody knows yet."""
+    """Also of an owner to whom no delivery was due before: a look has to find out."""
     looks = Looks()
 
     looks.hints.ended(USER)

@@ -259,14 +259,18 @@ async def test_what_the_caller_may_not_see_does_not_exist(
 
 
 async def test_session_that_was_just_read_is_not_read_for_its_client(scene: Scene) -> None:
-    """Until a change of it is published."""
-    session = await scene.service.session(await scene.submit())
-    with scene.watching.watch_on(Caller(owner=USER), session) as watch:
-        before = list(scene.reads.batches)
-        await scene.finish(session.id)
-        seen = await news(watch)
+    """Until a change of it is published, or the next turn of the round."""
+    async with scene.watching.watch(CALLER, [await scene.submit()]):  # The rounds run.
+        session = await scene.service.session(await scene.submit())
+        await settle()
+        before = len(scene.reads.batches)
+        with scene.watching.watch_on(CALLER, session) as watch:
+            await settle()
+            reads = len(scene.reads.batches) - before
+            await scene.finish(session.id)
+            seen = await news(watch)
 
-    assert before == []
+    assert reads == 0
     assert seen == [(session.id, FINAL_REVISION)]
 
 

@@ -39,7 +39,7 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scopes.append(scope)
         path = scope["path"]
-        if path == "/held":
+        if path in {"/held", "/late"}:
             await self.released.wait()
         size = 0
         more = path not in {"/unread", "/stream"}
@@ -50,9 +50,9 @@ class Application:
                 return
             size += len(message["body"])
             more = message["more_body"]
-        if path == "/stream":
+        if path in {"/stream", "/late"}:
             await send({"type": "http.response.start", "status": 200, "headers": []})
-            for piece in (b"abc", b"", b"de"):
+            for piece in (b"abc", b"", b"de") if path == "/stream" else [bytes(LARGE_BYTES)] * 2:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
@@ -587,6 +587,18 @@ async def test_client_that_reads_nothing(listen: Listen) -> None:
     async with server.connection(limit=1_000) as client:
         client.send(GET.replace(b"/", b"/large", 1))
         await _eventually(lambda: server.app.scopes != [])
+        await _eventually(lambda: not server.config.open)
+
+
+async def test_client_that_stops_reading_later(listen: Listen) -> None:
+    """A sweep has found before that its connection has no deadline, as that of an open stream."""
+    server = await listen(write_seconds=0.05)
+
+    async with server.connection(limit=1_000) as client:
+        client.send(GET.replace(b"/", b"/late", 1))
+        await _eventually(lambda: server.app.scopes != [])
+        await _eventually(lambda: not server.config.timed)
+        server.app.released.set()
         await _eventually(lambda: not server.config.open)
 
 

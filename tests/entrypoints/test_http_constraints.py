@@ -39,7 +39,7 @@ DECLARED = (HeaderParameter, PathParameter, QueryParameter)
 OPEN_TEXTS = {
     "Prefer",  # what is not known there is ignored
     "X-Request-Id",  # another one is replaced
-    "expires",  # of a signed link, which nobody writes
+    "expires",  # part of a signed link, which the service builds
     "key",
     "signature",
 }

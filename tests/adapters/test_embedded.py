@@ -30,6 +30,7 @@ from adapters.embedded.processes import (
     usable_program,
 )
 from adapters.embedded.valkey import EmbeddedValkey, find_valkey
+from tests.support.processes import is_alive
 
 REPOSITORY = Path(__file__).parents[2]
 DEADLINE_SECONDS = 20.0
@@ -108,15 +109,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the deadline passed"
         time.sleep(0.005)
-
-
-def is_gone(pid: int) -> bool:
-    """Whether the process has ended, even if its new parent has not reaped it."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return status.rpartition(")")[2].split()[0] == "Z"
 
 
 def test_postgres_listens_on_its_socket_only(pg: EmbeddedPostgres) -> None:
@@ -246,12 +238,12 @@ def test_server_dies_with_its_parent(base: Path, make_server: MakeServer) -> Non
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        assert not is_gone(pid)
+        assert is_alive(pid)
         parent.kill()
     with make_server(folder) as successor:
         assert successor.pid != pid
 
-        wait_until(lambda: is_gone(pid))
+        wait_until(lambda: not is_alive(pid))
 
 
 def test_process_without_its_parent_exits() -> None:

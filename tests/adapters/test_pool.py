@@ -7,7 +7,6 @@ import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable
 from io import BytesIO
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -19,6 +18,7 @@ from domain.picture_ports import Picture
 from domain.sessions import ErrorCode
 from tests.adapters.hostile import ACCEPTED, REFUSED, black
 from tests.support.images import encoded
+from tests.support.processes import children, is_alive
 
 pytestmark = pytest.mark.anyio
 
@@ -128,7 +128,7 @@ async def test_lost_process_fails_only_its_own_picture(new_pool: NewPool, deed: 
 
     assert refusal.reason == ErrorCode.INVALID_IMAGE
     assert neighbour == Picture(data=b"ediseb", media_type="image/jpeg")
-    assert not _is_alive(before)
+    assert not is_alive(before)
     after = await asyncio.gather(pool.prepare(b"one"), pool.prepare(b"two"))
     assert [picture.data for picture in after] == [b"eno", b"owt"]
 
@@ -233,7 +233,7 @@ async def test_cancelled_picture_leaves_no_result_behind(new_pool: NewPool) -> N
     await asyncio.gather(cancelled, return_exceptions=True)
 
     assert cancelled.cancelled()
-    assert not _is_alive(before)
+    assert not is_alive(before)
     assert (await pool.prepare(b"next")).data == b"txen"
 
 
@@ -271,7 +271,7 @@ async def test_close_kills_the_processes(new_pool: NewPool) -> None:
     await pool.close()
     await pool.close()
 
-    assert not any(_is_alive(pid) for pid in pids)
+    assert not any(is_alive(pid) for pid in pids)
 
 
 async def test_processes_end_with_the_worker() -> None:
@@ -294,22 +294,11 @@ async def test_processes_end_with_the_worker() -> None:
     )
     assert worker.stdout is not None
     await worker.stdout.readline()
-    (pid,) = _children(worker.pid)
+    (pid,) = children(worker.pid)
 
     worker.kill()
     await worker.communicate()
 
     async with asyncio.timeout(10):
-        while _is_alive(pid):  # noqa: ASYNC110 - nothing reports the end of a grandchild
+        while is_alive(pid):  # noqa: ASYNC110 - nothing reports the end of a grandchild
             await asyncio.sleep(0.01)
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False

@@ -30,6 +30,7 @@ from config.loading import load_settings
 from domain.credits import Channel, Owner
 from tests.support import servers
 from tests.support.images import encoded
+from tests.support.processes import children
 from tests.support.proxy import HOST, Proxy
 from tests.system.deployment import Deployment, eventually, free_port, kill
 
@@ -317,12 +318,6 @@ class Stage:
         return mint_user_token(
             UUID(owner.id), rules=rules, now=datetime.now(UTC), lifetime=timedelta(days=1)
         )
-
-
-def children(pid: int) -> list[int]:
-    """The children of a process; none where there is no /proc."""
-    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    return [int(child) for child in " ".join(lists).split()]
 
 
 @asynccontextmanager

@@ -8,15 +8,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from statistics import linear_regression
 
 from aiohttp import ClientSession, ClientTimeout, web
 
-from tests.chaos.deployment import children
 from tests.support import servers
 from tests.support.images import encoded
+from tests.support.processes import children, resident_kb
 from tests.support.provider import KEY, FakeProvider, edited, provider, says
 from tests.system.deployment import STORE_ID, Deployment, eventually, free_port, kill
 
@@ -237,19 +236,9 @@ def _sample(seconds: float, final: int, pid: int) -> Sample:
     return Sample(
         seconds=seconds,
         final=final,
-        worker_kb=_resident_kb(pid),
-        children_kb=sum(_resident_kb(child) for child in children(pid)),
+        worker_kb=resident_kb(pid),
+        children_kb=sum(resident_kb(child) for child in children(pid)),
     )
-
-
-def _resident_kb(pid: int) -> int:
-    """A process's resident memory; 0 if it has ended, or where there is no /proc."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    sizes = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")]
-    return int(sizes[0]) if sizes else 0
 
 
 @asynccontextmanager

@@ -4,7 +4,8 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+
+from tests.support.processes import children
 
 
 @contextmanager
@@ -23,5 +24,5 @@ def _stop(pid: int, stopped: list[int]) -> None:
     """The parent first, so that it starts no more children."""
     os.kill(pid, signal.SIGSTOP)
     stopped.append(pid)
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        _stop(int(child), stopped)
+    for child in children(pid):
+        _stop(child, stopped)

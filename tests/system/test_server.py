@@ -10,13 +10,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import Request
 
 import pytest
 
-from tests.support.processes import family, is_alive
+from tests.support.processes import command_line, family, is_alive
 from tests.system.deployment import (
     DEADLINE_SECONDS,
     Answer,
@@ -77,9 +76,7 @@ def post(deployment: Deployment, port: int, path: str, **body: str) -> Answer:
 
 def workers(api: subprocess.Popen[bytes]) -> list[int]:
     """The API processes of this parent; multiprocessing's helper is none."""
-    return [
-        pid for pid in family(api.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    return [pid for pid in family(api.pid) if "spawn_main" in command_line(pid)]
 
 
 def test_thousands_of_idle_connections(deployment: Deployment) -> None:

@@ -96,6 +96,9 @@ TABLES: Mapping[str, Mapping[Group, Grants]] = {
         Group.READER: _columns("id prefix label scopes created_at revoked_at"),
     },
     "operator_actions": {Group.APP: _ADDS, Group.READER: _READS},
+    "workers": {Group.APP: _all("SELECT INSERT UPDATE DELETE"), Group.READER: _READS},
+    "pauses": {Group.APP: _all("SELECT INSERT DELETE"), Group.READER: _READS},
+    "book_checks": {Group.APP: _all("SELECT UPDATE"), Group.READER: _READS},
     "webhook_endpoints": {
         Group.APP: _all("SELECT INSERT UPDATE DELETE"),
         Group.READER: _columns(

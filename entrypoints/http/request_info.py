@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import NotRequired, TypeAlias, TypedDict
@@ -36,4 +37,10 @@ def request_id_of(headers: RawHeaders) -> str:
     for name, value in headers:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return value.decode()
-    return f"req_{random.getrandbits(96):024x}"
+    return new_request_id()
+
+
+def new_request_id() -> str:
+    """``req_`` and 24 hexadecimal digits: the time in milliseconds, so that an operator's search
+    knows when the session was created, and as many random digits."""
+    return f"req_{time.time_ns() // 1_000_000:012x}{random.getrandbits(48):012x}"

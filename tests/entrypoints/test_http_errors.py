@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 from uuid import uuid4
@@ -14,7 +15,7 @@ from structlog.testing import capture_logs
 
 from domain.submission import SubmissionPolicy
 from entrypoints.http.errors import ERRORS
-from entrypoints.http.request_info import merge_request_info
+from entrypoints.http.request_info import merge_request_info, new_request_id
 from tests.support.examples import MODEL_URL, OTHER, STORE, USER
 from tests.support.http import GENERATIONS, UPLOADS, Answer, Api
 
@@ -201,6 +202,16 @@ async def test_error_responses(api: Api, row: Row) -> None:
     assert answer.headers["content-type"] == "application/json"
     assert re.fullmatch(NEW_REQUEST_ID, answer.headers["x-request-id"])
     assert headers.items() <= answer.headers.items()
+
+
+def test_new_request_id_encodes_its_time() -> None:
+    """An id of ours begins with its time in milliseconds, and two of them differ."""
+    before = time.time_ns() // 1_000_000
+    first, second = new_request_id(), new_request_id()
+    after = time.time_ns() // 1_000_000
+
+    assert before <= int(first[4:16], 16) <= int(second[4:16], 16) <= after
+    assert first != second
 
 
 OF_CREDENTIALS = {

@@ -33,6 +33,7 @@ class Watch:
         "due_turn",
         "ends_at",
         "ids",
+        "reads_before",
         "since",
         "unread",
         "whose",
@@ -50,6 +51,8 @@ class Watch:
         """The named sessions that were not read yet."""
         self.ends_at = 0.0
         """In the time of the event loop."""
+        self.reads_before = 0
+        """How many reads of ``Watching`` had begun before this client came."""
         self.due_turn = 0
         """When ``Watching`` wakes this client."""
         self._revisions = dict.fromkeys(ids or (), after)

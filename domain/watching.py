@@ -111,6 +111,7 @@ class Watching:
         """The watched sessions that are to be read, in order."""
         self._unsure: dict[UUID, None] = {}
         """The sessions that the next turn is to read."""
+        self._reads_begun = 0
         self._reader: asyncio.Task[None] | None = None
         self._rounds: asyncio.Task[None] | None = None
         self._is_draining = False
@@ -205,6 +206,7 @@ class Watching:
         now = asyncio.get_running_loop().time()
         shorter = 1 - self._random.random() / 10
         watch.ends_at = now + self._limits.lifetime.total_seconds() * shorter
+        watch.reads_before = self._reads_begun
         self._schedule(watch, now)
         self._watches[watch] = None
         self._counts[watch.whose[0]] += 1
@@ -293,27 +295,40 @@ class Watching:
         """Read these sessions, and tell the clients what is new."""
         if not batch:
             return
+        self._reads_begun += 1
+        number = self._reads_begun
         unread = {watched.id: None for watched in batch if watched.revision == NEVER_READ}
         known = [(watched.id, watched.revision) for watched in batch]
         for session in await self._reads.newer(known):
-            self._deliver(session)
+            self._deliver(session, number)
             unread.pop(session.id, None)
         for session_id in unread:
             if (watched := self._sessions.get(session_id)) is not None:
                 for watch in watched.watches:
-                    watch.refuse(session_id)
+                    if watch.reads_before < number:
+                        watch.refuse(session_id)
 
-    def _deliver(self, session: GenerationSession) -> None:
+    def _deliver(self, session: GenerationSession, number: int) -> None:
+        """Tell the clients of a state that was read by the read of this ``number``. A client that
+        came when the read had begun may know a newer one: its first state is that of a read of its
+        own, except for a final state, which is always the newest."""
         watched = self._sessions.get(session.id)
         if watched is None:
             return
-        watched.revision = max(watched.revision, session.revision)
-        for watch in tuple(watched.watches):
+        is_final = session.revision == FINAL_REVISION
+        early = {
+            watch
+            for watch in watched.watches
+            if watch.reads_before >= number and session.id in watch.unread and not is_final
+        }
+        if not early:
+            watched.revision = max(watched.revision, session.revision)
+        for watch in [watch for watch in watched.watches if watch not in early]:
             if watch.may_see(session):
                 watch.offer(session)
             else:
                 watch.refuse(session.id)
-        if session.revision == FINAL_REVISION:
+        if is_final:
             self._sessions.pop(session.id, None)
 
     def _fail_unread(self, session_ids: Iterable[UUID], error: Exception) -> None:

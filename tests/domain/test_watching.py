@@ -39,20 +39,25 @@ PATIENCE_SECONDS = 60
 
 
 class Reads(InMemoryWatchReads):
-    """Records the calls. Each takes ``seconds``, and raises the ``error``."""
+    """Records the calls. Each takes ``seconds``, and raises the ``error``. The replies to the next
+    calls come late: each at its event of ``late``."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(service.repo)
         self.batches: list[Sequence[tuple[UUID, int]]] = []
         self.seconds = 0.0
         self.error: Exception | None = None
+        self.late: list[asyncio.Event] = []
 
     async def newer(self, known: Sequence[tuple[UUID, int]]) -> list[GenerationSession]:
         self.batches.append(known)
         await asyncio.sleep(self.seconds)
         if self.error is not None:
             raise self.error
-        return await super().newer(known)
+        found = await super().newer(known)
+        if self.late:
+            await self.late.pop(0).wait()
+        return found
 
 
 class Feed(InMemoryChanges):
@@ -186,6 +191,33 @@ async def test_stream_of_a_session_that_the_client_has_is_over(scene: Scene) -> 
     async with scene.watching.watch(CALLER, [session_id], after=FINAL_REVISION) as watch:
         assert watch.is_over
         assert await watch.next() is None
+
+
+async def test_reply_to_an_earlier_read_is_no_clients_first_state(scene: Scene) -> None:
+    """A read that began before the session ended is answered after a client came that knows the
+    end: the client waits for the read of its own, and is not told to wait for the end."""
+    session_id = await scene.submit()
+    earlier, own = asyncio.Event(), asyncio.Event()
+    async with scene.watching.watch(CALLER, [session_id]), AsyncExitStack() as stack:
+        scene.reads.late = [earlier]
+        await scene.claim(session_id)
+        await settle()
+        assert await scene.service.repo.fail(session_id, FAILURE, attempt=1)
+        scene.reads.late = [own]
+        coming = asyncio.create_task(
+            stack.enter_async_context(
+                scene.watching.watch(CALLER, [session_id], after=FINAL_REVISION)
+            )
+        )
+        await settle()
+        earlier.set()
+        await settle()
+        has_begun = coming.done()
+        own.set()
+        watch = await coming
+
+        assert not has_begun
+        assert watch.is_over
 
 
 async def test_late_and_repeated_changes_show_nothing_twice(scene: Scene) -> None:

@@ -252,7 +252,10 @@ class Dispatcher:
         try:
             bodies = [await self._payloads.body(due, turn.endpoint, sessions) for due in turn.due]
             sent = await asyncio.gather(
-                *(self._send(turn, *each) for each in zip(turn.due, bodies, strict=True))
+                *(
+                    self._send(turn, due, body, sessions)
+                    for due, body in zip(turn.due, bodies, strict=True)
+                )
             )
             result = self._result(turn, sent)
             if await self._record(result, until=record_until):
@@ -277,13 +280,21 @@ class Dispatcher:
                     raise
             await asyncio.sleep(pause)
 
-    async def _send(self, turn: Turn, due: Due, body: bytes | None) -> _Sent | Outcome:
+    async def _send(
+        self,
+        turn: Turn,
+        due: Due,
+        body: bytes | None,
+        sessions: Mapping[UUID, GenerationSession],
+    ) -> _Sent | Outcome:
         at = self._clock()
         if body is None:
             attempt = DeliveryAttempt(at=at, status=None, error=_MISSING, duration_ms=0)
             return Outcome(delivery_id=due.id, attempt=attempt, status=DeliveryStatus.FAILED)
         secrets = turn.endpoint.secrets.at(at)
         headers = signed_headers(body, delivery_id=due.id, at=at, secrets=secrets)
+        if due.session_id is not None and (session := sessions.get(due.session_id)) is not None:
+            headers["traceparent"] = session.trace
         began = asyncio.get_running_loop().time()
         response, error = Response(status=0, body=""), None
         try:

@@ -380,6 +380,7 @@ class Generation:
             session_id=session.id,
             prompt=session.input.prompt,
             images=images,
+            traceparent=session.trace,
             instead_of=session.provider_job,
         )
         await slot.take_start(session, at_most=self._policy.start_wait)

@@ -40,12 +40,14 @@ class PictureRequest:
     """The input pictures in the order of the contract, and the prompt.
 
     ``instead_of`` is the previous recorded job if it produced nothing. Together with the session
-    it identifies this request, so that a provider can recognise a repetition.
+    it identifies this request, so that a provider can recognise a repetition. ``traceparent`` is
+    the session's trace.
     """
 
     session_id: UUID
     prompt: str
     images: tuple[Picture, ...]
+    traceparent: str
     instead_of: str | None = None
 
 

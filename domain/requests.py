@@ -28,6 +28,7 @@ class TryOnRequest:
     request_id: str
     input: GenerationInput
     idempotency_key: str | None = None
+    traceparent: str | None = None
     links: LinkRules = PUBLIC_LINKS
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from domain.callers import Shopper
 from domain.causes import Cause, CauseKind
 from domain.credits import Channel, Owner
 from domain.errors import IdempotencyKeyReused, IllegalTransition
+from domain.traces import traceparent_of
 
 DEFAULT_PROMPT = (
     "Virtual try-on. The first image is the person. The second image is the outfit, if one is "
@@ -174,6 +175,8 @@ class GenerationSession:
     - ``shopper`` is set if a store's shopper requested it with a client token, which it counts
       against.
     - ``idempotency_key`` is the caller's. At most one session of an owner has it.
+    - ``traceparent`` is that of the creating request, if its caller gave one; ``trace`` is what
+      the session carries in any case.
     - ``confirmed``: the task is known to have reached the queue. Only then may recovery push it
       again if the queue loses it.
     - ``attempt`` counts the claims, including those by external consumers. It fences writes: a
@@ -204,6 +207,7 @@ class GenerationSession:
     created_at: datetime
     shopper: Shopper | None = None
     idempotency_key: str | None = None
+    traceparent: str | None = None
     status: SessionStatus = SessionStatus.QUEUED
     confirmed: bool = False
     attempt: int = 0
@@ -230,6 +234,11 @@ class GenerationSession:
         if self.status.is_final:
             return FINAL_REVISION
         return 2 * self.attempt + (self.status is SessionStatus.QUEUED)
+
+    @property
+    def trace(self) -> str:
+        """The ``traceparent`` of its task, of its provider's calls and of its webhooks."""
+        return traceparent_of(self.id, self.request_id, self.traceparent)
 
     @property
     def shopper_id(self) -> str | None:
@@ -279,6 +288,7 @@ class GenerationSession:
         request_id: str,
         input: GenerationInput,  # noqa: A002
         idempotency_key: str | None,
+        traceparent: str | None,
     ) -> Self:
         """Another new session of this one's caller. Copied like ``stored``, for the same reason."""
         sibling = object.__new__(type(self))
@@ -288,6 +298,7 @@ class GenerationSession:
             request_id=request_id,
             input=input,
             idempotency_key=idempotency_key,
+            traceparent=traceparent,
         )
         return sibling
 

@@ -377,6 +377,7 @@ class Submission:
                 request_id=request.request_id,
                 input=_with_age(request.input, age_rule),
                 idempotency_key=request.stored_key,
+                traceparent=request.traceparent,
             )
         return GenerationSession(
             id=self._new_id(),
@@ -386,6 +387,7 @@ class Submission:
             created_at=self._clock(),
             shopper=request.caller.shopper,
             idempotency_key=request.stored_key,
+            traceparent=request.traceparent,
         )
 
 

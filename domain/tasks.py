@@ -17,7 +17,8 @@ class GenerationTask:
     """An invitation to work on a session. Only a claim gives the permission.
 
     ``created_at`` is always the session's, even if recovery pushes the task again: recovery
-    compares it with the age of queued sessions to find lost tasks.
+    compares it with the age of queued sessions to find lost tasks. ``traceparent`` is the trace of
+    the creating request; None if the producer gave none.
     """
 
     task_id: UUID
@@ -27,6 +28,7 @@ class GenerationTask:
     prompt: str
     request_id: str
     created_at: datetime
+    traceparent: str | None = None
     version: int = TASK_PAYLOAD_VERSION
 
     def __post_init__(self) -> None:
@@ -51,6 +53,7 @@ class GenerationTask:
             prompt=session.input.prompt,
             request_id=session.request_id,
             created_at=session.created_at,
+            traceparent=session.trace,
             version=TASK_PAYLOAD_VERSION,
         )
         return task

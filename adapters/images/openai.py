@@ -181,7 +181,10 @@ class OpenAiPictureGenerator(PictureGeneratorPort):
             response = await self._client.session.post(
                 self._url,
                 data=self._form(request),
-                headers={"X-Client-Request-Id": str(request.session_id)},
+                headers={
+                    "X-Client-Request-Id": str(request.session_id),
+                    "traceparent": request.traceparent,
+                },
                 allow_redirects=False,
             )
         async with response:

@@ -135,6 +135,7 @@ class ReplicateJobs(Jobs):
             "Content-Type": "application/json",
             "Idempotency-Key": _idempotency_key(request),
             "Cancel-After": f"{self._deadline}s",
+            "traceparent": request.traceparent,
         }
         status, answer = await self._call("POST", url, data=BytesIO(body), headers=headers)
         if status == 413:

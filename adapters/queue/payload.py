@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from domain.credits import Channel, Owner
 from domain.errors import WearonError
 from domain.tasks import TASK_PAYLOAD_VERSION, GenerationTask, UnreadableTask
+from domain.traces import accepted
 
 MAX_REASON_LENGTH = 500
 MAX_DEAD = 10_000
@@ -32,6 +33,11 @@ class _Payload(msgspec.Struct, kw_only=True):
     request_id: str
     version: Annotated[int, Meta(ge=1)] = 1
     created_at: Annotated[datetime, Meta(tz=True)]
+    traceparent: Any = UNSET
+
+    def trace(self) -> str | None:
+        """An invalid one is no reason to reject the task."""
+        return accepted(self.traceparent) if isinstance(self.traceparent, str) else None
 
     def owner_id(self) -> str:
         owner_id = self.store_id if self.channel is Channel.B2B else self.user_id
@@ -68,6 +74,7 @@ def encode(task: GenerationTask) -> bytes:
             request_id=task.request_id,
             version=task.version,
             created_at=task.created_at,
+            traceparent=UNSET if task.traceparent is None else task.traceparent,
         )
     )
 
@@ -85,6 +92,7 @@ def decode(message: bytes | str) -> GenerationTask | UnreadableTask:
             request_id=payload.request_id,
             version=payload.version,
             created_at=payload.created_at,
+            traceparent=payload.trace(),
         )
     except _UNREADABLE as error:
         return _unreadable(message, str(error))

@@ -110,6 +110,7 @@ COLUMNS: Sequence[Column] = (
     _input("age_verified", "boolean"),
     # The state. A trigger of its own (key_is_kept) protects the idempotency key.
     Column("idempotency_key", "text", "idempotency_key"),
+    Column("traceparent", "text", "traceparent", inserted=True),
     Column(
         "status",
         "text",

@@ -76,13 +76,13 @@ class BatchRoute:
         info: RequestInfo = scope["state"]["request_info"]
         try:
             caller, body, key = await self._reception.receive(scope, receive, info)
-            reply = _reply(await self._outcomes(caller, body, key, info["request_id"]))
+            reply = _reply(await self._outcomes(caller, body, key, info))
         except Exception as error:  # noqa: BLE001 - answered, and logged if it is unexpected
             reply = reply_to(error)
         await respond(send, reply)
 
     async def _outcomes(
-        self, caller: Caller, body: bytes, key: str | None, request_id: str
+        self, caller: Caller, body: bytes, key: str | None, info: RequestInfo
     ) -> Sequence[Outcome]:
         """One per item. An item that is no valid request does not affect the others."""
         items = _items(body)
@@ -97,9 +97,7 @@ class BatchRoute:
                 continue
             of_item = item.idempotency_key or (None if key is None else item_key(key, index))
             try:
-                request = try_on(
-                    item, caller=caller, request_id=request_id, key=of_item, links=links
-                )
+                request = try_on(item, caller=caller, info=info, key=of_item, links=links)
                 asked.append(request)
             except InvalidInput as error:
                 asked.append(error)

@@ -29,6 +29,7 @@ from entrypoints.http.inputs import (
 from entrypoints.http.openapi import failures
 from entrypoints.http.prefer import Prefer, Waits, applied, wait_seconds
 from entrypoints.http.rates import as_text
+from entrypoints.http.request_info import RequestInfo
 from entrypoints.http.schemas import (
     NewGeneration,
     Session,
@@ -52,14 +53,15 @@ GENERATION_TAGS = ["Generations"]
 
 
 def try_on(
-    data: NewGeneration, *, caller: Caller, request_id: str, key: str | None, links: LinkRules
+    data: NewGeneration, *, caller: Caller, info: RequestInfo, key: str | None, links: LinkRules
 ) -> TryOnRequest:
     """The request that body and headers describe. Raises InvalidInput."""
     return TryOnRequest(
         caller=caller,
-        request_id=request_id,
+        request_id=info["request_id"],
         input=data.asked(),
         idempotency_key=key,
+        traceparent=info.get("traceparent"),
         links=links,
     )
 

@@ -20,7 +20,7 @@ from entrypoints.http.cors import (
 )
 from entrypoints.http.door import Door
 from entrypoints.http.rates import rate_headers
-from entrypoints.http.request_info import REQUEST_INFO, RequestInfo, request_id_of
+from entrypoints.http.request_info import REQUEST_INFO, new_info
 
 BODY_SECONDS = 10.0
 """The deadline for a body to arrive, counted from when we start reading it."""
@@ -62,9 +62,9 @@ class RequestContext:
         if scope["query_string"]:
             # Litestar crashes on bytes that are not UTF-8; replaced, they are just invalid values.
             scope["query_string"] = scope["query_string"].decode(errors="replace").encode()
-        request_id = request_id_of(scope["headers"])
+        info = new_info(scope["headers"])
+        request_id = info["request_id"]
         origin = readable_by(scope["headers"])
-        info: RequestInfo = {"request_id": request_id}
         scope["state"]["request_info"] = info
         REQUEST_INFO.set(info)
         is_upload = path.startswith("/uploads/")

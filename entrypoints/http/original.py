@@ -248,6 +248,7 @@ async def create_original(
             request_id=info["request_id"],
             input=data.asked(),
             idempotency_key=idempotency_key,
+            traceparent=info.get("traceparent"),
             links=submission.links,
         )
     )

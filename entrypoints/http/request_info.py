@@ -10,13 +10,19 @@ from uuid import UUID
 
 from structlog.typing import EventDict
 
+from domain.traces import accepted, trace_id_of
+
 RawHeaders: TypeAlias = Iterable[tuple[bytes, bytes]]
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestInfo(TypedDict):
+    """What log lines say of a request. ``traceparent`` is the caller's, if it gave a valid one."""
+
     request_id: str
+    trace_id: str
+    traceparent: NotRequired[str]
     owner: NotRequired[str]
     session_id: NotRequired[UUID]
     """The session that the request created."""
@@ -24,6 +30,16 @@ class RequestInfo(TypedDict):
 
 REQUEST_INFO: ContextVar[RequestInfo | None] = ContextVar("request_info", default=None)
 """Set once per request; later findings are added to the dictionary itself."""
+
+
+def new_info(headers: RawHeaders) -> RequestInfo:
+    """The ids of a request: the caller's where they are well formed, else new ones."""
+    traceparents = [value for name, value in headers if name == b"traceparent"]
+    request_id = request_id_of(headers)
+    if len(traceparents) == 1 and (given := accepted(traceparents[0].decode("latin-1"))):
+        trace_id = trace_id_of(request_id, given)
+        return {"request_id": request_id, "trace_id": trace_id, "traceparent": given}
+    return {"request_id": request_id, "trace_id": trace_id_of(request_id)}
 
 
 def merge_request_info(_: object, __: str, event: EventDict) -> EventDict:

@@ -103,7 +103,7 @@ class SubmitRoute:
         caller, body, key = await self._reception.receive(scope, receive, info)
         data = decoded(body, _decoder)
         links = self._submission.links
-        return try_on(data, caller=caller, request_id=info["request_id"], key=key, links=links)
+        return try_on(data, caller=caller, info=info, key=key, links=links)
 
 
 def fast_path(app: ASGIApp, posts: Mapping[str, ASGIApp]) -> ASGIApp:

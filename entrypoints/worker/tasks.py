@@ -30,6 +30,7 @@ from domain.shares import DownloadShares
 from domain.slots import Slot
 from domain.starts import Starts
 from domain.tasks import GenerationTask, UnreadableTask
+from domain.traces import trace_id_of
 from entrypoints.worker.stop import Stop
 
 log = structlog.get_logger(__name__)
@@ -263,7 +264,11 @@ class TaskRunner:
         return await self._shares.enter(task.session_id, task.owner, places=places)
 
     async def _work(self, task: GenerationTask, permit: Permit) -> Turn:
-        bind_contextvars(request_id=task.request_id, session_id=str(task.session_id))
+        bind_contextvars(
+            request_id=task.request_id,
+            trace_id=trace_id_of(task.request_id, task.traceparent),
+            session_id=str(task.session_id),
+        )
         try:
             slot = _Slot(permit, self._starts, self._shares)
             with self._stop.interruptible():
@@ -284,7 +289,7 @@ class TaskRunner:
                 self._session_ended(task.owner)
             return self._record_outcome(permit, outcome)
         finally:
-            unbind_contextvars("request_id", "session_id")
+            unbind_contextvars("request_id", "trace_id", "session_id")
 
     def _record_outcome(self, permit: Permit, outcome: Outcome) -> Turn:
         task_log.info("task_done", outcome=outcome)

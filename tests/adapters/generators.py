@@ -10,6 +10,7 @@ from adapters.images.limits import FetchLimits, JobLimits
 from adapters.images.replicate import CallLimits, ReplicateJobs, ReplicateModel
 from domain.picture_ports import Picture, PictureGeneratorPort, PictureRequest
 from tests.support.clock import START
+from tests.support.examples import TRACEPARENT
 from tests.support.images import encoded
 from tests.support.replicate import MODEL, TOKEN
 from tests.support.service import seeded_random
@@ -18,6 +19,7 @@ from tests.support.shop import Shop
 REQUEST = PictureRequest(
     session_id=UUID(int=1),
     prompt="In the rain, \N{UMBRELLA}",
+    traceparent=TRACEPARENT,
     images=tuple(
         Picture(data=encoded(kind), media_type=f"image/{kind.lower()}")
         for kind in ("PNG", "JPEG", "WEBP")

@@ -13,6 +13,7 @@ from adapters.images.local import HEIGHT, WIDTH, LocalPictureGenerator, draw_she
 from domain.errors import Refused
 from domain.picture_ports import Picture, PictureRequest
 from domain.sessions import DEFAULT_PROMPT, ErrorCode
+from tests.support.examples import TRACEPARENT
 from tests.support.images import encoded, no_job
 
 Color = tuple[int, int, int]
@@ -40,6 +41,7 @@ def a_request(images: Sequence[bytes], prompt: str = DEFAULT_PROMPT) -> PictureR
     return PictureRequest(
         session_id=UUID(int=1),
         prompt=prompt,
+        traceparent=TRACEPARENT,
         images=tuple(Picture(data=data, media_type="image/png") for data in images),
     )
 

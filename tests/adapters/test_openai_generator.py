@@ -4,10 +4,10 @@ ledger and the number of paid calls are right."""
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
-from uuid import UUID
 
 import pytest
 from aiohttp.test_utils import unused_port
@@ -16,7 +16,7 @@ from adapters.images.limits import ProviderLimits
 from adapters.images.openai import OpenAiPictureGenerator, Prices, edits_url
 from domain.errors import ProviderMisconfigured, TryAgain
 from domain.generation import Outcome, WorkPolicy
-from domain.picture_ports import Picture, PictureRequest
+from domain.picture_ports import Picture
 from domain.recovery import RecoveryPolicy
 from domain.sessions import SessionStatus, Usage
 from tests.adapters.generators import (
@@ -101,6 +101,7 @@ async def test_wire_format(fake: FakeProvider, adapter: Adapters) -> None:
     assert call.headers["Authorization"] == f"Bearer {KEY}"
     assert call.headers["Content-Type"].startswith("multipart/form-data; boundary=")
     assert call.headers["X-Client-Request-Id"] == str(REQUEST.session_id)
+    assert call.headers["traceparent"] == REQUEST.traceparent
     assert call.fields == {
         "model": MODEL,
         "prompt": REQUEST.prompt,
@@ -118,7 +119,7 @@ async def test_wire_format(fake: FakeProvider, adapter: Adapters) -> None:
 
 async def test_large_pictures_are_sent_whole(fake: FakeProvider, adapter: Adapters) -> None:
     large = Picture(data=b"\x89PNG" + bytes(8_000_000), media_type="image/png")
-    request = PictureRequest(session_id=UUID(int=1), prompt="p", images=(large,))
+    request = replace(REQUEST, images=(large,))
 
     await adapter().generate(request, no_job)
 

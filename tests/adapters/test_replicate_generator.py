@@ -5,9 +5,9 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 import pytest
 from aiohttp.test_utils import unused_port
@@ -15,7 +15,7 @@ from aiohttp.test_utils import unused_port
 from adapters.images.replicate import CallLimits, ReplicateModel
 from domain.errors import ProviderMisconfigured, TryAgain
 from domain.generation import Outcome, WorkPolicy
-from domain.picture_ports import Picture, PictureRequest
+from domain.picture_ports import Picture
 from domain.sessions import SessionStatus
 from tests.adapters.generators import (
     REQUEST,
@@ -66,6 +66,7 @@ async def test_wire_format(fake: FakeReplicate, adapter: ReplicateAdapters) -> N
     assert begin.headers["Authorization"] == f"Bearer {TOKEN}"
     assert begin.headers["Content-Type"] == "application/json"
     assert begin.headers["Idempotency-Key"] == f"wearon-{REQUEST.session_id}-first"
+    assert begin.headers["traceparent"] == REQUEST.traceparent
     assert begin.headers["Cancel-After"] == "20s"
     assert "Prefer" not in begin.headers
     assert job.request["input"]["prompt"] == REQUEST.prompt
@@ -436,7 +437,7 @@ async def test_wrong_token_or_model_is_reported(
 async def test_large_responses_are_read(fake: FakeReplicate, adapter: ReplicateAdapters) -> None:
     """Responses repeat the input, so large pictures make large responses."""
     large = Picture(data=b"\x89PNG" + bytes(8_000_000), media_type="image/png")
-    request = PictureRequest(session_id=UUID(int=1), prompt="p", images=(large,))
+    request = replace(REQUEST, images=(large,))
 
     generated = await adapter(limits=CallLimits()).generate(request, record)
 

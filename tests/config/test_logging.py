@@ -26,6 +26,7 @@ from config.logging import (
 )
 from config.options import LogFormat, LogLevel
 from config.settings import Settings
+from domain.traces import trace_id_of
 from entrypoints.http.request_info import REQUEST_INFO, RequestInfo, merge_request_info
 from tests.support.examples import MODEL_URL, STORE
 from tests.support.http import GENERATIONS, Api
@@ -221,7 +222,12 @@ async def test_access_line_has_neither_query_nor_token(events: Events) -> None:
 def test_fast_access_line_equals_that_of_structlog(capsys: pytest.CaptureFixture[str]) -> None:
     """Both ways of writing an access line give the same event."""
     settings = configure()
-    info: RequestInfo = {"request_id": "req_1", "owner": str(STORE), "session_id": UUID(int=1)}
+    info: RequestInfo = {
+        "request_id": "req_1",
+        "trace_id": "0" * 31 + "1",
+        "owner": str(STORE),
+        "session_id": UUID(int=1),
+    }
     REQUEST_INFO.set(info)
 
     for write in (access_line(settings), logged_access_line):
@@ -277,6 +283,7 @@ async def test_access_line_describes_the_request(events: Events, path: str) -> N
         "event": "request",
         "level": "info",
         "request_id": "mine-1",
+        "trace_id": trace_id_of("mine-1"),
         "owner": str(STORE),
         "session_id": answer.data["session_id"],
         "method": "POST",

@@ -23,7 +23,7 @@ from domain.sessions import (
     Usage,
 )
 from tests.contracts.backends import Backend
-from tests.support.examples import FAULT, LEASE, MANY, a_session, picture_of
+from tests.support.examples import FAULT, LEASE, MANY, TRACEPARENT, a_session, picture_of
 from tests.support.filling import filled, variations
 
 pytestmark = pytest.mark.anyio
@@ -38,6 +38,7 @@ VARIATIONS = dict(variations(INPUT))
 def a_filled_session(**changes: Any) -> GenerationSession:
     """A new session; all that its creator decides is filled."""
     values = {"owner": OWNER, "request_id": "req-7", "input": INPUT, "idempotency_key": "key-7"}
+    values |= {"traceparent": TRACEPARENT}
     return a_session(**values | changes)
 
 

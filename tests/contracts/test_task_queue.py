@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from domain.errors import QueueUnavailable
 from domain.ports import TaskQueuePort
 from domain.tasks import GenerationTask, UnreadableTask
 from tests.contracts.backends import QueueBackend
-from tests.support.examples import STORE, USER, a_task
+from tests.support.examples import STORE, TRACEPARENT, USER, a_task
 
 pytestmark = pytest.mark.anyio
 
@@ -30,6 +31,7 @@ TASK = a_task(
     prompt='Grüße, "im" Regen 👒',
     request_id="req_42",
     created_at=datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
+    traceparent=TRACEPARENT,
 )
 PAYLOAD: dict[str, Any] = {
     "task_id": TASK_ID,
@@ -41,6 +43,7 @@ PAYLOAD: dict[str, Any] = {
     "request_id": "req_42",
     "version": 1,
     "created_at": "2026-01-02T03:04:05.678901Z",
+    "traceparent": TRACEPARENT,
 }
 USERS_PAYLOAD = {
     **{key: value for key, value in PAYLOAD.items() if key != "store_id"},
@@ -257,6 +260,19 @@ UNREADABLE: dict[str, tuple[bytes | dict[str, Any], UUID | None]] = {
     "a time without a zone": (PAYLOAD | {"created_at": "2026-01-02T03:04:05"}, NAMED),
     "a time that is a number": (PAYLOAD | {"created_at": 1767323045}, NAMED),
 }
+
+
+@pytest.mark.parametrize("traceparent", [..., None, "", "no trace", 1, ["a", "list"]])
+async def test_missing_or_invalid_trace_is_none(
+    queue_backend: QueueBackend, traceparent: object
+) -> None:
+    """The trace is no reason to reject a task."""
+    payload = {**PAYLOAD, "traceparent": traceparent}
+    given = {key: value for key, value in payload.items() if value is not ...}
+
+    await queue_backend.send(json.dumps(given).encode())
+
+    assert await pop(queue_backend) == replace(TASK, traceparent=None)
 
 
 @pytest.mark.parametrize("case", UNREADABLE)

@@ -178,6 +178,7 @@ async def test_session_is_delivered_as_the_api_shows_it(
         },
     }
     assert message.headers["webhook-id"] == str(delivery.id)
+    assert message.headers["traceparent"] == session.trace
     assert message.headers["webhook-timestamp"] == str(int(rig.clock.now().timestamp()))
     assert delivery.status is DeliveryStatus.DELIVERED
     assert [(one.status, one.response) for one in delivery.attempts] == [(200, "ok")]

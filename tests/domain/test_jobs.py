@@ -23,7 +23,7 @@ from domain.picture_ports import Generated, PictureGeneratorPort, PictureRequest
 from domain.recovery import RecoveryPolicy
 from domain.sessions import GenerationSession, SessionStatus
 from tests.support.clock import loop_time
-from tests.support.examples import LEASE, MODEL_URL
+from tests.support.examples import LEASE, MODEL_URL, TRACEPARENT
 from tests.support.images import A_PICTURE, FakePictureGenerator
 from tests.support.service import Service, seeded_random
 
@@ -222,7 +222,9 @@ async def test_job_of_another_generator_is_not_resumed(shop: Shop) -> None:
     await shop.worker_dies_after(1)
     await shop.recovered()
     other = FakeJobs()
-    await other.begin(PictureRequest(session_id=UUID(int=1), prompt="", images=()))
+    await other.begin(
+        PictureRequest(session_id=UUID(int=1), prompt="", images=(), traceparent=TRACEPARENT)
+    )
     generator = JobPictureGenerator(other, name="other", limits=LIMITS, random=seeded_random())
 
     outcome = await shop.service.work(shop.service.generation(generator=generator))

@@ -31,6 +31,7 @@ def test_task_has_the_values_of_its_session() -> None:
         prompt="In the rain",
         request_id=session.request_id,
         created_at=START - timedelta(hours=1),
+        traceparent=session.trace,
         version=1,
     )
 

@@ -23,6 +23,7 @@ from tests.support.examples import (
     OPERATOR,
     OUTFIT_URL,
     STORE,
+    TRACEPARENT,
     USER,
 )
 from tests.support.http import GENERATIONS, Answer, Api
@@ -51,10 +52,12 @@ async def create(api: Api, body: object = BODY, **options: Any) -> Answer:
 
 async def test_creation(api: Api) -> None:
     """201 with id and status. One credit, one session and one task, as with our own call."""
-    answer = await create(api, BODY | {"prompt": " wear it "}, headers=[("x-request-id", "r-1")])
+    headers = [("x-request-id", "r-1"), ("traceparent", TRACEPARENT)]
+    answer = await create(api, BODY | {"prompt": " wear it "}, headers=headers)
 
     assert answer.status == 201
     (session,) = await api.service.sessions()
+    assert session.traceparent == TRACEPARENT
     assert answer.json == {
         "data": {"session_id": str(session.id), "status": "queued"},
         "error": None,

@@ -14,10 +14,11 @@ from litestar.types import Scope
 from structlog.testing import capture_logs
 
 from domain.credits import Owner
+from domain.tasks import GenerationTask
 from entrypoints.http.middleware import BODY_SECONDS
 from entrypoints.http.request_info import merge_request_info
 from tests.support.clock import VirtualTimeLoop, loop_time
-from tests.support.examples import HAT, MODEL_URL, OUTFIT_URL, STORE, USER
+from tests.support.examples import HAT, MODEL_URL, OUTFIT_URL, STORE, TRACEPARENT, USER
 from tests.support.http import GENERATIONS, Api
 
 pytestmark = pytest.mark.anyio
@@ -322,3 +323,32 @@ async def test_cancelled_call_leaves_no_trace_in_the_next(api: Api, path: str, m
     # The cancelled call's deadline, which is in this time, ends no other call.
     await asyncio.sleep(10)
     assert len(await api.service.sessions()) == 2
+
+
+@pytest.mark.parametrize("path", [GENERATIONS, f"{GENERATIONS}/batch"])
+async def test_trace_of_the_caller_goes_on_to_the_task(api: Api, path: str) -> None:
+    """The session keeps the trace of its request, its task carries the trace, and all log lines of
+    the request name it."""
+    body = {"items": [TRY_ON]} if path.endswith("batch") else TRY_ON
+    with capture_logs([merge_request_info]) as logs:
+        await api.call("POST", path, body=body, owner=STORE, headers=[("traceparent", TRACEPARENT)])
+
+    (session,) = await api.service.sessions()
+    task = await api.service.queue.pop(timeout_seconds=0)
+    assert isinstance(task, GenerationTask)
+    assert (session.traceparent, task.traceparent) == (TRACEPARENT, TRACEPARENT)
+    assert {line["trace_id"] for line in logs} == {TRACEPARENT[3:35]}
+
+
+@pytest.mark.parametrize("given", [[], ["00-invalid"], [TRACEPARENT, TRACEPARENT]])
+async def test_new_trace_begins_without_a_valid_one(api: Api, given: list[str]) -> None:
+    """The session keeps none, since its trace follows from the id of the request."""
+    headers = [("traceparent", value) for value in given]
+    with capture_logs([merge_request_info]) as logs:
+        await api.submit(body=TRY_ON, headers=[*headers, ("x-request-id", "order-1")])
+
+    (session,) = await api.service.sessions()
+    task = await api.service.queue.pop(timeout_seconds=0)
+    assert isinstance(task, GenerationTask)
+    assert (session.traceparent, task.traceparent) == (None, session.trace)
+    assert {line["trace_id"] for line in logs} == {session.trace[3:35]}

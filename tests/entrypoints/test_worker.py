@@ -22,6 +22,7 @@ from domain.dispatch import Dispatcher
 from domain.errors import ClaimFailed, ProviderMisconfigured, Refused, TryAgain
 from domain.sessions import SessionStatus
 from domain.tasks import GenerationTask, UnreadableTask
+from domain.traces import trace_id_of
 from entrypoints.worker import (
     OneShotWorker,
     Worker,
@@ -412,10 +413,11 @@ async def test_crashed_task_does_not_end_its_slot(service: Service, logs: Logs) 
     (entry,) = events(logs, "task_crashed")
     assert entry["log_level"] == "error"
     assert (entry["session_id"], entry["request_id"]) == (str(crashed), "req_1")
+    assert entry["trace_id"] == trace_id_of("req_1")
     assert [entry["session_id"] for entry in events(logs, "task_done")] == [str(done)]
     waiting_lines = events(logs, "worker_waiting")
     assert waiting_lines
-    assert not any("session_id" in entry or "request_id" in entry for entry in waiting_lines)
+    assert not {"session_id", "request_id", "trace_id"}.intersection(*waiting_lines)
 
 
 async def test_open_circuit_takes_no_tasks(service: Service, logs: Logs) -> None:

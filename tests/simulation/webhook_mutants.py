@@ -246,9 +246,9 @@ def each_try_has_its_own_id() -> AbstractContextManager[None]:
     """Receivers cannot tell that a message comes once more."""
     send = Dispatcher._send
 
-    async def renamed(self: Any, turn: Turn, due: Due, sessions: Any) -> Any:
+    async def renamed(self: Any, turn: Turn, due: Due, *rest: Any) -> Any:
         other = UUID(int=due.id.int ^ due.failed_attempts)
-        sent = await send(self, turn, replace(due, id=other), sessions)
+        sent = await send(self, turn, replace(due, id=other), *rest)
         return replace(sent, due=due) if isinstance(sent, dispatch._Sent) else sent
 
     return instead((Dispatcher, "_send", renamed))

@@ -41,6 +41,7 @@ ORIGINS = frozenset({"https://shop.example", "https://m.shop.example"})
 """The origins of every store."""
 
 LEASE = timedelta(seconds=30)
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 MANY = 1_000_000
 """A limit that no test reaches."""
 NO_TOKENS = InMemoryClientTokenRepo(clock=lambda: START, origins_of=lambda _: (), budgets={})

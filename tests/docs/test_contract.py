@@ -17,6 +17,7 @@ from adapters.queue.payload import decode, encode
 from domain.credits import Channel, Owner
 from domain.tasks import GenerationTask
 from tests.docs.pages import blocks, code_spans, pages, table_after
+from tests.support.examples import TRACEPARENT
 from tests.support.http import Api
 
 CONTRACT = pages()["docs/contract.md"]
@@ -82,6 +83,7 @@ def test_task_fields_of_the_page_are_those_that_are_written() -> None:
             prompt="a prompt",
             request_id="req_1",
             created_at=datetime.now(UTC),
+            traceparent=TRACEPARENT,
         )
         for channel in Channel
     ]

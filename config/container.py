@@ -38,7 +38,7 @@ from domain.accounts import CreditGrants, Owners
 from domain.client_tokens import ClientTokens
 from domain.erasure import Erasure
 from domain.generation import Generation
-from domain.operations import DeadLetters
+from domain.operations import DeadLetters, Overview
 from domain.recovery import Recovery
 from domain.signup import CallerAccounts
 from domain.stores import Stores
@@ -82,6 +82,9 @@ class Container(containers.DeclarativeContainer):
     reserve = service(
         lambda self: closing(self.opened(), Database(**policies.reserve(self.settings())))
     )
+    operator_database = service(
+        lambda self: closing(self.opened(), Database(**policies.operator_reads(self.settings())))
+    )
     migrate = service(
         lambda self: partial(
             migrate,
@@ -99,8 +102,10 @@ class Container(containers.DeclarativeContainer):
                 return door.postgres_repositories(
                     self.database(),
                     background=self.reserve(),
+                    operators=self.operator_database(),
                     batches=policies.batches(self.settings()),
                     limits=limits,
+                    settled_within=policies.settled_within(self.settings()),
                 )
             case options.Database.MEMORY:
                 return door.memory_repositories(limits, clock=self.clock())
@@ -114,6 +119,8 @@ class Container(containers.DeclarativeContainer):
     service_keys = service(lambda self: self.repositories().service_keys)
     audit_log = service(lambda self: self.repositories().audit_log)
     webhook_repo = service(lambda self: self.repositories().webhooks)
+    operator_reads = service(lambda self: self.repositories().operator_reads)
+    overview = service(lambda self: Overview(reads=self.operator_reads(), clock=self.clock()))
 
     @service
     def queue(self) -> Queue:

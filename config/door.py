@@ -1,7 +1,7 @@
 """Builds what lets callers in, and the accounts, stores and keys that operators manage."""
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from adapters.audit_log.memory import InMemoryAuditLog
@@ -30,6 +30,8 @@ from adapters.credits.memory import InMemoryCreditRepo
 from adapters.credits.postgres import PostgresCreditRepo
 from adapters.erasure.memory import InMemoryErasureRepo
 from adapters.erasure.postgres import PostgresErasureRepo
+from adapters.operations.memory import InMemoryOperatorReads
+from adapters.operations.postgres import PostgresOperatorReads
 from adapters.postgres.database import Database
 from adapters.postgres.migrate import Schema, all_migrations
 from adapters.sessions.memory import InMemorySessionRepo
@@ -56,8 +58,15 @@ Clock = Callable[[], datetime]
 
 
 def postgres_repositories(
-    database: Database, *, background: Database, batches: BatchLimits, limits: AccountLimits
+    database: Database,
+    *,
+    background: Database,
+    operators: Database,
+    batches: BatchLimits,
+    limits: AccountLimits,
+    settled_within: timedelta,
 ) -> Repositories:
+    """``background`` and ``operators`` have connections of their own."""
     sessions = PostgresSessionRepo(database, batches=batches, background=background, limits=limits)
     return Repositories(
         sessions=sessions,
@@ -70,6 +79,7 @@ def postgres_repositories(
         erasure=PostgresErasureRepo(database),
         watched=PostgresWatchReads(database),
         webhooks=PostgresWebhookRepo(database, background=background),
+        operator_reads=PostgresOperatorReads(operators, settled_within=settled_within),
         schema=Schema(database, all_migrations()),
     )
 
@@ -97,6 +107,7 @@ def memory_repositories(limits: AccountLimits, *, clock: Clock) -> Repositories:
         stores=stores,
         service_keys=InMemoryServiceKeyRepo(clock=clock, log=log),
         audit_log=log,
+        operator_reads=InMemoryOperatorReads(sessions=sessions, accounts=accounts, clock=clock),
     )
 
 

@@ -24,7 +24,7 @@ from adapters.images.limits import (
     ProviderLimits,
 )
 from adapters.limits.memory import Pace
-from adapters.postgres.limits import BACKGROUND, DatabaseLimits
+from adapters.postgres.limits import BACKGROUND, OPERATORS, DatabaseLimits
 from adapters.queue.redis import redis_client
 from adapters.storage.s3 import S3Bucket, s3_store
 from adapters.storage.signing import UrlSigner
@@ -162,6 +162,12 @@ def recovery(settings: Settings) -> RecoveryPolicy:
     )
 
 
+def settled_within(settings: Settings) -> timedelta:
+    """The longest that a session takes to its end while nothing is broken."""
+    interval = timedelta(seconds=settings.recovery_seconds)
+    return recovery(settings).settle_bound(work(settings), interval=interval)
+
+
 def uploads(settings: Settings) -> UploadPolicy:
     return UploadPolicy(
         max_per_day=settings.max_uploads,
@@ -184,6 +190,12 @@ def database(settings: Settings) -> DatabaseArguments:
 def reserve(settings: Settings) -> DatabaseArguments:
     """Raises ``SettingsError`` if the URL is not set."""
     limits = replace(BACKGROUND, command_seconds=settings.database_seconds)
+    return DatabaseArguments(**database(settings) | {"limits": limits})
+
+
+def operator_reads(settings: Settings) -> DatabaseArguments:
+    """Raises ``SettingsError`` if the URL is not set."""
+    limits = replace(OPERATORS, command_seconds=settings.database_seconds)
     return DatabaseArguments(**database(settings) | {"limits": limits})
 
 

@@ -13,6 +13,7 @@ from domain.account_ports import (
 from domain.changes import ChangeFeedPort, ChangePublisherPort, WatchReadPort
 from domain.client_tokens import ClientTokenRepoPort
 from domain.erasure import ErasureRepoPort
+from domain.operator_ports import OperatorReadPort
 from domain.picture_ports import (
     PictureStoragePort,
     SignedReadPort,
@@ -80,6 +81,7 @@ class Repositories:
     erasure: ErasureRepoPort
     watched: WatchReadPort
     webhooks: WebhookRepo
+    operator_reads: OperatorReadPort
     schema: Schema | None = None
 
 

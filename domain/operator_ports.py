@@ -149,11 +149,11 @@ class Snapshot:
 
     ``oldest_queued_at`` is when the oldest ``queued`` session was created. ``unconfirmed`` sessions
     are queued for more than 5 s, and their push is not known to have worked. ``dead_leases`` are
-    ``processing`` with an expired lease. ``owed_refunds`` are ``failed`` and not refunded;
-    ``oldest_owed_at`` is since when. ``causes`` counts the failed attempts of 24 h by cause, most
-    frequent first, at most 20. ``waits`` and ``works`` are the 50th and 95th percentile, in
-    seconds, of how long sessions completed in the last hour waited for their last attempt and how
-    long that took; None if there are none.
+    ``processing`` with an expired lease. ``owed_refunds`` are ``failed`` and not refunded, counted
+    up to 1,000; ``oldest_owed_at`` is since when. ``causes`` counts the failed attempts of 24 h by
+    cause, most frequent first, at most 20. ``waits`` and ``works`` are the 50th and 95th
+    percentile, in seconds, of how long sessions completed in the last hour waited for their last
+    attempt and how long that took; None if there are none.
     """
 
     at: datetime
@@ -243,7 +243,8 @@ class OperatorReadPort(Protocol):
     async def sessions(
         self, which: SessionFilter, *, limit: int, before: UUID | None = None
     ) -> list[GenerationSession]:
-        """Newest first by id, only those with an id smaller than ``before``."""
+        """Newest first by id, only those with an id smaller than ``before``. ``since`` and
+        ``until`` bound when the id was made: from ``since`` until before ``until``."""
 
     async def session_file(self, session_id: UUID) -> SessionFile:
         """Raises ``NotFound``."""
@@ -261,4 +262,5 @@ class OperatorReadPort(Protocol):
         and providers with the largest cost first. A day is summed as a whole if it has any."""
 
     async def lowest_balances(self, *, limit: int) -> list[CreditAccount]:
-        """Accounts in use with the smallest balances, smallest first."""
+        """Accounts in use with the smallest balances, smallest first: those that ever paid for a
+        session and are not suspended."""

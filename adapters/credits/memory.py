@@ -47,6 +47,10 @@ class InMemoryCreditRepo(CreditRepoPort, AccountRepoPort):
     async def account(self, owner: Owner) -> CreditAccount:
         return self.balance_of(owner)
 
+    def all_accounts(self) -> list[CreditAccount]:
+        """For operators."""
+        return list(self._accounts.values())
+
     async def ledger(self, owner: Owner, *, limit: int, before_id: int | None) -> list[LedgerEntry]:
         entries = [
             entry

@@ -187,11 +187,11 @@ class PostgresCreditRepo(CreditRepoPort, AccountRepoPort):
 
     async def account(self, owner: Owner) -> CreditAccount:
         row = await self._database.fetch_row(_ACCOUNT, owner.channel, owner.id)
-        return CreditAccount(owner=owner) if row is None else _account(owner, row)
+        return CreditAccount(owner=owner) if row is None else account_of(owner, row)
 
     async def ledger(self, owner: Owner, *, limit: int, before_id: int | None) -> list[LedgerEntry]:
         rows = await self._database.fetch(_LEDGER, owner.channel, owner.id, before_id, limit)
-        return [_entry(row) for row in rows]
+        return [entry_of(row) for row in rows]
 
     async def grant(
         self,
@@ -228,7 +228,7 @@ class PostgresCreditRepo(CreditRepoPort, AccountRepoPort):
             row = await self._database.fetch_row(sql, *arguments)
         except asyncpg.UniqueViolationError:
             return None
-        return None if row is None else Booked(account=_account(owner, row), entry=_entry(row))
+        return None if row is None else Booked(account=account_of(owner, row), entry=entry_of(row))
 
     async def _replay(
         self, owner: Owner, kind: LedgerKind, amount: int, reference: str | None
@@ -241,7 +241,7 @@ class PostgresCreditRepo(CreditRepoPort, AccountRepoPort):
         account = await self.account(owner)
         if row is None:
             raise Conflict(f"Only {account.balance} credit(s) are left; nothing was taken")
-        entry = _entry(row)
+        entry = entry_of(row)
         if (entry.owner, entry.kind, entry.amount) != (owner, kind, amount):
             raise IdempotencyKeyReused(f"The reference {reference} belongs to another entry")
         return Booked(account=account, entry=entry, replayed=True)
@@ -269,7 +269,7 @@ class PostgresCreditRepo(CreditRepoPort, AccountRepoPort):
         return [Discrepancy(subject=row["subject"], problem=row["problem"]) for row in rows]
 
 
-def _account(owner: Owner, row: asyncpg.Record) -> CreditAccount:
+def account_of(owner: Owner, row: asyncpg.Record) -> CreditAccount:
     return CreditAccount(
         owner=owner,
         balance=row["balance"],
@@ -282,7 +282,7 @@ def _account(owner: Owner, row: asyncpg.Record) -> CreditAccount:
     )
 
 
-def _entry(row: asyncpg.Record) -> LedgerEntry:
+def entry_of(row: asyncpg.Record) -> LedgerEntry:
     return LedgerEntry(
         id=row["id"],
         owner=Owner(channel=Channel(row["channel"]), id=row["owner_id"]),

@@ -8,10 +8,10 @@ import asyncpg
 from adapters.postgres.database import Database
 from adapters.sessions.columns import ERASED
 from adapters.sessions.rows import SELECTED, session_of
-from adapters.sessions.statements import END_OF_TIME, LAST_ID
 from domain.credits import Channel, Owner
 from domain.erasure import ErasureRepoPort
 from domain.errors import DatabaseUnavailable
+from domain.ids import END_OF_TIME, LAST_ID
 from domain.ports import Position
 from domain.sessions import GenerationSession
 

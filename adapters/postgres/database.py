@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from ssl import create_default_context
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -42,6 +42,8 @@ _CONNECTION_LOST = (
     asyncpg.InternalClientError,
 )
 """Raised by a connection that no longer exists."""
+
+_Isolation: TypeAlias = Literal["read_committed", "repeatable_read"]
 
 _ISOLATION: Final = "read_committed"
 """Our guards rely on it: a write that waited for a row decides by what was committed meanwhile. The
@@ -109,17 +111,13 @@ class Database:
             or self._url.transaction_pooler
             or urlsplit(url).netloc.endswith(f":{TRANSACTION_POOLER_PORT}")
         )
-        self._lock_timeout = (
-            {}
-            if limits.lock_seconds is None
-            else {"lock_timeout": f"{limits.lock_seconds * 1000:.0f}"}
-        )
+        self._bounds = _bounds(limits)
         self._pooled_path = _set_local_path(self._url.search_path) if self._is_pooled else ""
         self._pooled_settings = "; ".join(
             [
                 *([self._pooled_path] if self._pooled_path else []),
                 _LIMIT_IDLE_TRANSACTION,
-                *(f"SET LOCAL {name} = {value}" for name, value in self._lock_timeout.items()),
+                *(f"SET LOCAL {name} = {value}" for name, value in self._bounds.items()),
             ]
         )
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
@@ -146,10 +144,23 @@ class Database:
         with _domain_errors():
             async with (
                 self._connection(seconds=self._limits.command_seconds) as connection,
-                _transaction(connection),
+                _transaction(connection, readonly=self._limits.read_only),
             ):
                 if self._pooled_path:
                     await connection.execute(self._pooled_path)
+                yield connection
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Connection]:
+        """A connection within a read-only transaction, whose statements all see the database as it
+        was at the first one. The timeout of a call covers the whole transaction."""
+        with _domain_errors(), self._timeout.running():
+            async with (
+                self._connection() as connection,
+                _transaction(connection, "repeatable_read", readonly=True),
+            ):
+                if self._is_pooled:
+                    await connection.execute(self._pooled_settings)
                 yield connection
 
     async def close(self) -> None:
@@ -168,7 +179,7 @@ class Database:
         with _domain_errors(), self._timeout.running():
             async with self._connection() as connection:
                 if self._is_pooled:
-                    async with _transaction(connection):
+                    async with _transaction(connection, readonly=self._limits.read_only):
                         await connection.execute(self._pooled_settings)
                         yield connection
                 else:
@@ -197,7 +208,7 @@ class Database:
 
     async def _open(self) -> "asyncpg.Pool[asyncpg.Record]":
         """An empty pool, which opens connections one by one, on demand."""
-        own_settings = {} if self._is_pooled else _SERVER_SETTINGS | self._lock_timeout
+        own_settings = {} if self._is_pooled else _SERVER_SETTINGS | self._bounds
         if self._url.search_path and not self._is_pooled:
             own_settings["search_path"] = self._url.search_path
         self._pool = asyncpg.create_pool(
@@ -219,6 +230,18 @@ class Database:
         return await self._pool
 
 
+def _bounds(limits: DatabaseLimits) -> dict[str, str]:
+    """The settings with which the server keeps the limits."""
+    bounds = {}
+    if limits.lock_seconds is not None:
+        bounds["lock_timeout"] = f"{limits.lock_seconds * 1000:.0f}"
+    if limits.statement_seconds is not None:
+        bounds["statement_timeout"] = f"{limits.statement_seconds * 1000:.0f}"
+    if limits.read_only:
+        bounds["default_transaction_read_only"] = "on"
+    return bounds
+
+
 def _set_local_path(search_path: str | None) -> str:
     """The statement that sets it for a transaction; empty if there is none. A pooler does not pass
     it on when connecting, and a setting that outlives the transaction would reach other clients."""
@@ -235,10 +258,12 @@ class _Connection(asyncpg.Connection):
 
 
 @asynccontextmanager
-async def _transaction(connection: Connection) -> AsyncIterator[None]:
+async def _transaction(
+    connection: Connection, isolation: _Isolation = _ISOLATION, *, readonly: bool = False
+) -> AsyncIterator[None]:
     """Rolled back here after an error of the server; any other error ends the connection, and the
     transaction with it."""
-    transaction = connection.transaction(isolation=_ISOLATION)
+    transaction = connection.transaction(isolation=isolation, readonly=readonly)
     await transaction.start()
     try:
         yield

@@ -372,6 +372,10 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         row = self._rows.get(session_id)
         return [] if row is None else list(row.faults)
 
+    def rows(self) -> list[Row]:
+        """All of them, for operators."""
+        return list(self._rows.values())
+
     def find(self, session_id: UUID) -> GenerationSession | None:
         row = self._rows.get(session_id)
         return None if row is None else row.session

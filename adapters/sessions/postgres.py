@@ -20,12 +20,14 @@ from adapters.coalescing import (
 from adapters.coalescing import Blocked as BlockedCall
 from adapters.postgres.arrays import array_of_ids
 from adapters.postgres.database import Database, too_many_calls
+from adapters.sessions import lists
 from adapters.sessions import statements as sql
 from adapters.sessions.batches import in_batch, readable
 from adapters.sessions.creating import MAX_LOCK_WAITERS, CreationRepo, arrays_of
 from adapters.sessions.rows import result_values, session_of
 from domain.credits import Owner
 from domain.errors import DatabaseUnavailable, NotFound, WearonError
+from domain.ids import END_OF_TIME, FIRST_ID, LAST_ID
 from domain.plans import NO_LIMITS, AccountLimits
 from domain.ports import (
     MAX_COUNTED,
@@ -322,12 +324,13 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     ) -> list[GenerationSession]:
         statuses = list(SessionStatus) if status is None else [status]
         if owner is None:
-            after_id = sql.LAST_ID if after is None else after.id
-            rows = await self._database.fetch(sql.HISTORY_OF_ALL, statuses, after_id, limit)
+            ids = (FIRST_ID, LAST_ID if after is None else after.id)
+            if status is None:
+                rows = await self._database.fetch(lists.OF_ALL, *ids, limit)
+            else:
+                rows = await self._database.fetch(lists.OF_STATUSES, *ids, limit, statuses)
         else:
-            place = (
-                (sql.END_OF_TIME, sql.LAST_ID) if after is None else (after.created_at, after.id)
-            )
+            place = (END_OF_TIME, LAST_ID) if after is None else (after.created_at, after.id)
             whose = (owner.channel, owner.id)
             if shopper_id is None:
                 rows = await self._database.fetch(sql.HISTORY, *whose, statuses, *place, limit)

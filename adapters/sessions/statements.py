@@ -1,5 +1,6 @@
 """All SQL on ``generation_sessions``, except for its creation (``creation.py``), the guards
-(``guards.py``) and the audit (``adapters/credits/postgres.py``).
+(``guards.py``), the audit (``adapters/credits/postgres.py``) and what operators are shown
+(``lists.py``, ``adapters/operations``).
 
 Every write is one statement, so it is one transaction and one round trip. Guards are part of the
 WHERE of the write itself.
@@ -15,8 +16,6 @@ would be a join, which may run the subquery once per row and so exceed the limit
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from uuid import UUID
 
 from adapters.sessions.columns import RESULTS
 from adapters.sessions.rows import SELECTED
@@ -436,13 +435,6 @@ HISTORY_OF_SHOPPER = f"""
     WHERE s.channel = $1 AND s.owner_id = $2 AND s.shopper_id = $3 AND s.status = ANY ($4::text[])
         AND (s.created_at, s.id) < ($5, $6)
     ORDER BY s.created_at DESC, s.id DESC LIMIT $7"""
-
-# By the primary key: ids are UUIDv7, so their order is the order of creation.
-HISTORY_OF_ALL = f"""
-    SELECT {SELECTED} FROM generation_sessions AS s
-    WHERE s.status = ANY ($1::text[]) AND s.id < $2 ORDER BY s.id DESC LIMIT $3"""
-END_OF_TIME = datetime.max.replace(tzinfo=UTC)
-LAST_ID = UUID(int=2**128 - 1)
 
 FAULTS = """
     SELECT attempt, at, worker, code, cause FROM attempt_faults

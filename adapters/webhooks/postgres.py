@@ -10,7 +10,6 @@ import asyncpg
 from adapters.coalescing import DEFAULT_LIMITS, BatchLimits, Coalescer
 from adapters.postgres.database import Database, too_many_calls
 from adapters.sessions.rows import session_of
-from adapters.sessions.statements import END_OF_TIME, LAST_ID
 from adapters.webhooks import statements as sql
 from domain.credits import Channel, Owner
 from domain.endpoints import (
@@ -24,6 +23,7 @@ from domain.endpoints import (
     WebhookEvent,
 )
 from domain.errors import Conflict, NotFound
+from domain.ids import END_OF_TIME, LAST_ID
 from domain.ports import Position
 from domain.sessions import GenerationSession
 from domain.webhook_ports import (

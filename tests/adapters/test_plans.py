@@ -20,10 +20,11 @@ from adapters.client_tokens import postgres as client_tokens
 from adapters.credits import postgres as credit_repo
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.erasure import postgres as erasure
+from adapters.operations import statements as operations
 from adapters.postgres.database import Connection, Database
 from adapters.postgres.limits import DatabaseLimits
 from adapters.postgres.migrate import all_migrations, migrate
-from adapters.sessions import creation, watched_postgres
+from adapters.sessions import creation, lists, watched_postgres
 from adapters.sessions import statements as sessions
 from adapters.sessions.postgres import PostgresSessionRepo
 from adapters.stores import postgres as stores
@@ -40,6 +41,7 @@ pytestmark = pytest.mark.anyio
 Plan = dict[str, Any]
 
 BIG_TABLES = {
+    "attempt_faults",
     "generation_sessions",
     "credit_ledger",
     "credit_accounts",
@@ -72,7 +74,7 @@ WHOLE_INDEXES = {
 SORTED_ROWS = 1_000
 """The largest number of rows that may be sorted, by the planner's estimate."""
 NO_STATEMENTS = {"_COUNT_ENDED"}
-FOR_OPERATORS = {"_AUDIT", "_SERVICES"}
+FOR_OPERATORS = {"_AUDIT", "_SERVICES", "ALL_TOTALS", "ALL_LOWEST"}
 """These read whole tables, for an operator."""
 
 ALL_KEYS = auth._ALL
@@ -124,6 +126,8 @@ FULL = """
     SELECT 'b2b', store_id, 'debit', -1, id FROM filled;
     INSERT INTO credit_ledger (channel, owner_id, kind, amount, session_id)
     SELECT 'b2b', store_id, 'refund', 1, id FROM filled WHERE status = 'failed';
+    INSERT INTO attempt_faults (session_id, attempt, at, code, cause)
+    SELECT id, 1, at, 'GENERATION_FAILED', 'provider 500 server_error' FROM filled;
     INSERT INTO webhook_endpoints (id, channel, owner_id, url, events, description, secret)
     SELECT gen_random_uuid(), 'b2b', owner_id, 'https://a.example/', '{generation.failed}', '',
         'whsec_' || repeat('A', 43) || '=' FROM credit_accounts;
@@ -155,6 +159,8 @@ MODULES = (
     erasure,
     watched_postgres,
     webhooks,
+    lists,
+    operations,
 )
 STATEMENTS = dict(pair for module in MODULES for pair in statements(module))
 
@@ -470,3 +476,35 @@ def test_every_statement_is_checked() -> None:
     assert {"sessions_CREATE_WAIT", "credits_GRANT", "auth_CALLERS_OF"} <= set(STATEMENTS)
     assert {"sessions_NEWER", "sessions_RECENT"} <= set(STATEMENTS)
     assert {"client_tokens_PURGE", "sessions_HISTORY_OF_SHOPPER"} <= set(STATEMENTS)
+
+
+LIST_PLANS = {
+    "sessions_OF_ALL": {"generation_sessions_pkey"},
+    "sessions_OF_STATUSES": {
+        "generation_sessions_pkey",
+        "failed_by_code",
+        "sessions_queued",
+        "sessions_processing",
+    },
+    "sessions_OF_CODE": {"failed_by_code"},
+    "sessions_OF_OWNER": {"generation_sessions_pkey", "sessions_of_owner"},
+    "sessions_OF_REQUEST": {"generation_sessions_pkey"},
+    "operations_NOW": {"sessions_queued", "sessions_processing", "sessions_without_refund"},
+    "operations_COMPLETED": {"generation_sessions_pkey"},
+    "operations_FAILED": {"failed_by_code"},
+    "operations_CAUSES": {"attempt_faults_by_time"},
+    "operations_ENTRIES": {"one_debit_per_session", "one_refund_per_session"},
+}
+
+
+@pytest.mark.parametrize("name", LIST_PLANS)
+async def test_what_operators_are_shown_is_read_from_small_indexes(
+    database: Database, name: str
+) -> None:
+    """A rare status is found by its own index, and a time by a range of ids."""
+    plan = await plan_of(database, STATEMENTS[name])
+
+    used = [node for node in nodes(plan) if "Index Name" in node]
+    assert {node["Index Name"] for node in used} == LIST_PLANS[name]
+    pkey = [node["Index Cond"] for node in used if node["Index Name"] == "generation_sessions_pkey"]
+    assert all("id" in condition for condition in pkey)

@@ -5,7 +5,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import astuple, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -25,6 +25,8 @@ from adapters.erasure.memory import InMemoryErasureRepo
 from adapters.erasure.postgres import PostgresErasureRepo
 from adapters.limits.memory import InMemoryStartLimit, Pace
 from adapters.limits.redis import RedisStartLimit
+from adapters.operations.memory import InMemoryOperatorReads
+from adapters.operations.postgres import PostgresOperatorReads
 from adapters.postgres.database import Database
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.queue.payload import MAX_DEAD
@@ -50,6 +52,7 @@ from domain.client_tokens import ClientTokenRepoPort
 from domain.credits import LedgerEntry, LedgerKind, Owner
 from domain.erasure import ErasureRepoPort
 from domain.errors import IllegalTransition
+from domain.operator_ports import BookCheck, OperatorReadPort, Pause, WorkerState
 from domain.operators import OperatorAction
 from domain.picture_ports import StartLimitPort
 from domain.plans import AccountLimits, Plan, TokenBudget
@@ -69,6 +72,8 @@ from domain.tasks import UnreadableTask
 from tests.support.clock import FakeClock
 from tests.support.examples import FAILURE, FAULT, LEASE, MANY, USER, a_session, picture_of
 
+SETTLED_WITHIN = timedelta(hours=2)
+
 
 class Backend(ABC):
     """A database, or its substitute in memory."""
@@ -87,6 +92,7 @@ class Backend(ABC):
     client_tokens: ClientTokenRepoPort
     watched: WatchReadPort
     webhooks: WebhookRepo
+    operator_reads: OperatorReadPort
 
     @abstractmethod
     def now(self) -> datetime:
@@ -147,6 +153,18 @@ class Backend(ABC):
         self, owner: Owner, kind: LedgerKind, amount: int, session_id: UUID
     ) -> None:
         """Add a ledger entry that the database refuses otherwise. The balance stays."""
+
+    @abstractmethod
+    async def put_worker(self, state: WorkerState) -> None:
+        """Keep what a worker reported at ``seen_at``."""
+
+    @abstractmethod
+    async def put_pause(self, pause: Pause) -> None:
+        """Keep a pause as it is."""
+
+    @abstractmethod
+    async def put_check(self, check: BookCheck) -> None:
+        """Keep the result of a check of the books."""
 
     async def created(self, owner: Owner = USER, **changes: Any) -> Receipt:
         """A new session, paid for with a credit granted for it."""
@@ -275,6 +293,26 @@ class MemoryBackend(Backend):
             budgets=self._repo.budgets,
             may_refund=self._repo.may_refund,
         )
+        self._workers: list[WorkerState] = []
+        self._pauses: list[Pause] = []
+        self._check: BookCheck | None = None
+        self.operator_reads = InMemoryOperatorReads(
+            sessions=self._repo,
+            accounts=self._accounts,
+            clock=self._clock.now,
+            workers=lambda: self._workers,
+            pauses=lambda: self._pauses,
+            books=lambda: self._check,
+        )
+
+    async def put_worker(self, state: WorkerState) -> None:
+        self._workers.append(state)
+
+    async def put_pause(self, pause: Pause) -> None:
+        self._pauses.append(pause)
+
+    async def put_check(self, check: BookCheck) -> None:
+        self._check = check
 
     def now(self) -> datetime:
         return self._clock.now()
@@ -351,7 +389,17 @@ class MemoryBackend(Backend):
 _TRUNCATE = """
     TRUNCATE credit_accounts, credit_ledger, generation_sessions, api_keys, attempt_faults, stores,
         shoppers, client_tokens, service_keys, operator_actions, signup_days, webhook_endpoints,
-        webhook_deliveries, webhook_attempts"""
+        webhook_deliveries, webhook_attempts, workers, pauses"""
+_FORGET_CHECK = """
+    UPDATE book_checks SET due_at = now(), claimed_until = NULL, checked_at = NULL, took_ms = NULL,
+        discrepancies = NULL, first = NULL"""
+_PUT_WORKER = """
+    INSERT INTO workers (id, host, pid, version, started_at, slots, busy, draining, throttled_until,
+        limit_is_local, circuit_until, circuit_cause, done, failed, seen_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"""
+_PUT_PAUSE = "INSERT INTO pauses (switch, since, actor, reason) VALUES ($1, $2, $3, $4)"
+_PUT_CHECK = """
+    UPDATE book_checks SET checked_at = $1, took_ms = $2, discrepancies = $3, first = $4"""
 _NAME_ORIGINS = """
     INSERT INTO stores (id, name, origins) VALUES ($1, $1, $2)
     ON CONFLICT (id) DO UPDATE SET origins = EXCLUDED.origins"""
@@ -364,7 +412,9 @@ _ADVANCE = """
         push_again_at = push_again_at - $1::interval,
         delete_again_at = delete_again_at - $1::interval,
         lease_expires_at = lease_expires_at - $1::interval,
-        started_at = started_at - $1::interval"""
+        started_at = started_at - $1::interval,
+        completed_at = completed_at - $1::interval"""
+_ADVANCE_FAULTS = "UPDATE attempt_faults SET at = at - $1::interval"
 _ADVANCE_ACCOUNTS = """
     UPDATE credit_accounts
     SET minute_unused_at = minute_unused_at - $1::interval,
@@ -435,6 +485,18 @@ class PostgresBackend(Backend):
         self.watched = PostgresWatchReads(database)
         self.client_tokens = PostgresClientTokenRepo(database)
         self.webhooks = PostgresWebhookRepo(database)
+        self.operator_reads = PostgresOperatorReads(database, settled_within=SETTLED_WITHIN)
+
+    async def put_worker(self, state: WorkerState) -> None:
+        await self._database.fetch(_PUT_WORKER, *astuple(state))
+
+    async def put_pause(self, pause: Pause) -> None:
+        await self._database.fetch(_PUT_PAUSE, *astuple(pause))
+
+    async def put_check(self, check: BookCheck) -> None:
+        took_ms = round(check.took.total_seconds() * 1000)
+        values = (check.at, took_ms, check.discrepancies, check.first)
+        await self._database.fetch(_PUT_CHECK, *values)
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -444,6 +506,7 @@ class PostgresBackend(Backend):
 
     async def empty(self) -> None:
         await self._database.fetch(_TRUNCATE)
+        await self._database.fetch(_FORGET_CHECK)
 
     async def external_write(self, session_id: UUID, **columns: Any) -> None:
         assignments = ", ".join(f"{name} = ${index}" for index, name in enumerate(columns, 2))
@@ -487,6 +550,7 @@ class PostgresBackend(Backend):
     async def advance(self, by: timedelta) -> None:
         for statement in (
             _ADVANCE,
+            _ADVANCE_FAULTS,
             _ADVANCE_ACCOUNTS,
             _ADVANCE_SHOPPERS,
             _ADVANCE_TOKENS,

@@ -106,6 +106,7 @@ class Container(containers.DeclarativeContainer):
                     batches=policies.batches(self.settings()),
                     limits=limits,
                     settled_within=policies.settled_within(self.settings()),
+                    clock=self.clock(),
                 )
             case options.Database.MEMORY:
                 return door.memory_repositories(limits, clock=self.clock())

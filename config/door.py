@@ -42,6 +42,8 @@ from adapters.stores.memory import InMemoryStoreRepo
 from adapters.stores.postgres import PostgresStoreRepo
 from adapters.webhooks.memory import InMemoryWebhookRepo
 from adapters.webhooks.postgres import PostgresWebhookRepo
+from adapters.workers.memory import InMemoryWorkerRepo
+from adapters.workers.postgres import PostgresWorkerRepo
 from config import origins, policies
 from config.closing import Opened, closing
 from config.options import Environment
@@ -50,6 +52,7 @@ from config.settings import Settings
 from domain.account_ports import ServiceKeyRepoPort
 from domain.client_tokens import ClientTokenRepoPort
 from domain.keys import ApiKeyIssuer, ServiceKeyIssuer
+from domain.operator_ports import Pause, Switch
 from domain.plans import AccountLimits
 from domain.ports import ApiKeyRepoPort
 from domain.stores import Stores
@@ -65,6 +68,7 @@ def postgres_repositories(
     batches: BatchLimits,
     limits: AccountLimits,
     settled_within: timedelta,
+    clock: Clock,
 ) -> Repositories:
     """``background`` and ``operators`` have connections of their own."""
     sessions = PostgresSessionRepo(database, batches=batches, background=background, limits=limits)
@@ -80,6 +84,7 @@ def postgres_repositories(
         watched=PostgresWatchReads(database),
         webhooks=PostgresWebhookRepo(database, background=background),
         operator_reads=PostgresOperatorReads(operators, settled_within=settled_within),
+        workers=PostgresWorkerRepo(background, clock=clock, settled_within=settled_within),
         schema=Schema(database, all_migrations()),
     )
 
@@ -90,10 +95,12 @@ def memory_repositories(limits: AccountLimits, *, clock: Clock) -> Repositories:
     stores = InMemoryStoreRepo(accounts=accounts, clock=clock, log=log)
     sessions = InMemorySessionRepo(accounts=accounts, clock=clock, limits=limits)
     webhooks = InMemoryWebhookRepo(clock=clock, find_session=sessions.find)
+    pauses: dict[Switch, Pause] = {}
     sessions.ended, accounts.changed = webhooks.session_ended, webhooks.balance_changed
     return Repositories(
         sessions=sessions,
         webhooks=webhooks,
+        workers=InMemoryWorkerRepo(clock=clock, pauses=pauses, spent_since=sessions.spent_since),
         erasure=InMemoryErasureRepo(sessions),
         watched=InMemoryWatchReads(sessions),
         accounts=accounts,

@@ -13,7 +13,7 @@ from domain.account_ports import (
 from domain.changes import ChangeFeedPort, ChangePublisherPort, WatchReadPort
 from domain.client_tokens import ClientTokenRepoPort
 from domain.erasure import ErasureRepoPort
-from domain.operator_ports import OperatorReadPort
+from domain.operator_ports import OperatorReadPort, WorkerRepoPort
 from domain.picture_ports import (
     PictureStoragePort,
     SignedReadPort,
@@ -82,6 +82,7 @@ class Repositories:
     watched: WatchReadPort
     webhooks: WebhookRepo
     operator_reads: OperatorReadPort
+    workers: WorkerRepoPort
     schema: Schema | None = None
 
 

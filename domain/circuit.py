@@ -1,6 +1,16 @@
 """A circuit breaker: stops work from beginning while a dependency rejects all of it."""
 
 from collections.abc import Callable, Hashable
+from typing import NamedTuple
+
+from domain.causes import Cause
+
+
+class Opening(NamedTuple):
+    """What opened a circuit last, and until when nothing begins. After that, a probe may."""
+
+    until: float
+    cause: Cause
 
 
 class Permit:
@@ -22,14 +32,14 @@ class Permit:
             self._circuit._close()
         return self._is_probe
 
-    def record_rejection(self) -> float | None:
+    def record_rejection(self, cause: Cause) -> float | None:
         """The work was rejected, as any other would be. Returns for how many seconds that opened
         the circuit; None if the circuit was open already."""
         if not self._is_probe and not self._circuit.is_closed:
             return None
-        return self._circuit._open(self._circuit._cap_seconds)
+        return self._circuit._open(self._circuit._cap_seconds, cause)
 
-    def record_failure(self, key: Hashable) -> float | None:
+    def record_failure(self, key: Hashable, cause: Cause) -> float | None:
         """The work failed for a reason that may be temporary; ``key`` says which work it was.
         Returns what ``record_rejection`` does."""
         circuit = self._circuit
@@ -39,7 +49,7 @@ class Permit:
                 return None
         elif not self._is_probe:
             return None
-        return circuit._open(min(circuit._failure_cap_seconds, circuit._cap_seconds))
+        return circuit._open(min(circuit._failure_cap_seconds, circuit._cap_seconds), cause)
 
     def close(self) -> None:
         """Nothing more begins with this permit. After a probe without a result, another probe may
@@ -76,11 +86,17 @@ class Circuit:
         self._clock = clock
         self._openings = 0
         self._open_until = 0.0
+        self._cause: Cause | None = None
         self._probing = False
 
     @property
     def is_closed(self) -> bool:
         return self._openings == 0
+
+    @property
+    def opening(self) -> Opening | None:
+        """Why the circuit is open or half-open; None while it is closed."""
+        return None if self._cause is None else Opening(self._open_until, self._cause)
 
     def permit(self) -> Permit | None:
         """A permit to begin something now; None if nothing may begin."""
@@ -91,13 +107,15 @@ class Circuit:
         self._probing = True
         return Permit(self, is_probe=True)
 
-    def _open(self, cap_seconds: float) -> float:
+    def _open(self, cap_seconds: float, cause: Cause) -> float:
         doubled = self._first_seconds * 2.0 ** min(self._openings, 32)
         seconds = min(cap_seconds, doubled)
         self._failing.clear()
         self._openings += 1
         self._open_until = self._clock() + seconds
+        self._cause = cause
         return seconds
 
     def _close(self) -> None:
         self._openings = 0
+        self._cause = None

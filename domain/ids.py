@@ -4,6 +4,9 @@ import re
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+CLOCK_SKEW = timedelta(minutes=2)
+"""How far the clock of a process, which ids are made by, may be from the database's."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _BITS_BELOW_TIME = 80

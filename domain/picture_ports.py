@@ -98,6 +98,10 @@ class StartLimitPort(Protocol):
     Raises nothing if the shared state is unreachable: each process then has a limit of its own.
     """
 
+    @property
+    def is_local(self) -> bool:
+        """Whether that was so at the latest call."""
+
     async def take(self) -> float:
         """0.0 if a permit for one start was taken. Otherwise no permit was taken, and the result is
         the number of seconds after which to ask again."""

@@ -50,6 +50,18 @@ class Starts:
         self._waiting: dict[UUID, float] = {}
         self._waited: dict[UUID, float] = {}
         self._asked: set[UUID] = set()
+        self._free_at = 0.0
+
+    @property
+    def throttled_until(self) -> float | None:
+        """When the limit will have a permit for the next session, on the event loop's clock, by its
+        latest answer; None if it has one, or if no session waits."""
+        return self._free_at if self._free_at > _now() else None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the limit is not shared with other processes at the moment."""
+        return self._limit is not None and self._limit.is_local
 
     async def expect(self, *, longest_pause: float) -> bool:
         """Whether another session may be taken off the queue, which then counts as about to need a
@@ -63,7 +75,10 @@ class Starts:
         async with self._asking:  # One at a time asks: the others would get the same answer.
             if self._is_stopping():
                 return False
-            wait_seconds = await self._limit.wait(self._needed() + 1) - SOON_SECONDS
+            free_seconds = await self._limit.wait(self._needed() + 1)
+            if not self._expecting:  # Otherwise the queue has no session that would wait for it.
+                self._free_at = _now() + free_seconds
+            wait_seconds = free_seconds - SOON_SECONDS
             if wait_seconds > 0:
                 await self._pause(min(wait_seconds, longest_pause))
                 return False
@@ -127,6 +142,7 @@ class Starts:
     async def _take(self, limit: StartLimitPort, *, until: float) -> None:
         while not self._is_stopping():
             wait_seconds = await limit.take()
+            self._free_at = _now() + wait_seconds
             if wait_seconds == 0:
                 if not self._is_stopping():
                     return

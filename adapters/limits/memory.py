@@ -44,6 +44,10 @@ class InMemoryStartLimit(StartLimitPort):
         self._clock = clock
         self._full_at_us = 0
 
+    @property
+    def is_local(self) -> bool:
+        return False
+
     async def take(self) -> float:
         wait_seconds = self._wait(1)
         if wait_seconds == 0:

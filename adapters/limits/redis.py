@@ -60,6 +60,10 @@ class RedisStartLimit(StartLimitPort):
         self._move = client.register_script(_MOVE)
         self._is_fallback = False
 
+    @property
+    def is_local(self) -> bool:
+        return self._is_fallback
+
     async def take(self) -> float:
         try:
             wait_us = await self._move_permits(1)

@@ -15,7 +15,15 @@ from adapters.sessions import statements as sessions
 from adapters.sessions.rows import session_of
 from domain.credits import Channel, CreditAccount, Owner
 from domain.errors import NotFound
-from domain.ids import END_OF_TIME, FIRST_ID, LAST_ID, created_by, uuid7_floor, uuid7_time
+from domain.ids import (
+    CLOCK_SKEW,
+    END_OF_TIME,
+    FIRST_ID,
+    LAST_ID,
+    created_by,
+    uuid7_floor,
+    uuid7_time,
+)
 from domain.operator_ports import (
     BookCheck,
     CostKey,
@@ -31,8 +39,6 @@ from domain.operator_ports import (
 )
 from domain.sessions import AttemptFault, GenerationSession, SessionStatus
 
-CLOCK_SLACK = timedelta(minutes=2)
-"""How far the clock of a process, which ids are made by, may be from the database's."""
 TOTALS_KEPT = timedelta(seconds=60)
 _DAY = timedelta(days=1)
 
@@ -58,7 +64,7 @@ class PostgresOperatorReads(OperatorReadPort):
     async def snapshot(self) -> Snapshot:
         async with self._database.snapshot() as connection:
             (now,) = await connection.fetch(sql.NOW, sql.MAX_OWED)
-            since = uuid7_floor(now["at"] - _DAY - self._settled_within - CLOCK_SLACK)
+            since = uuid7_floor(now["at"] - _DAY - self._settled_within - CLOCK_SKEW)
             (completed,) = await connection.fetch(sql.COMPLETED, since)
             failed = await connection.fetch(sql.FAILED, since)
             causes = await connection.fetch(sql.CAUSES)
@@ -182,9 +188,9 @@ def _listed(
     first, end = _ids(which, before)
     place = (first, end, limit)
     if which.owner is not None:
-        created = (uuid7_time(first) - CLOCK_SLACK, _after(uuid7_time(end)))
+        created = (uuid7_time(first) - CLOCK_SKEW, _after(uuid7_time(end)))
         owner = (which.owner.channel, which.owner.id)
-        return lists.OF_OWNER, (*place, *owner, statuses, *created, which.error_code, CLOCK_SLACK)
+        return lists.OF_OWNER, (*place, *owner, statuses, *created, which.error_code, CLOCK_SKEW)
     if which.error_code is not None:
         return lists.OF_CODE, (*place, which.error_code)
     if len(statuses) == len(SessionStatus):
@@ -193,7 +199,7 @@ def _listed(
 
 
 def _after(at: datetime) -> datetime:
-    return END_OF_TIME if at > END_OF_TIME - CLOCK_SLACK else at + CLOCK_SLACK
+    return END_OF_TIME if at > END_OF_TIME - CLOCK_SKEW else at + CLOCK_SKEW
 
 
 async def _of_request(
@@ -213,7 +219,7 @@ async def _of_request(
         recent = uuid7_floor(now - _DAY)
     ranges = [(recent, end)]
     if (at := created_by(which.request_id)) is not None:
-        near = (uuid7_floor(at - CLOCK_SLACK), uuid7_floor(at + CLOCK_SLACK))
+        near = (uuid7_floor(at - CLOCK_SKEW), uuid7_floor(at + CLOCK_SKEW))
         ranges.append((max(first, near[0]), min(end, near[1])))
     owner = (None, None) if which.owner is None else (which.owner.channel, which.owner.id)
     rest = (limit, which.request_id, statuses, *owner, which.error_code)

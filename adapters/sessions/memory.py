@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -375,6 +376,15 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     def rows(self) -> list[Row]:
         """All of them, for operators."""
         return list(self._rows.values())
+
+    def spent_since(self, since: datetime) -> Decimal:
+        """What the pictures completed from then on have cost."""
+        costs = (
+            session.usage.estimated_cost_usd
+            for session in (row.session for row in self._rows.values())
+            if session.usage and session.completed_at and session.completed_at >= since
+        )
+        return sum((cost for cost in costs if cost is not None), Decimal(0))
 
     def find(self, session_id: UUID) -> GenerationSession | None:
         row = self._rows.get(session_id)

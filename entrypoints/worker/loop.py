@@ -1,6 +1,7 @@
 """A worker's loops: its slots, and recovery and the delivery of webhooks beside them."""
 
 import asyncio
+from contextlib import nullcontext
 from random import Random
 
 import structlog
@@ -17,6 +18,7 @@ from domain.starts import Starts
 from entrypoints.worker.cancelling import CancelLoop
 from entrypoints.worker.dispatching import DispatchLoop
 from entrypoints.worker.recovering import RecoveryLoop
+from entrypoints.worker.reporting import Reporting, ReportLoop
 from entrypoints.worker.stop import Stop
 from entrypoints.worker.tasks import Backoff, Patience, TaskRunner, Turn, WorkerLimits
 
@@ -42,12 +44,18 @@ class Worker:
         start_limit: StartLimitPort | None = None,
         dispatcher: Dispatcher | None = None,
         cancels: ChangeFeedPort | None = None,
+        reporting: Reporting | None = None,
     ) -> None:
         self.start_limit = start_limit
         self._limits = limits
         self._stop = Stop(drain_seconds=limits.drain_seconds)
         starts = Starts(
             start_limit, pause=self._stop.pause, is_stopping=lambda: self._stop.has_begun
+        )
+        self._reports = (
+            None
+            if reporting is None
+            else ReportLoop(reporting, slots=limits.concurrency, stop=self._stop)
         )
         self._backoff = Backoff(limits=limits, random=random, stop=self._stop)
         self._tasks = TaskRunner(
@@ -59,6 +67,7 @@ class Worker:
             backoff=self._backoff,
             stop=self._stop,
             session_ended=_ignore if dispatcher is None else dispatcher.session_ended,
+            is_paused=self._is_paused,
         )
         self._recovery = (
             None
@@ -89,6 +98,10 @@ class Worker:
         Returns False if it ended by itself and something was unavailable: then work may be left.
         Raises if a slot or recovery fails: a worker that lacks a part stops.
         """
+        async with nullcontext() if self._reports is None else self._reports.running(self._tasks):
+            return await self._run()
+
+    async def _run(self) -> bool:
         slots = range(1, self._limits.concurrency + 1)
         self._slots = [asyncio.create_task(self._slot(), name=f"slot-{number}") for number in slots]
         loops = [*self._slots]
@@ -102,6 +115,9 @@ class Worker:
         log.info("worker_started", concurrency=self._limits.concurrency)
         did_all = await self._stop.run(loops)
         return self._stop.is_requested or did_all
+
+    def _is_paused(self) -> bool:
+        return self._reports is not None and self._reports.is_paused
 
     def _patience(self) -> Patience:
         return Patience(pop_seconds=self._limits.pop_seconds, bury_tries=None)
@@ -118,7 +134,7 @@ class Worker:
                 await self._backoff.wait(failures, error)
             else:
                 failures = 0
-                if turn is Turn.CIRCUIT_OPEN:
+                if turn in {Turn.CIRCUIT_OPEN, Turn.PAUSED}:
                     await self._stop.pause(self._limits.pop_seconds)
         return True
 
@@ -144,8 +160,8 @@ class OneShotWorker(Worker):
         try:
             while not self._stop.has_begun:
                 turn = await self._tasks.run_next()
-                did_all &= turn not in {Turn.CIRCUIT_OPEN, Turn.UNSETTLED}
-                if turn in {Turn.CIRCUIT_OPEN, Turn.EMPTY}:
+                did_all &= turn not in {Turn.CIRCUIT_OPEN, Turn.PAUSED, Turn.UNSETTLED}
+                if turn in {Turn.CIRCUIT_OPEN, Turn.PAUSED, Turn.EMPTY}:
                     break
         except Unavailable as error:
             log.warning("work_left", cause=str(error.cause), reason=str(error))

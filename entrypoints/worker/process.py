@@ -17,6 +17,7 @@ from entrypoints.gc_tuning import freeze_startup_objects
 from entrypoints.worker.dispatching import DispatchLog, session_data
 from entrypoints.worker.loop import OneShotWorker, Worker
 from entrypoints.worker.recovering import RecoveryLoop
+from entrypoints.worker.reporting import Reporting
 from entrypoints.worker.stop import Stop
 from entrypoints.worker.tasks import WorkerLimits
 
@@ -135,6 +136,14 @@ def build_worker(
         start_limit=container.start_limit(),
         dispatcher=build_dispatcher(container) if webhooks else None,
         cancels=None if once else container.cancels(),
+        reporting=None if once else build_reporting(container),
+    )
+
+
+def build_reporting(container: Container) -> Reporting:
+    """Where and as what this process reports."""
+    return Reporting.of_this_process(
+        container.repositories().workers, worker_id=container.new_id()(), clock=container.clock()
     )
 
 

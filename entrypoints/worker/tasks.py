@@ -1,6 +1,5 @@
 """One turn of a worker's slot: take the next message from the queue and handle it."""
 
-import asyncio
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from config.logging import TASK_LOG
 from domain.causes import Cause
-from domain.circuit import Circuit, Permit
+from domain.circuit import Opening, Permit
 from domain.credits import Owner
 from domain.errors import (
     ClaimFailed,
@@ -31,6 +30,7 @@ from domain.slots import Slot
 from domain.starts import Starts
 from domain.tasks import GenerationTask, UnreadableTask
 from domain.traces import trace_id_of
+from entrypoints.worker.circuits import WorkerCircuits, log_opening, record_rejection
 from entrypoints.worker.stop import Stop
 
 log = structlog.get_logger(__name__)
@@ -70,6 +70,8 @@ class Turn(Enum):
 
     CIRCUIT_OPEN = auto()
     """Nothing may be begun."""
+    PAUSED = auto()
+    """An operator has paused the workers."""
     NO_START = auto()
     """The provider's limit will allow no call soon, and this turn waited for it."""
     EMPTY = auto()
@@ -131,24 +133,19 @@ class _Slot(Slot):
         cause = str(fault.cause)
         log.warning("attempt_failed", attempt=session.attempt, cause=cause, code=fault.code)
         if fault.blame is Blame.PROVIDER:
-            log_opening(self._permit.record_failure(session.id), fault.cause)
+            seconds = self._permit.record_failure(session.id, fault.cause)
+            log_opening(seconds, fault.cause)
 
     def picture_held(self, session: GenerationSession, cause: Cause) -> None:
         log.warning("picture_held", attempt=session.attempt, cause=str(cause))
 
 
-def log_opening(seconds: float | None, cause: Cause) -> None:
-    """Log why this worker takes no tasks, once for each opening of a circuit."""
-    if seconds is not None:
-        log.error("circuit_opened", cause=str(cause), seconds=seconds)
-
-
 class TaskRunner:
     """Takes and handles messages for all slots of a worker.
 
-    A message is taken only when its work may begin: not while a circuit is open, and no faster
-    than ``starts`` will allow calls of the provider. So other workers can have it. There are two
-    circuits: the provider's is probed with a task, the storage's without one.
+    A message is taken only when its work may begin: not while a circuit is open or the worker
+    ``is_paused``, and no faster than ``starts`` will allow calls of the provider. So other workers
+    can have it.
 
     ``session_ended`` is told of the owner of each session that ended here.
     """
@@ -164,6 +161,7 @@ class TaskRunner:
         backoff: Backoff,
         stop: Stop,
         session_ended: Callable[[Owner], None],
+        is_paused: Callable[[], bool] = lambda: False,
     ) -> None:
         self._queue = queue
         self._session_ended = session_ended
@@ -174,16 +172,35 @@ class TaskRunner:
         self._patience = patience
         self._backoff = backoff
         self._stop = stop
-        self._circuit = Circuit(
+        self._is_paused = is_paused
+        self._circuits = WorkerCircuits(
             first_seconds=limits.circuit_first_seconds,
             cap_seconds=limits.circuit_cap_seconds,
-            clock=_loop_time,
+            storage_cap_seconds=limits.storage_circuit_cap_seconds,
         )
-        self._storage_circuit = Circuit(
-            first_seconds=limits.circuit_first_seconds,
-            cap_seconds=limits.storage_circuit_cap_seconds,
-            clock=_loop_time,
-        )
+        self.busy = 0
+        """How many tasks are being handled."""
+        self.done = 0
+        """The sessions that were completed here."""
+        self.failed = 0
+        """The sessions that failed here."""
+
+    @property
+    def opening(self) -> Opening | None:
+        """Why nothing is taken, and until when on the event loop's clock; None if no circuit is
+        open."""
+        return self._circuits.opening
+
+    @property
+    def throttled_until(self) -> float | None:
+        """When the provider's limit will have a permit, on the event loop's clock; None if it has
+        one."""
+        return self._starts.throttled_until
+
+    @property
+    def limit_is_local(self) -> bool:
+        """Whether the provider's limit is not shared at the moment."""
+        return self._starts.is_local
 
     async def run_next(self) -> Turn:
         """Take the next message, if its work may begin, and handle it; and another in its place if
@@ -191,9 +208,11 @@ class TaskRunner:
 
         Raises ``Unavailable`` and ``ClaimFailed`` if the next message would fare no better.
         """
-        if not await self._can_store():
+        if self._is_paused():
+            return Turn.PAUSED
+        if not await self._circuits.can_store(self._generation):
             return Turn.CIRCUIT_OPEN
-        permit = self._circuit.permit()
+        permit = self._circuits.permit()
         if permit is None:
             return Turn.CIRCUIT_OPEN
         with closing(permit):
@@ -201,24 +220,11 @@ class TaskRunner:
             if not await self._starts.expect(longest_pause=longest_pause):
                 return Turn.NO_START
             while (turn := await self._take(permit)) is Turn.HANDLED_FREE:
-                if self._stop.has_begun or not self._starts.expect_another():
+                if self._stop.has_begun or self._is_paused():
+                    break
+                if not self._starts.expect_another():
                     break
             return turn
-
-    async def _can_store(self) -> bool:
-        """Whether a picture could be stored: if not, nothing is taken or paid for."""
-        permit = self._storage_circuit.permit()
-        if permit is None:
-            return False
-        with closing(permit):
-            try:
-                await self._generation.check_storage()
-            except StorageUnavailable as error:
-                log_opening(permit.record_rejection(), error.cause)
-                return False
-            if permit.record_success():
-                log.info("circuit_closed")
-        return True
 
     async def _pop(self) -> GenerationTask | UnreadableTask | None:
         session_id = None
@@ -234,6 +240,13 @@ class TaskRunner:
         message = await self._pop()
         if message is None:
             return Turn.EMPTY
+        self.busy += 1
+        try:
+            return await self._handle(message, permit)
+        finally:
+            self.busy -= 1
+
+    async def _handle(self, message: GenerationTask | UnreadableTask, permit: Permit) -> Turn:
         if isinstance(message, UnreadableTask):
             await self._refuse(message)
             return Turn.HANDLED_FREE
@@ -246,6 +259,9 @@ class TaskRunner:
 
     async def _begin(self, task: GenerationTask, permit: Permit) -> Turn:
         """Work on a task unless its owner's share is taken, or nothing may begin any more."""
+        if self._is_paused():
+            await self._queue.push_next([task])
+            return Turn.PAUSED
         delay = await self._enter(task)
         if delay is not None:
             log.info("task_postponed", session_id=str(task.session_id), seconds=delay.seconds)
@@ -274,35 +290,34 @@ class TaskRunner:
             with self._stop.interruptible():
                 outcome = await self._generation.run(task, slot)
         except StorageUnavailable as error:
-            self._record_storage_fault(error)
+            self._circuits.storage_failed(error.cause)
             return Turn.HANDLED
         except (ProviderMisconfigured, WorkerExhausted) as error:
-            log_opening(permit.record_rejection(), error.cause)
+            record_rejection(permit, error.cause)
             return Turn.HANDLED
         except (Unavailable, ClaimFailed):
             raise
         except Exception:
             log.exception("task_crashed")
+            self.failed += 1
             return Turn.HANDLED
         else:
-            if outcome in _ENDS:
-                self._session_ended(task.owner)
+            self._count(outcome, task.owner)
             return self._record_outcome(permit, outcome)
         finally:
             unbind_contextvars("request_id", "trace_id", "session_id")
+
+    def _count(self, outcome: Outcome, owner: Owner) -> None:
+        if outcome in _ENDS:
+            self._session_ended(owner)
+            self.done += outcome is Outcome.COMPLETED
+            self.failed += outcome is not Outcome.COMPLETED
 
     def _record_outcome(self, permit: Permit, outcome: Outcome) -> Turn:
         task_log.info("task_done", outcome=outcome)
         if outcome is Outcome.COMPLETED and permit.record_success():
             log.info("circuit_closed")
         return Turn.UNSETTLED if outcome is Outcome.UNSETTLED else Turn.HANDLED
-
-    def _record_storage_fault(self, error: StorageUnavailable) -> None:
-        """Open the storage's circuit, although its last check succeeded."""
-        permit = self._storage_circuit.permit()
-        if permit is not None:
-            log_opening(permit.record_rejection(), error.cause)
-            permit.close()
 
     async def _refuse(self, message: UnreadableTask) -> None:
         """Try until it is done or the worker stops: the message is no longer in the queue."""
@@ -315,9 +330,6 @@ class TaskRunner:
                     raise
                 await self._backoff.wait(failures, error)
             else:
+                self.failed += failed
                 log.info("task_buried", session_failed=failed)
                 return
-
-
-def _loop_time() -> float:
-    return asyncio.get_running_loop().time()

@@ -29,6 +29,7 @@ from adapters.sessions import statements as sessions
 from adapters.sessions.postgres import PostgresSessionRepo
 from adapters.stores import postgres as stores
 from adapters.webhooks import statements as webhooks
+from adapters.workers import postgres as workers
 from domain.credits import Channel, Owner
 from domain.errors import NotFound
 from domain.ports import Position, RecoveryRepoPort, SessionReadPort
@@ -161,6 +162,7 @@ MODULES = (
     webhooks,
     lists,
     operations,
+    workers,
 )
 STATEMENTS = dict(pair for module in MODULES for pair in statements(module))
 

@@ -31,6 +31,7 @@ from domain.sessions import ErrorCode, GenerationSession
 from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
 from tests.contracts.backends import PostgresBackend
+from tests.contracts.operating import a_worker_state
 from tests.support.clock import START
 from tests.support.examples import STORE, USER, a_request
 from tests.support.images import FakePictureFetcher, FakePictureGenerator
@@ -315,6 +316,18 @@ async def test_idle_recovery_run(costs: Costs) -> None:
     await costs.container.recovery().run_once()
 
     assert await costs.spent() == (6, {"lindex": 1})
+
+
+@pytest.mark.parametrize("with_spending", [False, True])
+async def test_report_of_a_worker(costs: Costs, with_spending: bool) -> None:
+    """One statement writes it and reads what the worker has to know."""
+    state = a_worker_state(uuid4())
+    await costs.container.repositories().workers.report(state, with_spending=with_spending)
+    await costs.reset()
+
+    await costs.container.repositories().workers.report(state, with_spending=with_spending)
+
+    assert await costs.spent() == (1, {})
 
 
 async def test_every_statement_and_command_is_counted(costs: Costs) -> None:

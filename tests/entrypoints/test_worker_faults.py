@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from domain.causes import Cause, CauseKind
 from domain.errors import ProviderUnavailable, Refused
 from domain.sessions import ErrorCode, SessionStatus
+from domain.traces import trace_id_of
 from tests.entrypoints.test_worker import (
     Logs,
     a_worker,
@@ -62,6 +63,7 @@ async def test_failed_attempt_is_logged_as_a_warning(service: Service, logs: Log
         "log_level": "warning",
         "session_id": str(session_id),
         "request_id": "req_1",
+        "trace_id": trace_id_of("req_1"),
         "attempt": 1,
         "cause": "provider 400 moderation",
         "code": "MODERATION_BLOCKED",

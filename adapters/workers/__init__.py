@@ -1,0 +1,1 @@
+"""Adapters of ``WorkerRepoPort``: what workers report of themselves."""

@@ -39,6 +39,7 @@ from domain.client_tokens import ClientTokens
 from domain.erasure import Erasure
 from domain.generation import Generation
 from domain.operations import DeadLetters, Overview
+from domain.pauses import Pauses
 from domain.recovery import Recovery
 from domain.signup import CallerAccounts
 from domain.stores import Stores
@@ -212,6 +213,7 @@ class Container(containers.DeclarativeContainer):
         webhooks=self.webhook_repo(), upload_key=lambda url: upload_key(url, self.storage()),
     ))
     stores = service(lambda self: Stores(stores=self.repositories().stores, clock=self.clock()))
+    pauses = service(lambda self: Pauses(pauses=self.repositories().pauses))
     owners = service(lambda self: Owners(
         accounts=self.accounts(), credit_repo=self.accounts(), stores=self.stores(),
     ))

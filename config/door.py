@@ -32,6 +32,8 @@ from adapters.erasure.memory import InMemoryErasureRepo
 from adapters.erasure.postgres import PostgresErasureRepo
 from adapters.operations.memory import InMemoryOperatorReads
 from adapters.operations.postgres import PostgresOperatorReads
+from adapters.pauses.memory import InMemoryPauseRepo
+from adapters.pauses.postgres import PostgresPauseRepo
 from adapters.postgres.database import Database
 from adapters.postgres.migrate import Schema, all_migrations
 from adapters.sessions.memory import InMemorySessionRepo
@@ -85,6 +87,7 @@ def postgres_repositories(
         webhooks=PostgresWebhookRepo(database, background=background),
         operator_reads=PostgresOperatorReads(operators, settled_within=settled_within),
         workers=PostgresWorkerRepo(background, clock=clock, settled_within=settled_within),
+        pauses=PostgresPauseRepo(database, background=background),
         schema=Schema(database, all_migrations()),
     )
 
@@ -115,6 +118,7 @@ def memory_repositories(limits: AccountLimits, *, clock: Clock) -> Repositories:
         service_keys=InMemoryServiceKeyRepo(clock=clock, log=log),
         audit_log=log,
         operator_reads=InMemoryOperatorReads(sessions=sessions, accounts=accounts, clock=clock),
+        pauses=InMemoryPauseRepo(log=log, clock=clock),
     )
 
 

@@ -13,7 +13,7 @@ from domain.account_ports import (
 from domain.changes import ChangeFeedPort, ChangePublisherPort, WatchReadPort
 from domain.client_tokens import ClientTokenRepoPort
 from domain.erasure import ErasureRepoPort
-from domain.operator_ports import OperatorReadPort, WorkerRepoPort
+from domain.operator_ports import OperatorReadPort, PauseRepoPort, WorkerRepoPort
 from domain.picture_ports import (
     PictureStoragePort,
     SignedReadPort,
@@ -83,6 +83,7 @@ class Repositories:
     webhooks: WebhookRepo
     operator_reads: OperatorReadPort
     workers: WorkerRepoPort
+    pauses: PauseRepoPort
     schema: Schema | None = None
 
 

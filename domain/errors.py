@@ -9,8 +9,9 @@
     │   TooManyActive: TooManyTokens, TooManyStreams; TooManyUploads, RateLimited,
     │   Unauthenticated: InvalidApiKey, Forbidden: DomainMismatch,
     │   TokenUsedUp, Suspended, AgeVerificationRequired                     the caller's fault
-    ├── Overloaded, Unavailable: QueueUnavailable, StorageUnavailable,
-    │   WorkerExhausted, UserKeysUnavailable,
+    ├── Overloaded, IntakePaused,
+    │   Unavailable: QueueUnavailable, StorageUnavailable, WorkerExhausted,
+    │   UserKeysUnavailable,
     │   DatabaseUnavailable: SchemaMismatch                               our fault, temporary
     ├── WorkFailed: Refused, ProviderMisconfigured,
     │   TryAgain: InputUnavailable, ProviderUnavailable                   one attempt failed
@@ -147,6 +148,12 @@ class RateLimited(WearonError):
 
 class Overloaded(WearonError):
     """The queue is full; nothing was charged."""
+
+    code = "SERVICE_UNAVAILABLE"
+
+
+class IntakePaused(WearonError):
+    """An operator paused the intake of new requests; nothing was charged."""
 
     code = "SERVICE_UNAVAILABLE"
 

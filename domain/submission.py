@@ -16,6 +16,7 @@ from domain.errors import (
     AgeVerificationRequired,
     Conflict,
     DatabaseUnavailable,
+    IntakePaused,
     Overloaded,
     QueueUnavailable,
     Unconfirmed,
@@ -40,6 +41,7 @@ UNAVAILABLE_MESSAGE = "Generation service temporarily unavailable"
 NOT_PUSHED = Failure(code=ErrorCode.QUEUE_UNAVAILABLE, message=UNAVAILABLE_MESSAGE)
 
 _QUEUE_FULL = "Too many requests are waiting already; try again later"
+_PAUSED = "Paused by the operator; try again later"
 _NOT_SETTLED = "It is not known yet whether the first request with this key is accepted"
 _UNDONE = "The first request with this key was not accepted"
 _PROBE_SECONDS = 0.5
@@ -101,6 +103,8 @@ class Submission:
         self._clock = clock
         self._changes = changes
         self._deadline = SharedTimeout(policy.deadline.total_seconds())
+        self.is_paused = False
+        """Whether an operator has paused the intake: then only replays are answered."""
         self._waiting = 0
         self._gate = QueueGate()
         self._is_probing = False
@@ -111,14 +115,16 @@ class Submission:
     async def submit(self, request: TryOnRequest) -> Receipt:
         """Debit one credit, create the session as ``queued`` and push its task.
 
-        Raises, without any effect: ``AgeVerificationRequired`` (also for a replay), ``Overloaded``,
-        and what ``SessionRepoPort.create`` raises. Raises ``DatabaseUnavailable`` (without any
-        effect, or recovery undoes it), ``QueueUnavailable`` (it had no effect, or is undone, now or
-        by recovery) and ``Unconfirmed`` (a repetition will tell). A receipt means that the session
-        will reach a final status, and that its idempotency key will never be free again.
+        Raises, without any effect: ``AgeVerificationRequired`` (also for a replay),
+        ``IntakePaused``, ``Overloaded``, and what ``SessionRepoPort.create`` raises. Raises
+        ``DatabaseUnavailable`` (without any effect, or recovery undoes it), ``QueueUnavailable``
+        (it had no effect, or is undone, now or by recovery) and ``Unconfirmed`` (a repetition will
+        tell). A receipt means that the session will reach a final status, and that its idempotency
+        key will never be free again.
 
         A replay pushes nothing: it waits until the first request has, or a worker has the session.
-        While the queue is full or known to fail, only replays are answered.
+        While the intake is paused, or the queue is full or known to fail, only replays are
+        answered.
         """
         session = self._session(request)
         signup_credits = self._policy.signup.credits_of(request.caller)
@@ -152,8 +158,8 @@ class Submission:
         with one statement and one push for all that are new.
 
         The others are submitted one by one after the push: repetitions, also of an earlier request
-        in ``requests``, a user's first request, and all while the queue is full or known to fail.
-        So an answer may take twice as long as that of ``submit``.
+        in ``requests``, a user's first request, and all while only replays are answered. So an
+        answer may take twice as long as that of ``submit``.
         """
         outcomes: Sequence[Receipt | Exception | None] = [None] * len(requests)
         if self._refusal() is not None:
@@ -269,6 +275,8 @@ class Submission:
 
     def _refusal(self) -> WearonError | None:
         """Why no credit may be taken at the moment."""
+        if self.is_paused:
+            return IntakePaused(_PAUSED)
         if not self._gate.is_open:
             return QueueUnavailable(UNAVAILABLE_MESSAGE, refused=True)
         if self._waiting >= self._policy.max_waiting:

@@ -6,6 +6,7 @@ from entrypoints.cli.dead import dead_group
 from entrypoints.cli.operate import credits_group, keys_group, queue_group, sessions_group
 from entrypoints.cli.output import CommandGroup
 from entrypoints.cli.owners import audit_group, owners_group
+from entrypoints.cli.pauses import pause, resume
 from entrypoints.cli.run import demo, dev, list_settings, migrate, recover, serve, worker
 from entrypoints.cli.services import services_group
 from entrypoints.cli.storage import storage_group
@@ -17,7 +18,10 @@ click.rich_click.COMMAND_GROUPS = {
     "wearon": [
         {"name": "Try it", "commands": ["demo", "dev"]},
         {"name": "Run it", "commands": ["settings", "migrate", "serve", "worker", "recover"]},
-        {"name": "Operate it", "commands": ["sessions", "queue", "dead", "storage"]},
+        {
+            "name": "Operate it",
+            "commands": ["sessions", "queue", "dead", "storage", "pause", "resume"],
+        },
         {
             "name": "Manage accounts",
             "commands": [
@@ -60,6 +64,8 @@ for command in (
     queue_group,
     dead_group,
     storage_group,
+    pause,
+    resume,
     stores_group,
     owners_group,
     credits_group,

@@ -16,6 +16,7 @@ from domain.errors import (
     Forbidden,
     IdempotencyKeyReused,
     InsufficientCredits,
+    IntakePaused,
     InvalidApiKey,
     InvalidInput,
     LinkInUse,
@@ -55,6 +56,7 @@ class Answer:
 
 _BEARER = {"WWW-Authenticate": "Bearer"}
 _RETRY = {"Retry-After": "5"}
+_RETRY_LATER = {"Retry-After": "30"}
 _INVALID = Answer(400, InvalidInput.code)
 _TOO_LARGE = Answer(413, UploadTooLarge.code, "The request body is too large")
 _NOT_FOUND = Answer(404, NotFound.code, "Not found")
@@ -83,6 +85,7 @@ ERRORS: Final[Mapping[type[Exception] | int, Answer]] = {
     TooManyUploads: Answer(429, TooManyUploads.code),
     RateLimited: Answer(429, RateLimited.code),
     Overloaded: Answer(503, Overloaded.code, headers=_RETRY),
+    IntakePaused: Answer(503, IntakePaused.code, headers=_RETRY_LATER),
     QueueUnavailable: Answer(503, QueueUnavailable.code, UNAVAILABLE_MESSAGE, _RETRY),
     Unavailable: _UNAVAILABLE,
     400: _INVALID,

@@ -46,6 +46,7 @@ from entrypoints.http.connections import (
     ConnectionLimits,
 )
 from entrypoints.http.door import Authenticator, Door
+from entrypoints.http.intake import Intake
 from entrypoints.http.public import Check
 from entrypoints.http.request_info import merge_request_info
 
@@ -208,7 +209,10 @@ def application(container: Container, *lifespan: Lifespan) -> Litestar:
     @asynccontextmanager
     async def connected(_: Litestar) -> AsyncIterator[None]:
         await _check_schema(container.repositories())
-        background = [asyncio.create_task(_run_housekeeping(container.submission()))]
+        intake = Intake(read_pauses=container.pauses().paused, submission=container.submission())
+        with suppress(Unavailable):  # A process that starts meanwhile accepts nothing either.
+            await intake.follow_pauses()
+        background = [asyncio.create_task(_run_housekeeping(container.submission(), intake))]
         if (keys := container.user_keys()) is not None:
             background.append(asyncio.create_task(keys.run()))
         try:
@@ -301,11 +305,13 @@ def readiness_checks(repositories: Repositories, queue: TaskQueuePort) -> dict[s
     return {"database": check_database, "queue": check_queue}
 
 
-async def _run_housekeeping(submission: Submission) -> None:
-    """Repeat the work that submissions leave to be done in batches."""
+async def _run_housekeeping(submission: Submission, intake: Intake) -> None:
+    """Repeat the work that submissions leave to be done in batches, and follow the operators'
+    pauses."""
+    duties = (submission.confirm_pushed, submission.measure_queue, intake.follow_pauses)
     while True:
         flush_logs()
-        for duty in (submission.confirm_pushed, submission.measure_queue):  # replays wait for it
+        for duty in duties:  # Replays wait for the first one.
             try:
                 await duty()
             except Unavailable as error:

@@ -21,6 +21,7 @@ from adapters.credits import postgres as credit_repo
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.erasure import postgres as erasure
 from adapters.operations import statements as operations
+from adapters.pauses import postgres as pauses
 from adapters.postgres.database import Connection, Database
 from adapters.postgres.limits import DatabaseLimits
 from adapters.postgres.migrate import all_migrations, migrate
@@ -156,6 +157,7 @@ MODULES = (
     auth,
     client_tokens,
     stores,
+    pauses,
     audit_log,
     erasure,
     watched_postgres,

@@ -204,6 +204,16 @@ async def test_confirm_and_measure(costs: Costs) -> None:
     assert await costs.spent() == (1, {"llen": 1})
 
 
+async def test_pauses_are_read_by_one_statement(costs: Costs) -> None:
+    """Each API process reads them every two seconds."""
+    await costs.container.pauses().paused()
+    await costs.reset()
+
+    await costs.container.pauses().paused()
+
+    assert await costs.spent() == (1, {})
+
+
 async def test_confirm_many(costs: Costs) -> None:
     """One statement per five hundred sessions."""
     submission = costs.container.submission()

@@ -33,6 +33,8 @@ from domain.account_ports import AccountRepoPort, AuditLogPort, ServiceKeyRepoPo
 from domain.credits import LedgerKind
 from domain.errors import DatabaseUnavailable, QueueUnavailable
 from domain.generation import Outcome
+from domain.operator_ports import Switch
+from domain.operators import Operator
 from domain.picture_ports import (
     Picture,
     PictureFetcherPort,
@@ -157,6 +159,23 @@ async def test_pictures_are_stored_in_s3(s3_url: str) -> None:
     assert services_of(container).files is None
     assert (await asyncio.to_thread(downloaded, url)).startswith(b"\xff\xd8")
     await close(container)
+
+
+@pytest.mark.anyio
+async def test_api_that_starts_during_a_pause_accepts_nothing() -> None:
+    """The pauses are read before the first request, and followed until the process ends."""
+    container = in_memory()
+    pauses, submission = container.pauses(), container.submission()
+    operator = Operator(actor="cli:alice", reason="an update")
+    await pauses.pause(Switch.INTAKE, by=operator)
+
+    async with application(container).lifespan(), asyncio.timeout(20):
+        paused_at_first = submission.is_paused
+        await pauses.resume(Switch.INTAKE, by=operator)
+        while submission.is_paused:  # noqa: ASYNC110 - a pause that ends sets no event
+            await asyncio.sleep(0.01)
+
+    assert paused_at_first
 
 
 def downloaded(url: str) -> bytes:

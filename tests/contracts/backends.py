@@ -27,6 +27,8 @@ from adapters.limits.memory import InMemoryStartLimit, Pace
 from adapters.limits.redis import RedisStartLimit
 from adapters.operations.memory import InMemoryOperatorReads
 from adapters.operations.postgres import PostgresOperatorReads
+from adapters.pauses.memory import InMemoryPauseRepo
+from adapters.pauses.postgres import PostgresPauseRepo
 from adapters.postgres.database import Database
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.queue.payload import MAX_DEAD
@@ -52,7 +54,7 @@ from domain.client_tokens import ClientTokenRepoPort
 from domain.credits import LedgerEntry, LedgerKind, Owner
 from domain.erasure import ErasureRepoPort
 from domain.errors import IllegalTransition
-from domain.operator_ports import BookCheck, OperatorReadPort, Pause, WorkerState
+from domain.operator_ports import BookCheck, OperatorReadPort, Pause, PauseRepoPort, WorkerState
 from domain.operators import OperatorAction
 from domain.picture_ports import StartLimitPort
 from domain.plans import AccountLimits, Plan, TokenBudget
@@ -93,6 +95,7 @@ class Backend(ABC):
     watched: WatchReadPort
     webhooks: WebhookRepo
     operator_reads: OperatorReadPort
+    pauses: PauseRepoPort
 
     @abstractmethod
     def now(self) -> datetime:
@@ -281,6 +284,7 @@ class MemoryBackend(Backend):
         self.api_keys = InMemoryApiKeyRepo(clock=self._clock.now, stores=stores, log=log)
         self.service_keys = InMemoryServiceKeyRepo(clock=self._clock.now, log=log)
         self.audit_log = log
+        self.pauses = InMemoryPauseRepo(log=log, clock=self._clock.now)
         self.erasure = InMemoryErasureRepo(self._repo)
         self.watched = InMemoryWatchReads(self._repo)
         hooks = InMemoryWebhookRepo(clock=self._clock.now, find_session=self._repo.find)
@@ -486,6 +490,7 @@ class PostgresBackend(Backend):
         self.client_tokens = PostgresClientTokenRepo(database)
         self.webhooks = PostgresWebhookRepo(database)
         self.operator_reads = PostgresOperatorReads(database, settled_within=SETTLED_WITHIN)
+        self.pauses = PostgresPauseRepo(database)
 
     async def put_worker(self, state: WorkerState) -> None:
         await self._database.fetch(_PUT_WORKER, *astuple(state))

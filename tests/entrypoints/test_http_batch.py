@@ -292,3 +292,16 @@ async def test_other_spelling_of_the_path(api: Api) -> None:
 
     assert codes(answer) == [202]
     assert wrong.error == (405, "METHOD_NOT_ALLOWED")
+
+
+async def test_paused_intake_is_each_items_answer(api: Api) -> None:
+    """Nothing is charged, and Retry-After is that of the items; a repetition is answered."""
+    first = await send(api, ITEM, key="order")
+    api.service.submission.is_paused = True
+
+    answer = await send(api, ITEM, ITEM, key="order")
+
+    assert codes(first) == [202]
+    assert codes(answer) == [202, (503, "SERVICE_UNAVAILABLE")]
+    assert answer.headers["retry-after"] == "30"
+    assert api.service.balance() == 8

@@ -90,6 +90,12 @@ async def full_queue(api: Api) -> Answer:
     return await api.submit(body=TRY_ON)
 
 
+async def paused_intake(api: Api) -> Answer:
+    await api.service.accounts.grant(USER, 1, note="test")
+    api.service.submission.is_paused = True
+    return await api.submit(body=TRY_ON)
+
+
 async def large_body(api: Api) -> Answer:
     return await api.submit(body=b" " * 65_537)
 
@@ -166,6 +172,13 @@ TABLE: list[Row] = [
         "SERVICE_UNAVAILABLE",
         "Too many requests are waiting already; try again later",
         RETRY,
+    ),
+    (
+        paused_intake,
+        503,
+        "SERVICE_UNAVAILABLE",
+        "Paused by the operator; try again later",
+        {"retry-after": "30"},
     ),
     (large_body, 413, "PAYLOAD_TOO_LARGE", "The request body is too large", {}),
     (large_body_in_chunks, 413, "PAYLOAD_TOO_LARGE", "The request body is too large", {}),

@@ -150,6 +150,17 @@ async def test_required_age_is_refused(api: Api) -> None:
     assert session.input.age_verified is True
 
 
+async def test_paused_intake_is_refused(api: Api) -> None:
+    """As in our own calls, and nothing is charged."""
+    api.service.submission.is_paused = True
+
+    refused = await create(api)
+
+    assert refused.error == (503, "SERVICE_UNAVAILABLE")
+    assert refused.headers["retry-after"] == "30"
+    assert api.service.balance(STORE) == 9
+
+
 async def test_errors_are_ours(api: Api) -> None:
     """No credits, no queue, too large, and the key of another request."""
     key = [("idempotency-key", "k")]

@@ -88,6 +88,7 @@ class ReplicateArguments(TypedDict):
     base_url: str
     token: str
     model: "ReplicateModel"
+    usd_per_picture: Decimal | None
     deadline_seconds: float
     limits: "CallLimits"
 
@@ -292,9 +293,14 @@ def replicate(settings: Settings) -> ReplicateArguments:
         model=ReplicateModel(
             name=settings.replicate_model, image_field=settings.replicate_image_field
         ),
+        usd_per_picture=_dollars(settings.replicate_usd_per_picture),
         deadline_seconds=settings.replicate_total_seconds,
         limits=CallLimits(),
     )
+
+
+def _dollars(amount: str | None) -> Decimal | None:
+    return None if amount is None else Decimal(amount)
 
 
 def replicate_jobs(settings: Settings) -> JobLimits:

@@ -243,6 +243,10 @@ class Settings(DoorSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(pattern=r"^[a-z][a-z0-9_]{0,63}$"),
         doc("Name of the model's input for the list of pictures", example="image_input"),
     ] = "image_input"
+    replicate_usd_per_picture: Annotated[
+        Dollars | None,
+        doc("Price of a picture in USD, for cost estimates and the budget", example="0.039"),
+    ] = None
     replicate_poll_seconds: Annotated[
         Seconds, doc("Longest pause between two polls of a Replicate job")
     ] = _REPLICATE.longest_pause_seconds

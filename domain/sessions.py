@@ -139,8 +139,10 @@ class StoredPicture:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """What one picture took at the provider, as far as it is known: at least one value. The cost is
-    an estimate at the prices configured at the time, in whole millionths of a dollar."""
+    an estimate at the prices configured at the time, in whole millionths of a dollar. ``provider``
+    is the generator's name, for operators only."""
 
+    provider: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
     estimated_cost_usd: Decimal | None = None
@@ -190,8 +192,8 @@ class GenerationSession:
     - ``cancel_requested_at``, on the database's clock: the caller asked first to cancel it. Such a
       session is never ``queued`` again: it completes, or fails as CANCELLED.
     - ``picture`` is written by our workers, ``generated_image_url`` only by external consumers.
-    - ``usage`` belongs to the attempt that completed the session. None if the provider reports
-      none, and if that attempt found a picture which an earlier attempt had saved.
+    - ``usage`` belongs to the attempt that completed the session. None if that attempt found a
+      picture which an earlier attempt had saved, and if an external consumer completed it.
     - ``provider_job`` is the latest job started at a provider for this session, as its generator
       names it. The job may have failed.
     - ``image_deleted_at``: from then on the picture storage holds nothing of this session;

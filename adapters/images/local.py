@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from domain.errors import Refused
 from domain.picture_ports import Generated, Picture, PictureGeneratorPort, PictureRequest, RecordJob
-from domain.sessions import ErrorCode
+from domain.sessions import ErrorCode, Usage
 
 WIDTH, HEIGHT = 768, 1024
 _MARGIN = 24
@@ -34,7 +34,9 @@ class LocalPictureGenerator(PictureGeneratorPort):
     async def generate(self, request: PictureRequest, record: RecordJob) -> Generated:  # noqa: ARG002
         await asyncio.sleep(self._delay_seconds)
         data = await asyncio.to_thread(draw_sheet, request)
-        return Generated(picture=Picture(data=data, media_type="image/jpeg"))
+        return Generated(
+            picture=Picture(data=data, media_type="image/jpeg"), usage=Usage(provider="local")
+        )
 
 
 def draw_sheet(request: PictureRequest) -> bytes:

@@ -90,6 +90,8 @@ _MISCONFIGURED_CODES = frozenset(
 _EXTENSIONS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
 # The part of an error that may be logged: a name, never a sentence and never a key.
 _NAME = re.compile(r"[a-z0-9_.\[\]]{1,64}")
+PROVIDER = "openai"
+"""The name under which costs are summed."""
 _MICRODOLLAR = Decimal("0.000001")
 
 
@@ -106,6 +108,7 @@ class Prices:
             input_tokens * self.input_usd_per_million + output_tokens * self.output_usd_per_million
         )
         return Usage(
+            provider=PROVIDER,
             input_tokens=input_tokens,
             output_tokens=output_tokens,
             estimated_cost_usd=(cost / 1_000_000).quantize(_MICRODOLLAR),
@@ -214,12 +217,12 @@ class OpenAiPictureGenerator(PictureGeneratorPort):
             raise no_picture("answer without a picture") from error
         return Generated(picture=picture, usage=self._usage(answer.usage))
 
-    def _usage(self, reported: object) -> Usage | None:
-        """None if the format is unknown: the picture is worth more than its statistics."""
+    def _usage(self, reported: object) -> Usage:
+        """No tokens if the format is unknown: the picture is worth more than its statistics."""
         try:
             tokens = msgspec.convert(reported, _Tokens)
         except msgspec.ValidationError:
-            return None
+            return Usage(provider=PROVIDER)
         return self._prices.usage(tokens.input_tokens, tokens.output_tokens)
 
     def _error(self, response: ClientResponse, body: bytes) -> Exception:

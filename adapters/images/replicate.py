@@ -26,6 +26,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from io import BytesIO
 from typing import Annotated, Any
 from urllib.parse import unquote_to_bytes
@@ -51,6 +52,7 @@ from adapters.images.inspection import inspect_picture
 from adapters.images.jobs import JobProducedNothing, Jobs
 from domain.errors import ProviderMisconfigured, Refused, TryAgain
 from domain.picture_ports import Generated, Picture, PictureRequest
+from domain.sessions import Usage
 
 _MISCONFIGURED_STATUSES = frozenset({401, 402, 403})
 _UNKNOWN_JOB_STATUSES = frozenset({404, 410})
@@ -107,7 +109,8 @@ class ReplicateJobs(Jobs):
 
     A job ends by itself after ``deadline_seconds``, should its cancellation fail.
     ``Idempotency-Key`` identifies the requested picture. Compatible services respect it; Replicate
-    does not document whether it does.
+    does not document whether it does. The answers say nothing of costs: each picture costs
+    ``usd_per_picture``, or has no estimate.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class ReplicateJobs(Jobs):
         base_url: str,
         token: str,
         model: ReplicateModel,
+        usd_per_picture: Decimal | None,
         deadline_seconds: float,
         limits: CallLimits,
         download: Download,
@@ -124,6 +128,7 @@ class ReplicateJobs(Jobs):
         self._root = api_root(base_url)
         self._client = ProviderClient(token, connect_seconds=limits.connect_seconds)
         self._model = model
+        self._usage = Usage(provider="replicate", estimated_cost_usd=usd_per_picture)
         self._deadline = max(_SHORTEST_DEADLINE_SECONDS, math.ceil(deadline_seconds))
         self._limits = limits
         self._download = download
@@ -151,7 +156,8 @@ class ReplicateJobs(Jobs):
         prediction = await _parsed(status, answer)
         match prediction.status:
             case "succeeded":
-                return Generated(picture=await self._picture(prediction.output))
+                picture = await self._picture(prediction.output)
+                return Generated(picture=picture, usage=self._usage)
             case "failed" if _SAFETY_ERROR.search(str(prediction.error)):
                 raise failed_safety_check()
             case "failed" | "canceled" | "aborted":

@@ -130,6 +130,7 @@ COLUMNS: Sequence[Column] = (
     # The result. An external consumer leaves error_message empty.
     Column("object_key", "text", "picture.object_key"),
     Column("media_type", "text", "picture.media_type"),
+    Column("provider", "text", "usage.provider"),
     Column("input_tokens", "integer", "usage.input_tokens"),
     Column("output_tokens", "integer", "usage.output_tokens"),
     Column("estimated_cost_usd", "numeric", "usage.estimated_cost_usd"),

@@ -24,6 +24,7 @@ RULES: Mapping[str, str] = {
     ),
     "its idempotency key has 1 to 255 characters": "length(idempotency_key) BETWEEN 1 AND 255",
     "its provider job has 1 to 200 characters": "length(provider_job) BETWEEN 1 AND 200",
+    "its provider has 1 to 50 characters": "length(provider) BETWEEN 1 AND 50",
     "it has a lease only while it is processing": (
         "lease_expires_at IS NULL OR status = 'processing'"
     ),

@@ -4,7 +4,7 @@ from typing import Any
 
 from domain.sessions import GenerationSession
 
-_USAGE = ("input_tokens", "output_tokens", "estimated_cost_usd")
+_USAGE = ("provider", "input_tokens", "output_tokens", "estimated_cost_usd")
 
 
 def flat(record: object) -> dict[str, Any]:

@@ -47,6 +47,7 @@ class ReplicateAdapters:
             "base_url": self._url,
             "token": TOKEN,
             "model": ReplicateModel(name=MODEL, image_field="image_input"),
+            "usd_per_picture": None,
             "deadline_seconds": 20,
             "limits": _CALLS,
             "download": self._results.fetch,

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from adapters.images.local import HEIGHT, WIDTH, LocalPictureGenerator, draw_sheet
 from domain.errors import Refused
 from domain.picture_ports import Picture, PictureRequest
-from domain.sessions import DEFAULT_PROMPT, ErrorCode
+from domain.sessions import DEFAULT_PROMPT, ErrorCode, Usage
 from tests.support.examples import TRACEPARENT
 from tests.support.images import encoded, no_job
 
@@ -75,6 +75,14 @@ def test_every_picture_is_on_the_sheet(count: int) -> None:
     assert all(5_000 < area < model for area in others)
     assert not others or min(others) > 0.95 * max(others)
     assert all(area_of(sheet, color) == 0 for color in COLORS[count:])
+
+
+@pytest.mark.anyio
+async def test_usage_is_the_provider() -> None:
+    """Its pictures cost nothing that could be estimated."""
+    generated = await LocalPictureGenerator().generate(a_request([encoded()]), no_job)
+
+    assert generated.usage == Usage(provider="local")
 
 
 @pytest.mark.anyio

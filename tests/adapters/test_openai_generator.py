@@ -161,7 +161,10 @@ async def test_picture_is_stored_and_charged_once(
         output_format.upper(), size=(1024, 1536)
     )
     assert session.usage == Usage(
-        input_tokens=1_923, output_tokens=6_240, estimated_cost_usd=Decimal("0.215064")
+        provider="openai",
+        input_tokens=1_923,
+        output_tokens=6_240,
+        estimated_cost_usd=Decimal("0.215064"),
     )
     assert (shop.money, len(fake.calls)) == (CHARGED, 1)
 
@@ -195,7 +198,7 @@ async def test_invalid_usage_is_ignored(
 
     generated = await adapter().generate(REQUEST, no_job)
 
-    assert generated.usage is None
+    assert generated.usage == Usage(provider="openai")
 
 
 @pytest.mark.parametrize(

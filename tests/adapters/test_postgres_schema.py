@@ -364,6 +364,7 @@ BROKEN: dict[str, tuple[str, str]] = {
         "queued",
         SET.format("input_tokens = 1, output_tokens = 1, estimated_cost_usd = -1"),
     ),
+    "its provider has 1 to 50 characters": ("queued", SET.format("provider = ''")),
     "its age is verified or not recorded": (
         "queued",
         SESSION.format(column="age_verified", value="false"),

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from adapters.images.replicate import CallLimits, ReplicateModel
 from domain.errors import ProviderMisconfigured, TryAgain
 from domain.generation import Outcome, WorkPolicy
 from domain.picture_ports import Picture
-from domain.sessions import SessionStatus
+from domain.sessions import SessionStatus, Usage
 from tests.adapters.generators import (
     REQUEST,
     SAFETY_MESSAGE,
@@ -76,7 +77,7 @@ async def test_wire_format(fake: FakeReplicate, adapter: ReplicateAdapters) -> N
     assert generated.picture == Picture(
         data=encoded("PNG", size=(768, 1024)), media_type="image/png"
     )
-    assert generated.usage is None
+    assert generated.usage == Usage(provider="replicate")
 
 
 async def test_model_version_has_its_own_endpoint(
@@ -112,10 +113,11 @@ async def test_deadline_is_rounded_to_what_the_provider_accepts(
 async def test_picture_is_stored_and_charged_once(
     fake: FakeReplicate, adapter: ReplicateAdapters
 ) -> None:
-    """Its media type is that of its bytes, whatever its link says. The usage is unknown."""
+    """Its media type is that of its bytes, whatever its link says. The usage is the provider
+    and its price."""
     fake.seconds = 0.1
     fake.script.file = [serves(encoded("WEBP", size=(64, 64)), "image/png")]
-    shop = await submitted_to(adapter())
+    shop = await submitted_to(adapter(usd_per_picture=Decimal("0.039")))
 
     assert await shop.work() is Outcome.COMPLETED
 
@@ -125,7 +127,8 @@ async def test_picture_is_stored_and_charged_once(
     assert (await shop.service.picture(session.picture.object_key)).data == encoded(
         "WEBP", size=(64, 64)
     )
-    assert (session.provider_job, session.usage) == ("replicate:job1", None)
+    assert session.provider_job == "replicate:job1"
+    assert session.usage == Usage(provider="replicate", estimated_cost_usd=Decimal("0.039"))
     assert (shop.money, len(fake.jobs), fake.cancelled) == (CHARGED, 1, [])
 
 

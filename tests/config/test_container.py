@@ -24,7 +24,7 @@ from adapters.limits.redis import RedisStartLimit
 from adapters.postgres.database import Database
 from adapters.queue.redis import RedisTaskQueue
 from adapters.sessions.memory import InMemorySessionRepo
-from config import options
+from config import options, policies
 from config.closing import close
 from config.container import Container, replace
 from config.options import Environment, Generator, OutputFormat, Quality, Queue, Storage
@@ -405,6 +405,15 @@ def test_settings_reach_the_provider() -> None:
         input_usd_per_million=Decimal("0.1"), output_usd_per_million=Decimal("9999.999999")
     )
     assert generator._limits == ProviderLimits(connect_seconds=1, answer_seconds=2, total_seconds=3)
+
+
+def test_settings_reach_replicate() -> None:
+    """The price of a picture, which is unknown unless it is set."""
+    unpriced = policies.replicate(in_memory(replicate_api_token="r8_1").settings())
+    priced = in_memory(replicate_api_token="r8_1", replicate_usd_per_picture="0.039").settings()
+
+    assert unpriced["usd_per_picture"] is None
+    assert policies.replicate(priced)["usd_per_picture"] == Decimal("0.039")
 
 
 @pytest.mark.parametrize(("fallback", "share"), [(7, 7), (500, 120)])

@@ -103,7 +103,13 @@ async def test_every_picture_of_a_worker_is_its_session_s(backend: Backend, owne
 
 
 @pytest.mark.parametrize(
-    "known", [{"input_tokens": 7}, {"output_tokens": 9}, {"estimated_cost_usd": Decimal("0.04")}]
+    "known",
+    [
+        {"provider": "openai"},
+        {"input_tokens": 7},
+        {"output_tokens": 9},
+        {"estimated_cost_usd": Decimal("0.04")},
+    ],
 )
 async def test_usage_that_is_known_in_part_is_kept(backend: Backend, known: dict[str, Any]) -> None:
     """Tokens without a price, or a price without tokens: no picture is lost for its statistics."""

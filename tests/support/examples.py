@@ -50,7 +50,12 @@ NO_WEBHOOKS = InMemoryWebhookRepo(clock=lambda: START)
 """For tests without webhooks."""
 
 STORED_PICTURE = StoredPicture(object_key="generated/someone/picture.png", media_type="image/png")
-USAGE = Usage(input_tokens=1_923, output_tokens=6_240, estimated_cost_usd=Decimal("0.215064"))
+USAGE = Usage(
+    provider="openai",
+    input_tokens=1_923,
+    output_tokens=6_240,
+    estimated_cost_usd=Decimal("0.215064"),
+)
 FAULT = Fault(
     blame=Blame.SESSION,
     cause=Cause(CauseKind.INPUT, "404 host=pictures.example"),

@@ -6,7 +6,7 @@ The other ports keep what processes report of themselves, and what operators swi
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from typing import Protocol
@@ -214,8 +214,8 @@ class SessionFile:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostRow:
     """What the completed pictures of one day (UTC), owner or provider took. ``key`` is the day
-    (``2026-11-28``), the owner (``b2b:shop``) or the provider's name. ``unpriced`` pictures have no
-    estimated cost."""
+    (``2026-11-28``), the owner (``b2b:shop``) or the provider's name, ``unknown`` if none is
+    recorded. ``unpriced`` pictures have no estimated cost."""
 
     key: str
     pictures: int
@@ -231,6 +231,17 @@ class CostKey(StrEnum):
     DAY = "day"
     OWNER = "owner"
     PROVIDER = "provider"
+
+
+def whole_days(since: datetime, until: datetime) -> tuple[datetime, datetime]:
+    """The days (UTC) that have any time from ``since`` until before ``until``, from their first
+    midnight to their last."""
+    end = _midnight(until)
+    return _midnight(since), end if end == until else end + timedelta(days=1)
+
+
+def _midnight(at: datetime) -> datetime:
+    return at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 class OperatorReadPort(Protocol):
@@ -259,7 +270,8 @@ class OperatorReadPort(Protocol):
         limit: int,
     ) -> list[CostRow]:
         """Of pictures completed from ``since`` until before ``until``: days newest first, owners
-        and providers with the largest cost first. A day is summed as a whole if it has any."""
+        and providers with the largest cost first. A day is summed as a whole if the times have any
+        of it."""
 
     async def lowest_balances(self, *, limit: int) -> list[CreditAccount]:
         """Accounts in use with the smallest balances, smallest first: those that ever paid for a

@@ -1,9 +1,10 @@
 """What operators are shown, from this process's memory, for tests and development."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import assert_never
 from uuid import UUID
 
 from adapters.credits.memory import InMemoryCreditRepo
@@ -23,8 +24,9 @@ from domain.operator_ports import (
     Snapshot,
     Window,
     WorkerState,
+    whole_days,
 )
-from domain.sessions import GenerationSession, SessionStatus
+from domain.sessions import GenerationSession, SessionStatus, Usage
 
 _DAY = timedelta(days=1)
 _MAX_CAUSES = 20
@@ -132,7 +134,20 @@ class InMemoryOperatorReads(OperatorReadPort):
         owner: Owner | None = None,
         limit: int,
     ) -> list[CostRow]:
-        raise NotImplementedError
+        if by is CostKey.DAY:
+            since, until = whole_days(since, until)
+        groups: defaultdict[str, list[Usage]] = defaultdict(list)
+        for row in self._sessions.rows():
+            session = row.session
+            at = session.completed_at
+            if session.status is not SessionStatus.COMPLETED or at is None:
+                continue
+            if since <= at < until and owner in {None, session.owner}:
+                groups[_cost_key(by, session, at)].append(session.usage or Usage())
+        rows = sorted((_cost_row(key, group) for key, group in groups.items()), key=_cost_order)
+        if by is CostKey.DAY:
+            rows.sort(key=lambda row: row.key, reverse=True)
+        return rows[:limit]
 
     async def lowest_balances(self, *, limit: int) -> list[CreditAccount]:
         used = [
@@ -185,6 +200,34 @@ def _percentile(ordered: Sequence[float], share: float) -> float:
     below = int(place)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def _cost_key(by: CostKey, session: GenerationSession, at: datetime) -> str:
+    match by:
+        case CostKey.DAY:
+            return at.astimezone(UTC).date().isoformat()
+        case CostKey.OWNER:
+            return str(session.owner)
+        case CostKey.PROVIDER:
+            return (session.usage and session.usage.provider) or "unknown"
+        case _:
+            assert_never(by)
+
+
+def _cost_row(key: str, group: Sequence[Usage]) -> CostRow:
+    costs = [usage.estimated_cost_usd for usage in group if usage.estimated_cost_usd is not None]
+    return CostRow(
+        key=key,
+        pictures=len(group),
+        unpriced=len(group) - len(costs),
+        input_tokens=sum(usage.input_tokens or 0 for usage in group),
+        output_tokens=sum(usage.output_tokens or 0 for usage in group),
+        estimated_cost_usd=sum(costs, start=Decimal(0)),
+    )
+
+
+def _cost_order(row: CostRow) -> tuple[Decimal, int, str]:
+    return -row.estimated_cost_usd, -row.pictures, row.key
 
 
 def _matches(session: GenerationSession, which: SessionFilter) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import assert_never
 from uuid import UUID
 
 import asyncpg
@@ -36,6 +37,7 @@ from domain.operator_ports import (
     Switch,
     Window,
     WorkerState,
+    whole_days,
 )
 from domain.sessions import AttemptFault, GenerationSession, SessionStatus
 
@@ -138,7 +140,17 @@ class PostgresOperatorReads(OperatorReadPort):
         owner: Owner | None = None,
         limit: int,
     ) -> list[CostRow]:
-        raise NotImplementedError
+        if by is CostKey.DAY:
+            since, until = whole_days(since, until)
+        earliest = since - self._settled_within
+        if owner is None:
+            ids = (uuid7_floor(earliest - CLOCK_SKEW), uuid7_floor(until + CLOCK_SKEW))
+            arguments: tuple[object, ...] = (*ids, since, until, limit)
+        else:
+            arguments = (earliest, until, since, until, limit, owner.channel, owner.id)
+        async with self._database.snapshot() as connection:
+            rows = await connection.fetch(_costs_by(by, of_owner=owner is not None), *arguments)
+        return [CostRow(**{**row, "key": str(row["key"])}) for row in rows]
 
     async def lowest_balances(self, *, limit: int) -> list[CreditAccount]:
         async with self._database.snapshot() as connection:
@@ -148,6 +160,18 @@ class PostgresOperatorReads(OperatorReadPort):
             account_of(Owner(channel=Channel(row["channel"]), id=row["owner_id"]), row)
             for row in rows
         ]
+
+
+def _costs_by(by: CostKey, *, of_owner: bool) -> str:
+    match by:
+        case CostKey.DAY:
+            return sql.COSTS_BY_DAY_OF_OWNER if of_owner else sql.COSTS_BY_DAY
+        case CostKey.OWNER:
+            return sql.COSTS_BY_OWNER_OF_OWNER if of_owner else sql.COSTS_BY_OWNER
+        case CostKey.PROVIDER:
+            return sql.COSTS_BY_PROVIDER_OF_OWNER if of_owner else sql.COSTS_BY_PROVIDER
+        case _:
+            assert_never(by)
 
 
 def _window(length: str, completed: asyncpg.Record, failed: Sequence[asyncpg.Record]) -> Window:

@@ -98,3 +98,33 @@ ENTRIES = """
     SELECT id, channel, owner_id, kind, amount, session_id, note, created_at, reference
     FROM credit_ledger WHERE kind = 'refund' AND session_id = $1
     ORDER BY id"""
+
+
+def _costs(key: str, *, order: str, of_owner: bool = False) -> str:
+    """Of pictures completed from $3 until before $4, grouped by ``key``. $1 and $2 bound the ids,
+    or, of one owner, whose index is in that order, the times of creation."""
+    created = "id >= $1 AND id < $2"
+    if of_owner:
+        created = "channel = $6 AND owner_id = $7 AND created_at >= $1 AND created_at < $2"
+    return f"""
+    SELECT {key} AS key, count(*) AS pictures,
+        count(*) FILTER (WHERE estimated_cost_usd IS NULL) AS unpriced,
+        coalesce(sum(input_tokens), 0) AS input_tokens,
+        coalesce(sum(output_tokens), 0) AS output_tokens,
+        coalesce(sum(estimated_cost_usd), 0) AS estimated_cost_usd
+    FROM generation_sessions
+    WHERE status = 'completed' AND {created} AND completed_at >= $3 AND completed_at < $4
+    GROUP BY {key} ORDER BY {order} LIMIT $5"""
+
+
+_DAY = "(completed_at AT TIME ZONE 'UTC')::date"
+_OWNER = "channel || ':' || owner_id"
+_PROVIDER = "coalesce(provider, 'unknown')"
+_LARGEST = "estimated_cost_usd DESC, pictures DESC, key"
+
+COSTS_BY_DAY = _costs(_DAY, order="key DESC")
+COSTS_BY_OWNER = _costs(_OWNER, order=_LARGEST)
+COSTS_BY_PROVIDER = _costs(_PROVIDER, order=_LARGEST)
+COSTS_BY_DAY_OF_OWNER = _costs(_DAY, order="key DESC", of_owner=True)
+COSTS_BY_OWNER_OF_OWNER = _costs(_OWNER, order=_LARGEST, of_owner=True)
+COSTS_BY_PROVIDER_OF_OWNER = _costs(_PROVIDER, order=_LARGEST, of_owner=True)

@@ -482,6 +482,7 @@ def test_every_statement_is_checked() -> None:
     assert {"client_tokens_PURGE", "sessions_HISTORY_OF_SHOPPER"} <= set(STATEMENTS)
 
 
+COST_KEYS = ("DAY", "OWNER", "PROVIDER")
 LIST_PLANS = {
     "sessions_OF_ALL": {"generation_sessions_pkey"},
     "sessions_OF_STATUSES": {
@@ -497,6 +498,8 @@ LIST_PLANS = {
     "operations_COMPLETED": {"generation_sessions_pkey"},
     "operations_FAILED": {"failed_by_code"},
     "operations_CAUSES": {"attempt_faults_by_time"},
+    **{f"operations_COSTS_BY_{key}": {"generation_sessions_pkey"} for key in COST_KEYS},
+    **{f"operations_COSTS_BY_{key}_OF_OWNER": {"sessions_of_owner"} for key in COST_KEYS},
     "operations_ENTRIES": {"one_debit_per_session", "one_refund_per_session"},
 }
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from adapters.embedded.processes import EmbeddedUnavailable
-from tests.bench import growth, report, streams, webhooks
+from tests.bench import growth, operations, report, streams, webhooks
 from tests.bench.figures import Finding, Round, Row, Sample
 from tests.bench.load import Void, default_generator
 from tests.bench.slots import FULL, QUICK, ROWS, SLOTS, WARM_UP, Sizes, Slots
@@ -19,7 +19,8 @@ from tests.bench.soak import soak
 from tests.bench.stage import Stage
 
 SOAK, GROWTH, STREAMS, WEBHOOKS = "soak", "growth", "streams", "webhooks"
-ALONE = (SOAK, GROWTH, STREAMS, WEBHOOKS)
+OPERATIONS = "operations"
+ALONE = (SOAK, GROWTH, STREAMS, WEBHOOKS, OPERATIONS)
 Found = tuple[list[Finding], Sequence[Round]]
 
 
@@ -82,6 +83,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("--times", 40, "repetitions of each operation in a round"),
     ):
         add(name, type=int, default=default, metavar="N", help=f"{GROWTH}: {meaning}")
+    add(
+        "--accounts",
+        type=int,
+        default=200_000,
+        metavar="N",
+        help=f"{OPERATIONS}: accounts without a session",
+    )
+    add("--pooled", action="store_true", help=f"{OPERATIONS}: as behind a transaction pooler")
     options = parser.parse_args(arguments)
     if len(options.only) > 1 and {*ALONE} & {*options.only}:
         parser.error(f"each of {', '.join(ALONE)} runs alone")
@@ -128,6 +137,15 @@ def _measure(stage: Stage, options: argparse.Namespace) -> Found:
         return streams.run(stage)
     if options.only == [WEBHOOKS]:
         return webhooks.run(stage)
+    if options.only == [OPERATIONS]:
+        return operations.run(
+            stage,
+            sessions=options.sessions,
+            accounts=options.accounts,
+            rounds=options.rounds or 5,
+            times=options.times,
+            pooled=options.pooled,
+        )
     rows = [row for row in ROWS if row.name in options.only]
     return _in_rounds(stage, rows, _sizes(options), tool=options.generator)
 

@@ -3,7 +3,8 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,13 +16,15 @@ from domain.errors import NotFound
 from domain.ids import uuid7_floor
 from domain.operator_ports import (
     BookCheck,
+    CostKey,
+    CostRow,
     Pause,
     SessionFilter,
     Snapshot,
     Switch,
     WorkerState,
 )
-from domain.sessions import CANCELLED, SessionStatus
+from domain.sessions import CANCELLED, SessionStatus, Usage
 from tests.contracts.backends import Backend
 from tests.support.examples import FAILURE, FAULT, OTHER, STORE, USAGE, USER, picture_of
 
@@ -56,15 +59,21 @@ async def created(
 
 
 async def completed(
-    backend: Backend, *, age: timedelta, took: timedelta = SECOND, waited: timedelta = SECOND
+    backend: Backend,
+    *,
+    age: timedelta,
+    took: timedelta = SECOND,
+    waited: timedelta = SECOND,
+    owner: Owner = USER,
+    usage: Usage | None = USAGE,
 ) -> UUID:
     """A session that was completed ``age`` ago."""
-    session_id = await created(backend, age=age + took + waited)
+    session_id = await created(backend, age=age + took + waited, owner=owner)
     async with ago(backend, age + took):
         await backend.claim(session_id, lease=HOUR)
     async with ago(backend, age):
         assert await backend.attempts.complete(
-            session_id, attempt=1, picture=picture_of(session_id), usage=USAGE
+            session_id, attempt=1, picture=picture_of(session_id, owner), usage=usage
         )
     return session_id
 
@@ -521,6 +530,145 @@ async def test_file_has_everything_about_a_session(backend: Backend) -> None:
 async def test_file_of_an_unknown_session_is_not_found(backend: Backend) -> None:
     with pytest.raises(NotFound):
         await backend.operator_reads.session_file(uuid4())
+
+
+def a_usage(provider: str | None, cost: str | None, *, tokens: int = 1) -> Usage:
+    return Usage(
+        provider=provider,
+        input_tokens=tokens,
+        output_tokens=10 * tokens,
+        estimated_cost_usd=None if cost is None else Decimal(cost),
+    )
+
+
+async def costs(
+    backend: Backend,
+    by: CostKey,
+    *,
+    since: timedelta = 3 * DAY,
+    until: timedelta = timedelta(0),
+    owner: Owner | None = None,
+    limit: int = 100,
+) -> list[CostRow]:
+    """From ``since`` ago until before ``until`` ago."""
+    now = backend.now() + MINUTE
+    return await backend.operator_reads.costs(
+        by, since=now - since, until=now - until, owner=owner, limit=limit
+    )
+
+
+async def test_costs_of_owners_are_summed(backend: Backend) -> None:
+    """The largest cost first, then the most pictures, of each only what was completed."""
+    for owner, usage in (
+        (USER, a_usage("openai", "0.5")),
+        (USER, a_usage("replicate", None, tokens=3)),
+        (STORE, a_usage("openai", "0.7")),
+        (OTHER, None),
+        (NAMESAKE, None),
+        (NAMESAKE, a_usage(None, "0")),
+    ):
+        await completed(backend, age=HOUR, owner=owner, usage=usage)
+    await failed(backend, age=HOUR)
+    await created(backend)
+
+    found = await costs(backend, CostKey.OWNER)
+
+    assert [(row.key, row.pictures, row.unpriced) for row in found] == [
+        (str(STORE), 1, 0),
+        (str(USER), 2, 1),
+        (str(NAMESAKE), 2, 1),
+        (str(OTHER), 1, 1),
+    ]
+    assert found[1] == CostRow(
+        key=str(USER),
+        pictures=2,
+        unpriced=1,
+        input_tokens=4,
+        output_tokens=40,
+        estimated_cost_usd=Decimal("0.5"),
+    )
+    assert await costs(backend, CostKey.OWNER, limit=1) == found[:1]
+    assert await costs(backend, CostKey.OWNER, owner=USER) == [found[1]]
+    assert await costs(backend, CostKey.OWNER, owner=Owner(channel=Channel.B2B, id="none")) == []
+
+
+async def test_costs_of_providers_are_summed(backend: Backend) -> None:
+    """What was made by an unknown one counts as well."""
+    for owner, usage in (
+        (USER, a_usage("openai", "0.5")),
+        (USER, a_usage("replicate", "0.9")),
+        (STORE, a_usage("openai", "0.7")),
+        (USER, None),
+    ):
+        await completed(backend, age=HOUR, owner=owner, usage=usage)
+
+    found = await costs(backend, CostKey.PROVIDER)
+    of_owner = await costs(backend, CostKey.PROVIDER, owner=USER)
+
+    assert [(row.key, row.pictures, row.estimated_cost_usd) for row in found] == [
+        ("openai", 2, Decimal("1.2")),
+        ("replicate", 1, Decimal("0.9")),
+        ("unknown", 1, Decimal(0)),
+    ]
+    assert [row.key for row in of_owner] == ["replicate", "openai", "unknown"]
+
+
+async def test_costs_are_those_of_the_time_of_completion(backend: Backend) -> None:
+    """From ``since`` until before ``until``."""
+    for age in (HOUR, 5 * HOUR, 9 * HOUR):
+        await completed(backend, age=age, took=HOUR, waited=timedelta(0))
+
+    found = {
+        owner: await costs(backend, CostKey.OWNER, since=6 * HOUR, until=4 * HOUR, owner=owner)
+        for owner in (None, USER)
+    }
+
+    assert [row.pictures for row in found[None]] == [1]
+    assert found[USER] == found[None]
+
+
+async def test_days_are_summed_as_a_whole(backend: Backend) -> None:
+    """Newest first. A day that the times only touch is not cut."""
+    ids = [await completed(backend, age=age) for age in (26 * HOUR, 50 * HOUR, 74 * HOUR)]
+    ends = [end for one in ids if (end := (await backend.get(one)).completed_at) is not None]
+    first, end = ends[2] + SECOND, ends[0] - SECOND
+
+    for owner in (None, USER):
+        found = await backend.operator_reads.costs(
+            CostKey.DAY, since=first, until=end, owner=owner, limit=10
+        )
+        latest = await backend.operator_reads.costs(
+            CostKey.DAY, since=first, until=end, owner=owner, limit=1
+        )
+
+        days = [at.astimezone(UTC).date().isoformat() for at in ends]
+        assert [row.key for row in found] == [
+            day for day, at in zip(days, ends, strict=True) if is_within_days(at, first, end)
+        ]
+        assert all(row.pictures == 1 for row in found)
+        assert len(found) >= 1
+        assert latest == found[:1]
+
+
+def is_within_days(at: datetime, first: datetime, end: datetime) -> bool:
+    return first.astimezone(UTC).date() <= at.astimezone(UTC).date() <= end.astimezone(UTC).date()
+
+
+async def test_day_ends_at_midnight(backend: Backend) -> None:
+    """Of UTC. Times until midnight have nothing of the day that begins then."""
+    session_id = await completed(backend, age=26 * HOUR)
+    at = (await backend.get(session_id)).completed_at
+    assert at is not None
+    midnight = at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+    async def keys(since: datetime, until: datetime) -> list[str]:
+        rows = await backend.operator_reads.costs(CostKey.DAY, since=since, until=until, limit=10)
+        return [row.key for row in rows]
+
+    assert await keys(midnight, midnight + SECOND) == [midnight.date().isoformat()]
+    assert await keys(midnight - DAY, midnight) == []
+    assert await keys(midnight + DAY - SECOND, midnight + DAY) == [midnight.date().isoformat()]
+    assert await keys(midnight + DAY, midnight + 2 * DAY) == []
 
 
 async def test_lowest_balances_are_shown_smallest_first(backend: Backend) -> None:

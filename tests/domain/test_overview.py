@@ -110,7 +110,7 @@ async def test_failed_read_is_told_to_its_callers_only(overview: Overview, reads
             await overview.snapshot()
     reads.error = None
 
-    assert await overview.snapshot() is not None
+    assert isinstance(await overview.snapshot(), Snapshot)
     assert reads.began == 3
 
 

@@ -54,7 +54,10 @@ class Settings(DoorSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     database_connections: Annotated[
         int,
         Meta(ge=1, le=1_000),
-        doc("Maximum PostgreSQL connections per process, beside one for recovery"),
+        doc(
+            "Maximum PostgreSQL connections per process, beside one for recovery and up to three"
+            " for operators"
+        ),
     ] = _DATABASE.connections
     database_transaction_pooler: Annotated[
         bool, doc("`true` behind a transaction pooler such as PgBouncer; implied by port 6543")

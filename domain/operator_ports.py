@@ -275,4 +275,4 @@ class OperatorReadPort(Protocol):
 
     async def lowest_balances(self, *, limit: int) -> list[CreditAccount]:
         """Accounts in use with the smallest balances, smallest first: those that ever paid for a
-        session and are not suspended."""
+        session and are not suspended. Reads every account, so a caller keeps the answer."""

@@ -88,7 +88,7 @@ ALL_LOWEST = """
     SELECT channel, owner_id, balance, total_granted, total_debited, total_refunded, total_adjusted,
         plan, suspended_at IS NOT NULL AS suspended
     FROM credit_accounts WHERE total_debited > 0 AND suspended_at IS NULL
-    ORDER BY balance, channel, owner_id LIMIT $1"""
+    ORDER BY balance, channel, owner_id COLLATE "C" LIMIT $1"""
 
 # Two branches, each of which has its unique index; session_id alone has none.
 ENTRIES = """

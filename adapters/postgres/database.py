@@ -72,6 +72,9 @@ be a sequential scan, which stays in use while the table grows."""
 READS_ALL = "SET LOCAL enable_seqscan = on"
 """For the transaction of a statement that reads whole tables on purpose."""
 
+_READS_INDEXES = "SET LOCAL enable_seqscan = off"
+"""The same as in ``_SERVER_SETTINGS``, where a transaction has several statements anyway."""
+
 _LIMIT_IDLE_TRANSACTION = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 """For a machine that disappears between a pooled statement and its COMMIT: its locks would stay
 until the network notices."""
@@ -160,7 +163,7 @@ class Database:
                 _transaction(connection, "repeatable_read", readonly=True),
             ):
                 if self._is_pooled:
-                    await connection.execute(self._pooled_settings)
+                    await connection.execute(f"{self._pooled_settings}; {_READS_INDEXES}")
                 yield connection
 
     async def close(self) -> None:

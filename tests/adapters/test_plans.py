@@ -480,38 +480,3 @@ def test_every_statement_is_checked() -> None:
     assert {"sessions_CREATE_WAIT", "credits_GRANT", "auth_CALLERS_OF"} <= set(STATEMENTS)
     assert {"sessions_NEWER", "sessions_RECENT"} <= set(STATEMENTS)
     assert {"client_tokens_PURGE", "sessions_HISTORY_OF_SHOPPER"} <= set(STATEMENTS)
-
-
-COST_KEYS = ("DAY", "OWNER", "PROVIDER")
-LIST_PLANS = {
-    "sessions_OF_ALL": {"generation_sessions_pkey"},
-    "sessions_OF_STATUSES": {
-        "generation_sessions_pkey",
-        "failed_by_code",
-        "sessions_queued",
-        "sessions_processing",
-    },
-    "sessions_OF_CODE": {"failed_by_code"},
-    "sessions_OF_OWNER": {"generation_sessions_pkey", "sessions_of_owner"},
-    "sessions_OF_REQUEST": {"generation_sessions_pkey"},
-    "operations_NOW": {"sessions_queued", "sessions_processing", "sessions_without_refund"},
-    "operations_COMPLETED": {"generation_sessions_pkey"},
-    "operations_FAILED": {"failed_by_code"},
-    "operations_CAUSES": {"attempt_faults_by_time"},
-    **{f"operations_COSTS_BY_{key}": {"generation_sessions_pkey"} for key in COST_KEYS},
-    **{f"operations_COSTS_BY_{key}_OF_OWNER": {"sessions_of_owner"} for key in COST_KEYS},
-    "operations_ENTRIES": {"one_debit_per_session", "one_refund_per_session"},
-}
-
-
-@pytest.mark.parametrize("name", LIST_PLANS)
-async def test_what_operators_are_shown_is_read_from_small_indexes(
-    database: Database, name: str
-) -> None:
-    """A rare status is found by its own index, and a time by a range of ids."""
-    plan = await plan_of(database, STATEMENTS[name])
-
-    used = [node for node in nodes(plan) if "Index Name" in node]
-    assert {node["Index Name"] for node in used} == LIST_PLANS[name]
-    pkey = [node["Index Cond"] for node in used if node["Index Name"] == "generation_sessions_pkey"]
-    assert all("id" in condition for condition in pkey)

@@ -1,4 +1,4 @@
-"""The composition root. With `door`, `pictures` and `webhooks`, all that chooses adapters.
+"""The composition root. With the other modules that it builds with, all that chooses adapters.
 
 Each provider is a function of the container, so mypy checks every wiring as an ordinary call.
 Building a service opens no connection; connections open on first use.
@@ -29,7 +29,7 @@ from adapters.queue.redis import RedisTaskQueue
 from adapters.storage.local import LocalPictureStorage
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.s3 import S3PictureStorage
-from config import door, live, options, pictures, policies, webhooks
+from config import door, live, operating, options, pictures, policies, webhooks
 from config.closing import Opened, closing
 from config.processes import worker_name
 from config.services import Queue, Repositories, ServedStorage, Storage
@@ -204,8 +204,11 @@ class Container(containers.DeclarativeContainer):
     recovery = service(lambda self: Recovery(
         sessions=self.sessions(), recovery_repo=self.sessions(), queue=self.queue(),
         storage=self.storage(), uploads=self.storage(), tokens=self.client_token_repo(),
-        webhooks=self.webhook_repo(), policy=policies.recovery(self.settings()),
-        new_id=self.new_id(), clock=self.clock(),
+        webhooks=self.webhook_repo(), workers=self.repositories().workers,
+        policy=policies.recovery(self.settings()), new_id=self.new_id(), clock=self.clock(),
+    ))
+    books = service(lambda self: operating.books(
+        self.settings(), repositories=self.repositories(), opened=self.opened()
     ))
     erasure = service(lambda self: Erasure(
         repo=self.repositories().erasure, sessions=self.sessions(), reads=self.sessions(),

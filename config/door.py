@@ -23,6 +23,8 @@ from adapters.auth.postgres import PostgresApiKeyRepo, PostgresServiceKeyRepo
 from adapters.auth.store_origins import store_origins
 from adapters.auth.user_keys import UserKeys
 from adapters.auth.user_tokens import UserTokens
+from adapters.book_checks.memory import InMemoryBookCheckRepo
+from adapters.book_checks.postgres import PostgresBookCheckRepo
 from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.client_tokens.postgres import PostgresClientTokenRepo
 from adapters.coalescing import BatchLimits
@@ -88,6 +90,7 @@ def postgres_repositories(
         operator_reads=PostgresOperatorReads(operators, settled_within=settled_within),
         workers=PostgresWorkerRepo(background, clock=clock, settled_within=settled_within),
         pauses=PostgresPauseRepo(database, background=background),
+        book_checks=PostgresBookCheckRepo(background),
         schema=Schema(database, all_migrations()),
     )
 
@@ -104,6 +107,7 @@ def memory_repositories(limits: AccountLimits, *, clock: Clock) -> Repositories:
         sessions=sessions,
         webhooks=webhooks,
         workers=InMemoryWorkerRepo(clock=clock, pauses=pauses, spent_since=sessions.spent_since),
+        book_checks=InMemoryBookCheckRepo(clock=clock),
         erasure=InMemoryErasureRepo(sessions),
         watched=InMemoryWatchReads(sessions),
         accounts=accounts,

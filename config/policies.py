@@ -29,6 +29,7 @@ from adapters.queue.redis import redis_client
 from adapters.storage.s3 import S3Bucket, s3_store
 from adapters.storage.signing import UrlSigner
 from config.settings import Settings
+from domain.books import BookPolicy
 from domain.generation import WorkPolicy
 from domain.links import LinkRules
 from domain.plans import AccountLimits, Plan, PlanRates
@@ -198,6 +199,20 @@ def operator_reads(settings: Settings) -> DatabaseArguments:
     """Raises ``SettingsError`` if the URL is not set."""
     limits = replace(OPERATORS, command_seconds=settings.database_seconds)
     return DatabaseArguments(**database(settings) | {"limits": limits})
+
+
+def audits(settings: Settings) -> DatabaseArguments:
+    """One connection, closed between two audits. Raises ``SettingsError`` if the URL is not
+    set."""
+    limits = DatabaseLimits(connections=1, command_seconds=settings.database_seconds)
+    return DatabaseArguments(**database(settings) | {"limits": limits})
+
+
+def books(settings: Settings) -> BookPolicy:
+    """What is wrong is confirmed after the next run of recovery."""
+    default = BookPolicy()
+    recovery_ran = timedelta(seconds=2 * settings.recovery_seconds)
+    return replace(default, confirm_after=max(default.confirm_after, recovery_ran))
 
 
 def batches(settings: Settings) -> BatchLimits:

@@ -13,7 +13,12 @@ from domain.account_ports import (
 from domain.changes import ChangeFeedPort, ChangePublisherPort, WatchReadPort
 from domain.client_tokens import ClientTokenRepoPort
 from domain.erasure import ErasureRepoPort
-from domain.operator_ports import OperatorReadPort, PauseRepoPort, WorkerRepoPort
+from domain.operator_ports import (
+    BookCheckRepoPort,
+    OperatorReadPort,
+    PauseRepoPort,
+    WorkerRepoPort,
+)
 from domain.picture_ports import (
     PictureStoragePort,
     SignedReadPort,
@@ -84,6 +89,7 @@ class Repositories:
     operator_reads: OperatorReadPort
     workers: WorkerRepoPort
     pauses: PauseRepoPort
+    book_checks: BookCheckRepoPort
     schema: Schema | None = None
 
 

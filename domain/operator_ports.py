@@ -16,6 +16,9 @@ from domain.credits import CreditAccount, LedgerEntry, Owner
 from domain.operators import Operator
 from domain.sessions import AttemptFault, GenerationSession, SessionStatus
 
+MAX_DISCREPANCIES = 100
+"""The errors in the books that a check counts; there may be more."""
+
 WORKER_GONE = timedelta(seconds=30)
 """A worker that has not reported for this long counts as gone."""
 
@@ -41,7 +44,8 @@ class Pause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerState:
-    """What a worker reports of itself. Times are the database's, except for ``started_at``.
+    """What a worker reports of itself. ``seen_at`` is on the database's clock, other times are on
+    the worker's.
 
     ``busy`` slots have a task. ``circuit_until`` is when the worker will try again: its circuit was
     opened by ``circuit_cause`` (``str`` of a ``Cause``), None if it takes tasks. The same for
@@ -108,7 +112,8 @@ class PauseRepoPort(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BookCheck:
-    """The latest complete check of the books (``CreditRepoPort.audit``), and what it found."""
+    """The latest complete check of the books (``CreditRepoPort.audit``), how long its reading took,
+    and how many ``discrepancies`` it found, up to ``MAX_DISCREPANCIES``."""
 
     at: datetime
     took: timedelta
@@ -127,6 +132,10 @@ class BookCheckRepoPort(Protocol):
     async def record(self, check: BookCheck, *, again_after: timedelta) -> None:
         """Keep the result in place of the earlier one; the next check is due ``again_after`` now.
         ``at`` is set by the database."""
+
+    async def postpone(self, *, again_after: timedelta) -> None:
+        """The claimed check did not end: keep the earlier result; the next check is due
+        ``again_after`` now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from domain.causes import Cause, CauseKind
 from domain.client_tokens import ClientTokenRepoPort
 from domain.errors import StorageUnavailable, Unavailable
 from domain.generation import EXPIRED, NO_PICTURE, WorkPolicy
+from domain.operator_ports import WorkerRepoPort
 from domain.picture_ports import PictureStoragePort, UploadStoragePort
 from domain.ports import RecoveryRepoPort, SessionRepoPort, TaskQueuePort
 from domain.sessions import BlockedSession, GenerationSession
@@ -24,12 +25,16 @@ _TOKEN_BATCH = 1_000
 _TOKENS_KEPT = timedelta(days=1)
 """How long an expired client token can still be looked up."""
 _WEBHOOK_BATCH = 1_000
+_WORKER_BATCH = 1_000
+_WORKERS_KEPT = timedelta(days=1)
+"""How long operators are shown a worker that has died."""
 _MAX_BLOCKED = 10_000
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _CLOCK_SKEW = timedelta(hours=1)
 _UPLOAD_SEARCH_INTERVAL = timedelta(hours=1)
 _TOKEN_SEARCH_INTERVAL = timedelta(minutes=5)
 _WEBHOOK_SEARCH_INTERVAL = timedelta(minutes=5)
+_WORKER_SEARCH_INTERVAL = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +107,7 @@ class RecoveryReport:
     tokens_deleted: int = 0
     webhooks_expired: int = 0
     webhooks_deleted: int = 0
+    workers_forgotten: int = 0
     blocked: int = 0
 
     @property
@@ -126,6 +132,7 @@ class Recovery:
         uploads: UploadStoragePort,
         tokens: ClientTokenRepoPort,
         webhooks: DeliveryRepoPort,
+        workers: WorkerRepoPort,
         policy: RecoveryPolicy,
         new_id: Callable[[], UUID],
         clock: Callable[[], datetime],
@@ -137,12 +144,14 @@ class Recovery:
         self._uploads = uploads
         self._tokens = tokens
         self._webhooks = webhooks
+        self._workers = workers
         self._policy = policy
         self._new_id = new_id
         self._clock = clock
         self._next_upload_search = datetime.min.replace(tzinfo=UTC)
         self._next_token_search = datetime.min.replace(tzinfo=UTC)
         self._next_webhook_search = datetime.min.replace(tzinfo=UTC)
+        self._next_worker_search = datetime.min.replace(tzinfo=UTC)
         # Waits only while the queue is unavailable. A killed process loses it, but the sessions'
         # rows tell the same.
         self._to_bury: deque[GenerationSession] = deque(maxlen=policy.batch * policy.max_batches)
@@ -175,6 +184,7 @@ class Recovery:
             self._delete_uploads,
             self._delete_tokens,
             self._delete_webhooks,
+            self._forget_workers,
         ):
             try:
                 await step(done)
@@ -382,6 +392,16 @@ class Recovery:
         if max(expired, deleted) < _WEBHOOK_BATCH:
             self._next_webhook_search = now + _WEBHOOK_SEARCH_INTERVAL
         done["webhooks_expired"], done["webhooks_deleted"] = expired, deleted
+
+    async def _forget_workers(self, done: Counter[str]) -> None:
+        """One batch per run, like the tokens."""
+        now = self._clock()
+        if now < self._next_worker_search:
+            return
+        forgotten = await self._workers.forget(older_than=_WORKERS_KEPT, limit=_WORKER_BATCH)
+        if forgotten < _WORKER_BATCH:
+            self._next_worker_search = now + _WORKER_SEARCH_INTERVAL
+        done["workers_forgotten"] = forgotten
 
 
 def _not_deleted(errors: Sequence[Exception]) -> Exception:

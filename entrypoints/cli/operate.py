@@ -151,9 +151,10 @@ def verify_credits(*, as_json: bool) -> None:
     """Check every balance against the ledger, and every session's debit and refund.
 
     Lists discrepancies and exits with 1 if there are any. A session that an external consumer set
-    to failed is one until recovery refunds it, a few seconds later.
+    to failed is one until recovery refunds it, a few seconds later. The result is kept for
+    `wearon status`.
     """
-    found = run(lambda container: container.accounts().audit(limit=MAX_DISCREPANCIES))
+    found = run(lambda container: container.books().verify(limit=MAX_DISCREPANCIES))
     if as_json:
         print_json({"ok": not found, "discrepancies": found})
     elif found:

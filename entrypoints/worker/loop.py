@@ -1,4 +1,5 @@
-"""A worker's loops: its slots, and recovery and the delivery of webhooks beside them."""
+"""A worker's loops: its slots, and beside them recovery, the delivery of webhooks, reports and the
+check of the books."""
 
 import asyncio
 from contextlib import nullcontext
@@ -6,6 +7,7 @@ from random import Random
 
 import structlog
 
+from domain.books import BookChecks
 from domain.changes import ChangeFeedPort
 from domain.credits import Owner
 from domain.dispatch import Dispatcher
@@ -16,6 +18,7 @@ from domain.ports import TaskQueuePort
 from domain.recovery import Recovery
 from domain.starts import Starts
 from entrypoints.worker.cancelling import CancelLoop
+from entrypoints.worker.checking import CheckLoop
 from entrypoints.worker.dispatching import DispatchLoop
 from entrypoints.worker.recovering import RecoveryLoop
 from entrypoints.worker.reporting import Reporting, ReportLoop
@@ -45,6 +48,7 @@ class Worker:
         dispatcher: Dispatcher | None = None,
         cancels: ChangeFeedPort | None = None,
         reporting: Reporting | None = None,
+        books: BookChecks | None = None,
     ) -> None:
         self.start_limit = start_limit
         self._limits = limits
@@ -85,6 +89,7 @@ class Worker:
             if cancels is None
             else CancelLoop(cancels, check_now=generation.check_now, random=random, stop=self._stop)
         )
+        self._checking = None if books is None else CheckLoop(books, random=random, stop=self._stop)
         self._slots: list[asyncio.Task[bool]] = []
 
     def stop(self) -> None:
@@ -112,6 +117,8 @@ class Worker:
             loops.append(asyncio.create_task(self._dispatch(self._dispatching), name="webhooks"))
         if self._cancelling is not None:
             loops.append(asyncio.create_task(self._cancelling.run(), name="cancels"))
+        if self._checking is not None:
+            loops.append(asyncio.create_task(self._checking.run(), name="books"))
         log.info("worker_started", concurrency=self._limits.concurrency)
         did_all = await self._stop.run(loops)
         return self._stop.is_requested or did_all

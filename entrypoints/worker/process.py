@@ -137,6 +137,7 @@ def build_worker(
         dispatcher=build_dispatcher(container) if webhooks else None,
         cancels=None if once else container.cancels(),
         reporting=None if once else build_reporting(container),
+        books=container.books() if recovery and not once else None,
     )
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from adapters.audit_log import postgres as audit_log
 from adapters.auth import postgres as auth
+from adapters.book_checks import postgres as book_checks
 from adapters.client_tokens import postgres as client_tokens
 from adapters.credits import postgres as credit_repo
 from adapters.embedded.postgres import EmbeddedPostgres
@@ -165,6 +166,7 @@ MODULES = (
     lists,
     operations,
     workers,
+    book_checks,
 )
 STATEMENTS = dict(pair for module in MODULES for pair in statements(module))
 

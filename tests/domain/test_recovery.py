@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -22,6 +22,7 @@ from domain.recovery import RecoveryPolicy, RecoveryReport
 from domain.sessions import GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
 from domain.uploads import upload_folder
+from tests.contracts.operating import a_worker_state
 from tests.support.clock import START
 from tests.support.examples import (
     EXTREMES,
@@ -883,7 +884,7 @@ def test_report_total_counts_every_field() -> None:
     """A forgotten field would leave a run unlogged."""
     numbers = {field.name: 10**digit for digit, field in enumerate(fields(RecoveryReport))}
 
-    assert RecoveryReport(**numbers).total == 111_111_111_111
+    assert RecoveryReport(**numbers).total == 1_111_111_111_111
 
 
 async def test_old_picture_is_deleted(service: Service) -> None:
@@ -1033,3 +1034,16 @@ async def test_one_run_deletes_a_bounded_number(service: Service) -> None:
 
     assert first.pictures_deleted == 3
     assert sorted(report.pictures_deleted for report in concurrent) == [0, 0, 1, 3]
+
+
+async def test_dead_workers_are_forgotten_after_a_day(service: Service) -> None:
+    """Most runs do not search."""
+    await service.workers.report(a_worker_state(uuid4()))
+    recovery = service.recovery()
+    runs = [await recovery.run_once()]
+    for wait in (timedelta(days=1), 2 * SECOND, timedelta(minutes=5)):
+        service.clock.advance(wait)
+        runs.append(await recovery.run_once())
+
+    assert [run.workers_forgotten for run in runs] == [0, 0, 0, 1]
+    assert service.workers.states == {}

@@ -354,14 +354,14 @@ async def test_task_that_a_pop_brings_into_a_pause_goes_back(rig: Rig) -> None:
     """To the front of the queue, where the next worker finds it."""
     async with running(rig.worker()):
         rig.service.queue.faults.slow["pop"] = REPORT_SECONDS
-        await asyncio.sleep(2 * POP_SECONDS)
         rig.reports.pause()
         first = (await rig.service.submitted()).session.id
         await rig.service.submitted()
         await asyncio.sleep(4 * REPORT_SECONDS)
         waiting = [task.session_id for task in rig.service.waiting()]
+        returned = len(rig.service.queue.pushed_next)
 
-    assert len(waiting) == 2
+    assert len(waiting) == returned == 2
     assert first in waiting
 
 

@@ -44,7 +44,7 @@ from tests.simulation.streams import Follower
 from tests.simulation.watched import PICTURE_LIFETIME, ProviderJob
 from tests.simulation.world import BUSY, Answer, World
 from tests.support.clock import loop_time
-from tests.support.examples import NO_TOKENS, NO_WEBHOOKS, a_request
+from tests.support.examples import NO_TOKENS, NO_WEBHOOKS, NO_WORKERS, a_request
 from tests.support.images import A_PICTURE
 
 STREAMS = StreamLimits(lifetime=timedelta(seconds=20))
@@ -357,6 +357,7 @@ class WorkerProcess(Actor):
                 uploads=self.world.storage,
                 tokens=NO_TOKENS,
                 webhooks=NO_WEBHOOKS,
+                workers=NO_WORKERS,
                 policy=RECOVERY,
                 new_id=self.new_id,
                 clock=self.world.clock.now,

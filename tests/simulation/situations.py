@@ -34,7 +34,7 @@ from tests.simulation.running import HOT, all_refunded, run, settle
 from tests.simulation.webhooks import Temper, Webhooks
 from tests.simulation.world import Violation, World
 from tests.support.clock import loop_time
-from tests.support.examples import NO_TOKENS, NO_WEBHOOKS, STORE, USER
+from tests.support.examples import NO_TOKENS, NO_WEBHOOKS, NO_WORKERS, STORE, USER
 
 
 def run_repetitions() -> None:
@@ -285,6 +285,7 @@ def _recovery(world: World, api: Api) -> Recovery:
         uploads=world.storage,
         tokens=NO_TOKENS,
         webhooks=NO_WEBHOOKS,
+        workers=NO_WORKERS,
         policy=RECOVERY,
         new_id=api.new_id,
         clock=world.clock.now,

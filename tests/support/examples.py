@@ -12,6 +12,7 @@ from uuid_utils.compat import uuid7
 from adapters.client_tokens.memory import InMemoryClientTokenRepo
 from adapters.queue.payload import encode
 from adapters.webhooks.memory import InMemoryWebhookRepo
+from adapters.workers.memory import InMemoryWorkerRepo
 from domain.callers import Caller
 from domain.causes import Cause, CauseKind
 from domain.client_tokens import ClientToken
@@ -47,6 +48,8 @@ MANY = 1_000_000
 NO_TOKENS = InMemoryClientTokenRepo(clock=lambda: START, origins_of=lambda _: (), budgets={})
 """For tests without shoppers."""
 NO_WEBHOOKS = InMemoryWebhookRepo(clock=lambda: START)
+
+NO_WORKERS = InMemoryWorkerRepo(clock=lambda: START, pauses={}, spent_since=lambda _: Decimal(0))
 """For tests without webhooks."""
 
 STORED_PICTURE = StoredPicture(object_key="generated/someone/picture.png", media_type="image/png")

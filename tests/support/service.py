@@ -13,6 +13,7 @@ from adapters.credits.memory import InMemoryCreditRepo
 from adapters.queue.payload import decode
 from adapters.storage.signing import UrlSigner
 from adapters.webhooks.memory import InMemoryWebhookRepo
+from adapters.workers.memory import InMemoryWorkerRepo
 from domain.credits import LedgerKind, Owner
 from domain.deadlines import SharedTimeout
 from domain.generation import Generation, Outcome, WorkPolicy
@@ -77,6 +78,9 @@ class Service:
         self.webhooks = InMemoryWebhookRepo(clock=self.clock.now, find_session=self.repo.find)
         self.repo.ended = self.webhooks.session_ended
         self.accounts.changed = self.webhooks.balance_changed
+        self.workers = InMemoryWorkerRepo(
+            clock=self.clock.now, pauses={}, spent_since=self.repo.spent_since
+        )
         self.queue = flaky(FlakyTaskQueue(clock=self.clock.now))
         self.fetcher = FakePictureFetcher(INPUTS)
         self.generator = FakePictureGenerator()
@@ -162,6 +166,7 @@ class Service:
             uploads=self.storage,
             tokens=self.tokens,
             webhooks=self.webhooks,
+            workers=self.workers,
             policy=policy or RecoveryPolicy(),
             new_id=uuid4,
             clock=self.clock.now,

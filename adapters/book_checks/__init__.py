@@ -1,0 +1,1 @@
+"""Adapters of ``BookCheckRepoPort``: when the books were checked, and what that found."""

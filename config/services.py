@@ -30,6 +30,7 @@ from domain.ports import (
     AttemptRepoPort,
     CreditRepoPort,
     DeadLetterPort,
+    QueueProbePort,
     RecoveryRepoPort,
     SessionReadPort,
     SessionRepoPort,
@@ -43,8 +44,8 @@ from domain.webhook_ports import (
 )
 
 
-class Queue(TaskQueuePort, DeadLetterPort, Protocol):
-    """Tasks and dead letters."""
+class Queue(TaskQueuePort, QueueProbePort, DeadLetterPort, Protocol):
+    """Tasks, whether the queue takes them, and dead letters."""
 
 
 class Changes(ChangePublisherPort, ChangeFeedPort, Protocol):

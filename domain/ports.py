@@ -71,6 +71,14 @@ class TaskQueuePort(Protocol):
         not requeued since. The newest such sessions are remembered, as many as letters are kept."""
 
 
+class QueueProbePort(Protocol):
+    """Whether the queue takes tasks. Raises ``QueueUnavailable``."""
+
+    async def check_writes(self) -> None:
+        """Raises ``QueueUnavailable``, whose cause names what is wrong, if a push would be rejected
+        now: a server may answer reads while it rejects every write. Changes nothing."""
+
+
 class DeadLetterPort(Protocol):
     """The dead-letter list, for operators. Of a text longer than the adapter's limit, only the
     beginning is kept. Raises ``QueueUnavailable``."""

@@ -7,11 +7,11 @@ from datetime import datetime
 from uuid import UUID, uuid4
 
 from adapters.queue.payload import MAX_DEAD, MAX_LETTER_BYTES, decode, encode
-from domain.ports import DeadLetterPort, TaskQueuePort
+from domain.ports import DeadLetterPort, QueueProbePort, TaskQueuePort
 from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
 
 
-class InMemoryTaskQueue(TaskQueuePort, DeadLetterPort):
+class InMemoryTaskQueue(TaskQueuePort, QueueProbePort, DeadLetterPort):
     """Lost at exit. Keeps the bytes that Redis would keep: ``messages[-1]`` is popped next."""
 
     def __init__(self, *, clock: Callable[[], datetime], max_dead: int = MAX_DEAD) -> None:
@@ -48,6 +48,9 @@ class InMemoryTaskQueue(TaskQueuePort, DeadLetterPort):
 
     async def depth(self) -> int:
         return len(self.messages)
+
+    async def check_writes(self) -> None:
+        """Memory takes them until the process ends."""
 
     async def bury(
         self, message: GenerationTask | UnreadableTask, *, reason: str, once: bool = False

@@ -8,6 +8,8 @@
 |                            |      | is shown as a letter too, its id derived from its bytes   |
 | ``wearon:tasks:dead:once`` | zset | sessions whose task was buried once, by the time of that; |
 |                            |      | the newest ``MAX_DEAD`` are kept                          |
+| ``wearon:tasks:probe``     | list | never exists: an LPUSHX to it is rejected like any other  |
+|                            |      | write, and else does nothing                              |
 """
 
 import asyncio
@@ -40,13 +42,13 @@ from adapters.queue.urls import redis_py_url
 from domain.causes import Cause, CauseKind
 from domain.deadlines import SharedTimeout
 from domain.errors import QueueUnavailable
-from domain.ports import DeadLetterPort, TaskQueuePort
+from domain.ports import DeadLetterPort, QueueProbePort, TaskQueuePort
 from domain.tasks import DeadLetter, GenerationTask, UnreadableTask
 
 TASKS_KEY = "wearon:tasks:generation"
 DEAD_KEY = "wearon:tasks:dead"
 ONCE_KEY = "wearon:tasks:dead:once"
-
+PROBE_KEY = "wearon:tasks:probe"
 
 REFUSALS = frozenset(
     {
@@ -121,7 +123,7 @@ def redis_client(url: str) -> Redis:
     )
 
 
-class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
+class RedisTaskQueue(TaskQueuePort, QueueProbePort, DeadLetterPort):
     """``timeout_seconds`` bounds a command, connecting included; a ``pop`` adds its own wait.
 
     Concurrent pushes are batched: those that arrive while an LPUSH is in flight go into the next
@@ -195,6 +197,11 @@ class RedisTaskQueue(TaskQueuePort, DeadLetterPort):
     async def depth(self) -> int:
         with self._bounded():
             return await self._client.llen(TASKS_KEY)
+
+    async def check_writes(self) -> None:
+        with self._bounded():
+            await self._client.llen(TASKS_KEY)  # Rejected, as a push is, if the key is no list.
+            await self._client.lpushx(PROBE_KEY, "")
 
     async def bury(
         self, message: GenerationTask | UnreadableTask, *, reason: str, once: bool = False
@@ -285,10 +292,12 @@ def _named_failures() -> Iterator[None]:
 
 
 def cause_of(error: BaseException) -> Cause:
-    """The server's own words, after the name that redis-py has for them, or the system's about the
-    connection; neither has a password."""
+    """The server's own words, or the system's about the connection; neither has a password."""
     telling = (ResponseError, AuthenticationError, BusyLoadingError, OSError)
     below = next((cause for cause in _chain(error) if isinstance(cause, telling)), error)
+    if isinstance(below, ResponseError) or (isinstance(below, RedisError) and below.status_code):
+        words = f"{below.status_code or ''} {below}"  # The client takes the code of some off.
+        return Cause(CauseKind.QUEUE, words)
     if isinstance(below, RedisError):
         return Cause(CauseKind.QUEUE, f"{type(below).__name__} {below}")
     return Cause(CauseKind.QUEUE, detail_of(below))

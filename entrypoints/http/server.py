@@ -33,12 +33,13 @@ from config.services import Repositories
 from config.settings import Settings, SettingsError
 from domain.credits import Channel, Owner
 from domain.errors import Unavailable
-from domain.ports import TaskQueuePort
+from domain.ports import QueueProbePort
 from domain.submission import Submission
 from domain.throttle import Throttle
 from entrypoints.gc_tuning import freeze_startup_objects
 from entrypoints.http.admin import Administration
 from entrypoints.http.app import Lifespan, Services, create_app
+from entrypoints.http.checks import CheckedLately
 from entrypoints.http.connections import (
     SURPLUS,
     UNRESPONSIVE_SECONDS,
@@ -291,7 +292,7 @@ def _door(settings: Settings, authenticate: Authenticator) -> Door:
     )
 
 
-def readiness_checks(repositories: Repositories, queue: TaskQueuePort) -> dict[str, Check]:
+def readiness_checks(repositories: Repositories, queue: QueueProbePort) -> dict[str, Check]:
     """A check of each dependency that every API has, by name."""
 
     async def check_database() -> None:
@@ -299,10 +300,8 @@ def readiness_checks(repositories: Repositories, queue: TaskQueuePort) -> dict[s
             await repositories.schema.check()
         await repositories.accounts.account(Owner(channel=Channel.B2C, id="readiness"))
 
-    async def check_queue() -> None:
-        await queue.depth()
-
-    return {"database": check_database, "queue": check_queue}
+    check_queue = CheckedLately(queue.check_writes, clock=time.monotonic)
+    return {"database": check_database, "queue": check_queue.check}
 
 
 async def _run_housekeeping(submission: Submission, intake: Intake) -> None:

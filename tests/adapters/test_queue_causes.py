@@ -33,4 +33,4 @@ async def test_wrong_password(valkey: EmbeddedValkey) -> None:
     """The server's words."""
     url = valkey.url.replace("unix://", "unix://:hunter2@")
 
-    assert (await cause_at(url)).startswith("queue AuthenticationError ")
+    assert (await cause_at(url)).startswith("queue ERR AUTH ")

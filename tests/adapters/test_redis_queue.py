@@ -44,6 +44,7 @@ METHODS: dict[str, Method] = {
     "pop at once": lambda queue: queue.pop(timeout_seconds=0),
     "oldest": lambda queue: queue.oldest(),
     "depth": lambda queue: queue.depth(),
+    "check_writes": lambda queue: queue.check_writes(),
     "bury": lambda queue: queue.bury(a_task(), reason=""),
     "dead": lambda queue: queue.dead(limit=10),
     "get": lambda queue: queue.get(uuid4()),

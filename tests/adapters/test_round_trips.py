@@ -30,6 +30,7 @@ from domain.ports import ApiKey
 from domain.sessions import ErrorCode, GenerationSession
 from domain.submission import Submission, SubmissionPolicy
 from domain.tasks import GenerationTask
+from entrypoints.http.server import readiness_checks
 from tests.contracts.backends import PostgresBackend
 from tests.contracts.operating import a_worker_state
 from tests.support.clock import START
@@ -326,6 +327,24 @@ async def test_idle_recovery_run(costs: Costs) -> None:
     await costs.container.recovery().run_once()
 
     assert await costs.spent() == (6, {"lindex": 1})
+
+
+async def test_check_of_the_queue(costs: Costs) -> None:
+    """Two commands, which change nothing, for all who ask within a second."""
+    check = readiness_checks(costs.container.repositories(), costs.container.queue())["queue"]
+    for _ in range(3):
+        await check()
+
+    assert await costs.spent() == (0, {"llen": 1, "lpushx": 1})
+
+
+async def test_look_for_a_due_check_of_the_books(costs: Costs) -> None:
+    """One statement, for each worker and look."""
+    await costs.container.books().run_once()
+    await costs.reset()
+
+    assert await costs.container.books().run_once() is None
+    assert await costs.spent() == (1, {})
 
 
 @pytest.mark.parametrize("with_spending", [False, True])

@@ -63,6 +63,7 @@ from domain.ports import (
     AttemptRepoPort,
     CreditRepoPort,
     DeadLetterPort,
+    QueueProbePort,
     Receipt,
     RecoveryRepoPort,
     SessionReadPort,
@@ -590,6 +591,7 @@ class QueueBackend(ABC):
     """A queue, as other producers and consumers see it."""
 
     queue: TaskQueuePort
+    probe: QueueProbePort
     letters: DeadLetterPort
 
     @abstractmethod
@@ -615,7 +617,7 @@ class QueueBackend(ABC):
 class MemoryQueueBackend(QueueBackend):
     def __init__(self, max_dead: int = MAX_DEAD) -> None:
         self._queue = InMemoryTaskQueue(clock=lambda: datetime.now(UTC), max_dead=max_dead)
-        self.queue = self.letters = self._queue
+        self.queue = self.probe = self.letters = self._queue
 
     async def send(self, raw: bytes) -> None:
         self._queue.messages.appendleft(raw)
@@ -631,7 +633,7 @@ class MemoryQueueBackend(QueueBackend):
 class RedisQueueBackend(QueueBackend):
     def __init__(self, *, client: Redis, max_dead: int = MAX_DEAD) -> None:
         self._client = client
-        self.queue = self.letters = RedisTaskQueue(
+        self.queue = self.probe = self.letters = RedisTaskQueue(
             client=client,
             timeout_seconds=2,
             clock=lambda: datetime.now(UTC),

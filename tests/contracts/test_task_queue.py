@@ -340,3 +340,15 @@ async def test_unreachable_server_raises_queue_unavailable(method: str, tmp_path
 def test_every_method_of_the_port_is_called_without_a_server() -> None:
     """No new method is missing above."""
     assert set(CALLS) == {name for name in vars(TaskQueuePort) if not name.startswith("_")}
+
+
+async def test_probe_of_writes_changes_nothing(queue_backend: QueueBackend) -> None:
+    """Whether the queue is empty or not."""
+    await queue_backend.probe.check_writes()
+    empty = await queue_backend.messages()
+    await queue_backend.queue.push(TASK)
+    await queue_backend.probe.check_writes()
+
+    assert empty == []
+    assert await queue_backend.queue.depth() == 1
+    assert await queue_backend.letters.count() == 0

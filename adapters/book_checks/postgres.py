@@ -7,7 +7,7 @@ from domain.operator_ports import BookCheck, BookCheckRepoPort
 
 _CLAIM = """
     UPDATE book_checks SET claimed_until = now() + $1::interval
-    WHERE due_at <= now() AND coalesce(claimed_until, due_at) <= now()
+    WHERE coalesce(claimed_until, due_at) <= now()
     RETURNING only_one"""
 
 _RECORD = """

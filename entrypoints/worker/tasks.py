@@ -220,9 +220,7 @@ class TaskRunner:
             if not await self._starts.expect(longest_pause=longest_pause):
                 return Turn.NO_START
             while (turn := await self._take(permit)) is Turn.HANDLED_FREE:
-                if self._stop.has_begun or self._is_paused():
-                    break
-                if not self._starts.expect_another():
+                if self._stop.has_begun or not self._starts.expect_another():
                     break
             return turn
 

@@ -56,7 +56,6 @@ from config.settings import Settings
 from domain.account_ports import ServiceKeyRepoPort
 from domain.client_tokens import ClientTokenRepoPort
 from domain.keys import ApiKeyIssuer, ServiceKeyIssuer
-from domain.operator_ports import Pause, Switch
 from domain.plans import AccountLimits
 from domain.ports import ApiKeyRepoPort
 from domain.stores import Stores
@@ -101,13 +100,17 @@ def memory_repositories(limits: AccountLimits, *, clock: Clock) -> Repositories:
     stores = InMemoryStoreRepo(accounts=accounts, clock=clock, log=log)
     sessions = InMemorySessionRepo(accounts=accounts, clock=clock, limits=limits)
     webhooks = InMemoryWebhookRepo(clock=clock, find_session=sessions.find)
-    pauses: dict[Switch, Pause] = {}
+    pauses = InMemoryPauseRepo(log=log, clock=clock)
+    workers = InMemoryWorkerRepo(
+        clock=clock, pauses=pauses.pauses, spent_since=sessions.spent_since
+    )
+    checks = InMemoryBookCheckRepo(clock=clock)
     sessions.ended, accounts.changed = webhooks.session_ended, webhooks.balance_changed
     return Repositories(
         sessions=sessions,
         webhooks=webhooks,
-        workers=InMemoryWorkerRepo(clock=clock, pauses=pauses, spent_since=sessions.spent_since),
-        book_checks=InMemoryBookCheckRepo(clock=clock),
+        workers=workers,
+        book_checks=checks,
         erasure=InMemoryErasureRepo(sessions),
         watched=InMemoryWatchReads(sessions),
         accounts=accounts,
@@ -121,8 +124,15 @@ def memory_repositories(limits: AccountLimits, *, clock: Clock) -> Repositories:
         stores=stores,
         service_keys=InMemoryServiceKeyRepo(clock=clock, log=log),
         audit_log=log,
-        operator_reads=InMemoryOperatorReads(sessions=sessions, accounts=accounts, clock=clock),
-        pauses=InMemoryPauseRepo(log=log, clock=clock),
+        operator_reads=InMemoryOperatorReads(
+            sessions=sessions,
+            accounts=accounts,
+            clock=clock,
+            workers=workers.states.values,
+            pauses=pauses.pauses.values,
+            books=lambda: checks.latest,
+        ),
+        pauses=pauses,
     )
 
 

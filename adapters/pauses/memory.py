@@ -9,24 +9,24 @@ from domain.operators import Operator
 
 
 class InMemoryPauseRepo(PauseRepoPort):
-    """Lost at exit."""
+    """Lost at exit. ``pauses`` is what is paused."""
 
     def __init__(self, *, log: InMemoryAuditLog, clock: Callable[[], datetime]) -> None:
-        self._pauses: dict[Switch, Pause] = {}
+        self.pauses: dict[Switch, Pause] = {}
         self._log = log
         self._clock = clock
 
     async def pause(self, switch: Switch, *, by: Operator) -> bool:
-        if switch in self._pauses:
+        if switch in self.pauses:
             return False
-        self._pauses[switch] = Pause(
+        self.pauses[switch] = Pause(
             switch=switch, since=self._clock(), actor=by.actor, reason=by.reason or ""
         )
         self._log.record(by, "switch.pause", switch)
         return True
 
     async def resume(self, switch: Switch, *, by: Operator) -> bool:
-        pause = self._pauses.pop(switch, None)
+        pause = self.pauses.pop(switch, None)
         if pause is None:
             return False
         self._log.record(
@@ -40,4 +40,4 @@ class InMemoryPauseRepo(PauseRepoPort):
         return True
 
     async def paused(self) -> Sequence[Pause]:
-        return [self._pauses[switch] for switch in sorted(self._pauses)]
+        return [self.pauses[switch] for switch in sorted(self.pauses)]

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.request import urlopen
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -33,7 +34,7 @@ from domain.account_ports import AccountRepoPort, AuditLogPort, ServiceKeyRepoPo
 from domain.credits import LedgerKind
 from domain.errors import DatabaseUnavailable, QueueUnavailable
 from domain.generation import Outcome
-from domain.operator_ports import Switch
+from domain.operator_ports import BookCheck, Switch
 from domain.operators import Operator
 from domain.picture_ports import (
     Picture,
@@ -59,7 +60,9 @@ from domain.sessions import SessionStatus
 from domain.tasks import GenerationTask
 from entrypoints.http.server import application, services_of
 from entrypoints.worker import build_worker
-from tests.support.examples import MODEL_URL, OUTFIT_URL, STORE, a_request
+from tests.contracts.operating import a_worker_state
+from tests.support.clock import START
+from tests.support.examples import MODEL_URL, OPERATOR, OUTFIT_URL, STORE, a_request
 from tests.support.images import FakePictureFetcher, FakePictureGenerator, encoded
 from tests.support.servers import new_bucket
 
@@ -242,6 +245,25 @@ PORTS: dict[str, set[type]] = {
     "generator": {PictureGeneratorPort},
     "start_limit": {StartLimitPort},
 }
+
+
+@pytest.mark.anyio
+async def test_operators_in_memory_see_what_processes_report() -> None:
+    """And a worker is told what operators have paused."""
+    repositories = in_memory().repositories()
+    state = a_worker_state(UUID(int=1))
+    await repositories.pauses.pause(Switch.WORKERS, by=OPERATOR)
+    controls = await repositories.workers.report(state)
+    await repositories.book_checks.record(
+        BookCheck(at=START, took=timedelta(0), discrepancies=3), again_after=timedelta(0)
+    )
+
+    snapshot = await repositories.operator_reads.snapshot()
+    assert controls.paused is not None
+    assert [*snapshot.pauses] == [controls.paused]
+    assert [worker.id for worker in snapshot.workers] == [state.id]
+    assert snapshot.books is not None
+    assert snapshot.books.discrepancies == 3
 
 
 def test_sessions_in_memory_debit_the_accounts() -> None:

@@ -163,6 +163,7 @@ class Container(containers.DeclarativeContainer):
     generator = service(lambda self: pictures.generator(
         self.settings(), opened=self.opened(), clock=self.clock(), random=self.random()
     ))
+    budget = service(lambda self: policies.budget(self.settings(), self.clock()))
     start_limit = service(lambda self: pictures.start_limit(self.settings(), opened=self.opened()))
     samples = service(lambda self: draw_sample if self.settings().serves_samples else None)
     user_token = service(lambda self: partial(mint_user_token, rules=policies.jwt(self.settings())))

@@ -21,6 +21,8 @@ PlanNumbers = Annotated[
 ]
 # A string, because a float would not hold it exactly.
 Dollars = Annotated[str, Meta(pattern=r"^[0-9]{1,4}(\.[0-9]{1,6})?$")]
+Budget = Annotated[str, Meta(pattern=r"^(?=.*[1-9])[0-9]{1,7}(\.[0-9]{1,6})?$")]
+"""Dollars, more than none."""
 BaseUrl = Annotated[str, Meta(pattern=r"^https?://[^\s?#]*[^\s?#/]$")]
 JwksUrl = Annotated[str, Meta(pattern=r"^https?://[A-Za-z0-9.:\[\]-]+(/[!-\"$-?A-~]*)?$")]
 """Without a user, a password or a fragment."""

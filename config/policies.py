@@ -30,6 +30,7 @@ from adapters.storage.s3 import S3Bucket, s3_store
 from adapters.storage.signing import UrlSigner
 from config.settings import Settings
 from domain.books import BookPolicy
+from domain.budget import Budget
 from domain.generation import WorkPolicy
 from domain.links import LinkRules
 from domain.plans import AccountLimits, Plan, PlanRates
@@ -312,6 +313,12 @@ def replicate(settings: Settings) -> ReplicateArguments:
         deadline_seconds=settings.replicate_total_seconds,
         limits=CallLimits(),
     )
+
+
+def budget(settings: Settings, clock: Callable[[], datetime]) -> Budget | None:
+    """The day's budget, if the setting has one."""
+    usd = _dollars(settings.provider_budget_usd)
+    return None if usd is None else Budget(usd, clock=clock)
 
 
 def _dollars(amount: str | None) -> Decimal | None:

@@ -1,13 +1,14 @@
 """The rules between settings: what is wrong with values that are valid on their own."""
 
 from collections.abc import Iterator
+from decimal import Decimal
 from urllib.parse import urlsplit
 
 from adapters.postgres.urls import check_postgres_url
 from adapters.queue.urls import check_redis_url
 from adapters.urls import problem_of
 from config import origins
-from config.options import Environment
+from config.options import Environment, Generator
 from config.settings import Settings, variable_of
 from config.weak_secrets import is_public_key, is_weak
 
@@ -26,6 +27,7 @@ def problems_of(settings: Settings) -> Iterator[str]:
     yield from _contradictions(settings)
     yield from _jwt_problems(settings)
     yield from _plan_problems(settings)
+    yield from _budget_problems(settings)
     if settings.environment is Environment.PRODUCTION:
         yield from _unsafe_in_production(settings)
 
@@ -36,6 +38,20 @@ def _plan_problems(settings: Settings) -> Iterator[str]:
         plans = [entry.partition("=")[0] for entry in entries]
         if len(set(plans)) < len(plans):
             yield f"{variable_of(name)}: names a plan more than once"
+
+
+def _budget_problems(settings: Settings) -> Iterator[str]:
+    """A budget that could never be spent would not protect."""
+    prices = {
+        Generator.OPENAI: ("openai_input_usd_per_million", "openai_output_usd_per_million"),
+        Generator.REPLICATE: ("replicate_usd_per_picture",),
+    }
+    if settings.provider_budget_usd is None or settings.generator not in prices:
+        return
+    names = prices[settings.generator]
+    if not any(Decimal(getattr(settings, name) or 0) for name in names):
+        variables = " or ".join(variable_of(name) for name in names)
+        yield f"{variable_of('provider_budget_usd')}: requires a price in {variables}"
 
 
 def _url_problems(settings: Settings) -> Iterator[str]:

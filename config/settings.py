@@ -17,6 +17,7 @@ from config.door_settings import DoorSettings
 from config.options import (
     DAY,
     ApiKey,
+    Budget,
     Dollars,
     Environment,
     Generator,
@@ -176,6 +177,14 @@ class Settings(DoorSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     provider_fallback_per_minute: Annotated[
         int, Meta(ge=1, le=1_000_000), doc("Per-process limit used while Redis is unavailable")
     ] = 30
+    provider_budget_usd: Annotated[
+        Budget | None,
+        doc(
+            "Dollars per day (UTC) that pictures may cost by the estimates; once they are spent,"
+            " workers take no tasks until the next day",
+            example="50",
+        ),
+    ] = None
     openai_api_key: Annotated[
         ApiKey | None,
         doc(

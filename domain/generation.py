@@ -331,6 +331,7 @@ class Generation:
         if saved is not None:
             return _Made(picture=saved)
         generated = await self._generate(session, slot)
+        slot.picture_made(session, generated.usage)
         try:
             picture = await self._storage.save(session.object_prefix, generated.picture)
         except StorageUnavailable as error:

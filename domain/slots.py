@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Protocol
 
 from domain.causes import Cause
-from domain.sessions import Fault, GenerationSession
+from domain.sessions import Fault, GenerationSession, Usage
 
 
 class Slot(Protocol):
@@ -24,6 +24,10 @@ class Slot(Protocol):
     def waited(self, session: GenerationSession) -> float:
         """How many seconds the session has waited for a permit. They are no part of its work."""
 
+    def picture_made(self, session: GenerationSession, usage: Usage | None) -> None:
+        """The provider has made the session's picture, which is to be paid for whatever becomes of
+        the attempt."""
+
     def attempt_failed(self, session: GenerationSession, fault: Fault) -> None:
         """The attempt failed; the session goes on or ends without a picture."""
 
@@ -40,6 +44,7 @@ class _FreeSlot(Slot):
     def waited(self, session: GenerationSession) -> float:  # noqa: ARG002
         return 0.0
 
+    def picture_made(self, session: GenerationSession, usage: Usage | None) -> None: ...
     def attempt_failed(self, session: GenerationSession, fault: Fault) -> None: ...
     def picture_held(self, session: GenerationSession, cause: Cause) -> None: ...
 

@@ -1,11 +1,12 @@
 """The circuits of one worker: the provider's, which is probed with a task, and the storage's, which
-is probed without one."""
+is probed without one. A budget that is spent counts as an open circuit of the provider's."""
 
 import asyncio
 from contextlib import closing
 
 import structlog
 
+from domain.budget import Budget
 from domain.causes import Cause
 from domain.circuit import Circuit, Opening, Permit
 from domain.errors import StorageUnavailable
@@ -15,11 +16,19 @@ log = structlog.get_logger(__name__)
 
 
 class WorkerCircuits:
-    """``first_seconds`` and the caps say for how long nothing is begun."""
+    """``first_seconds`` and the caps say for how long nothing is begun. ``budget`` is the day's, if
+    there is one."""
 
     def __init__(
-        self, *, first_seconds: float, cap_seconds: float, storage_cap_seconds: float
+        self,
+        *,
+        first_seconds: float,
+        cap_seconds: float,
+        storage_cap_seconds: float,
+        budget: Budget | None = None,
     ) -> None:
+        self._budget = budget
+        self._budget_logged: Cause | None = None
         self._provider = Circuit(
             first_seconds=first_seconds, cap_seconds=cap_seconds, clock=_loop_time
         )
@@ -29,14 +38,30 @@ class WorkerCircuits:
 
     @property
     def opening(self) -> Opening | None:
-        """Why this worker takes no task: the circuit that stays open for longer. None if both are
+        """Why this worker takes no task: the circuit that stays open for longest. None if all are
         closed. The time is the event loop's."""
-        openings = [each for each in (self._storage.opening, self._provider.opening) if each]
+        all_openings = (self._storage.opening, self._provider.opening, self._opening_of_budget())
+        openings = [each for each in all_openings if each is not None]
         return max(openings, key=lambda opening: opening.until, default=None)
 
     def permit(self) -> Permit | None:
         """The permission to begin work with the provider."""
-        return self._provider.permit()
+        return None if self.budget_is_spent else self._provider.permit()
+
+    @property
+    def budget_is_spent(self) -> bool:
+        """Whether nothing more may be begun until the day ends. That is logged once a day."""
+        if self._budget is None or (wait := self._budget.wait) is None:
+            return False
+        if self._budget_logged != (cause := self._budget.cause):
+            self._budget_logged = cause
+            log.error("budget_spent", cause=str(cause), seconds=round(wait.total_seconds()))
+        return True
+
+    def _opening_of_budget(self) -> Opening | None:
+        if self._budget is None or (wait := self._budget.wait) is None:
+            return None
+        return Opening(_loop_time() + wait.total_seconds(), self._budget.cause)
 
     async def can_store(self, generation: Generation) -> bool:
         """Whether a picture could be stored: if not, nothing is taken or paid for."""

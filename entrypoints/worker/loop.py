@@ -8,6 +8,7 @@ from random import Random
 import structlog
 
 from domain.books import BookChecks
+from domain.budget import Budget
 from domain.changes import ChangeFeedPort
 from domain.credits import Owner
 from domain.dispatch import Dispatcher
@@ -49,6 +50,7 @@ class Worker:
         cancels: ChangeFeedPort | None = None,
         reporting: Reporting | None = None,
         books: BookChecks | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.start_limit = start_limit
         self._limits = limits
@@ -59,7 +61,7 @@ class Worker:
         self._reports = (
             None
             if reporting is None
-            else ReportLoop(reporting, slots=limits.concurrency, stop=self._stop)
+            else ReportLoop(reporting, slots=limits.concurrency, stop=self._stop, budget=budget)
         )
         self._backoff = Backoff(limits=limits, random=random, stop=self._stop)
         self._tasks = TaskRunner(
@@ -72,6 +74,7 @@ class Worker:
             stop=self._stop,
             session_ended=_ignore if dispatcher is None else dispatcher.session_ended,
             is_paused=self._is_paused,
+            budget=budget,
         )
         self._recovery = (
             None

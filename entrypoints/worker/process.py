@@ -119,8 +119,9 @@ def build_worker(
     webhooks: bool = True,
     once: bool = False,
 ) -> Worker:
-    """The worker that the settings ask for. A ``concurrency`` overrides theirs."""
-    settings = container.settings()
+    """The worker that the settings ask for. A ``concurrency`` overrides theirs. With ``once`` it
+    reports only if there is a budget, because the answer says what is left of it."""
+    settings, budget = container.settings(), container.budget()
     kind = OneShotWorker if once else Worker
     return kind(
         queue=container.queue(),
@@ -136,8 +137,9 @@ def build_worker(
         start_limit=container.start_limit(),
         dispatcher=build_dispatcher(container) if webhooks else None,
         cancels=None if once else container.cancels(),
-        reporting=None if once else build_reporting(container),
         books=container.books() if recovery and not once else None,
+        reporting=build_reporting(container) if not once or budget is not None else None,
+        budget=budget,
     )
 
 

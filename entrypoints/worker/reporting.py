@@ -13,6 +13,7 @@ from uuid import UUID
 
 import structlog
 
+from domain.budget import Budget
 from domain.errors import Unavailable
 from domain.operator_ports import Controls, WorkerRepoPort, WorkerState
 from entrypoints.worker.stop import Stop
@@ -53,9 +54,13 @@ class Reporting:
 
 class ReportLoop:
     """Reports every ``REPORT_SECONDS`` from the start to the end of the worker. A database that
-    does not answer stops nothing: its last answer stands, and the outage is logged once."""
+    does not answer stops nothing: its last answer stands, and the outage is logged once. If there
+    is a ``budget``, each answer tells what has been spent of it."""
 
-    def __init__(self, reporting: Reporting, *, slots: int, stop: Stop) -> None:
+    def __init__(
+        self, reporting: Reporting, *, slots: int, stop: Stop, budget: Budget | None = None
+    ) -> None:
+        self._budget = budget
         self._workers = reporting.workers
         self._clock = reporting.clock
         self._stop = stop
@@ -94,7 +99,10 @@ class ReportLoop:
 
     async def _report(self, tasks: TaskRunner) -> None:
         try:
-            controls = await self._workers.report(self._state(tasks))
+            state = self._state(tasks)
+            if self._budget is not None:
+                self._budget.asking()
+            controls = await self._workers.report(state, with_spending=self._budget is not None)
         except Exception as error:
             if self._is_answered:
                 log.warning("report_failed", cause=cause_of(error), exc_info=_unexpected(error))
@@ -106,6 +114,8 @@ class ReportLoop:
     def _obey(self, controls: Controls) -> None:
         was_paused, pause = self.is_paused, controls.paused
         self._controls = controls
+        if self._budget is not None and controls.spent_today_usd is not None:
+            self._budget.answered(controls.spent_today_usd)
         if pause is not None and not was_paused:
             log.warning("worker_paused", actor=pause.actor, reason=pause.reason)
         elif pause is None and was_paused:

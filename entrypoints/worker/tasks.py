@@ -12,6 +12,7 @@ import structlog
 from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from config.logging import TASK_LOG
+from domain.budget import Budget
 from domain.causes import Cause
 from domain.circuit import Opening, Permit
 from domain.credits import Owner
@@ -24,7 +25,7 @@ from domain.errors import (
 )
 from domain.generation import Generation, Outcome
 from domain.ports import TaskQueuePort
-from domain.sessions import Blame, Fault, GenerationSession
+from domain.sessions import Blame, Fault, GenerationSession, Usage
 from domain.shares import DownloadShares
 from domain.slots import Slot
 from domain.starts import Starts
@@ -112,8 +113,11 @@ _ENDS = frozenset({Outcome.COMPLETED, Outcome.FAILED, Outcome.CANCELLED})
 class _Slot(Slot):
     """One turn. Logs what goes wrong, and records the provider's failures with its permit."""
 
-    def __init__(self, permit: Permit, starts: Starts, shares: DownloadShares) -> None:
+    def __init__(
+        self, permit: Permit, starts: Starts, shares: DownloadShares, budget: Budget | None
+    ) -> None:
         self._permit = permit
+        self._budget = budget
         self._starts = starts
         self._shares = shares
 
@@ -128,6 +132,10 @@ class _Slot(Slot):
 
     def waited(self, session: GenerationSession) -> float:
         return self._starts.waited(session.id)
+
+    def picture_made(self, session: GenerationSession, usage: Usage | None) -> None:
+        if self._budget is not None and usage is not None:
+            self._budget.made(session.id, usage.estimated_cost_usd)
 
     def attempt_failed(self, session: GenerationSession, fault: Fault) -> None:
         cause = str(fault.cause)
@@ -147,7 +155,8 @@ class TaskRunner:
     ``is_paused``, and no faster than ``starts`` will allow calls of the provider. So other workers
     can have it.
 
-    ``session_ended`` is told of the owner of each session that ended here.
+    ``session_ended`` is told of the owner of each session that ended here. ``budget`` is told what
+    pictures cost; once it is spent, no message is taken.
     """
 
     def __init__(
@@ -162,6 +171,7 @@ class TaskRunner:
         stop: Stop,
         session_ended: Callable[[Owner], None],
         is_paused: Callable[[], bool] = lambda: False,
+        budget: Budget | None = None,
     ) -> None:
         self._queue = queue
         self._session_ended = session_ended
@@ -173,10 +183,12 @@ class TaskRunner:
         self._backoff = backoff
         self._stop = stop
         self._is_paused = is_paused
+        self._budget = budget
         self._circuits = WorkerCircuits(
             first_seconds=limits.circuit_first_seconds,
             cap_seconds=limits.circuit_cap_seconds,
             storage_cap_seconds=limits.storage_circuit_cap_seconds,
+            budget=budget,
         )
         self.busy = 0
         """How many tasks are being handled."""
@@ -265,7 +277,8 @@ class TaskRunner:
             log.info("task_postponed", session_id=str(task.session_id), seconds=delay.seconds)
             await self._generation.postpone(task, delay)
             return Turn.HANDLED
-        if permit.is_valid and not self._stop.grace_is_over:
+        may_begin = permit.is_valid and not self._circuits.budget_is_spent
+        if may_begin and not self._stop.grace_is_over:
             return await self._work(task, permit)
         await self._queue.push_next([task])
         return Turn.CIRCUIT_OPEN
@@ -284,7 +297,7 @@ class TaskRunner:
             session_id=str(task.session_id),
         )
         try:
-            slot = _Slot(permit, self._starts, self._shares)
+            slot = _Slot(permit, self._starts, self._shares, self._budget)
             with self._stop.interruptible():
                 outcome = await self._generation.run(task, slot)
         except StorageUnavailable as error:
@@ -303,6 +316,8 @@ class TaskRunner:
             self._count(outcome, task.owner)
             return self._record_outcome(permit, outcome)
         finally:
+            if self._budget is not None:
+                self._budget.ended(task.session_id)
             unbind_contextvars("request_id", "trace_id", "session_id")
 
     def _count(self, outcome: Outcome, owner: Owner) -> None:

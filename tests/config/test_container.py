@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.request import urlopen
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 import pytest
@@ -458,6 +458,36 @@ def test_settings_reach_the_start_limit(fallback: int, share: int) -> None:
     assert (limit._pace, limit._share._pace) == (Pace.of(120), Pace.of(share))
     assert limit._timeout_seconds == 3
     assert build_worker(container, concurrency=1, recovery=False).start_limit is limit
+
+
+def test_budget_reaches_the_worker() -> None:
+    """One that runs once reports only to learn what is left of it."""
+    unbound, bound = in_memory(), in_memory(provider_budget_usd="50.5")
+    once = [
+        build_worker(container, concurrency=1, recovery=False, once=True)
+        for container in (unbound, bound)
+    ]
+    worker = build_worker(bound, concurrency=1, recovery=False)
+
+    assert unbound.budget() is None
+    budget = bound.budget()
+    assert budget is not None
+    assert "budget of $50.50 " in str(budget.cause)
+    assert worker._tasks._budget is budget
+    assert [each._reports is not None for each in once] == [False, True]
+
+
+@pytest.mark.anyio
+async def test_pause_of_the_workers_reaches_a_worker_in_memory() -> None:
+    """The answer to its report names the pause."""
+    container = in_memory()
+    operator = Operator(actor="cli:alice", reason="an update")
+
+    await container.pauses().pause(Switch.WORKERS, by=operator)
+
+    controls = await container.repositories().workers.report(a_worker_state(uuid4()))
+    assert controls.paused is not None
+    assert controls.paused.reason == "an update"
 
 
 def test_only_a_paid_generator_has_a_start_limit() -> None:

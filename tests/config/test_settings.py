@@ -105,6 +105,10 @@ def test_values_are_converted_to_their_types() -> None:
         ("WEARON_REPLICATE_MODEL", "a/../b", "like `google/nano-banana`"),
         ("WEARON_REPLICATE_IMAGE_FIELD", "image input", "like `image_input`"),
         ("WEARON_REPLICATE_TOTAL_SECONDS", "0", "a number above 0 to 86400"),
+        ("WEARON_PROVIDER_BUDGET_USD", "0", "like `50`"),
+        ("WEARON_PROVIDER_BUDGET_USD", "0.00", "like `50`"),
+        ("WEARON_PROVIDER_BUDGET_USD", "$50", "like `50`"),
+        ("WEARON_REPLICATE_USD_PER_PICTURE", "-1", "like `0.039`"),
         ("WEARON_LOG_LEVEL", "loud", "one of `debug`, `info`, `warning`, `error`"),
         ("WEARON_LOG_FORMAT", "xml", "one of `json`, `console`"),
         ("DATABASE_URL", "mysql://db/x", "like `postgresql://user:password@host:5432/wearon`"),
@@ -404,6 +408,46 @@ def test_generator_names_the_key_it_requires() -> None:
         openai.require(*openai.for_generator)
     with pytest.raises(SettingsError, match=r"^REPLICATE_API_TOKEN: must be set"):
         replicate.require(*replicate.for_generator)
+
+
+BUDGET = {"WEARON_PROVIDER_BUDGET_USD": "50"}
+OPENAI_PRICE = "WEARON_OPENAI_{}_USD_PER_MILLION"
+FREE = {OPENAI_PRICE.format(kind): "0.0" for kind in ("INPUT", "OUTPUT")}
+REPLICATE = {"WEARON_GENERATOR": "replicate"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "prices"),
+    [
+        (
+            {"WEARON_GENERATOR": "openai", **FREE},
+            "WEARON_OPENAI_INPUT_USD_PER_MILLION or WEARON_OPENAI_OUTPUT_USD_PER_MILLION",
+        ),
+        (REPLICATE, "WEARON_REPLICATE_USD_PER_PICTURE"),
+        (REPLICATE | {"WEARON_REPLICATE_USD_PER_PICTURE": "0"}, "WEARON_REPLICATE_USD_PER_PICTURE"),
+    ],
+)
+def test_budget_requires_a_price(environ: dict[str, str], prices: str) -> None:
+    """Without one it would never be spent."""
+    problem = f"WEARON_PROVIDER_BUDGET_USD: requires a price in {prices}"
+
+    assert problems_of(environ | BUDGET) == [problem]
+    assert load_settings(environ).provider_budget_usd is None
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"WEARON_GENERATOR": "local", **FREE},
+        {"WEARON_GENERATOR": "openai"},
+        {"WEARON_GENERATOR": "openai", OPENAI_PRICE.format("INPUT"): "0"},
+        REPLICATE | {"WEARON_REPLICATE_USD_PER_PICTURE": "0.039"},
+    ],
+)
+def test_budget_with_a_price(environ: dict[str, str]) -> None:
+    """One is enough; a process without a provider needs none."""
+    assert load_settings(environ | BUDGET).provider_budget_usd == "50"
 
 
 @pytest.mark.parametrize(

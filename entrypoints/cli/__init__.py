@@ -2,6 +2,7 @@
 
 import rich_click as click
 
+from entrypoints.cli.costs import show_costs
 from entrypoints.cli.dead import dead_group
 from entrypoints.cli.operate import credits_group, keys_group, queue_group, sessions_group
 from entrypoints.cli.output import CommandGroup
@@ -20,7 +21,7 @@ click.rich_click.COMMAND_GROUPS = {
         {"name": "Run it", "commands": ["settings", "migrate", "serve", "worker", "recover"]},
         {
             "name": "Operate it",
-            "commands": ["sessions", "queue", "dead", "storage", "pause", "resume"],
+            "commands": ["sessions", "queue", "dead", "storage", "pause", "resume", "costs"],
         },
         {
             "name": "Manage accounts",
@@ -66,6 +67,7 @@ for command in (
     storage_group,
     pause,
     resume,
+    show_costs,
     stores_group,
     owners_group,
     credits_group,

@@ -478,16 +478,19 @@ def test_budget_reaches_the_worker() -> None:
 
 
 @pytest.mark.anyio
-async def test_pause_of_the_workers_reaches_a_worker_in_memory() -> None:
-    """The answer to its report names the pause."""
+async def test_pause_in_memory_is_seen_by_workers_and_operators() -> None:
+    """The answer to a worker's report names the pause, and the snapshot has both."""
     container = in_memory()
-    operator = Operator(actor="cli:alice", reason="an update")
+    operator, me = Operator(actor="cli:alice", reason="an update"), uuid4()
 
     await container.pauses().pause(Switch.WORKERS, by=operator)
 
-    controls = await container.repositories().workers.report(a_worker_state(uuid4()))
+    controls = await container.repositories().workers.report(a_worker_state(me))
+    snapshot = await container.operator_reads().snapshot()
     assert controls.paused is not None
     assert controls.paused.reason == "an update"
+    assert list(snapshot.pauses) == [controls.paused]
+    assert [worker.id for worker in snapshot.workers] == [me]
 
 
 def test_only_a_paid_generator_has_a_start_limit() -> None:

@@ -78,7 +78,7 @@ class Shop:
         async def work(container: Container) -> None:
             await container.sessions().claim(session.id, lease=LEASE)
             await container.sessions().complete(
-                session.id, attempt=1, picture=picture_of(session.id), usage=USAGE
+                session.id, attempt=1, picture=picture_of(session.id, session.owner), usage=USAGE
             )
 
         self.do(work)

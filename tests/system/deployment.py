@@ -102,7 +102,7 @@ class Deployment:
         try:
             await database.fetch(
                 "TRUNCATE credit_accounts, credit_ledger, generation_sessions, client_tokens,"
-                " webhook_endpoints, webhook_deliveries, webhook_attempts"
+                " webhook_endpoints, webhook_deliveries, webhook_attempts, workers, pauses"
             )
             for owner in OWNERS:
                 await PostgresCreditRepo(database).grant(owner, CREDITS, note="test")

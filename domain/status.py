@@ -1,0 +1,106 @@
+"""What the service looks like now: all that is known of it, and what is wrong.
+
+Each part is read on its own and in a bounded time. A part that fails is an alarm, and the others
+are shown all the same.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+
+from domain.alarms import Alarm, Measured, alarms, must_act
+from domain.errors import Unavailable
+from domain.operator_ports import Snapshot
+from domain.ports import DeadLetterPort, TaskQueuePort
+from domain.tasks import GenerationTask
+
+PART_SECONDS = 2.0
+"""How long each part may take."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What was measured, and the alarms that follow from that."""
+
+    measured: Measured
+    alarms: list[Alarm]
+
+    @property
+    def must_act(self) -> bool:
+        """Whether a person must act now."""
+        return must_act(self.alarms)
+
+
+class Status:
+    """Reads the service's state for operators. ``check_writes`` raises ``QueueUnavailable`` if
+    Redis rejects writes; None if that cannot be known. ``database_at`` and ``queue_at`` name the
+    servers, without passwords."""
+
+    def __init__(
+        self,
+        *,
+        read_snapshot: Callable[[], Awaitable[Snapshot]],
+        queue: TaskQueuePort,
+        letters: DeadLetterPort,
+        check_writes: Callable[[], Awaitable[None]] | None,
+        max_waiting: int,
+        clock: Callable[[], datetime],
+        database_at: str = "the database",
+        queue_at: str = "Redis",
+        part_seconds: float = PART_SECONDS,
+    ) -> None:
+        self._read_snapshot = read_snapshot
+        self._queue = queue
+        self._letters = letters
+        self._check_writes = check_writes
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._database_at = database_at
+        self._queue_at = queue_at
+        self._part_seconds = part_seconds
+
+    async def read(self) -> Report:
+        """All parts at once. Never raises ``Unavailable``."""
+        (snapshot, no_database), (queue, no_queue), (_, no_writes) = await asyncio.gather(
+            self._part(self._read_snapshot, f"No answer from {self._database_at}"),
+            self._part(self._read_queue, f"No answer from {self._queue_at}"),
+            self._part(self._check_writes or _nothing, f"Writes fail at {self._queue_at}"),
+        )
+        waiting, oldest_at, letters = queue or (None, None, None)
+        measured = Measured(
+            at=snapshot.at if snapshot else self._clock(),
+            snapshot=snapshot,
+            waiting=waiting,
+            oldest_task_at=oldest_at,
+            dead_letters=letters,
+            database_problem=no_database,
+            queue_problem=no_queue,
+            write_problem=no_writes,
+            max_waiting=self._max_waiting,
+        )
+        return Report(measured=measured, alarms=alarms(measured))
+
+    async def _read_queue(self) -> tuple[int, datetime | None, int]:
+        oldest = await self._queue.oldest()
+        since = oldest.created_at if isinstance(oldest, GenerationTask) else None
+        return await self._queue.depth(), since, await self._letters.count()
+
+    async def _part(
+        self, read: Callable[[], Awaitable[T]], failure: str
+    ) -> tuple[T | None, str | None]:
+        """What was read, or else the problem."""
+        try:
+            async with asyncio.timeout(self._part_seconds):
+                return await read(), None
+        except Unavailable as error:
+            return None, f"{failure}: {error.cause.detail}"
+        except TimeoutError:
+            return None, f"{failure}: nothing within {self._part_seconds:g} s"
+
+
+async def _nothing() -> None:
+    """For a part that is left out."""

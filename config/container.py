@@ -29,7 +29,7 @@ from adapters.queue.redis import RedisTaskQueue
 from adapters.storage.local import LocalPictureStorage
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.s3 import S3PictureStorage
-from config import door, live, operating, options, pictures, policies, webhooks
+from config import door, live, operating, options, overview, pictures, policies, webhooks
 from config.closing import Opened, closing
 from config.processes import worker_name
 from config.services import Queue, Repositories, ServedStorage, Storage
@@ -244,6 +244,10 @@ class Container(containers.DeclarativeContainer):
         webhooks.dispatcher, repo=self.webhook_repo(), sender=self.webhook_sender(),
         views=self.views(), accounts=self.accounts(), random=self.random(), clock=self.clock(),
     ))
+    status = service(lambda self: overview.status(
+        self.settings(), overview=self.overview(), queue=self.queue(), clock=self.clock(),
+    ))
+    finder = service(lambda self: overview.finder(self.repositories()))
     dead_letters = service(lambda self: DeadLetters(
         letters=self.queue(), read_session=lambda session_id: self.sessions().get(session_id, None),
     ))

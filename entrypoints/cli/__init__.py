@@ -4,12 +4,15 @@ import rich_click as click
 
 from entrypoints.cli.costs import show_costs
 from entrypoints.cli.dead import dead_group
-from entrypoints.cli.operate import credits_group, keys_group, queue_group, sessions_group
+from entrypoints.cli.find import find
+from entrypoints.cli.operate import credits_group, keys_group, queue_group
 from entrypoints.cli.output import CommandGroup
 from entrypoints.cli.owners import audit_group, owners_group
 from entrypoints.cli.pauses import pause, resume
 from entrypoints.cli.run import demo, dev, list_settings, migrate, recover, serve, worker
 from entrypoints.cli.services import services_group
+from entrypoints.cli.sessions import sessions_group
+from entrypoints.cli.status import status
 from entrypoints.cli.storage import storage_group
 from entrypoints.cli.stores import stores_group
 from entrypoints.cli.tokens import tokens_group
@@ -21,7 +24,17 @@ click.rich_click.COMMAND_GROUPS = {
         {"name": "Run it", "commands": ["settings", "migrate", "serve", "worker", "recover"]},
         {
             "name": "Operate it",
-            "commands": ["sessions", "queue", "dead", "storage", "pause", "resume", "costs"],
+            "commands": [
+                "status",
+                "find",
+                "sessions",
+                "queue",
+                "dead",
+                "storage",
+                "pause",
+                "resume",
+                "costs",
+            ],
         },
         {
             "name": "Manage accounts",
@@ -60,6 +73,8 @@ for command in (
     serve,
     worker,
     recover,
+    status,
+    find,
     sessions_group,
     tokens_group,
     queue_group,

@@ -1,4 +1,4 @@
-"""Commands for operators: sessions, credits, API keys and the queue."""
+"""Commands for operators: credits, API keys and the queue."""
 
 import sys
 from typing import TYPE_CHECKING, Any
@@ -9,14 +9,12 @@ import rich_click as click
 from domain.credits import MAX_GRANT, Booked, Owner
 from domain.operators import Operator
 from domain.ports import ApiKey
-from domain.sessions import AttemptFault, GenerationSession, SessionStatus
 from domain.tasks import GenerationTask
-from entrypoints.cli.fields import flat, session_fields
+from entrypoints.cli.fields import flat
 from entrypoints.cli.output import json_option, limit_option, print_json, print_table, run
 from entrypoints.cli.owner_options import (
     as_store,
     check_known,
-    one_owner,
     operator_options,
     reason_required,
     reference_option,
@@ -233,92 +231,6 @@ def revoke_key(key_id: UUID, operator: Operator) -> None:
     if not run(lambda container: container.api_keys().revoke(key_id, by=operator)):
         raise click.ClickException("No such key, or it is already revoked.")
     click.echo("Revoked.")
-
-
-@click.group("sessions")
-def sessions_group() -> None:
-    """Generation sessions of all owners."""
-
-
-@sessions_group.command("show")
-@click.argument("session_id", type=click.UUID)
-@json_option
-def show_session(session_id: UUID, *, as_json: bool) -> None:
-    """Show everything that is stored of the session with the id SESSION_ID."""
-
-    async def read(container: "Container") -> tuple[GenerationSession, list[AttemptFault]]:
-        sessions = container.sessions()
-        return await sessions.get(session_id, None), await sessions.attempt_faults(session_id)
-
-    session, faults = run(read)
-    if as_json:
-        print_json(session_fields(session) | {"faults": faults})
-        return
-    print_table(("FIELD", "VALUE"), _rows(session_fields(session)))
-    if faults:
-        click.echo()
-        print_table(
-            ("FAILED ATTEMPT", "AT (UTC)", "WORKER", "CODE", "CAUSE"),
-            [(item.attempt, item.at, item.worker, item.code, item.cause) for item in faults],
-        )
-
-
-def _rows(fields: dict[str, Any]) -> list[tuple[str, object]]:
-    """The fields as rows, with a row for each accessory."""
-    accessories = fields.pop("accessories")
-    return [
-        *fields.items(),
-        *(
-            (f"accessories[{index}]", f"{accessory['type']}: {accessory['url']}")
-            for index, accessory in enumerate(accessories)
-        ),
-    ]
-
-
-@sessions_group.command("list")
-@user_option
-@store_option
-@click.option(
-    "--status",
-    type=click.Choice([status.value for status in SessionStatus]),
-    help="Only sessions in this status.",
-)
-@limit_option
-@json_option
-def list_sessions(
-    user: Owner | None,
-    store: Owner | None,
-    status: str | None,
-    limit: int,
-    *,
-    as_json: bool,
-) -> None:
-    """List sessions, newest first."""
-    owner = one_owner(user, store)
-    wanted = None if status is None else SessionStatus(status)
-
-    async def read(container: "Container") -> list[GenerationSession]:
-        await check_known(container, owner)
-        return await container.sessions().history(owner, status=wanted, limit=limit, after=None)
-
-    found = run(read)
-    if as_json:
-        print_json([session_fields(session) for session in found])
-        return
-    print_table(
-        ("ID", "OWNER", "STATUS", "ATTEMPT", "ERROR", "CREATED (UTC)"),
-        [
-            (
-                session.id,
-                session.owner,
-                session.status,
-                session.attempt,
-                session.failure.code if session.failure else None,
-                session.created_at,
-            )
-            for session in found
-        ],
-    )
 
 
 @click.group("queue")

@@ -8,8 +8,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID, uuid4
@@ -29,23 +27,15 @@ from config.loading import load_settings
 from config.options import Generator
 from config.reference import env_example, variables
 from config.settings import Settings
-from domain.causes import Cause, CauseKind
 from domain.tasks import GenerationTask, UnreadableTask
 from entrypoints import demo, dev
 from entrypoints.cli import main
-from entrypoints.http.schemas import Session
 from tests.support.cli import Shop, new_shop, wearon
 from tests.support.examples import (
-    FAILURE,
-    FAULT,
-    HAT,
-    LEASE,
-    MODEL_URL,
     STORE,
     USER,
     a_session,
     a_task,
-    picture_of,
 )
 
 T = TypeVar("T")
@@ -208,127 +198,6 @@ def test_revoked_key_stops_working(shop: Shop) -> None:
     assert shop.owner_of(created["key"]) is None
     assert second.exit_code == 1
     assert second.stderr == "Error: No such key, or it is already revoked.\n"
-
-
-def test_sessions_are_listed(shop: Shop) -> None:
-    """Newest first, of all owners, one owner or one status, up to the limit."""
-    store_s = shop.session(STORE)
-    done = shop.completed()
-    failed = shop.failed()
-
-    table = shop.run("sessions", "list").stdout.splitlines()
-    by_status = shop.json("sessions", "list", "--status", "completed")
-    by_owner = shop.json("sessions", "list", "--store", STORE.id)
-    newest = shop.json("sessions", "list", "--user", USER.id, "--limit", 1)
-
-    assert [row.split()[:5] for row in table[1:]] == [
-        [str(failed.id), f"b2c:{USER.id}", "failed", "0", "MODERATION_BLOCKED"],
-        [str(done.id), f"b2c:{USER.id}", "completed", "1", "-"],
-        [str(store_s.id), "b2b:store-1", "queued", "0", "-"],
-    ]
-    assert [session["session_id"] for session in by_status] == [str(done.id)]
-    assert [session["session_id"] for session in by_owner] == [str(store_s.id)]
-    assert [session["session_id"] for session in newest] == [str(failed.id)]
-
-
-def test_session_is_shown(shop: Shop) -> None:
-    """All its fields, images in the contract's order, nothing truncated."""
-    long_url = "https://pictures.example/" + "x" * 500
-    session = shop.completed(outfit_image_url=long_url, accessories=(HAT,))
-
-    shown = shop.run("sessions", "show", session.id).stdout
-    as_json = shop.json("sessions", "show", session.id)
-
-    fields = dict(re.split(r"  +", line, maxsplit=1) for line in shown.splitlines())
-    assert fields["session_id"] == as_json["session_id"] == str(session.id)
-    assert (fields["status"], fields["attempt"]) == ("completed", "1")
-    assert fields["object_key"] == as_json["object_key"] == picture_of(session.id).object_key
-    assert (fields["model_image_url"], fields["outfit_image_url"]) == (MODEL_URL, long_url)
-    assert fields["accessories[0]"] == f"hat: {HAT.url}"
-    assert as_json["accessories"] == [{"type": "hat", "url": HAT.url}]
-    assert fields["error_code"] == "-"
-    assert (fields["input_tokens"], fields["output_tokens"]) == ("1923", "6240")
-    assert fields["estimated_cost_usd"] == "0.215064"
-
-
-def test_names_of_a_session_are_those_of_the_api(shop: Shop) -> None:
-    """All that the API shows, but for what it computes for one caller, has the same name here."""
-    shown = shop.json("sessions", "show", shop.completed().id)
-
-    computed = {"queue_position", "status_url"}
-    assert set(Session.__struct_fields__) - computed <= shown.keys()
-
-
-def test_deleted_picture_is_shown_as_deleted(shop: Shop) -> None:
-    """With the time of its deletion."""
-    kept, deleted = shop.completed(), shop.completed()
-    shop.do(lambda container: container.sessions().mark_images_deleted([deleted.id]))
-
-    shown = [shop.run("sessions", "show", session.id).stdout for session in (kept, deleted)]
-
-    since = [re.findall(r"^image_deleted_at +(\S+)", text, re.MULTILINE) for text in shown]
-    today = datetime.now(UTC)
-    assert since[0] == ["-"]
-    assert since[1][0][:10] in {str(day.date()) for day in (today, today - timedelta(hours=1))}
-
-
-def test_reason_of_a_failure_is_shown(shop: Shop) -> None:
-    """Code and message."""
-    session = shop.failed()
-
-    shown = shop.run("sessions", "show", session.id).stdout
-
-    assert re.search(r"^error_code +MODERATION_BLOCKED$", shown, re.MULTILINE)
-    assert re.search(r"^error_message +This picture cannot be made$", shown, re.MULTILINE)
-
-
-def test_failed_attempts_are_shown(shop: Shop) -> None:
-    """Below the session, with the time, the worker, the code and the cause of each."""
-    session = shop.session()
-
-    async def fail_twice(container: Container) -> None:
-        sessions = container.sessions()
-        await sessions.claim(session.id, lease=LEASE)
-        await sessions.release(session.id, attempt=1, delay=timedelta(0), fault=FAULT)
-        await sessions.claim(session.id, lease=LEASE)
-        other = replace(FAULT, cause=Cause(CauseKind.PROVIDER, "500 server_error"))
-        await sessions.fail(session.id, FAILURE, attempt=2, fault=other)
-
-    shop.do(fail_twice)
-
-    shown = shop.run("sessions", "show", session.id).stdout
-    as_json = shop.json("sessions", "show", session.id)
-
-    fields, faults = shown.split("\n\n")
-    assert "attempts_spent" in fields
-    header, first, second = faults.splitlines()
-    assert header.split() == ["FAILED", "ATTEMPT", "AT", "(UTC)", "WORKER", "CODE", "CAUSE"]
-    assert first.endswith("worker-1:7  IMAGE_UNREACHABLE  input 404 host=pictures.example")
-    assert second.endswith("worker-1:7  IMAGE_UNREACHABLE  provider 500 server_error")
-    assert [fault["attempt"] for fault in as_json["faults"]] == [1, 2]
-    assert as_json["faults"][1]["cause"] == "provider 500 server_error"
-    assert as_json["attempts_spent"] == 2
-
-
-def test_control_characters_of_callers_are_escaped(shop: Shop) -> None:
-    """Terminals would execute them. Markup is printed as text."""
-    session = shop.session(request_id="\x1b[31mred\x07", model_image_url="https://x/[/bold]\nb")
-
-    shown = shop.run("sessions", "show", session.id)
-
-    assert shown.exit_code == 0
-    assert "\\x1b[31mred\\x07\n" in shown.stdout
-    assert "https://x/[/bold]\\nb\n" in shown.stdout
-    assert "\x1b" not in shown.stdout
-
-
-def test_unknown_session(shop: Shop) -> None:
-    """One line on standard error and exit code 1, with --json too."""
-    for option in ([], ["--json"]):
-        result = shop.run("sessions", "show", uuid4(), *option)
-
-        assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr == "Error: No such generation\n"
 
 
 def test_verification_without_discrepancies(shop: Shop) -> None:

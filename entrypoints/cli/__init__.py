@@ -4,6 +4,7 @@ import rich_click as click
 
 from entrypoints.cli.costs import show_costs
 from entrypoints.cli.dead import dead_group
+from entrypoints.cli.doctor import doctor
 from entrypoints.cli.find import find
 from entrypoints.cli.operate import credits_group, keys_group, queue_group
 from entrypoints.cli.output import CommandGroup
@@ -27,6 +28,7 @@ click.rich_click.COMMAND_GROUPS = {
             "commands": [
                 "status",
                 "find",
+                "doctor",
                 "sessions",
                 "queue",
                 "dead",
@@ -75,6 +77,7 @@ for command in (
     recover,
     status,
     find,
+    doctor,
     sessions_group,
     tokens_group,
     queue_group,

@@ -2,6 +2,7 @@
 
 import rich_click as click
 
+from entrypoints.cli.completion import completion
 from entrypoints.cli.costs import show_costs
 from entrypoints.cli.dead import dead_group
 from entrypoints.cli.doctor import doctor
@@ -51,6 +52,7 @@ click.rich_click.COMMAND_GROUPS = {
                 "audit",
             ],
         },
+        {"name": "Your shell", "commands": ["completion"]},
     ]
 }
 
@@ -93,5 +95,6 @@ for command in (
     webhooks_group,
     services_group,
     audit_group,
+    completion,
 ):
     main.add_command(command)

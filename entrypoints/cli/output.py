@@ -11,6 +11,7 @@ import rich_click as click
 
 from config.printable import printable
 from domain.errors import DatabaseUnavailable, QueueUnavailable, Unavailable, WearonError
+from entrypoints.program import INTERRUPTED, say_interrupted
 
 if TYPE_CHECKING:
     from config.container import Container
@@ -21,7 +22,7 @@ T = TypeVar("T")
 class CommandGroup(click.RichGroup):
     """Prints errors as plain lines on standard error, without a box, because programs read them.
 
-    Exit codes: 1 for a failed command, 2 for an invalid command line.
+    Exit codes: 1 for a failed command, 2 for an invalid command line, INTERRUPTED after Ctrl-C.
     """
 
     def main(self, *args: Any, **extra: Any) -> Any:  # noqa: ANN401 - as click has it
@@ -31,8 +32,13 @@ class CommandGroup(click.RichGroup):
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
-        except click.Abort:
-            sys.exit("Interrupted.")
+        except click.Abort as error:
+            # A question that was answered with no, or not at all, is no interruption.
+            if not isinstance(error.__context__, KeyboardInterrupt):
+                click.echo("Aborted.", err=True)
+                sys.exit(1)
+            say_interrupted()
+            sys.exit(INTERRUPTED)
         sys.exit(exit_code)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click has it
@@ -41,6 +47,8 @@ class CommandGroup(click.RichGroup):
 
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.Abort from None
         except DatabaseUnavailable as error:
             raise click.ClickException(f"DATABASE_URL: {_with_cause(error)}") from error
         except QueueUnavailable as error:
@@ -96,7 +104,8 @@ def print_json(value: object) -> None:
     """Print one JSON document."""
     import msgspec  # noqa: PLC0415
 
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
+    # With a flush: a reader that is gone is noticed here, and not when the interpreter ends.
+    click.echo(msgspec.json.format(msgspec.json.encode(value)).decode())
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

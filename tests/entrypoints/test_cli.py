@@ -901,6 +901,7 @@ def test_reading_commands_have_json() -> None:
         "services revoke",
         "webhooks remove",
         "webhooks listen",
+        "completion",
         "dead requeue",
         "dead discard",
     }

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from adapters.auth.api_keys import key_sha256
 from config.services import Queue, Repositories
@@ -13,9 +13,14 @@ from domain.status import Status
 
 
 def server_at(url: str | None, *, name: str) -> str:
-    """The host and port of a URL, without user, password and parameters; ``name`` without one."""
+    """The host and port of a URL, or its socket, without user, password and other parameters;
+    ``name`` without a URL."""
     parts = urlsplit(url or "")
-    place = parts.netloc.rpartition("@")[2] or parts.path
+    place = (
+        parts.netloc.rpartition("@")[2]
+        or ",".join(parse_qs(parts.query).get("host", []))
+        or (parts.path if parts.scheme == "unix" else "")
+    )
     return f"{name} at {place}" if place else name
 
 

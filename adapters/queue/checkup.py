@@ -86,7 +86,7 @@ def _memory(info: Mapping[str, Any]) -> Finding:
     if limit and used >= FULL * limit:
         return warning(
             "redis memory",
-            f"{used / limit:.0%} of maxmemory are used.",
+            f"{min(used, limit) / limit:.0%} of maxmemory is used.",
             "Raise maxmemory: at the limit Redis rejects every task.",
         )
     share = f"{used / limit:.0%} of maxmemory used" if limit else "no limit"

@@ -72,7 +72,12 @@ def _alarm(alarm: Alarm) -> list[Line]:
 
 def _wrapped(text: str, *, max_lines: int) -> list[str]:
     return textwrap.wrap(
-        text, WIDTH, subsequent_indent="     ", max_lines=max_lines, placeholder=" ..."
+        text,
+        WIDTH,
+        subsequent_indent="     ",
+        max_lines=max_lines,
+        placeholder=" ...",
+        break_on_hyphens=False,  # of names of hosts
     )
 
 

@@ -10,6 +10,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
+from config.overview import server_at
 from domain.alarms import Alarm, AlarmCode, Measured, Severity, alarms
 from domain.operator_ports import BookCheck, Pause, Snapshot, Switch, Window, WorkerState
 from domain.status import Report
@@ -177,6 +178,31 @@ def test_foreign_text_moves_no_cursor() -> None:
 
     assert not set(shown) & {"\x1b", "\r"}
     assert "\nPAGE c" not in shown
+
+
+def test_name_of_a_host_is_not_broken() -> None:
+    """It would not be found by copying."""
+    problem = f"No answer from PostgreSQL at {'db-' * 8}1.example:5432: timeout"
+
+    assert f"{'db-' * 8}1.example:5432" in text(a_report(None, database_problem=problem))
+
+
+@pytest.mark.parametrize(
+    ("url", "server"),
+    [
+        ("postgresql://u:hunter2@db.example:5432/x?password=hunter2", "X at db.example:5432"),
+        ("postgresql://u@/x?host=/run/postgresql", "X at /run/postgresql"),
+        ("postgresql://u@a:1,b:2/x", "X at a:1,b:2"),
+        ("redis://:hunter2@[::1]:6379/0", "X at [::1]:6379"),
+        ("unix://:hunter2@/run/redis.sock?db=1", "X at /run/redis.sock"),
+        ("unix:///run/redis.sock", "X at /run/redis.sock"),
+        ("postgresql:///x", "X"),
+        (None, "X"),
+    ],
+)
+def test_server_is_named_without_its_password(url: str | None, server: str) -> None:
+    """Host and port, or the socket."""
+    assert server_at(url, name="X") == server
 
 
 def test_json_has_the_alarms_and_all_that_was_read() -> None:

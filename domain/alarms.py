@@ -145,12 +145,13 @@ def _servers(measured: Measured) -> Iterator[Alarm]:
 def _queue(measured: Measured) -> Iterator[Alarm]:
     waits = f"{_count(measured.waits, 'session')} waiting"
     oldest = measured.oldest_waits
+    cause = "" if measured.snapshot is None else _most_frequent_cause(measured.snapshot)
     if measured.snapshot is not None:
         yield from _no_worker(measured, measured.snapshot, waits)
     if oldest > STALLED_AFTER:
         yield _page(
             AlarmCode.QUEUE_STALLED,
-            f"{waits}, the oldest for {duration(oldest)}.",
+            f"{waits}, the oldest for {duration(oldest)}{cause}.",
             "Start more workers, unless an alarm below says what holds them up.",
         )
     length = measured.waits if measured.waiting is None else measured.waiting
@@ -248,8 +249,13 @@ def _failures(snapshot: Snapshot) -> Iterator[Alarm]:
 
 def _reasons(window: Window, snapshot: Snapshot) -> str:
     codes = ", ".join(f"{code} {count}" for code, count in most(window.by_code, 2))
-    causes = ", ".join(f"{cause} ({count})" for cause, count in most(snapshot.causes, 1))
-    return f": {codes or 'no code'}" + (f"; first cause of 24 h: {causes}" if causes else "")
+    return f": {codes or 'no code'}{_most_frequent_cause(snapshot)}"
+
+
+def _most_frequent_cause(snapshot: Snapshot) -> str:
+    """Of the attempts that failed lately; empty if none did."""
+    (cause, count), *_ = most(snapshot.recent_causes, 1) or [("", 0)]
+    return f"; most attempts failed by {cause} ({count})" if count else ""
 
 
 def _refunds(snapshot: Snapshot) -> Iterator[Alarm]:

@@ -160,9 +160,9 @@ class Snapshot:
     are queued for more than 5 s, and their push is not known to have worked. ``dead_leases`` are
     ``processing`` with an expired lease. ``owed_refunds`` are ``failed`` and not refunded, counted
     up to 1,000; ``oldest_owed_at`` is since when. ``causes`` counts the failed attempts of 24 h by
-    cause, most frequent first, at most 20. ``waits`` and ``works`` are the 50th and 95th
-    percentile, in seconds, of how long sessions completed in the last hour waited for their last
-    attempt and how long that took; None if there are none.
+    cause, most frequent first, at most 20, and ``recent_causes`` those of 15 minutes. ``waits`` and
+    ``works`` are the 50th and 95th percentile, in seconds, of how long sessions completed in the
+    last hour waited for their last attempt and how long that took; None if there are none.
     """
 
     at: datetime
@@ -178,6 +178,7 @@ class Snapshot:
     """Of 15 minutes."""
     last_day: Window = field(default_factory=Window)
     causes: Mapping[str, int] = field(default_factory=dict)
+    recent_causes: Mapping[str, int] = field(default_factory=dict)
     waits: tuple[float, float] | None = None
     works: tuple[float, float] | None = None
     spent_today_usd: Decimal = Decimal(0)

@@ -76,6 +76,7 @@ class InMemoryOperatorReads(OperatorReadPort):
             last_quarter=_window(rows, now - timedelta(minutes=15)),
             last_day=_window(rows, now - _DAY),
             causes=_causes(rows, now - _DAY),
+            recent_causes=_causes(rows, now - timedelta(minutes=15)),
             waits=_percentiles([at - one.created_at for one, at in begun]),
             works=_percentiles([(one.completed_at or at) - at for one, at in begun]),
             spent_today_usd=sum(

@@ -43,6 +43,7 @@ from domain.sessions import AttemptFault, GenerationSession, SessionStatus
 
 TOTALS_KEPT = timedelta(seconds=60)
 _DAY = timedelta(days=1)
+_QUARTER = timedelta(minutes=15)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,8 @@ class PostgresOperatorReads(OperatorReadPort):
             since = uuid7_floor(now["at"] - _DAY - self._settled_within - CLOCK_SKEW)
             (completed,) = await connection.fetch(sql.COMPLETED, since)
             failed = await connection.fetch(sql.FAILED, since)
-            causes = await connection.fetch(sql.CAUSES)
+            causes = await connection.fetch(sql.CAUSES, _DAY)
+            recent_causes = await connection.fetch(sql.CAUSES, _QUARTER)
             workers = await connection.fetch(sql.WORKERS)
             pauses = await connection.fetch(sql.PAUSES)
             books = await connection.fetchrow(sql.BOOKS)
@@ -80,6 +82,7 @@ class PostgresOperatorReads(OperatorReadPort):
             last_quarter=_window("quarter", completed, failed),
             last_day=_window("day", completed, failed),
             causes={row["cause"]: row["count"] for row in causes},
+            recent_causes={row["cause"]: row["count"] for row in recent_causes},
             waits=_pair(completed["waits"]),
             works=_pair(completed["works"]),
             spent_today_usd=completed["spent_today_usd"],

@@ -63,7 +63,7 @@ FAILED = f"""
 
 CAUSES = f"""
     SELECT cause, count(*) FROM attempt_faults
-    WHERE at > now() - interval '1 day'
+    WHERE at > now() - $1::interval
     GROUP BY cause ORDER BY count(*) DESC, cause LIMIT {MAX_CAUSES}"""
 
 WORKERS = f"""

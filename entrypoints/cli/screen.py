@@ -143,9 +143,12 @@ def _ago(snapshot: Snapshot, moment: datetime) -> str:
 
 
 def _causes(snapshot: Snapshot) -> Iterator[str]:
-    yield "causes   of failed attempts, 24 h:" + ("" if snapshot.causes else " none")
-    for cause, count in most(snapshot.causes, MAX_CAUSES):
-        yield f"{count:>7}  {cause}"
+    """Those of now first: they may be few beside what failed earlier in the day."""
+    recent, of_day = snapshot.recent_causes, snapshot.causes
+    earlier = [pair for pair in most(of_day, len(of_day)) if pair[0] not in recent]
+    yield f"causes   of failed attempts, 15 min / 24 h:{'' if of_day else ' none'}"
+    for cause, _ in [*most(recent, MAX_CAUSES), *earlier][:MAX_CAUSES]:
+        yield f"{recent.get(cause, 0):>7} / {of_day.get(cause, 0):<5}  {cause}"
 
 
 def _workers(snapshot: Snapshot, room: int) -> Iterator[str]:

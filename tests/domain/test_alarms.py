@@ -197,15 +197,19 @@ def test_sentences_have_cause_and_number() -> None:
     snapshot = a_snapshot(
         workers=workers,
         pauses=(pause,),
-        causes={"provider 500": 41, "input 404": 12},
+        causes={"input 404": 99},
+        recent_causes={"provider 500": 41, "input 404": 12},
+        queued=3,
+        oldest_queued_at=ago(minutes=4),
         last_quarter=Window(completed=70, failed=30, by_code={"GENERATION_FAILED": 30}),
     )
 
     assert [alarm.sentence for alarm in found(snapshot, dead_letters=2)] == [
+        "3 sessions waiting, the oldest for 4 min 0 s; most attempts failed by provider 500 (41).",
         "2 of 4 workers take no task: provider 401 invalid_api_key; next try in 18 s.",
         "1 of 4 workers takes no task: storage no space left on device; next try in 18 s.",
         "30 of 100 sessions failed within 15 min: GENERATION_FAILED 30;"
-        " first cause of 24 h: provider 500 (41).",
+        " most attempts failed by provider 500 (41).",
         "2 dead letters.",
         "New requests are refused: paused for 1 h 30 min by cli:ann: ticket 7.",
     ]

@@ -36,7 +36,8 @@ BUSY = Snapshot(
     processing=4,
     last_minute=Window(completed=11),
     last_quarter=Window(completed=98, failed=2, by_code={"GENERATION_FAILED": 2}),
-    causes={"provider 500 server_error": 41, "input 404": 12},
+    causes={"input 404": 97, "provider 500 server_error": 41},
+    recent_causes={"provider 500 server_error": 41},
     waits=(4.0, 38.0),
     works=(9.04, 21.0),
     spent_today_usd=Decimal("38.2"),
@@ -81,9 +82,9 @@ failed   2 of 100 within 15 min, 2%: GENERATION_FAILED 2
 times    waits p50 4.0 s p95 38.0 s   works p50 9.0 s p95 21.0 s   (last hour)
 credit   refunds owed 0   unconfirmed 0   dead leases 0   books ok 2 min 0 s ago
 paused   intake for 1 min 0 s
-causes   of failed attempts, 24 h:
-     41  provider 500 server_error
-     12  input 404
+causes   of failed attempts, 15 min / 24 h:
+     41 / 41     provider 500 server_error
+      0 / 97     input 404
 workers  2 report
          host-1/2267 0.3.0  3/4 busy  2 s ago
          host-2/2267 0.3.0  3/4 busy  2 s ago  throttled"""

@@ -26,13 +26,10 @@ from adapters.postgres.migrate import all_migrations, migrate
 from adapters.postgres.roles import RoleNames
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.queue.redis import RedisTaskQueue
-from adapters.storage.local import LocalPictureStorage
-from adapters.storage.memory import InMemoryPictureStorage
-from adapters.storage.s3 import S3PictureStorage
-from config import door, live, operating, options, overview, pictures, policies, webhooks
+from config import door, live, operating, options, pictures, policies, webhooks
 from config.closing import Opened, closing
 from config.processes import worker_name
-from config.services import Queue, Repositories, ServedStorage, Storage
+from config.services import Queue, Repositories, ServedStorage
 from config.settings import Settings
 from domain.accounts import CreditGrants, Owners
 from domain.client_tokens import ClientTokens
@@ -141,19 +138,7 @@ class Container(containers.DeclarativeContainer):
     cancels = service(lambda self: live.cancels(self.settings(), opened=self.opened()))
     signer = service(lambda self: policies.url_signer(self.settings(), self.clock()))
 
-    @service
-    def storage(self) -> Storage:
-        settings = self.settings()
-        match settings.storage:
-            case options.Storage.LOCAL:
-                return LocalPictureStorage(settings.pictures_dir, signer=self.signer())
-            case options.Storage.MEMORY:
-                return InMemoryPictureStorage(signer=self.signer())
-            case options.Storage.S3:
-                return S3PictureStorage(**policies.s3(settings))
-            case unknown:
-                assert_never(unknown)
-
+    storage = service(lambda self: pictures.storage(self.settings(), signer=self.signer()))
     files = service(lambda self: s if isinstance(s := self.storage(), ServedStorage) else None)
 
     # fmt: off
@@ -244,10 +229,10 @@ class Container(containers.DeclarativeContainer):
         webhooks.dispatcher, repo=self.webhook_repo(), sender=self.webhook_sender(),
         views=self.views(), accounts=self.accounts(), random=self.random(), clock=self.clock(),
     ))
-    status = service(lambda self: overview.status(
+    status = service(lambda self: operating.status(
         self.settings(), overview=self.overview(), queue=self.queue(), clock=self.clock(),
     ))
-    finder = service(lambda self: overview.finder(self.repositories()))
+    finder = service(lambda self: operating.finder(self.repositories()))
     dead_letters = service(lambda self: DeadLetters(
         letters=self.queue(), read_session=lambda session_id: self.sessions().get(session_id, None),
     ))

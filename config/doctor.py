@@ -15,7 +15,6 @@ from adapters.postgres.checkup import DatabaseCheckup
 from adapters.queue.checkup import RedisCheckup
 from config import options, policies
 from config.loading import load_settings
-from config.overview import write_check
 from config.services import Storage
 from config.settings import Settings, SettingsError
 from domain.doctor import Check, Finding, examine, failed, ok, warning
@@ -83,7 +82,7 @@ def _redis_checks(container: "Container", settings: Settings) -> Checks:
         return {}
     checkup = RedisCheckup(
         policies.redis(settings)["client"],
-        check_writes=write_check(container.queue()),
+        check_writes=container.queue().check_writes,
         timeout_seconds=settings.redis_seconds,
         clock=container.clock(),
     )

@@ -13,6 +13,10 @@ from adapters.images.local import LocalPictureGenerator
 from adapters.images.pool import PicturePool
 from adapters.limits.memory import InMemoryStartLimit
 from adapters.limits.redis import RedisStartLimit
+from adapters.storage.local import LocalPictureStorage
+from adapters.storage.memory import InMemoryPictureStorage
+from adapters.storage.s3 import S3PictureStorage
+from adapters.storage.signing import UrlSigner
 from config import options, policies
 from config.closing import Opened, closing
 from config.services import Storage
@@ -79,5 +83,17 @@ def start_limit(settings: Settings, *, opened: Opened) -> StartLimitPort | None:
             return closing(opened, limit)
         case options.Queue.MEMORY:
             return InMemoryStartLimit(pace, clock=monotonic)
+        case unknown:
+            assert_never(unknown)
+
+
+def storage(settings: Settings, *, signer: UrlSigner) -> Storage:
+    match settings.storage:
+        case options.Storage.LOCAL:
+            return LocalPictureStorage(settings.pictures_dir, signer=signer)
+        case options.Storage.MEMORY:
+            return InMemoryPictureStorage(signer=signer)
+        case options.Storage.S3:
+            return S3PictureStorage(**policies.s3(settings))
         case unknown:
             assert_never(unknown)

@@ -37,7 +37,7 @@ class Report:
 
 class Status:
     """Reads the service's state for operators. ``check_writes`` raises ``QueueUnavailable`` if
-    Redis rejects writes; None if that cannot be known. ``database_at`` and ``queue_at`` name the
+    Redis rejects writes. ``database_at`` and ``queue_at`` name the
     servers, without passwords."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Status:
         read_snapshot: Callable[[], Awaitable[Snapshot]],
         queue: TaskQueuePort,
         letters: DeadLetterPort,
-        check_writes: Callable[[], Awaitable[None]] | None,
+        check_writes: Callable[[], Awaitable[None]],
         max_waiting: int,
         clock: Callable[[], datetime],
         database_at: str = "the database",
@@ -68,7 +68,7 @@ class Status:
         (snapshot, no_database), (queue, no_queue), (_, no_writes) = await asyncio.gather(
             self._part(self._read_snapshot, f"No answer from {self._database_at}"),
             self._part(self._read_queue, f"No answer from {self._queue_at}"),
-            self._part(self._check_writes or _nothing, f"Writes fail at {self._queue_at}"),
+            self._part(self._check_writes, f"Writes fail at {self._queue_at}"),
         )
         waiting, oldest_at, letters = queue or (None, None, None)
         measured = Measured(
@@ -100,7 +100,3 @@ class Status:
             return None, f"{failure}: {error.cause.detail}"
         except TimeoutError:
             return None, f"{failure}: nothing within {self._part_seconds:g} s"
-
-
-async def _nothing() -> None:
-    """For a part that is left out."""

@@ -23,7 +23,7 @@ class RedisCheckup:
         self,
         client: Redis,
         *,
-        check_writes: Callable[[], Awaitable[None]] | None,
+        check_writes: Callable[[], Awaitable[None]],
         timeout_seconds: float,
         clock: Callable[[], datetime],
     ) -> None:
@@ -55,8 +55,6 @@ class RedisCheckup:
 
     async def writes(self) -> list[Finding]:
         """Whether a task could be added."""
-        if self._check_writes is None:
-            return []
         await self._check_writes()
         return [ok("redis writes", "Redis accepts writes.")]
 

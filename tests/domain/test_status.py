@@ -40,9 +40,9 @@ class SilentQueue(InMemoryTaskQueue):
 def read(**changes: Any) -> Report:
     queue = changes.pop("queue", None) or InMemoryTaskQueue(clock=lambda: START)
     parts: dict[str, Any] = {
-        "read_snapshot": snapshot, "queue": queue, "letters": queue, "check_writes": None,
-        "max_waiting": 100, "clock": lambda: START, "database_at": "db:5432",
-        "queue_at": "redis:6379",
+        "read_snapshot": snapshot, "queue": queue, "letters": queue,
+        "check_writes": queue.check_writes, "max_waiting": 100, "clock": lambda: START,
+        "database_at": "db:5432", "queue_at": "redis:6379",
     }  # fmt: skip
     return asyncio.run(Status(**parts | changes).read())
 

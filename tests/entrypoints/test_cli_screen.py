@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from config.overview import server_at
+from config.operating import server_at
 from domain.alarms import Alarm, AlarmCode, Measured, Severity, alarms
 from domain.operator_ports import BookCheck, Pause, Snapshot, Switch, Window, WorkerState
 from domain.status import Report

@@ -94,7 +94,7 @@ def test_budget_of_all_workers(deployment: Deployment, provider: FakeProvider) -
     deployment.assert_books_are_right()
 
 
-def settled(deployment: Deployment, ids: list[str]) -> list[str] | None:
-    """The statuses of the sessions, once none is worked on."""
+def settled(deployment: Deployment, ids: list[str]) -> list[str]:
+    """The statuses of the sessions, once none is worked on; until then nothing."""
     statuses = [deployment.session(each)["status"] for each in ids]
-    return None if {*statuses} - {"completed", "queued"} else statuses
+    return [] if {*statuses} - {"completed", "queued"} else statuses

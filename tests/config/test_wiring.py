@@ -17,10 +17,10 @@ WRONG_WIRINGS = {
     "another_adapter": ("generator=self.generator()", "generator=self.fetcher()", "arg-type"),
     "swapped_ports": ("queue=self.queue(),", "queue=self.storage(),", "arg-type"),
     "another_policy": ("policy=policies.work(", "policy=policies.recovery(", "arg-type"),
-    "another_setting": ("settings.pictures_dir,", "settings.jwt_issuer,", "arg-type"),
+    "another_setting": ("settings().database_roles", "settings().pictures_dir", "arg-type"),
     "other_arguments": ("**policies.redis_queue(", "**policies.s3(", "misc"),
     "swapped_databases": ("background=self.reserve(),", "background=self.queue(),", "arg-type"),
-    "missing_case": ("case options.Storage.S3:", "case _ if settings.s3_bucket:", "arg-type"),
+    "missing_case": ("case options.Queue.MEMORY:", "case _ if settings.redis_url:", "arg-type"),
     "missing_provider": ("storage=self.storage()", "storage=self.store()", "misc"),
     "missing_argument": (" random=self.random(),", "", "call-arg"),
 }

@@ -45,7 +45,10 @@ def generator(
 ) -> PictureGeneratorPort:
     match settings.generator:
         case None | options.Generator.LOCAL:
-            return LocalPictureGenerator(delay_seconds=settings.local_generator_seconds)
+            return LocalPictureGenerator(
+                delay_seconds=settings.local_generator_seconds,
+                plays_cards=settings.serves_samples,
+            )
         case options.Generator.OPENAI:
             from adapters.images.openai import OpenAiPictureGenerator
 

@@ -4,14 +4,19 @@ import asyncio
 from collections.abc import Sequence
 from io import BytesIO
 from math import ceil
+from typing import assert_never
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from domain.errors import Refused
+from adapters.images.cards import Card, find_card
+from domain.causes import Cause, CauseKind
+from domain.errors import ProviderUnavailable, Refused
 from domain.picture_ports import Generated, Picture, PictureGeneratorPort, PictureRequest, RecordJob
 from domain.sessions import ErrorCode, Usage
 
 WIDTH, HEIGHT = 768, 1024
+SLOW_SECONDS = 10.0
+_BUSY_JOBS = ("local-busy-1", "local-busy-2")
 _MARGIN = 24
 _CAPTION_HEIGHT = 132
 _PROMPT_CHARACTERS = 70
@@ -25,18 +30,43 @@ class LocalPictureGenerator(PictureGeneratorPort):
     """Lays out every input picture on one portrait sheet (3:4, JPEG) with a caption.
 
     The same request gives the same bytes, so a picture proves which inputs arrived.
-    ``delay_seconds`` simulates the time that a real provider takes.
+    ``delay_seconds`` simulates the time that a real provider takes. With ``plays_cards``, a test
+    card among the pictures is obeyed.
     """
 
-    def __init__(self, *, delay_seconds: float = 0.0) -> None:
+    def __init__(self, *, delay_seconds: float = 0.0, plays_cards: bool = False) -> None:
         self._delay_seconds = delay_seconds
+        self._plays_cards = plays_cards
 
-    async def generate(self, request: PictureRequest, record: RecordJob) -> Generated:  # noqa: ARG002
+    async def generate(self, request: PictureRequest, record: RecordJob) -> Generated:
         await asyncio.sleep(self._delay_seconds)
+        if self._plays_cards:
+            await _play(await asyncio.to_thread(find_card, request.images), request, record)
         data = await asyncio.to_thread(draw_sheet, request)
         return Generated(
             picture=Picture(data=data, media_type="image/jpeg"), usage=Usage(provider="local")
         )
+
+
+async def _play(card: Card | None, request: PictureRequest, record: RecordJob) -> None:
+    match card:
+        case None:
+            pass
+        case Card.SLOW:
+            await asyncio.sleep(SLOW_SECONDS)
+        case Card.MODERATED:
+            cause = Cause(CauseKind.INPUT, "moderation test card")
+            message = "The request was rejected by the content moderation"
+            raise Refused(message, code=ErrorCode.MODERATION_BLOCKED, cause=cause)
+        case Card.BUSY:
+            # The faults are counted by the recorded job, so that any worker makes the next attempt.
+            faults = _BUSY_JOBS.index(request.instead_of) + 1 if request.instead_of else 0
+            if faults < len(_BUSY_JOBS):
+                await record(_BUSY_JOBS[faults])
+                cause = Cause(CauseKind.PROVIDER, "429 test card")
+                raise ProviderUnavailable("The picture could not be made", cause=cause)
+        case unknown:
+            assert_never(unknown)
 
 
 def draw_sheet(request: PictureRequest) -> bytes:

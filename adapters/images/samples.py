@@ -1,14 +1,22 @@
-"""Sample pictures for trying out the service: a person, a dress, a hat and a bag."""
+"""Sample pictures for trying out the service: a person, outfits, accessories and test cards.
+
+``gone.png`` is a test card as well: no such picture exists, so its link answers 404.
+"""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 
 from PIL import Image, ImageDraw
 
+from adapters.images.cards import Card, draw_bars
+
 Point = tuple[int, int]
 
 _SIZE = (600, 800)
+_CANVAS = (_SIZE[0] * 2, _SIZE[1] * 2)
+_BROKEN = "broken.png"
+"""The first half of a picture's bytes: its header is valid, decoding fails."""
 _INK = "#3a3336"
 _SKIN = "#d9a382"
 _SKIN_SHADE = "#c68e6d"
@@ -20,12 +28,17 @@ def draw_sample(name: str) -> bytes:
 
     Cached, because drawing takes about 40 ms and blocks the API's event loop for that time.
     """
+    if name == _BROKEN:
+        whole = draw_sample("model.png")
+        return whole[: len(whole) // 2]
     background, draw = _DRAWINGS[name]
     # Drawn at twice the size, because scaling down smooths the edges.
-    image = Image.new("RGB", (_SIZE[0] * 2, _SIZE[1] * 2), background)
+    image = Image.new("RGB", _CANVAS, background)
     draw(ImageDraw.Draw(image))
     file = BytesIO()
-    image.resize(_SIZE, Image.Resampling.LANCZOS).save(file, "PNG")
+    small = image.resize(_SIZE, Image.Resampling.LANCZOS)
+    # A palette makes a flat drawing's file a third as large.
+    small.quantize(128, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
@@ -105,9 +118,38 @@ def _bag(pen: ImageDraw.ImageDraw) -> None:
         pen.circle((x, 680), 30, brass)
 
 
+def _suit(pen: ImageDraw.ImageDraw) -> None:
+    navy, shade, lining = "#33435c", "#26334a", "#f4f1ea"
+    pen.arc((540, 90, 660, 210), 180, 30, "#8c8279", 12)
+    _limb(pen, [(600, 205), (410, 310)], 14, "#8c8279")
+    _limb(pen, [(600, 205), (790, 310)], 14, "#8c8279")
+    _limb(pen, [(420, 360), (330, 640), (330, 930)], 120, shade)
+    _limb(pen, [(780, 360), (870, 640), (870, 930)], 120, shade)
+    pen.polygon([(440, 900), (760, 900), (790, 1470), (630, 1470), (600, 1040)], shade)
+    pen.polygon([(440, 900), (610, 900), (600, 1040), (570, 1470), (410, 1470)], shade)
+    pen.polygon([(410, 310), (790, 310), (800, 980), (400, 980)], navy)
+    pen.polygon([(520, 300), (680, 300), (600, 640)], lining)
+    pen.polygon([(578, 330), (622, 330), (632, 540), (600, 600), (568, 540)], "#a8483f")
+    pen.polygon([(520, 290), (450, 420), (500, 440), (480, 480), (600, 660)], shade)
+    pen.polygon([(680, 290), (750, 420), (700, 440), (720, 480), (600, 660)], shade)
+    pen.line([(600, 660), (600, 980)], shade, 8)
+    for y in (740, 860):
+        pen.circle((622, y), 14, "#c9b48a")
+    pen.rounded_rectangle((660, 520, 740, 536), 6, lining)
+    for left in (440, 670):
+        pen.rounded_rectangle((left, 800, left + 90, 820), 6, shade)
+
+
+def _on_card(pen: ImageDraw.ImageDraw, card: Card) -> None:
+    _model(pen)
+    draw_bars(pen, _CANVAS, card)
+
+
 _DRAWINGS: dict[str, tuple[str, Callable[[ImageDraw.ImageDraw], None]]] = {
     "model.png": ("#e9e4dc", _model),
     "outfit.png": ("#f3ebe4", _outfit),
     "hat.png": ("#dfe7e4", _hat),
     "bag.png": ("#f2e4e0", _bag),
+    "suit.png": ("#e6e9ee", _suit),
+    **{f"{card}.png": ("#dcdcd8", partial(_on_card, card=card)) for card in Card},
 }

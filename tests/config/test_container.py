@@ -346,6 +346,15 @@ def test_samples_are_for_development() -> None:
     assert in_production.samples() is None
 
 
+def test_cards_are_played_in_development() -> None:
+    """In production, a picture that looks like a test card is a picture."""
+    in_production = Container(settings=Settings(generator=Generator.LOCAL))
+
+    played = [container.generator() for container in (in_memory(), in_production)]
+
+    assert [getattr(generator, "_plays_cards", None) for generator in played] == [True, False]
+
+
 def test_settings_reach_the_limits_of_input_pictures() -> None:
     """The limits of downloads, uploads and decoding are those of the settings."""
     container = in_memory(

@@ -151,6 +151,7 @@ class Container(containers.DeclarativeContainer):
     budget = service(lambda self: policies.budget(self.settings(), self.clock()))
     start_limit = service(lambda self: pictures.start_limit(self.settings(), opened=self.opened()))
     samples = service(lambda self: draw_sample if self.settings().serves_samples else None)
+    picture_origins = service(lambda self: policies.picture_origins(self.settings()))
     user_token = service(lambda self: partial(mint_user_token, rules=policies.jwt(self.settings())))
     new_api_key = providers.Callable(new_api_key)
     page_origins = service(lambda self: partial(door.page_origins, self.settings(), self.database))

@@ -28,11 +28,13 @@ from adapters.postgres.limits import BACKGROUND, OPERATORS, DatabaseLimits
 from adapters.queue.redis import redis_client
 from adapters.storage.s3 import S3Bucket, s3_store
 from adapters.storage.signing import UrlSigner
+from config.options import Storage
 from config.settings import Settings
 from domain.books import BookPolicy
 from domain.budget import Budget
 from domain.generation import WorkPolicy
 from domain.links import LinkRules
+from domain.origins import origin_of_url
 from domain.plans import AccountLimits, Plan, PlanRates
 from domain.recovery import RecoveryPolicy
 from domain.signup import SignupPolicy
@@ -369,7 +371,23 @@ def url_signer(settings: Settings, clock: Callable[[], datetime]) -> UrlSigner:
 
 def s3(settings: Settings) -> S3Arguments:
     """Raises ``SettingsError`` if the bucket's name or the credentials are not set."""
-    bucket = S3Bucket(
+    return S3Arguments(
+        store=s3_store(_bucket(settings)),
+        url_lifetime=timedelta(seconds=settings.picture_url_seconds),
+        conditional_put=settings.s3_conditional_put,
+    )
+
+
+def picture_origins(settings: Settings) -> tuple[str, ...]:
+    """The origins of links to pictures and uploads: the API's, and those of cloud storage."""
+    urls = [settings.public_url]
+    if settings.storage is Storage.S3:
+        urls.append(_bucket(settings).url)
+    return tuple(origin_of_url(url) for url in urls)
+
+
+def _bucket(settings: Settings) -> S3Bucket:
+    return S3Bucket(
         name=settings.require("s3_bucket"),
         region=settings.s3_region,
         endpoint=settings.s3_endpoint,
@@ -377,9 +395,4 @@ def s3(settings: Settings) -> S3Arguments:
         access_key_id=settings.require("s3_access_key_id"),
         secret_access_key=settings.require("s3_secret_access_key"),
         timeout_seconds=settings.s3_seconds,
-    )
-    return S3Arguments(
-        store=s3_store(bucket),
-        url_lifetime=timedelta(seconds=settings.picture_url_seconds),
-        conditional_put=settings.s3_conditional_put,
     )

@@ -141,6 +141,10 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             example="https://wearon.example",
         ),
     ] = "http://127.0.0.1:8000"
+    playground: Annotated[
+        bool,
+        doc("`true` serves `/playground`, a page to try the API; always served in `development`"),
+    ] = False
     max_body_bytes: Annotated[
         int,
         Meta(ge=1_024, le=10_000_000),

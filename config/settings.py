@@ -357,6 +357,11 @@ class Settings(DoorSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.environment is Environment.DEVELOPMENT
 
     @property
+    def serves_playground(self) -> bool:
+        """Whether the API serves the playground."""
+        return self.playground or self.environment is Environment.DEVELOPMENT
+
+    @property
     def pictures_dir(self) -> Path:
         """Where the local storage keeps its pictures."""
         return self.data_dir / "pictures"

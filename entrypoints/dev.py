@@ -195,6 +195,9 @@ def banner(running: Stack) -> str:
     return f"""
 wearon is ready: {url}    API documentation: {url}/schema
 
+Try it in a browser, as the demo user:
+  {url}/playground#token={running.user_token}
+
 A try-on of a user, who has {DEMO_CREDITS} credits at first:
   curl -s {url}/api/v1/generations -H 'Content-Type: application/json' \\
     -H 'Authorization: Bearer {running.user_token}' \\

@@ -43,14 +43,19 @@ class S3Bucket:
     secret_access_key: str = field(repr=False)
     timeout_seconds: float
 
+    @property
+    def url(self) -> str:
+        """What the bucket's links begin with."""
+        host = "s3" if self.path_style else f"{self.name}.s3"
+        return self.endpoint or f"https://{host}.{self.region}.amazonaws.com"
+
 
 def s3_store(bucket: S3Bucket) -> S3Store:
     """A client that tries at most three times, each time for at most ``timeout_seconds``."""
     timeout = timedelta(seconds=bucket.timeout_seconds)
-    host = "s3" if bucket.path_style else f"{bucket.name}.s3"
     return S3Store(
         bucket.name,
-        endpoint=bucket.endpoint or f"https://{host}.{bucket.region}.amazonaws.com",
+        endpoint=bucket.url,
         region=bucket.region,
         access_key_id=bucket.access_key_id,
         secret_access_key=bucket.secret_access_key,

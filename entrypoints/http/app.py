@@ -42,6 +42,12 @@ from entrypoints.http.openapi import (
     openapi_config,
 )
 from entrypoints.http.original import ORIGINAL_HANDLERS
+from entrypoints.http.playground import (
+    PLAYGROUND_PATH,
+    Playground,
+    declare_playground,
+    leading_to,
+)
 from entrypoints.http.prefer import Waits
 from entrypoints.http.schemas import GENERATIONS_PATH
 from entrypoints.http.streams import EventStreams, declare_streams
@@ -58,7 +64,8 @@ class Services:
     """The handlers' dependencies, built by the composition root or by a test.
 
     ``files`` and ``receiver`` are None if the storage serves its links itself; ``samples`` is None
-    except in development. ``samples`` raises KeyError for an unknown name.
+    except in development. ``samples`` raises KeyError for an unknown name. ``playground`` is None
+    if the page is not served.
     """
 
     submission: Submission
@@ -76,6 +83,7 @@ class Services:
     files: SignedReadPort | None
     receiver: UploadReceiver | None
     samples: Callable[[str], bytes] | None
+    playground: Playground | None
     clock: Callable[[], datetime]
     administration: Administration
 
@@ -137,7 +145,7 @@ def create_app(
         exception_handlers={Exception: respond},
         lifespan=lifespan,
         logging_config=None,
-        openapi_config=openapi_config(),
+        openapi_config=openapi_config(_samples_url(services)),
         request_max_body_size=max_body_bytes,
     )
     app.state[DRAIN] = drain
@@ -201,7 +209,13 @@ def _public(services: Services, max_upload_bytes: int) -> list[HTTPRouteHandler 
         )
     if services.samples is not None:
         handlers.append(public.get_sample)
-    return handlers
+    if services.playground is None:
+        return [*handlers, leading_to("/schema")]
+    return [*handlers, leading_to(PLAYGROUND_PATH), *declare_playground(services.playground)]
+
+
+def _samples_url(services: Services) -> str | None:
+    return None if services.playground is None else services.playground.samples_url
 
 
 def _always(value: object) -> Provide:

@@ -142,15 +142,16 @@ def _example(answer: Answer) -> Example:
     return Example(summary=answer.code, value=envelope)
 
 
-def openapi_config() -> OpenAPIConfig:
-    """The document's contents other than the routes."""
+def openapi_config(samples_url: str | None = None) -> OpenAPIConfig:
+    """The document's contents other than the routes. With ``samples_url``, its examples link to
+    sample pictures, so that they work."""
     return OpenAPIConfig(
         title="wearon",
         version="1",
         description=_DESCRIPTION,
         use_handler_docstrings=True,
         operation_id_creator=lambda handler, _, __: handler.handler_name,
-        render_plugins=[_OfflineSwaggerUI(path="/"), JsonRenderPlugin()],
+        render_plugins=[_OfflineSwaggerUI(path="/"), _Document(samples_url)],
         components=Components(
             security_schemes={
                 SECURITY_SCHEME: SecurityScheme(
@@ -187,6 +188,30 @@ class _OfflineSwaggerUI(SwaggerRenderPlugin):
         router.routes = [route for route in router.routes if not route.path_parameters]
 
 
+class _Document(JsonRenderPlugin):
+    """The document as JSON. Its examples are written with links to ``_EXAMPLES``."""
+
+    def __init__(self, samples_url: str | None) -> None:
+        super().__init__()
+        self._samples_url = samples_url
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        document = super().render(request, openapi_schema)
+        if self._samples_url is not None:
+            for example, sample in _SAMPLES.items():
+                link = f"{self._samples_url}/{sample}"
+                document = document.replace(f"{_EXAMPLES}/{example}".encode(), link.encode())
+        return document
+
+
+_EXAMPLES = "https://images.example.com"
+_SAMPLES = {
+    "person.jpg": "model.png",
+    "other.jpg": "model.png",
+    "coat.jpg": "outfit.png",
+    "hat.jpg": "hat.png",
+}
+
 _PAGE = f"""\
 <!DOCTYPE html>
 <html lang="en">
@@ -205,6 +230,7 @@ SwaggerUIBundle({
   url: "/schema/openapi.json",
   dom_id: "#page",
   deepLinking: true,
+  persistAuthorization: true,
   showExtensions: true,
   showCommonExtensions: true,
 });

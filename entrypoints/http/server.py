@@ -48,6 +48,7 @@ from entrypoints.http.connections import (
 )
 from entrypoints.http.door import Authenticator, Door
 from entrypoints.http.intake import Intake
+from entrypoints.http.playground import Playground
 from entrypoints.http.public import Check
 from entrypoints.http.request_info import merge_request_info
 
@@ -269,6 +270,7 @@ def services_of(container: Container) -> Services:
         files=container.files(),
         receiver=container.receiver(),
         samples=container.samples(),
+        playground=_playground(container),
         clock=container.clock(),
         administration=Administration(
             grants=container.grants(),
@@ -276,6 +278,16 @@ def services_of(container: Container) -> Services:
             stores=container.stores(),
             keys=container.key_issuer(),
         ),
+    )
+
+
+def _playground(container: Container) -> Playground | None:
+    settings = container.settings()
+    if not settings.serves_playground:
+        return None
+    return Playground(
+        samples_url=f"{settings.public_url}/samples" if settings.serves_samples else None,
+        picture_origins=container.picture_origins(),
     )
 
 

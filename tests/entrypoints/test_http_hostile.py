@@ -322,7 +322,6 @@ async def test_extreme_cursors(api: Api, target: str, text: str) -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        "/",
         "/api",
         "/api/v1",
         "/api/v1/generation",

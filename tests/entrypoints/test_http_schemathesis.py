@@ -22,6 +22,9 @@ from tests.support.routes import ROUTES
 
 PRINCIPALS = ("none", "user", "store", "shopper", "service")
 UNDOCUMENTED = {
+    "GET /",
+    "GET /playground",
+    "GET /playground/{name}",
     "GET /samples/{name}",
     "GET /schema",
     "GET /schema/assets/{name}",

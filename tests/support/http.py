@@ -59,6 +59,7 @@ from domain.webhooks import WebhookPolicy, Webhooks
 from entrypoints.http.admin import Administration
 from entrypoints.http.app import Services, create_app
 from entrypoints.http.door import Door
+from entrypoints.http.playground import Playground
 from entrypoints.http.public import Check
 from tests.support.clock import loop_time
 from tests.support.examples import OPERATOR, USER
@@ -74,10 +75,14 @@ MAX_UPLOAD_BYTES = 100_000
 PUBLIC_URL = "http://127.0.0.1:8000"
 PAGE = "https://shop.example"
 """The origin of the web page that may use users' tokens."""
+PLAYGROUND = Playground(samples_url=f"{PUBLIC_URL}/samples", picture_origins=(PUBLIC_URL,))
 RULES = JwtRules(secret="a key for tests, long enough for HS256", issuer="us", audience="them")
 
 _DOCUMENT: dict[str, Any] = {}
-_UNDOCUMENTED = {"/samples/{name}", "/schema", "/schema/openapi.json", "/schema/assets/{name}"}
+_UNDOCUMENTED = {
+    *("/", "/playground", "/playground/{name}", "/samples/{name}"),
+    *("/schema", "/schema/openapi.json", "/schema/assets/{name}"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,9 +133,10 @@ class _Called:
 
 
 @cache
-def _application(max_body_bytes: int) -> Litestar:
+def _application(max_body_bytes: int, playground: Playground | None) -> Litestar:
     """Shared by all ``Api`` objects: it takes longer to build than most tests to run."""
     services: Any = {field.name: _Called(field.name) for field in fields(Services)}
+    services["playground"] = playground
     return create_app(
         Services(**services), max_body_bytes=max_body_bytes, max_upload_bytes=MAX_UPLOAD_BYTES
     )
@@ -142,7 +148,13 @@ class Api:
 
     Users' tokens may be used from ``PAGE``, stores' keys from no page."""
 
-    def __init__(self, *, max_body_bytes: int = 64 * 1024, users: Verify | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        max_body_bytes: int = 64 * 1024,
+        users: Verify | None = None,
+        playground: Playground | None = PLAYGROUND,
+    ) -> None:
         self.service = Service()
         now = self.service.clock.now
         log = self.service.audit_log
@@ -228,10 +240,11 @@ class Api:
             files=self.storage,
             receiver=self.receiver,
             samples=draw_sample,
+            playground=playground,
             clock=now,
             administration=self.administration,
         )
-        self._application = _application(max_body_bytes)
+        self._application = _application(max_body_bytes, playground)
         self._tokens: dict[Owner, str] = {}
 
     def _webhooks(self) -> Webhooks:

@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 UV := .uv/bin/uv
 RUN := $(UV) run --locked --no-sync
 
-.PHONY: help setup demo dev test test-fast simulate mutants mutants-sql fuzz chaos soak bench bench-quick lint format
+.PHONY: help setup demo dev test test-fast browser simulate mutants mutants-sql fuzz chaos soak bench bench-quick lint format
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -42,6 +42,13 @@ test: setup  ## All tests, on real PostgreSQL and a real Redis-protocol server
 
 test-fast: setup  ## All tests that need no server, with fewer examples and simulated seeds
 	@$(RUN) pytest -n 3 --quick -m "not (postgres or redis or s3 or processes)"
+
+.venv/.browser: .venv/.ready
+	@$(UV) sync --quiet --locked --group browser
+	@touch $@
+
+browser: .venv/.browser  ## The tests of the pages in Debian's chromium, after installing their driver
+	@$(RUN) pytest tests/browser
 
 SEEDS ?= 10000
 FIRST ?= 0

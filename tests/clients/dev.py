@@ -16,6 +16,7 @@ class Dev:
     url: str
     user_token: str
     api_key: str
+    playground: str
 
     @property
     def request(self) -> dict[str, str]:
@@ -33,7 +34,8 @@ def running_dev() -> Iterator[Dev]:
         banner = started.output_until(r"Ctrl-C stops")
         (url, *_) = re.findall(r"http://[\d.]+:\d+", banner)
         user_token, api_key = re.findall(r"Bearer ([^']+)'", banner)
-        yield Dev(url, user_token, api_key)
+        (playground,) = re.findall(r"^  (http://\S+/playground#\S+)$", banner, re.MULTILINE)
+        yield Dev(url, user_token, api_key, playground)
     finally:
         code = started.end()
     assert code == 0

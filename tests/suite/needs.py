@@ -22,6 +22,7 @@ MARKERS = (POSTGRES, REDIS, S3, PROCESSES)
 
 DEPLOYED = (POSTGRES, REDIS, PROCESSES)
 OF_PATH = {
+    "browser": (PROCESSES,),
     "chaos": DEPLOYED,
     "soak": DEPLOYED,
     "system": DEPLOYED,

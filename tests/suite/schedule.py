@@ -1,8 +1,8 @@
 """Which tests run one after the other, and which of them first, where several processes run them.
 
 A file is a unit: its tests share the servers and deployments that it starts. All of the system
-tests are one, for they share a deployment. The simulation is cut into its tests, because each of
-them computes for long and starts nothing.
+tests are one, for they share a deployment, and so are those in a browser. The simulation is cut
+into its tests, because each of them computes for long and starts nothing.
 
 Long units that mostly wait come first, so that the processors are busy beside them until the end,
 and the small ones that only compute fill what is left.
@@ -14,11 +14,12 @@ FIRST = (
     "tests/chaos/",
     "tests/system/",
     "tests/docs/test_commands.py",
+    "tests/browser/",
     "tests/soak/",
     "tests/bench/",
 )
 LAST = ("tests/simulation/",)
-SHARED = ("tests/system/",)
+SHARED = ("tests/system/", "tests/browser/")
 """Folders whose tests are one unit."""
 
 

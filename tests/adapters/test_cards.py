@@ -16,6 +16,7 @@ from domain.errors import ProviderUnavailable, Refused
 from domain.picture_ports import Picture, PictureRequest
 from domain.sessions import ErrorCode
 from tests.support.clock import VirtualTimeLoop
+from tests.support.examples import TRACEPARENT
 from tests.support.images import encoded, no_job
 
 JPEG = "image/jpeg"
@@ -30,7 +31,11 @@ def asked(*names: str, instead_of: str | None = None) -> PictureRequest:
     """A request for samples, as a worker makes it."""
     pictures = tuple(prepared(draw_sample(name)) for name in names)
     return PictureRequest(
-        session_id=UUID(int=1), prompt="try on", images=pictures, instead_of=instead_of
+        session_id=UUID(int=1),
+        prompt="try on",
+        images=pictures,
+        traceparent=TRACEPARENT,
+        instead_of=instead_of,
     )
 
 

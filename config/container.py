@@ -138,7 +138,7 @@ class Container(containers.DeclarativeContainer):
     cancels = service(lambda self: live.cancels(self.settings(), opened=self.opened()))
     signer = service(lambda self: policies.url_signer(self.settings(), self.clock()))
 
-    storage = service(lambda self: pictures.storage(self.settings(), signer=self.signer()))
+    storage = service(lambda self: pictures.storage(self.settings(), signer=self.signer))
     files = service(lambda self: s if isinstance(s := self.storage(), ServedStorage) else None)
 
     # fmt: off

@@ -90,12 +90,13 @@ def start_limit(settings: Settings, *, opened: Opened) -> StartLimitPort | None:
             assert_never(unknown)
 
 
-def storage(settings: Settings, *, signer: UrlSigner) -> Storage:
+def storage(settings: Settings, *, signer: Callable[[], UrlSigner]) -> Storage:
+    """``signer`` is not built for S3, which signs its own links: no secret is needed there."""
     match settings.storage:
         case options.Storage.LOCAL:
-            return LocalPictureStorage(settings.pictures_dir, signer=signer)
+            return LocalPictureStorage(settings.pictures_dir, signer=signer())
         case options.Storage.MEMORY:
-            return InMemoryPictureStorage(signer=signer)
+            return InMemoryPictureStorage(signer=signer())
         case options.Storage.S3:
             return S3PictureStorage(**policies.s3(settings))
         case unknown:

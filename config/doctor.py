@@ -82,7 +82,7 @@ def _redis_checks(container: "Container", settings: Settings) -> Checks:
         return {}
     checkup = RedisCheckup(
         policies.redis(settings)["client"],
-        check_writes=container.queue().check_writes,
+        probe=container.queue(),
         timeout_seconds=settings.redis_seconds,
         clock=container.clock(),
     )

@@ -62,7 +62,7 @@ def status(
         read_snapshot=overview.snapshot,
         queue=queue,
         letters=queue,
-        check_writes=queue.check_writes,
+        probe=queue,
         max_waiting=settings.max_waiting,
         clock=clock,
         database_at=server_at(settings.database_url, name="PostgreSQL"),

@@ -75,7 +75,7 @@ def _reason(error: BaseException, seconds: float) -> str:
     """Of an error that is not ours only the type: its text may have anything in it."""
     match error:
         case Unavailable():
-            message, detail = str(error), error.cause.detail
+            message, detail = str(error).rstrip("."), error.cause.detail.rstrip(".")
             return f"{message}." if message == detail else f"{message}: {detail}."
         case WorkFailed():
             return f"No answer: {error.cause}."

@@ -13,7 +13,7 @@ from typing import TypeVar
 from domain.alarms import Alarm, Measured, alarms, must_act
 from domain.errors import Unavailable
 from domain.operator_ports import Snapshot
-from domain.ports import DeadLetterPort, TaskQueuePort
+from domain.ports import DeadLetterPort, QueueProbePort, TaskQueuePort
 from domain.tasks import GenerationTask
 
 PART_SECONDS = 2.0
@@ -36,8 +36,7 @@ class Report:
 
 
 class Status:
-    """Reads the service's state for operators. ``check_writes`` raises ``QueueUnavailable`` if
-    Redis rejects writes. ``database_at`` and ``queue_at`` name the
+    """Reads the service's state for operators. ``database_at`` and ``queue_at`` name the
     servers, without passwords."""
 
     def __init__(
@@ -46,7 +45,7 @@ class Status:
         read_snapshot: Callable[[], Awaitable[Snapshot]],
         queue: TaskQueuePort,
         letters: DeadLetterPort,
-        check_writes: Callable[[], Awaitable[None]],
+        probe: QueueProbePort,
         max_waiting: int,
         clock: Callable[[], datetime],
         database_at: str = "the database",
@@ -56,7 +55,7 @@ class Status:
         self._read_snapshot = read_snapshot
         self._queue = queue
         self._letters = letters
-        self._check_writes = check_writes
+        self._probe = probe
         self._max_waiting = max_waiting
         self._clock = clock
         self._database_at = database_at
@@ -68,7 +67,7 @@ class Status:
         (snapshot, no_database), (queue, no_queue), (_, no_writes) = await asyncio.gather(
             self._part(self._read_snapshot, f"No answer from {self._database_at}"),
             self._part(self._read_queue, f"No answer from {self._queue_at}"),
-            self._part(self._check_writes, f"Writes fail at {self._queue_at}"),
+            self._part(self._probe.check_writes, f"Writes fail at {self._queue_at}"),
         )
         waiting, oldest_at, letters = queue or (None, None, None)
         measured = Measured(
@@ -97,6 +96,6 @@ class Status:
             async with asyncio.timeout(self._part_seconds):
                 return await read(), None
         except Unavailable as error:
-            return None, f"{failure}: {error.cause.detail}"
+            return None, f"{failure}: {error.cause.detail.rstrip('.')}"
         except TimeoutError:
             return None, f"{failure}: nothing within {self._part_seconds:g} s"

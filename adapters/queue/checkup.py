@@ -1,7 +1,7 @@
 """What ``wearon doctor`` asks Redis."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,24 +11,25 @@ from redis.exceptions import RedisError
 from adapters.queue.redis import cause_of
 from domain.doctor import Finding, clock_finding, failed, ok, warning
 from domain.errors import QueueUnavailable
+from domain.ports import QueueProbePort
 
 FULL = 0.9
 
 
 class RedisCheckup:
-    """Checks the server, its memory and whether it accepts writes. ``check_writes`` and the calls
-    raise ``QueueUnavailable``."""
+    """Checks the server, its memory and whether it accepts writes. The calls raise
+    ``QueueUnavailable``."""
 
     def __init__(
         self,
         client: Redis,
         *,
-        check_writes: Callable[[], Awaitable[None]],
+        probe: QueueProbePort,
         timeout_seconds: float,
         clock: Callable[[], datetime],
     ) -> None:
         self._client = client
-        self._check_writes = check_writes
+        self._probe = probe
         self._timeout_seconds = timeout_seconds
         self._clock = clock
 
@@ -55,7 +56,7 @@ class RedisCheckup:
 
     async def writes(self) -> list[Finding]:
         """Whether a task could be added."""
-        await self._check_writes()
+        await self._probe.check_writes()
         return [ok("redis writes", "Redis accepts writes.")]
 
     async def close(self) -> None:

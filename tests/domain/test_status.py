@@ -37,12 +37,23 @@ class SilentQueue(InMemoryTaskQueue):
         raise QueueUnavailable("down", cause=Cause(CauseKind.QUEUE, "connection refused"))
 
 
+class Broken(InMemoryTaskQueue):
+    """Answers reads; ``check`` is what its writes do."""
+
+    def __init__(self, check: Callable[[], Awaitable[Any]]) -> None:
+        super().__init__(clock=lambda: START)
+        self._check = check
+
+    async def check_writes(self) -> None:
+        await self._check()
+
+
 def read(**changes: Any) -> Report:
     queue = changes.pop("queue", None) or InMemoryTaskQueue(clock=lambda: START)
     parts: dict[str, Any] = {
-        "read_snapshot": snapshot, "queue": queue, "letters": queue,
-        "check_writes": queue.check_writes, "max_waiting": 100, "clock": lambda: START,
-        "database_at": "db:5432", "queue_at": "redis:6379",
+        "read_snapshot": snapshot, "queue": queue, "letters": queue, "probe": queue,
+        "max_waiting": 100, "clock": lambda: START, "database_at": "db:5432",
+        "queue_at": "redis:6379",
     }  # fmt: skip
     return asyncio.run(Status(**parts | changes).read())
 
@@ -88,7 +99,7 @@ def test_rejected_write_is_an_alarm() -> None:
     """Although reading works."""
     oom = QueueUnavailable("refused", cause=Cause(CauseKind.QUEUE, "OOM command not allowed"))
 
-    report = read(check_writes=fails(oom))
+    report = read(queue=Broken(fails(oom)))
 
     assert [(alarm.code, alarm.sentence) for alarm in report.alarms] == [
         ("REDIS_REJECTS_WRITES", "Writes fail at redis:6379: OOM command not allowed.")
@@ -97,7 +108,7 @@ def test_rejected_write_is_an_alarm() -> None:
 
 def test_part_that_hangs_is_given_up() -> None:
     """Each after its own time, so that one cannot keep the others from being shown."""
-    report = read(read_snapshot=hangs, check_writes=hangs, part_seconds=0.01)
+    report = read(read_snapshot=hangs, queue=Broken(hangs), part_seconds=0.01)
 
     assert [alarm.sentence for alarm in report.alarms] == [
         "No answer from db:5432: nothing within 0.01 s.",

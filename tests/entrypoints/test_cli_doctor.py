@@ -99,7 +99,7 @@ def test_healthy_service(env: dict[str, str]) -> None:
     assert levels.pop("disk") in {"ok", "warning"}
     assert levels.keys() >= {
         "settings", "database", "database clock", "migrations", "privileges", "redis",
-        "redis clock", "redis memory", "redis persistence", "storage", "open files",
+        "redis clock", "redis memory", "redis writes", "redis persistence", "storage", "open files",
     }  # fmt: skip
     assert set(levels.values()) == {"ok"}
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -70,6 +71,24 @@ def test_missing_database_is_named(env: dict[str, str]) -> None:
         ("DATABASE_UNAVAILABLE", "No answer from PostgreSQL at 127.0.0.1:1: connection refused.")
     ]
     assert (shown["snapshot"], shown["tasks_in_redis"]) == (None, 0)
+
+
+def test_redis_that_rejects_writes_is_named(env: dict[str, str], valkey: EmbeddedValkey) -> None:
+    """It answers every read, and the doctor says so too."""
+    with Redis.from_url(valkey.url) as client:
+        client.config_set("maxmemory", 1)
+        try:
+            code, shown = status(env)
+            examined = wearon("doctor", env=env).stdout
+        finally:
+            client.config_set("maxmemory", 0)
+
+    assert code == 1
+    (alarm,) = shown["alarms"]
+    assert alarm["code"] == "REDIS_REJECTS_WRITES"
+    assert alarm["sentence"].startswith("Writes fail at Redis at ")
+    assert alarm["sentence"].endswith(": OOM command not allowed when used memory > 'maxmemory'.")
+    assert re.search(r"^FAILED +redis writes", examined, re.MULTILINE)
 
 
 def test_dead_letter_is_a_warning(env: dict[str, str], valkey: EmbeddedValkey) -> None:

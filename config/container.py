@@ -26,7 +26,7 @@ from adapters.postgres.migrate import all_migrations, migrate
 from adapters.postgres.roles import RoleNames
 from adapters.queue.memory import InMemoryTaskQueue
 from adapters.queue.redis import RedisTaskQueue
-from config import door, live, operating, options, pictures, policies, webhooks
+from config import door, live, metrics, operating, options, pictures, policies, webhooks
 from config.closing import Opened, closing
 from config.processes import worker_name
 from config.services import Queue, Repositories, ServedStorage
@@ -162,10 +162,10 @@ class Container(containers.DeclarativeContainer):
         user_keys=self.user_keys(), clock=self.clock(),
     ))
     submission = service(lambda self: Submission(
-        sessions=self.sessions(), reads=self.sessions(), queue=self.queue(),
-        policy=policies.submission(self.settings()), new_id=self.new_id(), clock=self.clock(),
+        sessions=self.sessions(), reads=self.sessions(), queue=self.queue(), clock=self.clock(),
+        policy=policies.submission(self.settings()), count_failed=metrics.count_failed,
         links=policies.links(self.settings(), is_own=lambda url: is_own(url, self.storage())),
-        changes=self.changes(), announce_cancel=self.cancels().publish,
+        changes=self.changes(), announce_cancel=self.cancels().publish, new_id=self.new_id(),
     ))
     callers_accounts = service(lambda self: CallerAccounts(
         accounts=self.accounts(), policy=policies.signup(self.settings())

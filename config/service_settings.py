@@ -88,6 +88,15 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     host: Annotated[str, doc("Address the API listens on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=1, le=65_535), doc("Port the API listens on")] = 8000
     api_workers: Annotated[int, Meta(ge=1, le=64), doc("Number of API processes")] = 1
+    metrics_host: Annotated[str, doc("Address that `/metrics` is served on")] = "127.0.0.1"
+    metrics_port: Annotated[
+        int,
+        Meta(ge=0, le=65_535),
+        doc(
+            "Port of `/metrics`, for Prometheus; 0 serves nothing. All API processes of a host"
+            " share it; a worker or console beside them needs another one"
+        ),
+    ] = 0
     http_max_connections: Annotated[
         int,
         Meta(ge=1, le=1_000_000),

@@ -98,6 +98,9 @@ class DispatchEvents(Protocol):
     def turn_failed(self, endpoint: Endpoint, error: Exception) -> None:
         """The turn was not recorded: its lease ends it, and its deliveries are sent again."""
 
+    def attempt_recorded(self, status: DeliveryStatus) -> None:
+        """An attempt to send a delivery made it ``status``."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
@@ -260,6 +263,8 @@ class Dispatcher:
             result = self._result(turn, sent)
             if await self._record(result, until=record_until):
                 self._report(turn.endpoint, result)
+                for outcome in result.outcomes:
+                    self._events.attempt_recorded(outcome.status)
         except Exception as error:  # noqa: BLE001 - one endpoint must not stop the others
             self._events.turn_failed(turn.endpoint, error)
         finally:

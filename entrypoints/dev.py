@@ -227,6 +227,7 @@ def _environment(environ: Mapping[str, str], identity: Identity, port: int) -> d
         "WEARON_SIGNING_SECRET": identity.signing_secret,
     }
     given = {name: value for name, value in environ.items() if value.strip()}
+    given.pop("WEARON_METRICS_PORT", None)  # One port cannot serve both the API and the worker.
     return (
         defaults
         | given

@@ -48,11 +48,17 @@ def _require_free(host: str, port: int, option: str) -> None:
 @click.option(
     "--once", is_flag=True, help="Process the waiting tasks, then exit: for cron jobs and tests."
 )
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65_535),
+    help="The port of /metrics; not with --once.  [default: WEARON_METRICS_PORT]",
+)
 @click.pass_context
 def worker(
     context: click.Context,
     concurrency: int | None,
     *,
+    metrics_port: int | None,
     no_recovery: bool,
     no_webhooks: bool,
     once: bool,
@@ -79,11 +85,15 @@ def worker(
           not answer, recovery failed, or the provider rejected every
           request (circuit open); try again later
     """
+    from msgspec.structs import replace  # noqa: PLC0415
+
     from config.loading import load_settings  # noqa: PLC0415
     from entrypoints.worker import run_worker  # noqa: PLC0415
 
     settings = load_settings(os.environ)
     settings.require_shared(*settings.for_storage, *settings.for_generator)
+    if metrics_port is not None:
+        settings = replace(settings, metrics_port=metrics_port)
     done = run_worker(
         settings,
         concurrency=concurrency,

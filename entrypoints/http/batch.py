@@ -13,6 +13,7 @@ from litestar.params import BodyKwarg
 from litestar.types import ASGIApp, Receive, Scope, Send
 from msgspec import Meta, Raw, Struct
 
+from config.metrics import SUBMISSIONS
 from domain.callers import Caller
 from domain.errors import InvalidInput, RateLimited, Suspended
 from domain.ports import Receipt
@@ -36,6 +37,7 @@ from entrypoints.http.rates import rate_headers
 from entrypoints.http.reception import Reception, Reply, reply_to, respond
 from entrypoints.http.request_info import RequestInfo
 from entrypoints.http.schemas import GENERATIONS_PATH
+from entrypoints.http.submit import outcome_of
 
 BATCH_PATH = f"{GENERATIONS_PATH}/batch"
 MAX_BATCH_BYTES = 2_000_000
@@ -79,6 +81,7 @@ class BatchRoute:
             reply = _reply(await self._outcomes(caller, body, key, info))
         except Exception as error:  # noqa: BLE001 - answered, and logged if it is unexpected
             reply = reply_to(error)
+            SUBMISSIONS.inc(outcome_of(error))
         await respond(send, reply)
 
     async def _outcomes(
@@ -134,6 +137,7 @@ def _reply(outcomes: Sequence[Outcome]) -> Reply:
     items: list[ItemAnswer] = []
     headers: list[Header] = []
     for outcome in outcomes:
+        SUBMISSIONS.inc(outcome_of(outcome))
         if isinstance(outcome, Receipt):
             items.append(ItemAnswer.accepted(outcome))
             if outcome.rates:

@@ -8,6 +8,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, ReceiveMessage, Scope, Send
 
 from config.logging import AccessLine, logged_access_line
+from config.metrics import HTTP_REQUESTS, HTTP_SECONDS
 from domain.deadlines import SharedTimeout
 from domain.errors import InvalidInput
 from entrypoints.http.access import check_access
@@ -27,6 +28,8 @@ BODY_SECONDS = 10.0
 
 UPLOAD_SECONDS = 60.0
 """The same for a picture: 10 MB at a little more than one megabit per second."""
+
+_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 
 _LISTS_METHODS = {204, 405}
 """The statuses of answers with ``Allow``: to ``OPTIONS``, and to a method that is not allowed."""
@@ -79,8 +82,19 @@ class RequestContext:
         try:
             await app(scope, body.receive, answer.send)
         finally:
-            duration_ms = round((perf_counter() - started) * 1000, 1)
-            self._access_line(info, method, path, answer.status, duration_ms)
+            seconds = perf_counter() - started
+            self._count(scope, method, answer.status, seconds)
+            self._access_line(info, method, path, answer.status, round(seconds * 1000, 1))
+
+    def _count(self, scope: HTTPScope, method: str, status: int | None, seconds: float) -> None:
+        """A path of no route is counted as ``other``: there is no end to such paths."""
+        route = scope.get("path_template") or (
+            scope["path"] if scope["path"] in self.methods else "other"
+        )
+        if method not in _METHODS:
+            method = "other"
+        HTTP_REQUESTS.inc(method, route, status or 0)
+        HTTP_SECONDS.observe(seconds, method, route)
 
 
 def _without_body(send: Send) -> Send:

@@ -15,6 +15,7 @@ from litestar.openapi.spec import Example
 from litestar.params import BodyKwarg
 from msgspec import Meta, Struct
 
+from config.metrics import SUBMISSIONS
 from domain.credits import GENERATION_COST, CreditAccount
 from domain.errors import Unconfirmed
 from domain.plans import Plan
@@ -44,6 +45,7 @@ from entrypoints.http.openapi import failures
 from entrypoints.http.patterns import PRINTABLE_TEXT
 from entrypoints.http.rates import as_text, rate_headers
 from entrypoints.http.schemas import CreatedAt, SessionId, Url
+from entrypoints.http.submit import outcome_of
 
 MAX_IMAGES = 2 + MAX_ACCESSORIES
 """A model, an outfit and the accessories."""
@@ -242,16 +244,21 @@ async def create_original(
 ) -> Response[OriginalCreatedEnvelope]:
     """`POST /api/v1/generations` under the original's names. Takes one credit of the store."""
     info = request.scope["state"]["request_info"]
-    receipt = await submission.submit(
-        TryOnRequest(
-            caller=request.user,
-            request_id=info["request_id"],
-            input=data.asked(),
-            idempotency_key=idempotency_key,
-            traceparent=info.get("traceparent"),
-            links=submission.links,
+    try:
+        receipt = await submission.submit(
+            TryOnRequest(
+                caller=request.user,
+                request_id=info["request_id"],
+                input=data.asked(),
+                idempotency_key=idempotency_key,
+                traceparent=info.get("traceparent"),
+                links=submission.links,
+            )
         )
-    )
+    except Exception as error:
+        SUBMISSIONS.inc(outcome_of(error))
+        raise
+    SUBMISSIONS.inc(outcome_of(receipt))
     info["session_id"] = receipt.session.id
     created = OriginalCreated(session_id=receipt.session.id, status=receipt.session.status)
     replayed = {"Idempotency-Replayed": "true"} if receipt.replayed else {}

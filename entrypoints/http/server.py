@@ -6,9 +6,12 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 import structlog
@@ -19,6 +22,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.server import Server
 from uvicorn.supervisors import multiprocess
 
+from config.cells import OWN_CELLS
 from config.closing import close
 from config.container import Container
 from config.loading import load_settings
@@ -51,6 +55,7 @@ from entrypoints.http.intake import Intake
 from entrypoints.http.playground import Playground
 from entrypoints.http.public import Check
 from entrypoints.http.request_info import merge_request_info
+from entrypoints.metrics import Role, serving_metrics, show_known
 
 HOUSEKEEPING_SECONDS = 1.0
 """How often pushed tasks are confirmed and the queue is measured. The settings refuse a
@@ -81,18 +86,29 @@ def serve_http(settings: Settings, build: Application | None = None) -> None:
     """
     configure_logging(settings)
     services_of(Container(settings=settings))
-    config = ConnectionConfig(
-        build or app,
-        limits=_limits(settings),
-        host=settings.host,
-        port=settings.port,
-        processes=settings.api_workers,
-        stop_seconds=settings.http_stop_seconds,
-    )
-    if settings.api_workers == 1:
-        _serve_here(config)
-    else:
-        _ApiProcesses(config, [config.bind_socket()]).run_all()
+    with _shared_folder(settings) as folder, serving_metrics(settings, Role.API, folder=folder):
+        config = ConnectionConfig(
+            build or partial(app, folder),
+            limits=_limits(settings),
+            host=settings.host,
+            port=settings.port,
+            processes=settings.api_workers,
+            stop_seconds=settings.http_stop_seconds,
+        )
+        if settings.api_workers == 1:
+            _serve_here(config)
+        else:
+            _ApiProcesses(config, [config.bind_socket()]).run_all()
+
+
+@contextmanager
+def _shared_folder(settings: Settings) -> Iterator[Path | None]:
+    """Where several API processes share what they count, if that is asked for."""
+    if not settings.metrics_port or settings.api_workers == 1:
+        yield None
+        return
+    with TemporaryDirectory(prefix="wearon-metrics-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def _serve_here(config: ConnectionConfig) -> None:
@@ -191,12 +207,18 @@ def _descriptors() -> int:
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
-def app() -> Litestar:
-    """The application of one API process."""
+def app(counted_in: Path | None = None) -> Litestar:
+    """The application of one API process, which shares what it counts in a folder."""
     end_with_parent()
     settings = load_settings(os.environ)
     configure_logging(settings, merge_request_info)
     buffer_access_logs()
+    if counted_in is not None:
+        try:
+            OWN_CELLS.share(counted_in)
+        except OSError as error:
+            log.warning("metrics_not_shared", cause=error.strerror)
+    show_known(Role.API)
     # The streams take a share of the connections that are possible here.
     possible = min(settings.http_max_connections, _descriptors() - RESERVED)
     settings = replace_fields(settings, http_max_connections=max(1, possible))

@@ -16,6 +16,7 @@ from litestar.openapi.spec import Example
 from litestar.params import BodyKwarg
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
+from config.metrics import SUBMISSIONS
 from domain.callers import Caller
 from domain.errors import Unconfirmed
 from domain.ports import Receipt
@@ -25,6 +26,7 @@ from domain.views import SessionViews
 from entrypoints.http.access import for_shoppers_too
 from entrypoints.http.cors import Header
 from entrypoints.http.door import Door
+from entrypoints.http.errors import answer_to
 from entrypoints.http.generations import GENERATION_TAGS, try_on
 from entrypoints.http.inputs import IdempotencyKey, decoded
 from entrypoints.http.openapi import failures
@@ -76,10 +78,12 @@ class SubmitRoute:
             receipt = await self._submission.submit(request)
             info["session_id"] = receipt.session.id
             reply: Reply = accepted(receipt)
+            SUBMISSIONS.inc(outcome_of(receipt))
             if seconds := wait_seconds(scope["headers"]):
                 reply = await self._waited(reply, receipt, request.caller, seconds, receive)
         except Exception as error:  # noqa: BLE001 - answered, and logged if it is unexpected
             reply = reply_to(error)
+            SUBMISSIONS.inc(outcome_of(error))
         await respond(send, reply)
 
     async def _waited(
@@ -104,6 +108,13 @@ class SubmitRoute:
         data = decoded(body, _decoder)
         links = self._submission.links
         return try_on(data, caller=caller, info=info, key=key, links=links)
+
+
+def outcome_of(submitted: Receipt | Exception) -> str:
+    """What a submission came to, as the metrics name it: the code of a refusal."""
+    if isinstance(submitted, Receipt):
+        return "replayed" if submitted.replayed else "accepted"
+    return answer_to(submitted).code
 
 
 def fast_path(app: ASGIApp, posts: Mapping[str, ASGIApp]) -> ASGIApp:

@@ -6,6 +6,7 @@ from contextlib import closing
 
 import structlog
 
+from config.metrics import CIRCUIT_OPENINGS
 from domain.budget import Budget
 from domain.causes import Cause
 from domain.circuit import Circuit, Opening, Permit
@@ -94,6 +95,7 @@ def record_rejection(permit: Permit, cause: Cause) -> None:
 def log_opening(seconds: float | None, cause: Cause) -> None:
     """Log that a circuit opened, if it did."""
     if seconds is not None:
+        CIRCUIT_OPENINGS.inc(cause.kind.value)
         log.error("circuit_opened", cause=str(cause), seconds=seconds)
 
 

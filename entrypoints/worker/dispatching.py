@@ -3,8 +3,9 @@
 import msgspec
 import structlog
 
+from config.metrics import WEBHOOKS
 from domain.dispatch import Dispatcher, DispatchEvents
-from domain.endpoints import DisabledReason, Endpoint
+from domain.endpoints import DeliveryStatus, DisabledReason, Endpoint
 from domain.errors import Unavailable
 from domain.views import SessionView
 from entrypoints.http.schemas import Session
@@ -38,6 +39,9 @@ class DispatchLog(DispatchEvents):
             log.warning("webhooks_postponed", cause=str(error.cause), **_names(endpoint))
         else:
             log.error("webhook_turn_crashed", exc_info=error, **_names(endpoint))
+
+    def attempt_recorded(self, status: DeliveryStatus) -> None:
+        WEBHOOKS.inc(status.value)
 
 
 def _names(endpoint: Endpoint) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 
 import structlog
 import uvloop
@@ -14,6 +15,7 @@ from config.settings import Settings
 from domain.dispatch import Dispatcher
 from domain.errors import SchemaMismatch, Unavailable
 from entrypoints.gc_tuning import freeze_startup_objects
+from entrypoints.metrics import Role, serving_metrics, show_known
 from entrypoints.worker.dispatching import DispatchLog, session_data
 from entrypoints.worker.loop import OneShotWorker, Worker
 from entrypoints.worker.recovering import RecoveryLoop
@@ -38,7 +40,7 @@ def run_worker(
     once: bool = False,
 ) -> bool:
     """Run a worker in this process until it has stopped. Returns what ``Worker.run`` does. Raises
-    ``SchemaMismatch`` before any task is taken."""
+    ``SchemaMismatch`` before any task is taken, and ``SettingsError``."""
     configure_logging(settings)
     container = Container(settings=settings)
     if not settings.drain_outlasts_attempt:
@@ -47,9 +49,11 @@ def run_worker(
             drain_seconds=settings.drain_seconds,
             attempt_seconds=settings.attempt_seconds,
         )
-    return run_on(
-        container, concurrency=concurrency, recovery=recovery, webhooks=webhooks, once=once
-    )
+    show_known(Role.WORKER)
+    with nullcontext() if once else serving_metrics(settings, Role.WORKER):
+        return run_on(
+            container, concurrency=concurrency, recovery=recovery, webhooks=webhooks, once=once
+        )
 
 
 def run_on(

@@ -4,6 +4,7 @@ from random import Random
 
 import structlog
 
+from config.metrics import count_recovered
 from domain.errors import Unavailable
 from domain.recovery import Recovery
 from entrypoints.worker.stop import Stop
@@ -49,5 +50,6 @@ class RecoveryLoop:
                     problem=blocked.problem,
                 )
         if report.total:
+            count_recovered(report)
             log.info("recovered", **report.counts())
         return True

@@ -7,11 +7,21 @@ from datetime import timedelta
 from enum import Enum, auto
 from itertools import count
 from random import Random
+from time import perf_counter
 
 import structlog
 from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from config.logging import TASK_LOG
+from config.metrics import (
+    ATTEMPTS_FAILED,
+    COMPLETED,
+    FAILED,
+    SESSIONS_ENDED,
+    TASK_SECONDS,
+    TASKS,
+    count_failed,
+)
 from domain.budget import Budget
 from domain.causes import Cause
 from domain.circuit import Opening, Permit
@@ -25,7 +35,7 @@ from domain.errors import (
 )
 from domain.generation import Generation, Outcome
 from domain.ports import TaskQueuePort
-from domain.sessions import Blame, Fault, GenerationSession, Usage
+from domain.sessions import Blame, ErrorCode, Fault, GenerationSession, Usage
 from domain.shares import DownloadShares
 from domain.slots import Slot
 from domain.starts import Starts
@@ -120,6 +130,21 @@ class _Slot(Slot):
         self._budget = budget
         self._starts = starts
         self._shares = shares
+        self._began = perf_counter()
+        self._code: str = ErrorCode.GENERATION_FAILED
+
+    def count(self, outcome: Outcome) -> None:
+        """What came of the task, beside its log line."""
+        TASKS.inc(outcome.value)
+        if outcome not in _ENDS:
+            return
+        seconds = perf_counter() - self._began
+        if outcome is Outcome.COMPLETED:
+            SESSIONS_ENDED.inc(COMPLETED, "")
+            TASK_SECONDS.observe(seconds, COMPLETED)
+            return
+        count_failed(ErrorCode.CANCELLED if outcome is Outcome.CANCELLED else self._code)
+        TASK_SECONDS.observe(seconds, FAILED)
 
     def has_inputs(self, session: GenerationSession) -> None:
         self._shares.leave(session.id)
@@ -140,6 +165,8 @@ class _Slot(Slot):
     def attempt_failed(self, session: GenerationSession, fault: Fault) -> None:
         cause = str(fault.cause)
         log.warning("attempt_failed", attempt=session.attempt, cause=cause, code=fault.code)
+        ATTEMPTS_FAILED.inc(fault.cause.kind.value, fault.code)
+        self._code = fault.code
         if fault.blame is Blame.PROVIDER:
             seconds = self._permit.record_failure(session.id, fault.cause)
             log_opening(seconds, fault.cause)
@@ -311,9 +338,11 @@ class TaskRunner:
         except Exception:
             log.exception("task_crashed")
             self.failed += 1
+            count_failed(ErrorCode.GENERATION_FAILED)
             return Turn.HANDLED
         else:
             self._count(outcome, task.owner)
+            slot.count(outcome)
             return self._record_outcome(permit, outcome)
         finally:
             if self._budget is not None:
@@ -344,5 +373,6 @@ class TaskRunner:
                 await self._backoff.wait(failures, error)
             else:
                 self.failed += failed
+                count_failed(ErrorCode.INVALID_TASK, int(failed))
                 log.info("task_buried", session_failed=failed)
                 return

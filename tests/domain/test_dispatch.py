@@ -52,6 +52,7 @@ class Events:
 
     def __init__(self) -> None:
         self.lines: list[tuple[object, ...]] = []
+        self.statuses: list[DeliveryStatus] = []
 
     def endpoint_disabled(self, endpoint: Endpoint, reason: DisabledReason) -> None:
         self.lines.append(("disabled", endpoint.id, reason))
@@ -61,6 +62,9 @@ class Events:
 
     def turn_failed(self, endpoint: Endpoint, error: Exception) -> None:
         self.lines.append(("failed", endpoint.id, type(error)))
+
+    def attempt_recorded(self, status: DeliveryStatus) -> None:
+        self.statuses.append(status)
 
 
 def data_of(view: SessionView) -> bytes:
@@ -152,6 +156,20 @@ def verified(message: Message, secret: str, monkeypatch: pytest.MonkeyPatch, at:
 
     monkeypatch.setattr("standardwebhooks.webhooks.datetime", Clock)
     return Webhook(secret).verify(message.body, dict(message.headers))
+
+
+async def test_each_recorded_attempt_is_told_with_its_status(rig: Rig) -> None:
+    """One that is tried again, and the one that delivers."""
+    await added(rig.repo)
+    await rig.completed()
+    rig.sender.responds[URL] = answer(503)
+    await rig.dispatcher.run_once()
+    rig.sender.responds[URL] = answer(200)
+    rig.clock.advance(HOUR)
+
+    await rig.dispatcher.run_once()
+
+    assert rig.events.statuses == [DeliveryStatus.PENDING, DeliveryStatus.DELIVERED]
 
 
 async def test_session_is_delivered_as_the_api_shows_it(

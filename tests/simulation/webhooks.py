@@ -187,6 +187,9 @@ class _Events(DispatchEvents):
         is_known = isinstance(error, Unavailable | AssertionError)
         self._world.require(is_known, f"a turn at {endpoint.url} crashed: {error!r}")
 
+    def attempt_recorded(self, status: DeliveryStatus) -> None:
+        """It is in the outbox, too."""
+
 
 class Webhooks:
     """The endpoints of a world, and those who own them."""

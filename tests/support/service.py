@@ -14,6 +14,7 @@ from adapters.queue.payload import decode
 from adapters.storage.signing import UrlSigner
 from adapters.webhooks.memory import InMemoryWebhookRepo
 from adapters.workers.memory import InMemoryWorkerRepo
+from config.metrics import count_failed
 from domain.credits import LedgerKind, Owner
 from domain.deadlines import SharedTimeout
 from domain.generation import Generation, Outcome, WorkPolicy
@@ -102,6 +103,7 @@ class Service:
             new_id=uuid4,
             clock=self.clock.now,
             changes=self.changes,
+            count_failed=count_failed,
         )
 
     def limit(self, policy: SubmissionPolicy) -> None:

@@ -14,16 +14,19 @@ def wearon() -> None:
     The imports are most of a short command's time, and the end of the interpreter may wait for
     threads. Neither leaves anything that has to be tidied up.
     """
-    signal.signal(signal.SIGINT, _end_now)
+    is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # in a shell's background
+    during = signal.SIG_IGN if is_ignored else signal.default_int_handler
+    around = signal.SIG_IGN if is_ignored else _end_now
+    signal.signal(signal.SIGINT, around)
     try:
         from entrypoints.cli import main  # noqa: PLC0415 - see above
 
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, during)
         main()
     except KeyboardInterrupt:
         _end_now()
     finally:
-        signal.signal(signal.SIGINT, _end_now)
+        signal.signal(signal.SIGINT, around)
 
 
 def say_interrupted() -> None:

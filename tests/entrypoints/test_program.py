@@ -101,6 +101,22 @@ def test_ctrl_c_while_the_program_ends() -> None:
     assert done.stdout.startswith("wearon, version")
 
 
+def test_ctrl_c_that_the_caller_ignores_stays_ignored() -> None:
+    """A shell starts a program in the background like that."""
+    code = (
+        "import atexit, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from entrypoints.program import wearon\n"
+        "atexit.register(signal.raise_signal, signal.SIGINT)\n"
+        "sys.argv = ['wearon', '--version']\n"
+        "wearon()\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_answer_of_no_is_no_interruption() -> None:
     """A question that is not answered ends with exit code 1."""
     result = wearon("owners", "erase", "--store", STORE.id, "--reason", "asked to")

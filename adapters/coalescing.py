@@ -46,6 +46,20 @@ class BatchLimits:
     patience_seconds: float = 0.05
     waiting: int = 10_000
 
+    def coalescer(
+        self,
+        run: Run[Call, Result],
+        *,
+        too_many: Callable[[], Unavailable],
+        key: Callable[[Call], Hashable] | None = None,
+        one_key: bool = False,
+        blocked: "Coalescer[Call, Result] | None" = None,
+    ) -> "Coalescer[Call, Result]":
+        """A coalescer with these limits. Its class is up to the limits' class."""
+        return Coalescer(
+            run, limits=self, too_many=too_many, key=key, one_key=one_key, blocked=blocked
+        )
+
 
 DEFAULT_LIMITS = BatchLimits()
 

@@ -99,8 +99,8 @@ class PostgresApiKeyRepo(ApiKeyRepoPort):
 
     def __init__(self, database: Database, *, batches: BatchLimits = DEFAULT_LIMITS) -> None:
         self._database = database
-        self._caller_of: Coalescer[str, Caller | None] = Coalescer(
-            self._callers_of, limits=batches, too_many=too_many_calls
+        self._caller_of: Coalescer[str, Caller | None] = batches.coalescer(
+            self._callers_of, too_many=too_many_calls
         )
 
     async def caller_of(self, key_sha256: str) -> Caller | None:

@@ -102,8 +102,8 @@ class PostgresClientTokenRepo(ClientTokenRepoPort):
     ) -> None:
         self._database = database
         self._background = background or database
-        self._find: Coalescer[str, ClientToken | None] = Coalescer(
-            self._find_all, limits=batches, too_many=too_many_calls
+        self._find: Coalescer[str, ClientToken | None] = batches.coalescer(
+            self._find_all, too_many=too_many_calls
         )
 
     async def add(self, token: ClientToken, *, max_live: int) -> None:

@@ -143,8 +143,8 @@ class RedisTaskQueue(TaskQueuePort, QueueProbePort, DeadLetterPort):
         self._timeout = SharedTimeout(timeout_seconds)
         self._clock = clock
         self._max_dead = max_dead
-        self._push: Coalescer[Sequence[bytes], None] = Coalescer(
-            self._run_push, limits=batches, too_many=_too_many
+        self._push: Coalescer[Sequence[bytes], None] = batches.coalescer(
+            self._run_push, too_many=_too_many
         )
         self._pops = SharedPops(
             take=self._take, await_next=self._await_next, put_back=self._put_back

@@ -70,40 +70,28 @@ class CreationRepo:
             limits.max_active_of_token,
         )
         waiting = replace(batches, in_flight=MAX_LOCK_WAITERS, patience_seconds=0)
-        self._create: Coalescer[_Creation, _Outcome] = Coalescer(
+        self._create: Coalescer[_Creation, _Outcome] = batches.coalescer(
             self._run_skip_locked,
-            limits=batches,
             key=_payer,
             too_many=too_many_calls,
-            blocked=Coalescer(
-                self._run_wait, limits=waiting, key=_payer, one_key=True, too_many=too_many_calls
+            blocked=waiting.coalescer(
+                self._run_wait, key=_payer, one_key=True, too_many=too_many_calls
             ),
         )
-        self._create_for_shopper: Coalescer[_Creation, _Outcome] = Coalescer(
+        self._create_for_shopper: Coalescer[_Creation, _Outcome] = batches.coalescer(
             self._run_for_shoppers_skip_locked,
-            limits=batches,
             key=_payer,
             too_many=too_many_calls,
-            blocked=Coalescer(
-                self._run_for_shoppers_wait,
-                limits=waiting,
-                key=_payer,
-                one_key=True,
-                too_many=too_many_calls,
+            blocked=waiting.coalescer(
+                self._run_for_shoppers_wait, key=_payer, one_key=True, too_many=too_many_calls
             ),
         )
-
-        self._create_many: Coalescer[_Batch, _Rows] = Coalescer(
+        self._create_many: Coalescer[_Batch, _Rows] = replace(batches, calls=MAX_BATCHES).coalescer(
             self._run_many_skip_locked,
-            limits=replace(batches, calls=MAX_BATCHES),
             key=_payer_of_all,
             too_many=too_many_calls,
-            blocked=Coalescer(
-                self._run_many_wait,
-                limits=replace(waiting, calls=MAX_BATCHES),
-                key=_payer_of_all,
-                one_key=True,
-                too_many=too_many_calls,
+            blocked=replace(waiting, calls=MAX_BATCHES).coalescer(
+                self._run_many_wait, key=_payer_of_all, one_key=True, too_many=too_many_calls
             ),
         )
 

@@ -378,7 +378,7 @@ def _coalescer(
     statement: str,
     limits: BatchLimits,
 ) -> Coalescer[Call, Result]:
-    return Coalescer(partial(run, statement), limits=limits, too_many=too_many_calls)
+    return limits.coalescer(partial(run, statement), too_many=too_many_calls)
 
 
 def _recorded(fault: Fault | None) -> tuple[str | None, ...]:

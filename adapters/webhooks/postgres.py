@@ -56,9 +56,8 @@ class PostgresWebhookRepo(EndpointRepoPort, DeliveryRepoPort, CreditAlertPort, O
         self._background = background or database
         self._after = _NO_ID
         self._marked_at_once = MARKED_AT_ONCE
-        self._settle: Coalescer[TurnResult, bool] = Coalescer(
+        self._settle: Coalescer[TurnResult, bool] = batches.coalescer(
             self._settle_all,
-            limits=batches,
             too_many=too_many_calls,
             key=lambda result: result.endpoint_id,
         )

@@ -1,7 +1,7 @@
 """Shared by the generators that call a provider over HTTP."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 
@@ -13,6 +13,7 @@ from aiohttp import (
     ClientTimeout,
     DummyCookieJar,
     TCPConnector,
+    TraceConfig,
 )
 from yarl import URL
 
@@ -40,10 +41,13 @@ def api_root(base_url: str) -> URL:
 
 class ProviderClient:
     """The connections to one provider. They carry our key, and nothing from the environment (such
-    as proxies) or from earlier responses (such as cookies)."""
+    as proxies) or from earlier responses (such as cookies). ``watched_by`` hears of its calls."""
 
-    def __init__(self, api_key: str, *, connect_seconds: float) -> None:
+    def __init__(
+        self, api_key: str, *, connect_seconds: float, watched_by: Sequence[TraceConfig] = ()
+    ) -> None:
         self._api_key = api_key
+        self._watched_by = list(watched_by)
         self._connect_seconds = connect_seconds
         self._session: ClientSession | None = None
 
@@ -63,6 +67,7 @@ class ProviderClient:
                     "Accept-Encoding": "identity",
                 },
                 trust_env=False,
+                trace_configs=self._watched_by,
             )
         return self._session
 

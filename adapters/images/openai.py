@@ -19,7 +19,7 @@ https://platform.openai.com/docs/guides/error-codes.
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -27,7 +27,7 @@ from io import BytesIO
 from typing import Annotated, Any
 
 import msgspec
-from aiohttp import ClientError, ClientResponse, FormData
+from aiohttp import ClientError, ClientResponse, FormData, TraceConfig
 from msgspec import Meta, Struct
 from yarl import URL
 
@@ -154,9 +154,12 @@ class OpenAiPictureGenerator(PictureGeneratorPort):
         prices: Prices,
         limits: ProviderLimits,
         clock: Callable[[], datetime],
+        watched_by: Sequence[TraceConfig] = (),
     ) -> None:
         self._url = edits_url(base_url)
-        self._client = ProviderClient(api_key, connect_seconds=limits.connect_seconds)
+        self._client = ProviderClient(
+            api_key, connect_seconds=limits.connect_seconds, watched_by=watched_by
+        )
         self._options = {
             "model": model,
             "size": SIZE,

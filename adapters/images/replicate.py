@@ -23,7 +23,7 @@ import asyncio
 import base64
 import math
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -32,7 +32,7 @@ from typing import Annotated, Any
 from urllib.parse import unquote_to_bytes
 
 import msgspec
-from aiohttp import ClientError, ClientResponse
+from aiohttp import ClientError, ClientResponse, TraceConfig
 from msgspec import Meta, Struct
 from yarl import URL
 
@@ -124,9 +124,12 @@ class ReplicateJobs(Jobs):
         limits: CallLimits,
         download: Download,
         clock: Callable[[], datetime],
+        watched_by: Sequence[TraceConfig] = (),
     ) -> None:
         self._root = api_root(base_url)
-        self._client = ProviderClient(token, connect_seconds=limits.connect_seconds)
+        self._client = ProviderClient(
+            token, connect_seconds=limits.connect_seconds, watched_by=watched_by
+        )
         self._model = model
         self._usage = Usage(provider="replicate", estimated_cost_usd=usd_per_picture)
         self._deadline = max(_SHORTEST_DEADLINE_SECONDS, math.ceil(deadline_seconds))

@@ -1,7 +1,7 @@
 """Sends webhooks over HTTP, to addresses on the public internet only."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +14,7 @@ from aiohttp import (
     ClientTimeout,
     DummyCookieJar,
     TCPConnector,
+    TraceConfig,
 )
 
 from adapters.images.http import network_detail, retry_after_seconds, shortage
@@ -44,7 +45,7 @@ class SendLimits:
 
 class HttpWebhookSender(WebhookSenderPort):
     """``allow_loopback`` is for development: it also allows this machine's loopback addresses, and
-    then any port."""
+    then any port. ``watched_by`` hears of the calls."""
 
     def __init__(
         self,
@@ -53,7 +54,9 @@ class HttpWebhookSender(WebhookSenderPort):
         limits: SendLimits | None = None,
         allow_loopback: bool = False,
         lookup: Lookup | None = None,
+        watched_by: Sequence[TraceConfig] = (),
     ) -> None:
+        self._watched_by = list(watched_by)
         self._clock = clock
         self._limits = limits or SendLimits()
         self._web = PublicWeb(allow_loopback=allow_loopback, lookup=lookup)
@@ -121,5 +124,6 @@ class HttpWebhookSender(WebhookSenderPort):
                 headers=_HEADERS,
                 auto_decompress=False,
                 trust_env=False,
+                trace_configs=self._watched_by,
             )
         return self._session

@@ -21,12 +21,10 @@ from adapters.auth.user_tokens import mint_user_token
 from adapters.images.headers import inspect_head
 from adapters.images.inputs import is_own, upload_key
 from adapters.images.samples import draw_sample
-from adapters.postgres.database import Database
 from adapters.postgres.migrate import all_migrations, migrate
 from adapters.postgres.roles import RoleNames
 from adapters.queue.memory import InMemoryTaskQueue
-from adapters.queue.redis import RedisTaskQueue
-from config import door, live, metrics, operating, options, pictures, policies, webhooks
+from config import door, live, metrics, operating, options, pictures, policies, tracing, webhooks
 from config.closing import Opened, closing
 from config.processes import worker_name
 from config.services import Queue, Repositories, ServedStorage
@@ -34,7 +32,6 @@ from config.settings import Settings
 from domain.accounts import CreditGrants, Owners
 from domain.client_tokens import ClientTokens
 from domain.erasure import Erasure
-from domain.generation import Generation
 from domain.operations import DeadLetters, Overview
 from domain.pauses import Pauses
 from domain.recovery import Recovery
@@ -64,7 +61,7 @@ class Container(containers.DeclarativeContainer):
 
     if TYPE_CHECKING:  # DeclarativeContainer accepts any argument and any name of a provider
 
-        def __init__(self, *, settings: Settings) -> None: ...
+        def __init__(self, *, settings: Settings, service_name: str = ...) -> None: ...
         def __getattr__(self, name: str) -> None: ...  # type: ignore[override]
 
     __self__ = _container
@@ -73,24 +70,25 @@ class Container(containers.DeclarativeContainer):
     new_id: providers.Object[Callable[[], UUID]] = providers.Object(uuid7)
     random = providers.Singleton(Random)
     opened = providers.Singleton(Opened)
+    service_name: providers.Object[str] = providers.Object("wearon")
 
-    database = service(
-        lambda self: closing(self.opened(), Database(**policies.database(self.settings())))
-    )
-    reserve = service(
-        lambda self: closing(self.opened(), Database(**policies.reserve(self.settings())))
-    )
-    operator_database = service(
-        lambda self: closing(self.opened(), Database(**policies.operator_reads(self.settings())))
-    )
-    migrate = service(
-        lambda self: partial(
-            migrate,
-            self.database(),
-            all_migrations(),
-            roles=RoleNames(self.settings().database_roles),
-        )
-    )
+    # fmt: off
+    parts = service(lambda self: tracing.parts(
+        self.settings(), opened=self.opened(), service_name=self.service_name()
+    ))
+    database = service(lambda self: closing(
+        self.opened(), self.parts().database(**policies.database(self.settings()))
+    ))
+    reserve = service(lambda self: closing(
+        self.opened(), self.parts().database(**policies.reserve(self.settings()))
+    ))
+    operator_database = service(lambda self: closing(
+        self.opened(), self.parts().database(**policies.operator_reads(self.settings()))
+    ))
+    migrate = service(lambda self: partial(
+        migrate, self.database(), all_migrations(), roles=RoleNames(self.settings().database_roles)
+    ))
+    # fmt: on
 
     @service
     def repositories(self) -> Repositories:
@@ -101,7 +99,7 @@ class Container(containers.DeclarativeContainer):
                     self.database(),
                     background=self.reserve(),
                     operators=self.operator_database(),
-                    batches=policies.batches(self.settings()),
+                    batches=policies.batches(self.settings(), self.parts().batches),
                     limits=limits,
                     settled_within=policies.settled_within(self.settings()),
                     clock=self.clock(),
@@ -126,9 +124,8 @@ class Container(containers.DeclarativeContainer):
         settings, clock = self.settings(), self.clock()
         match settings.queue:
             case options.Queue.REDIS:
-                return closing(
-                    self.opened(), RedisTaskQueue(**policies.redis_queue(settings), clock=clock)
-                )
+                made = self.parts().queue(**policies.redis_queue(settings), clock=clock)
+                return closing(self.opened(), made)
             case options.Queue.MEMORY:
                 return InMemoryTaskQueue(clock=clock)
             case unknown:
@@ -146,7 +143,8 @@ class Container(containers.DeclarativeContainer):
         self.settings(), storage=self.storage(), opened=self.opened()
     ))
     generator = service(lambda self: pictures.generator(
-        self.settings(), opened=self.opened(), clock=self.clock(), random=self.random()
+        self.settings(), opened=self.opened(), clock=self.clock(), random=self.random(),
+        calls=self.parts().provider_calls,
     ))
     budget = service(lambda self: policies.budget(self.settings(), self.clock()))
     start_limit = service(lambda self: pictures.start_limit(self.settings(), opened=self.opened()))
@@ -182,7 +180,7 @@ class Container(containers.DeclarativeContainer):
         self.settings(), reads=self.repositories().watched, feed=self.changes(),
         random=self.random(), clock=self.clock(),
     ))
-    generation = service(lambda self: Generation(
+    generation = service(lambda self: self.parts().generation(
         sessions=self.sessions(), reads=self.sessions(), attempts=self.sessions(),
         queue=self.queue(), fetcher=self.fetcher(), generator=self.generator(),
         storage=self.storage(), policy=policies.work(self.settings()), random=self.random(),
@@ -220,7 +218,8 @@ class Container(containers.DeclarativeContainer):
         clock=self.clock(),
     ))
     webhook_sender = service(lambda self: webhooks.sender(
-        self.settings(), opened=self.opened(), clock=self.clock()
+        self.settings(), opened=self.opened(), clock=self.clock(),
+        calls=self.parts().webhook_calls,
     ))
     webhooks = service(lambda self: webhooks.webhooks(
         self.settings(), repo=self.webhook_repo(), sender=self.webhook_sender,

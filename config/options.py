@@ -85,6 +85,11 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+class Traces(StrEnum):
+    NONE = "none"
+    OTLP = "otlp"
+
+
 class LogFormat(StrEnum):
     JSON = "json"
     CONSOLE = "console"

@@ -21,6 +21,7 @@ from config import options, policies
 from config.closing import Opened, closing
 from config.services import Storage
 from config.settings import Settings
+from config.tracing import HttpCalls
 from domain.picture_ports import PictureFetcherPort, PictureGeneratorPort, StartLimitPort
 
 Clock = Callable[[], datetime]
@@ -41,8 +42,9 @@ def fetcher(settings: Settings, *, storage: Storage, opened: Opened) -> PictureF
 
 
 def generator(
-    settings: Settings, *, opened: Opened, clock: Clock, random: Random
+    settings: Settings, *, opened: Opened, clock: Clock, random: Random, calls: HttpCalls = list
 ) -> PictureGeneratorPort:
+    """``calls`` builds what watches the provider's calls."""
     match settings.generator:
         case None | options.Generator.LOCAL:
             return LocalPictureGenerator(
@@ -52,16 +54,18 @@ def generator(
         case options.Generator.OPENAI:
             from adapters.images.openai import OpenAiPictureGenerator
 
-            made = OpenAiPictureGenerator(**policies.openai(settings), clock=clock)
+            made = OpenAiPictureGenerator(
+                **policies.openai(settings), clock=clock, watched_by=calls()
+            )
             return closing(opened, made)
         case options.Generator.REPLICATE:
-            return _replicate_generator(settings, opened, clock, random)
+            return _replicate_generator(settings, opened, clock, random, calls)
         case unknown:
             assert_never(unknown)
 
 
 def _replicate_generator(
-    settings: Settings, opened: Opened, clock: Clock, random: Random
+    settings: Settings, opened: Opened, clock: Clock, random: Random, calls: HttpCalls
 ) -> PictureGeneratorPort:
     from adapters.images.fetcher import HttpPictureFetcher
     from adapters.images.jobs import JobPictureGenerator
@@ -69,7 +73,9 @@ def _replicate_generator(
 
     results = HttpPictureFetcher(**policies.results(settings), prepare=inspect_in_thread)
     download = closing(opened, results).fetch
-    jobs = ReplicateJobs(**policies.replicate(settings), download=download, clock=clock)
+    jobs = ReplicateJobs(
+        **policies.replicate(settings), download=download, clock=clock, watched_by=calls()
+    )
     closing(opened, jobs)
     limits = policies.replicate_jobs(settings)
     return JobPictureGenerator(jobs, name="replicate", limits=limits, random=random)

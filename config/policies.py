@@ -218,8 +218,8 @@ def books(settings: Settings) -> BookPolicy:
     return replace(default, confirm_after=max(default.confirm_after, recovery_ran))
 
 
-def batches(settings: Settings) -> BatchLimits:
-    return BatchLimits(calls=settings.batch_limit)
+def batches(settings: Settings, kind: type[BatchLimits] = BatchLimits) -> BatchLimits:
+    return kind(calls=settings.batch_limit)
 
 
 def redis(settings: Settings) -> RedisArguments:

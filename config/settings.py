@@ -28,6 +28,7 @@ from config.options import (
     Quality,
     Seconds,
     Storage,
+    Traces,
     doc,
 )
 from domain.generation import WorkPolicy
@@ -270,6 +271,13 @@ class Settings(DoorSettings, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_format: Annotated[
         LogFormat, doc("`json` writes one JSON object per line, `console` is for people")
     ] = LogFormat.JSON
+    traces: Annotated[
+        Traces,
+        doc(
+            "`otlp` exports spans as the standard variables `OTEL_EXPORTER_OTLP_*` say; it requires"
+            " the extra `otel`"
+        ),
+    ] = Traces.NONE
 
     def __post_init__(self) -> None:
         from config.rules import problems_of  # noqa: PLC0415 - it needs this class

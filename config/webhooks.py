@@ -11,6 +11,7 @@ from config import policies
 from config.closing import Opened, closing
 from config.services import WebhookRepo
 from config.settings import Settings
+from config.tracing import HttpCalls
 from domain.account_ports import AuditLogPort
 from domain.dispatch import Dispatcher, DispatchEvents, DispatchPolicy, Payloads
 from domain.ports import CreditRepoPort
@@ -23,10 +24,15 @@ Clock = Callable[[], datetime]
 DISPATCH_POLICY = DispatchPolicy()
 
 
-def sender(settings: Settings, *, opened: Opened, clock: Clock) -> WebhookSenderPort:
+def sender(
+    settings: Settings, *, opened: Opened, clock: Clock, calls: HttpCalls = list
+) -> WebhookSenderPort:
+    """``calls`` builds what watches the sender's calls."""
     from adapters.webhooks.sender import HttpWebhookSender
 
-    made = HttpWebhookSender(clock=clock, allow_loopback=settings.fetch_allow_loopback)
+    made = HttpWebhookSender(
+        clock=clock, allow_loopback=settings.fetch_allow_loopback, watched_by=calls()
+    )
     return closing(opened, made)
 
 

@@ -13,6 +13,7 @@ from litestar.types import ASGIApp
 from msgspec import Struct
 
 from config.logging import AccessLine, logged_access_line
+from config.tracing import WrapApp, untraced
 from domain.client_tokens import ClientTokens
 from domain.erasure import Erasure
 from domain.picture_ports import SignedReadPort
@@ -96,9 +97,10 @@ def create_app(
     max_body_bytes: int,
     max_upload_bytes: int,
     https_only: bool = False,
+    traced: WrapApp = untraced,
 ) -> Litestar:
     """The ASGI application. Nothing connects before ``lifespan`` is entered. With ``https_only``,
-    browsers are told never to come without TLS again."""
+    browsers are told never to come without TLS again. ``traced`` wraps what answers requests."""
     waits = Waits(services.watching)
     streams = EventStreams(door=services.door, watching=services.watching, views=services.views)
     submit = SubmitRoute(
@@ -153,8 +155,9 @@ def create_app(
     describe_webhooks(app.openapi_schema)
     parameters.update(query_parameters(app.openapi_schema))
     # Litestar's own middleware does not see requests that match no route.
+    off_router: dict[str, ASGIApp] = {GENERATIONS_PATH: submit, BATCH_PATH: batch}
     app.asgi_handler = RequestContext(
-        fast_path(app.asgi_handler, {GENERATIONS_PATH: submit, BATCH_PATH: batch}),
+        traced(fast_path(app.asgi_handler, off_router), off_router),
         methods={
             route.path_format: route.methods for route in app.routes if isinstance(route, HTTPRoute)
         },

@@ -57,6 +57,9 @@ from entrypoints.http.public import Check
 from entrypoints.http.request_info import merge_request_info
 from entrypoints.metrics import Role, serving_metrics, show_known
 
+SERVICE_NAME = "wearon-api"
+"""Of these processes in traces."""
+
 HOUSEKEEPING_SECONDS = 1.0
 """How often pushed tasks are confirmed and the queue is measured. The settings refuse a
 ``requeue_after_seconds`` that is too short for it."""
@@ -85,7 +88,7 @@ def serve_http(settings: Settings, build: Application | None = None) -> None:
     ``SystemExit`` if the application does not start.
     """
     configure_logging(settings)
-    services_of(Container(settings=settings))
+    services_of(Container(settings=settings, service_name=SERVICE_NAME))
     with _shared_folder(settings) as folder, serving_metrics(settings, Role.API, folder=folder):
         config = ConnectionConfig(
             build or partial(app, folder),
@@ -222,7 +225,7 @@ def app(counted_in: Path | None = None) -> Litestar:
     # The streams take a share of the connections that are possible here.
     possible = min(settings.http_max_connections, _descriptors() - RESERVED)
     settings = replace_fields(settings, http_max_connections=max(1, possible))
-    api = application(Container(settings=settings))
+    api = application(Container(settings=settings, service_name=SERVICE_NAME))
     freeze_startup_objects()
     return api
 
@@ -259,6 +262,7 @@ def application(container: Container, *lifespan: Lifespan) -> Litestar:
         max_body_bytes=settings.max_body_bytes,
         max_upload_bytes=settings.fetch_max_bytes,
         https_only=settings.public_url.startswith("https:"),
+        traced=container.parts().app,
     )
 
 

@@ -25,6 +25,8 @@ from entrypoints.worker.tasks import WorkerLimits
 
 log = structlog.get_logger(__name__)
 
+SERVICE_NAME = "wearon-worker"
+"""Of these processes in traces."""
 POP_SECONDS = 1.0
 """How long a pop waits for a task, and so how long an idle worker takes to stop."""
 FLUSH_SECONDS = 1.0
@@ -42,7 +44,7 @@ def run_worker(
     """Run a worker in this process until it has stopped. Returns what ``Worker.run`` does. Raises
     ``SchemaMismatch`` before any task is taken, and ``SettingsError``."""
     configure_logging(settings)
-    container = Container(settings=settings)
+    container = Container(settings=settings, service_name=SERVICE_NAME)
     if not settings.drain_outlasts_attempt:
         log.warning(
             "drain_shorter_than_attempt",
@@ -92,7 +94,7 @@ def run_recovery(settings: Settings, *, watch: bool) -> bool:
     """Run recovery without a worker: once, or with ``watch`` at its interval until a signal.
     Returns whether everything that was due was done."""
     configure_logging(settings)
-    container = Container(settings=settings)
+    container = Container(settings=settings, service_name=SERVICE_NAME)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_check_schema(container))
         return runner.run(_recover(container, watch=watch))

@@ -110,6 +110,22 @@ def test_series_without_a_place_take_none_of_the_others() -> None:
     assert len(cells.totals()) < CELLS
 
 
+def test_wide_series_end_where_the_names_begin() -> None:
+    """Space that is used up is no reason to write over other numbers."""
+    cells = Cells()
+    labels = [(str(number),) for number in range(CELLS // 1_000 + 5)]
+
+    for one in labels:
+        place = cells.add("wide", one, width=1_000 if one != labels[-1] else 100)
+        for cell in range(place, place + 100):
+            cells.values[cell] = 1.0
+
+    shown = cells.totals()
+    assert 0 < len(shown) < len(labels)
+    assert {len(values) for values in shown.values()} <= {1_000, 100}
+    assert all(sum(values) == 100 for values in shown.values())
+
+
 @pytest.mark.processes
 def test_no_count_is_lost_when_a_process_is_killed(tmp_path: Path) -> None:
     """Totals never go down: neither when a process dies, nor when its file is gone."""

@@ -1,6 +1,6 @@
 """What the API counts: every request by its route, every submission by what came of it."""
 
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -87,6 +87,18 @@ async def test_cancelled_session_has_failed(api: Api) -> None:
     await api.cancel(created.data["session_id"])
 
     assert counted("wearon_sessions_ended_total") == {("failed", ErrorCode.CANCELLED): 1}
+
+
+async def test_session_that_is_worked_on_has_not_failed_yet(api: Api) -> None:
+    """Its worker ends it, and counts that."""
+    created = await api.submit(body=TRY_ON)
+    await api.service.claimed(UUID(created.data["session_id"]))
+    counted = Counted()
+
+    answer = await api.cancel(created.data["session_id"])
+
+    assert answer.status == 202
+    assert counted("wearon_sessions_ended_total") == {}
 
 
 async def test_original_route_counts_submissions_too(api: Api) -> None:

@@ -3,7 +3,7 @@
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -87,24 +87,40 @@ def test_taken_port_is_one_line_that_names_the_setting(server: MetricsServer) ->
     )
 
 
-def test_silent_scrapers_are_few_and_cut_off(
+def test_further_scrapers_are_closed_at_once(server: MetricsServer) -> None:
+    """However many there are, as long as the first ones last."""
+    with ExitStack() as stack:
+        scrapers = [stack.enter_context(silent(server)) for _ in range(MAX_SCRAPES + 2)]
+
+        endings = [one.recv(1) for one in scrapers[MAX_SCRAPES:]]
+        for one in scrapers[:MAX_SCRAPES]:
+            one.settimeout(0)
+
+        assert endings == [b"", b""]
+        for one in scrapers[:MAX_SCRAPES]:
+            with pytest.raises(BlockingIOError):
+                one.recv(1)
+
+
+def test_scraper_that_drips_is_cut_off(
     server: MetricsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They keep others out for a bounded time only."""
+    """Each byte comes in time, and the whole request never does. Others are answered again."""
     monkeypatch.setattr(module, "SCRAPE_SECONDS", 0.2)
-    scrapers = [silent(server) for _ in range(MAX_SCRAPES + 2)]
-    try:
-        endings = [one.recv(1) for one in scrapers]
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        answer = b""
-        while not answer and time.monotonic() < deadline:
-            try:
-                answer = get(server)
-            except OSError:  # A thread may take a moment to end.
-                continue
-    finally:
-        for one in scrapers:
-            one.close()
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    with silent(server) as dripping:
+        dripping.sendall(b"GET /metrics HTTP/1.1\r\nA: ")
+        dripping.settimeout(0.05)
 
-    assert endings == [b""] * len(scrapers)
-    assert answer == b"for text/x"
+        ending = None
+        while ending is None and time.monotonic() < deadline:
+            try:
+                dripping.sendall(b"a")
+                ending = dripping.recv(1)
+            except TimeoutError:
+                continue
+            except OSError:
+                ending = b""
+
+    assert ending == b""
+    assert get(server) == b"for text/x"

@@ -85,3 +85,17 @@ async def test_recovery_counts_what_it_failed(service: Service) -> None:
 
     assert counted("wearon_recovered_total")[("expired",)] == 1
     assert counted("wearon_sessions_ended_total") == {("failed", "EXPIRED"): 1}
+
+
+async def test_unreadable_task_fails_its_session(service: Service) -> None:
+    """One that names no session fails none."""
+    session = (await service.submitted()).session
+    await service.queue.pop(timeout_seconds=0)
+    named = f'{{"session_id": "{session.id}"}}'.encode()
+    service.queue.messages.extend([named, b"{"])
+    counted = Counted()
+
+    async with running(a_worker(service, concurrency=1)):
+        await asyncio.sleep(1)
+
+    assert counted("wearon_sessions_ended_total") == {("failed", "INVALID_TASK"): 1}

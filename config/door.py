@@ -34,6 +34,8 @@ from adapters.erasure.memory import InMemoryErasureRepo
 from adapters.erasure.postgres import PostgresErasureRepo
 from adapters.operations.memory import InMemoryOperatorReads
 from adapters.operations.postgres import PostgresOperatorReads
+from adapters.operators.memory import InMemoryOperatorRepo
+from adapters.operators.postgres import PostgresOperatorRepo
 from adapters.pauses.memory import InMemoryPauseRepo
 from adapters.pauses.postgres import PostgresPauseRepo
 from adapters.postgres.database import Database
@@ -83,6 +85,7 @@ def postgres_repositories(
         stores=PostgresStoreRepo(database),
         service_keys=PostgresServiceKeyRepo(database),
         audit_log=PostgresAuditLog(database),
+        operators=PostgresOperatorRepo(database),
         erasure=PostgresErasureRepo(database),
         watched=PostgresWatchReads(database),
         webhooks=PostgresWebhookRepo(database, background=background),
@@ -133,6 +136,7 @@ def memory_repositories(limits: AccountLimits, *, clock: Clock) -> Repositories:
             books=lambda: checks.latest,
         ),
         pauses=pauses,
+        operators=InMemoryOperatorRepo(clock=clock, log=log),
     )
 
 

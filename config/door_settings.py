@@ -4,6 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from config.console_settings import ConsoleSettings
 from config.options import (
     JwksUrl,
     PlanNumbers,
@@ -13,13 +14,12 @@ from config.options import (
     Words,
     doc,
 )
-from config.service_settings import ServiceSettings
 from domain.age import AgeVerification
 from domain.plans import NO_LIMITS
 from domain.signup import NO_SIGNUP as _SIGNUP
 
 
-class DoorSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DoorSettings(ConsoleSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Callers' credentials, signed links, origins, rates and accounts."""
 
     jwt_jwks_url: Annotated[

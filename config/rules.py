@@ -17,7 +17,13 @@ _CONFIRM_SECONDS = 2
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-_SECRETS = ("jwt_secret", "jwt_previous_secret", "signing_secret", "signing_previous_secret")
+_SECRETS = (
+    "jwt_secret",
+    "jwt_previous_secret",
+    "signing_secret",
+    "signing_previous_secret",
+    "console_secret",
+)
 
 
 def problems_of(settings: Settings) -> Iterator[str]:
@@ -28,6 +34,7 @@ def problems_of(settings: Settings) -> Iterator[str]:
     yield from _jwt_problems(settings)
     yield from _plan_problems(settings)
     yield from _budget_problems(settings)
+    yield from _console_problems(settings)
     if settings.environment is Environment.PRODUCTION:
         yield from _unsafe_in_production(settings)
 
@@ -52,6 +59,14 @@ def _budget_problems(settings: Settings) -> Iterator[str]:
     if not any(Decimal(getattr(settings, name) or 0) for name in names):
         variables = " or ".join(variable_of(name) for name in names)
         yield f"{variable_of('provider_budget_usd')}: requires a price in {variables}"
+
+
+def _console_problems(settings: Settings) -> Iterator[str]:
+    if settings.console_user_header and settings.console_host not in _LOOPBACK:
+        yield (
+            "WEARON_CONSOLE_USER_HEADER: requires WEARON_CONSOLE_HOST=127.0.0.1, or another machine"
+            " could name any operator"
+        )
 
 
 def _url_problems(settings: Settings) -> Iterator[str]:

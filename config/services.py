@@ -12,6 +12,7 @@ from domain.account_ports import (
 )
 from domain.changes import ChangeFeedPort, ChangePublisherPort, WatchReadPort
 from domain.client_tokens import ClientTokenRepoPort
+from domain.console_ports import OperatorRepoPort
 from domain.erasure import ErasureRepoPort
 from domain.operator_ports import (
     BookCheckRepoPort,
@@ -84,6 +85,7 @@ class Repositories:
     stores: StoreRepoPort
     service_keys: ServiceKeyRepoPort
     audit_log: AuditLogPort
+    operators: OperatorRepoPort
     erasure: ErasureRepoPort
     watched: WatchReadPort
     webhooks: WebhookRepo

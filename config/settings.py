@@ -51,7 +51,8 @@ class SettingsError(Exception):
 
 
 class Settings(DoorSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All settings, in order: the service's, the door's, and these. Times are in seconds."""
+    """All settings, in order: the service's, the console's, the door's, and these. Times are in
+    seconds."""
 
     database_connections: Annotated[
         int,

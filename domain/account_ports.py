@@ -119,9 +119,21 @@ class AuditLogPort(Protocol):
     Raises ``DatabaseUnavailable``."""
 
     async def actions(
-        self, *, subject: str | None, limit: int, before_id: int | None = None
+        self,
+        *,
+        subject: str | None,
+        limit: int,
+        before_id: int | None = None,
+        actor: str | None = None,
     ) -> list[OperatorAction]:
-        """Newest first, only those on ``subject`` if there is one, and older than ``before_id``."""
+        """Newest first, only those on ``subject`` and by ``actor`` if they are given, and older
+        than ``before_id``."""
+
+    async def begin(
+        self, by: Operator, action: str, subject: str, *, action_id: UUID, **details: object
+    ) -> bool:
+        """Add an entry for a change that is about to be made. False, and nothing is added, if there
+        is an entry with this ``action_id``: of many concurrent calls, one returns True."""
 
     async def add(self, by: Operator, action: str, subject: str, **details: object) -> None:
         """Add an entry for a change that takes many transactions, before the first one, or that

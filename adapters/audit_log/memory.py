@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from uuid import UUID
 
 from domain.account_ports import AuditLogPort
 from domain.operators import Operator, OperatorAction
@@ -12,17 +13,34 @@ class InMemoryAuditLog(AuditLogPort):
 
     def __init__(self, *, clock: Callable[[], datetime]) -> None:
         self.entries: list[OperatorAction] = []
+        self._begun: set[UUID] = set()
         self._clock = clock
 
     async def actions(
-        self, *, subject: str | None, limit: int, before_id: int | None = None
+        self,
+        *,
+        subject: str | None,
+        limit: int,
+        before_id: int | None = None,
+        actor: str | None = None,
     ) -> list[OperatorAction]:
         found = [
             entry
             for entry in reversed(self.entries)
-            if subject in {None, entry.subject} and (before_id is None or entry.id < before_id)
+            if subject in {None, entry.subject}
+            and actor in {None, entry.actor}
+            and (before_id is None or entry.id < before_id)
         ]
         return found[:limit]
+
+    async def begin(
+        self, by: Operator, action: str, subject: str, *, action_id: UUID, **details: object
+    ) -> bool:
+        if action_id in self._begun:
+            return False
+        self._begun.add(action_id)
+        self.record(by, action, subject, **details)
+        return True
 
     async def add(self, by: Operator, action: str, subject: str, **details: object) -> None:
         self.record(by, action, subject, **details)

@@ -95,6 +95,10 @@ TABLES: Mapping[str, Mapping[Group, Grants]] = {
         Group.APP: _WRITES,
         Group.READER: _columns("id prefix label scopes created_at revoked_at"),
     },
+    "operators": {
+        Group.APP: _WRITES,
+        Group.READER: _columns("name role epoch made_at revoked_at"),
+    },
     "operator_actions": {Group.APP: _ADDS, Group.READER: _READS},
     "workers": {Group.APP: _all("SELECT INSERT UPDATE DELETE"), Group.READER: _READS},
     "pauses": {Group.APP: _all("SELECT INSERT DELETE"), Group.READER: _READS},

@@ -8,6 +8,7 @@ from entrypoints.cli.dead import dead_group
 from entrypoints.cli.doctor import doctor
 from entrypoints.cli.find import find
 from entrypoints.cli.operate import credits_group, keys_group, queue_group
+from entrypoints.cli.operators import operators_group
 from entrypoints.cli.output import CommandGroup
 from entrypoints.cli.owners import audit_group, owners_group
 from entrypoints.cli.pauses import pause, resume
@@ -23,7 +24,10 @@ from entrypoints.cli.webhooks import webhooks_group
 click.rich_click.COMMAND_GROUPS = {
     "wearon": [
         {"name": "Try it", "commands": ["demo", "dev"]},
-        {"name": "Run it", "commands": ["settings", "migrate", "serve", "worker", "recover"]},
+        {
+            "name": "Run it",
+            "commands": ["settings", "migrate", "serve", "worker", "recover"],
+        },
         {
             "name": "Operate it",
             "commands": [
@@ -50,6 +54,7 @@ click.rich_click.COMMAND_GROUPS = {
                 "webhooks",
                 "services",
                 "audit",
+                "operators",
             ],
         },
         {"name": "Your shell", "commands": ["completion"]},
@@ -96,5 +101,6 @@ for command in (
     services_group,
     audit_group,
     completion,
+    operators_group,
 ):
     main.add_command(command)

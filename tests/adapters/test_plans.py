@@ -22,6 +22,7 @@ from adapters.credits import postgres as credit_repo
 from adapters.embedded.postgres import EmbeddedPostgres
 from adapters.erasure import postgres as erasure
 from adapters.operations import statements as operations
+from adapters.operators import postgres as operators
 from adapters.pauses import postgres as pauses
 from adapters.postgres.database import Connection, Database
 from adapters.postgres.limits import DatabaseLimits
@@ -160,6 +161,7 @@ MODULES = (
     stores,
     pauses,
     audit_log,
+    operators,
     erasure,
     watched_postgres,
     webhooks,

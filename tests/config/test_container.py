@@ -76,6 +76,7 @@ NOWHERE = Settings(
     redis_url="redis://127.0.0.1:1/0",
     jwt_secret=SECRET,
     signing_secret=SECRET,
+    console_secret=OTHER_SECRET[::-1],
     openai_api_key=SECRET,
     replicate_api_token=SECRET,
     data_dir=Path("/nonexistent/wearon"),

@@ -298,6 +298,16 @@ def test_each_default_has_one_definition() -> None:
     assert policies.openai(settings)["limits"] == ProviderLimits()
 
 
+def test_operator_in_a_header_requires_a_local_listener() -> None:
+    """Another machine could name any operator in it."""
+    header = {"WEARON_CONSOLE_USER_HEADER": "X-Forwarded-User"}
+
+    (problem,) = problems_of(header | {"WEARON_CONSOLE_HOST": "10.0.0.7"})
+
+    assert problem.startswith("WEARON_CONSOLE_USER_HEADER: requires WEARON_CONSOLE_HOST=127.0.0.1")
+    assert load_settings(header).console_user_header == "X-Forwarded-User"
+
+
 def test_production_refuses_unsafe_settings() -> None:
     """Input pictures from this machine, and data that is lost at exit, require
     ``WEARON_ENVIRONMENT=development``, which is not the default."""
@@ -323,6 +333,10 @@ def test_production_refuses_unsafe_settings() -> None:
         (
             {"WEARON_JWT_SECRET": SECRET, "WEARON_SIGNING_SECRET": SECRET},
             "WEARON_SIGNING_SECRET: must differ from WEARON_JWT_SECRET",
+        ),
+        (
+            {"WEARON_JWT_SECRET": SECRET, "WEARON_CONSOLE_SECRET": SECRET},
+            "WEARON_CONSOLE_SECRET: must differ from WEARON_JWT_SECRET",
         ),
     ],
 )
@@ -370,6 +384,7 @@ def test_secrets_are_not_shown() -> None:
             "WEARON_JWT_PREVIOUS_SECRET": SECRET[1:] + "p",
             "WEARON_SIGNING_SECRET": SECRET[::-1],
             "WEARON_SIGNING_PREVIOUS_SECRET": SECRET[:0:-1] + "p",
+            "WEARON_CONSOLE_SECRET": SECRET[1:] + "c",
             "DATABASE_URL": f"postgresql://user:{SECRET}@db/wearon",
             "REDIS_URL": f"redis://:{SECRET}@cache",
             "AWS_ACCESS_KEY_ID": SECRET,
@@ -383,7 +398,7 @@ def test_secrets_are_not_shown() -> None:
 
     assert SECRET[1:] not in shown
     assert SECRET[:0:-1] not in shown
-    assert shown.count("***") == 10 * 3
+    assert shown.count("***") == 11 * 3
     assert "port=8000" in shown
 
 

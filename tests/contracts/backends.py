@@ -27,6 +27,8 @@ from adapters.limits.memory import InMemoryStartLimit, Pace
 from adapters.limits.redis import RedisStartLimit
 from adapters.operations.memory import InMemoryOperatorReads
 from adapters.operations.postgres import PostgresOperatorReads
+from adapters.operators.memory import InMemoryOperatorRepo
+from adapters.operators.postgres import PostgresOperatorRepo
 from adapters.pauses.memory import InMemoryPauseRepo
 from adapters.pauses.postgres import PostgresPauseRepo
 from adapters.postgres.database import Database
@@ -51,6 +53,7 @@ from domain.account_ports import (
 )
 from domain.changes import WatchReadPort
 from domain.client_tokens import ClientTokenRepoPort
+from domain.console_ports import OperatorRepoPort
 from domain.credits import LedgerEntry, LedgerKind, Owner
 from domain.erasure import ErasureRepoPort
 from domain.errors import IllegalTransition
@@ -91,6 +94,7 @@ class Backend(ABC):
     stores: StoreRepoPort
     service_keys: ServiceKeyRepoPort
     audit_log: AuditLogPort
+    operators: OperatorRepoPort
     erasure: ErasureRepoPort
     client_tokens: ClientTokenRepoPort
     watched: WatchReadPort
@@ -286,6 +290,7 @@ class MemoryBackend(Backend):
         self.service_keys = InMemoryServiceKeyRepo(clock=self._clock.now, log=log)
         self.audit_log = log
         self.pauses = InMemoryPauseRepo(log=log, clock=self._clock.now)
+        self.operators = InMemoryOperatorRepo(clock=self._clock.now, log=log)
         self.erasure = InMemoryErasureRepo(self._repo)
         self.watched = InMemoryWatchReads(self._repo)
         hooks = InMemoryWebhookRepo(clock=self._clock.now, find_session=self._repo.find)
@@ -394,7 +399,7 @@ class MemoryBackend(Backend):
 _TRUNCATE = """
     TRUNCATE credit_accounts, credit_ledger, generation_sessions, api_keys, attempt_faults, stores,
         shoppers, client_tokens, service_keys, operator_actions, signup_days, webhook_endpoints,
-        webhook_deliveries, webhook_attempts, workers, pauses"""
+        webhook_deliveries, webhook_attempts, workers, pauses, operators"""
 _FORGET_CHECK = """
     UPDATE book_checks SET due_at = now(), claimed_until = NULL, checked_at = NULL, took_ms = NULL,
         discrepancies = NULL, first = NULL"""
@@ -443,6 +448,8 @@ _ADVANCE_DELIVERIES = """
     SET created_at = created_at - $1::interval,
         status_changed_at = status_changed_at - $1::interval,
         next_attempt_at = next_attempt_at - $1::interval"""
+_ADVANCE_OPERATORS = """
+    UPDATE operators SET link_expires_at = link_expires_at - $1::interval"""
 _SET_ACCOUNT = """
     INSERT INTO credit_accounts (channel, owner_id, balance, plan, suspended_at)
     VALUES ($1, $2, 0, $3, CASE WHEN $4::boolean THEN now() END)
@@ -486,6 +493,7 @@ class PostgresBackend(Backend):
         self.stores = PostgresStoreRepo(database)
         self.service_keys = PostgresServiceKeyRepo(database)
         self.audit_log = PostgresAuditLog(database)
+        self.operators = PostgresOperatorRepo(database)
         self.erasure = PostgresErasureRepo(database)
         self.watched = PostgresWatchReads(database)
         self.client_tokens = PostgresClientTokenRepo(database)
@@ -563,6 +571,7 @@ class PostgresBackend(Backend):
             _ADVANCE_DAYS,
             _ADVANCE_ENDPOINTS,
             _ADVANCE_DELIVERIES,
+            _ADVANCE_OPERATORS,
         ):
             await self._rewrite(statement, by)
 

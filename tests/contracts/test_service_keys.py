@@ -1,5 +1,6 @@
 """ServiceKeyRepoPort and AuditLogPort: service keys, and the log of what was changed."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -118,6 +119,46 @@ async def test_audit_log_is_read_in_pages(backend: Backend) -> None:
     assert await backend.audit_log.actions(subject="b2c", limit=10) == []
 
 
+async def test_audit_log_of_an_actor(backend: Backend) -> None:
+    """Only this actor's entries, of all subjects or of one, in pages."""
+    for owner in (USER, OTHER, USER):
+        for actor in ("console:a", "console:b"):
+            await backend.credits.grant(owner, 1, note="n", by=Operator(actor=actor))
+    log = backend.audit_log
+
+    of_actor = await log.actions(subject=None, actor="console:a", limit=10)
+    of_both = await log.actions(subject=str(USER), actor="console:a", limit=10)
+    page = await log.actions(subject=None, actor="console:a", limit=1, before_id=of_actor[0].id)
+
+    assert [entry.subject for entry in of_actor] == [str(USER), str(OTHER), str(USER)]
+    assert {entry.actor for entry in (*of_actor, *of_both)} == {"console:a"}
+    assert of_both == [of_actor[0], of_actor[2]]
+    assert page == of_actor[1:2]
+
+
+async def test_action_begins_once(backend: Backend) -> None:
+    """Of many concurrent calls with one id, one adds the entry; another id adds another one."""
+    one, other = uuid4(), uuid4()
+
+    begun = await asyncio.gather(
+        *(
+            backend.audit_log.begin(OPERATOR, "dead.requeue", "letter:1", action_id=one, n=index)
+            for index in range(10)
+        )
+    )
+    again = await backend.audit_log.begin(OPERATOR, "dead.requeue", "letter:1", action_id=other)
+
+    assert sorted(begun) == [False] * 9 + [True]
+    assert again
+    first, _ = await backend.actions("letter:1")
+    assert (first.actor, first.action, first.reason) == (
+        OPERATOR.actor,
+        "dead.requeue",
+        OPERATOR.reason,
+    )
+    assert first.details == {"n": begun.index(True)}
+
+
 CALLS: dict[str, Callable[[ServiceKeyRepoPort], Awaitable[object]]] = {
     "service_of": lambda repo: repo.service_of("ab" * 32),
     "add": lambda repo: repo.add(a_key(), by=OPERATOR),
@@ -126,6 +167,7 @@ CALLS: dict[str, Callable[[ServiceKeyRepoPort], Awaitable[object]]] = {
 }
 LOG_CALLS: dict[str, Callable[[AuditLogPort], Awaitable[object]]] = {
     "actions": lambda log: log.actions(subject=None, limit=1),
+    "begin": lambda log: log.begin(OPERATOR, "session.cancel", "b2c:someone", action_id=uuid4()),
     "add": lambda log: log.add(OPERATOR, "owner.erase", "b2c:someone"),
 }
 

@@ -839,12 +839,20 @@ def test_banner_names_the_data_folder(tmp_path: Path) -> None:
 
     in_memory = dev.banner(stack)
     on_disk = dev.banner(
-        dev.Stack(url=stack.url, user_token="t", identity=identity, data_dir=tmp_path)
+        dev.Stack(
+            url=stack.url,
+            console_link="http://127.0.0.1:8001/console/developer/t",
+            user_token="t",
+            identity=identity,
+            data_dir=tmp_path,
+        )
     )
 
     assert "lost when it stops" in in_memory
     assert f"Data is stored in {tmp_path}" in on_disk
     assert f". {tmp_path}/env" in on_disk
+    assert "Console, signed in: http://127.0.0.1:8001/console/developer/t\n" in on_disk
+    assert "Console" not in in_memory
     for text in (in_memory, on_disk):
         assert text.count("curl -s http://127.0.0.1:8000/api/v1/generations") == 2
         assert identity.api_key in text
@@ -899,6 +907,7 @@ def test_reading_commands_have_json() -> None:
         "keys revoke",
         "tokens revoke",
         "services revoke",
+        "operators revoke",
         "webhooks remove",
         "webhooks listen",
         "completion",
@@ -907,7 +916,7 @@ def test_reading_commands_have_json() -> None:
     }
     groups = {
         "credits", "keys", "sessions", "queue", "dead", "stores", "owners", "services", "audit",
-        "storage", "tokens",
+        "storage", "tokens", "operators",
     }  # fmt: skip
 
     without = {

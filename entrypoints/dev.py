@@ -1,15 +1,17 @@
 """The development stack on one machine: servers, migration, API, worker and demo credentials."""
 
 import asyncio
+import hashlib
 import os
 import secrets
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,8 +23,10 @@ from uuid import UUID
 import msgspec
 import rich_click as click
 from litestar import Litestar
+from msgspec.structs import replace
 
 from config.closing import close
+from config.console import access
 from config.container import Container
 from config.loading import load_settings
 from config.logging import configure_logging
@@ -60,9 +64,11 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stack(msgspec.Struct, frozen=True, kw_only=True):
-    """A running stack, as its clients see it."""
+    """A running stack, as its clients see it. ``console_link`` signs in to the console, if it
+    runs."""
 
     url: str
+    console_link: str | None = None
     user_token: str
     identity: Identity
     data_dir: Path | None
@@ -81,7 +87,10 @@ def new_identity() -> Identity:
 def run_stack(port: int, data_dir: Path) -> None:
     """``wearon dev``: run until Ctrl-C, SIGTERM or the end of a process of the stack."""
     try:
-        with readable_errors(), stack(os.environ, port, data_dir) as (running, processes):
+        with (
+            readable_errors(),
+            stack(os.environ, port, data_dir, with_console=True) as (running, processes),
+        ):
             click.echo(banner(running))
             while all(process.poll() is None for process in processes):
                 time.sleep(0.2)
@@ -115,7 +124,7 @@ def _in_memory_app(settings: Settings, identity: Identity) -> Litestar:
         working = asyncio.create_task(worker.run())
         # An API whose worker has crashed would look healthy, so stop the API as well.
         working.add_done_callback(lambda _: signal.raise_signal(signal.SIGTERM))
-        running = _running_stack(container, identity, data_dir=None)
+        running = replace(_running_stack(container, identity, data_dir=None), console_link=None)
         announcement = asyncio.create_task(_print_banner_when_ready(running))
         yield
         announcement.cancel()
@@ -127,7 +136,12 @@ def _in_memory_app(settings: Settings, identity: Identity) -> Litestar:
 
 @contextmanager
 def stack(
-    environ: Mapping[str, str], port: int, data_dir: Path, *, output: IO[bytes] | None = None
+    environ: Mapping[str, str],
+    port: int,
+    data_dir: Path,
+    *,
+    output: IO[bytes] | None = None,
+    with_console: bool = False,
 ) -> Iterator[tuple[Stack, list[subprocess.Popen[bytes]]]]:
     """A running stack and its processes. All of it stops at the end, or if we are killed.
 
@@ -147,8 +161,14 @@ def stack(
         environ |= urls
         running = asyncio.run(_prepare(load_settings(environ), identity))
         _write_environment(data_dir / "env", environ)
-        with _start_processes(environ, output) as processes:
+        with _stopping() as processes:
+            for command in ("serve", "worker"):
+                processes.append(_start(command, environ, output))
             _wait_until_ready(running.url, processes, output)
+            if with_console:  # last, because the others should not wait for it
+                processes.append(_start("console", environ, output))
+            else:
+                running = replace(running, console_link=None)
             yield running, processes
 
 
@@ -192,8 +212,9 @@ def banner(running: Stack) -> str:
             f"To use the other commands in another terminal, first run:\n"
             f"  set -a; . {shlex.quote(str(running.data_dir / 'env'))}; set +a"
         )
+    console = f"\nConsole, signed in: {running.console_link}" if running.console_link else ""
     return f"""
-wearon is ready: {url}    API documentation: {url}/schema
+wearon is ready: {url}    API documentation: {url}/schema{console}
 
 Try it in a browser, as the demo user:
   {url}/playground#token={running.user_token}
@@ -225,6 +246,8 @@ def _environment(environ: Mapping[str, str], identity: Identity, port: int) -> d
         "WEARON_LOG_FORMAT": "console",
         "WEARON_JWT_SECRET": identity.jwt_secret,
         "WEARON_SIGNING_SECRET": identity.signing_secret,
+        "WEARON_CONSOLE_SECRET": _derived(identity.signing_secret, "console"),
+        "WEARON_CONSOLE_PORT": str(_free_port(port + 1)),
     }
     given = {name: value for name, value in environ.items() if value.strip()}
     given.pop("WEARON_METRICS_PORT", None)  # One port cannot serve both the API and the worker.
@@ -235,18 +258,40 @@ def _environment(environ: Mapping[str, str], identity: Identity, port: int) -> d
             "WEARON_ENVIRONMENT": "development",
             "WEARON_FETCH_ALLOW_LOOPBACK": "true",
             "WEARON_HOST": "127.0.0.1",
+            "WEARON_CONSOLE_HOST": "127.0.0.1",
             "WEARON_PORT": str(port),
             "WEARON_PUBLIC_URL": _url(port),
         }
     )
 
 
+def _derived(secret: str, name: str) -> str:
+    """Another secret, which is stored nowhere."""
+    return hashlib.sha256(f"{name} {secret}".encode()).hexdigest()
+
+
+def _free_port(wanted: int) -> int:
+    """``wanted``, or any other port if that one is taken."""
+    for port in (wanted, 0):
+        with socket.socket() as probe, suppress(OSError, OverflowError):
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    return wanted
+
+
 def _running_stack(container: Container, identity: Identity, *, data_dir: Path | None) -> Stack:
     token = container.user_token()(
         identity.user_id, now=container.clock()(), lifetime=_TOKEN_LIFETIME
     )
-    url = container.settings().public_url
-    return Stack(url=url, user_token=token, identity=identity, data_dir=data_dir)
+    settings = container.settings()
+    entry = f"console/developer/{access(container).developer_token()}"
+    return Stack(
+        url=settings.public_url,
+        console_link=f"{_url(settings.console_port)}/{entry}",
+        user_token=token,
+        identity=identity,
+        data_dir=data_dir,
+    )
 
 
 async def _prepare(settings: Settings, identity: Identity) -> Stack:
@@ -294,25 +339,26 @@ def _write_private(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _start_processes(
-    environ: Mapping[str, str], output: IO[bytes] | None
-) -> Iterator[list[subprocess.Popen[bytes]]]:
+def _stopping() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The processes to stop at the end, also if another one does not start."""
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        for command in ("serve", "worker"):
-            processes.append(  # noqa: PERF401 - the first must be stopped if the second fails
-                subprocess.Popen(  # noqa: S603 - our own program
-                    [sys.executable, "-P", "-m", "entrypoints.cli", command],
-                    env=environ,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    preexec_fn=ending_with_us(),  # noqa: PLW1509 - one thread
-                )
-            )
         yield processes
     finally:
         _stop(processes)
+
+
+def _start(
+    command: str, environ: Mapping[str, str], output: IO[bytes] | None
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, "-P", "-m", "entrypoints.cli", command],
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        preexec_fn=ending_with_us(),  # noqa: PLW1509 - one thread
+    )
 
 
 def _stop(processes: list[subprocess.Popen[bytes]]) -> None:

@@ -12,7 +12,7 @@ from entrypoints.cli.operators import operators_group
 from entrypoints.cli.output import CommandGroup
 from entrypoints.cli.owners import audit_group, owners_group
 from entrypoints.cli.pauses import pause, resume
-from entrypoints.cli.run import demo, dev, list_settings, migrate, recover, serve, worker
+from entrypoints.cli.run import console, demo, dev, list_settings, migrate, recover, serve, worker
 from entrypoints.cli.services import services_group
 from entrypoints.cli.sessions import sessions_group
 from entrypoints.cli.status import status
@@ -26,7 +26,7 @@ click.rich_click.COMMAND_GROUPS = {
         {"name": "Try it", "commands": ["demo", "dev"]},
         {
             "name": "Run it",
-            "commands": ["settings", "migrate", "serve", "worker", "recover"],
+            "commands": ["settings", "migrate", "serve", "worker", "recover", "console"],
         },
         {
             "name": "Operate it",
@@ -85,6 +85,7 @@ for command in (
     status,
     find,
     doctor,
+    console,
     sessions_group,
     tokens_group,
     queue_group,

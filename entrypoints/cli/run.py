@@ -36,6 +36,24 @@ def _require_free(host: str, port: int, option: str) -> None:
 
 
 @click.command()
+def console() -> None:
+    """Run the operators' console until SIGTERM, on a port of its own.
+
+    Outside development it needs an operator: see `wearon operators add`. It serves plain HTTP: let
+    a proxy with TLS stand in front, unless only this machine reaches it.
+    """
+    from config.console import access  # noqa: PLC0415
+    from config.loading import load_settings  # noqa: PLC0415
+    from entrypoints.console.server import serve_console  # noqa: PLC0415
+
+    settings = load_settings(os.environ)
+    settings.require_shared("console_secret", *settings.for_storage)
+    _require_free(settings.console_host, settings.console_port, "WEARON_CONSOLE_PORT")
+    run(lambda container: access(container).require_operators())
+    serve_console(settings)
+
+
+@click.command()
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 1_000),
@@ -198,7 +216,7 @@ def list_settings(*, as_env: bool, as_markdown: bool, as_json: bool) -> None:
 )
 @click.pass_context
 def dev(context: click.Context, port: int, data_dir: Path, *, in_memory: bool) -> None:
-    """Start a development stack: PostgreSQL, Redis, API, worker, a demo user and a demo store.
+    """Start a development stack: PostgreSQL, Redis, API, worker, console, a demo user and store.
 
     DATABASE_URL and REDIS_URL are used if they are set, and so are all settings except those that
     decide what runs where. The data is kept for the next start.

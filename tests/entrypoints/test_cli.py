@@ -925,7 +925,7 @@ def test_reading_commands_have_json() -> None:
         if path and "--json" not in wearon(*path, "--help").stdout
     }
 
-    assert without == {"serve", "worker", "recover", "dev", "demo"} | acting | groups
+    assert without == {"serve", "worker", "recover", "console", "dev", "demo"} | acting | groups
 
 
 def test_worker_s_exit_codes_are_documented() -> None:

@@ -97,10 +97,14 @@ def test_demo_with_a_provider_of_jobs(folder: Path) -> None:
 
 def test_dev_keeps_its_data_and_leaves_no_process(folder: Path) -> None:
     """A second start of ``wearon dev`` has the balance of the first and accepts its token. Stopped
-    by a signal, it exits with 0; ``kill -9`` of it alone also ends its servers, API and worker."""
+    by a signal, it exits with 0; ``kill -9`` of it alone also ends its servers, API, worker and
+    console, to which its banner has a link."""
     arguments = ("dev", "--port", str(free_port()), "--data-dir", str(folder / "dev"))
     first = Started(*arguments)
-    submit = _submit(first.output_until(r"Ctrl-C stops"))
+    banner = first.output_until(r"Ctrl-C stops")
+    submit = _submit(banner)
+    (console,) = re.findall(r"http://[\d.]+:\d+/console/developer/[0-9a-f]{64}", banner)
+    eventually(lambda: _says(console, "Signed in"))
     first_code = first.end()
     second = Started(*arguments)
     account = _credits(second.output_until(r"Ctrl-C stops"))
@@ -114,7 +118,7 @@ def test_dev_keeps_its_data_and_leaves_no_process(folder: Path) -> None:
     assert submit["data"]["credits_remaining"] == 99
     assert account["data"]["balance"] == 99
     assert first_code == 0
-    assert len(processes) >= 5
+    assert len(processes) >= 6
 
 
 def test_dev_in_memory(folder: Path) -> None:
@@ -133,6 +137,14 @@ def test_dev_in_memory(folder: Path) -> None:
     assert "lost when it stops" in banner
     assert dev.end() == 0
     assert list(folder.iterdir()) == []
+
+
+def _says(url: str, text: str) -> bool:
+    try:
+        with urlopen(url) as response:
+            return text in response.read().decode()
+    except OSError:
+        return False
 
 
 def _url(banner: str) -> str:

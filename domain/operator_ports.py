@@ -254,6 +254,18 @@ def _midnight(at: datetime) -> datetime:
     return at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
+MAX_STEPS = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """How many sessions ended within a step of time that began ``at``."""
+
+    at: datetime
+    completed: int = 0
+    failed: int = 0
+
+
 class OperatorReadPort(Protocol):
     """Reading for operators, who see every owner's. Each call is one read-only snapshot of the
     database. Raises ``DatabaseUnavailable``."""
@@ -282,6 +294,10 @@ class OperatorReadPort(Protocol):
         """Of pictures completed from ``since`` until before ``until``: days newest first, owners
         and providers with the largest cost first. A day is summed as a whole if the times have any
         of it."""
+
+    async def pace(self, *, since: datetime, step: timedelta, steps: int) -> list[Step]:
+        """How many sessions ended in each of ``steps`` from ``since`` on, oldest first: up to
+        MAX_STEPS, also those in which none ended."""
 
     async def lowest_balances(self, *, limit: int) -> list[CreditAccount]:
         """Accounts in use with the smallest balances, smallest first: those that ever paid for a

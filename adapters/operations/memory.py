@@ -14,6 +14,7 @@ from domain.credits import CreditAccount, Owner
 from domain.errors import NotFound
 from domain.ids import FIRST_ID, LAST_ID, created_by, uuid7_floor
 from domain.operator_ports import (
+    MAX_STEPS,
     BookCheck,
     CostKey,
     CostRow,
@@ -22,6 +23,7 @@ from domain.operator_ports import (
     SessionFile,
     SessionFilter,
     Snapshot,
+    Step,
     Window,
     WorkerState,
     whole_days,
@@ -149,6 +151,22 @@ class InMemoryOperatorReads(OperatorReadPort):
         if by is CostKey.DAY:
             rows.sort(key=lambda row: row.key, reverse=True)
         return rows[:limit]
+
+    async def pace(self, *, since: datetime, step: timedelta, steps: int) -> list[Step]:
+        ended = [
+            (row.session.status, row.session.completed_at - since)
+            for row in self._sessions.rows()
+            if row.session.completed_at is not None and row.session.completed_at >= since
+        ]
+        counts = Counter((status, after // step) for status, after in ended)
+        return [
+            Step(
+                at=since + index * step,
+                completed=counts[SessionStatus.COMPLETED, index],
+                failed=counts[SessionStatus.FAILED, index],
+            )
+            for index in range(min(steps, MAX_STEPS))
+        ]
 
     async def lowest_balances(self, *, limit: int) -> list[CreditAccount]:
         used = [

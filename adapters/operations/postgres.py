@@ -26,6 +26,7 @@ from domain.ids import (
     uuid7_time,
 )
 from domain.operator_ports import (
+    MAX_STEPS,
     BookCheck,
     CostKey,
     CostRow,
@@ -34,6 +35,7 @@ from domain.operator_ports import (
     SessionFile,
     SessionFilter,
     Snapshot,
+    Step,
     Switch,
     Window,
     WorkerState,
@@ -154,6 +156,18 @@ class PostgresOperatorReads(OperatorReadPort):
         async with self._database.snapshot() as connection:
             rows = await connection.fetch(_costs_by(by, of_owner=owner is not None), *arguments)
         return [CostRow(**{**row, "key": str(row["key"])}) for row in rows]
+
+    async def pace(self, *, since: datetime, step: timedelta, steps: int) -> list[Step]:
+        count, seconds = min(steps, MAX_STEPS), step.total_seconds()
+        earliest = uuid7_floor(since - self._settled_within - CLOCK_SKEW)
+        async with self._database.snapshot() as connection:
+            rows = await connection.fetch(sql.PACE, earliest, since, since + count * step, seconds)
+        ended = {row["step"]: (row["completed"], row["failed"]) for row in rows}
+        return [
+            Step(at=since + index * step, completed=completed, failed=failed)
+            for index in range(count)
+            for completed, failed in [ended.get(index, (0, 0))]
+        ]
 
     async def lowest_balances(self, *, limit: int) -> list[CreditAccount]:
         async with self._database.snapshot() as connection:

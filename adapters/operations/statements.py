@@ -100,6 +100,16 @@ ENTRIES = """
     ORDER BY id"""
 
 
+# Steps of $4 seconds from $2 until before $3; those in which no session ended are left out.
+PACE = """
+    SELECT floor(extract(epoch FROM completed_at - $2) / $4)::int AS step,
+        count(*) FILTER (WHERE status = 'completed') AS completed,
+        count(*) FILTER (WHERE status = 'failed') AS failed
+    FROM generation_sessions
+    WHERE id >= $1 AND completed_at >= $2::timestamptz AND completed_at < $3
+    GROUP BY step"""
+
+
 def _costs(key: str, *, order: str, of_owner: bool = False) -> str:
     """Of pictures completed from $3 until before $4, grouped by ``key``. $1 and $2 bound the ids,
     or, of one owner, whose index is in that order, the times of creation."""

@@ -16,6 +16,7 @@ from domain.errors import NotFound, Unavailable
 from entrypoints.console.acting import action_handlers
 from entrypoints.console.auth import LOGIN_HANDLERS, NotSignedIn, door, to_login
 from entrypoints.console.costs import costs
+from entrypoints.console.pace import pace
 from entrypoints.console.pages import READ_HANDLERS
 from entrypoints.console.rendering import (
     Pages,
@@ -47,7 +48,15 @@ def create_app(services: Services, *, lifespan: Sequence[Lifespan] = ()) -> Lite
         return _error_page(request, error, pages)
 
     app = Litestar(
-        [go_to_console, get_static, *LOGIN_HANDLERS, *READ_HANDLERS, costs, *action_handlers()],
+        [
+            go_to_console,
+            get_static,
+            *LOGIN_HANDLERS,
+            *READ_HANDLERS,
+            costs,
+            pace,
+            *action_handlers(),
+        ],
         dependencies={
             "services": _always(services),
             "pages": _always(pages),

@@ -143,6 +143,9 @@ CALLS: dict[str, Callable[[OperatorReadPort], Awaitable[object]]] = {
     "sessions": every_list,
     "session_file": lambda reads: reads.session_file(a_session().id),
     "costs": every_cost,
+    "pace": lambda reads: reads.pace(
+        since=NOW - timedelta(days=1), step=timedelta(hours=1), steps=24
+    ),
     "lowest_balances": lambda reads: reads.lowest_balances(limit=PAGE),
 }
 

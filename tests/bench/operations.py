@@ -128,6 +128,11 @@ def _costs(by: CostKey, days: int, owner: Owner | None = None) -> Question:
     )
 
 
+def _pace(days: int) -> Question:
+    span = days * DAY
+    return lambda reads, known: reads.pace(since=known.now - span, step=span / 100, steps=100)
+
+
 async def _anew(reads: OperatorReadPort, _: Known) -> object:
     assert isinstance(reads, PostgresOperatorReads)
     reads._totals = None
@@ -137,6 +142,8 @@ async def _anew(reads: OperatorReadPort, _: Known) -> object:
 QUESTIONS: dict[str, Question] = {
     "snapshot": lambda reads, _: reads.snapshot(),
     "snapshot, with totals": _anew,
+    "pace, a day": _pace(days=1),
+    "pace, a week": _pace(days=7),
     "lowest balances": lambda reads, _: reads.lowest_balances(limit=20),
     "sessions": _list(),
     **{f"sessions, {status}": _list(statuses=(status,)) for status in SessionStatus},

@@ -679,6 +679,27 @@ async def test_day_ends_at_midnight(backend: Backend) -> None:
     assert await keys(midnight + DAY, midnight + 2 * DAY) == []
 
 
+async def test_pace_counts_what_ended_in_each_step(backend: Backend) -> None:
+    """From the first step until before the end of the last one, whenever a session began; steps in
+    which none ended are there too."""
+    for age in (30, 90, 95, 290, 330):
+        await completed(backend, age=age * SECOND, took=HOUR)
+    await failed(backend, age=100 * SECOND)
+    since = backend.now() - 5 * MINUTE
+
+    steps = await backend.operator_reads.pace(since=since, step=MINUTE, steps=4)
+
+    assert [step.at for step in steps] == [since + index * MINUTE for index in range(4)]
+    assert [(step.completed, step.failed) for step in steps] == [(1, 0), (0, 0), (0, 0), (2, 1)]
+
+
+async def test_pace_has_a_bound(backend: Backend) -> None:
+    """However many steps are asked for."""
+    since = backend.now() - DAY
+
+    assert len(await backend.operator_reads.pace(since=since, step=SECOND, steps=9_999)) == 200
+
+
 async def test_lowest_balances_are_shown_smallest_first(backend: Backend) -> None:
     """Of accounts in use: that ever paid for a session, and are not suspended."""
     for owner, credits_ in ((USER, 5), (OTHER, 1), (STORE, 3)):

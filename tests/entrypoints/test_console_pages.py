@@ -4,6 +4,7 @@ import re
 import tomllib
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from domain.console_ports import Role
 from domain.errors import DatabaseUnavailable
 from domain.operator_ports import Switch
+from domain.sessions import SessionStatus
 from entrypoints.console.rendering import MENU, static_files
 from entrypoints.console.services import ROLES
 from tests.support.console import ConsoleOf, filled, pages_of
@@ -128,6 +130,22 @@ def test_pictures_are_shown_on_demand_and_recorded(
     assert log[0].subject == f"session:{ids['done']}"
 
 
+def test_result_on_another_host_is_a_link() -> None:
+    """An external consumer may have written any link; no page loads from it."""
+    console = ConsoleOf()
+    ids = console.do(filled)
+    sessions: Any = console.container.sessions()
+    link = "https://pictures.example/result.png?secret=1"
+    sessions.overwrite(ids["queued"], status=SessionStatus.COMPLETED, generated_image_url=link)
+    visitor = console.visitor(Role.OPERATOR)
+    path = f"/console/sessions/{ids['queued']}"
+
+    page = visitor.post(f"{path}/pictures", visitor.form_of(path)).text
+
+    assert "<img" not in page
+    assert f'href="{link}"' in page
+
+
 @pytest.mark.parametrize(
     ("text", "place"),
     [
@@ -161,6 +179,8 @@ def test_key_that_is_searched_for_is_not_shown(console: ConsoleOf) -> None:
         ("/console/sessions?owner=b2c:me", 400),
         ("/console/sessions?before=1", 400),
         ("/console/sessions?since=yesterday", 400),
+        ("/console/pace?span=1y", 400),
+        ("/console/costs?days=8", 400),
         ("/console/audit?before=-1", 400),
         ("/console/find?q=", 400),
         ("/console/sessions/01a21d5d-7105-77ec-bc3a-c7a5ba0bd059", 404),

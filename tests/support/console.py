@@ -189,6 +189,8 @@ def pages_of(ids: Mapping[str, UUID]) -> list[str]:
         "/console/queue",
         f"/console/queue/{ids['letter']}",
         "/console/workers",
+        "/console/pace",
+        "/console/pace?span=24h",
         "/console/costs",
         "/console/costs?days=7",
         "/console/keys",

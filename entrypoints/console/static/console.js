@@ -30,7 +30,7 @@ function colour(name) {
 function charts(root) {
   if (typeof uPlot === "undefined") return;
   for (const place of root.querySelectorAll("[data-chart]")) {
-    const { series, unit } = JSON.parse(place.dataset.chart);
+    const { series, unit, time } = JSON.parse(place.dataset.chart);
     const axis = { stroke: colour("--faint"), grid: { stroke: colour("--line"), width: 1 },
       ticks: { show: false }, font: "12px system-ui" };
     const names = Object.keys(series).filter((name) => name !== "at");
@@ -38,15 +38,16 @@ function charts(root) {
     const draw = () => new uPlot({
       width: place.clientWidth, height: 190, padding: [8, 8, 0, 0], tzDate: (ts) =>
         uPlot.tzDate(new Date(ts * 1e3), "UTC"),
-      series: [{ label: "day", value: (_, at) => at === null ? "–" :
-        new Date(at * 1e3).toISOString().slice(0, 10) }, ...names.map((label, index) => ({
+      series: [{ label: "UTC", value: (_, at) => at === null ? "–" :
+        new Date(at * 1e3).toISOString().slice(0, time ? 16 : 10).replace("T", " ") }, ...names.map((label, index) => ({
         label, stroke: strokes[index], fill: index ? undefined : colour("--accent-wash"),
         width: 1.5, points: { show: series.at.length < 40 },
         value: (_, value) => value === null ? "–" : unit + value,
       }))],
       axes: [{ ...axis, values: (_, all) => all.map((at) =>
-        new Date(at * 1e3).toLocaleDateString("en-GB",
-          { day: "numeric", month: "short", timeZone: "UTC" })) }, { ...axis, size: 48, values: (_, all) => all.map((value) => unit + value) }],
+        new Date(at * 1e3).toLocaleString("en-GB", time
+          ? { hour: "2-digit", minute: "2-digit", timeZone: "UTC" }
+          : { day: "numeric", month: "short", timeZone: "UTC" })) }, { ...axis, size: 48, values: (_, all) => all.map((value) => unit + value) }],
       scales: { y: { range: (_, low, high) => [0, Math.max(high, 1) * 1.08] } },
     }, [series.at, ...names.map((name) => series[name])], place);
     place.replaceChildren();

@@ -11,6 +11,7 @@ from config.console import operators
 from config.container import Container
 from domain import passwords
 from domain.console_ports import Role
+from domain.errors import DatabaseUnavailable
 from entrypoints.console.auth import ROLE
 from entrypoints.console.server import application
 from tests.support.console import (
@@ -260,6 +261,27 @@ def test_read_only_console_refuses_every_change() -> None:
     }
     assert console.do(everything) == before
     assert "/console/act/" not in console.visitor(Role.ADMIN).get("/console").text
+
+
+def test_nothing_is_done_while_roles_cannot_be_checked(
+    console: ConsoleOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database does not answer for the operators: a form that was open is refused, whatever
+    its role."""
+    visitor = console.visitor(Role.ADMIN)
+    form = visitor.form_of("/console/act/verify")
+
+    async def down(_: str) -> None:
+        raise DatabaseUnavailable("down")
+
+    monkeypatch.setattr(console.container.repositories().operators, "get", down)
+    console.services.access._seen.clear()
+
+    answer = visitor.post("/console/act/verify", form)
+
+    assert answer.status_code == 403
+    assert "role can be checked" in answer.text
+    assert visitor.get("/console").status_code == 200
 
 
 def test_login_from_another_site_is_refused(console: ConsoleOf) -> None:

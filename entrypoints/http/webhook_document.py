@@ -45,12 +45,21 @@ _HEADERS = {
 }
 
 
+_HEADERS_OF_SESSIONS = {
+    "traceparent": "The trace of the request that created the session, as W3C Trace Context.",
+}
+
+
 def describe_webhooks(document: OpenAPI) -> None:
     """Add the section ``webhooks``."""
     document.webhooks = {
         event.value: PathItem(post=_operation(event, summary, data))
         for event, (summary, data) in _EVENTS.items()
     }
+
+
+def _headers(event: WebhookEvent) -> dict[str, str]:
+    return _HEADERS if event is WebhookEvent.CREDITS_LOW else _HEADERS | _HEADERS_OF_SESSIONS
 
 
 def _operation(event: WebhookEvent, summary: str, data: Schema | Reference) -> Operation:
@@ -68,7 +77,7 @@ def _operation(event: WebhookEvent, summary: str, data: Schema | Reference) -> O
                 description=description,
                 schema=Schema(type=OpenAPIType.STRING),
             )
-            for name, description in _HEADERS.items()
+            for name, description in _headers(event).items()
         ],
         request_body=RequestBody(
             required=True,

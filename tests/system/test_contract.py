@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+from domain.traces import traceparent_of
 from tests.system.deployment import STORE_ID, USER_ID, Deployment, eventually
 
 TASKS = "wearon:tasks:generation"
@@ -48,6 +49,9 @@ def test_task_in_the_list_follows_the_contract(
         "image_urls": [f"{url}/samples/{name}.png" for name in ("model", "outfit", "hat", "bag")],
         "request_id": answer.headers["x-request-id"],
         "version": 1,
+        "traceparent": traceparent_of(
+            UUID(answer.data["session_id"]), answer.headers["x-request-id"], None
+        ),
     }
     redis.close()
 

@@ -38,7 +38,7 @@ def actions(container: "Container", *, new_request_id: Callable[[], str]) -> Con
         letters=container.dead_letters(),
         keys=container.key_issuer(),
         pauses=container.pauses(),
-        credit_repo=container.accounts(),
+        books=container.books(),
         audit_log=container.audit_log(),
         new_request_id=new_request_id,
     )

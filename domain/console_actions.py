@@ -10,6 +10,7 @@ from uuid import UUID
 
 from domain.account_ports import AuditLogPort
 from domain.accounts import CreditGrants
+from domain.books import BookChecks
 from domain.callers import Caller
 from domain.credits import Booked, Discrepancy, Owner
 from domain.errors import Conflict, InvalidInput, NotFound
@@ -19,7 +20,7 @@ from domain.operations import DeadLetters
 from domain.operator_ports import Switch
 from domain.operators import Operator
 from domain.pauses import Pauses
-from domain.ports import ApiKey, CreditRepoPort, Receipt, SessionReadPort
+from domain.ports import ApiKey, Receipt, SessionReadPort
 from domain.requests import TryOnRequest
 from domain.sessions import GenerationSession, SessionStatus
 from domain.submission import Submission
@@ -72,7 +73,7 @@ class ConsoleActions:
         letters: DeadLetters,
         keys: ApiKeyIssuer,
         pauses: Pauses,
-        credit_repo: CreditRepoPort,
+        books: BookChecks,
         audit_log: AuditLogPort,
         new_request_id: Callable[[], str],
     ) -> None:
@@ -82,7 +83,7 @@ class ConsoleActions:
         self._letters = letters
         self._keys = keys
         self._pauses = pauses
-        self._credit_repo = credit_repo
+        self._books = books
         self._audit_log = audit_log
         self._new_request_id = new_request_id
         self._verifying = asyncio.Lock()
@@ -155,12 +156,12 @@ class ConsoleActions:
         return await self._pauses.resume(switch, by=act.by)
 
     async def verify(self) -> list[Discrepancy]:
-        """Check the books, one check at a time. Raises ``Conflict`` while another one runs, and
-        ``TimeoutError``."""
+        """Check the books, one check at a time, and keep the result for all operators. Raises
+        ``Conflict`` while another check runs, and ``TimeoutError``."""
         if self._verifying.locked():
             raise Conflict("The books are being checked already; look again in a minute")
         async with self._verifying, asyncio.timeout(VERIFY_TIMEOUT.total_seconds()):
-            return await self._credit_repo.audit(limit=MAX_DISCREPANCIES)
+            return await self._books.verify(limit=MAX_DISCREPANCIES)
 
     async def _with_letter(
         self, act: Act, action: str, letter_id: UUID, change: Callable[[UUID], Awaitable[None]]

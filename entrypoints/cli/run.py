@@ -36,18 +36,27 @@ def _require_free(host: str, port: int, option: str) -> None:
 
 
 @click.command()
-def console() -> None:
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65_535),
+    help="The port of /metrics.  [default: WEARON_METRICS_PORT]",
+)
+def console(*, metrics_port: int | None) -> None:
     """Run the operators' console until SIGTERM, on a port of its own.
 
     Outside development it needs an operator: see `wearon operators add`. It serves plain HTTP: let
     a proxy with TLS stand in front, unless only this machine reaches it.
     """
+    from msgspec.structs import replace  # noqa: PLC0415
+
     from config.console import access  # noqa: PLC0415
     from config.loading import load_settings  # noqa: PLC0415
     from entrypoints.console.server import serve_console  # noqa: PLC0415
 
     settings = load_settings(os.environ)
     settings.require_shared("console_secret", *settings.for_storage)
+    if metrics_port is not None:
+        settings = replace(settings, metrics_port=metrics_port)
     _require_free(settings.console_host, settings.console_port, "WEARON_CONSOLE_PORT")
     run(lambda container: access(container).require_operators())
     serve_console(settings)

@@ -21,6 +21,7 @@ from entrypoints.console.app import create_app
 from entrypoints.console.services import Reading, Services, Setup
 from entrypoints.http.connections import ConnectionConfig, ConnectionLimits
 from entrypoints.http.request_info import new_request_id
+from entrypoints.metrics import Role, serving_metrics
 
 MAX_CONNECTIONS = 200
 """People with a few tabs each."""
@@ -43,7 +44,8 @@ def serve_console(settings: Settings) -> None:
     server = Server(config)
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, server.handle_exit)
-    server.run()
+    with serving_metrics(settings, Role.CONSOLE):
+        server.run()
 
 
 def _limits(settings: Settings) -> ConnectionLimits:

@@ -17,7 +17,7 @@ made of the code by `python -m entrypoints.metrics.reference`.
 
 - The API processes of a host share one port, and their page is the sum of what they count. When a \
 process is replaced, what it has counted stays, even if it was killed.
-- Each worker needs a port of its own: `wearon worker --metrics-port 9102`.
+- Each worker, and the console, needs a port of its own: `wearon worker --metrics-port 9102`.
 - The page has nothing secret, but no access control either: do not publish its port.
 - What is not known is missing. While the database does not answer, `wearon_database_up` is 0, and \
 the gauges that come from the database have no value.

@@ -78,6 +78,22 @@ def test_service_is_shown_by_the_api_and_not_by_workers(deployment: Deployment) 
     assert ({"outcome": "completed"}, 0.0) in worker["wearon_tasks_total"]
 
 
+def test_console_shows_the_service(deployment: Deployment) -> None:
+    """On a port of its own, as the API does."""
+    metrics = free_port()
+    deployment.start(
+        "console",
+        "--metrics-port",
+        str(metrics),
+        WEARON_CONSOLE_PORT=str(free_port()),
+        WEARON_CONSOLE_SECRET="c" * 64,
+    )
+
+    eventually(lambda: samples(metrics))
+
+    assert samples(metrics)["wearon_database_up"] == [({}, 1.0)]
+
+
 def test_second_worker_on_a_port_says_what_to_change(deployment: Deployment) -> None:
     metrics = free_port()
     deployment.start("worker", WEARON_METRICS_PORT=str(metrics))

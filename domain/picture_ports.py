@@ -135,9 +135,9 @@ class PictureStoragePort(Protocol):
     async def delete(self, prefix: str) -> None:
         """Delete the pictures under ``prefix`` plus any extension. Deleting nothing succeeds."""
 
-    def url(self, object_key: str) -> str:
+    def url(self, object_key: str, *, lifetime: timedelta | None = None) -> str:
         """A signed URL that serves the picture to anyone until it expires or the picture is
-        deleted."""
+        deleted. None is the lifetime of links for callers."""
 
 
 class SignedReadPort(Protocol):

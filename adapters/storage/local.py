@@ -103,8 +103,8 @@ class LocalPictureStorage(StoredUploads, PictureStoragePort, SignedReadPort, Upl
             for leftover in ("", "#1", "#2", "#3"):
                 path.with_name(path.name + leftover).unlink(missing_ok=True)
 
-    def url(self, object_key: str) -> str:
-        return self._signer.url(object_key)
+    def url(self, object_key: str, *, lifetime: timedelta | None = None) -> str:
+        return self._signer.url(object_key, lifetime=lifetime)
 
     async def read_signed(self, object_key: str, *, expires: int, signature: str) -> Picture:
         self._signer.check(object_key, expires=expires, signature=signature)

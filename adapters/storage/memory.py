@@ -55,8 +55,8 @@ class InMemoryPictureStorage(UploadStoragePort, PictureStoragePort, SignedReadPo
         for stored in possible_pictures(prefix):
             self._stored.pop(stored.object_key, None)
 
-    def url(self, object_key: str) -> str:
-        return self._signer.url(object_key)
+    def url(self, object_key: str, *, lifetime: timedelta | None = None) -> str:
+        return self._signer.url(object_key, lifetime=lifetime)
 
     async def read_signed(self, object_key: str, *, expires: int, signature: str) -> Picture:
         self._signer.check(object_key, expires=expires, signature=signature)

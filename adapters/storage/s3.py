@@ -155,8 +155,8 @@ class S3PictureStorage(StoredUploads, PictureStoragePort):
                 # A missing bucket has no such objects either; only a listing reports that.
                 await self._store.list_with_delimiter_async(prefix)
 
-    def url(self, object_key: str) -> str:
-        return sign(self._store, "GET", object_key, self._url_lifetime)
+    def url(self, object_key: str, *, lifetime: timedelta | None = None) -> str:
+        return sign(self._store, "GET", object_key, lifetime or self._url_lifetime)
 
     def _objects(self) -> ObjectStore:
         return self._store

@@ -29,9 +29,9 @@ class UrlSigner:
     lifetime: timedelta
     clock: Callable[[], datetime]
 
-    def url(self, object_key: str) -> str:
+    def url(self, object_key: str, *, lifetime: timedelta | None = None) -> str:
         """``{base_url}/files/{object_key}?expires={unix seconds}&signature={hex}``."""
-        return self._url(f"files/{quote(object_key)}", object_key, self.lifetime)
+        return self._url(f"files/{quote(object_key)}", object_key, lifetime or self.lifetime)
 
     def upload_links(self, object_key: str, *, lifetime: timedelta) -> UploadLinks:
         """The links of an upload, whose key begins with ``uploads/``. The ``upload_url`` has no

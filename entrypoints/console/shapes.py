@@ -1,7 +1,7 @@
 """What pages show of sessions, owners, keys, workers and letters, and programs get as JSON."""
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +18,8 @@ from domain.views import SessionView
 
 SHOWN_CHARACTERS = 4_096
 """Of a dead letter's text."""
+LINK_LIFETIME = timedelta(seconds=60)
+"""Of a picture that an operator looks at."""
 
 
 def session_row(session: GenerationSession) -> dict[str, Any]:
@@ -108,6 +110,8 @@ def pictures_of(
     inputs += [(item.type, item.url) for item in given.accessories]
     shown = [_input_picture(label, url, storage, upload_key) for label, url in inputs if url]
     result = view.picture_url
+    if result is not None and (stored := view.session.picture) is not None:
+        result = storage.url(stored.object_key, lifetime=LINK_LIFETIME)
     is_ours = result is not None and _origin_of(result) == origin
     return [
         *shown,
@@ -125,7 +129,12 @@ def _input_picture(
 ) -> dict[str, Any]:
     key = upload_key(url)
     if key is not None:
-        return {"label": label, "url": storage.url(key), "link": None, "place": None}
+        return {
+            "label": label,
+            "url": storage.url(key, lifetime=LINK_LIFETIME),
+            "link": None,
+            "place": None,
+        }
     is_link = urlsplit(url).scheme in {"http", "https"}
     return {"label": label, "url": None, "link": url if is_link else None, "place": place_of(url)}
 

@@ -5,6 +5,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from time import CLOCK_MONOTONIC, clock_gettime
 
@@ -59,7 +60,7 @@ class _NoStorage(PictureStoragePort):
     async def delete(self, prefix: str) -> None:
         raise NotImplementedError(prefix)  # No picture of a benchmark reaches its lifetime.
 
-    def url(self, object_key: str) -> str:
+    def url(self, object_key: str, *, lifetime: timedelta | None = None) -> str:  # noqa: ARG002
         return object_key
 
 

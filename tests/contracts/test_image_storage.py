@@ -216,6 +216,18 @@ async def test_changed_url_is_rejected(own_storage: OwnStorage, change: dict[str
         await own_storage.read_signed(**parts | change)
 
 
+async def test_url_may_live_shorter(own_storage: OwnStorage, clock: FakeClock) -> None:
+    """Than those of callers."""
+    saved = await own_storage.save(PREFIX, JPEG)
+    parts = parts_of(own_storage.url(saved.object_key, lifetime=LIFETIME / 4))
+    clock.advance(LIFETIME / 8)
+    await own_storage.read_signed(**parts)
+    clock.advance(LIFETIME / 8)
+
+    with pytest.raises(NotFound):
+        await own_storage.read_signed(**parts)
+
+
 async def test_url_signed_with_another_secret_is_rejected(
     own_storage: OwnStorage, clock: FakeClock
 ) -> None:

@@ -2,13 +2,17 @@
 
 import re
 import tomllib
+from datetime import datetime
 from hashlib import sha256
+from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 import pytest
 
+from config.container import Container
 from domain.console_ports import Role
 from domain.errors import DatabaseUnavailable
 from domain.operator_ports import Switch
@@ -124,10 +128,16 @@ def test_pictures_are_shown_on_demand_and_recorded(
 
     (source,) = re.findall(r'<img src="([^"]+)"', page)
     assert source.startswith(f"http://127.0.0.1:8000/files/stores/{STORE.id}/generated/")
+    expires = int(parse_qs(urlsplit(unescape(source)).query)["expires"][0])
+    assert expires <= console.do(now).timestamp() + 60
     assert 'rel="noreferrer noopener">open</a>' in page
     log = console.do(lambda container: container.audit_log().actions(subject=None, limit=1))
     assert (log[0].action, log[0].actor) == ("session.pictures", "console:a-operator")
     assert log[0].subject == f"session:{ids['done']}"
+
+
+async def now(container: Container) -> datetime:
+    return container.clock()()
 
 
 def test_result_on_another_host_is_a_link() -> None:

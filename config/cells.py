@@ -9,8 +9,10 @@ import mmap
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from shutil import rmtree
+from tempfile import TemporaryDirectory, gettempdir
 from threading import Lock
 from typing import TypeAlias
 
@@ -27,6 +29,7 @@ _SPARE = 128
 _NAMES_AT = CELLS * 8
 SIZE = _NAMES_AT + 524_288
 _SUFFIX = ".cells"
+_FOLDER_PREFIX, _LOCK = "wearon-metrics-", "lock"
 
 
 class _Series(msgspec.Struct, array_like=True):
@@ -119,6 +122,27 @@ class SharedCells:
             _add(self._ended, totals)
             path.unlink()
         return totals
+
+
+@contextmanager
+def shared_folder() -> Iterator[Path]:
+    """A folder for ``SharedCells``, which is deleted at the end; if this process is killed, by the
+    next one that makes such a folder."""
+    for left in Path(gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
+        _delete_if_left(left)
+    with TemporaryDirectory(prefix=_FOLDER_PREFIX, ignore_cleanup_errors=True) as name:
+        new, lock = Path(name, "new"), Path(name, _LOCK)
+        with new.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            new.rename(lock)  # No other process ever sees it unlocked.
+            yield Path(name)
+
+
+def _delete_if_left(folder: Path) -> None:
+    """A folder that cannot be looked at is another user's, or is being made or deleted."""
+    with suppress(OSError), Path(folder, _LOCK).open("r+") as file:
+        if _is_unlocked(file.fileno()):
+            rmtree(folder)
 
 
 def _is_unlocked(file: int) -> bool:

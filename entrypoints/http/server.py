@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 import structlog
@@ -22,7 +21,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.server import Server
 from uvicorn.supervisors import multiprocess
 
-from config.cells import OWN_CELLS
+from config.cells import OWN_CELLS, shared_folder
 from config.closing import close
 from config.container import Container
 from config.loading import load_settings
@@ -110,8 +109,8 @@ def _shared_folder(settings: Settings) -> Iterator[Path | None]:
     if not settings.metrics_port or settings.api_workers == 1:
         yield None
         return
-    with TemporaryDirectory(prefix="wearon-metrics-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+    with shared_folder() as folder:
+        yield folder
 
 
 def _serve_here(config: ConnectionConfig) -> None:

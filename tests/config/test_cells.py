@@ -3,13 +3,14 @@
 import multiprocessing
 import os
 import signal
+import tempfile
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
-from config.cells import CELLS, Cells, SharedCells
+from config.cells import CELLS, Cells, SharedCells, shared_folder
 from config.counted import Counter, Histogram, of_metric
 
 
@@ -146,3 +147,21 @@ def test_no_count_is_lost_when_a_process_is_killed(tmp_path: Path) -> None:
     assert seen == [before] * 3
     assert pids == [second.process.pid]
     assert after == {("orders_total", ("new",)): [1_112.0]}
+
+
+def test_folder_of_a_killed_process_is_deleted_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is in use stays, and so does what has no lock: it may be another program's."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / "wearon-metrics-left"
+    left.mkdir()
+    (left / "lock").touch()
+    other = tmp_path / "wearon-metrics-other"
+    other.mkdir()
+
+    with shared_folder() as first, shared_folder() as second:
+        during = {*tmp_path.iterdir()}
+
+    assert during == {first, second, other}
+    assert {*tmp_path.iterdir()} == {other}

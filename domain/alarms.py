@@ -21,6 +21,8 @@ MIN_ENDED = 20
 MAX_OWN_FAILURES = 0.10
 MAX_FAILURES = 0.50
 NEARLY_FULL = 0.80
+MAX_REASON = 120
+"""Longest part of a dead letter's reason that an alarm repeats."""
 BUDGET_CAUSE = f"{CauseKind.PROVIDER} budget "
 """How the cause of a circuit begins that opened because the day's budget is spent."""
 STORAGE_CAUSE = f"{CauseKind.STORAGE} "
@@ -74,14 +76,16 @@ class Alarm:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What is known at ``at``. ``snapshot`` is None if the database failed; ``waiting``,
-    ``oldest_task_at`` and ``dead_letters`` come from the queue, None if unknown. A problem is a
-    sentence without a full stop that names the server and the error; None if there is none."""
+    ``oldest_task_at``, ``dead_letters`` and the reason of the newest of these come from the queue,
+    None if unknown. A problem is a sentence without a full stop that names the server and the
+    error; None if there is none."""
 
     at: datetime
     snapshot: Snapshot | None = None
     waiting: int | None = None
     oldest_task_at: datetime | None = None
     dead_letters: int | None = None
+    newest_reason: str | None = None
     database_problem: str | None = None
     queue_problem: str | None = None
     write_problem: str | None = None
@@ -164,9 +168,16 @@ def _queue(measured: Measured) -> Iterator[Alarm]:
     if letters := measured.dead_letters:
         yield _warn(
             AlarmCode.DEAD_LETTERS,
-            f"{_count(letters, 'dead letter')}.",
+            f"{_count(letters, 'dead letter')}{_newest(measured.newest_reason)}.",
             "See `wearon dead list`, then requeue or discard each.",
         )
+
+
+def _newest(reason: str | None) -> str:
+    """Why the newest dead letter is one. Senders choose parts of the reason, so it is shortened."""
+    if not reason:
+        return ""
+    return f", the newest: {reason[:MAX_REASON].rstrip('.')}"
 
 
 def _no_worker(measured: Measured, snapshot: Snapshot, waits: str) -> Iterator[Alarm]:

@@ -35,6 +35,16 @@ class Report:
         return must_act(self.alarms)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Queue:
+    """What the queue told; None where it told nothing."""
+
+    waiting: int | None = None
+    oldest_at: datetime | None = None
+    letters: int | None = None
+    newest_reason: str | None = None
+
+
 class Status:
     """Reads the service's state for operators. ``database_at`` and ``queue_at`` name the
     servers, without passwords."""
@@ -69,13 +79,14 @@ class Status:
             self._part(self._read_queue, f"No answer from {self._queue_at}"),
             self._part(self._probe.check_writes, f"Writes fail at {self._queue_at}"),
         )
-        waiting, oldest_at, letters = queue or (None, None, None)
+        queue = queue or _Queue()
         measured = Measured(
             at=snapshot.at if snapshot else self._clock(),
             snapshot=snapshot,
-            waiting=waiting,
-            oldest_task_at=oldest_at,
-            dead_letters=letters,
+            waiting=queue.waiting,
+            oldest_task_at=queue.oldest_at,
+            dead_letters=queue.letters,
+            newest_reason=queue.newest_reason,
             database_problem=no_database,
             queue_problem=no_queue,
             write_problem=no_writes,
@@ -83,10 +94,16 @@ class Status:
         )
         return Report(measured=measured, alarms=alarms(measured))
 
-    async def _read_queue(self) -> tuple[int, datetime | None, int]:
+    async def _read_queue(self) -> _Queue:
         oldest = await self._queue.oldest()
-        since = oldest.created_at if isinstance(oldest, GenerationTask) else None
-        return await self._queue.depth(), since, await self._letters.count()
+        letters = await self._letters.count()
+        newest = await self._letters.dead(limit=1) if letters else []
+        return _Queue(
+            waiting=await self._queue.depth(),
+            oldest_at=oldest.created_at if isinstance(oldest, GenerationTask) else None,
+            letters=letters,
+            newest_reason=newest[0].reason if newest else None,
+        )
 
     async def _part(
         self, read: Callable[[], Awaitable[T]], failure: str

@@ -215,6 +215,15 @@ def test_sentences_have_cause_and_number() -> None:
     ]
 
 
+def test_newest_dead_letter_says_why() -> None:
+    """The first 120 characters of its reason, because a sender may have chosen them."""
+    (short,) = found(dead_letters=1, newest_reason="not a JSON object.")
+    (long,) = found(dead_letters=2, newest_reason=f"{'r' * 120}x")
+
+    assert short.sentence == "1 dead letter, the newest: not a JSON object."
+    assert long.sentence == f"2 dead letters, the newest: {'r' * 120}."
+
+
 def test_several_causes_are_counted() -> None:
     """The most frequent one is named."""
     workers = (open_circuit("provider 403"), *[open_circuit("provider 401")] * 2)

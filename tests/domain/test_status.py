@@ -71,6 +71,17 @@ def test_all_parts_are_read() -> None:
     assert (report.alarms, report.must_act) == ([], False)
 
 
+def test_newest_dead_letter_is_read() -> None:
+    """Its reason is part of the alarm."""
+    queue = InMemoryTaskQueue(clock=lambda: START)
+    asyncio.run(queue.bury(a_task(), reason="older"))
+    asyncio.run(queue.bury(a_task(), reason="newer"))
+
+    report = read(queue=queue)
+
+    assert [alarm.sentence for alarm in report.alarms] == ["2 dead letters, the newest: newer."]
+
+
 def test_database_that_fails_hides_no_queue() -> None:
     """The alarm names the server and the error."""
     cause = Cause(CauseKind.DATABASE, "connection refused")

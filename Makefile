@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 UV := .uv/bin/uv
 RUN := $(UV) run --locked --no-sync
 
-.PHONY: help setup demo dev test test-fast browser simulate mutants mutants-sql fuzz chaos soak bench bench-quick lint format
+.PHONY: help setup demo dev test test-fast browser simulate mutants mutants-sql fuzz chaos incidents soak bench bench-quick lint format
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -69,6 +69,10 @@ SECONDS ?= 60
 SEED ?= 1
 chaos: setup  ## Faults on real processes: SECONDS=60 SEED=1, and KILLS=1 for kills only
 	@$(RUN) python -m tests.chaos $(SECONDS) $(SEED) $(if $(KILLS),--kills)
+
+NAMES ?=
+incidents: setup  ## What can go wrong at night, and how soon `wearon status` names it: NAMES="redis"
+	@$(RUN) python -m tests.incidents $(NAMES)
 
 TASKS ?= 10000
 soak: setup  ## Many tasks through one worker, and what memory it takes: TASKS=10000

@@ -65,12 +65,12 @@ class EditCall:
 
 
 class FakeServer:
-    """Listens on this machine and answers with ``_answer``."""
+    """Listens on this machine and answers with ``_answer``; on a free port unless one is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, port: int | None = None) -> None:
         app = web.Application(client_max_size=100_000_000)
         app.router.add_route("*", "/{path:.*}", self._answer)
-        self._server = TestServer(app, host="127.0.0.1")
+        self._server = TestServer(app, host="127.0.0.1", port=port)
 
     @property
     def url(self) -> str:
@@ -89,8 +89,8 @@ class FakeServer:
 class FakeProvider(FakeServer):
     """Sends ``replies`` one after the other, then a picture for every valid request."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, port: int | None = None) -> None:
+        super().__init__(port=port)
         self.replies: list[Reply] = []
         self.calls: list[EditCall] = []
 
@@ -120,9 +120,9 @@ async def running(fake: T) -> AsyncIterator[T]:
         await fake.stop()
 
 
-def provider_in_thread() -> AbstractContextManager[FakeProvider]:
+def provider_in_thread(*, port: int | None = None) -> AbstractContextManager[FakeProvider]:
     """A provider that other processes can call while the test waits for them."""
-    return in_thread(FakeProvider())
+    return in_thread(FakeProvider(port=port))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from tests.incidents.console import Console
 from tests.incidents.night import Night
 from tests.incidents.table import INCIDENTS, Incident, Sighting, may_mount
 from tests.system.deployment import Deployment
@@ -16,7 +17,15 @@ from tests.system.deployment import Deployment
 NAMED_SECONDS = 35.0
 """What operators are promised."""
 GIVEN_UP_SECONDS = 120.0
-COLUMNS = ("incident", "named after s", "calm after s", "exit", "/health/ready", "sentence")
+COLUMNS = (
+    "incident",
+    "named after s",
+    "in console after s",
+    "calm after s",
+    "exit",
+    "/health/ready",
+    "sentence",
+)
 T = TypeVar("T")
 
 
@@ -26,6 +35,8 @@ class Outcome:
 
     incident: Incident
     named_after: float | None = None
+    shown_after: float | None = None
+    """Of the console, which is looked at once a command has named the cause."""
     calm_after: float | None = None
     sighting: Sighting | None = None
     ready: str = ""
@@ -36,20 +47,19 @@ class Outcome:
         """Named in time, and forgotten in time."""
         if self.skipped:
             return True
-        named, calm = self.named_after, self.calm_after
         return (
-            named is not None
-            and named <= NAMED_SECONDS
-            and calm is not None
-            and calm <= self.incident.calm_seconds
+            _is_within(NAMED_SECONDS, self.named_after)
+            and (self.incident.code is None or _is_within(NAMED_SECONDS, self.shown_after))
+            and _is_within(self.incident.calm_seconds, self.calm_after)
         )
 
     def cells(self) -> tuple[str, ...]:
         if self.skipped:
-            return (self.incident.name, "-", "-", "-", "-", f"skipped: {self.skipped}")
+            return (self.incident.name, *"-----", f"skipped: {self.skipped}")
         return (
             self.incident.name,
             _seconds(self.named_after),
+            "-" if self.incident.code is None else _seconds(self.shown_after),
             _seconds(self.calm_after),
             str(self.sighting.exit_code) if self.sighting else "-",
             self.ready,
@@ -63,16 +73,16 @@ def run(names: list[str], say: Callable[[str], None]) -> bool:
     chosen = [each for each in INCIDENTS if any(name in each.name.lower() for name in wanted)]
     say(" | ".join(COLUMNS))
     outcomes = []
-    with a_deployment() as deployment:
+    with a_deployment() as deployment, Console.started(deployment) as console:
         for incident in chosen:
-            outcomes.append(outcome_of(incident, deployment))
+            outcomes.append(outcome_of(incident, deployment, console))
             say(" | ".join(outcomes[-1].cells()))
     missed = [each.incident.name for each in outcomes if not each.is_good]
     say(f"{len(outcomes)} incidents, missed: {', '.join(missed) or 'none'}")
     return bool(outcomes) and not missed
 
 
-def outcome_of(incident: Incident, deployment: Deployment) -> Outcome:
+def outcome_of(incident: Incident, deployment: Deployment, console: Console) -> Outcome:
     """In a night of its own, which begins without an alarm."""
     if incident.needs_mount and not may_mount(deployment.folder):
         return Outcome(incident=incident, skipped="this machine lets us mount nothing")
@@ -80,15 +90,25 @@ def outcome_of(incident: Incident, deployment: Deployment) -> Outcome:
         began = time.monotonic()
         with incident.provoke(night):
             sighting, named_after = measured(lambda: incident.look(night), began)
+            shown_after = seconds_until_shown(incident, console, began)
             ready = night.ready()
         _, calm_after = measured(night.is_calm, time.monotonic())
     return Outcome(
         incident=incident,
         named_after=named_after,
+        shown_after=shown_after,
         calm_after=calm_after,
         sighting=sighting,
         ready=ready,
     )
+
+
+def seconds_until_shown(incident: Incident, console: Console, began: float) -> float | None:
+    code = incident.code
+    if code is None:
+        return None
+    _, seconds = measured(lambda: console.shows(code), began)
+    return seconds
 
 
 def measured(look: Callable[[], T | None], began: float) -> tuple[T | None, float | None]:
@@ -113,6 +133,10 @@ def a_deployment() -> Iterator[Deployment]:
     finally:
         deployment.close()
         shutil.rmtree(folder)
+
+
+def _is_within(bound: float, seconds: float | None) -> bool:
+    return seconds is not None and seconds <= bound
 
 
 def _seconds(value: float | None) -> str:

@@ -40,6 +40,8 @@ class Incident:
     name: str
     provoke: Callable[[Night], AbstractContextManager[None]]
     look: Callable[[Night], Sighting | None]
+    code: AlarmCode | None
+    """The alarm that the console must show as well; None if there is none."""
     settings: Mapping[str, str] = field(default_factory=dict)
     calm_seconds: float = 60.0
     """After the cause's end, no alarm may be left after this."""
@@ -273,26 +275,31 @@ BROKEN = says(500, error("server_error", type_="server_error"))
 KEY_REJECTED = Incident(
     name="provider 401",
     provoke=partial(provider_says, REJECTED),
+    code=AlarmCode.CIRCUIT_OPEN,
     look=alarm(AlarmCode.CIRCUIT_OPEN, "provider 401 invalid_api_key"),
 )
 REDIS_GONE = Incident(
     name="Redis gone",
     provoke=redis_gone,
+    code=AlarmCode.REDIS_UNAVAILABLE,
     look=alarm(AlarmCode.REDIS_UNAVAILABLE, "No answer from Redis at "),
 )
 REDIS_FULL = Incident(
     name="Redis out of memory",
     provoke=redis_full,
+    code=AlarmCode.REDIS_REJECTS_WRITES,
     look=alarm(AlarmCode.REDIS_REJECTS_WRITES, "OOM"),
 )
 NO_TASK = Incident(
     name="poison: no task",
     provoke=letter_that_is_no_task,
+    code=AlarmCode.DEAD_LETTERS,
     look=alarm(AlarmCode.DEAD_LETTERS, "the newest: Object missing required field"),
 )
 CREDIT_ASKED_FOR = Incident(
     name="credit asked for by request id",
     provoke=credit_asked_for,
+    code=None,
     look=found_by_request_id,
 )
 
@@ -300,12 +307,14 @@ INCIDENTS = (
     Incident(
         name="provider 500",
         provoke=partial(provider_says, BROKEN),
+        code=AlarmCode.CIRCUIT_OPEN,
         look=alarm(AlarmCode.CIRCUIT_OPEN, "provider 500 server_error"),
     ),
     KEY_REJECTED,
     Incident(
         name="provider refused",
         provoke=provider_gone,
+        code=AlarmCode.CIRCUIT_OPEN,
         look=alarm(AlarmCode.CIRCUIT_OPEN, "provider connection refused"),
     ),
     REDIS_GONE,
@@ -313,41 +322,53 @@ INCIDENTS = (
     Incident(
         name="PostgreSQL gone",
         provoke=database_gone,
+        code=AlarmCode.DATABASE_UNAVAILABLE,
         look=alarm(AlarmCode.DATABASE_UNAVAILABLE, "No answer from PostgreSQL at "),
     ),
     Incident(
         name="workers dead",
         provoke=workers_dead,
+        code=AlarmCode.NO_WORKER,
         look=alarm(AlarmCode.NO_WORKER, "No worker has reported for ", "1 session waiting"),
     ),
     Incident(
         name="storage full",
         provoke=storage_full,
+        code=AlarmCode.STORAGE,
         look=alarm(AlarmCode.STORAGE, "storage no space left on device"),
         needs_mount=True,
     ),
     Incident(
         name="storage read-only",
         provoke=storage_read_only,
+        code=AlarmCode.STORAGE,
         look=alarm(AlarmCode.STORAGE, "storage read-only file system"),
         needs_mount=True,
     ),
     Incident(
         name="storage in the way",
         provoke=storage_in_the_way,
+        code=AlarmCode.STORAGE,
         look=alarm(AlarmCode.STORAGE, "storage file exists"),
     ),
     NO_TASK,
-    Incident(name="poison: kills its worker", provoke=deadly_task, look=lost_leases),
+    Incident(
+        name="poison: kills its worker",
+        provoke=deadly_task,
+        code=AlarmCode.DEAD_LETTERS,
+        look=lost_leases,
+    ),
     Incident(
         name="throttled",
         provoke=throttled,
+        code=AlarmCode.THROTTLED,
         look=alarm(AlarmCode.THROTTLED, "1 of 1 worker waits for the provider's limit"),
         settings={"WEARON_PROVIDER_PER_MINUTE": "1"},
     ),
     Incident(
         name="books edited by hand",
         provoke=books_edited,
+        code=AlarmCode.BOOKS_WRONG,
         look=alarm(AlarmCode.BOOKS_WRONG, "discrepancy in the books"),
     ),
     CREDIT_ASKED_FOR,

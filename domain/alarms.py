@@ -232,9 +232,13 @@ def _circuit(
     yield _page(
         code,
         f"{_of(opened, live)} {_verb('take', opened)} no task: {cause}{more};"
-        f" next try in {duration(max(timedelta(), until - snapshot.at))}.",
+        f" {_next_try(until - snapshot.at)}.",
         advice,
     )
+
+
+def _next_try(wait: timedelta) -> str:
+    return f"next try in {duration(wait)}" if wait >= timedelta(seconds=1) else "tries again now"
 
 
 def _failures(snapshot: Snapshot) -> Iterator[Alarm]:

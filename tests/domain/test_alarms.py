@@ -233,6 +233,17 @@ def test_several_causes_are_counted() -> None:
     assert "3 of 3 workers take no task: provider 401 (and 1 other cause)" in alarm.sentence
 
 
+@pytest.mark.parametrize(
+    ("seconds", "end"),
+    [(1, "next try in 1 s."), (0.9, "tries again now."), (-4, "tries again now.")],
+)
+def test_circuit_whose_time_is_over_is_being_tried(seconds: float, end: str) -> None:
+    """A worker reports every few seconds, so the time of its next try may have passed."""
+    (alarm,) = found(a_snapshot(workers=(open_circuit("provider 401", seconds=seconds),)))
+
+    assert alarm.sentence == f"1 of 1 worker takes no task: provider 401; {end}"
+
+
 def test_circuit_of_a_dead_worker_does_not_count() -> None:
     """Its last report says nothing about now."""
     dead = replace(open_circuit("provider 401"), seen_at=ago(minutes=5))

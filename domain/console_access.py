@@ -120,7 +120,7 @@ class ConsoleAccess:
         self._decoy: str | None = None
 
     async def require_operators(self) -> None:
-        """Raises ``Forbidden`` if nobody could sign in. Raises ``DatabaseUnavailable``."""
+        """Raises ``Forbidden`` if no operator could sign in. Raises ``DatabaseUnavailable``."""
         if self._allow_developer:
             return
         known = await self._repo.all(limit=MAX_OPERATORS)

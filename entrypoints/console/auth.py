@@ -1,6 +1,6 @@
 """The console's door: signing in and out, and what each request needs.
 
-A handler states the role that it needs as its option ``role``. One without is open to everybody:
+A handler states the role that it needs as its option ``role``. A handler without one is open to anyone:
 only the pages for signing in and the static files, which a test lists.
 """
 
@@ -75,7 +75,7 @@ async def _check_form(request: AnyRequest, services: Services, person: SignIn) -
     if services.setup.read_only and not request.route_handler.opt.get("reads"):
         raise Forbidden("This console is read-only: WEARON_CONSOLE_READ_ONLY is set")
     if not person.verified:
-        raise Forbidden("The database does not answer, so nobody's role can be checked")
+        raise Forbidden("The database does not answer, so no operator's role can be checked")
     token = (await request.form()).get("token", "")
     if not services.access.is_form_token(person, str(token)):
         raise DomainMismatch("The page is out of date: open it again, then repeat what you did")
@@ -178,7 +178,7 @@ def _login_page(
     problem: str = "",
     status: int = 200,
 ) -> Response[Any]:
-    assert person_of(request) is None  # noqa: S101 - the door lets everybody see this page
+    assert person_of(request) is None  # noqa: S101 - the door lets anyone see this page
     data = {"next": next_path, "name": name, "problem": problem}
     return pages.answer(request, "login.html", data, status=status)
 

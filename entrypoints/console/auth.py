@@ -1,7 +1,7 @@
 """The console's door: signing in and out, and what each request needs.
 
-A handler states the role that it needs as its option ``role``. A handler without one is open to anyone:
-only the pages for signing in and the static files, which a test lists.
+A handler states the role that it needs as its option ``role``. A handler without one is open to
+anyone: only the pages for signing in and the static files, which a test lists.
 """
 
 from collections.abc import Awaitable, Callable

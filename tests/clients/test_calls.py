@@ -261,8 +261,10 @@ def test_submission_is_awaited_by_the_service(clients: list[Driver]) -> None:
             ("POST", GENERATIONS),
             *[("GET", f"{GENERATIONS}/s1")] * 3,
         ]
-        assert [seen.headers["Prefer"] for seen in api.seen[:2]] == ["wait=9"] * 2
-        assert api.seen[3].at - api.seen[2].at >= 0.9, "a service that does not wait is not flooded"
+        first, second = (int(one.headers["Prefer"].removeprefix("wait=")) for one in api.seen[:2])
+        assert 9 >= first >= second >= 1, "half a second of the time is left for the way back"
+        # A second from the start of one request to the next; the first may have arrived late.
+        assert api.seen[3].at - api.seen[2].at >= 0.5, "a service that does not wait is not flooded"
 
     at_once(clients, check)
 

@@ -73,7 +73,10 @@ class InputPictures(PictureFetcherPort):
             ) from error
         except TryAgain as error:
             raise InputUnavailable(
-                str(error), code=error.reason, retry_after_seconds=error.retry_after_seconds
+                str(error),
+                code=error.reason,
+                retry_after_seconds=error.retry_after_seconds,
+                cause=error.cause,
             ) from error
 
 

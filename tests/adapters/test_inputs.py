@@ -16,6 +16,7 @@ from adapters.images.limits import InputLimits
 from adapters.storage.memory import InMemoryPictureStorage
 from adapters.storage.s3 import S3PictureStorage, s3_store
 from adapters.storage.signing import UrlSigner
+from domain.causes import Cause, CauseKind
 from domain.credits import Channel, Owner
 from domain.errors import InputUnavailable, Refused, TryAgain
 from domain.picture_ports import Picture
@@ -354,11 +355,19 @@ async def test_preparing_takes_nothing_of_the_budget() -> None:
     assert len(pictures) == len(URLS)
 
 
+AWAY = TryAgain(
+    "busy",
+    code="IMAGE_UNREACHABLE",
+    retry_after_seconds=7,
+    cause=Cause(CauseKind.INPUT, "503 host=shop.example"),
+)
+
+
 @on_virtual_time
 @pytest.mark.parametrize(
     ("failure", "raised"),
     [
-        (TryAgain("busy", code="IMAGE_UNREACHABLE", retry_after_seconds=7), InputUnavailable),
+        (AWAY, InputUnavailable),
         (Refused("gone"), Refused),
         (ValueError("a bug"), ValueError),
     ],
@@ -366,7 +375,7 @@ async def test_preparing_takes_nothing_of_the_budget() -> None:
 async def test_first_failure_ends_the_other_downloads(
     failure: Exception, raised: type[Exception]
 ) -> None:
-    """A host that failed is told apart from a fault of ours."""
+    """A host that failed is told apart from a fault of ours, and its cause is kept."""
     hosts = Hosts(seconds=dict.fromkeys(URLS[1:], 14.0), failures={URLS[0]: failure})
 
     with pytest.raises(raised, match=str(failure)) as caught:
@@ -375,6 +384,7 @@ async def test_first_failure_ends_the_other_downloads(
     assert type(caught.value) is raised
     if isinstance(caught.value, InputUnavailable):
         assert (caught.value.reason, caught.value.retry_after_seconds) == ("IMAGE_UNREACHABLE", 7)
+        assert caught.value.cause == AWAY.cause
     assert (loop_time(), hosts.running) == (0, 0)
     assert {*URLS[1:3]} <= {*hosts.cancelled}
 

@@ -48,7 +48,7 @@ test-fast: setup  ## All tests that need no server, with fewer examples and simu
 	@touch $@
 
 browser: .venv/.browser  ## The tests of the pages in Debian's chromium, after installing their driver
-	@$(RUN) pytest tests/browser
+	@$(RUN) pytest tests/browser --patient
 
 SEEDS ?= 10000
 FIRST ?= 0

@@ -30,6 +30,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "planned faults one at a time",
     )
     parser.addoption(
+        "--patient",
+        action="store_true",
+        help="also the tests that wait for half a minute until a process counts as gone",
+    )
+    parser.addoption(
         "--fuzz-examples",
         type=int,
         help="how many requests are drawn from the OpenAPI document for each operation",
@@ -102,6 +107,13 @@ def _configure_uncached(configure: Callable[..., None], **options: Any) -> None:
 def quick(pytestconfig: pytest.Config) -> bool:
     """Whether a sample is enough for a test of thousands of runs."""
     return bool(pytestconfig.getoption("--quick"))
+
+
+@pytest.fixture
+def patient(pytestconfig: pytest.Config) -> None:
+    """Skips a test that takes half a minute, which `make test` has no time for."""
+    if not pytestconfig.getoption("--patient"):
+        pytest.skip("takes half a minute: --patient")
 
 
 @pytest.fixture(scope="session")

@@ -267,7 +267,7 @@ async def queue(
         oldest = await reading.queue.oldest()
         letters = await reading.queue.dead(limit=MAX_LETTERS)
     except Unavailable as error:
-        problems.append(f"Redis: {error.cause.detail}")
+        problems.append(measured.queue_problem or f"Redis: {error.cause.detail}")
     if measured.database_problem is not None:
         problems.append(measured.database_problem)
     data = {

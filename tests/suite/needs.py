@@ -26,6 +26,7 @@ OF_PATH = {
     "chaos": DEPLOYED,
     "soak": DEPLOYED,
     "system": DEPLOYED,
+    "test_console.py": DEPLOYED,
     "test_embedded.py": (POSTGRES, REDIS),
     "test_pool.py": (PROCESSES,),
     "test_real_service.py": (PROCESSES,),

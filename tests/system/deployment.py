@@ -142,8 +142,8 @@ class Deployment:
         self.postgres.start()
         self.valkey.start()
 
-    def prepare(self, **settings: str) -> None:
-        """Settings, migration, credits and tokens."""
+    def configure(self, **settings: str) -> None:
+        """The settings of all processes."""
         self.environ = {
             **os.environ,
             "DATABASE_URL": self.postgres.url(),
@@ -161,6 +161,10 @@ class Deployment:
             "WEARON_LEASE_SECONDS": "1.5",
             **settings,
         }
+
+    def prepare(self, **settings: str) -> None:
+        """Settings, migration, credits and tokens."""
+        self.configure(**settings)
         self.wearon("migrate")
         self.wearon("credits", "grant", "--user", str(USER_ID), str(CREDITS))
         self.wearon("stores", "create", STORE_ID, "--name", STORE_ID)

@@ -24,7 +24,7 @@ from adapters.images.samples import draw_sample
 from adapters.postgres.migrate import all_migrations, migrate
 from adapters.postgres.roles import RoleNames
 from adapters.queue.memory import InMemoryTaskQueue
-from config import door, live, metrics, operating, options, pictures, policies, tracing, webhooks
+from config import door, live, operating, options, pictures, policies, tracing, webhooks
 from config.closing import Opened, closing
 from config.processes import worker_name
 from config.services import Queue, Repositories, ServedStorage
@@ -161,7 +161,7 @@ class Container(containers.DeclarativeContainer):
     ))
     submission = service(lambda self: Submission(
         sessions=self.sessions(), reads=self.sessions(), queue=self.queue(), clock=self.clock(),
-        policy=policies.submission(self.settings()), count_failed=metrics.count_failed,
+        policy=policies.submission(self.settings()),
         links=policies.links(self.settings(), is_own=lambda url: is_own(url, self.storage())),
         changes=self.changes(), announce_cancel=self.cancels().publish, new_id=self.new_id(),
     ))

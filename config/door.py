@@ -52,6 +52,7 @@ from adapters.workers.memory import InMemoryWorkerRepo
 from adapters.workers.postgres import PostgresWorkerRepo
 from config import origins, policies
 from config.closing import Opened, closing
+from config.metrics import count_ended
 from config.options import Environment
 from config.services import Repositories
 from config.settings import Settings
@@ -76,7 +77,9 @@ def postgres_repositories(
     clock: Clock,
 ) -> Repositories:
     """``background`` and ``operators`` have connections of their own."""
-    sessions = PostgresSessionRepo(database, batches=batches, background=background, limits=limits)
+    sessions = PostgresSessionRepo(
+        database, batches=batches, background=background, limits=limits, count_ended=count_ended
+    )
     return Repositories(
         sessions=sessions,
         accounts=PostgresCreditRepo(database),
@@ -101,7 +104,9 @@ def memory_repositories(limits: AccountLimits, *, clock: Clock) -> Repositories:
     log = InMemoryAuditLog(clock=clock)
     accounts = InMemoryCreditRepo(clock=clock, log=log)
     stores = InMemoryStoreRepo(accounts=accounts, clock=clock, log=log)
-    sessions = InMemorySessionRepo(accounts=accounts, clock=clock, limits=limits)
+    sessions = InMemorySessionRepo(
+        accounts=accounts, clock=clock, limits=limits, count_ended=count_ended
+    )
     webhooks = InMemoryWebhookRepo(clock=clock, find_session=sessions.find)
     pauses = InMemoryPauseRepo(log=log, clock=clock)
     workers = InMemoryWorkerRepo(

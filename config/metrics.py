@@ -1,4 +1,5 @@
-"""What the processes count. Each is incremented where the event's log line is written.
+"""What the processes count. Each is incremented where the event's log line is written, except for
+sessions that end: adapters count those when the database has confirmed the commit.
 
 ``docs/metrics.md`` is made of these declarations.
 """
@@ -31,8 +32,8 @@ SUBMISSIONS = Counter(
 )
 SESSIONS_ENDED = Counter(
     "wearon_sessions_ended_total",
-    "Sessions that this process ended. Each `failed` one was refunded with the same commit. `code`"
-    " is its `error_code`, empty if `completed`",
+    "Sessions that this process ended, counted as the database confirms the commit. Each `failed`"
+    " one was refunded with that commit. `code` is its `error_code`, empty if `completed`",
     ("status", "code"),
     known=[(COMPLETED, ""), *((FAILED, code.value) for code in ErrorCode)],
 )
@@ -86,17 +87,11 @@ HISTOGRAMS = (HTTP_SECONDS, TASK_SECONDS)
 OF_API = (SUBMISSIONS, SESSIONS_ENDED)
 OF_WORKER = (SESSIONS_ENDED, TASKS, CIRCUIT_OPENINGS, RECOVERED, WEBHOOKS)
 
-_CODES_OF_RULES = {
-    "exhausted": ErrorCode.GENERATION_FAILED,
-    "expired": ErrorCode.EXPIRED,
-    "never_pushed": ErrorCode.QUEUE_UNAVAILABLE,
-}
-"""The rules by which recovery fails sessions."""
 
-
-def count_failed(code: str, sessions: int = 1) -> None:
-    """This process failed ``sessions``, with their refunds."""
-    SESSIONS_ENDED.inc(FAILED, code, by=sessions)
+def count_ended(status: SessionStatus, code: str, sessions: int) -> None:
+    """This process ended ``sessions``, as the database has confirmed."""
+    if sessions:
+        SESSIONS_ENDED.inc(status.value, code, by=sessions)
 
 
 def count_recovered(report: RecoveryReport) -> None:
@@ -104,5 +99,3 @@ def count_recovered(report: RecoveryReport) -> None:
     for rule, number in report.counts().items():
         if number:
             RECOVERED.inc(rule, by=number)
-            if code := _CODES_OF_RULES.get(rule):
-                count_failed(code, number)

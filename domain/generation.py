@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from functools import partial
 from random import Random
@@ -37,13 +37,7 @@ from domain.picture_ports import (
     PictureRequest,
     PictureStoragePort,
 )
-from domain.ports import (
-    AttemptRepoPort,
-    Renewal,
-    SessionReadPort,
-    SessionRepoPort,
-    TaskQueuePort,
-)
+from domain.ports import AttemptRepoPort, Renewal, SessionReadPort, SessionRepoPort, TaskQueuePort
 from domain.sessions import (
     CANCELLED,
     Blame,
@@ -206,12 +200,13 @@ class Generation:
         except DatabaseUnavailable:
             return Outcome.UNSETTLED
         except NotStarted:
-            return await self._give_back(session, None)
+            return await self._give_back(session, None, slot)
         except OUR_FAULTS as error:
-            await self._give_back(session, self._blame(session, error, slot, Blame.OURS))
+            fault = self._blame(session, error, slot, Blame.OURS)
+            await self._give_back(session, fault, slot)
             raise
         except asyncio.CancelledError:
-            await self._give_back(session, None)
+            await self._give_back(session, None, slot)
             raise
         finally:
             self._changes.publish(session)
@@ -277,17 +272,18 @@ class Generation:
             return await self._try_again(session, error, slot)
         except Refused as error:
             fault = self._blame(session, error, slot)
-            return await self._fail(session, _failure(error), fault)
+            failure = Failure(code=error.reason, message=str(error))
+            return await self._fail(session, failure, fault, slot)
         except Superseded:
             return Outcome.OVERTAKEN
         except CancelRequested:
-            return await self._cancel(session)
+            return await self._cancel(session, slot)
         except (NotStarted, DatabaseUnavailable, *OUR_FAULTS):
             raise
         except Exception as error:
             fault = self._blame(session, error, slot)
             with suppress(DatabaseUnavailable):
-                await self._fail(session, NO_PICTURE, fault)
+                await self._fail(session, NO_PICTURE, fault, slot)
             raise
         if made is None:
             return Outcome.OVERTAKEN
@@ -399,14 +395,15 @@ class Generation:
         return Outcome.COMPLETED if completed else Outcome.OVERTAKEN
 
     async def _fail(
-        self, session: GenerationSession, failure: Failure, fault: Fault | None
+        self, session: GenerationSession, failure: Failure, fault: Fault | None, slot: Slot
     ) -> Outcome:
-        failed = await self._attempts.fail(
-            session.id, failure, attempt=session.attempt, fault=fault
-        )
-        return Outcome.FAILED if failed else Outcome.OVERTAKEN
+        code = await self._attempts.fail(session.id, failure, attempt=session.attempt, fault=fault)
+        if code is None:
+            return Outcome.OVERTAKEN
+        slot.session_failed(session, code)
+        return Outcome.CANCELLED if code == CANCELLED.code else Outcome.FAILED
 
-    async def _cancel(self, session: GenerationSession) -> Outcome:
+    async def _cancel(self, session: GenerationSession, slot: Slot) -> Outcome:
         """Fail the session, unless its picture is stored: that wins. A storage that does not answer
         counts as having none."""
         saved = None
@@ -414,27 +411,30 @@ class Generation:
             saved = await self._storage.find(session.object_prefix)
         if saved is not None:
             return await self._complete(session, _Made(picture=saved))
-        outcome = await self._fail(session, CANCELLED, None)
-        return Outcome.CANCELLED if outcome is Outcome.FAILED else outcome
+        return await self._fail(session, CANCELLED, None, slot)
 
     async def _try_again(self, session: GenerationSession, error: TryAgain, slot: Slot) -> Outcome:
         """Release the session with a backoff, or fail it if this was its last attempt."""
         fault = self._blame(session, error, slot)
         if self._was_last(session, error):
-            return await self._fail(session, _failure(error), fault)
+            failure = Failure(code=error.reason, message=str(error))
+            return await self._fail(session, failure, fault, slot)
         if self._has_expired(session):
-            return await self._fail(session, EXPIRED, fault)
-        return await self._release(session, self._delay(session, error), fault)
+            return await self._fail(session, EXPIRED, fault, slot)
+        return await self._release(session, self._delay(session, error), fault, slot)
 
     async def _release(
-        self, session: GenerationSession, delay: timedelta, fault: Fault | None
+        self, session: GenerationSession, delay: timedelta, fault: Fault | None, slot: Slot
     ) -> Outcome:
         status = await self._attempts.release(
             session.id, attempt=session.attempt, delay=delay, fault=fault
         )
         if status is None:
             return Outcome.OVERTAKEN
-        return Outcome.RELEASED if status is SessionStatus.QUEUED else Outcome.CANCELLED
+        if status is SessionStatus.QUEUED:
+            return Outcome.RELEASED
+        slot.session_failed(session, CANCELLED.code)
+        return Outcome.CANCELLED
 
     def _was_last(self, session: GenerationSession, error: TryAgain) -> bool:
         """Whether the fault, or its repetitions, used up what the session may have. The provider's
@@ -443,7 +443,7 @@ class Generation:
         policy = self._policy
         match error:
             case ProviderUnavailable():
-                lasted = _since(session.failing_since, session)
+                lasted = session.begun_after(session.failing_since)
                 return session.attempt >= policy.max_attempts and lasted >= policy.provider_patience
             case InputUnavailable():
                 return session.attempts_spent >= min(policy.max_attempts, _MAX_INPUT_ATTEMPTS)
@@ -452,7 +452,7 @@ class Generation:
     def _has_expired(self, session: GenerationSession) -> bool:
         """Whether the attempt began when recovery could have failed the session as expired. If it
         were released again, the next attempt could begin before recovery does so."""
-        return _since(session.created_at, session) >= self._policy.queue_ttl
+        return session.begun_after(session.created_at) >= self._policy.queue_ttl
 
     def _delay(self, session: GenerationSession, error: TryAgain) -> timedelta:
         """How long the session waits for its next attempt. If its caller's host failed, it queues
@@ -461,16 +461,18 @@ class Generation:
         delay = policy.backoff(session.attempt, error.retry_after_seconds, self._random)
         if not isinstance(error, InputUnavailable):
             return delay
-        waited = _since(session.created_at, session)
+        waited = session.begun_after(session.created_at)
         return max(delay, min(waited, (policy.queue_ttl - waited) / 2))
 
-    async def _give_back(self, session: GenerationSession, fault: Fault | None) -> Outcome:
+    async def _give_back(
+        self, session: GenerationSession, fault: Fault | None, slot: Slot
+    ) -> Outcome:
         """Let another worker have the session at once. If that fails, recovery does it later."""
         outcome = Outcome.UNSETTLED
         with suppress(Unavailable):
             if self._has_expired(session):
-                return await self._fail(session, EXPIRED, fault)
-            outcome = await self._release(session, timedelta(0), fault)
+                return await self._fail(session, EXPIRED, fault, slot)
+            outcome = await self._release(session, timedelta(0), fault, slot)
             if outcome is Outcome.RELEASED:
                 await self._queue.push_next([GenerationTask.of(session, task_id=self._new_id())])
         return outcome
@@ -492,14 +494,3 @@ class Generation:
         fault = Fault(blame=blame, cause=cause, code=code, worker=self._worker)
         slot.attempt_failed(session, fault)
         return fault
-
-
-def _since(moment: datetime | None, session: GenerationSession) -> timedelta:
-    """The time from ``moment`` to the begin of the attempt, both on the database's clock."""
-    if moment is None or session.started_at is None:
-        return timedelta(0)
-    return session.started_at - moment
-
-
-def _failure(error: WorkFailed) -> Failure:
-    return Failure(code=error.reason, message=str(error))

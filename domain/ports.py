@@ -5,11 +5,11 @@ If a method raises the ``Unavailable`` error that its port names, its outcome is
 have taken effect. ``tests/contracts`` checks every sentence here against every adapter.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
-from typing import Protocol
+from typing import Protocol, TypeAlias
 from uuid import UUID
 
 from domain.callers import Caller
@@ -116,6 +116,16 @@ class Receipt:
     pictures_remaining: int | None = None
 
 
+CountEnded: TypeAlias = Callable[[SessionStatus, str, int], None]
+"""Told of sessions that this process ended: their final status, their ``error_code`` as it is in
+the row, empty if ``completed``, and their number. An adapter calls this when a write has returned,
+whatever becomes of the caller. It must neither wait nor raise."""
+
+
+def count_nothing(_status: SessionStatus, _code: str, _number: int) -> None:
+    """For a process whose counts no reader sees."""
+
+
 class SessionRepoPort(Protocol):
     """Submitting: creating sessions, and failing those that are still ``queued``. Each transition
     is atomic with its credit and guarded in its write. Raises ``DatabaseUnavailable``."""
@@ -220,9 +230,10 @@ class AttemptRepoPort(Protocol):
 
     async def fail(
         self, session_id: UUID, failure: Failure, *, attempt: int, fault: Fault | None = None
-    ) -> bool:
+    ) -> str | None:
         """``processing -> failed`` if this attempt is the current one, with the refund and the
-        record of the ``fault`` in the same transaction. Else False."""
+        record of the ``fault`` in the same transaction. Returns the session's ``error_code``, which
+        is CANCELLED if its cancellation was requested. Else None."""
 
     async def record_job(self, session_id: UUID, *, attempt: int, job: str) -> bool:
         """Record the provider's ``job``, of 1 to 200 characters, in place of an earlier one, if

@@ -158,6 +158,7 @@ class Recovery:
         self._blocked: dict[UUID, BlockedSession] = {}
         self._blocked_taken = 0
         self._blocked_until = self._next_upload_search
+        self._unreported: Counter[str] = Counter()
 
     async def run_once(self) -> RecoveryReport:
         """Do everything that is due now, in bounded batches.
@@ -173,6 +174,16 @@ class Recovery:
         failures: list[Exception] = []
         self._forget_blocked()
         known = len(self._blocked)
+        try:
+            await self._run_steps(done, failures)
+        finally:
+            done["blocked"] = len(self._blocked) - known
+            self._unreported += done
+        if failures:
+            raise min(failures, key=lambda error: isinstance(error, Unavailable))
+        return RecoveryReport(**done)
+
+    async def _run_steps(self, done: Counter[str], failures: list[Exception]) -> None:
         for step in (
             self._refund_missing,
             self._fail_exhausted,
@@ -190,10 +201,12 @@ class Recovery:
                 await step(done)
             except Exception as error:  # noqa: BLE001 - raised below
                 failures.append(error)
-        if failures:
-            raise min(failures, key=lambda error: isinstance(error, Unavailable))
-        done["blocked"] = len(self._blocked) - known
-        return RecoveryReport(**done)
+
+    def take_report(self) -> RecoveryReport:
+        """What was done since the last call, also by runs that failed or were cancelled."""
+        report = RecoveryReport(**self._unreported)
+        self._unreported.clear()
+        return report
 
     def take_blocked(self) -> list[BlockedSession]:
         """The sessions found blocked since the last call. They are passed over, so that the others
@@ -211,12 +224,14 @@ class Recovery:
 
     async def _refund_missing(self, done: Counter[str]) -> None:
         limit = self._policy.batch
-        done["refunded"] = await self._in_batches(
-            lambda: self._recovery_repo.refund_missing(limit=limit, blocked=self._blocked)
+        await self._in_batches(
+            lambda: self._recovery_repo.refund_missing(limit=limit, blocked=self._blocked),
+            "refunded",
+            done,
         )
 
     async def _fail_exhausted(self, done: Counter[str]) -> None:
-        done["exhausted"] = await self._in_batches(self._fail_exhausted_batch)
+        await self._in_batches(self._fail_exhausted_batch, "exhausted", done)
 
     async def _fail_exhausted_batch(self) -> int:
         failed = await self._recovery_repo.fail_dead_leases(
@@ -231,34 +246,38 @@ class Recovery:
 
     async def _release_dead(self, done: Counter[str]) -> None:
         policy = self._policy
-        done["released"] = await self._in_batches(
+        await self._in_batches(
             lambda: self._recovery_repo.release_dead_leases(
                 max_attempts=policy.max_attempts,
                 external_timeout=policy.external_timeout,
                 limit=policy.batch,
                 blocked=self._blocked,
-            )
+            ),
+            "released",
+            done,
         )
 
     async def _fail_expired(self, done: Counter[str]) -> None:
         policy = self._policy
-        done["expired"] = await self._in_batches(
+        await self._in_batches(
             lambda: self._recovery_repo.fail_expired(
                 EXPIRED, older_than=policy.queue_ttl, limit=policy.batch, blocked=self._blocked
-            )
+            ),
+            "expired",
+            done,
         )
 
-    async def _in_batches(self, move_batch: Callable[[], Awaitable[int]]) -> int:
-        """Repeat ``move_batch`` until it finds less than a whole batch. Returns the number of
-        sessions that it moved."""
-        total = 0
+    async def _in_batches(
+        self, move_batch: Callable[[], Awaitable[int]], rule: str, done: Counter[str]
+    ) -> None:
+        """Repeat ``move_batch`` until it finds less than a whole batch. Adds each batch to what
+        ``rule`` has done, because a later one may fail."""
         for _ in range(self._policy.max_batches):
             known = len(self._blocked)
             count = await move_batch()
-            total += count
+            done[rule] += count
             if count + len(self._blocked) - known < self._policy.batch:
                 break
-        return total
 
     async def _bury_exhausted(self, _: Counter[str]) -> None:
         """Keep the tasks that killed their workers in the dead-letter list, for an operator."""
@@ -298,7 +317,7 @@ class Recovery:
                     [GenerationTask.of(session, task_id=self._new_id()) for session in lost]
                 )
             done["pushed_again"] += len(lost)
-            done["never_pushed"] += await self._fail_unconfirmed(sessions)
+            await self._fail_unconfirmed(sessions, done)
             if found < self._policy.batch:
                 break
 
@@ -308,21 +327,22 @@ class Recovery:
         latest = self._clock() + _CLOCK_SKEW
         return oldest is None or _EARLIEST < oldest.created_at < latest
 
-    async def _fail_unconfirmed(self, sessions: list[GenerationSession]) -> int:
+    async def _fail_unconfirmed(
+        self, sessions: list[GenerationSession], done: Counter[str]
+    ) -> None:
         """Their callers were told 503 or got no answer, so the credits go back."""
-        failed = 0
         for session in sessions:
             if session.confirmed:
                 continue
             try:
-                failed += await self._sessions.fail_queued(session.id, NOT_PUSHED)
+                failed = await self._sessions.fail_queued(session.id, NOT_PUSHED)
+                done["never_pushed"] += failed
             except Unavailable:
                 raise
             except Exception as error:  # noqa: BLE001 - one session must not stop the others
                 self._blocked[session.id] = BlockedSession(
                     id=session.id, owner=str(session.owner), problem=type(error).__name__
                 )
-        return failed
 
     async def _delete_pictures(self, done: Counter[str]) -> None:
         """Delete first, then mark as deleted: after a crash in between, both are repeated."""

@@ -237,6 +237,12 @@ class GenerationSession:
             return FINAL_REVISION
         return 2 * self.attempt + (self.status is SessionStatus.QUEUED)
 
+    def begun_after(self, moment: datetime | None) -> timedelta:
+        """The time from ``moment`` to the begin of the attempt, both on the database's clock."""
+        if moment is None or self.started_at is None:
+            return timedelta(0)
+        return self.started_at - moment
+
     @property
     def trace(self) -> str:
         """The ``traceparent`` of its task, of its provider's calls and of its webhooks."""

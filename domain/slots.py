@@ -31,6 +31,9 @@ class Slot(Protocol):
     def attempt_failed(self, session: GenerationSession, fault: Fault) -> None:
         """The attempt failed; the session goes on or ends without a picture."""
 
+    def session_failed(self, session: GenerationSession, code: str) -> None:
+        """The session failed with this ``error_code``, as the database has confirmed."""
+
     def picture_held(self, session: GenerationSession, cause: Cause) -> None:
         """The storage does not take the picture, which is kept in memory for some time."""
 
@@ -46,6 +49,7 @@ class _FreeSlot(Slot):
 
     def picture_made(self, session: GenerationSession, usage: Usage | None) -> None: ...
     def attempt_failed(self, session: GenerationSession, fault: Fault) -> None: ...
+    def session_failed(self, session: GenerationSession, code: str) -> None: ...
     def picture_held(self, session: GenerationSession, cause: Cause) -> None: ...
 
 

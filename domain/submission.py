@@ -77,8 +77,7 @@ class Submission:
 
     ``announce_cancel`` is told of each session whose cancellation was requested while it is
     processed, once that is committed. It is a hint for the session's worker: it may get lost, and
-    must neither wait nor raise. ``count_failed`` is told the code and the number of sessions that
-    an undo failed."""
+    must neither wait nor raise."""
 
     def __init__(
         self,
@@ -92,12 +91,10 @@ class Submission:
         links: LinkRules = PUBLIC_LINKS,
         changes: ChangePublisherPort = NO_CHANGES,
         announce_cancel: Callable[[GenerationSession], None] = lambda _: None,
-        count_failed: Callable[[str, int], None] = lambda _code, _sessions: None,
     ) -> None:
         self.links = links
         """The rules for the links of a request."""
         self._announce_cancel = announce_cancel
-        self._count_failed = count_failed
         self._sessions = sessions
         self._reads = reads
         self._queue = queue
@@ -243,7 +240,6 @@ class Submission:
         with suppress(DatabaseUnavailable, TimeoutError):
             async with asyncio.timeout(self._policy.undo_deadline.total_seconds()):
                 undone = await self._sessions.undo_many(ids, NOT_PUSHED)
-                self._count_failed(NOT_PUSHED.code, len(undone))
 
         def answer(receipt: Receipt) -> Receipt | Exception:
             was_undone = None if undone is None else receipt.session.id in undone
@@ -330,7 +326,6 @@ class Submission:
         with suppress(DatabaseUnavailable, TimeoutError):
             async with asyncio.timeout(self._policy.undo_deadline.total_seconds()):
                 undone = await self._sessions.fail_queued(session.id, NOT_PUSHED, undo=True)
-                self._count_failed(NOT_PUSHED.code, int(undone))
         if error := _error_of_undo(session, cause, undone=undone):
             raise error
 

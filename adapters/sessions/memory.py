@@ -1,7 +1,5 @@
-"""Sessions in this process's memory, for tests.
-
-No method awaits anything, so each is as atomic as a transaction.
-"""
+"""Sessions in this process's memory, for tests. No method awaits anything, so each is as atomic as
+a transaction."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -17,6 +15,7 @@ from adapters.sessions.memory_rows import Row, is_of, may_retry, newest_first, p
 from adapters.sessions.memory_rules import (
     after_trigger,
     cancelled_instead,
+    code_of,
     is_http,
     keeps_result,
     may_have_image,
@@ -30,6 +29,7 @@ from domain.plans import NO_LIMITS, AccountLimits
 from domain.ports import (
     MAX_COUNTED,
     AttemptRepoPort,
+    CountEnded,
     Position,
     Receipt,
     RecoveryRepoPort,
@@ -37,6 +37,7 @@ from domain.ports import (
     SessionReadPort,
     SessionRepoPort,
     SessionStats,
+    count_nothing,
 )
 from domain.refusals import Refusal, error_of
 from domain.sessions import (
@@ -64,7 +65,9 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         accounts: InMemoryCreditRepo,
         clock: Callable[[], datetime],
         limits: AccountLimits = NO_LIMITS,
+        count_ended: CountEnded = count_nothing,
     ) -> None:
+        self._count_ended = count_ended
         self._accounts = accounts
         self._clock = clock
         self._limits = InMemoryLimits(limits, clock=clock)
@@ -160,7 +163,7 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     ) -> bool:
         row = self._current(session_id, attempt)
         if row is not None:
-            self._put(row, row.session.completed(picture, usage, now=self._clock()))
+            self._end(row, row.session.completed(picture, usage, now=self._clock()))
         return row is not None
 
     async def fail_queued(self, session_id: UUID, failure: Failure, *, undo: bool = False) -> bool:
@@ -185,12 +188,13 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
 
     async def fail(
         self, session_id: UUID, failure: Failure, *, attempt: int, fault: Fault | None = None
-    ) -> bool:
+    ) -> str | None:
         row = self._current(session_id, attempt)
-        if row is not None:
-            self._fail(row, failure)
-            self._record(row, fault)
-        return row is not None
+        if row is None:
+            return None
+        self._fail(row, failure)
+        self._record(row, fault)
+        return code_of(row.session)
 
     async def release(
         self, session_id: UUID, *, attempt: int, delay: timedelta, fault: Fault | None = None
@@ -479,11 +483,13 @@ class InMemorySessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         self._end(row, row.session.failed(failure, now=self._clock(), frees_key=frees_key))
 
     def _end(self, row: Row, session: GenerationSession) -> None:
-        """Write a session that may have failed, with its refund."""
+        """Write and count a session that may have ended, with its refund if it failed."""
         if session.status is SessionStatus.FAILED:
             row.failing = session.failure
             self._refund(row)
         self._put(row, session)
+        if session.status.is_final:
+            self._count_ended(session.status, code_of(session), 1)
 
     def _refund(self, row: Row) -> None:
         row.refunded = True

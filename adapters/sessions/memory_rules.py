@@ -81,3 +81,8 @@ def recorded(fault: Fault, *, attempt: int, at: datetime) -> AttemptFault:
         code=fault.code,
         cause=str(fault.cause),
     )
+
+
+def code_of(session: GenerationSession) -> str:
+    """As it is counted: empty unless the session failed."""
+    return "" if session.failure is None else session.failure.code

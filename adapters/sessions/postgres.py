@@ -22,7 +22,7 @@ from adapters.postgres.arrays import array_of_ids
 from adapters.postgres.database import Database, too_many_calls
 from adapters.sessions import lists
 from adapters.sessions import statements as sql
-from adapters.sessions.batches import in_batch, readable
+from adapters.sessions.batches import Rows, in_batch, readable
 from adapters.sessions.creating import MAX_LOCK_WAITERS, CreationRepo, arrays_of
 from adapters.sessions.rows import result_values, session_of
 from domain.credits import Owner
@@ -32,6 +32,7 @@ from domain.plans import NO_LIMITS, AccountLimits
 from domain.ports import (
     MAX_COUNTED,
     AttemptRepoPort,
+    CountEnded,
     Position,
     Receipt,
     RecoveryRepoPort,
@@ -39,6 +40,7 @@ from domain.ports import (
     SessionReadPort,
     SessionRepoPort,
     SessionStats,
+    count_nothing,
 )
 from domain.sessions import (
     CANCELLED,
@@ -77,8 +79,10 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         batches: BatchLimits = DEFAULT_LIMITS,
         background: Database | None = None,
         limits: AccountLimits = NO_LIMITS,
+        count_ended: CountEnded = count_nothing,
     ) -> None:
         self._database = database
+        self._count_ended = count_ended
         self._background = background or database
         self._creation = CreationRepo(database, batches=batches, limits=limits)
         waiting = replace(batches, in_flight=MAX_LOCK_WAITERS, patience_seconds=0)
@@ -88,8 +92,8 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         self._claim_wait = _coalescer(self._run_claim, sql.CLAIM_WAIT, single)
         self._renew = _coalescer(self._run_renew, sql.RENEW_SKIP_LOCKED, batches)
         self._renew_wait = _coalescer(self._run_renew, sql.RENEW_WAIT, single)
-        self._complete = _coalescer(self._run_write, sql.COMPLETE_SKIP_LOCKED, claims)
-        self._complete_wait = _coalescer(self._run_write, sql.COMPLETE_WAIT, single)
+        self._complete = _coalescer(self._run_complete, sql.COMPLETE_SKIP_LOCKED, claims)
+        self._complete_wait = _coalescer(self._run_complete, sql.COMPLETE_WAIT, single)
 
     async def create(
         self, session: GenerationSession, *, max_active: int, signup_credits: int = 0
@@ -160,19 +164,25 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         completion = (session_id, attempt, *result_values(picture, usage))
         return await self._complete(completion) or await self._complete_wait(completion)
 
-    async def _run_write(self, statement: str, attempts: Sequence[_AttemptWrite]) -> Sequence[bool]:
+    async def _run_complete(
+        self, statement: str, attempts: Sequence[_AttemptWrite]
+    ) -> Sequence[bool]:
         """For each attempt, whether it was the current one."""
         rows = await self._database.fetch(statement, *arrays_of(attempts))
+        self._count_ended(SessionStatus.COMPLETED, "", len(rows))
         written = {(row["id"], row["attempt"]) for row in rows}
         return [(session_id, attempt) in written for session_id, attempt, *_ in attempts]
 
     async def fail_queued(self, session_id: UUID, failure: Failure, *, undo: bool = False) -> bool:
         arguments = (failure.code, failure.message, session_id, undo)
-        return await self._count(sql.FAIL_QUEUED, *arguments) == 1
+        failed = await self._count(sql.FAIL_QUEUED, *arguments)
+        self._count_failed(failure.code, failed)
+        return failed == 1
 
     async def undo_many(self, session_ids: Sequence[UUID], failure: Failure) -> Collection[UUID]:
         arguments = (failure.code, failure.message, session_ids)
         undone = {row[0] for row in await self._database.fetch(sql.UNDO_SKIP_LOCKED, *arguments)}
+        self._count_failed(failure.code, len(undone))
         for session_id in session_ids:  # The others are locked, or not to be undone.
             if session_id not in undone and await self.fail_queued(session_id, failure, undo=True):
                 undone.add(session_id)
@@ -181,7 +191,10 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     async def cancel(self, session_id: UUID) -> GenerationSession | None:
         why = (CANCELLED.code, CANCELLED.message)
         row = await self._database.fetch_row(sql.CANCEL, *why, session_id)
-        return None if row is None else session_of(row)
+        if row is None:
+            return None
+        self._count_rows([row])
+        return session_of(row)
 
     async def is_known(self, session_id: UUID) -> bool:
         known: bool = await self._database.fetch_value(sql.IS_KNOWN, session_id)
@@ -189,9 +202,12 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
 
     async def fail(
         self, session_id: UUID, failure: Failure, *, attempt: int, fault: Fault | None = None
-    ) -> bool:
+    ) -> str | None:
         arguments = (failure.code, failure.message, session_id, attempt, *_recorded(fault))
-        return await self._count(sql.FAIL_ATTEMPT, *arguments) == 1
+        code: str | None = await self._database.fetch_value(sql.FAIL_ATTEMPT, *arguments)
+        if code is not None:
+            self._count_failed(code, 1)
+        return code
 
     async def release(
         self, session_id: UUID, *, attempt: int, delay: timedelta, fault: Fault | None = None
@@ -200,7 +216,10 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         row = await self._database.fetch_row(
             sql.RELEASE, session_id, attempt, delay, blame, *_recorded(fault)
         )
-        return None if row is None else SessionStatus(row["status"])
+        if row is None:
+            return None
+        self._count_rows([row])
+        return SessionStatus(row["status"])
 
     async def postpone(self, session_id: UUID, *, delay: timedelta) -> bool:
         return await self._write(sql.POSTPONE, session_id, delay)
@@ -246,8 +265,14 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         blocked: Blocked = None,
     ) -> list[GenerationSession]:
         dead, why = (external_timeout, max_attempts), (failure.code, failure.message)
+
+        async def fail(*among: object) -> Rows:
+            rows = await self._background.fetch(sql.FAIL_DEAD_LEASES, *why, *dead, limit, *among)
+            self._count_rows(rows)
+            return rows
+
         rows = await in_batch(
-            lambda *among: self._background.fetch(sql.FAIL_DEAD_LEASES, *why, *dead, limit, *among),
+            fail,
             lambda skip: self._background.fetch(sql.FAIL_DEAD_LEASES_DUE, *dead, skip, limit),
             blocked,
         )
@@ -257,10 +282,14 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
         self, failure: Failure, *, older_than: timedelta, limit: int, blocked: Blocked = None
     ) -> int:
         why = (failure.code, failure.message)
+
+        async def fail(*among: object) -> Rows:
+            rows = await self._background.fetch(sql.FAIL_EXPIRED, *why, older_than, limit, *among)
+            self._count_failed(failure.code, _total(rows))
+            return rows
+
         rows = await in_batch(
-            lambda *among: self._background.fetch(
-                sql.FAIL_EXPIRED, *why, older_than, limit, *among
-            ),
+            fail,
             lambda skip: self._background.fetch(sql.FAIL_EXPIRED_DUE, older_than, skip, limit),
             blocked,
         )
@@ -363,6 +392,16 @@ class PostgresSessionRepo(SessionRepoPort, AttemptRepoPort, RecoveryRepoPort, Se
     async def attempt_faults(self, session_id: UUID) -> list[AttemptFault]:
         rows = await self._database.fetch(sql.FAULTS, session_id)
         return [AttemptFault(**row) for row in rows]
+
+    def _count_failed(self, code: str, number: int) -> None:
+        if number:
+            self._count_ended(SessionStatus.FAILED, code, number)
+
+    def _count_rows(self, rows: Rows) -> None:
+        """Count those that failed."""
+        for row in rows:
+            if row["status"] == SessionStatus.FAILED:
+                self._count_failed(row["error_code"], 1)
 
     async def _count(self, statement: str, *arguments: object) -> int:
         count: int = await self._database.fetch_value(statement, *arguments)

@@ -225,7 +225,7 @@ RELEASE = f"""
     ), ended AS (
         SELECT * FROM released WHERE status = 'failed'
     ), {_record_fault("released", "$5::text", "$6::text", "$7::text")}, {_REFUND_ENDED}
-    SELECT status FROM released"""
+    SELECT status, error_code FROM released"""
 
 # One statement decides by the row as it is once it is locked: a claim or a release may come first.
 CANCEL = f"""
@@ -292,6 +292,7 @@ UNDO_SKIP_LOCKED = _fail_where(
 FAIL_ATTEMPT = _fail_where(
     "id = $3 AND status = 'processing' AND attempt = $4",
     fault=f"{_record_fault('ended', '$5::text', '$6::text', '$7::text')}, ",
+    result="SELECT error_code FROM ended",
 )
 FAIL_EXPIRED = _fail_where(f"""
     id = ANY (ARRAY (

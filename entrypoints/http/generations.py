@@ -6,7 +6,6 @@ from litestar import Response, delete, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 
-from config.metrics import count_failed
 from domain.callers import Caller, CallerKind
 from domain.client_tokens import check_shopper_id
 from domain.erasure import Erasure
@@ -14,7 +13,7 @@ from domain.errors import InvalidInput
 from domain.links import LinkRules
 from domain.ports import SessionReadPort
 from domain.requests import TryOnRequest
-from domain.sessions import ErrorCode, SessionStatus
+from domain.sessions import SessionStatus
 from domain.submission import Submission
 from domain.views import SessionViews
 from entrypoints.http.access import for_shoppers_too
@@ -189,8 +188,6 @@ async def cancel_generation(
     is never `queued` again. Repeating it is safe. A final session cannot be cancelled: 409."""
     caller = request.user
     session = await submission.cancel(session_id, caller.owner, shopper_id=caller.shopper_id)
-    if session.status.is_final:
-        count_failed(ErrorCode.CANCELLED)
     envelope = SessionEnvelope(data=Session.seen_by(caller, views.view_of(session)), error=None)
     return Response(envelope, status_code=200 if session.status.is_final else 202)
 

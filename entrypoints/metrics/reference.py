@@ -36,8 +36,10 @@ _SECTIONS = (
     ),
     (
         "What processes count",
-        "Each is counted where the event's log line is written. Aggregate with `sum`. Sessions that"
-        " an external consumer ends are counted by no process, and `wearon recover` and"
+        "Each is counted where the event's log line is written; the end of a session is counted"
+        " when the database has confirmed its commit, so an end whose confirmation is lost with"
+        " the connection or the process is not counted. Aggregate with `sum`. Sessions that an"
+        " external consumer ends are counted by no process, and `wearon recover` and"
         " `wearon worker --once` serve no page.",
         tuple(each.metric for each in (*COUNTERS, *HISTOGRAMS)),
     ),

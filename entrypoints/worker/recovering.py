@@ -34,7 +34,7 @@ class RecoveryLoop:
         """Returns whether recovery did everything that was due."""
         try:
             with self._stop.interruptible():
-                report = await self._recovery.run_once()
+                await self._recovery.run_once()
         except Unavailable as error:
             log.warning("recovery_postponed", cause=str(error.cause), reason=str(error))
             return False
@@ -42,6 +42,7 @@ class RecoveryLoop:
             log.exception("recovery_crashed")
             return False
         finally:
+            self._report()
             for blocked in self._recovery.take_blocked():
                 log.error(
                     "session_blocked",
@@ -49,7 +50,11 @@ class RecoveryLoop:
                     owner=blocked.owner,
                     problem=blocked.problem,
                 )
+        return True
+
+    def _report(self) -> None:
+        """Also of a run that failed midway."""
+        report = self._recovery.take_report()
         if report.total:
             count_recovered(report)
             log.info("recovered", **report.counts())
-        return True

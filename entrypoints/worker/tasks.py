@@ -17,10 +17,8 @@ from config.metrics import (
     ATTEMPTS_FAILED,
     COMPLETED,
     FAILED,
-    SESSIONS_ENDED,
     TASK_SECONDS,
     TASKS,
-    count_failed,
 )
 from domain.budget import Budget
 from domain.causes import Cause
@@ -131,7 +129,15 @@ class _Slot(Slot):
         self._starts = starts
         self._shares = shares
         self._began = perf_counter()
-        self._code: str = ErrorCode.GENERATION_FAILED
+        self.code: str | None = None
+        """The session's ``error_code``, once it has failed here."""
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What came of the session, if it failed here."""
+        if self.code is None:
+            return None
+        return Outcome.CANCELLED if self.code == ErrorCode.CANCELLED else Outcome.FAILED
 
     def count(self, outcome: Outcome) -> None:
         """What came of the task, beside its log line."""
@@ -139,12 +145,7 @@ class _Slot(Slot):
         if outcome not in _ENDS:
             return
         seconds = perf_counter() - self._began
-        if outcome is Outcome.COMPLETED:
-            SESSIONS_ENDED.inc(COMPLETED, "")
-            TASK_SECONDS.observe(seconds, COMPLETED)
-            return
-        count_failed(ErrorCode.CANCELLED if outcome is Outcome.CANCELLED else self._code)
-        TASK_SECONDS.observe(seconds, FAILED)
+        TASK_SECONDS.observe(seconds, COMPLETED if outcome is Outcome.COMPLETED else FAILED)
 
     def has_inputs(self, session: GenerationSession) -> None:
         self._shares.leave(session.id)
@@ -166,13 +167,21 @@ class _Slot(Slot):
         cause = str(fault.cause)
         log.warning("attempt_failed", attempt=session.attempt, cause=cause, code=fault.code)
         ATTEMPTS_FAILED.inc(fault.cause.kind.value, fault.code)
-        self._code = fault.code
         if fault.blame is Blame.PROVIDER:
             seconds = self._permit.record_failure(session.id, fault.cause)
             log_opening(seconds, fault.cause)
 
+    def session_failed(self, session: GenerationSession, code: str) -> None:  # noqa: ARG002
+        self.code = code
+
     def picture_held(self, session: GenerationSession, cause: Cause) -> None:
         log.warning("picture_held", attempt=session.attempt, cause=str(cause))
+
+
+def _turn_of(permit: Permit, outcome: Outcome) -> Turn:
+    if outcome is Outcome.COMPLETED and permit.record_success():
+        log.info("circuit_closed")
+    return Turn.UNSETTLED if outcome is Outcome.UNSETTLED else Turn.HANDLED
 
 
 class TaskRunner:
@@ -323,8 +332,9 @@ class TaskRunner:
             trace_id=trace_id_of(task.request_id, task.traceparent),
             session_id=str(task.session_id),
         )
+        slot = _Slot(permit, self._starts, self._shares, self._budget)
+        outcome: Outcome | None = None
         try:
-            slot = _Slot(permit, self._starts, self._shares, self._budget)
             with self._stop.interruptible():
                 outcome = await self._generation.run(task, slot)
         except StorageUnavailable as error:
@@ -337,29 +347,28 @@ class TaskRunner:
             raise
         except Exception:
             log.exception("task_crashed")
-            self.failed += 1
-            count_failed(ErrorCode.GENERATION_FAILED)
             return Turn.HANDLED
         else:
-            self._count(outcome, task.owner)
-            slot.count(outcome)
-            return self._record_outcome(permit, outcome)
+            return _turn_of(permit, outcome)
         finally:
+            self._record_outcome(outcome or slot.outcome, slot, task.owner)
             if self._budget is not None:
                 self._budget.ended(task.session_id)
             unbind_contextvars("request_id", "trace_id", "session_id")
 
-    def _count(self, outcome: Outcome, owner: Owner) -> None:
+    def _record_outcome(self, outcome: Outcome | None, slot: _Slot, owner: Owner) -> None:
+        """Log and count what came of a task. None if its run raised and its session goes on."""
+        if outcome is None:
+            return
+        if slot.code is None:
+            task_log.info("task_done", outcome=outcome)
+        else:
+            task_log.info("task_done", outcome=outcome, code=slot.code)
+        slot.count(outcome)
         if outcome in _ENDS:
             self._session_ended(owner)
             self.done += outcome is Outcome.COMPLETED
             self.failed += outcome is not Outcome.COMPLETED
-
-    def _record_outcome(self, permit: Permit, outcome: Outcome) -> Turn:
-        task_log.info("task_done", outcome=outcome)
-        if outcome is Outcome.COMPLETED and permit.record_success():
-            log.info("circuit_closed")
-        return Turn.UNSETTLED if outcome is Outcome.UNSETTLED else Turn.HANDLED
 
     async def _refuse(self, message: UnreadableTask) -> None:
         """Try until it is done or the worker stops: the message is no longer in the queue."""
@@ -373,6 +382,5 @@ class TaskRunner:
                 await self._backoff.wait(failures, error)
             else:
                 self.failed += failed
-                count_failed(ErrorCode.INVALID_TASK, int(failed))
                 log.info("task_buried", session_failed=failed)
                 return

@@ -4,6 +4,7 @@ same database or queue, and the passing of time."""
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import astuple, replace
 from datetime import UTC, datetime, timedelta
@@ -101,6 +102,11 @@ class Backend(ABC):
     webhooks: WebhookRepo
     operator_reads: OperatorReadPort
     pauses: PauseRepoPort
+    ended: Counter[tuple[str, str]]
+    """What the adapter counted of sessions that it ended: by status and code."""
+
+    def count_ended(self, status: SessionStatus, code: str, number: int) -> None:
+        self.ended[status.value, code] += number
 
     @abstractmethod
     def now(self) -> datetime:
@@ -281,7 +287,10 @@ class MemoryBackend(Backend):
         self._clock = FakeClock()
         log = InMemoryAuditLog(clock=self._clock.now)
         self._accounts = InMemoryCreditRepo(clock=self._clock.now, log=log)
-        self._repo = InMemorySessionRepo(accounts=self._accounts, clock=self._clock.now)
+        self.ended = Counter()
+        self._repo = InMemorySessionRepo(
+            accounts=self._accounts, clock=self._clock.now, count_ended=self.count_ended
+        )
         self.sessions = self.attempts = self.recovery = self.reads = self._repo
         self.credits = self.accounts = self._accounts
         stores = InMemoryStoreRepo(accounts=self._accounts, log=log, clock=self._clock.now)
@@ -486,7 +495,8 @@ class PostgresBackend(Backend):
 
     def __init__(self, database: Database, *, owner: Database | None = None) -> None:
         self._database, self._used = owner or database, database
-        repo = self._repo = PostgresSessionRepo(database)
+        self.ended = Counter()
+        repo = self._repo = PostgresSessionRepo(database, count_ended=self.count_ended)
         self.sessions = self.attempts = self.recovery = self.reads = repo
         self.credits = self.accounts = PostgresCreditRepo(database)
         self.api_keys = PostgresApiKeyRepo(database)

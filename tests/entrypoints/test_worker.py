@@ -414,7 +414,10 @@ async def test_crashed_task_does_not_end_its_slot(service: Service, logs: Logs) 
     assert entry["log_level"] == "error"
     assert (entry["session_id"], entry["request_id"]) == (str(crashed), "req_1")
     assert entry["trace_id"] == trace_id_of("req_1")
-    assert [entry["session_id"] for entry in events(logs, "task_done")] == [str(done)]
+    assert [
+        (entry["session_id"], entry["outcome"], entry.get("code"))
+        for entry in events(logs, "task_done")
+    ] == [(str(crashed), "failed", "GENERATION_FAILED"), (str(done), "completed", None)]
     waiting_lines = events(logs, "worker_waiting")
     assert waiting_lines
     assert not {"session_id", "request_id", "trace_id"}.intersection(*waiting_lines)

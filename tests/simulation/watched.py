@@ -98,9 +98,10 @@ class WatchedSessionRepo(InMemorySessionRepo):
 
     async def fail(
         self, session_id: UUID, failure: Failure, *, attempt: int, fault: Fault | None = None
-    ) -> bool:
-        done = await super().fail(session_id, failure, attempt=attempt, fault=fault)
-        return self._checked(done, "failed", session_id, attempt)
+    ) -> str | None:
+        code = await super().fail(session_id, failure, attempt=attempt, fault=fault)
+        self._checked(code is not None, "failed", session_id, attempt)
+        return code
 
     async def release(
         self, session_id: UUID, *, attempt: int, delay: timedelta, fault: Fault | None = None

@@ -26,6 +26,7 @@ from domain.errors import (
     QueueUnavailable,
     StorageUnavailable,
 )
+from domain.ports import CountEnded, count_nothing
 from domain.tasks import GenerationTask, UnreadableTask
 
 T = TypeVar("T")
@@ -121,8 +122,14 @@ def flaky(adapter: F) -> F:
 class FlakySessionRepo(InMemorySessionRepo):
     """Rejects every refund of a session in ``unsound``."""
 
-    def __init__(self, *, accounts: InMemoryCreditRepo, clock: Callable[[], datetime]) -> None:
-        super().__init__(accounts=accounts, clock=clock)
+    def __init__(
+        self,
+        *,
+        accounts: InMemoryCreditRepo,
+        clock: Callable[[], datetime],
+        count_ended: CountEnded = count_nothing,
+    ) -> None:
+        super().__init__(accounts=accounts, clock=clock, count_ended=count_ended)
         self.faults = Faults(DatabaseUnavailable)
         self.unsound: set[UUID] = set()
 

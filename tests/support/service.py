@@ -14,7 +14,7 @@ from adapters.queue.payload import decode
 from adapters.storage.signing import UrlSigner
 from adapters.webhooks.memory import InMemoryWebhookRepo
 from adapters.workers.memory import InMemoryWorkerRepo
-from config.metrics import count_failed
+from config.metrics import count_ended
 from domain.credits import LedgerKind, Owner
 from domain.deadlines import SharedTimeout
 from domain.generation import Generation, Outcome, WorkPolicy
@@ -64,7 +64,9 @@ class Service:
         self.clock = FakeClock(ticks=loop_time)
         self.audit_log = InMemoryAuditLog(clock=self.clock.now)
         self.accounts = InMemoryCreditRepo(clock=self.clock.now, log=self.audit_log)
-        self.repo = flaky(FlakySessionRepo(accounts=self.accounts, clock=self.clock.now))
+        self.repo = flaky(
+            FlakySessionRepo(accounts=self.accounts, clock=self.clock.now, count_ended=count_ended)
+        )
         self.origins = set(ORIGINS)
         """Of every store."""
         self.tokens = flaky(
@@ -103,7 +105,6 @@ class Service:
             new_id=uuid4,
             clock=self.clock.now,
             changes=self.changes,
-            count_failed=count_failed,
         )
 
     def limit(self, policy: SubmissionPolicy) -> None:

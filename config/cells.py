@@ -71,7 +71,7 @@ class Cells:
 
     def totals(self) -> Totals:
         """All series of this process."""
-        return _read(self._memory)
+        return totals_of(self._memory)
 
     def share(self, folder: Path) -> None:
         """Go on counting in a file in ``folder``, which ``SharedCells`` reads. The file is locked
@@ -117,7 +117,7 @@ class SharedCells:
         with path.open("r+b") as file:
             has_ended = _is_unlocked(file.fileno())
             with mmap.mmap(file.fileno(), SIZE, access=mmap.ACCESS_READ) as memory:
-                totals = _read(memory)
+                totals = totals_of(memory)
         if has_ended:
             _add(self._ended, totals)
             path.unlink()
@@ -154,7 +154,8 @@ def _is_unlocked(file: int) -> bool:
     return True
 
 
-def _read(memory: mmap.mmap) -> Totals:
+def totals_of(memory: mmap.mmap) -> Totals:
+    """All series in a process's memory."""
     copy = memory[:]
     values = memoryview(copy)[:_NAMES_AT].cast("d")
     names = copy[_NAMES_AT : _NAMES_AT + int(values[0])]

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -110,6 +111,18 @@ _HISTORY = """
 """Every change of a status, and the program that made it, which the session's row does not tell."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """One life of a program. Its processes count in files below ``folder``."""
+
+    program: str
+    name: str
+    """As the history of the database has it."""
+    folder: Path
+    log: Path
+    metrics_port: int
+
+
 class Stage:
     """What runs. All blocking calls share one thread, and the processes die with that thread."""
 
@@ -125,9 +138,9 @@ class Stage:
         self.redis: Proxy
         self._parts: dict[str, subprocess.Popen[bytes]] = {}
         self._expected_to_end: set[str] = set()
-        self._starts = 0
-        self._started: dict[str, str] = {}
-        """The name that each program has in the database since its latest start."""
+        self.starts: list[Start] = []
+        self._started: dict[str, Start] = {}
+        """The latest start of each program."""
         self._awake_since: dict[str, float] = {}
         self._thread = thread
 
@@ -194,16 +207,35 @@ class Stage:
 
     async def start(self, name: str) -> None:
         self._expected_to_end.discard(name)
-        self._starts += 1
+        start = self._new_start(name)
         command, module = PARTS[name]
         self._parts[name] = await self.blocking(
-            self.deployment.start,
+            self.deployment.start_logging_to,
+            start.log,
             command,
             module=module,
-            DATABASE_URL=self._database_url(f"{name}, start {self._starts}"),
+            DATABASE_URL=self._database_url(start.name),
+            WEARON_METRICS_PORT=str(start.metrics_port),
+            TMPDIR=str(start.folder),
         )
-        self._started[name] = f"{name}, start {self._starts}"
+        self._started[name] = start
+        self.starts.append(start)
         self._awake_since[name] = time.monotonic()
+
+    def _new_start(self, program: str) -> Start:
+        number = len(self.starts) + 1
+        folder = self.deployment.folder / f"start-{number}"
+        folder.mkdir()
+        return Start(
+            program=program,
+            name=f"{program}, start {number}",
+            folder=folder,
+            log=self.deployment.folder / f"{program}-{number}.log",
+            metrics_port=free_port(),
+        )
+
+    def latest(self, name: str) -> Start:
+        return self._started[name]
 
     async def works(self, name: str) -> None:
         """Wait until a started program uses the database, at most WORKING_SECONDS."""
@@ -212,7 +244,7 @@ class Stage:
         while time.monotonic() < deadline:
             with suppress(*NO_DATABASE):
                 async with self.sql() as sql:
-                    if await sql.fetchval(count, self._started[name]):
+                    if await sql.fetchval(count, self._started[name].name):
                         return
             await asyncio.sleep(0.2)
 

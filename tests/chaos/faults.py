@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from random import Random
 
@@ -60,6 +61,20 @@ class Fault:
         return "killed" in self.kind
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """When a fault was there, and until when its effects may last."""
+
+    target: str
+    began: datetime
+    over: datetime
+
+    @classmethod
+    def of(cls, fault: Fault, *, began: datetime, ended: datetime) -> "Hit":
+        late_seconds = LONGEST_LATE_SECONDS if fault.kind == "late" else 0.0
+        return cls(target=fault.target, began=began, over=ended + timedelta(seconds=late_seconds))
+
+
 def _kills(faults: list[Fault]) -> list[Fault]:
     """Those of servers come most often, those of the API least: a program takes longest to start,
     and without an API there is no work to disturb."""
@@ -91,6 +106,7 @@ class Faults:
         self._only_kills = only_kills
         self._to_come: list[Fault] = []
         self.counts: Counter[str] = Counter()
+        self.hits: list[Hit] = []
         self.problems: list[str] = []
         """What programs did without a fault as the cause."""
         self.kills = 0
@@ -124,7 +140,9 @@ class Faults:
                 continue
             self._say(f"{fault.kind}: {fault.target}")
             self._busy.add(fault.target)
+            began = datetime.now(UTC)
             await fault.do()
+            self.hits.append(Hit.of(fault, began=began, ended=datetime.now(UTC)))
             self._busy.remove(fault.target)
             self.counts[f"{fault.kind} {fault.target.partition('-')[0]}"] += 1
             self.kills += fault.is_kill

@@ -13,6 +13,7 @@ from tests.chaos.faults import Faults
 from tests.chaos.followers import Followers
 from tests.chaos.load import Journal, put_load_on, request_for_each
 from tests.chaos.receiver import DELIVERY_SECONDS, Receiver
+from tests.chaos.telemetry import CellFiles, Compared, compare, of_page
 
 REST_SECONDS = 6.0
 """By then the last late effects have happened, such as statements that waited for a lock."""
@@ -36,6 +37,7 @@ class Report:
     settled_after_seconds: float
     told_after_seconds: float
     slowest_session_seconds: float
+    telemetry: Compared
     violations: list[str]
 
     def __str__(self) -> str:
@@ -52,6 +54,7 @@ class Report:
             f"settled {self.settled_after_seconds:.1f} s after the last fault;"
             f" the slowest session took {self.slowest_session_seconds:.1f} s,"
             f" the last message was delivered {self.told_after_seconds:.1f} s after that",
+            str(self.telemetry),
             f"violations: {len(self.violations)}",
         ]
         return "\n".join([*lines, *self.violations])
@@ -86,7 +89,8 @@ async def _run(
     faults = Faults(stage, Random(seed), say, only_kills=only_kills)
     followers = Followers(stage, seed=seed)
     await followers.open()
-    watching = asyncio.create_task(watch.run())
+    files = CellFiles(stage.deployment.folder)
+    watching = asyncio.gather(watch.run(), files.run())
     over = asyncio.Event()
     try:
         async with asyncio.TaskGroup() as group:
@@ -115,6 +119,9 @@ async def _run(
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
     books = await watch.look()
+    files.look()
+    compared = compare(books, stage.starts, faults.hits, files)
+    compared.problems += await _wrong_page(stage, files)
     found = [
         *watch.violations,
         *at_the_end(books, journal, only_kills=only_kills),
@@ -124,7 +131,12 @@ async def _run(
     ]
     violations = [describe(violation, books, journal, stage) for violation in found]
     violations += [f"{name} ended by itself" for name in ended]
-    violations += [*faults.problems, *await _verify(stage), *stage.log_of(*CRASHES)]
+    violations += [
+        *compared.problems,
+        *faults.problems,
+        *await _verify(stage),
+        *stage.log_of(*CRASHES),
+    ]
     return Report(
         sessions=Counter(
             f"{row['status']} {row['error_code'] or ''}".strip() for row in books.sessions.values()
@@ -153,6 +165,7 @@ async def _run(
             ),
             default=0.0,
         ),
+        telemetry=compared,
         violations=violations,
     )
 
@@ -188,3 +201,11 @@ async def _deliver(stage: Stage, deadline: float) -> float:
 async def _verify(stage: Stage) -> list[str]:
     verified = await stage.blocking(stage.deployment.wearon, "credits", "verify", check=False)
     return [] if verified.returncode == 0 else [verified.stdout + verified.stderr]
+
+
+async def _wrong_page(stage: Stage, files: CellFiles) -> list[str]:
+    """The page of the API has what its processes counted, those that were killed included."""
+    api = stage.latest("api")
+    shown = await of_page(f"http://127.0.0.1:{api.metrics_port}/metrics")
+    counted = files.counted(api)
+    return [] if shown == counted else [f"/metrics shows {shown}; counted were {counted}"]

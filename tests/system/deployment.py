@@ -202,12 +202,19 @@ class Deployment:
     ) -> subprocess.Popen[bytes]:
         """Start the command of ``module`` in a process group of its own, which ends with the thread
         that starts it. Its output goes to a log file."""
-        with (self.folder / f"{arguments[0]}.log").open("ab") as log:
+        path = self.folder / f"{arguments[0]}.log"
+        return self.start_logging_to(path, *arguments, module=module, **settings)
+
+    def start_logging_to(
+        self, path: Path, /, *arguments: str, module: str, **settings: str
+    ) -> subprocess.Popen[bytes]:
+        """The same with another log file."""
+        with path.open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module, *arguments],
                 env=self.environ | settings,
-                stdout=log,
-                stderr=log,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
                 preexec_fn=partial(die_with_parent, signal.SIGKILL, os.getpid()),  # noqa: PLW1509
             )

@@ -84,6 +84,7 @@ class Compared:
     ended: Ends = field(default_factory=Counter)
     externally: int = 0
     counted: Ends = field(default_factory=Counter)
+    not_counted: int = 0
     logged: int = 0
     starts: int = 0
     at_risk: int = 0
@@ -94,11 +95,11 @@ class Compared:
 
     def __str__(self) -> str:
         total = self.ended.total()
-        counted = self.counted.total()
         return (
             f"telemetry of {self.starts} starts: {total} sessions ended by our programs,"
             f" {self.externally} by the external consumer; {self.refunds} refunds;"
-            f" counters have {counted}, missing: {total - counted} of at most {self.at_risk};"
+            f" counters have {self.counted.total()},"
+            f" missing: {self.not_counted} of at most {self.at_risk};"
             f" logs have {self.logged}, missing: {total - self.logged} of at most {self.at_risk}"
             f" ({self.at_risk_of_kills} within {BEFORE.seconds} s of a fault of their program)"
         )
@@ -140,6 +141,7 @@ def _compare_start(
     logged = _logged(start, books, changes)
     compared.ended += ended
     compared.counted += counted
+    compared.not_counted += (ended - counted).total()
     compared.logged += logged.number
     compared.at_risk += len(risky)
     compared.at_risk_of_kills += sum(_is_at_risk(one, start, hits, set()) for one in changes)

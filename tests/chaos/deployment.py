@@ -208,6 +208,7 @@ class Stage:
     async def start(self, name: str) -> None:
         self._expected_to_end.discard(name)
         start = self._new_start(name)
+        self.starts.append(start)  # Before any wait: the number of the next start follows.
         command, module = PARTS[name]
         self._parts[name] = await self.blocking(
             self.deployment.start_logging_to,
@@ -219,7 +220,6 @@ class Stage:
             TMPDIR=str(start.folder),
         )
         self._started[name] = start
-        self.starts.append(start)
         self._awake_since[name] = time.monotonic()
 
     def _new_start(self, program: str) -> Start:

@@ -17,7 +17,6 @@ require_driver()
 from playwright.sync_api import (  # noqa: E402 - missing where the tests are skipped
     Locator,
     Page,
-    Response,
     expect,
 )
 
@@ -48,6 +47,11 @@ UNLABELLED = """[...document.querySelectorAll("input:not([type=hidden]), select,
     .filter((at) => at.labels.length === 0 && !at.ariaLabel).map((at) => at.outerHTML)"""
 UNNAMED = """[...document.querySelectorAll("a, button, img")]
     .filter((at) => !(at.ariaLabel || at.textContent.trim() || at.alt)).map((at) => at.outerHTML)"""
+
+WEIGHT = """Object.values(Object.fromEntries(
+    ["navigation", "resource"].flatMap((type) => performance.getEntriesByType(type))
+    .map((entry) => [entry.name, entry.decodedBodySize]))).reduce((sum, size) => sum + size)"""
+"""Of what the open page loaded, each address once."""
 
 
 @pytest.fixture(scope="module")
@@ -327,16 +331,9 @@ def test_pages_are_light(pages: Pages, consoles: Consoles) -> None:
 
 
 def weight_of(page: Page, path: str) -> int:
-    loaded: list[Response] = []
-
-    def note(response: Response) -> None:  # Playwright takes no method of a built-in type.
-        loaded.append(response)
-
-    page.context.new_cdp_session(page).send("Network.clearBrowserCache")
-    page.on("response", note)
-    shown(page, path)
-    page.wait_for_load_state("networkidle")
-    return sum(len(body) for body in {each.url: each.body() for each in loaded}.values())
+    shown(page, path).wait_for_load_state("networkidle")
+    weight: int = page.evaluate(WEIGHT)
+    return weight
 
 
 def paths(consoles: Consoles) -> tuple[str, ...]:

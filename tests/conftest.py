@@ -51,6 +51,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--patient"):
+        items[:] = [item for item in items if item.get_closest_marker("patient") is None]
     for item in items:
         needs.mark(item)
     if hasattr(config, "workerinput"):  # one of several processes
@@ -107,13 +109,6 @@ def _configure_uncached(configure: Callable[..., None], **options: Any) -> None:
 def quick(pytestconfig: pytest.Config) -> bool:
     """Whether a sample is enough for a test of thousands of runs."""
     return bool(pytestconfig.getoption("--quick"))
-
-
-@pytest.fixture
-def patient(pytestconfig: pytest.Config) -> None:
-    """Skips a test that takes half a minute, which `make test` has no time for."""
-    if not pytestconfig.getoption("--patient"):
-        pytest.skip("takes half a minute: --patient")
 
 
 @pytest.fixture(scope="session")

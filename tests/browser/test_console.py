@@ -346,7 +346,7 @@ def shown(page: Page, path: str) -> Page:
     return page
 
 
-@pytest.mark.usefixtures("patient")
+@pytest.mark.patient
 def test_killed_worker_is_missed(pages: Pages, consoles: Consoles) -> None:
     """The open overview says that no worker has reported for half a minute, and says it no more
     after the next one's start."""

@@ -33,7 +33,7 @@ def trace_id_of(request_id: str, traceparent: str | None = None) -> str:
     if traceparent is not None:
         return traceparent[3:35]
     if _OUR_REQUEST_ID.fullmatch(request_id):
-        return f"{request_id[4:]:0>32}"
+        return "00000000" + request_id[4:]
     return blake2b(request_id.encode(), digest_size=16).hexdigest()
 
 

@@ -14,6 +14,7 @@ from domain.traces import accepted, trace_id_of
 
 RawHeaders: TypeAlias = Iterable[tuple[bytes, bytes]]
 
+_OF_CALLERS = frozenset({b"x-request-id", b"traceparent"})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
@@ -34,6 +35,14 @@ REQUEST_INFO: ContextVar[RequestInfo | None] = ContextVar("request_info", defaul
 
 def new_info(headers: RawHeaders) -> RequestInfo:
     """The ids of a request: the caller's where they are well formed, else new ones."""
+    for name, _ in headers:
+        if name in _OF_CALLERS:
+            return _info_of(headers)
+    request_id = new_request_id()
+    return {"request_id": request_id, "trace_id": "00000000" + request_id[4:]}
+
+
+def _info_of(headers: RawHeaders) -> RequestInfo:
     traceparents = [value for name, value in headers if name == b"traceparent"]
     request_id = request_id_of(headers)
     if len(traceparents) == 1 and (given := accepted(traceparents[0].decode("latin-1"))):

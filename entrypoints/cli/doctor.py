@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from config.printable import printable
-from entrypoints.cli.output import json_option, print_json
+from entrypoints.cli.output import ignore_errors_after_interrupt, json_option, print_json
 
 if TYPE_CHECKING:
     from config.settings import Settings
@@ -51,6 +51,7 @@ def _diagnosed(settings: "Settings") -> list["Finding"]:
     from config.doctor import diagnose  # noqa: PLC0415
 
     async def work() -> list["Finding"]:
+        ignore_errors_after_interrupt()
         container = Container(settings=settings)
         try:
             return await diagnose(container)

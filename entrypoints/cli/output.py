@@ -89,11 +89,27 @@ async def operating() -> AsyncIterator["Container"]:
         await close(container)
 
 
+def ignore_errors_after_interrupt() -> None:
+    """From the running command: what its calls in flight come to after Ctrl-C is no news, so
+    asyncio prints no error of theirs."""
+    import asyncio  # noqa: PLC0415 - help needs no event loop
+
+    command = asyncio.current_task()
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # Some are told of only once the loop is closed, when the command has ended.
+        if command is None or not (command.cancelling() or command.cancelled()):
+            loop.default_exception_handler(context)
+
+    asyncio.get_running_loop().set_exception_handler(handle)
+
+
 def run(work: Callable[["Container"], Awaitable[T]]) -> T:
     """Run ``work`` with a container."""
     import asyncio  # noqa: PLC0415 - help needs no event loop
 
     async def with_container() -> T:
+        ignore_errors_after_interrupt()
         async with operating() as container:
             return await work(container)
 

@@ -1,5 +1,6 @@
 """The program ``wearon``: Ctrl-C, readers that go away, and the completion of shells."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -7,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +16,7 @@ import pytest
 
 from adapters.embedded.postgres import EmbeddedPostgres
 from entrypoints.cli import main
+from entrypoints.cli.output import ignore_errors_after_interrupt
 from tests.support.cli import new_shop, wearon
 from tests.support.examples import STORE
 
@@ -66,6 +68,33 @@ def test_ctrl_c_ends_a_command_that_waits(
         _, errors = process.communicate(timeout=SECONDS)
 
     assert (process.returncode, errors) == (130, "Interrupted.\n")
+
+
+@pytest.mark.parametrize("ends", ["during", "after"])
+@pytest.mark.parametrize("is_interrupted", [True, False])
+def test_errors_of_calls_in_flight_are_no_news_after_ctrl_c(
+    caplog: pytest.LogCaptureFixture, ends: str, *, is_interrupted: bool
+) -> None:
+    """A connection that is lost because of Ctrl-C is not printed; any other one is."""
+
+    kept: list[asyncio.Future[None]] = []
+
+    async def command() -> None:
+        ignore_errors_after_interrupt()
+        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        lost.set_exception(ConnectionError("lost"))
+        if ends == "after":
+            kept.append(lost)
+        if is_interrupted and (task := asyncio.current_task()):
+            task.cancel()
+        del lost  # Its error was never retrieved.
+        await asyncio.sleep(0)
+
+    with suppress(asyncio.CancelledError):
+        asyncio.run(command())
+    kept.clear()
+
+    assert bool(caplog.records) is not is_interrupted
 
 
 def test_ctrl_c_while_the_program_starts() -> None:

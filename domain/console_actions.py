@@ -17,7 +17,7 @@ from domain.errors import Conflict, InvalidInput, NotFound
 from domain.keys import ApiKeyIssuer, IssuedKey
 from domain.labels import checked_label
 from domain.operations import DeadLetters
-from domain.operator_ports import Switch
+from domain.operator_ports import MAX_DISCREPANCIES, Switch
 from domain.operators import Operator
 from domain.pauses import Pauses
 from domain.ports import ApiKey, Receipt, SessionReadPort
@@ -27,7 +27,6 @@ from domain.submission import Submission
 
 MIN_REASON_LENGTH = 5
 MAX_REASON_LENGTH = 200
-MAX_DISCREPANCIES = 100
 VERIFY_TIMEOUT = timedelta(seconds=300)
 
 

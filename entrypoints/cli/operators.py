@@ -1,13 +1,19 @@
 """Commands for the people who may use the console."""
 
-import json
 from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from domain.console_ports import ConsoleOperator, Role
 from domain.operators import Operator
-from entrypoints.cli.output import json_option, limit_option, print_json, print_table, run
+from entrypoints.cli.output import (
+    json_option,
+    limit_option,
+    print_actions,
+    print_json,
+    print_table,
+    run,
+)
 from entrypoints.cli.owner_options import operator_options
 
 if TYPE_CHECKING:
@@ -92,17 +98,7 @@ def list_actions(name: str | None, limit: int, *, as_json: bool) -> None:
     found = run(
         lambda container: container.audit_log().actions(subject=None, actor=actor, limit=limit)
     )
-    if as_json:
-        print_json(found)
-        return
-    print_table(
-        ("ID", "AT (UTC)", "BY", "ACTION", "SUBJECT", "REASON", "DETAILS"),
-        [
-            (item.id, item.at, item.actor, item.action, item.subject, item.reason,
-                json.dumps(item.details, ensure_ascii=False))
-            for item in found
-        ],
-    )  # fmt: skip
+    print_actions(found, as_json=as_json)
 
 
 def _fields(operator: ConsoleOperator) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Output of all commands: tables or JSON on standard output, one line for an error."""
 
+import json
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -11,6 +12,7 @@ import rich_click as click
 
 from config.printable import printable
 from domain.errors import DatabaseUnavailable, QueueUnavailable, Unavailable, WearonError
+from domain.operators import OperatorAction
 from entrypoints.program import INTERRUPTED, say_interrupted
 
 if TYPE_CHECKING:
@@ -131,6 +133,21 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         click.echo("  ".join(cells).rstrip())
+
+
+def print_actions(actions: Sequence[OperatorAction], *, as_json: bool) -> None:
+    """Print entries of the audit log."""
+    if as_json:
+        print_json(actions)
+        return
+    print_table(
+        ("ID", "AT (UTC)", "BY", "ACTION", "SUBJECT", "REASON", "DETAILS"),
+        [
+            (item.id, item.at, item.actor, item.action, item.subject, item.reason,
+                json.dumps(item.details, ensure_ascii=False))
+            for item in actions
+        ],
+    )  # fmt: skip
 
 
 def _cell(value: object) -> str:

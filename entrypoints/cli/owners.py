@@ -1,6 +1,5 @@
 """Commands for owners: their accounts, plans and suspensions. And the audit log."""
 
-import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,14 @@ from domain.operators import Operator
 from domain.plans import Plan
 from entrypoints.cli.erase import erase_owner
 from entrypoints.cli.fields import flat
-from entrypoints.cli.output import json_option, limit_option, print_json, print_table, run
+from entrypoints.cli.output import (
+    json_option,
+    limit_option,
+    print_actions,
+    print_json,
+    print_table,
+    run,
+)
 from entrypoints.cli.owner_options import (
     check_known,
     one_owner,
@@ -123,14 +129,4 @@ def list_actions(
         raise click.UsageError("Give --subject or an owner, not both.")
     wanted = subject if owner is None else str(owner)
     found = run(lambda container: container.audit_log().actions(subject=wanted, limit=limit))
-    if as_json:
-        print_json(found)
-        return
-    print_table(
-        ("ID", "AT (UTC)", "BY", "ACTION", "SUBJECT", "REASON", "DETAILS"),
-        [
-            (item.id, item.at, item.actor, item.action, item.subject, item.reason,
-                json.dumps(item.details, ensure_ascii=False))
-            for item in found
-        ],
-    )  # fmt: skip
+    print_actions(found, as_json=as_json)

@@ -29,13 +29,13 @@ FILES = Metric(
     help="Open file descriptors of a process",
     labels=("pid",),
 )
-STARTED = Metric(
+UPTIME = Metric(
     name="wearon_process_uptime_seconds",
     kind=Kind.GAUGE,
     help="How long ago a process was started",
     labels=("pid",),
 )
-OF_PROCESSES = (CPU, MEMORY, FILES, STARTED)
+OF_PROCESSES = (CPU, MEMORY, FILES, UPTIME)
 
 _FIRST_FIELD = 3
 """The number, in proc(5), of the first field after the name of the program."""
@@ -55,7 +55,7 @@ def process_values(
     yield MEMORY, of_each(lambda fields: _at(fields, _RSS) * _PAGE_BYTES)
     yield FILES, {(str(pid),): number for pid in found if (number := _open_files(pid))}
     uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
-    yield STARTED, of_each(lambda fields: max(0.0, uptime - _at(fields, _STARTTIME) / _TICKS))
+    yield UPTIME, of_each(lambda fields: max(0.0, uptime - _at(fields, _STARTTIME) / _TICKS))
 
 
 def _at(fields: list[str], number: int) -> float:

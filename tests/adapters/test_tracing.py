@@ -87,7 +87,7 @@ def test_a_shared_span_serves_only_recorded_callers() -> None:
 
     with spans.shared("none", CLIENT, {}, callers=[unrecorded]) as span:
         assert not span.is_recording()
-    with spans.shared("nobody", CLIENT, {}, callers=[]):
+    with spans.shared("housekeeping", CLIENT, {}, callers=[]):
         pass
     with spans.shared("one", CLIENT, {}, callers=[unrecorded, recorded]):
         pass

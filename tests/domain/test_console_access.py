@@ -214,7 +214,7 @@ async def test_revocation_and_new_role_end_a_sign_in() -> None:
 
 
 async def test_operators_only_read_while_the_database_is_down() -> None:
-    """The page that names the trouble has to open; nobody's role can be checked meanwhile."""
+    """The page that names the trouble has to open; no operator's role can be checked meanwhile."""
     desk = Desk()
     cookie = await desk.signed_in(role=Role.ADMIN)
     desk.repo.is_down = True

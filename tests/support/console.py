@@ -49,7 +49,7 @@ _SETTINGS = {
 
 
 class Visitor:
-    """A browser of one operator, or of nobody."""
+    """A browser of one operator, or of a visitor who has not signed in."""
 
     def __init__(self, app: Litestar, cookie: str | None = None) -> None:
         self.cookies = {} if cookie is None else {"wearon-console": cookie}

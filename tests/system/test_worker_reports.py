@@ -9,7 +9,7 @@ import pytest
 from tests.support.provider import KEY, FakeProvider, error, provider_in_thread, says
 from tests.system.deployment import Deployment, eventually, kill
 
-NOBODY = "http://127.0.0.1:1"
+NO_SERVER = "http://127.0.0.1:1"
 """Where no server listens."""
 
 
@@ -75,7 +75,7 @@ def test_unreachable_provider_is_named(deployment: Deployment) -> None:
     for _ in range(6):
         deployment.submit()
 
-    cause = cause_with(deployment, **openai(NOBODY))
+    cause = cause_with(deployment, **openai(NO_SERVER))
     (fault,) = deployment.sql("SELECT DISTINCT cause FROM attempt_faults")
     assert fault["cause"] == cause == "provider connection refused"
 
